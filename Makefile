@@ -1,0 +1,58 @@
+# `make serve` and `make test` do all the set-up they need; `make setup` is the step they share.
+# Own build flags of llama.cpp go into CMAKE_ARGS, e.g.  make setup CMAKE_ARGS=-DGGML_CUDA=on
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+STAMP  := $(VENV)/.setup-done
+
+.PHONY: serve test lint types setup clean
+serve: setup
+	$(BIN)/python -m deployments.launch $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+# -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
+$(STAMP): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory check-tools
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	@echo "== building llama.cpp: several minutes on the first run =="
+	$(BIN)/python -m pip install -v -c constraints.txt "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+.PHONY: check-tools
+check-tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@missing=""; command -v g++ >/dev/null || missing="$$missing g++"; $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing$$missing =="; apt-get update -q && apt-get install -y -q $$missing; \
+	  else echo "missing:$$missing. On Debian: sudo apt-get install$$missing"; exit 1; fi; fi
+
+# Passes on the build's own progress ("[12/193]"), one short line each, and the last lines of anything that fails.
+define SHOW_PROGRESS
+import collections, re, sys
+tail = collections.deque(maxlen=30)
+for line in sys.stdin:
+    tail.append(line)
+    step = re.match(r"\s*(\[\d+/\d+\]).*?([\w./-]+)?\s*$$", line)
+    if step:
+        print(step[1], (step[2] or "").rsplit("/", 1)[-1], flush=True)
+    elif "error" in line.lower() or line.startswith("Successfully"):
+        print(line, end="", flush=True)
+endef
+export SHOW_PROGRESS
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
