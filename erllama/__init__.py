@@ -1,0 +1,67 @@
+"""erllama's engine: GGUF models through llama.cpp, many sequences in one context, streaming. Imports no ray and speaks no HTTP.
+
+    from erllama import Model
+    with Model(path="demo") as model:
+        print(model.complete("Hello", response_tokens=16).text)
+
+`Model` and what needs llama.cpp load on first use, so that importing the request types stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from erllama.config import EngineConfig
+from erllama.errors import (
+    ContextOverflow,
+    DecodeFailed,
+    EngineStopped,
+    ErllamaError,
+    InvalidParameter,
+    ModelLoadError,
+    ModelNotFound,
+    NotSupported,
+    QueueFull,
+    RequestError,
+)
+from erllama.request import Completion, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, SamplingParams, Tokens
+from erllama.stats import EngineStats, ModelInfo, ModelStatus
+
+if TYPE_CHECKING:
+    from erllama.model import InferStream, Model
+
+__all__ = [
+    "Completion",
+    "ContextOverflow",
+    "DecodeFailed",
+    "Done",
+    "EngineConfig",
+    "EngineStats",
+    "EngineStopped",
+    "ErllamaError",
+    "Event",
+    "Failed",
+    "FinishReason",
+    "GenerationRequest",
+    "InferStream",
+    "InvalidParameter",
+    "Model",
+    "ModelInfo",
+    "ModelLoadError",
+    "ModelNotFound",
+    "ModelStatus",
+    "NotSupported",
+    "QueueFull",
+    "RequestError",
+    "RequestStats",
+    "SamplingParams",
+    "Tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "InferStream"):
+        from erllama import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,86 @@
+"""The typed configuration of one engine. Wrong values fail at construction, with the field's name and the limit."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from erllama.errors import InvalidParameter
+
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z")
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Fingerprint = Literal["safe", "chunked", "trusted"]
+
+
+def _check(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise InvalidParameter(f"{name} {message}", param=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One model and its context.
+
+    Attributes
+    ----------
+    path: a GGUF file (the first part of a split one), or "demo" for the embedded model.
+    n_ctx: context of *one* sequence in tokens; 0 takes the model's training context. Padded up to a multiple of 256 by llama.cpp.
+    n_parallel: sequences that run at once; more wait in the queue.
+    n_batch: tokens of one llama_decode at most.
+    prefill_slice: prompt tokens per step while other sequences generate. A slice costs running streams its prefill time as a pause, so it
+        trades their pace against the newcomer's time to first token. Ignored when nothing generates.
+    max_queue: requests that may wait; the next one is refused with `QueueFull`.
+    n_threads: CPU threads; "auto" is what the caller's environment grants (the replica passes the CPUs that Ray gave it).
+    n_gpu_layers: "auto" puts all layers on a GPU when this build has one and a device is visible, else none.
+    flash_attn, type_k, type_v: as llama.cpp means them; a quantised V cache needs flash attention.
+    deterministic: sequences never share a decode, so that their numerics do not depend on their neighbours. Slower.
+    """
+
+    path: str
+    id: str = "default"
+    n_ctx: int = 4096
+    n_parallel: int = 4
+    n_batch: int = 512
+    prefill_slice: int = 256
+    max_queue: int = 128
+    n_threads: int | Literal["auto"] = "auto"
+    n_gpu_layers: int | Literal["auto"] = "auto"
+    flash_attn: bool = True
+    type_k: KvType = "f16"
+    type_v: KvType = "f16"
+    use_mmap: bool = True
+    use_mlock: bool = False
+    fingerprint: Fingerprint = "safe"
+    deterministic: bool = False
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(bool(self.path), "path", "must name a GGUF file or 'demo'")
+        _check(bool(MODEL_ID.match(self.id)), "id", f"must match {MODEL_ID.pattern}, got {self.id!r}")
+        for name, low, high in (
+            ("n_ctx", 0, 16_777_216),
+            ("n_parallel", 1, 64),  # LLAMA_MAX_SEQ is 256 in llama.cpp; beyond 64 a CPU or one GPU gains nothing
+            ("n_batch", 32, 16_384),
+            ("prefill_slice", 16, 16_384),
+            ("max_queue", 0, 100_000),
+        ):
+            value = getattr(self, name)
+            _check(isinstance(value, int) and not isinstance(value, bool), name, f"must be an integer, got {value!r}")
+            _check(low <= value <= high, name, f"must be between {low} and {high}, got {value}")
+        _check(self.n_batch >= self.n_parallel, "n_batch", f"must be at least n_parallel ({self.n_parallel}), got {self.n_batch}")
+        for name, low in (("n_threads", 1), ("n_gpu_layers", -1)):
+            value = getattr(self, name)
+            _check(value == "auto" or (isinstance(value, int) and value >= low), name, f"must be 'auto' or at least {low}, got {value!r}")
+        for name in ("type_k", "type_v"):
+            _check(getattr(self, name) in KV_TYPES, name, f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}")
+        quantised_v = self.type_v not in ("f32", "f16", "bf16")
+        _check(self.flash_attn or not quantised_v, "type_v", f"{self.type_v} needs flash_attn: true")
+        _check(self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}")
+        for name in ("rope_freq_base", "rope_freq_scale"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0.0, name, f"must be a number of at least 0, got {value!r}")

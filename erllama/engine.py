@@ -1,0 +1,270 @@
+"""The engine: sequences go in, events come out, one llama_decode per step.
+
+One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two steps KV is quiescent. Events of a step
+leave together, as one list, through `deliver`; whoever consumes them never slows the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from copy import copy
+from dataclasses import replace
+
+from cache_store import root_key, tail_key
+from erllama.adapters import AdapterRegistry
+from erllama.admission import Admission
+from erllama.backend import Backend
+from erllama.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
+from erllama.config import EngineConfig
+from erllama.errors import ContextOverflow, DecodeFailed, ErllamaError, InvalidParameter, NotSupported
+from erllama.machine import Event as Step
+from erllama.machine import State, model_status
+from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
+from erllama.sampling import Logits, TokenSampler, log_softmax_at, top_candidates
+from erllama.sequence import Sequence
+from erllama.stats import Counters, EngineStats
+from erllama.text_stream import TextStream
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[list[tuple[str, Event]]], None]
+
+BLOCK_TOKENS = 256
+_ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step.CANCEL: FinishReason.CANCELLED}
+
+
+class Engine:
+    """Admission, batching, sampling and retirement of the sequences of one model."""
+
+    def __init__(
+        self, backend: Backend, config: EngineConfig, deliver: Deliver, *, namespace: str = "", clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._backend = backend
+        self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
+        self._deliver = deliver
+        self._clock = clock
+        self._root = root_key(namespace)
+        self._admission = Admission(config.n_parallel)
+        self._sequences: dict[str, Sequence] = {}
+        self._outbox: list[tuple[str, Event]] = []
+        self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self._n_parallel = config.n_parallel
+        self._counts = Counters()
+        self.stats = self._snapshot()  # replaced, never changed: any thread may read it
+
+    # --- the spine -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Admit, decode once, advance every sequence of the batch, retire. False when there was nothing to do."""
+        self._admit_waiting()
+        plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        if plan:
+            for row, logits in zip(plan.rows, self._decode(plan), strict=True):
+                self._advance(row, logits)
+        self.adapters.collect()
+        self._publish()
+        return bool(plan)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`."""
+        try:
+            sequence = self._new_sequence(request)
+        except ErllamaError as error:
+            self._counts.requests_failed += 1
+            self._outbox.append((request.request_id, Failed(error)))
+            return
+        self._sequences[request.request_id] = sequence
+        self._admission.enqueue(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before its next token. Idempotent; unknown ids are fine."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._counts.requests_cancelled += 1
+            self._finish(sequence, Step.CANCEL)
+
+    def fail_all(self, error: ErllamaError) -> None:
+        """End every request with `error`: the engine is going away."""
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence, Step.ERROR, error)
+        self._publish()
+
+    @property
+    def idle(self) -> bool:
+        return not self._sequences
+
+    # --- validation (any thread: reads only what never changes) ----------------------------------------------------------
+
+    def validate(self, request: GenerationRequest) -> None:
+        """Raise a `RequestError` that names the field and the limit when this model can never serve `request`."""
+        backend = self._backend
+        if not backend.generates:
+            raise NotSupported("this model only embeds; it cannot generate text", param="model")
+        n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
+        if n_prompt + wanted > backend.n_ctx:
+            raise ContextOverflow(
+                f"the prompt has {n_prompt} tokens and the context of this model holds {backend.n_ctx}, "
+                f"of which {wanted} must stay free to generate",
+                param="prompt",
+            )
+        check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
+        check_token_ids([token for token, _ in request.sampling.logit_bias], backend.n_vocab, "logit_bias")
+
+    # --- the parts of a step -----------------------------------------------------------------------------------------------
+
+    def _new_sequence(self, request: GenerationRequest) -> Sequence:
+        if request.request_id in self._sequences:
+            raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
+        params = request.sampling
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(63))
+        if request.ignore_eos:
+            params = replace(params, logit_bias=params.logit_bias + tuple((token, -1000.0) for token in self._backend.eog_tokens))
+        grammar = None if request.grammar is None else self._backend.new_grammar(request.grammar)
+        tokens = list(request.prompt_tokens)
+        return Sequence(
+            request=request,
+            n_ctx=self._backend.n_ctx,
+            adapters=self.adapters.snapshot(),
+            sampler=TokenSampler(params, tokens, grammar),
+            text=TextStream(request.stop),
+            tokens=tokens,
+            submitted_ns=self._clock(),
+        )
+
+    def _admit_waiting(self) -> None:
+        for sequence in self._admission.admit():
+            sequence.admitted_ns = self._clock()
+            sequence.apply(Step.ADMIT_COLD)
+            self._counts.requests_admitted += 1
+            self._counts.prompt_tokens += sequence.n_prompt
+
+    def _decode(self, plan: BatchPlan) -> list[Logits | None]:
+        started = self._clock()
+        try:
+            rows = self._backend.decode(plan)
+        except DecodeFailed as error:
+            log.warning("decode failed: rows=%d tokens=%d error=%s", len(plan.rows), plan.n_tokens, error)
+            for row in plan.rows:
+                self._finish(row.sequence, Step.ERROR, error)
+            rows = [None] * len(plan.rows)
+        self._counts.steps += 1
+        self._counts.decode_ms += (self._clock() - started) / 1e6
+        return rows
+
+    def _advance(self, row: PlanRow, logits: Logits | None) -> None:
+        """The row's tokens are in the context now: on to the next slice, or to the next token."""
+        sequence = row.sequence
+        if not sequence.live:
+            return
+        sequence.n_kv += row.n_tokens
+        if sequence.state is State.PREFILLING:
+            sequence.apply(Step.PREFILLED if row.wants_logits else Step.SLICE)
+        if logits is not None:
+            try:
+                self._generate(sequence, logits)
+            except DecodeFailed as error:
+                self._finish(sequence, Step.ERROR, error)
+
+    def _generate(self, sequence: Sequence, logits: Logits) -> None:
+        """Sample one token and see whether it ends the sequence."""
+        if sequence.n_generated >= sequence.n_max_generated:  # max_tokens 0: a prefill
+            self._finish(sequence, Step.LENGTH)
+            return
+        n_top = sequence.request.logprobs
+        raw = logits.copy() if n_top is not None else None  # sampling changes the row
+        token = sequence.sampler.sample(logits, position=sequence.n_tokens)
+        if sequence.first_token_ns is None:
+            sequence.first_token_ns = self._clock()
+        if token in self._backend.eog_tokens:
+            self._finish(sequence, Step.STOP)
+            return
+        sequence.sampler.accept(token)
+        sequence.tokens.append(token)
+        sequence.apply(Step.TOKEN)
+        text = sequence.text.push(self._backend.piece(token))
+        logprobs = None if raw is None or n_top is None else (self._logprob(raw, token, n_top),)
+        self._outbox.append((sequence.request.request_id, Tokens((token,), text, logprobs)))
+        self._counts.completion_tokens += 1
+        if sequence.text.stopped:
+            self._finish(sequence, Step.STOP)
+        elif sequence.n_generated >= sequence.n_max_generated:
+            self._finish(sequence, Step.LENGTH)
+
+    def _logprob(self, logits: Logits, token: int, n_top: int) -> TokenLogprob:
+        top = [int(i) for i in top_candidates(logits, n_top)] if n_top else []
+        chosen, *others = log_softmax_at(logits, [token, *top])
+        piece = self._backend.piece
+        return TokenLogprob(token, piece(token), chosen, tuple((i, piece(i), p) for i, p in zip(top, others, strict=True)))
+
+    def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
+        """The one way out of the engine, for every ending. Idempotent: a sequence that is gone stays gone."""
+        if not sequence.live:
+            return
+        request_id = sequence.request.request_id
+        sequence.apply(ending)
+        if error is None:
+            tail = sequence.text.finish()
+            if tail:
+                self._outbox.append((request_id, Tokens((), tail, None if sequence.request.logprobs is None else ())))
+            # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
+            reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
+            stats = sequence.stats(reason, self._clock())
+            self._outbox.append((request_id, Done(stats, tail_key(self._root, sequence.tokens, BLOCK_TOKENS))))
+            self._counts.requests_finished += 1
+        else:
+            self._outbox.append((request_id, Failed(error)))
+            self._counts.requests_failed += 1
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        sequence.sampler.close()
+        seq_id = self._admission.release(sequence)
+        if seq_id is not None:
+            self._backend.drop(seq_id)
+        del self._sequences[sequence.request.request_id]
+
+    # --- what others see -------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Hand over the events of this step and replace the stats snapshot."""
+        self.stats = self._snapshot()
+        if self._outbox:
+            events, self._outbox = self._outbox, []
+            self._deliver(events)
+
+    def _snapshot(self) -> EngineStats:
+        running = self._admission.running
+        states = [s.state for s in running]
+        n_generating = states.count(State.GENERATING)
+        return EngineStats(
+            n_parallel=self._n_parallel,
+            n_free_seq_ids=self._admission.n_free,
+            status=model_status(states),
+            n_queued=len(self._admission.waiting),
+            n_prefilling=len(states) - n_generating,
+            n_generating=n_generating,
+            kv_tokens=sum(s.n_kv for s in running),
+            adapters=self.adapters.list(),
+            counts=copy(self._counts),
+        )
+
+    def check_integrity(self) -> None:
+        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is kept."""
+        self._admission.check_integrity()
+        for sequence in self._sequences.values():
+            assert sequence.live, repr(sequence)
+            sequence.check()
+        assert len(self._sequences) == len(self._admission.running) + len(self._admission.waiting)
+
+
+def check_token_ids(tokens: Seq[int], n_vocab: int, name: str) -> None:
+    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the whole batch)."""
+    if tokens and not (0 <= min(tokens) and max(tokens) < n_vocab):
+        bad = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)
+

@@ -1,0 +1,257 @@
+"""llama.cpp as a `Backend`: one model, one context, many sequences.
+
+Ownership: `LlamaBackend` owns the model, the context, the batch and the adapters and frees them in `close`, in that reverse order. The
+engine thread makes every call; loading happens before it starts. ctypes releases the GIL for the length of a decode.
+
+Each sequence has its own KV stream (`kv_unified` off), so its numerics do not depend on what its neighbours hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from erllama.adapters import AdapterSet
+from erllama.batch_plan import BatchPlan
+from erllama.config import EngineConfig
+from erllama.errors import DecodeFailed, ModelLoadError
+from erllama.gguf_check import GgufInfo, check_adapter, inspect_gguf
+from erllama.llama_embed import LlamaEmbedder
+from erllama.llama_gate import LlamaGate
+from erllama.llama_library import captured_errors, gpu_available, initialise
+from erllama.llama_vocab import LlamaVocab
+from erllama.sampling import GrammarGate, Logits
+
+_CTX_PAD = 256  # llama.cpp pads the context of a sequence to this (GGML_PAD in llama_context)
+_ALL_LAYERS = -1
+
+
+def _threads(config: EngineConfig) -> int:
+    return len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
+
+
+def _gpu_layers(config: EngineConfig) -> int:
+    if config.n_gpu_layers != "auto":
+        return config.n_gpu_layers
+    return _ALL_LAYERS if gpu_available() else 0
+
+
+class LlamaBackend:
+    """See `Backend` for the contract of the public methods."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Load the model and make the context. Raises `ModelLoadError` with the reason."""
+        self._model: Any = None
+        self._ctx: Any = None
+        self._batch: Any = None
+        self._embedder: LlamaEmbedder | None = None
+        self._adapters: dict[str, Any] = {}
+        self._active: AdapterSet = ()
+        self.info: GgufInfo = inspect_gguf(config.path)
+        initialise()
+        self.n_gpu_layers = _gpu_layers(config)
+        self.n_threads = _threads(config)
+        self._config = config
+        try:
+            self._model = self._load_model()
+            self.vocab = LlamaVocab.of_model(self._model)
+            self.generates = bool(llama_cpp.llama_model_has_decoder(self._model)) and not self.info.is_encoder
+            self.n_ctx = self._context_size()
+            if self.generates:
+                self._ctx = self._make_context()
+                self._memory = llama_cpp.llama_get_memory(self._ctx)
+                self._batch = llama_cpp.llama_batch_init(config.n_batch, 0, 1)
+                self._views = _BatchViews(self._batch, config.n_batch)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- what never changes --------------------------------------------------------------------------------------------------
+
+    @property
+    def n_vocab(self) -> int:
+        return self.vocab.n_vocab
+
+    @property
+    def eog_tokens(self) -> frozenset[int]:
+        return self.vocab.eog_tokens
+
+    @property
+    def embeds(self) -> bool:
+        return True
+
+    def piece(self, token: int) -> bytes:
+        return self.vocab.piece(token)
+
+    # --- decode ----------------------------------------------------------------------------------------------------------------
+
+    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+        self._use_adapters(plan.adapters)
+        ends = self._views.fill(plan)
+        status = llama_cpp.llama_decode(self._ctx, self._batch)
+        if status != 0:
+            raise DecodeFailed(f"llama_decode answered {status} for {plan.n_tokens} tokens of {len(plan.rows)} sequences")
+        return [self._logits(end) if row.wants_logits else None for row, end in zip(plan.rows, ends, strict=True)]
+
+    def _logits(self, index: int) -> Logits:
+        pointer = llama_cpp.llama_get_logits_ith(self._ctx, index)
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+
+    def drop(self, seq_id: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+
+    def new_grammar(self, gbnf: str) -> GrammarGate:
+        return LlamaGate(self.vocab, gbnf)
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        if self._embedder is None:
+            self._embedder = LlamaEmbedder(self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates)
+        return self._embedder.embed(inputs)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, handle: str, path: str) -> None:
+        check_adapter(path, self.info)
+        with captured_errors() as errors:
+            adapter = llama_cpp.llama_adapter_lora_init(self._model, path.encode())
+        if not adapter:
+            raise ModelLoadError(f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
+        self._adapters[handle] = adapter
+
+    def free_adapter(self, handle: str) -> None:
+        if any(use.handle == handle for use in self._active):
+            self._use_adapters(())
+        llama_cpp.llama_adapter_lora_free(self._adapters.pop(handle))
+
+    def _use_adapters(self, adapters: AdapterSet) -> None:
+        if adapters == self._active:
+            return
+        n = len(adapters)
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*(self._adapters[use.handle] for use in adapters))
+        scales = (ctypes.c_float * n)(*(use.scale for use in adapters))
+        if llama_cpp.llama_set_adapters_lora(self._ctx, pointers, n, scales) != 0:
+            raise DecodeFailed(f"llama.cpp refused the adapters {[use.handle for use in adapters]}")
+        self._active = adapters
+
+    # --- loading and freeing -----------------------------------------------------------------------------------------------------
+
+    def _load_model(self) -> Any:
+        config = self._config
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = self.n_gpu_layers
+        modes = {
+            (False, False): llama_cpp.LLAMA_LOAD_MODE_NONE,
+            (True, False): llama_cpp.LLAMA_LOAD_MODE_MMAP,
+            (False, True): llama_cpp.LLAMA_LOAD_MODE_MLOCK,
+            (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        }
+        params.load_mode = modes[config.use_mmap, config.use_mlock]
+        with captured_errors() as errors:
+            model = llama_cpp.llama_model_load_from_file(config.path.encode(), params)
+        if not model:
+            raise ModelLoadError(f"cannot load {config.path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
+        return model
+
+    def _context_size(self) -> int:
+        trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        if not self.generates:
+            return trained  # absolute positions: an encoder cannot go beyond what it was trained with
+        wanted = self._config.n_ctx or trained
+        return -(-wanted // _CTX_PAD) * _CTX_PAD
+
+    def _make_context(self) -> Any:
+        config = self._config
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.n_ctx * config.n_parallel
+        params.n_seq_max = config.n_parallel
+        params.n_batch = config.n_batch
+        params.n_ubatch = min(512, config.n_batch)
+        params.n_outputs_max = config.n_parallel  # one row of logits a sequence: a row of 152 k floats for each batch token would be 300 MB
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.type_k = _ggml_type(config.type_k)
+        params.type_v = _ggml_type(config.type_v)
+        params.rope_freq_base = config.rope_freq_base
+        params.rope_freq_scale = config.rope_freq_scale
+        params.kv_unified = False
+        params.no_perf = True
+        with captured_errors() as errors:
+            ctx = llama_cpp.llama_init_from_model(self._model, params)
+        if not ctx:
+            reason = "; ".join(errors) or "llama.cpp gives no reason; is there enough memory?"
+            raise ModelLoadError(f"cannot make a context of {config.n_parallel} x {self.n_ctx} tokens for {config.path}: {reason}", param="n_ctx")
+        return ctx
+
+    def close(self) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+            self._embedder = None
+        if self._ctx:
+            llama_cpp.llama_free(self._ctx)
+            self._ctx = None
+        if self._batch is not None:
+            self._views.restore()
+            llama_cpp.llama_batch_free(self._batch)
+            self._batch = None
+        for handle in list(self._adapters):
+            llama_cpp.llama_adapter_lora_free(self._adapters.pop(handle))
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+
+def _ggml_type(name: str) -> int:
+    return int(getattr(llama_cpp, f"GGML_TYPE_{name.upper()}"))
+
+
+class _BatchViews:
+    """numpy views of a llama_batch's arrays: filling 512 tokens through them takes 0.08 ms, through ctypes items 0.3 ms.
+
+    `seq_id` is an array of pointers to one id each; llama_batch_init allocates them one by one, so they are written through the pointers.
+    """
+
+    def __init__(self, batch: Any, n_max: int) -> None:
+        self._batch = batch
+        self._token = np.ctypeslib.as_array(batch.token, shape=(n_max,))
+        self._pos = np.ctypeslib.as_array(batch.pos, shape=(n_max,))
+        self._n_seq_id = np.ctypeslib.as_array(batch.n_seq_id, shape=(n_max,))
+        self._logits = np.ctypeslib.as_array(batch.logits, shape=(n_max,))
+        self._n_seq_id[:] = 1
+        # own storage for the ids: the pointer of slot i goes to element i, so that a slice assignment sets many. llama_batch_free walks the
+        # pointers up to the first NULL, so the library's own pointers are put back by `restore`.
+        self._seq_id = np.zeros(n_max, dtype=np.int32)
+        self._own = (ctypes.POINTER(ctypes.c_int32) * (n_max + 1))()
+        base = self._seq_id.ctypes.data
+        for i in range(n_max):
+            self._own[i] = ctypes.cast(base + 4 * i, ctypes.POINTER(ctypes.c_int32))
+        pointer_type = ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
+        self._library = ctypes.cast(batch.seq_id, pointer_type)  # a copy: reading the field alone gives a view of it
+        batch.seq_id = ctypes.cast(self._own, pointer_type)
+
+    def fill(self, plan: BatchPlan) -> list[int]:
+        """Write the plan into the batch; returns the batch index of each row's last token."""
+        ends: list[int] = []
+        at = 0
+        for row in plan.rows:
+            end = at + row.n_tokens
+            self._token[at:end] = row.tokens
+            self._pos[at:end] = np.arange(row.start, row.start + row.n_tokens, dtype=np.int32)
+            self._seq_id[at:end] = row.seq_id
+            self._logits[at:end] = 0
+            self._logits[end - 1] = row.wants_logits
+            ends.append(end - 1)
+            at = end
+        self._batch.n_tokens = at
+        return ends
+
+    def restore(self) -> None:
+        """Give the library its own pointers back, before llama_batch_free."""
+        self._batch.seq_id = self._library

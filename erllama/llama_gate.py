@@ -1,0 +1,55 @@
+"""A GBNF grammar as llama.cpp runs it: asks about one token, masks a vocabulary, advances. Engine thread only."""
+
+from __future__ import annotations
+
+import ctypes
+
+import llama_cpp
+import numpy as np
+
+from erllama.errors import InvalidParameter
+from erllama.grammar import check_gbnf
+from erllama.llama_library import captured_errors
+from erllama.llama_vocab import LlamaVocab
+from erllama.sampling import Logits
+
+# struct llama_token_data { llama_token id; float logit; float p; }
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+def _candidate_array(candidates: np.ndarray) -> llama_cpp.llama_token_data_array:
+    data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(llama_cpp.llama_token_data))
+    return llama_cpp.llama_token_data_array(data=data, size=candidates.shape[0], selected=-1, sorted=False)
+
+
+class LlamaGate:
+    """The state of one derivation. See `GrammarGate` for the contract."""
+
+    def __init__(self, vocab: LlamaVocab, gbnf: str) -> None:
+        check_gbnf(gbnf)
+        with captured_errors() as errors:
+            self._sampler = llama_cpp.llama_sampler_init_grammar(vocab.pointer, gbnf.encode(), b"root")
+        if not self._sampler:
+            raise InvalidParameter(f"grammar does not parse: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="grammar")
+        self._one = np.zeros(1, dtype=_CANDIDATE)
+
+    def allows(self, token: int) -> bool:
+        self._one[0] = (token, 0.0, 0.0)
+        llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(_candidate_array(self._one)))
+        return bool(np.isfinite(self._one["logit"][0]))
+
+    def mask(self, logits: Logits) -> None:
+        everything = np.empty(logits.shape[0], dtype=_CANDIDATE)
+        everything["id"] = np.arange(logits.shape[0], dtype=np.int32)
+        everything["logit"] = logits
+        everything["p"] = 0.0
+        llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(_candidate_array(everything)))
+        logits[everything["id"]] = everything["logit"]
+
+    def accept(self, token: int) -> None:
+        llama_cpp.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        if self._sampler:
+            llama_cpp.llama_sampler_free(self._sampler)
+            self._sampler = None

@@ -1,0 +1,65 @@
+"""llama.cpp as a process-wide library: initialisation, its log, and what it was built with.
+
+`llama_log_set` and the backend registry belong to the process, so this is the one module with process-wide effects, and it has them
+only when a model is loaded. llama.cpp's messages go to the logger "erllama.llama_cpp": warnings and errors as such, the rest as DEBUG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llama_cpp
+
+log = logging.getLogger("erllama.llama_cpp")
+
+_ERROR, _WARN, _CONT = 4, 3, 5  # enum ggml_log_level
+_KEPT_LINES = 50
+_recent: deque[tuple[int, int, str]] = deque(maxlen=_KEPT_LINES)  # (thread, level, text): reasons for the exception of a failed call
+
+
+@llama_cpp.llama_log_callback
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+    line = text.decode(errors="replace").rstrip()
+    if not line or line == "." * len(line):
+        return
+    _recent.append((threading.get_ident(), level, line))
+    if level == _ERROR:
+        log.error("%s", line)
+    elif level == _WARN:
+        log.warning("%s", line)
+    else:
+        log.debug("%s", line)
+
+
+def initialise() -> None:
+    """Route the log and start the backends. Idempotent."""
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+@contextmanager
+def captured_errors() -> Iterator[list[str]]:
+    """Collects what llama.cpp logged as an error on this thread within the block; the list is filled when the block ends."""
+    errors: list[str] = []
+    _recent.clear()
+    try:
+        yield errors
+    finally:
+        me = threading.get_ident()
+        errors.extend(text for thread, level, text in list(_recent) if thread == me and level in (_ERROR, _CONT))
+
+
+def gpu_available() -> bool:
+    """Whether this build can offload and sees a device. Without CUDA, ROCm, Metal or Vulkan built in this is False."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def build_info() -> str:
+    """llama-cpp-python's version and the CPU features compiled in."""
+    return f"llama-cpp-python {llama_cpp.__version__}: {llama_cpp.llama_print_system_info().decode().strip()}"

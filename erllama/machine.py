@@ -1,0 +1,85 @@
+"""The life of a sequence as one pure table.
+
+Rule 1: every state and every transition of a sequence lives in this file. Nothing else assigns a state.
+
+    QUEUED      waits for a sequence id; holds no KV
+    RESTORING   owns a sequence id; stored KV is being put back
+    PREFILLING  owns a sequence id; prompt tokens are being computed in slices
+    GENERATING  every prompt token is computed; each step adds one token
+    FINISHED    terminal; owns nothing
+
+`apply` looks an event up and returns the next state. An event that the table does not list raises `IllegalTransition` and, because the
+caller assigns only what `apply` returned, changes nothing. What a model as a whole is doing is derived from its sequences (`model_status`).
+With one sequence the machine reads: idle -> prefilling -> generating -> idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from types import MappingProxyType
+
+from erllama.errors import IllegalTransition
+from erllama.stats import ModelStatus
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RESTORING = "restoring"
+    PREFILLING = "prefilling"
+    GENERATING = "generating"
+    FINISHED = "finished"
+
+
+class Event(StrEnum):
+    ADMIT_COLD = "admit_cold"  # a sequence id is free and nothing is stored for the prompt
+    ADMIT_WARM = "admit_warm"  # a sequence id is free and a stored prefix will be restored
+    RESTORED = "restored"  # stored KV is back; prompt tokens are still missing
+    RESTORED_ALL = "restored_all"  # stored KV and logits cover the whole prompt
+    RESTORE_MISSED = "restore_missed"  # the stored rows were missing or corrupt: a counted miss, never an error
+    SLICE = "slice"  # a prefill slice is computed, more is missing
+    PREFILLED = "prefilled"  # the last prompt token is computed
+    TOKEN = "token"  # one more token was sampled and kept
+    STOP = "stop"
+    LENGTH = "length"
+    CANCEL = "cancel"
+    ERROR = "error"
+    EVICT = "evict"
+
+
+ENDINGS = (Event.STOP, Event.LENGTH, Event.CANCEL, Event.ERROR, Event.EVICT)
+
+_LIVE = {
+    State.QUEUED: {Event.ADMIT_COLD: State.PREFILLING, Event.ADMIT_WARM: State.RESTORING},
+    State.RESTORING: {
+        Event.RESTORED: State.PREFILLING,
+        Event.RESTORED_ALL: State.GENERATING,
+        Event.RESTORE_MISSED: State.PREFILLING,
+    },
+    State.PREFILLING: {Event.SLICE: State.PREFILLING, Event.PREFILLED: State.GENERATING},
+    State.GENERATING: {Event.TOKEN: State.GENERATING},
+}
+
+# An ending is legal in every live state: a queued request can be cancelled, a prompt of length n_ctx ends before its first token.
+TRANSITIONS = MappingProxyType(
+    {
+        **{state: MappingProxyType({**events, **dict.fromkeys(ENDINGS, State.FINISHED)}) for state, events in _LIVE.items()},
+        State.FINISHED: MappingProxyType({}),
+    }
+)
+
+
+def apply(state: State, event: Event) -> State:
+    """The state after `event`. Raises `IllegalTransition` for an event that `TRANSITIONS` does not list."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalTransition(f"{event.value!r} in state {state.value!r}") from None
+
+
+def model_status(states: Iterable[State]) -> ModelStatus:
+    """What a model with sequences in `states` is doing. Queued ones do not count: they hold nothing."""
+    live = set(states) - {State.QUEUED, State.FINISHED}
+    if not live:
+        return ModelStatus.IDLE
+    return ModelStatus.PREFILLING if live & {State.RESTORING, State.PREFILLING} else ModelStatus.GENERATING

@@ -1,0 +1,332 @@
+"""`erllama.Model`: a GGUF model in this process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from erllama.chat import ChatTemplate
+from erllama.config import EngineConfig
+from erllama.demo import demo_model_path
+from erllama.engine import Deliver, Engine
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
+from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
+from erllama.llama_backend import LlamaBackend
+from erllama.loop import EngineLoop
+from erllama.request import Completion, Done, Event, Failed, GenerationRequest, TokenLogprob, Tokens, build_request
+from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
+
+T = TypeVar("T")
+
+_EMBED_AT_ONCE = 16
+
+
+class InferStream:
+    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names it for `Model.cancel`.
+
+    Leaving a `with` block, or `close()`, cancels what is still running. One consumer at a time.
+    """
+
+    def __init__(self, model: Model, ref: str) -> None:
+        self.ref = ref
+        self._model = model
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Engine thread: append an event."""
+        self._events.put(event)
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self._ended:
+            event = self._events.get()
+            self._ended = isinstance(event, Done | Failed)
+            yield event
+
+    def result(self) -> Completion:
+        """Wait for the end and return the whole reply. Raises the error of a request that failed."""
+        text: list[str] = []
+        ids: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        for event in self:
+            match event:
+                case Tokens():
+                    text.append(event.text)
+                    ids.extend(event.ids)
+                    logprobs.extend(event.logprobs or ())
+                case Failed():
+                    raise event.error
+                case Done():
+                    return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
+        raise InvalidParameter("this stream has been read already", param="ref")
+
+    def close(self) -> None:
+        """Cancel the request if it still runs. Idempotent."""
+        if not self._ended:
+            self._model.cancel(self.ref)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Model:
+    """A GGUF model served in this process by one engine thread.
+
+    >>> with Model(path="demo") as model:
+    ...     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
+
+    Every method may be called from any thread. Calls that generate run together, up to `n_parallel` of them, in one llama.cpp context
+    (continuous batching); more wait in order of arrival, up to `max_queue`, then `QueueFull` is raised.
+
+    Parameters of generation (keyword arguments of `complete` and `infer`; an unknown name is an error)
+        response_tokens      tokens to generate at most; None: until the model stops or the context ends
+        temperature          0 is greedy; default 0.8
+        top_k, top_p, min_p  truncation; 0, 1 and 0 turn them off; defaults 40, 0.95, 0.05
+        repetition_penalty, frequency_penalty, presence_penalty, repeat_last_n
+        seed                 the draw for a position depends on (seed, position) only; None draws a fresh seed
+        stop                 a string or strings that end the reply; they never appear in it
+        grammar              GBNF with a `root` rule that the reply must follow
+        logit_bias           {token id: bias}; -100 bans a token
+        logprobs             None, or how many alternatives to report beside each token's own log probability
+        ignore_eos           generate on past the model's end-of-text token
+        parent_key           the `finish_key` of an earlier completion to resume from; a hint, never an error
+    """
+
+    def __init__(self, config: EngineConfig | None = None, *, sink: Deliver | None = None, **settings: Any) -> None:
+        """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`, `n_parallel`, ...).
+
+        `sink` receives, on the engine thread and once per step, the events of requests that `post` queued. Raises `ModelLoadError` when the
+        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting.
+        """
+        config = make_config(config, settings)
+        self._sink = sink
+        self._backend = LlamaBackend(config)
+        self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
+        self._config = config
+        self._streams: dict[str, InferStream] = {}
+        self._lock = threading.Lock()
+        self._template = make_template(self._backend)
+
+        def build(deliver: Deliver) -> Engine:
+            return Engine(self._backend, config, deliver, namespace=self._fingerprint)
+
+        self._loop = EngineLoop(build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id)
+
+    # --- generating ------------------------------------------------------------------------------------------------------
+
+    def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
+        """Continue `prompt` (text or token ids) and return the whole reply; blocks until it is there.
+
+        Returns a `Completion`: `text`, generated `tokens`, `finish_key` (the key of prompt + reply, for `parent_key`) and `stats`.
+        Raises a `RequestError` that names the parameter and the limit, or the error the engine met.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        return self.infer(tokens, **params).result()
+
+    def infer(self, tokens: Sequence[int], params: Mapping[str, Any] | None = None, **more: Any) -> InferStream:
+        """Queue a prompt and return its stream of events at once; `stream.ref` is its reference. Requests in flight queue first in, first out."""
+        request = build_request(uuid.uuid4().hex, tokens, {**(params or {}), **more})
+        return self.submit(request)
+
+    def submit(self, request: GenerationRequest) -> InferStream:
+        """Like `infer`, for a request that is built already."""
+        stream = InferStream(self, request.request_id)
+        with self._lock:
+            self._streams[request.request_id] = stream
+        try:
+            self._loop.submit(request)
+        except ErllamaError:
+            with self._lock:
+                del self._streams[request.request_id]
+            raise
+        return stream
+
+    def post(self, request: GenerationRequest) -> None:
+        """Queue a request whose events go to the `sink` that the model was made with."""
+        self._loop.submit(request)
+
+    def cancel(self, ref: str) -> None:
+        """Stop a request at its next token boundary; its stream ends with `Done` whose stats say cancelled. Returns at once.
+
+        Idempotent: unknown and finished references are fine.
+        """
+        self._loop.cancel(ref)
+
+    # --- text --------------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`; safe beside running inference."""
+        return self._backend.vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, control tokens left out; safe beside running inference."""
+        return self._backend.vocab.detokenize(tokens)
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a chat rendered by the model's own template, ready to generate the assistant's turn.
+
+        `messages` are {"role", "content"} mappings as OpenAI has them; `system` is put before them. Raises `NotSupported` when the model
+        has no template, `InvalidParameter` when its template refuses the messages.
+        """
+        if self._template is None:
+            raise NotSupported("this model has no chat template", param="messages")
+        with_system = [{"role": "system", "content": system}, *messages] if system is not None else list(messages)
+        text = self._template.render(with_system, tools=tools)
+        return self._backend.vocab.tokenize(text, add_special=not text.startswith(self._backend.vocab.bos_text or "\0"), parse_special=True)
+
+    def embed(self, tokens: Sequence[int]) -> list[float]:
+        """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model has none."""
+        return self.embed_many([tokens])[0]
+
+    def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        """One embedding per input. Long lists are cut, so that running requests get their steps in between."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(inputs), _EMBED_AT_ONCE):
+            some = inputs[start : start + _EMBED_AT_ONCE]
+            vectors += [vector.tolist() for vector in self._call(lambda _, some=some: self._backend.embed(some))]
+        return vectors
+
+    # --- adapters -------------------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, path: str) -> str:
+        """Load a LoRA GGUF at scale 1.0; returns its handle. Requests in flight keep the set they were admitted with."""
+        return self._call(lambda engine: engine.adapters.load(path))
+
+    def unload_adapter(self, handle: str) -> None:
+        """Take an adapter away from new requests and free it when the last one using it ends. Idempotent."""
+        self._call(lambda engine: engine.adapters.unload(handle))
+
+    def set_adapter_scale(self, handle: str, scale: float) -> None:
+        """Set an adapter's scale for requests from now on. Raises `InvalidParameter` for an unknown handle."""
+        self._call(lambda engine: engine.adapters.set_scale(handle, scale))
+
+    def list_adapters(self) -> tuple[AdapterInfo, ...]:
+        """The adapters that new requests get."""
+        return self._call(lambda engine: engine.adapters.list())
+
+    # --- state -----------------------------------------------------------------------------------------------------------------
+
+    def model_info(self) -> ModelInfo:
+        """What the model is; never disturbs inference."""
+        return make_model_info(self._backend, self._config, self._fingerprint, self.status())
+
+    def status(self) -> ModelStatus:
+        """`idle`, `prefilling` or `generating`; never disturbs inference."""
+        return self._loop.stats.status
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges; never disturbs inference."""
+        return self._loop.stats
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for a free sequence."""
+        return self._loop.stats.n_queued
+
+    @property
+    def pending_len(self) -> int:
+        """Requests that wait or run."""
+        stats = self._loop.stats
+        return stats.n_queued + stats.n_running
+
+    @property
+    def last_cache_hit(self) -> str:
+        """How the newest admitted request found its prefix: exact, partial or cold."""
+        return self._loop.stats.last_cache_hit
+
+    def check_alive(self, stuck_after_s: float) -> None:
+        """Raise `EngineStopped` when the engine thread is dead, or busy without finishing a step for `stuck_after_s`."""
+        self._loop.check_alive(stuck_after_s)
+
+    def shutdown(self, timeout_s: float = 30.0) -> None:
+        """End what runs, stop the engine thread and free the model. Idempotent."""
+        self._loop.stop(timeout_s)
+        self._backend.close()
+
+    stop = shutdown
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        stats = self._loop.stats
+        return f"<Model {self._config.id} {stats.status} running={stats.n_running}/{stats.n_parallel} queued={stats.n_queued}>"
+
+    # --- inside -----------------------------------------------------------------------------------------------------------------
+
+    def _call(self, function: Any) -> Any:
+        future: Future[Any] = self._loop.call(function)
+        return future.result()
+
+    def _deliver(self, events: list[tuple[str, Event]]) -> None:
+        posted: list[tuple[str, Event]] = []
+        with self._lock:
+            for request_id, event in events:
+                stream = self._streams.get(request_id)
+                if stream is None:
+                    posted.append((request_id, event))
+                    continue
+                stream.put(event)
+                if isinstance(event, Done | Failed):
+                    del self._streams[request_id]
+        if posted and self._sink is not None:
+            self._sink(posted)
+
+
+def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    """One resolved config from a config or keyword settings; "demo" becomes the path of the embedded model."""
+    unknown = sorted(set(settings) - {f for f in EngineConfig.__dataclass_fields__})
+    if unknown:
+        raise InvalidParameter(f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}", param=unknown[0])
+    if config is None:
+        config = EngineConfig(**{"path": "demo", **settings})
+    elif settings:
+        config = replace(config, **settings)
+    return replace(config, path=str(demo_model_path())) if config.path == "demo" else config
+
+
+def make_template(backend: LlamaBackend) -> ChatTemplate | None:
+    """The model's own chat template, None when its GGUF has none."""
+    vocab = backend.vocab
+    if vocab.chat_template is None:
+        return None
+    return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+
+
+def make_model_info(backend: LlamaBackend, config: EngineConfig, digest: str, status: ModelStatus) -> ModelInfo:
+    """`ModelInfo` from what the backend loaded."""
+    info = backend.info
+    return ModelInfo(
+        id=config.id,
+        status=status,
+        backend="llama.cpp",
+        architecture=info.architecture,
+        name=info.name,
+        context_size=backend.n_ctx,
+        n_parallel=config.n_parallel,
+        n_vocab=backend.n_vocab,
+        n_params=info.n_params,
+        size_bytes=info.size_bytes,
+        quant_type=info.file_type,
+        quant_bits=info.bits_per_weight,
+        tier="none",
+        fingerprint=digest,
+        n_gpu_layers=backend.n_gpu_layers,
+        has_chat_template=backend.vocab.chat_template is not None,
+        generates=backend.generates,
+        embeds=backend.embeds,
+    )

@@ -1,0 +1,298 @@
+"""What crosses the boundary of the engine: a request in, events out.
+
+Everything here is frozen, picklable and free of any HTTP dialect. Positions count tokens from 0; times are milliseconds in fields that end
+in `_ms`; probabilities are natural logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from erllama.errors import ErllamaError, InvalidParameter
+
+MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
+MAX_STOP_BYTES = 1024
+MAX_TOP_LOGPROBS = 20  # OpenAI's bound
+MAX_LOGIT_BIAS = 2048
+SEED_BITS = 64
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context; `error`: see the `Failed` event."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class CacheHitKind(StrEnum):
+    """How much of the prompt was restored: all of it, some of it, nothing."""
+
+    EXACT = "exact"
+    PARTIAL = "partial"
+    COLD = "cold"
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
+    if not low <= value <= high:
+        raise InvalidParameter(f"{name} must be between {low:g} and {high:g}, got {value!r}", param=name)
+
+
+def _check_int(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidParameter(f"{name} must be an integer, got {value!r}", param=name)
+    if not low <= value <= high:
+        raise InvalidParameter(f"{name} must be between {low} and {high}, got {value}", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The chain runs in this order: grammar, penalties, top_k, top_p, min_p, temperature, draw.
+
+    Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own tools (`common_params_sampling`), so that a
+    model behaves as its users know it. `temperature` 0 is greedy. `seed` None draws a fresh seed at submission.
+    `logit_bias` pairs (token id, bias); a bias of -100 or less bans the token, as OpenAI documents.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_int("top_k", self.top_k, 0, 1_000_000)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_int("repeat_last_n", self.repeat_last_n, -1, 1_000_000)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2 ** (SEED_BITS - 1)), 2**SEED_BITS - 1)
+        _check_logit_bias(self.logit_bias)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def penalised(self) -> bool:
+        return self.repeat_last_n != 0 and (
+            self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        )
+
+
+def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidParameter(f"logit_bias must be pairs of a token id and a bias, got {pairs!r:.80}", param="logit_bias")
+    if len(pairs) > MAX_LOGIT_BIAS:
+        raise InvalidParameter(f"logit_bias has {len(pairs)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
+    for token, bias in pairs:
+        _check_int("logit_bias", token, 0, 2**31 - 1)
+        _check_range("logit_bias", bias, -1000.0, 1000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to continue. Token ids are those of the model's own vocabulary; everything has been rendered and tokenised.
+
+    `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings end the text before them and never
+    appear in it. `grammar` is GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token and the n likeliest ones.
+    `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error).
+    """
+
+    request_id: str
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    parent_key: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_type("request_id", self.request_id, str, "a string")
+        if not isinstance(self.prompt_tokens, tuple) or set(map(type, self.prompt_tokens)) - {int}:  # one pass in C: prompts are long
+            raise InvalidParameter("the prompt must be token ids, all of them integers", param="prompt")
+        if not self.prompt_tokens:
+            raise InvalidParameter("the prompt has no tokens", param="prompt")
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        _check_stop(self.stop)
+        if self.grammar is not None:
+            _check_type("grammar", self.grammar, str, "a GBNF string")
+        _check_type("ignore_eos", self.ignore_eos, bool, "true or false")
+        if self.parent_key is not None:
+            _check_type("parent_key", self.parent_key, str, "a string")
+
+
+def _check_type(name: str, value: object, kind: type, words: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
+
+
+def _check_stop(stop: tuple[str, ...]) -> None:
+    if not isinstance(stop, tuple):
+        raise InvalidParameter(f"stop must be a string or a list of strings, got {stop!r:.80}", param="stop")
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidParameter(f"stop has {len(stop)} strings, at most {MAX_STOP_STRINGS}", param="stop")
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            raise InvalidParameter(f"stop must hold non-empty strings, got {text!r}", param="stop")
+        if len(text.encode()) > MAX_STOP_BYTES:
+            raise InvalidParameter(f"a stop string has {len(text.encode())} bytes, at most {MAX_STOP_BYTES}", param="stop")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token under the model's raw distribution (before bias, penalties and truncation)."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queue_ms: float
+    prefill_ms: float
+    generation_ms: float
+    cache_hit_kind: CacheHitKind
+    finish_reason: FinishReason
+    stop_sequence: str | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self.finish_reason is FinishReason.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Newly generated tokens and the text that became certain with them.
+
+    `text` may be shorter than the tokens (a character split over tokens, a stop string that may be beginning) or longer (held-back
+    text released). The concatenation of all `text` is the reply. `logprobs` has one entry per id when it was asked for.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of a request that ended normally, cancelled ones included. `finish_key` is the chain key of prompt + reply."""
+
+    stats: RequestStats
+    finish_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a request that could not be served."""
+
+    error: ErllamaError
+
+
+Event = Tokens | Done | Failed
+
+
+def merge_events(events: Iterable[Event]) -> list[Event]:
+    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message. Order is kept."""
+    merged: list[Event] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, Tokens) and isinstance(last, Tokens):
+            logprobs = None if last.logprobs is None or event.logprobs is None else last.logprobs + event.logprobs
+            merged[-1] = Tokens(last.ids + event.ids, last.text + event.text, logprobs)
+        else:
+            merged.append(event)
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole reply: its text, the generated ids, the key under which its state would be found, and what it cost."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_key: str
+    stats: RequestStats
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+_SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
+_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key")
+PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
+
+
+def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping[str, Any]) -> GenerationRequest:
+    """A validated request from keyword parameters (`PARAM_NAMES`).
+
+    Raises `InvalidParameter` that names the parameter for an unknown name, a wrong type or a value out of range.
+    """
+    unknown = sorted(set(params) - set(PARAM_NAMES))
+    if unknown:
+        raise InvalidParameter(f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0])
+    sampling = {name: params[name] for name in _SAMPLING_NAMES if params.get(name) is not None}
+    if "logit_bias" in sampling:
+        sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
+    stop = params.get("stop")
+    if stop is None or stop == "":
+        stop = ()
+    elif isinstance(stop, str):
+        stop = (stop,)
+    elif isinstance(stop, list):
+        stop = tuple(stop)
+    ignore_eos = params.get("ignore_eos")
+    return GenerationRequest(
+        request_id=request_id,
+        prompt_tokens=_token_ids(prompt_tokens),
+        sampling=SamplingParams(**sampling),
+        max_tokens=params.get("response_tokens"),
+        stop=stop,
+        grammar=params.get("grammar"),
+        logprobs=params.get("logprobs"),
+        ignore_eos=False if ignore_eos is None else ignore_eos,
+        parent_key=params.get("parent_key"),
+    )
+
+
+def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, tokens))  # also takes numpy's integers
+    except TypeError as error:
+        raise InvalidParameter("the prompt must be token ids, all of them integers", param="prompt") from error
+
+
+def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    """A mapping (whose keys JSON turned into strings) or a list of pairs as the tuple that `SamplingParams` takes."""
+    try:
+        pairs = bias.items() if isinstance(bias, Mapping) else bias
+        return tuple((int(token) if isinstance(token, str) else operator.index(token), value) for token, value in pairs)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter(f"logit_bias must map token ids to biases, got {bias!r:.80}", param="logit_bias") from error

@@ -1,0 +1,112 @@
+"""One request on its way through the engine: its state, its tokens and the algebra of their lengths. Pure.
+
+    0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_tokens
+
+`tokens` is the prompt followed by what was generated. `n_cached` of them were restored, `n_kv` have their KV in the context; the rest,
+`tokens[n_kv:]`, is pending: the missing part of the prompt while prefilling, the newest token while generating. The engine
+thread owns every sequence; nobody else reads or writes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from erllama.machine import Event, State, apply
+from erllama.request import CacheHitKind, FinishReason, GenerationRequest, RequestStats
+
+if TYPE_CHECKING:
+    from erllama.adapters import AdapterSet
+    from erllama.sampling import TokenSampler
+    from erllama.text_stream import TextStream
+
+_NS_PER_MS = 1e6
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`."""
+
+    request: GenerationRequest
+    n_ctx: int
+    adapters: AdapterSet
+    sampler: TokenSampler
+    text: TextStream
+    tokens: list[int]
+    submitted_ns: int
+    state: State = State.QUEUED
+    seq_id: int | None = None
+    n_cached: int = 0
+    n_kv: int = 0
+    admitted_ns: int | None = None
+    first_token_ns: int | None = None
+    finished_ns: int | None = None
+    story: list[Event] = field(default_factory=list)
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt_tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_kv
+
+    @property
+    def n_max_generated(self) -> int:
+        """Tokens this request may generate: its own budget, cut to what the context leaves."""
+        room = self.n_ctx - self.n_prompt
+        return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
+
+    @property
+    def live(self) -> bool:
+        return self.state is not State.FINISHED
+
+    def apply(self, event: Event) -> None:
+        """Move to the next state. An illegal event raises with the sequence's story and changes nothing."""
+        try:
+            self.state = apply(self.state, event)
+        except AssertionError as error:
+            error.add_note(f"{self!r} after {' '.join(self.story)}")
+            raise
+        if not self.story or self.story[-1] is not event:  # a thousand TOKENs say no more than one
+            self.story.append(event)
+
+    def check(self) -> None:
+        """Assert the length algebra."""
+        assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
+        assert self.n_prompt <= self.n_tokens, repr(self)
+        assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
+
+    def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
+        """What the request cost, at its end."""
+        admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
+        first = self.first_token_ns if self.first_token_ns is not None else now_ns
+        if self.n_cached == 0:
+            kind = CacheHitKind.COLD
+        else:
+            kind = CacheHitKind.EXACT if self.n_cached >= self.n_prompt else CacheHitKind.PARTIAL
+        return RequestStats(
+            prompt_tokens=self.n_prompt,
+            completion_tokens=self.n_generated,
+            cached_tokens=self.n_cached,
+            queue_ms=(admitted - self.submitted_ns) / _NS_PER_MS,
+            prefill_ms=(first - admitted) / _NS_PER_MS,
+            generation_ms=(now_ns - first) / _NS_PER_MS,
+            cache_hit_kind=kind,
+            finish_reason=reason,
+            stop_sequence=self.text.stop_sequence,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sequence {self.request.request_id} {self.state} seq_id={self.seq_id} "
+            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} cached={self.n_cached} ctx={self.n_ctx}>"
+        )
