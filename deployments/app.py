@@ -1,0 +1,128 @@
+"""`build_app(args)`: the whole graph of the application, and every `serve.deployment(...)` of the project.
+
+    serve run serve_config.yaml       import_path: deployments.app:build_app
+
+One ingress (HTTP, rendering, tokenising) holds a handle to each model's deployment. `max_ongoing_requests` is far above the number of
+sequences on purpose: admission and queueing happen in the engine, and a control call must never wait behind streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from deployments.config import Autoscaling, BuildArgs, ModelSpec, deployment_name
+from deployments.ingress import make_http_app
+from deployments.model_client import ModelClient
+from deployments.model_replica import ModelReplica
+from deployments.ports import ServedModel
+from deployments.prompts import PromptSource
+
+log = logging.getLogger(__name__)
+
+_MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses first
+_HEALTH_PERIOD_S = 10.0
+
+
+class Replica(ModelReplica):
+    """`ModelReplica` with the destructor that Serve calls at the end of a graceful stop."""
+
+    def __del__(self) -> None:
+        model = getattr(self, "_model", None)  # absent when the load failed
+        if model is not None:
+            model.shutdown()
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP front. Serve asks for the ASGI app once, in the replica."""
+
+    def __init__(self, args: dict[str, Any], handles: dict[str, Any]) -> None:
+        config = BuildArgs.model_validate(args)
+        self._options = config.http.options()
+        self._models = {spec.id: _served(spec, handles[spec.id]) for spec in config.models}
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_http_app(self._models, self._options)
+
+
+def _served(spec: ModelSpec, handle: Any) -> ServedModel:
+    scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
+    client = ModelClient(handle, scales_to_zero=scales_to_zero)
+    prompts = PromptSource(spec.path, n_ctx=spec.n_ctx or None)
+    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)
+
+
+def build_app(config: dict[str, Any]) -> serve.Application:
+    """The application for the `args` of a serve config. Raises pydantic's `ValidationError`, which names the key, for a wrong one."""
+    args = BuildArgs.model_validate(config)
+    share = cpu_share(args, cluster_cpus())
+    handles = {spec.id: _model_deployment(spec, share) for spec in args.models}
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=args.http.ingress_replicas,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},  # it waits for others; what it computes (tokenising) is small beside a prefill
+    )
+    return ingress.bind(args.model_dump(mode="json"), handles)
+
+
+def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
+    num_cpus = replica_cpus(spec, share)
+    actor_options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": spec.num_gpus, "resources": spec.resources}
+    if spec.memory is not None:
+        actor_options["memory"] = spec.memory
+    options: dict[str, Any] = {"num_replicas": spec.num_replicas}
+    if spec.autoscaling is not None:
+        options = {"autoscaling_config": _autoscaling(spec, spec.autoscaling)}
+    deployment = serve.deployment(
+        Replica,
+        name=deployment_name(spec.id),
+        max_ongoing_requests=_MAX_ONGOING,
+        graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        ray_actor_options=actor_options,
+        **options,
+    )
+    return deployment.bind(spec, n_cpus=max(1, math.floor(num_cpus)))
+
+
+def replica_cpus(spec: ModelSpec, share: int) -> float:
+    """CPUs to ask Ray for: as configured, else as many as the configured threads, else the model's share of a node."""
+    if spec.num_cpus != "auto":
+        return spec.num_cpus
+    return spec.n_threads if spec.n_threads != "auto" else share
+
+
+def cpu_share(args: BuildArgs, node_cpus: int) -> int:
+    """CPUs for each replica that names none: a node's CPUs divided by all replicas that start with the app, at least one."""
+    n_replicas = sum(max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models)
+    return max(1, node_cpus // n_replicas)
+
+
+def cluster_cpus() -> int:
+    """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is connected."""
+    if ray.is_initialized():
+        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        if any(cpus):
+            return min(n for n in cpus if n)
+    return os.cpu_count() or 1
+
+
+def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:
+    return {
+        "min_replicas": scaling.min_replicas,
+        "max_replicas": scaling.max_replicas,
+        "initial_replicas": scaling.min_replicas,
+        "upscale_delay_s": 0.0 if scaling.min_replicas == 0 else scaling.upscale_delay_s,  # a waiting request must not wait for a timer too
+        "downscale_delay_s": scaling.downscale_delay_s,
+        "target_ongoing_requests": scaling.target_ongoing_requests or spec.n_parallel,
+    }

@@ -1,0 +1,91 @@
+"""`python -m deployments.launch [CONFIG]`: check a config, then become `serve run CONFIG` with the switches measured as best.
+
+The switches must be in the environment of the process that starts Ray, because its workers inherit them. They are Ray's, not ours:
+our own configuration is the file alone. Everything is correct without them; they make a streamed token several times cheaper.
+
+RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_THROUGHPUT_OPTIMIZED
+    HTTP through the bundled HAProxy, gRPC between deployments, one event loop per replica: about a fifth of the CPU per streamed token.
+RAY_worker_niceness
+    Ray runs workers at nice 15, so that any other process on the machine starves the model.
+RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S
+    With HAProxy every ingress replica drains for at least 30 s by default, even when nothing runs.
+RAY_USAGE_STATS_ENABLED
+    No usage reports.
+RAY_AUTH_MODE
+    A bare local start would switch token authentication on and leave a token that other local clusters then insist on.
+GOMP_SPINCOUNT
+    How long libgomp's threads spin at a barrier. The default burns a core that the HTTP side needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from deployments.config import BuildArgs
+
+IMPORT_PATH = "deployments.app:build_app"
+SWITCHES: Mapping[str, str] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
+
+
+class ConfigError(Exception):
+    """A serve config that cannot be deployed; the message names the file, the key and the reason."""
+
+
+def load_args(path: Path) -> list[BuildArgs]:
+    """The validated `args` of every erllama application in a serve config. Raises `ConfigError`."""
+    try:
+        document: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    applications = document.get("applications") if isinstance(document, dict) else None
+    if not isinstance(applications, list):
+        raise ConfigError(f"{path} has no list of applications")
+    found = [app for app in applications if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
+    if not found:
+        raise ConfigError(f"{path} has no application with import_path: {IMPORT_PATH}")
+    return [_validated(path, app) for app in found]
+
+
+def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
+    try:
+        return BuildArgs.model_validate(app.get("args") or {})
+    except ValidationError as error:
+        lines = [f"  args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join([f"{path}, application {app.get('name')!r}:", *lines])) from None
+
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with the switches; what the user has set stays as it is."""
+    return {**SWITCHES, **base}
+
+
+def main(argv: list[str]) -> int:
+    """Exec `serve run`; returns only when the config is wrong."""
+    config, *more = argv or ["serve_config.yaml"]
+    try:
+        load_args(Path(config))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    serve = Path(sys.executable).with_name("serve")
+    os.execve(serve, [str(serve), "run", config, *more], environment(os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""One replica of a model deployment: owns one `Model`, turns its events into generator responses.
+
+A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the events of a step to the event loop in one
+call (`_on_events`), whatever the number of requests; each request's generator takes what has gathered for it. Correct on Serve's separate
+user loop and on its main loop: nothing here blocks a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+from deployments.config import ModelSpec
+from deployments.mailbox import Mailbox
+from erllama.config import EngineConfig
+from erllama.errors import ErllamaError
+from erllama.model import Model
+from erllama.request import Completion, Done, Event, Failed, GenerationRequest, TokenLogprob, Tokens, build_request, merge_events
+from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
+
+log = logging.getLogger(__name__)
+
+MakeModel = Callable[..., Model]
+
+# A busy engine that has not finished a step for this long is stuck: far above a 512-token prefill step of a large model on a slow CPU.
+_STUCK_AFTER_S = 600.0
+
+
+class ModelReplica:
+    """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among live requests."""
+
+    def __init__(self, spec: ModelSpec, *, n_cpus: int, make_model: MakeModel = Model) -> None:
+        """Load the model. Raises what the load raises: Serve shows it in `serve status`."""
+        self._spec = spec
+        self._mail: dict[str, Mailbox] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        config: EngineConfig = spec.engine_config(n_threads=n_cpus)
+        started = time.monotonic()
+        self._model = make_model(config, sink=self._on_events)
+        for adapter in spec.adapters:
+            handle = self._model.load_adapter(adapter.path)
+            self._model.set_adapter_scale(handle, adapter.scale)
+        log.info("model loaded: id=%s path=%s threads=%s seconds=%.1f", spec.id, spec.path, config.n_threads, time.monotonic() - started)
+
+    # --- generation -------------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """The events of one request, in lists: the first token at once, then whatever has gathered since the last list was taken.
+
+        The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that their type survives the way to the caller.
+        Closing the generator cancels the request.
+        """
+        self._loop = asyncio.get_running_loop()
+        request_id = request.request_id
+        mailbox = Mailbox()
+        try:
+            self._model.post(request)
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        self._mail[request_id] = mailbox  # no event can be dispatched before this coroutine yields to the loop
+        ended = False
+        try:
+            while not ended:
+                events = await mailbox.take()
+                ended = isinstance(events[-1], Done | Failed)
+                yield merge_events(events)
+        finally:
+            del self._mail[request_id]
+            if not ended:
+                self._model.cancel(request_id)
+
+    async def infer(self, tokens: Sequence[int], params: Mapping[str, Any], request_id: str) -> AsyncGenerator[list[Event], None]:
+        """Like `generate`, from token ids and parameters by name."""
+        try:
+            request = build_request(request_id, tokens, params)
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        async for events in self.generate(request):
+            yield events
+
+    async def complete(self, prompt: str | Sequence[int], params: Mapping[str, Any], request_id: str) -> Completion | Failed:
+        """A whole reply, or the `Failed` that ended it."""
+        try:
+            tokens = self._model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        except ErllamaError as error:
+            return Failed(error)
+        text: list[str] = []
+        ids: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        async for events in self.infer(tokens, params, request_id):
+            for event in events:
+                match event:
+                    case Tokens():
+                        text.append(event.text)
+                        ids.extend(event.ids)
+                        logprobs.extend(event.logprobs or ())
+                    case Done():
+                        return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
+                    case Failed():
+                        return event
+        raise AssertionError("a request ended without Done or Failed")
+
+    async def cancel(self, ref: str) -> None:
+        """Idempotent; unknown references are fine (another replica may know them)."""
+        self._model.cancel(ref)
+
+    # --- the rest of the engine API -------------------------------------------------------------------------------------------
+
+    async def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._model.detokenize(tokens)
+
+    async def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        return await asyncio.to_thread(self._model.apply_chat_template, messages, system, tools)
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await asyncio.to_thread(self._model.embed_many, inputs)
+
+    async def load_adapter(self, path: str) -> str:
+        return await asyncio.to_thread(self._model.load_adapter, path)
+
+    async def unload_adapter(self, handle: str) -> None:
+        await asyncio.to_thread(self._model.unload_adapter, handle)
+
+    async def set_adapter_scale(self, handle: str, scale: float) -> None:
+        await asyncio.to_thread(self._model.set_adapter_scale, handle, scale)
+
+    async def list_adapters(self) -> tuple[AdapterInfo, ...]:
+        return self._model.stats().adapters
+
+    async def model_info(self) -> ModelInfo:
+        return self._model.model_info()
+
+    async def status(self) -> ModelStatus:
+        return self._model.status()
+
+    async def stats(self) -> EngineStats:
+        return self._model.stats()
+
+    # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
+
+    async def check_health(self) -> None:
+        """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never waits for the engine."""
+        self._model.check_alive(stuck_after_s=_STUCK_AFTER_S)
+
+    async def shutdown(self) -> None:
+        """End what runs and free the model. Idempotent."""
+        await asyncio.to_thread(self._model.shutdown)
+
+    # --- events ---------------------------------------------------------------------------------------------------------------------
+
+    def _on_events(self, events: list[tuple[str, Event]]) -> None:
+        """Engine thread: one hand-over per step."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: list[tuple[str, Event]]) -> None:
+        for request_id, event in events:
+            mailbox = self._mail.get(request_id)
+            if mailbox is not None:  # its reader may have left
+                mailbox.put(event)
