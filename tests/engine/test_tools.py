@@ -1,0 +1,100 @@
+"""Tool calls in a reply: found whole, split anywhere, and never at the cost of text."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from erllama.tools import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+F = ToolCall("f", '{"x": 1}')
+
+pieces = st.lists(
+    st.sampled_from(
+        [CALL, "<tool_call>", "</tool_call>", "<tool_", "<", "\n", " ", "text", '{"name": "g"}', '{"name": "', '"', "\\", "}", "é😀"]
+    ),
+    max_size=12,
+).map("".join)
+
+
+def collect(parts):
+    """The parts with neighbouring text joined."""
+    joined = []
+    for part in parts:
+        if isinstance(part, TextDelta) and joined and isinstance(joined[-1], TextDelta):
+            joined[-1] = TextDelta(joined[-1].text + part.text)
+        else:
+            joined.append(part)
+    return joined
+
+
+def run(chunks):
+    stream = ToolCallStream()
+    parts = [part for chunk in chunks for part in stream.push(chunk)]
+    return collect(parts + stream.finish())
+
+
+@given(pieces, st.lists(st.integers(0, 400), max_size=10))
+@example(CALL + "\n" + CALL, [3, 60, 62, 63, 70])
+@example('<tool_call>{"name": "x</tool_call>"}</tool_call>', list(range(50)))
+def test_any_split_gives_the_same_parts(text, cuts):
+    edges = [0, *sorted(c % (len(text) + 1) for c in cuts), len(text)]
+    chunks = [text[a:b] for a, b in pairwise(edges)]
+    assert run(chunks) == run([text]) == run(list(text))
+
+
+@given(pieces.filter(lambda t: '{"name"' not in t))
+def test_text_without_a_call_is_returned_unchanged(text):
+    assert parse_tool_calls(text) == (text, [])
+
+
+def test_several_calls_with_text_around():
+    assert parse_tool_calls(f"Let me see.\n{CALL}\n{CALL}\nDone.") == ("Let me see.\nDone.", [F, F])
+
+
+def test_a_reply_of_calls_only_has_no_content():
+    assert parse_tool_calls(f"\n{CALL}\n{CALL}\n") == ("", [F, F])
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{}", "[1]", "null", '{"name": 3}', '{"name": ""}', '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": {"x": NaN}}',
+     '{"name": "f", "arguments": {"x": 1e999}}', '{"name": "f", "arguments": {', "[" * 100_000, '{"name": "f", "arguments": "{"}'],
+)  # fmt: skip
+def test_a_malformed_block_stays_text(body):
+    text = f"a <tool_call>{body}</tool_call> b"
+    assert parse_tool_calls(text) == (text, [])
+
+
+def test_a_call_after_a_stray_opening_tag_is_found():
+    assert parse_tool_calls(f"Use <tool_call> like this: {CALL}") == ("Use <tool_call> like this:", [F])
+
+
+def test_a_closing_tag_inside_a_string_does_not_close():
+    arguments = {"html": 'a "quoted" </tool_call> \\'}
+    text = f"<tool_call>{json.dumps({'name': 'f', 'arguments': arguments})}</tool_call>"
+    content, (call,) = parse_tool_calls(text)
+    assert (content, json.loads(call.arguments_json)) == ("", arguments)
+
+
+def test_a_block_without_its_closing_tag_is_a_call_when_the_json_is_complete():
+    assert parse_tool_calls(CALL.removesuffix("</tool_call>")) == ("", [F])
+    assert parse_tool_calls('<tool_call>{"name": "f"') == ('<tool_call>{"name": "f"', [])
+
+
+def test_arguments_may_be_missing_quoted_or_called_parameters():
+    bodies = ['{"name": "f"}', '{"name": "f", "arguments": "{\\"x\\": 1}"}', '{"name": "f", "parameters": {"x": 1}}']
+    calls = [parse_tool_calls(f"<tool_call>{body}</tool_call>")[1] for body in bodies]
+    assert calls == [[ToolCall("f", "{}")], [F], [F]]
+
+
+def test_text_streams_out_at_once_and_a_possible_tag_waits():
+    stream = ToolCallStream()
+    assert stream.push("Hello") == [TextDelta("Hello")]
+    assert stream.push(" <tool") == []
+    assert stream.push("box>") == [TextDelta(" <toolbox>")]
+    assert stream.push("\n" + CALL) == [F]
+    assert stream.finish() == []
