@@ -50,7 +50,7 @@ class Ingress:
         self._models = {spec.id: _served(spec, handles[spec.id]) for spec in config.models}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_http_app(self._models, self._options)
+        return make_http_app(self._models, self._options, echo_request_id=False)  # Serve does
 
 
 def _served(spec: ModelSpec, handle: Any) -> ServedModel:

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from deployments.config import ModelSpec
 from deployments.mailbox import Mailbox
 from erllama.config import EngineConfig
-from erllama.errors import ErllamaError
+from erllama.errors import ErllamaError, InvalidParameter
 from erllama.model import Model
 from erllama.request import Completion, Done, Event, Failed, GenerationRequest, TokenLogprob, Tokens, build_request, merge_events
 from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
@@ -57,6 +58,8 @@ class ModelReplica:
         request_id = request.request_id
         mailbox = Mailbox()
         try:
+            if request_id in self._mail:  # also one whose reader left and whose last event is still on its way
+                raise InvalidParameter(f"a request with id {request_id!r} is in flight", param="request_id")
             self._model.post(request)
         except ErllamaError as error:
             yield [Failed(error)]
@@ -69,7 +72,6 @@ class ModelReplica:
                 ended = isinstance(events[-1], Done | Failed)
                 yield merge_events(events)
         finally:
-            del self._mail[request_id]
             if not ended:
                 self._model.cancel(request_id)
 
@@ -80,8 +82,9 @@ class ModelReplica:
         except ErllamaError as error:
             yield [Failed(error)]
             return
-        async for events in self.generate(request):
-            yield events
+        async with aclosing(self.generate(request)) as stream:  # a closed reader must close it now, not when it is collected
+            async for events in stream:
+                yield events
 
     async def complete(self, prompt: str | Sequence[int], params: Mapping[str, Any], request_id: str) -> Completion | Failed:
         """A whole reply, or the `Failed` that ended it."""
@@ -92,17 +95,18 @@ class ModelReplica:
         text: list[str] = []
         ids: list[int] = []
         logprobs: list[TokenLogprob] = []
-        async for events in self.infer(tokens, params, request_id):
-            for event in events:
-                match event:
-                    case Tokens():
-                        text.append(event.text)
-                        ids.extend(event.ids)
-                        logprobs.extend(event.logprobs or ())
-                    case Done():
-                        return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
-                    case Failed():
-                        return event
+        async with aclosing(self.infer(tokens, params, request_id)) as stream:
+            async for events in stream:
+                for event in events:
+                    match event:
+                        case Tokens():
+                            text.append(event.text)
+                            ids.extend(event.ids)
+                            logprobs.extend(event.logprobs or ())
+                        case Done():
+                            return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
+                        case Failed():
+                            return event
         raise AssertionError("a request ended without Done or Failed")
 
     async def cancel(self, ref: str) -> None:
@@ -135,7 +139,7 @@ class ModelReplica:
         await asyncio.to_thread(self._model.set_adapter_scale, handle, scale)
 
     async def list_adapters(self) -> tuple[AdapterInfo, ...]:
-        return self._model.stats().adapters
+        return await asyncio.to_thread(self._model.list_adapters)  # not from stats(): those are as old as the last step
 
     async def model_info(self) -> ModelInfo:
         return self._model.model_info()
@@ -167,5 +171,8 @@ class ModelReplica:
     def _dispatch(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:
             mailbox = self._mail.get(request_id)
-            if mailbox is not None:  # its reader may have left
-                mailbox.put(event)
+            if mailbox is None:
+                continue
+            mailbox.put(event)
+            if isinstance(event, Done | Failed):
+                del self._mail[request_id]

@@ -1,0 +1,89 @@
+"""What the HTTP half needs from the rest: a model that generates and a vocabulary that renders. Tests plug fakes in here.
+
+`ModelClient` (a Serve handle) is the real `ModelPort`, `PromptSource` the real `PromptPort`. Nothing here imports ray or llama_cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from erllama.request import Event, GenerationRequest
+from erllama.stats import ModelInfo
+
+
+class ModelPort(Protocol):
+    """One served model, wherever its replicas are. Every method may raise an `ErllamaError`; anything else is a bug."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Events in lists of one or more, in order; the last event of the last list is a `Done` or a `Failed`.
+
+        Closing the generator, or cancelling the task that awaits it, cancels the request in the engine. Does not start before the
+        first item is asked for.
+        """
+        ...
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """One vector per input, all of the model's native size."""
+        ...
+
+    async def model_info(self) -> ModelInfo:
+        """What the model is. May wake a model that is scaled to zero."""
+        ...
+
+    async def ready(self) -> bool | None:
+        """Whether a replica answers; None when that cannot be told without waking a model that is scaled to zero."""
+        ...
+
+
+class PromptPort(Protocol):
+    """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds per 10 kB: see `loaded`."""
+
+    @property
+    def loaded(self) -> bool:
+        """False while the next call would first read the file (a second or so), so callers go through a thread."""
+        ...
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Context of one sequence in tokens; None when only the engine knows."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
+    ) -> list[int]:
+        """Tokens of a conversation up to where the assistant speaks. Raises `NotSupported` without a template, `InvalidParameter`
+        when the template refuses the messages."""
+        ...
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Tokens of raw text; special tokens in the text are recognised. May be empty."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+        ...
+
+    def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
+        """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
+        ...
+
+    def schema_grammar(self, schema: Mapping[str, Any]) -> str:
+        """GBNF of a JSON schema. Raises `InvalidParameter` for what it cannot express."""
+        ...
+
+    def check_grammar(self, gbnf: str, param: str = "grammar") -> None:
+        """Raises `InvalidParameter`, which names `param`, when the grammar does not parse."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed."""
+
+    id: str
+    client: ModelPort
+    prompts: PromptPort
+    created: int
+    aliases: tuple[str, ...] = ()

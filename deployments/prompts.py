@@ -1,0 +1,117 @@
+"""Vocabulary and chat template of one model at the ingress: prompts become tokens before a replica is chosen.
+
+The GGUF is opened for its vocabulary alone, on the first call, once; whoever calls while `loaded` is False does so from a thread. All
+methods are thread-safe: the vocabulary is static, and a template renders without shared state.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from erllama.chat import ChatTemplate
+from erllama.demo import demo_model_path
+from erllama.errors import InvalidParameter
+from erllama.llama_grammar import check_grammar, schema_to_gbnf
+from erllama.llama_vocab import LlamaVocab
+
+# Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
+_RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    vocab: LlamaVocab
+    template: ChatTemplate
+
+
+class PromptSource:
+    """The real `PromptPort`. Every method that needs the file raises `ModelLoadError` while it cannot be read."""
+
+    def __init__(self, path: str, *, n_ctx: int | None = None, template: str | None = None) -> None:
+        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the engine knows.
+
+        `template` replaces the one in the file.
+        """
+        self._path = path
+        self._n_ctx = n_ctx or None
+        self._template = template
+        self._lock = threading.Lock()
+        self._state: _Loaded | None = None
+
+    def __repr__(self) -> str:
+        return f"<PromptSource {self._path} {'loaded' if self.loaded else 'not loaded'}>"
+
+    @property
+    def loaded(self) -> bool:
+        return self._state is not None
+
+    @property
+    def n_ctx(self) -> int | None:
+        return self._n_ctx
+
+    def load(self) -> None:
+        """Open the file now. Idempotent; a second caller waits for the first."""
+        self._get()
+
+    def close(self) -> None:
+        """Free the vocabulary; the next call would open the file again. No other method may be running."""
+        with self._lock:
+            state, self._state = self._state, None
+        if state is not None:
+            state.vocab.close()
+
+    def _get(self) -> _Loaded:
+        state = self._state
+        if state is not None:
+            return state
+        with self._lock:
+            if self._state is None:
+                vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
+                template = ChatTemplate(self._template or vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+                self._state = _Loaded(vocab, template)
+            return self._state
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
+    ) -> list[int]:
+        reserved = sorted(_RESERVED & template_kwargs.keys())
+        if reserved:
+            raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
+        state = self._get()
+        text = state.template.render(messages, tools=tools, **template_kwargs)
+        # A template that writes BOS itself must not get a second one (llama.cpp's rule).
+        add_special = state.vocab.adds_bos and not (state.vocab.bos_text and text.startswith(state.vocab.bos_text))
+        return state.vocab.tokenize(text, add_special=add_special, parse_special=True)
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._get().vocab.tokenize(text, add_special=add_special, parse_special=True)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, b"" for a control token."""
+        self.check_tokens((token,))
+        return self._get().vocab.piece(token)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._get().vocab.detokenize(ids)
+
+    def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
+        n_vocab = self._get().vocab.n_vocab
+        if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
+            wrong = next(token for token in ids if not 0 <= token < n_vocab)
+            raise InvalidParameter(f"token id {wrong} is not in the vocabulary, which has ids 0 to {n_vocab - 1}", param=param)
+
+    def schema_grammar(self, schema: Mapping[str, Any]) -> str:
+        return _schema_grammar(json.dumps(schema))  # the order of keys is the order in the reply, so it is part of the key
+
+    def check_grammar(self, gbnf: str, param: str = "grammar") -> None:
+        check_grammar(gbnf, self._get().vocab.pointer, param=param)
+
+
+@lru_cache(maxsize=256)  # agents send the same schemas with every turn; an entry is a few kB
+def _schema_grammar(schema_json: str) -> str:
+    return schema_to_gbnf(json.loads(schema_json))

@@ -1,0 +1,206 @@
+"""A model and a vocabulary that need nothing: one token per byte, replies from a script. And an ASGI client that a test paces."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+
+from deployments.ingress import HttpOptions, ServedModel, make_http_app
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
+from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, TokenLogprob, Tokens
+from erllama.stats import ModelInfo
+
+
+class FakePrompts:
+    """Renders `role: content` lines; token n is byte n."""
+
+    def __init__(self, n_ctx: int | None = 4096, *, template: bool = True) -> None:
+        self.loaded = True
+        self.n_ctx = n_ctx
+        self.template = template
+        self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
+        self.schemas: list[Any] = []
+
+    def render_chat(self, messages, tools, template_kwargs):
+        if not self.template:
+            raise NotSupported("this model has no chat template", param="messages")
+        self.rendered.append((list(messages), tools, dict(template_kwargs)))
+        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+        return list((text + "assistant: ").encode())
+
+    def tokenize(self, text, add_special=True):
+        return list(text.encode())
+
+    def detokenize(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+    def check_tokens(self, ids, param="prompt"):
+        for token in ids:
+            if not 0 <= token < 256:
+                raise InvalidParameter(f"token id {token} is not in the vocabulary", param=param)
+
+    def schema_grammar(self, schema):
+        if schema.get("type") == "bad":
+            raise InvalidParameter("cannot express this schema", param="response_format")
+        self.schemas.append(schema)
+        return f"root ::= {json.dumps(json.dumps(schema))}\n"
+
+    def check_grammar(self, gbnf, param="grammar"):
+        if "root" not in gbnf:
+            raise InvalidParameter("the grammar has no root rule", param=param)
+
+
+def stats(request: GenerationRequest, n: int, reason: FinishReason = FinishReason.STOP, cached: int = 3) -> RequestStats:
+    return RequestStats(len(request.prompt_tokens), n, cached, 0.0, 1.0, 1.0, CacheHitKind.PARTIAL, reason)
+
+
+Script = Callable[[GenerationRequest], AsyncGenerator[list[Event], None]]
+
+
+def replies(text: str, *, per_item: int = 4, reason: FinishReason = FinishReason.STOP, error: ErllamaError | None = None) -> Script:
+    """Says `text`, `per_item` bytes (= tokens) at a time, then ends, or fails with `error`."""
+
+    async def script(request):
+        data = text.encode()
+        limit = len(data) if request.max_tokens is None else min(len(data), request.max_tokens)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for start in range(0, limit, per_item):
+            ids = tuple(data[start : min(start + per_item, limit)])
+            logprobs = None
+            if request.logprobs is not None:
+                top = tuple((t, bytes([t]), -0.5 - i) for i, t in enumerate(range(65, 65 + request.logprobs)))
+                logprobs = tuple(TokenLogprob(t, bytes([t]), -0.5, top) for t in ids)
+            await asyncio.sleep(0)
+            yield [Tokens(ids, decoder.decode(bytes(ids)), logprobs)]
+        if error is not None:
+            yield [Failed(error)]
+        else:
+            yield [Done(stats(request, limit, FinishReason.LENGTH if limit < len(data) else reason), "key")]
+
+    return script
+
+
+@dataclass
+class FakeModel:
+    """Runs `script` per request; remembers requests, and which of them were cut short."""
+
+    script: Script = field(default_factory=lambda: replies("Hello, world!"))
+    requests: list[GenerationRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    state: bool | Exception | None = True
+    dimension: int = 4
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        self.requests.append(request)
+        complete = False
+        try:
+            async for item in self.script(request):
+                complete = isinstance(item[-1], Done | Failed)
+                yield item
+        finally:
+            (self.finished if complete else self.cancelled).append(request.request_id)
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        return [[float(len(ids)), *[0.5] * (self.dimension - 1)] for ids in inputs]
+
+    async def model_info(self) -> ModelInfo:
+        raise NotImplementedError
+
+    async def ready(self) -> bool | None:
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+
+def served(model: FakeModel, prompts: FakePrompts | None = None, *, id: str = "demo", aliases: tuple[str, ...] = ()) -> ServedModel:
+    return ServedModel(id=id, client=model, prompts=prompts or FakePrompts(), created=1_700_000_000, aliases=aliases)
+
+
+def app_of(*models: ServedModel, **options: Any) -> Any:
+    return make_http_app({model.id: model for model in models}, HttpOptions(**options))
+
+
+@asynccontextmanager
+async def http_client(app: Any, **headers: str) -> Any:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as client:
+        yield client
+
+
+@asynccontextmanager
+async def openai_client(app: Any, api_key: str = "none") -> Any:
+    """The official client, unmodified, without retries."""
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+    async with openai.AsyncOpenAI(api_key=api_key, base_url="http://test/v1", http_client=http, max_retries=0) as client:
+        yield client
+
+
+def sse_events(body: bytes) -> list[Any]:
+    """The decoded `data:` events of a whole stream without its terminator, which must be there."""
+    lines = body.decode().split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if not line.startswith(":")]
+
+
+class Exchange:
+    """One request to an ASGI app, message by message: `httpx.ASGITransport` hands a body over only when it is complete."""
+
+    def __init__(self, task: asyncio.Task[None], inbox: asyncio.Queue[Any], outbox: asyncio.Queue[Any]) -> None:
+        self.task = task
+        self._inbox = inbox
+        self._outbox = outbox
+
+    async def next(self) -> dict[str, Any]:
+        """The next message that the app sends."""
+        return await asyncio.wait_for(self._outbox.get(), 5)
+
+    async def start(self) -> tuple[int, dict[str, str]]:
+        message = await self.next()
+        assert message["type"] == "http.response.start"
+        return message["status"], {key.decode(): value.decode() for key, value in message["headers"]}
+
+    async def chunk(self) -> bytes:
+        message = await self.next()
+        assert message["type"] == "http.response.body"
+        return message["body"]
+
+    async def rest(self) -> bytes:
+        body = b""
+        while True:
+            message = await self.next()
+            body += message["body"]
+            if not message.get("more_body"):
+                return body
+
+    @property
+    def silent(self) -> bool:
+        return self._outbox.empty()
+
+    def disconnect(self) -> None:
+        self._inbox.put_nowait({"type": "http.disconnect"})
+
+
+@asynccontextmanager
+async def exchange(app: Any, path: str, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> Any:
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": list(headers),
+        "server": ("t", 80), "client": ("c", 1),
+    }  # fmt: skip
+    inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+    task = asyncio.create_task(app(scope, inbox.get, outbox.put))
+    try:
+        yield Exchange(task, inbox, outbox)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
