@@ -3,9 +3,9 @@
     h_0 = sha256(format version || namespace || salt)
     h_i = sha256(h_{i-1} || tokens of block i as little-endian u32)
 
-Every field of h_0 is preceded by its length as little-endian u64, so that no two different triples hash the same bytes. A key names *all* tokens up to the end of
-its block, hence equal keys mean equal prefixes wherever they were computed. Keys are lower-case hex (64 characters). Python's `hash()` is
-never used: it differs between processes.
+Every field of h_0 is preceded by its length as little-endian u64, so that no two different triples hash the same bytes. A key names
+*all* tokens up to the end of its block, hence equal keys mean equal prefixes wherever they were computed. Keys are lower-case hex (64
+characters). Python's `hash()` is never used: it differs between processes.
 """
 
 from __future__ import annotations

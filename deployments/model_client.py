@@ -4,8 +4,8 @@
     model = RemoteModel.connect("demo")
     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
 
-Both offer the names of `erllama.Model`. Handles are made once and kept: every `.options()` variant of a Serve handle costs a metrics pusher and a
-long poll. What Ray raises is mapped here, and only here, to the errors of `erllama.errors`.
+Both offer the names of `erllama.Model`. Handles are made once and kept: every `.options()` variant of a Serve handle costs a metrics
+pusher and a long poll. What Ray raises is mapped here, and only here, to the errors of `erllama.errors`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def mapped_errors() -> Iterator[None]:
 class ModelClient:
     """Async client of one model deployment. Use it on one event loop."""
 
-    def __init__(self, handle: DeploymentHandle, *, scales_to_zero: bool = False) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], *, scales_to_zero: bool = False) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
@@ -68,7 +68,7 @@ class ModelClient:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
         ended = False
         with mapped_errors():
-            response = self._stream.generate.remote(request)
+            response: Any = self._stream.generate.remote(request)
             try:
                 async for events in response:
                     ended = isinstance(events[-1], Done | Failed)
@@ -81,7 +81,7 @@ class ModelClient:
         """The events of a request given by token ids and parameters."""
         ended = False
         with mapped_errors():
-            response = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
+            response: Any = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
             try:
                 async for events in response:
                     for event in events:
@@ -157,7 +157,7 @@ class ModelClient:
 class RemoteModel:
     """Blocking client of one model deployment, for Ray jobs and tasks. Not for use on an event loop."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
 
@@ -174,7 +174,7 @@ class RemoteModel:
         """The events of a request. Closing the generator cancels it."""
         ended = False
         with mapped_errors():
-            response = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
+            response: Any = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
             try:
                 for events in response:
                     for event in events:
@@ -235,7 +235,7 @@ class RemoteModel:
             return list(self._unary.broadcast(method, *args).results())
 
 
-def _handle(model_id: str, app_name: str) -> DeploymentHandle:
+def _handle(model_id: str, app_name: str) -> DeploymentHandle[Any]:
     return serve.get_deployment_handle(deployment_name(model_id), app_name)
 
 

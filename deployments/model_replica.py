@@ -41,9 +41,13 @@ class ModelReplica:
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
         started = time.monotonic()
         self._model = make_model(config, sink=self._on_events)
-        for adapter in spec.adapters:
-            handle = self._model.load_adapter(adapter.path)
-            self._model.set_adapter_scale(handle, adapter.scale)
+        try:
+            for adapter in spec.adapters:
+                handle = self._model.load_adapter(adapter.path)
+                self._model.set_adapter_scale(handle, adapter.scale)
+        except BaseException:
+            self._model.shutdown()
+            raise
         log.info("model loaded: id=%s path=%s threads=%s seconds=%.1f", spec.id, spec.path, config.n_threads, time.monotonic() - started)
 
     # --- generation -------------------------------------------------------------------------------------------------------
@@ -65,6 +69,15 @@ class ModelReplica:
             yield [Failed(error)]
             return
         self._mail[request_id] = mailbox  # no event can be dispatched before this coroutine yields to the loop
+
+        def left(_: asyncio.Task[Any] | None) -> None:
+            self._model.cancel(request_id)
+
+        # Serve's gRPC path drops a generator that is suspended at a yield without closing it, and then only the garbage collector would
+        # tell us; the end of the task that reads is certain. Hence one task must read a stream to its end.
+        reader = asyncio.current_task()
+        assert reader is not None
+        reader.add_done_callback(left)
         ended = False
         try:
             while not ended:
@@ -72,8 +85,9 @@ class ModelReplica:
                 ended = isinstance(events[-1], Done | Failed)
                 yield merge_events(events)
         finally:
+            reader.remove_done_callback(left)
             if not ended:
-                self._model.cancel(request_id)
+                left(None)
 
     async def infer(self, tokens: Sequence[int], params: Mapping[str, Any], request_id: str) -> AsyncGenerator[list[Event], None]:
         """Like `generate`, from token ids and parameters by name."""

@@ -6,13 +6,30 @@ All methods are called from the engine thread, except `piece` and the properties
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erllama.batch_plan import BatchPlan
 from erllama.sampling import GrammarGate, Logits
+
+if TYPE_CHECKING:
+    from erllama.gguf_check import GgufInfo
+
+
+class Vocab(Protocol):
+    """Text to token ids and back. Static: any thread may call it, also beside a decode."""
+
+    bos_text: str
+    eos_text: str
+    chat_template: str | None
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, control tokens left out. Raises `InvalidParameter` for an unknown id."""
 
 
 class Backend(Protocol):
@@ -65,3 +82,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free context and model. Idempotent."""
+
+
+class ModelBackend(Backend, Protocol):
+    """A backend that was loaded from a file: what `Model` needs beside the engine."""
+
+    @property
+    def vocab(self) -> Vocab:
+        """The vocabulary of the model."""
+
+    @property
+    def info(self) -> GgufInfo:
+        """What the file tells about the model."""
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on a GPU; -1 is all of them."""

@@ -21,6 +21,10 @@ def _check(condition: bool, name: str, message: str) -> None:
         raise InvalidParameter(f"{name} {message}", param=name)
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """One model and its context.
@@ -60,8 +64,8 @@ class EngineConfig:
     rope_freq_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(bool(self.path), "path", "must name a GGUF file or 'demo'")
-        _check(bool(MODEL_ID.match(self.id)), "id", f"must match {MODEL_ID.pattern}, got {self.id!r}")
+        _check(isinstance(self.path, str) and bool(self.path), "path", f"must name a GGUF file or 'demo', got {self.path!r}")
+        _check(isinstance(self.id, str) and bool(MODEL_ID.match(self.id)), "id", f"must match {MODEL_ID.pattern}, got {self.id!r}")
         for name, low, high in (
             ("n_ctx", 0, 16_777_216),
             ("n_parallel", 1, 64),  # LLAMA_MAX_SEQ is 256 in llama.cpp; beyond 64 a CPU or one GPU gains nothing
@@ -70,17 +74,22 @@ class EngineConfig:
             ("max_queue", 0, 100_000),
         ):
             value = getattr(self, name)
-            _check(isinstance(value, int) and not isinstance(value, bool), name, f"must be an integer, got {value!r}")
+            _check(_is_int(value), name, f"must be an integer, got {value!r}")
             _check(low <= value <= high, name, f"must be between {low} and {high}, got {value}")
         _check(self.n_batch >= self.n_parallel, "n_batch", f"must be at least n_parallel ({self.n_parallel}), got {self.n_batch}")
         for name, low in (("n_threads", 1), ("n_gpu_layers", -1)):
             value = getattr(self, name)
-            _check(value == "auto" or (isinstance(value, int) and value >= low), name, f"must be 'auto' or at least {low}, got {value!r}")
+            _check(value == "auto" or (_is_int(value) and value >= low), name, f"must be 'auto' or at least {low}, got {value!r}")
+        for name in ("flash_attn", "use_mmap", "use_mlock", "deterministic"):
+            _check(isinstance(getattr(self, name), bool), name, f"must be true or false, got {getattr(self, name)!r}")
         for name in ("type_k", "type_v"):
             _check(getattr(self, name) in KV_TYPES, name, f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}")
         quantised_v = self.type_v not in ("f32", "f16", "bf16")
         _check(self.flash_attn or not quantised_v, "type_v", f"{self.type_v} needs flash_attn: true")
-        _check(self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}")
+        _check(
+            self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}"
+        )
         for name in ("rope_freq_base", "rope_freq_scale"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0.0, name, f"must be a number of at least 0, got {value!r}")
+            number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+            _check(number and value >= 0, name, f"must be a finite number of at least 0, got {value!r}")

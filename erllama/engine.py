@@ -122,15 +122,13 @@ class Engine:
         params = request.sampling
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
-        if request.ignore_eos:
-            params = replace(params, logit_bias=params.logit_bias + tuple((token, -1000.0) for token in self._backend.eog_tokens))
         grammar = None if request.grammar is None else self._backend.new_grammar(request.grammar)
         tokens = list(request.prompt_tokens)
         return Sequence(
             request=request,
             n_ctx=self._backend.n_ctx,
             adapters=self.adapters.snapshot(),
-            sampler=TokenSampler(params, tokens, grammar),
+            sampler=TokenSampler(params, tokens, grammar, banned=self._backend.eog_tokens if request.ignore_eos else ()),
             text=TextStream(request.stop),
             tokens=tokens,
             submitted_ns=self._clock(),
@@ -167,7 +165,7 @@ class Engine:
         if logits is not None:
             try:
                 self._generate(sequence, logits)
-            except DecodeFailed as error:
+            except ErllamaError as error:  # no token can be chosen, or the grammar became too costly: this sequence alone ends
                 self._finish(sequence, Step.ERROR, error)
 
     def _generate(self, sequence: Sequence, logits: Logits) -> None:
@@ -264,7 +262,6 @@ class Engine:
 
 def check_token_ids(tokens: Seq[int], n_vocab: int, name: str) -> None:
     """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the whole batch)."""
-    if tokens and not (0 <= min(tokens) and max(tokens) < n_vocab):
+    if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
         bad = next(token for token in tokens if not 0 <= token < n_vocab)
         raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)
-

@@ -174,9 +174,7 @@ class LlamaBackend:
         params.n_ubatch = min(512, config.n_batch)
         params.n_outputs_max = config.n_parallel  # one row of logits a sequence: a row of 152 k floats for each batch token would be 300 MB
         params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k = _ggml_type(config.type_k)
         params.type_v = _ggml_type(config.type_v)
         params.rope_freq_base = config.rope_freq_base
@@ -187,7 +185,8 @@ class LlamaBackend:
             ctx = llama_cpp.llama_init_from_model(self._model, params)
         if not ctx:
             reason = "; ".join(errors) or "llama.cpp gives no reason; is there enough memory?"
-            raise ModelLoadError(f"cannot make a context of {config.n_parallel} x {self.n_ctx} tokens for {config.path}: {reason}", param="n_ctx")
+            wanted = f"{config.n_parallel} x {self.n_ctx} tokens"
+            raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
         return ctx
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ class LlamaEmbedder:
                 raise InvalidParameter(f"input[{i}] has no tokens", param="input")
             if len(tokens) > self._n_ctx:
                 raise ContextOverflow(f"input[{i}] has {len(tokens)} tokens; this model embeds at most {self._n_ctx}", param="input")
-            if not (0 <= min(tokens) and max(tokens) < self._n_vocab):
+            if not (min(tokens) >= 0 and max(tokens) < self._n_vocab):
                 raise InvalidParameter(f"input[{i}] holds a token id outside 0 to {self._n_vocab - 1}", param="input")
         vectors: list[NDArray[np.float32]] = []
         while len(vectors) < len(inputs):
@@ -88,9 +88,11 @@ class LlamaEmbedder:
 
     def _vector(self, seq_id: int) -> NDArray[np.float32]:
         pointer = llama_cpp.llama_get_embeddings_seq(self._ctx, seq_id)
-        vector = np.ctypeslib.as_array(pointer, shape=(self._n_embd,)).copy()
-        norm = float(np.linalg.norm(vector))
-        return vector / np.float32(norm) if norm > 0 else vector
+        vector: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._n_embd,)).copy()
+        norm = np.float32(np.linalg.norm(vector))
+        if norm > 0:
+            vector /= norm
+        return vector
 
     def close(self) -> None:
         """Free the context. Idempotent."""

@@ -1,8 +1,16 @@
-"""A GBNF grammar as llama.cpp runs it: asks about one token, masks a vocabulary, advances. Engine thread only."""
+"""A GBNF grammar as llama.cpp runs it: asks about one token, masks a vocabulary, advances. Engine thread only.
+
+llama.cpp keeps every derivation that is still possible, and an ambiguous grammar can double their number with each token: three rules can
+cost 2 s for the 13th token and 20 s for the 14th. No inspection decides that beforehand, so the gate measures: a single question
+that takes longer than `_MAX_SLOW_S` ends the sequence, before the next one could stall the engine for long.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import llama_cpp
 import numpy as np
@@ -14,7 +22,18 @@ from erllama.llama_vocab import LlamaVocab
 from erllama.sampling import Logits
 
 # struct llama_token_data { llama_token id; float logit; float p; }
+_MAX_SLOW_S = 0.25  # asking about one token takes microseconds, masking 152 k of them 0.05 s
+
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    elapsed_s = time.monotonic() - started
+    if elapsed_s > _MAX_SLOW_S:
+        raise InvalidParameter(f"the grammar is too ambiguous: one token took {elapsed_s:.1f} s, at most {_MAX_SLOW_S} s", param="grammar")
 
 
 def _candidate_array(candidates: np.ndarray) -> llama_cpp.llama_token_data_array:
@@ -35,7 +54,8 @@ class LlamaGate:
 
     def allows(self, token: int) -> bool:
         self._one[0] = (token, 0.0, 0.0)
-        llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(_candidate_array(self._one)))
+        with _bounded():
+            llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(_candidate_array(self._one)))
         return bool(np.isfinite(self._one["logit"][0]))
 
     def mask(self, logits: Logits) -> None:
@@ -47,7 +67,8 @@ class LlamaGate:
         logits[everything["id"]] = everything["logit"]
 
     def accept(self, token: int) -> None:
-        llama_cpp.llama_sampler_accept(self._sampler, token)
+        with _bounded():
+            llama_cpp.llama_sampler_accept(self._sampler, token)
 
     def close(self) -> None:
         if self._sampler:

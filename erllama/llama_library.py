@@ -1,7 +1,7 @@
 """llama.cpp as a process-wide library: initialisation, its log, and what it was built with.
 
 `llama_log_set` and the backend registry belong to the process, so this is the one module with process-wide effects, and it has them
-only when a model is loaded. llama.cpp's messages go to the logger "erllama.llama_cpp": warnings and errors as such, the rest as DEBUG.
+only when a model is loaded. llama.cpp's messages go to the logger "erllama.llama_cpp": errors as such, warnings as INFO, the rest as DEBUG.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEPT_LINES = 50
 _recent: deque[tuple[int, int, str]] = deque(maxlen=_KEPT_LINES)  # (thread, level, text): reasons for the exception of a failed call
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     line = text.decode(errors="replace").rstrip()
     if not line or line == "." * len(line):
@@ -32,7 +32,7 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     if level == _ERROR:
         log.error("%s", line)
     elif level == _WARN:
-        log.warning("%s", line)
+        log.info("%s", line)  # repeated per tensor and rarely anything an operator can act on
     else:
         log.debug("%s", line)
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
-import numpy as np
 
 from erllama.errors import InvalidParameter, ModelLoadError
 from erllama.gguf_check import inspect_gguf
@@ -68,7 +67,7 @@ class LlamaVocab:
             buffer = (ctypes.c_int32 * size)()
             n = llama_cpp.llama_tokenize(self.pointer, data, len(data), buffer, size, add_special, parse_special)
             if n >= 0:
-                return np.frombuffer(buffer, dtype=np.int32, count=n).tolist()
+                return list(buffer[:n])
             size = -n
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:

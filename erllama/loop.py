@@ -65,8 +65,7 @@ class EngineLoop:
                 self._refused += 1
                 retry_after_s = min(_RETRY_AFTER_MAX_S, max(1, round(self._mean_request_s)))
                 raise QueueFull(
-                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; "
-                    f"retry after {retry_after_s} s",
+                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; retry after {retry_after_s} s",
                     retry_after_s=retry_after_s,
                 )
             self._live[request.request_id] = time.monotonic_ns()
@@ -119,7 +118,7 @@ class EngineLoop:
                 raise EngineStopped(f"the engine has not finished a step for {age_s:.0f} s")
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """End every request with `EngineStopped` and join the thread. Idempotent. Raises `TimeoutError` if a decode outlasts the timeout."""
+        """End every request with `EngineStopped` and join the thread. Idempotent. `TimeoutError` if a decode outlasts the timeout."""
         with self._wake:
             self._stopping = True
             self._wake.notify()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from erllama.backend import ModelBackend
 from erllama.chat import ChatTemplate
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
@@ -101,25 +102,33 @@ class Model:
         parent_key           the `finish_key` of an earlier completion to resume from; a hint, never an error
     """
 
-    def __init__(self, config: EngineConfig | None = None, *, sink: Deliver | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        sink: Deliver | None = None,
+        make_backend: Callable[[EngineConfig], ModelBackend] = LlamaBackend,
+        **settings: Any,
+    ) -> None:
         """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`, `n_parallel`, ...).
 
         `sink` receives, on the engine thread and once per step, the events of requests that `post` queued. Raises `ModelLoadError` when the
-        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting.
+        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting. `make_backend` loads the file; tests pass
+        `StubBackend.from_config`.
         """
         config = make_config(config, settings)
         self._sink = sink
-        self._backend = LlamaBackend(config)
-        self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
         self._config = config
         self._streams: dict[str, InferStream] = {}
         self._lock = threading.Lock()
-        self._template = make_template(self._backend)
-
-        def build(deliver: Deliver) -> Engine:
-            return Engine(self._backend, config, deliver, namespace=self._fingerprint)
-
-        self._loop = EngineLoop(build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id)
+        self._backend = make_backend(config)
+        try:
+            self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
+            self._template = make_template(self._backend)
+            self._loop = EngineLoop(self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id)
+        except BaseException:
+            self._backend.close()  # gigabytes; nobody else can free them
+            raise
 
     # --- generating ------------------------------------------------------------------------------------------------------
 
@@ -133,7 +142,7 @@ class Model:
         return self.infer(tokens, **params).result()
 
     def infer(self, tokens: Sequence[int], params: Mapping[str, Any] | None = None, **more: Any) -> InferStream:
-        """Queue a prompt and return its stream of events at once; `stream.ref` is its reference. Requests in flight queue first in, first out."""
+        """Queue a prompt, first in, first out, and return its stream of events at once; `stream.ref` is its reference."""
         request = build_request(uuid.uuid4().hex, tokens, {**(params or {}), **more})
         return self.submit(request)
 
@@ -141,6 +150,8 @@ class Model:
         """Like `infer`, for a request that is built already."""
         stream = InferStream(self, request.request_id)
         with self._lock:
+            if request.request_id in self._streams:  # before anything is stored: the one in flight must keep its stream
+                raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
             self._streams[request.request_id] = stream
         try:
             self._loop.submit(request)
@@ -193,8 +204,7 @@ class Model:
         """One embedding per input. Long lists are cut, so that running requests get their steps in between."""
         vectors: list[list[float]] = []
         for start in range(0, len(inputs), _EMBED_AT_ONCE):
-            some = inputs[start : start + _EMBED_AT_ONCE]
-            vectors += [vector.tolist() for vector in self._call(lambda _, some=some: self._backend.embed(some))]
+            vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
         return vectors
 
     # --- adapters -------------------------------------------------------------------------------------------------------------
@@ -268,8 +278,14 @@ class Model:
 
     # --- inside -----------------------------------------------------------------------------------------------------------------
 
-    def _call(self, function: Any) -> Any:
-        future: Future[Any] = self._loop.call(function)
+    def _build(self, deliver: Deliver) -> Engine:
+        return Engine(self._backend, self._config, deliver, namespace=self._fingerprint)
+
+    def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [vector.tolist() for vector in self._call(lambda _: self._backend.embed(inputs))]
+
+    def _call(self, function: Callable[[Engine], T]) -> T:
+        future: Future[T] = self._loop.call(function)
         return future.result()
 
     def _deliver(self, events: list[tuple[str, Event]]) -> None:
@@ -289,9 +305,11 @@ class Model:
 
 def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
     """One resolved config from a config or keyword settings; "demo" becomes the path of the embedded model."""
-    unknown = sorted(set(settings) - {f for f in EngineConfig.__dataclass_fields__})
+    unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
     if unknown:
-        raise InvalidParameter(f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}", param=unknown[0])
+        raise InvalidParameter(
+            f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}", param=unknown[0]
+        )
     if config is None:
         config = EngineConfig(**{"path": "demo", **settings})
     elif settings:
@@ -299,7 +317,7 @@ def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> Eng
     return replace(config, path=str(demo_model_path())) if config.path == "demo" else config
 
 
-def make_template(backend: LlamaBackend) -> ChatTemplate | None:
+def make_template(backend: ModelBackend) -> ChatTemplate | None:
     """The model's own chat template, None when its GGUF has none."""
     vocab = backend.vocab
     if vocab.chat_template is None:
@@ -307,7 +325,7 @@ def make_template(backend: LlamaBackend) -> ChatTemplate | None:
     return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
 
 
-def make_model_info(backend: LlamaBackend, config: EngineConfig, digest: str, status: ModelStatus) -> ModelInfo:
+def make_model_info(backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus) -> ModelInfo:
     """`ModelInfo` from what the backend loaded."""
     info = backend.info
     return ModelInfo(

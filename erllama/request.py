@@ -92,9 +92,7 @@ class SamplingParams:
 
     @property
     def penalised(self) -> bool:
-        return self.repeat_last_n != 0 and (
-            self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
-        )
+        return self.repeat_last_n != 0 and (self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0)
 
 
 def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
@@ -157,8 +155,9 @@ def _check_stop(stop: tuple[str, ...]) -> None:
     for text in stop:
         if not isinstance(text, str) or not text:
             raise InvalidParameter(f"stop must hold non-empty strings, got {text!r}", param="stop")
-        if len(text.encode()) > MAX_STOP_BYTES:
-            raise InvalidParameter(f"a stop string has {len(text.encode())} bytes, at most {MAX_STOP_BYTES}", param="stop")
+        n_bytes = len(text.encode(errors="replace"))
+        if n_bytes > MAX_STOP_BYTES:
+            raise InvalidParameter(f"a stop string has {n_bytes} bytes, at most {MAX_STOP_BYTES}", param="stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +283,8 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
     try:
-        return tuple(map(operator.index, tokens))  # also takes numpy's integers
+        ids = tuple(tokens)
+        return ids if bool in set(map(type, ids)) else tuple(map(operator.index, ids))  # numpy's integers, too; bools are refused later
     except TypeError as error:
         raise InvalidParameter("the prompt must be token ids, all of them integers", param="prompt") from error
 

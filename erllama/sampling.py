@@ -18,7 +18,7 @@ and gives the same tokens. The generator is splitmix64 (Steele, Lea, Flood: "Fas
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,16 +92,20 @@ class TokenSampler:
     """The sampling state of one sequence.
 
     `params.seed` must be set. `history` is the sequence's own token list, shared and growing: penalties look at its last
-    `repeat_last_n` entries (-1: all of them). Engine thread only.
+    `repeat_last_n` entries (-1: all of them). `banned` tokens are never drawn, except where a grammar allows nothing else: its end is an
+    end even for a request that ignores the model's. Engine thread only.
     """
 
-    def __init__(self, params: SamplingParams, history: Sequence[int], grammar: GrammarGate | None = None) -> None:
+    def __init__(
+        self, params: SamplingParams, history: Sequence[int], grammar: GrammarGate | None = None, *, banned: Iterable[int] = ()
+    ) -> None:
         if params.seed is None:
             raise InvalidParameter("a sampler needs a seed", param="seed")
         self._params = params
         self._seed = params.seed & _MASK64
         self._history = history
         self._grammar = grammar
+        self._banned = sorted(banned)
         self._bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.intp)
         self._bias = np.array([-np.inf if bias <= -100.0 else bias for _, bias in params.logit_bias], dtype=np.float32)
 
@@ -114,11 +118,19 @@ class TokenSampler:
             np.add.at(logits, self._bias_ids, self._bias)  # an id may be there twice
         if self._params.penalised:
             self._penalise(logits)
+        if self._banned:
+            logits[self._banned] = -np.inf
         token = self._choose(logits, position, draw=0)
         if self._grammar is not None and not self._grammar.allows(token):
             self._grammar.mask(logits)
-            token = self._choose(logits, position, draw=1)
+            forced = self._forced_end(logits)
+            token = self._choose(logits, position, draw=1) if forced is None else forced
         return token
+
+    def _forced_end(self, masked: Logits) -> int | None:
+        if not self._banned or self._grammar is None or masked.max() > -np.inf:
+            return None
+        return next((token for token in self._banned if self._grammar.allows(token)), None)
 
     def accept(self, token: int) -> None:
         """Tell the grammar which token was kept."""

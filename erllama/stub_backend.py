@@ -9,19 +9,42 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from erllama.adapters import AdapterSet
 from erllama.batch_plan import BatchPlan
+from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed, InvalidParameter, ModelLoadError
+from erllama.gguf_check import GgufInfo
 from erllama.sampling import GrammarGate, Logits
 
 EOG = 256
 N_VOCAB = 257
 _LETTERS = np.frombuffer(b"etaoin shrdlucmfwypvbgkqjxz", dtype=np.uint8)
 _N_EMBD = 8
+CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+class StubVocab:
+    """One token per byte."""
+
+    bos_text = ""
+    eos_text = ""
+
+    def __init__(self, chat_template: str | None = CHATML) -> None:
+        self.chat_template = chat_template
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        for token in tokens:
+            if not 0 <= token < N_VOCAB:
+                raise InvalidParameter(f"tokens holds id {token}; the vocabulary has ids 0 to {N_VOCAB - 1}", param="tokens")
+        return bytes(token for token in tokens if token != EOG).decode(errors="replace")
 
 
 class StubBackend:
@@ -30,6 +53,7 @@ class StubBackend:
     generates = True
     embeds = True
     n_vocab = N_VOCAB
+    n_gpu_layers = 0
     eog_tokens = frozenset({EOG})
 
     def __init__(self, n_ctx: int = 512, n_parallel: int = 4, *, reply_tokens: int = 32, fail_tokens: frozenset[int] = frozenset()) -> None:
@@ -38,8 +62,28 @@ class StubBackend:
         self.plans: list[list[tuple[int, int, int]]] = []  # per decode: (seq_id, start, n_tokens) of each row
         self.adapters: dict[str, str] = {}
         self.closed = False
+        self.vocab = StubVocab()
+        self.info = GgufInfo(
+            path=Path("stub.gguf"),
+            architecture="stub",
+            name="stub",
+            n_layer=1,
+            n_embd=_N_EMBD,
+            n_ctx_train=n_ctx,
+            n_vocab=N_VOCAB,
+            n_params=0,
+            size_bytes=0,
+            file_type="F32",
+            bits_per_weight=32.0,
+            chat_template=self.vocab.chat_template,
+        )
         self._reply_tokens = reply_tokens
         self._fail_tokens = fail_tokens
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> StubBackend:
+        """What `Model(config, make_backend=StubBackend.from_config)` calls. The file of the config is not opened."""
+        return cls(config.n_ctx or 512, config.n_parallel)
 
     def decode(self, plan: BatchPlan) -> list[Logits | None]:
         assert not self.closed, "decode after close"
@@ -63,7 +107,7 @@ class StubBackend:
         noise = np.frombuffer(hashlib.shake_256(digest.digest()).digest(len(_LETTERS) + 1), dtype=np.uint8)
         logits = np.full(N_VOCAB, -20.0, dtype=np.float32)
         logits[_LETTERS] = noise[:-1].astype(np.float32) / 32.0
-        if self._reply_tokens and noise[-1] * self._reply_tokens < 256:
+        if self._reply_tokens and int(noise[-1]) * self._reply_tokens < 256:
             logits[EOG] = 20.0
         return logits
 

@@ -1,0 +1,140 @@
+"""What the engine's tests share: sequences made by hand, and an engine on the stub that is stepped by hand under a clock of its own."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from erllama.adapters import AdapterSet, AdapterUse
+from erllama.config import EngineConfig
+from erllama.engine import Engine
+from erllama.machine import State
+from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, SamplingParams, Tokens
+from erllama.sampling import TokenSampler
+from erllama.sequence import Sequence
+from erllama.stub_backend import StubBackend
+from erllama.text_stream import TextStream
+
+NS_PER_MS = 1_000_000
+
+
+def adapter_set(*names: str) -> AdapterSet:
+    return tuple(AdapterUse(name, name, 1.0) for name in names)
+
+
+def make_sequence(
+    name: str = "s",
+    *,
+    state: State = State.QUEUED,
+    n_prompt: int = 4,
+    n_kv: int = 0,
+    n_generated: int = 0,
+    seq_id: int | None = None,
+    adapters: AdapterSet = (),
+) -> Sequence:
+    tokens = [97] * (n_prompt + n_generated)
+    return Sequence(
+        request=GenerationRequest(name, tuple(tokens[:n_prompt])),
+        n_ctx=4096,
+        adapters=adapters,
+        sampler=TokenSampler(SamplingParams(seed=0), tokens),
+        text=TextStream(),
+        tokens=tokens,
+        submitted_ns=0,
+        state=state,
+        seq_id=seq_id,
+        n_kv=n_kv,
+    )
+
+
+def request(name: str, prompt: str | Iterable[int] = "hello", *, seed: int = 1, **params: object) -> GenerationRequest:
+    """A request with a fixed seed. Sampling parameters and those of the request are told apart by name."""
+    sampling = {key: params.pop(key) for key in list(params) if key in SamplingParams.__dataclass_fields__}
+    tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+    return GenerationRequest(name, tokens, sampling=SamplingParams(seed=seed, **sampling), **params)  # type: ignore[arg-type]
+
+
+class Clock:
+    """Each reading is a millisecond after the last."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def __call__(self) -> int:
+        self.ns += NS_PER_MS
+        return self.ns
+
+
+@dataclass
+class Rig:
+    """An engine, its stub, and everything it delivered."""
+
+    engine: Engine
+    backend: StubBackend
+    events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    deliveries: list[list[tuple[str, Event]]] = field(default_factory=list)
+
+    def take(self, events: list[tuple[str, Event]]) -> None:
+        self.deliveries.append(events)
+        for name, event in events:
+            self.events[name].append(event)
+
+    def submit(self, *requests: GenerationRequest) -> None:
+        for one in requests:
+            self.engine.validate(one)
+            self.engine.submit(one)
+
+    def step(self, times: int = 1) -> bool:
+        """Steps, each followed by every check there is. True if the last one decoded."""
+        busy = False
+        for _ in range(times):
+            busy = self.engine.step()
+            self.check()
+        return busy
+
+    def run(self, limit: int = 2000) -> int:
+        """Step until nothing is left to do; the number of steps that decoded."""
+        for n in range(limit):
+            if not self.step():
+                return n
+        raise AssertionError(f"not idle after {limit} steps")
+
+    def check(self) -> None:
+        self.engine.check_integrity()
+        stats = self.engine.stats
+        assert stats.n_free_seq_ids + stats.n_running == stats.n_parallel
+        assert sum(bool(kv) for kv in self.backend.kv) <= stats.n_running
+        assert sum(map(len, self.backend.kv)) == stats.kv_tokens
+        for events in self.events.values():
+            assert not any(isinstance(event, Done | Failed) for event in events[:-1]), "an event after the last one"
+
+    def text(self, name: str) -> str:
+        return "".join(event.text for event in self.events[name] if isinstance(event, Tokens))
+
+    def ids(self, name: str) -> list[int]:
+        return [token for event in self.events[name] if isinstance(event, Tokens) for token in event.ids]
+
+    def done(self, name: str) -> Done:
+        end = self.events[name][-1]
+        assert isinstance(end, Done), end
+        return end
+
+    def error(self, name: str) -> Exception:
+        end = self.events[name][-1]
+        assert isinstance(end, Failed), end
+        return end.error
+
+    def reason(self, name: str) -> FinishReason:
+        return self.done(name).stats.finish_reason
+
+    def ended(self, name: str) -> bool:
+        return bool(self.events[name]) and isinstance(self.events[name][-1], Done | Failed)
+
+
+def make_rig(backend: StubBackend | None = None, **settings: object) -> Rig:
+    """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another one is given."""
+    config = EngineConfig(path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, **settings})  # type: ignore[arg-type]
+    backend = backend or StubBackend(config.n_ctx, config.n_parallel, reply_tokens=0)
+    rig: Rig
+    engine = Engine(backend, config, lambda events: rig.take(events), clock=Clock())
+    rig = Rig(engine, backend)
+    return rig
