@@ -1,4 +1,4 @@
-"""`python -m deployments.launch [CONFIG]`: check a config, then become `serve run CONFIG` with the switches measured as best.
+"""`python -m deployments.launch [CONFIG | --env]`: check a config, then become `serve run CONFIG` with the switches measured as best.
 
 The switches must be in the environment of the process that starts Ray, because its workers inherit them. They are Ray's, not ours:
 our own configuration is the file alone. Everything is correct without them; they make a streamed token several times cheaper.
@@ -81,7 +81,10 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Exec `serve run`; exits with 2 when the config is wrong."""
+    """Exec `serve run`; exits with 2 when the config is wrong. `--env` prints the switches as NAME=VALUE for `ray start`."""
+    if argv == ["--env"]:
+        print("\n".join(f"{name}={value}" for name, value in environment({}).items()))
+        return
     config, *more = argv or ["serve_config.yaml"]
     try:
         load_args(Path(config))

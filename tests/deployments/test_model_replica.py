@@ -280,6 +280,7 @@ def test_an_id_whose_reader_left_is_in_flight_until_its_last_event_has_come(serv
         ):  # the second one runs after the step that ended the request: its last event waits for this loop, which is busy here
             it.replica._model._call(lambda engine: engine.idle)
         assert "in flight" in str(error_of(await events_of(it.replica, request("same"))))
+        await asyncio.sleep(0)  # now it comes
         assert len(ids(await events_of(it.replica, request("same")))) == 5
 
     serve(story)

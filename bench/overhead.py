@@ -1,0 +1,175 @@
+"""What serving itself costs: the real HTTP path, ingress, replica and engine around a backend that takes no time.
+
+    python bench/overhead.py [--streams 1,16,64] [--seconds 8] [--step-ms 0,20] [--mode both] [--json FILE]
+
+For each mode (`tuned`: the switches of deployments.launch; `default`: Ray as it comes) one cluster runs with one model per value of
+`--step-ms`: 0 decodes as fast as the engine loop turns, so tokens leave in lumps; 20 is the pace of a real model, where every token is a
+message of its own. The client runs K streams for `--seconds`, or K connections of short completions that are not streamed.
+
+MODE.idle.PART_ms       CPU milliseconds per second of each part when nothing is asked of it: at few paced streams most of PART_us
+MODE.stepN.sK.tokens    tokens/s over all streams
+MODE.stepN.sK.items     events with text per second
+MODE.stepN.sK.PART_us   CPU microseconds per streamed token of proxy (HAProxy and ProxyActor), ingress, replica, ray (all other processes
+                        of the cluster), serving (the first three together), client (this process)
+MODE.unary.sK.requests  completions of 4 tokens per second, K at a time; here PART_us is per request
+MODE.unary.sK.p50       milliseconds per such request, the median
+
+CPU is user + system time from /proc, in ticks of 10 ms, so short runs are coarse. Ratios are default/tuned: above one means that the
+switches help (for requests, items and tokens, below one does). With step 0 everything shares the cores with the client; with a paced
+backend and few streams the machine is mostly idle, and the figures are costs, not limits.
+
+Hold still: nothing else on the machine. The model's file is a tiny GGUF made for the run; only its vocabulary is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import Figures, int_list, make_parser, percentile, say
+from servers import Ours, component, cpu_of
+from stream_client import Connection, encode_request, parse_reply, parse_stream
+
+from erllama.demo.random_gguf import write_random_model
+from erllama.demo.random_shape import TINY_QWEN2
+
+PARTS = ("proxy", "ingress", "replica")
+PROMPT = list(range(97, 113))
+N_CTX = 16_384
+UNPACED_TOKENS = 1024
+UNARY_TOKENS = 4
+UNARY_STEP = 0  # short requests go to the model that does not sleep
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the client saw in one measurement."""
+
+    requests: int = 0
+    tokens: int = 0
+    items: int = 0
+    latencies_ms: list[float] | None = None
+    wall_s: float = 0.0
+    client_cpu_s: float = 0.0
+
+
+def model_id(step_ms: int) -> str:
+    return f"step{step_ms}"
+
+
+def body(step_ms: int, max_tokens: int, *, stream: bool) -> bytes:
+    more: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    request = {"model": model_id(step_ms), "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, **more}
+    return encode_request("POST", "/v1/completions", request)
+
+
+async def drive(port: int, data: bytes, n: int, seconds: float, *, stream: bool) -> Tally:
+    """`n` connections, each repeating one request until the time is up; the last ones are finished. Replies are parsed as they end."""
+    tally = Tally(latencies_ms=[])
+    connections = [await Connection.open(port) for _ in range(n)]
+    started, cpu = time.monotonic(), time.process_time()
+
+    async def one(connection: Connection) -> None:
+        while True:
+            reply = parse_reply(await connection.request(data))
+            if stream:
+                parsed = parse_stream(reply)
+                tally.tokens += parsed.completion_tokens
+                tally.items += len(parsed.text_ns)
+            elif reply.status != 200:
+                raise ValueError(f"HTTP {reply.status}: {reply.body[:200]!r}")
+            tally.requests += 1
+            assert tally.latencies_ms is not None
+            tally.latencies_ms.append((reply.done_ns - reply.sent_ns) / 1e6)
+            if time.monotonic() - started >= seconds:
+                return
+
+    await asyncio.gather(*(one(connection) for connection in connections))
+    tally.wall_s, tally.client_cpu_s = time.monotonic() - started, time.process_time() - cpu
+    for connection in connections:
+        connection.abort()
+    return tally
+
+
+def measure(server: Ours, figures: Figures, mode: str, args: Any) -> None:
+    """Every figure of one mode."""
+    say(f"{mode}: idle")
+    with cpu_of(server, component) as used:
+        time.sleep(args.seconds)
+    for part in (*PARTS, "ray"):
+        figures.add(f"{mode}.idle.{part}_ms", 1e3 * used.get(part, 0.0) / args.seconds, "ms/s")
+    for n in args.streams:
+        for step_ms in args.step_ms:
+            paced = step_ms > 0
+            max_tokens = min(N_CTX - len(PROMPT) - 1, max(8, int(args.seconds * 1000 / step_ms))) if paced else UNPACED_TOKENS
+            seconds = 0.0 if paced else args.seconds  # one paced stream already lasts that long
+            say(f"{mode}: {n} streams, step {step_ms} ms")
+            with cpu_of(server, component) as used:
+                tally = asyncio.run(drive(server.port, body(step_ms, max_tokens, stream=True), n, seconds, stream=True))
+            name = f"{mode}.{model_id(step_ms)}.s{n}"
+            figures.add(f"{name}.tokens", tally.tokens / tally.wall_s, "tok/s")
+            figures.add(f"{name}.items", tally.items / tally.wall_s, "1/s")
+            _add_costs(figures, name, used, tally.client_cpu_s, tally.tokens, "us/tok")
+        if UNARY_STEP in args.step_ms:
+            say(f"{mode}: {n} connections of short completions")
+            data = body(UNARY_STEP, UNARY_TOKENS, stream=False)
+            with cpu_of(server, component) as used:
+                tally = asyncio.run(drive(server.port, data, n, args.seconds, stream=False))
+            name = f"{mode}.unary.s{n}"
+            figures.add(f"{name}.requests", tally.requests / tally.wall_s, "1/s")
+            figures.add(f"{name}.p50", percentile(tally.latencies_ms or [], 50), "ms")
+            _add_costs(figures, name, used, tally.client_cpu_s, tally.requests, "us/req")
+
+
+def _add_costs(figures: Figures, name: str, used: dict[str, float], client_s: float, count: int, unit: str) -> None:
+    for part in (*PARTS, "ray"):
+        figures.add(f"{name}.{part}_us", 1e6 * used.get(part, 0.0) / count, unit)
+    figures.add(f"{name}.serving_us", 1e6 * sum(used.get(part, 0.0) for part in PARTS) / count, unit)
+    figures.add(f"{name}.client_us", 1e6 * client_s / count, unit)
+
+
+def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
+    """Load vocabularies, open every path once, and wait out the time in which HAProxy still uses its fallback."""
+    for _ in range(8):
+        for step in step_ms:
+            asyncio.run(drive(server.port, body(step, 16, stream=True), 4, 0.5, stream=True))
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--streams", type=int_list, default=[1, 16, 64], help="concurrent streams (default 1,16,64; at most 64)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
+    parser.add_argument("--step-ms", type=int_list, default=[0, 20], help="sleep per decode step, one model each (default 0,20)")
+    parser.add_argument("--mode", choices=("tuned", "default", "both"), default="both")
+    parser.add_argument("--port", type=int, default=8210)
+    args = parser.parse_args()
+    if not args.streams or not 1 <= min(args.streams) <= max(args.streams) <= 64:
+        parser.error("--streams must be between 1 and 64")
+
+    figures = Figures()
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="bench-overhead-") as directory:
+        path = Path(directory, "vocab.gguf")
+        write_random_model(path, TINY_QWEN2)
+        models = [{"id": model_id(step), "path": str(path), "n_ctx": N_CTX, "n_parallel": 64} for step in args.step_ms]
+        app_args = {"models": models, "step_ms": {model_id(step): step for step in args.step_ms}}
+        for mode in ("default", "tuned") if args.mode == "both" else (args.mode,):
+            with Ours(app_args, port=args.port, tuned=mode == "tuned", import_path="overhead_app:build_app") as server:
+                warm_up(server, args.step_ms)
+                measure(server, figures, mode, args)
+    if args.mode == "both":
+        for figure in [figure for figure in figures.figures if figure.name.startswith("tuned.")]:
+            name = figure.name.removeprefix("tuned.")
+            if not name.endswith(("client_us", "ray_us")):
+                figures.add_ratio(f"ratio.{name}", figures.get(f"default.{name}"), figure.value)
+    figures.report(args.json)
+
+
+if __name__ == "__main__":
+    main()
