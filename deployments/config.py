@@ -60,6 +60,7 @@ class ModelSpec(_Strict):
     n_batch: int = 512
     prefill_slice: int = 256
     max_queue: int = 128
+    stream_interval_ms: float = 50.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
     flash_attn: bool = True

@@ -61,6 +61,12 @@ class Backend(Protocol):
     def drop(self, seq_id: int) -> None:
         """Forget the KV of a sequence. A sequence without KV is fine."""
 
+    def move(self, source: int, target: int) -> None:
+        """Move the KV of sequence `source`, exactly, to `target`, which holds none; afterwards `source` holds none.
+
+        Raises `DecodeFailed` when it cannot; then neither holds any.
+        """
+
     @property
     def eog_tokens(self) -> frozenset[int]:
         """Tokens that end a generation."""

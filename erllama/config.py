@@ -38,6 +38,9 @@ class EngineConfig:
     prefill_slice: prompt tokens per step while other sequences generate. A slice costs running streams its prefill time as a pause, so it
         trades their pace against the newcomer's time to first token. Ignored when nothing generates.
     max_queue: requests that may wait; the next one is refused with `QueueFull`.
+    stream_interval_ms: tokens of running replies leave together at this interval (the first and the last of a reply at once); 0: after
+        every step. Each departure wakes half a dozen threads on the way to the client, which take cores from the decode: on two cores 50 ms
+        gave 5 to 10 % more tokens per second than 0. Twenty updates a second still read as a flow; ray.serve.llm batches by 50 ms too.
     n_threads: CPU threads; "auto" is what the caller's environment grants (the replica passes the CPUs that Ray gave it).
     n_gpu_layers: "auto" puts all layers on a GPU when this build has one and a device is visible, else none.
     flash_attn, type_k, type_v: as llama.cpp means them; a quantised V cache needs flash attention.
@@ -51,6 +54,7 @@ class EngineConfig:
     n_batch: int = 512
     prefill_slice: int = 256
     max_queue: int = 128
+    stream_interval_ms: float = 50.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
     flash_attn: bool = True
@@ -89,7 +93,7 @@ class EngineConfig:
         _check(
             self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}"
         )
-        for name in ("rope_freq_base", "rope_freq_scale"):
+        for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms"):
             value = getattr(self, name)
             number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
             _check(number and value >= 0, name, f"must be a finite number of at least 0, got {value!r}")

@@ -51,6 +51,9 @@ class Engine:
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox: list[tuple[str, Event]] = []
+        self._urgent = False
+        self._interval_ns = int(config.stream_interval_ms * 1e6)
+        self._delivered_ns = clock() - self._interval_ns
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
         self._n_parallel = config.n_parallel
         self._counts = Counters()
@@ -61,6 +64,7 @@ class Engine:
     def step(self) -> bool:
         """Admit, decode once, advance every sequence of the batch, retire. False when there was nothing to do."""
         self._admit_waiting()
+        self._fill_hole()
         plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
@@ -76,6 +80,7 @@ class Engine:
         except ErllamaError as error:
             self._counts.requests_failed += 1
             self._outbox.append((request.request_id, Failed(error)))
+            self._urgent = True
             return
         self._sequences[request.request_id] = sequence
         self._admission.enqueue(sequence)
@@ -141,6 +146,17 @@ class Engine:
             self._counts.requests_admitted += 1
             self._counts.prompt_tokens += sequence.n_prompt
 
+    def _fill_hole(self) -> None:
+        """At most one move per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
+        moved = self._admission.fill_hole()
+        if moved is None:
+            return
+        sequence, old = moved
+        try:
+            self._backend.move(old, _seq_id(sequence))
+        except DecodeFailed as error:
+            self._finish(sequence, Step.ERROR, error)
+
     def _decode(self, plan: BatchPlan) -> list[Logits | None]:
         started = self._clock()
         try:
@@ -178,6 +194,7 @@ class Engine:
         token = sequence.sampler.sample(logits, position=sequence.n_tokens)
         if sequence.first_token_ns is None:
             sequence.first_token_ns = self._clock()
+            self._urgent = True
         if token in self._backend.eog_tokens:
             self._finish(sequence, Step.STOP)
             return
@@ -205,6 +222,7 @@ class Engine:
             return
         request_id = sequence.request.request_id
         sequence.apply(ending)
+        self._urgent = True
         if error is None:
             tail = sequence.text.finish()
             if tail:
@@ -229,10 +247,16 @@ class Engine:
     # --- what others see -------------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        """Hand over the events of this step and replace the stats snapshot."""
+        """Replace the stats snapshot and hand over the events that are due.
+
+        What begins or ends a reply is due at once. Other tokens may gather for `stream_interval_ms`: each hand-over wakes half a dozen
+        threads on the way to the client, and each of them takes a core from the decode that is running.
+        """
         self.stats = self._snapshot()
-        if self._outbox:
+        now = self._clock()
+        if self._outbox and (self._urgent or not self._sequences or now - self._delivered_ns >= self._interval_ns):
             events, self._outbox = self._outbox, []
+            self._urgent, self._delivered_ns = False, now
             self._deliver(events)
 
     def _snapshot(self) -> EngineStats:
@@ -258,6 +282,11 @@ class Engine:
             assert sequence.live, repr(sequence)
             sequence.check()
         assert len(self._sequences) == len(self._admission.running) + len(self._admission.waiting)
+
+
+def _seq_id(sequence: Sequence) -> int:
+    assert sequence.seq_id is not None
+    return sequence.seq_id
 
 
 def check_token_ids(tokens: Seq[int], n_vocab: int, name: str) -> None:

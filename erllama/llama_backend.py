@@ -3,7 +3,10 @@
 Ownership: `LlamaBackend` owns the model, the context, the batch and the adapters and frees them in `close`, in that reverse order. The
 engine thread makes every call; loading happens before it starts. ctypes releases the GIL for the length of a decode.
 
-Each sequence has its own KV stream (`kv_unified` off), so its numerics do not depend on what its neighbours hold.
+Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its neighbours hold, and attention does not walk
+over their cells. Measured on the 0.5B shape with 8 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified
+cache; with short sequences both are equal. The price: a batch is computed in one pass only over sequences whose ids follow each other, in
+ascending order. The engine keeps ids dense (`Admission.fill_hole`, `move`), and `_BatchViews.fill` orders the rows.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class LlamaBackend:
         self._embedder: LlamaEmbedder | None = None
         self._adapters: dict[str, Any] = {}
         self._active: AdapterSet = ()
+        self._scratch = np.empty(0, dtype=np.uint8)
         self.info: GgufInfo = inspect_gguf(config.path)
         initialise()
         self.n_gpu_layers = _gpu_layers(config)
@@ -105,6 +109,17 @@ class LlamaBackend:
 
     def drop(self, seq_id: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+
+    def move(self, source: int, target: int) -> None:
+        n_bytes = int(llama_cpp.llama_state_seq_get_size(self._ctx, source))
+        if self._scratch.nbytes < n_bytes:  # kept and grown: the first touch of fresh memory costs more than the copy
+            self._scratch = np.empty(n_bytes, dtype=np.uint8)
+        data = self._scratch.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        n_read = int(llama_cpp.llama_state_seq_get_data(self._ctx, data, n_bytes, source))
+        self.drop(source)
+        if n_read == 0 or int(llama_cpp.llama_state_seq_set_data(self._ctx, data, n_read, target)) == 0:
+            self.drop(target)
+            raise DecodeFailed(f"llama.cpp could not move sequence {source} to {target} ({n_bytes} bytes)")
 
     def new_grammar(self, gbnf: str) -> GrammarGate:
         return LlamaGate(self.vocab, gbnf)
@@ -236,17 +251,17 @@ class _BatchViews:
         batch.seq_id = ctypes.cast(self._own, pointer_type)
 
     def fill(self, plan: BatchPlan) -> list[int]:
-        """Write the plan into the batch; returns the batch index of each row's last token."""
-        ends: list[int] = []
+        """Write the plan into the batch, by ascending sequence id; returns the batch index of each row's last token, in plan order."""
+        ends = [0] * len(plan.rows)
         at = 0
-        for row in plan.rows:
+        for i, row in sorted(enumerate(plan.rows), key=lambda item: item[1].seq_id):
             end = at + row.n_tokens
             self._token[at:end] = row.tokens
             self._pos[at:end] = np.arange(row.start, row.start + row.n_tokens, dtype=np.int32)
             self._seq_id[at:end] = row.seq_id
             self._logits[at:end] = 0
             self._logits[end - 1] = row.wants_logits
-            ends.append(end - 1)
+            ends[i] = end - 1
             at = end
         self._batch.n_tokens = at
         return ends

@@ -114,6 +114,10 @@ class StubBackend:
     def drop(self, seq_id: int) -> None:
         self.kv[seq_id].clear()
 
+    def move(self, source: int, target: int) -> None:
+        assert not self.kv[target], f"sequence {target} still holds {len(self.kv[target])} tokens"
+        self.kv[source], self.kv[target] = [], self.kv[source]
+
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])
 

@@ -132,7 +132,7 @@ class Rig:
 
 def make_rig(backend: StubBackend | None = None, **settings: object) -> Rig:
     """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another one is given."""
-    config = EngineConfig(path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, **settings})  # type: ignore[arg-type]
+    config = EngineConfig(path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, "stream_interval_ms": 0, **settings})  # type: ignore[arg-type]
     backend = backend or StubBackend(config.n_ctx, config.n_parallel, reply_tokens=0)
     rig: Rig
     engine = Engine(backend, config, lambda events: rig.take(events), clock=Clock())

@@ -629,3 +629,65 @@ def test_every_row_of_logits_is_the_engines_to_change(rig: Rig):
     rig.submit(request("it", max_tokens=2, logit_bias=((int(np.frombuffer(b"e", np.uint8)[0]), -100.0),), temperature=0.0))
     rig.run()
     assert ord("e") not in rig.ids("it")
+
+
+# --- hand-over of events -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_token_and_the_end_leave_at_once_and_what_lies_between_gathers():
+    rig = make_rig(stream_interval_ms=1e9)
+    rig.submit(request("it", max_tokens=6))
+    rig.step()
+    assert len(rig.ids("it")) == 1
+    rig.step(4)
+    assert len(rig.ids("it")) == 1
+    rig.step()
+    assert len(rig.ids("it")) == 6
+    assert rig.reason("it") is FinishReason.LENGTH
+    assert len(rig.deliveries) == 2
+
+
+def test_tokens_of_a_long_reply_leave_at_the_interval():
+    rig = make_rig(stream_interval_ms=20)  # the rig's clock ticks a millisecond at every look
+    rig.submit(request("it", max_tokens=100))
+    rig.run()
+    assert len(rig.ids("it")) == 100
+    assert 3 < len(rig.deliveries) < 50
+
+
+def test_a_newcomers_first_token_takes_the_others_tokens_along():
+    rig = make_rig(stream_interval_ms=1e9)
+    rig.submit(request("old", max_tokens=50))
+    rig.step(5)
+    rig.submit(request("new", max_tokens=50))
+    rig.step()
+    assert len(rig.ids("new")) == 1
+    assert len(rig.ids("old")) == 6
+
+
+# --- dense ids ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_in_the_running_ids_is_filled_by_the_highest_one_and_its_reply_does_not_change():
+    alone = make_rig(n_parallel=4)
+    alone.submit(request("d", "prompt d", max_tokens=30))
+    alone.run()
+
+    rig = make_rig(n_parallel=4)
+    rig.submit(*(request(name, f"prompt {name}", max_tokens=30) for name in "abcd"))
+    rig.step(3)
+    rig.engine.cancel("b")
+    rig.step(2)
+    assert [bool(kv) for kv in rig.backend.kv] == [True, True, True, False]
+    rig.run()
+    assert rig.ids("d") == alone.ids("d")
+
+
+def test_a_hole_is_left_to_whoever_waits():
+    rig = make_rig(n_parallel=2)
+    rig.submit(*(request(name, f"prompt {name}", max_tokens=30) for name in "abc"))
+    rig.step(2)
+    rig.engine.cancel("a")
+    rig.step()
+    assert {seq_id for seq_id, _, _ in rig.backend.plans[-1]} == {0, 1}
+    assert len(rig.ids("c")) == 1
