@@ -24,6 +24,7 @@ from deployments.model_client import ModelClient
 from deployments.model_replica import ModelReplica
 from deployments.ports import ServedModel
 from deployments.prompts import PromptSource
+from erllama.config import padded_context
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Ingress:
 def _served(spec: ModelSpec, handle: Any) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero)
-    prompts = PromptSource(spec.path, n_ctx=spec.n_ctx or None)
+    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None)
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)
 
 

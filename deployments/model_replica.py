@@ -179,8 +179,12 @@ class ModelReplica:
     def _on_events(self, events: list[tuple[str, Event]]) -> None:
         """Engine thread: one hand-over per step."""
         loop = self._loop
-        if loop is not None and not loop.is_closed():
+        if loop is None:
+            return
+        try:
             loop.call_soon_threadsafe(self._dispatch, events)
+        except RuntimeError:  # the loop has closed: Serve stops this replica, nobody reads any more
+            log.debug("events of %d requests have no reader", len({request_id for request_id, _ in events}))
 
     def _dispatch(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from erllama.chat import ChatTemplate
+from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 from erllama.llama_grammar import check_grammar, schema_to_gbnf
@@ -84,9 +84,7 @@ class PromptSource:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self._get()
         text = state.template.render(messages, tools=tools, **template_kwargs)
-        # A template that writes BOS itself must not get a second one (llama.cpp's rule).
-        add_special = state.vocab.adds_bos and not (state.vocab.bos_text and text.startswith(state.vocab.bos_text))
-        return state.vocab.tokenize(text, add_special=add_special, parse_special=True)
+        return tokenize_chat(state.vocab, text)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self._get().vocab.tokenize(text, add_special=add_special, parse_special=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Vocab(Protocol):
     """Text to token ids and back. Static: any thread may call it, also beside a decode."""
 
+    adds_bos: bool
     bos_text: str
     eos_text: str
     chat_template: str | None

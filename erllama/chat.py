@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes
@@ -30,6 +30,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from erllama.errors import InvalidParameter, NotSupported
+
+if TYPE_CHECKING:
+    from erllama.backend import Vocab
 
 MAX_PROMPT_CHARS = 8 * 2**20  # a context of 1M tokens has about 4M characters
 MAX_LOOP_ITEMS = 1_000_000  # what all range() calls of one rendering may yield; real templates loop over messages, not numbers
@@ -250,3 +253,9 @@ def _normalise_arguments(arguments: Any, where: str) -> dict[str, Any]:
 
 def _wrong(where: str, expected: str, got: Any) -> InvalidParameter:
     return InvalidParameter(f"{where} must be {expected}, got {type(got).__name__}", param="messages")
+
+
+def tokenize_chat(vocab: Vocab, text: str) -> list[int]:
+    """Token ids of a rendered conversation. A template that writes BOS itself does not get a second one (llama.cpp's rule)."""
+    add_special = vocab.adds_bos and not (vocab.bos_text and text.startswith(vocab.bos_text))
+    return vocab.tokenize(text, add_special=add_special, parse_special=True)

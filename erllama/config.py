@@ -9,6 +9,8 @@ from typing import Literal
 
 from erllama.errors import InvalidParameter
 
+CTX_PAD = 256  # llama.cpp pads the context of a sequence to a multiple of this
+
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z")
 
@@ -97,3 +99,8 @@ class EngineConfig:
             value = getattr(self, name)
             number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
             _check(number and value >= 0, name, f"must be a finite number of at least 0, got {value!r}")
+
+
+def padded_context(n_ctx: int) -> int:
+    """The context that llama.cpp makes of a wanted one."""
+    return -(-n_ctx // CTX_PAD) * CTX_PAD

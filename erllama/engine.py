@@ -23,7 +23,7 @@ from erllama.config import EngineConfig
 from erllama.errors import ContextOverflow, DecodeFailed, ErllamaError, InvalidParameter, NotSupported
 from erllama.machine import Event as Step
 from erllama.machine import State, model_status
-from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
+from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
 from erllama.sampling import Logits, TokenSampler, log_softmax_at, top_candidates
 from erllama.sequence import Sequence
 from erllama.stats import Counters, EngineStats
@@ -51,6 +51,7 @@ class Engine:
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox: list[tuple[str, Event]] = []
+        self._last_cache_hit = CacheHitKind.COLD
         self._urgent = False
         self._interval_ns = int(config.stream_interval_ms * 1e6)
         self._delivered_ns = clock() - self._interval_ns
@@ -73,10 +74,10 @@ class Engine:
         self._publish()
         return bool(plan)
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`."""
+    def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
+        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`. `submitted_ns`: when its wait began."""
         try:
-            sequence = self._new_sequence(request)
+            sequence = self._new_sequence(request, self._clock() if submitted_ns is None else submitted_ns)
         except ErllamaError as error:
             self._counts.requests_failed += 1
             self._outbox.append((request.request_id, Failed(error)))
@@ -121,7 +122,7 @@ class Engine:
 
     # --- the parts of a step -----------------------------------------------------------------------------------------------
 
-    def _new_sequence(self, request: GenerationRequest) -> Sequence:
+    def _new_sequence(self, request: GenerationRequest, submitted_ns: int) -> Sequence:
         if request.request_id in self._sequences:
             raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
         params = request.sampling
@@ -136,7 +137,7 @@ class Engine:
             sampler=TokenSampler(params, tokens, grammar, banned=self._backend.eog_tokens if request.ignore_eos else ()),
             text=TextStream(request.stop),
             tokens=tokens,
-            submitted_ns=self._clock(),
+            submitted_ns=submitted_ns,
         )
 
     def _admit_waiting(self) -> None:
@@ -145,6 +146,7 @@ class Engine:
             sequence.apply(Step.ADMIT_COLD)
             self._counts.requests_admitted += 1
             self._counts.prompt_tokens += sequence.n_prompt
+            self._last_cache_hit = sequence.cache_hit_kind
 
     def _fill_hole(self) -> None:
         """At most one move per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
@@ -270,6 +272,7 @@ class Engine:
             n_queued=len(self._admission.waiting),
             n_prefilling=len(states) - n_generating,
             n_generating=n_generating,
+            last_cache_hit=self._last_cache_hit,
             kv_tokens=sum(s.n_kv for s in running),
             adapters=self.adapters.list(),
             counts=copy(self._counts),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from erllama.adapters import AdapterSet
 from erllama.batch_plan import BatchPlan
-from erllama.config import EngineConfig
+from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeFailed, ModelLoadError
 from erllama.gguf_check import GgufInfo, check_adapter, inspect_gguf
 from erllama.llama_embed import LlamaEmbedder
@@ -31,7 +31,6 @@ from erllama.llama_library import captured_errors, gpu_available, initialise
 from erllama.llama_vocab import LlamaVocab
 from erllama.sampling import GrammarGate, Logits
 
-_CTX_PAD = 256  # llama.cpp pads the context of a sequence to this (GGML_PAD in llama_context)
 _ALL_LAYERS = -1
 
 
@@ -177,8 +176,7 @@ class LlamaBackend:
         trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
         if not self.generates:
             return trained  # absolute positions: an encoder cannot go beyond what it was trained with
-        wanted = self._config.n_ctx or trained
-        return -(-wanted // _CTX_PAD) * _CTX_PAD
+        return padded_context(self._config.n_ctx or trained)
 
     def _make_context(self) -> Any:
         config = self._config

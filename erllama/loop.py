@@ -68,8 +68,8 @@ class EngineLoop:
                     f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; retry after {retry_after_s} s",
                     retry_after_s=retry_after_s,
                 )
-            self._live[request.request_id] = time.monotonic_ns()
-            self._inbox.append(lambda: self._engine.submit(request))
+            submitted_ns = self._live[request.request_id] = time.monotonic_ns()
+            self._inbox.append(lambda: self._engine.submit(request, submitted_ns))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:

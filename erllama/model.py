@@ -11,12 +11,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from erllama.backend import ModelBackend
-from erllama.chat import ChatTemplate
+from erllama.backend import ModelBackend, Vocab
+from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
 from erllama.engine import Deliver, Engine
-from erllama.errors import ErllamaError, InvalidParameter, NotSupported
+from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.llama_backend import LlamaBackend
 from erllama.loop import EngineLoop
@@ -120,6 +120,7 @@ class Model:
         self._sink = sink
         self._config = config
         self._streams: dict[str, InferStream] = {}
+        self._closed = False
         self._lock = threading.Lock()
         self._backend = make_backend(config)
         try:
@@ -176,11 +177,11 @@ class Model:
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; safe beside running inference."""
-        return self._backend.vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
+        return self._vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids, control tokens left out; safe beside running inference."""
-        return self._backend.vocab.detokenize(tokens)
+        return self._vocab.detokenize(tokens)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
@@ -194,7 +195,7 @@ class Model:
             raise NotSupported("this model has no chat template", param="messages")
         with_system = [{"role": "system", "content": system}, *messages] if system is not None else list(messages)
         text = self._template.render(with_system, tools=tools)
-        return self._backend.vocab.tokenize(text, add_special=not text.startswith(self._backend.vocab.bos_text or "\0"), parse_special=True)
+        return tokenize_chat(self._vocab, text)
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model has none."""
@@ -259,8 +260,15 @@ class Model:
         """Raise `EngineStopped` when the engine thread is dead, or busy without finishing a step for `stuck_after_s`."""
         self._loop.check_alive(stuck_after_s)
 
+    @property
+    def _vocab(self) -> Vocab:
+        if self._closed:
+            raise EngineStopped("the model has been shut down")
+        return self._backend.vocab
+
     def shutdown(self, timeout_s: float = 30.0) -> None:
         """End what runs, stop the engine thread and free the model. Idempotent."""
+        self._closed = True  # llama.cpp's vocabulary goes with the model
         self._loop.stop(timeout_s)
         self._backend.close()
 

@@ -40,7 +40,6 @@ class Sequence:
     n_kv: int = 0
     admitted_ns: int | None = None
     first_token_ns: int | None = None
-    finished_ns: int | None = None
     story: list[Event] = field(default_factory=list)
 
     @property
@@ -66,6 +65,13 @@ class Sequence:
         return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
 
     @property
+    def cache_hit_kind(self) -> CacheHitKind:
+        """How much of the prompt was restored."""
+        if self.n_cached == 0:
+            return CacheHitKind.COLD
+        return CacheHitKind.EXACT if self.n_cached >= self.n_prompt else CacheHitKind.PARTIAL
+
+    @property
     def live(self) -> bool:
         return self.state is not State.FINISHED
 
@@ -89,10 +95,6 @@ class Sequence:
         """What the request cost, at its end."""
         admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
         first = self.first_token_ns if self.first_token_ns is not None else now_ns
-        if self.n_cached == 0:
-            kind = CacheHitKind.COLD
-        else:
-            kind = CacheHitKind.EXACT if self.n_cached >= self.n_prompt else CacheHitKind.PARTIAL
         return RequestStats(
             prompt_tokens=self.n_prompt,
             completion_tokens=self.n_generated,
@@ -100,7 +102,7 @@ class Sequence:
             queue_ms=(admitted - self.submitted_ns) / _NS_PER_MS,
             prefill_ms=(first - admitted) / _NS_PER_MS,
             generation_ms=(now_ns - first) / _NS_PER_MS,
-            cache_hit_kind=kind,
+            cache_hit_kind=self.cache_hit_kind,
             finish_reason=reason,
             stop_sequence=self.text.stop_sequence,
         )

@@ -31,6 +31,7 @@ CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{%
 class StubVocab:
     """One token per byte."""
 
+    adds_bos = False
     bos_text = ""
     eos_text = ""
 

@@ -1,0 +1,135 @@
+"""serve_config.yaml documents every knob with its default, and what is wrong in a config is refused by name before anything starts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from deployments.app import cpu_share, replica_cpus
+from deployments.config import BuildArgs, HttpSpec, ModelSpec, deployment_name
+from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
+from erllama.config import EngineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "serve_config.yaml"
+
+
+def shipped_args() -> dict:
+    return yaml.safe_load(SHIPPED.read_text())["applications"][0]["args"]
+
+
+def args(**model) -> BuildArgs:
+    return BuildArgs.model_validate({"models": [{"id": "m", "path": "m.gguf", **model}]})
+
+
+def test_the_shipped_config_names_every_knob_and_only_defaults():
+    (model,) = shipped_args()["models"]
+    assert set(model) == set(ModelSpec.model_fields)
+    assert ModelSpec.model_validate(model) == ModelSpec(id="demo", path="demo")
+    assert set(shipped_args()["http"]) == set(HttpSpec.model_fields)
+    assert HttpSpec.model_validate(shipped_args()["http"]) == HttpSpec()
+    assert set(shipped_args()) == set(BuildArgs.model_fields)
+
+
+def test_every_setting_of_the_engine_can_be_set_in_the_config():
+    assert set(EngineConfig.__dataclass_fields__) <= set(ModelSpec.model_fields)
+    for name, field in EngineConfig.__dataclass_fields__.items():
+        if name not in ("id", "path"):
+            assert ModelSpec.model_fields[name].default == field.default, name
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"n_ctxx": 1}, "n_ctxx"),
+        ({"n_ctx": -1}, "n_ctx"),
+        ({"n_parallel": 0}, "n_parallel"),
+        ({"type_k": "f17"}, "type_k"),
+        ({"type_v": "q8_0", "flash_attn": False}, "type_v"),
+        ({"n_gpu_layers": 10}, "num_gpus"),
+        ({"num_replicas": 0}, "num_replicas"),
+        ({"num_replicas": 2, "autoscaling": {"max_replicas": 3}}, "autoscaling"),
+        ({"autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas"),
+        ({"autoscaling": {"min": 3}}, "autoscaling.min"),
+        ({"id": "a b"}, "id"),
+        ({"stream_interval_ms": -1}, "stream_interval_ms"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(model, named):
+    with pytest.raises(ValidationError) as caught:
+        args(**model)
+    assert named.split(".")[-1] in str(caught.value)
+
+
+def test_two_models_may_not_answer_to_one_name():
+    with pytest.raises(ValidationError, match="answer to 'x'"):
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}, {"id": "y", "path": "b", "aliases": ["x"]}]})
+
+
+def test_tiers_are_refused_until_there_is_a_store():
+    with pytest.raises(ValidationError, match="not implemented"):
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "store": {"tiers": [{"url": "file:///x"}]}})
+
+
+def test_without_a_gpu_no_layer_is_offloaded_and_a_configured_thread_count_wins():
+    assert args().models[0].engine_config(n_threads=3).n_gpu_layers == 0
+    assert args().models[0].engine_config(n_threads=3).n_threads == 3
+    assert args(n_threads=7).models[0].engine_config(n_threads=3).n_threads == 7
+    assert args(num_gpus=1).models[0].engine_config(n_threads=3).n_gpu_layers == "auto"
+
+
+def test_replicas_share_the_cpus_of_a_node():
+    two = BuildArgs.model_validate({"models": [{"id": "a", "path": "a", "num_replicas": 2}, {"id": "b", "path": "b"}]})
+    assert cpu_share(two, 8) == 2
+    assert cpu_share(two, 1) == 1
+    assert replica_cpus(args().models[0], 4) == 4
+    assert replica_cpus(args(n_threads=3).models[0], 4) == 3
+    assert replica_cpus(args(num_cpus=0.5).models[0], 4) == 0.5
+
+
+def test_a_scaled_to_zero_model_counts_as_one_replica():
+    scaled = args(autoscaling={"min_replicas": 0, "max_replicas": 5})
+    assert cpu_share(scaled, 4) == 4
+
+
+def test_ids_with_a_tag_give_a_deployment_name_that_can_name_a_file():
+    assert deployment_name("qwen:0.5b") == "model-qwen-0.5b"
+
+
+# --- the launcher ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_config_passes_the_launcher():
+    assert [model.id for model in load_args(SHIPPED)[0].models] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("applications: [", "is not YAML"),
+        ("a: 1", "no list of applications"),
+        ("applications: [{name: x, import_path: other:app}]", IMPORT_PATH),
+        (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{models: []}}}}]", "args.models"),
+        (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{modelz: []}}}}]", "args.modelz"),
+    ],
+)
+def test_the_launcher_says_what_is_wrong_and_where(tmp_path, text, complaint):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_args(path)
+
+
+def test_the_launcher_names_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_args(tmp_path / "none.yaml")
+
+
+def test_what_the_user_has_set_wins_over_the_switches():
+    name = next(iter(SWITCHES))
+    assert environment({name: "mine", "OTHER": "1"})[name] == "mine"
+    assert environment({"OTHER": "1"})["OTHER"] == "1"
