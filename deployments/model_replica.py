@@ -19,7 +19,7 @@ from deployments.mailbox import Mailbox
 from erllama.config import EngineConfig
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.model import Model
-from erllama.request import Completion, Done, Event, Failed, GenerationRequest, TokenLogprob, Tokens, build_request, merge_events
+from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request, merge_events
 from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
 
 log = logging.getLogger(__name__)
@@ -106,21 +106,13 @@ class ModelReplica:
             tokens = self._model.tokenize(prompt) if isinstance(prompt, str) else prompt
         except ErllamaError as error:
             return Failed(error)
-        text: list[str] = []
-        ids: list[int] = []
-        logprobs: list[TokenLogprob] = []
+        parts = CompletionParts()
         async with aclosing(self.infer(tokens, params, request_id)) as stream:
             async for events in stream:
                 for event in events:
-                    match event:
-                        case Tokens():
-                            text.append(event.text)
-                            ids.extend(event.ids)
-                            logprobs.extend(event.logprobs or ())
-                        case Done():
-                            return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
-                        case Failed():
-                            return event
+                    whole = parts.add(event)
+                    if whole is not None:
+                        return whole
         raise AssertionError("a request ended without Done or Failed")
 
     async def cancel(self, ref: str) -> None:

@@ -16,6 +16,7 @@ from erllama.sampling import GrammarGate, Logits
 
 if TYPE_CHECKING:
     from erllama.gguf_check import GgufInfo
+    from erllama.stats import GpuDevice
 
 
 class Vocab(Protocol):
@@ -105,3 +106,6 @@ class ModelBackend(Backend, Protocol):
     @property
     def n_gpu_layers(self) -> int:
         """Layers on a GPU; -1 is all of them."""
+
+    def gpu_devices(self) -> tuple[GpuDevice, ...]:
+        """The GPUs in sight, with their memory now. Any thread."""

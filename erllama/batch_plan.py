@@ -1,12 +1,14 @@
 """Which tokens the next llama_decode computes. Pure policy: sequences in, a plan out, nothing changed.
 
-Order of claims on the batch:
-1. every generating sequence gets its one token, so that running streams keep their pace;
-2. prompts that are being prefilled share the rest, first come first served, at most `prefill_slice` tokens a step while anything
-   generates and the whole batch otherwise.
+One decode is either a token for every generating sequence, or one slice of one prompt. The two kinds take turns, so running streams keep
+their pace beside a long prompt, and a newcomer waits for at most the prompts before it (first come, first served).
 
-Sequences with different adapter sets never share a batch: llama.cpp applies adapters to a context, not to a sequence. With several sets
-they take turns (`turn` counts steps).
+Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels compute a prompt depends on the prompt
+alone, and its KV is the same, bit for bit, whoever runs beside it: llama.cpp's flash attention takes another path for 64 and more rows, and
+the small difference is enough to tip a sampled token. It costs nothing: with a KV stream per sequence llama.cpp would compute a mixed batch
+in two passes anyway.
+
+Sequences with different adapter sets never share a decode: llama.cpp applies adapters to a context, not to a sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """`n_batch`: tokens of one decode; `prefill_slice`: of those, prompt tokens while others generate; `solo`: one sequence per decode."""
+    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice; `solo`: one sequence per decode."""
 
     n_batch: int
     prefill_slice: int
@@ -65,30 +67,27 @@ class BatchPlan:
         return bool(self.rows)
 
 
-def _row(sequence: Sequence, budget: int) -> PlanRow:
-    n_tokens = min(sequence.n_pending, budget)
+def _slice(sequence: Sequence, limits: BatchLimits) -> PlanRow:
+    """From where the KV ends to the next boundary, or to the end of the prompt."""
+    length = min(limits.prefill_slice, limits.n_batch)
+    n_tokens = min(length - sequence.n_kv % length, sequence.n_pending)
     return PlanRow(sequence, sequence.n_kv, n_tokens, wants_logits=n_tokens == sequence.n_pending)
 
 
+def _token(sequence: Sequence) -> PlanRow:
+    return PlanRow(sequence, sequence.n_kv, 1, wants_logits=sequence.n_pending == 1)
+
+
 def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) -> BatchPlan:
-    """The next batch over `running` (admission order). `turn` rotates between adapter sets and, with `solo`, between sequences."""
+    """The next batch over `running` (admission order). `turn` counts steps: what cannot run together takes turns."""
     live = [s for s in running if s.state in (State.PREFILLING, State.GENERATING) and s.n_pending]
     if not live:
         return BatchPlan((), ())
-    generating = any(s.state is State.GENERATING for s in live)  # in any set: a big slice pauses those whose turn it is not, too
-    if limits.solo:
-        live = [live[turn % len(live)]]
-    sets = list(dict.fromkeys(s.adapters for s in live))
-    adapters = sets[turn % len(sets)]
-    chosen = [s for s in live if s.adapters == adapters]
-
-    budget = limits.n_batch
-    rows = [_row(s, 1) for s in chosen if s.state is State.GENERATING][:budget]
-    budget -= len(rows)
-    if generating:
-        budget = min(budget, limits.prefill_slice)
-    for sequence in chosen:
-        if sequence.state is State.PREFILLING and budget > 0:
-            rows.append(_row(sequence, budget))
-            budget -= rows[-1].n_tokens
-    return BatchPlan(tuple(rows), adapters)
+    candidates: list[list[PlanRow]] = []
+    groups = [[s] for s in live] if limits.solo else [[s for s in live if s.adapters == a] for a in dict.fromkeys(s.adapters for s in live)]
+    for group in groups:
+        candidates.append([_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch])
+        candidates.append([_slice(s, limits) for s in group if s.state is State.PREFILLING][:1])
+    candidates = [rows for rows in candidates if rows]
+    rows = candidates[turn % len(candidates)]
+    return BatchPlan(tuple(rows), rows[0].sequence.adapters)

@@ -37,8 +37,8 @@ class EngineConfig:
     n_ctx: context of *one* sequence in tokens; 0 takes the model's training context. Padded up to a multiple of 256 by llama.cpp.
     n_parallel: sequences that run at once; more wait in the queue.
     n_batch: tokens of one llama_decode at most.
-    prefill_slice: prompt tokens per step while other sequences generate. A slice costs running streams its prefill time as a pause, so it
-        trades their pace against the newcomer's time to first token. Ignored when nothing generates.
+    prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their tokens take turns: a slice costs running
+        streams its prefill time as a pause, so it trades their pace against the newcomer's time to first token.
     max_queue: requests that may wait; the next one is refused with `QueueFull`.
     stream_interval_ms: tokens of running replies leave together at this interval (the first and the last of a reply at once); 0: after
         every step. Each departure wakes half a dozen threads on the way to the client, which take cores from the decode: on two cores 50 ms

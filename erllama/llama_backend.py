@@ -27,9 +27,10 @@ from erllama.errors import DecodeFailed, ModelLoadError
 from erllama.gguf_check import GgufInfo, check_adapter, inspect_gguf
 from erllama.llama_embed import LlamaEmbedder
 from erllama.llama_gate import LlamaGate
-from erllama.llama_library import captured_errors, gpu_available, initialise
+from erllama.llama_library import captured_errors, gpu_devices, initialise
 from erllama.llama_vocab import LlamaVocab
 from erllama.sampling import GrammarGate, Logits
+from erllama.stats import GpuDevice
 
 _ALL_LAYERS = -1
 
@@ -41,7 +42,7 @@ def _threads(config: EngineConfig) -> int:
 def _gpu_layers(config: EngineConfig) -> int:
     if config.n_gpu_layers != "auto":
         return config.n_gpu_layers
-    return _ALL_LAYERS if gpu_available() else 0
+    return _ALL_LAYERS if gpu_devices() else 0
 
 
 class LlamaBackend:
@@ -84,6 +85,9 @@ class LlamaBackend:
     @property
     def eog_tokens(self) -> frozenset[int]:
         return self.vocab.eog_tokens
+
+    def gpu_devices(self) -> tuple[GpuDevice, ...]:
+        return gpu_devices()
 
     @property
     def embeds(self) -> bool:

@@ -15,10 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp
+import llama_cpp._ggml
+
+from erllama.stats import GpuDevice
 
 log = logging.getLogger("erllama.llama_cpp")
 
 _ERROR, _WARN, _CONT = 4, 3, 5  # enum ggml_log_level
+_GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: GPU, IGPU
 _KEPT_LINES = 50
 _recent: deque[tuple[int, int, str]] = deque(maxlen=_KEPT_LINES)  # (thread, level, text): reasons for the exception of a failed call
 
@@ -55,9 +59,20 @@ def captured_errors() -> Iterator[list[str]]:
         errors.extend(text for thread, level, text in list(_recent) if thread == me and level in (_ERROR, _CONT))
 
 
-def gpu_available() -> bool:
-    """Whether this build can offload and sees a device. Without CUDA, ROCm, Metal or Vulkan built in this is False."""
-    return bool(llama_cpp.llama_supports_gpu_offload())
+def gpu_devices() -> tuple[GpuDevice, ...]:
+    """The GPUs that this build can use and sees, with their memory now. Empty without CUDA, ROCm, Metal or Vulkan built in."""
+    ggml = llama_cpp._ggml.libggml
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_name.restype = ctypes.c_char_p
+    found = []
+    for index in range(ggml.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(ggml.ggml_backend_dev_get(ctypes.c_size_t(index)))
+        if ggml.ggml_backend_dev_type(device) in _GPU_TYPES:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            found.append(GpuDevice(ggml.ggml_backend_dev_name(device).decode(), free.value, total.value))
+    return tuple(found)
 
 
 def build_info() -> str:

@@ -20,8 +20,8 @@ from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSup
 from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.llama_backend import LlamaBackend
 from erllama.loop import EngineLoop
-from erllama.request import Completion, Done, Event, Failed, GenerationRequest, TokenLogprob, Tokens, build_request
-from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
+from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request
+from erllama.stats import AdapterInfo, EngineStats, GpuDevice, ModelInfo, ModelStatus
 
 T = TypeVar("T")
 
@@ -52,19 +52,13 @@ class InferStream:
 
     def result(self) -> Completion:
         """Wait for the end and return the whole reply. Raises the error of a request that failed."""
-        text: list[str] = []
-        ids: list[int] = []
-        logprobs: list[TokenLogprob] = []
+        parts = CompletionParts()
         for event in self:
-            match event:
-                case Tokens():
-                    text.append(event.text)
-                    ids.extend(event.ids)
-                    logprobs.extend(event.logprobs or ())
-                case Failed():
-                    raise event.error
-                case Done():
-                    return Completion("".join(text), tuple(ids), event.finish_key, event.stats, tuple(logprobs) or None)
+            match parts.add(event):
+                case Completion() as completion:
+                    return completion
+                case Failed(error):
+                    raise error
         raise InvalidParameter("this stream has been read already", param="ref")
 
     def close(self) -> None:
@@ -239,6 +233,19 @@ class Model:
     def stats(self) -> EngineStats:
         """Counters and gauges; never disturbs inference."""
         return self._loop.stats
+
+    @property
+    def phase(self) -> ModelStatus:
+        """The same as `status()`."""
+        return self.status()
+
+    def list_cached_prefixes(self) -> tuple[str, ...]:
+        """Keys of the prefixes that could be restored. Always empty in this version: there is no KV store yet."""
+        return ()
+
+    def vram_info(self) -> tuple[GpuDevice, ...]:
+        """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU build."""
+        return self._backend.gpu_devices()
 
     @property
     def queue_depth(self) -> int:

@@ -244,6 +244,28 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+class CompletionParts:
+    """A reply that is being put together from its events."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, event: Event) -> Completion | Failed | None:
+        """Take the next event; the whole reply, or what ended it, once that was the last one."""
+        match event:
+            case Tokens():
+                self._text.append(event.text)
+                self._ids.extend(event.ids)
+                self._logprobs.extend(event.logprobs or ())
+                return None
+            case Done():
+                return Completion("".join(self._text), tuple(self._ids), event.finish_key, event.stats, tuple(self._logprobs) or None)
+            case Failed():
+                return event
+
+
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
 _REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key")
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES

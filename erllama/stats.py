@@ -25,6 +25,15 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuDevice:
+    """A GPU that llama.cpp sees, with its memory in bytes at the moment of asking."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a model is (S8). `context_size` is the context of one sequence in tokens."""
 

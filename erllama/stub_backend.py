@@ -20,6 +20,7 @@ from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf_check import GgufInfo
 from erllama.sampling import GrammarGate, Logits
+from erllama.stats import GpuDevice
 
 EOG = 256
 N_VOCAB = 257
@@ -111,6 +112,9 @@ class StubBackend:
         if self._reply_tokens and int(noise[-1]) * self._reply_tokens < 256:
             logits[EOG] = 20.0
         return logits
+
+    def gpu_devices(self) -> tuple[GpuDevice, ...]:
+        return ()
 
     def drop(self, seq_id: int) -> None:
         self.kv[seq_id].clear()

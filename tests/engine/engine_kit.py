@@ -98,6 +98,14 @@ class Rig:
                 return n
         raise AssertionError(f"not idle after {limit} steps")
 
+    def prefill(self, limit: int = 100) -> None:
+        """Step until every running sequence generates. Prompts are computed one after the other, with the others' tokens in between."""
+        for _ in range(limit):
+            self.step()
+            if not self.engine.stats.n_prefilling:
+                return
+        raise AssertionError(f"still prefilling after {limit} steps")
+
     def check(self) -> None:
         self.engine.check_integrity()
         stats = self.engine.stats

@@ -42,16 +42,19 @@ def test_the_budget_is_never_exceeded(running, limits, turn):
 
 
 @given(sequences(), limits, turns)
-def test_prompts_get_one_slice_at_most_while_anything_generates(running, limits, turn):
+def test_a_plan_is_either_tokens_or_one_slice(running, limits, turn):
     plan = plan_batch(running, limits, turn)
-    if any(s.state is State.GENERATING for s in running):
-        assert sum(row.n_tokens for row in by_state(plan, State.PREFILLING)) <= limits.prefill_slice
+    slices, tokens = by_state(plan, State.PREFILLING), by_state(plan, State.GENERATING)
+    assert len(slices) <= 1
+    assert not (slices and tokens)
 
 
-@given(sequences(states=[State.PREFILLING], sets=[()]), together, turns)
-def test_prompts_get_the_whole_batch_while_nothing_generates(running, limits, turn):
-    plan = plan_batch(running, limits, turn)
-    assert plan.n_tokens == min(limits.n_batch, sum(s.n_pending for s in running))
+@given(sequences(), limits, turns)
+def test_a_slice_ends_at_a_boundary_or_with_its_prompt(running, limits, turn):
+    for row in by_state(plan_batch(running, limits, turn), State.PREFILLING):
+        length = min(limits.prefill_slice, limits.n_batch)
+        assert row.n_tokens <= length
+        assert row.wants_logits or (row.start + row.n_tokens) % length == 0
 
 
 @given(sequences(), limits, turns)
@@ -60,22 +63,26 @@ def test_there_is_a_plan_exactly_when_something_can_be_computed(running, limits,
 
 
 @given(sequences(), together, turns)
-def test_every_generating_sequence_of_the_chosen_set_gets_exactly_one_token(running, limits, turn):
+def test_a_plan_of_tokens_has_exactly_one_for_every_generating_sequence_of_its_set(running, limits, turn):
     plan = plan_batch(running, limits, turn)
-    chosen = [s for s in running if s.state is State.GENERATING and plan and s.adapters == plan.adapters]
-    assert [row.sequence for row in by_state(plan, State.GENERATING)] == chosen
-    assert all(row.n_tokens == 1 for row in by_state(plan, State.GENERATING))
+    rows = by_state(plan, State.GENERATING)
+    if rows:
+        assert [row.sequence for row in rows] == [s for s in running if s.state is State.GENERATING and s.adapters == plan.adapters]
+        assert all(row.n_tokens == 1 for row in rows)
 
 
-@given(sequences(), limits, turns)
+@given(sequences(), together, turns)
 def test_prompts_are_served_first_come_first_served(running, limits, turn):
     plan = plan_batch(running, limits, turn)
-    if limits.solo or not plan:
-        return
-    waiting = [s for s in running if s.state is State.PREFILLING and s.adapters == plan.adapters]
-    rows = by_state(plan, State.PREFILLING)
-    assert [row.sequence for row in rows] == waiting[: len(rows)]
-    assert all(row.wants_logits for row in rows[:-1]), "a later prompt was begun before an earlier one got all it needs"
+    for row in by_state(plan, State.PREFILLING):
+        assert row.sequence is next(s for s in running if s.state is State.PREFILLING and s.adapters == plan.adapters)
+
+
+@given(sequences(sets=[()]), together, turns)
+def test_running_streams_and_a_prompt_take_turns(running, limits, turn):
+    kinds = {s.state for s in running if s.state in LIVE}
+    plans = [plan_batch(running, limits, turn + i) for i in range(2)]
+    assert {row.sequence.state for plan in plans for row in plan.rows} == kinds
 
 
 @given(sequences(), limits, turns)
@@ -114,7 +121,7 @@ def test_different_adapter_sets_never_share_a_plan(running, limits, turn):
 @given(sequences(), together, turns)
 def test_every_adapter_set_gets_its_turn(running, limits, turn):
     sets = {s.adapters for s in running if s.state in LIVE}
-    plans = [plan_batch(running, limits, turn + i) for i in range(len(sets))]
+    plans = [plan_batch(running, limits, turn + i) for i in range(2 * len(sets))]
     assert {plan.adapters for plan in plans if plan} == sets
 
 
@@ -134,14 +141,34 @@ def compute(plan: BatchPlan) -> None:
             row.sequence.tokens.append(97)
 
 
+def most_steps(running: list[Sequence], limits: BatchLimits) -> int:
+    """Until every prompt is computed: at worst each step serves one of the sequences, with the smaller of a slice and the batch."""
+    work = sum(-(-s.n_pending // min(limits.prefill_slice, limits.n_batch)) + 1 for s in running)
+    return work * len(running)
+
+
 @given(sequences(states=LIVE), limits)
 def test_no_sequence_starves(running: list[Sequence], limits: BatchLimits):
     start = {id(s): s.n_generated for s in running}
-    # At worst each step serves one of the sequences, with the smaller of a slice and the batch.
-    work = sum(-(-s.n_pending // min(limits.prefill_slice, limits.n_batch)) + 1 for s in running)
-    for turn in range(work * max(1, len(running))):
+    for turn in range(most_steps(running, limits)):
         compute(plan_batch(running, limits, turn))
     assert all(s.n_generated > start[id(s)] for s in running)
+
+
+@given(st.integers(1, 300), sequences(states=LIVE), st.integers(0, 8), limits, turns)
+def test_the_slices_of_a_prompt_do_not_depend_on_its_neighbours(n_prompt, neighbours, place, limits, first_turn):
+    def slices(before: list[Sequence], after: list[Sequence]) -> list[tuple[int, int]]:
+        one = make_sequence("one", state=State.PREFILLING, n_prompt=n_prompt, seq_id=8)
+        running, seen = [*before, one, *after], []
+        for turn in range(first_turn, first_turn + most_steps(running, limits)):
+            plan = plan_batch(running, limits, turn)
+            seen += [(row.start, row.n_tokens) for row in plan.rows if row.sequence is one]
+            compute(plan)
+            if one.state is State.GENERATING:
+                return seen
+        raise AssertionError("the prompt starved")
+
+    assert slices([], []) == slices(neighbours[:place], neighbours[place:])
 
 
 @given(sequences(), limits, turns)

@@ -15,6 +15,7 @@ from erllama.stats import ModelStatus
 from erllama.stub_backend import EOG, StubBackend
 
 FAIL = 7  # a token at which the failing stub refuses the batch
+REPLIES_FAIL = {"logit_bias": ((FAIL, 100.0),)}  # its prompt is fine, its first token is not: that one shares a batch with others
 
 
 @pytest.fixture
@@ -41,41 +42,47 @@ def test_beyond_n_parallel_requests_wait_and_are_served_in_order_of_arrival():
     assert all(rig.reason(name) is FinishReason.LENGTH for name in order)
 
 
-def test_a_newcomer_joins_the_running_ones_at_the_next_step(rig: Rig):
+def test_a_newcomer_joins_the_running_ones_once_its_prompt_had_a_turn(rig: Rig):
     rig.submit(request("old", max_tokens=9))
     rig.step(3)
     rig.submit(request("new", max_tokens=9))
     rig.step()
-    assert rig.backend.plans[-1] == [(0, 7, 1), (1, 0, 5)]
+    assert rig.backend.plans[-1] == [(1, 0, 5)]
     assert len(rig.ids("new")) == 1
     rig.step()
-    assert rig.backend.plans[-1] == [(0, 8, 1), (1, 5, 1)]
+    assert rig.backend.plans[-1] == [(0, 7, 1), (1, 5, 1)]
 
 
-def test_a_long_prompt_is_prefilled_in_slices_while_others_generate(rig: Rig):
+def test_the_slices_of_a_long_prompt_take_turns_with_the_tokens_of_the_others(rig: Rig):
     rig.submit(request("old"))
     rig.step()
     rig.submit(request("new", "x" * 40))
-    rig.step(3)
-    assert [plan[1] for plan in rig.backend.plans[1:]] == [(1, 0, 16), (1, 16, 16), (1, 32, 8)]
-    assert len(rig.ids("old")) == 4, "one token each step, whatever is being prefilled"
+    rig.step(5)
+    assert rig.backend.plans[1:] == [[(1, 0, 16)], [(0, 5, 1)], [(1, 16, 16)], [(0, 6, 1)], [(1, 32, 8)]]
+    assert len(rig.ids("old")) == 3, "one token between two slices, however long the prompt"
     assert len(rig.ids("new")) == 1
 
 
-def test_a_prompt_alone_takes_the_whole_batch(rig: Rig):
-    rig.submit(request("one", "x" * 100))
-    rig.step(2)
-    assert rig.backend.plans == [[(0, 0, 64)], [(0, 64, 36)]]
+def test_a_prompt_alone_is_computed_slice_by_slice(rig: Rig):
+    rig.submit(request("one", "x" * 40))
+    rig.step(3)
+    assert rig.backend.plans == [[(0, 0, 16)], [(0, 16, 16)], [(0, 32, 8)]]
 
 
-def test_a_prompt_of_another_adapter_set_is_sliced_too_while_anything_generates(rig: Rig, tmp_path):
+def test_prompts_that_arrive_together_are_computed_one_after_the_other(rig: Rig):
+    rig.submit(request("a", "x" * 20), request("b"))
+    rig.step(4)
+    assert rig.backend.plans == [[(0, 0, 16)], [(0, 16, 4)], [(0, 20, 1)], [(1, 0, 5)]]
+
+
+def test_a_prompt_of_another_adapter_set_takes_turns_with_the_running_ones_too(rig: Rig, tmp_path):
     rig.submit(request("plain"))
     rig.step()
     (tmp_path / "lora").write_text("lora")
     rig.engine.adapters.load(str(tmp_path / "lora"))
     rig.submit(request("adapted", "x" * 60))
     rig.step(6)
-    assert {plan[0][2] for plan in rig.backend.plans[1:]} == {1, 16}
+    assert [n_tokens for ((_, _, n_tokens),) in rig.backend.plans[1:]] == [16, 1] * 3
 
 
 def test_a_sequence_finished_in_a_step_makes_room_in_the_next():
@@ -111,7 +118,7 @@ def in_state(state: State) -> Rig:
         rig.submit(request("other"))
         rig.step()
     rig.submit(request("it", "x" * 100))
-    steps = {State.QUEUED: 1, State.PREFILLING: 1, State.GENERATING: 4}
+    steps = {State.QUEUED: 1, State.PREFILLING: 1, State.GENERATING: 9}
     rig.step(steps[state])
     assert rig.engine._sequences["it"].state is state
     return rig
@@ -290,7 +297,7 @@ def test_the_gate_of_a_grammar_is_closed_however_the_request_ends(rig: Rig):
     new_grammar = rig.backend.new_grammar
     rig.backend.new_grammar = lambda gbnf: gates.append(new_grammar(gbnf)) or gates[-1]  # type: ignore[method-assign]
     rig.submit(*(request(name, grammar='root ::= "abcdef"') for name in ("ended", "cancelled", "failed")))
-    rig.step()
+    rig.prefill()
     rig.engine.cancel("cancelled")
     while not rig.ended("ended"):
         rig.step()
@@ -311,7 +318,8 @@ def test_a_failed_decode_fails_the_sequences_of_its_batch_and_no_others():
 
 def test_a_failed_decode_fails_everything_in_the_batch_and_the_engine_goes_on():
     rig = failing_rig(n_parallel=2)
-    rig.submit(request("good", max_tokens=5), request("bad", [FAIL]), request("later", max_tokens=5))
+    rig.submit(request("good", max_tokens=5), request("bad", **REPLIES_FAIL), request("later", max_tokens=5))
+    rig.prefill()
     rig.step()
     assert isinstance(rig.error("good"), DecodeFailed)
     assert isinstance(rig.error("bad"), DecodeFailed)
@@ -321,11 +329,23 @@ def test_a_failed_decode_fails_everything_in_the_batch_and_the_engine_goes_on():
     assert rig.engine.stats.counts.requests_failed == 2
 
 
+def test_a_prompt_that_fails_takes_no_running_sequence_along():
+    rig = failing_rig()
+    rig.submit(request("old", max_tokens=5))
+    rig.step(3)
+    rig.submit(request("bad", [FAIL]))
+    rig.run()
+    assert isinstance(rig.error("bad"), DecodeFailed)
+    assert rig.reason("old") is FinishReason.LENGTH
+
+
 def test_a_failed_decode_drops_the_kv_of_its_sequences():
     rig = failing_rig()
     rig.submit(request("old"))
     rig.step(3)
-    rig.submit(request("bad", [FAIL]))
+    rig.submit(request("bad", **REPLIES_FAIL))
+    rig.prefill()
+    assert sum(map(bool, rig.backend.kv)) == 2
     rig.step()
     assert rig.backend.kv == [[], [], [], []]
     assert rig.engine.idle
@@ -460,7 +480,9 @@ def test_without_a_seed_every_request_draws_its_own(rig: Rig):
 
 
 def test_the_events_of_a_step_leave_as_one_delivery(rig: Rig):
-    rig.submit(*(request(str(i), max_tokens=2) for i in range(4)))
+    rig.submit(*(request(str(i)) for i in range(4)))
+    rig.prefill()
+    rig.deliveries.clear()
     rig.step()
     assert [[name for name, _ in events] for events in rig.deliveries] == [["0", "1", "2", "3"]]
 
@@ -526,7 +548,7 @@ def test_the_finish_key_names_prompt_and_reply(rig: Rig):
 
 def test_the_status_follows_the_sequences(rig: Rig):
     seen = [rig.engine.stats.status]
-    rig.submit(request("it", "x" * 100, max_tokens=2))
+    rig.submit(request("it", "x" * 20, max_tokens=2))
     while rig.step():
         seen.append(rig.engine.stats.status)
     assert seen == [ModelStatus.IDLE, ModelStatus.PREFILLING, ModelStatus.GENERATING, ModelStatus.IDLE]
@@ -534,14 +556,14 @@ def test_the_status_follows_the_sequences(rig: Rig):
 
 def test_counters_add_up(rig: Rig):
     rig.submit(request("a", max_tokens=3), request("b", max_tokens=5), request("cancelled"))
-    rig.step()
+    rig.prefill()
     rig.engine.cancel("cancelled")
     rig.submit(request("bad grammar", grammar="?"))
     rig.run()
     counts = rig.engine.stats.counts
     assert (counts.requests_admitted, counts.requests_finished, counts.requests_cancelled, counts.requests_failed) == (3, 3, 1, 1)
     assert (counts.prompt_tokens, counts.completion_tokens) == (15, 3 + 5 + 1)
-    assert counts.steps == len(rig.backend.plans) == 5
+    assert counts.steps == len(rig.backend.plans) == 7
 
 
 def test_a_snapshot_does_not_change_afterwards(rig: Rig):
@@ -659,10 +681,11 @@ def test_a_newcomers_first_token_takes_the_others_tokens_along():
     rig = make_rig(stream_interval_ms=1e9)
     rig.submit(request("old", max_tokens=50))
     rig.step(5)
+    assert len(rig.ids("old")) == 1
     rig.submit(request("new", max_tokens=50))
     rig.step()
     assert len(rig.ids("new")) == 1
-    assert len(rig.ids("old")) == 6
+    assert len(rig.ids("old")) == 5
 
 
 # --- dense ids ---------------------------------------------------------------------------------------------------------------
@@ -675,7 +698,7 @@ def test_a_hole_in_the_running_ids_is_filled_by_the_highest_one_and_its_reply_do
 
     rig = make_rig(n_parallel=4)
     rig.submit(*(request(name, f"prompt {name}", max_tokens=30) for name in "abcd"))
-    rig.step(3)
+    rig.prefill()
     rig.engine.cancel("b")
     rig.step(2)
     assert [bool(kv) for kv in rig.backend.kv] == [True, True, True, False]
@@ -686,8 +709,8 @@ def test_a_hole_in_the_running_ids_is_filled_by_the_highest_one_and_its_reply_do
 def test_a_hole_is_left_to_whoever_waits():
     rig = make_rig(n_parallel=2)
     rig.submit(*(request(name, f"prompt {name}", max_tokens=30) for name in "abc"))
-    rig.step(2)
+    rig.prefill()
     rig.engine.cancel("a")
-    rig.step()
-    assert {seq_id for seq_id, _, _ in rig.backend.plans[-1]} == {0, 1}
+    rig.step(2)
+    assert rig.backend.plans[-2:] == [[(1, 8, 1)], [(0, 0, 8)]], "b stays where it is, c takes the hole"
     assert len(rig.ids("c")) == 1
