@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="run directory; a checkpoint there is continued")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--total-tokens", type=int, default=18_000_000)
+    parser.add_argument("--total-tokens", type=int, default=20_000_000)
     parser.add_argument("--decay-at-tokens", type=int, default=7_000_000)
     parser.add_argument("--curriculum-tokens", type=int, default=10_000_000, help="what the shares refer to")
     parser.add_argument("--threads", type=int, default=2, help="at most; fewer while other processes are busy")
