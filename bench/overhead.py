@@ -34,7 +34,7 @@ from typing import Any
 
 from harness import Figures, int_list, make_parser, percentile, say
 from servers import Ours, component, cpu_of
-from stream_client import Connection, encode_request, parse_reply, parse_stream
+from stream_client import Connection, Truncated, encode_request, parse_reply, parse_stream
 
 from erllama.demo.random_gguf import write_random_model
 from erllama.demo.random_shape import TINY_QWEN2
@@ -138,7 +138,10 @@ def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
     """Load vocabularies, open every path once, and wait out the time in which HAProxy still uses its fallback."""
     for _ in range(8):
         for step in step_ms:
-            asyncio.run(drive(server.port, body(step, 16, stream=True), 4, 0.5, stream=True))
+            try:
+                asyncio.run(drive(server.port, body(step, 16, stream=True), 4, 0.5, stream=True))
+            except Truncated:  # HAProxy reloads while the app comes up and closes connections that it had kept open
+                say("a connection was closed while warming up")
 
 
 def main() -> None:

@@ -9,6 +9,9 @@ RAY_worker_niceness
     Ray runs workers at nice 15, so that any other process on the machine starves the model.
 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S
     With HAProxy every ingress replica drains for at least 30 s by default, even when nothing runs.
+RAY_SERVE_CONTROL_LOOP_INTERVAL_S, RAY_raylet_report_resources_period_milliseconds, RAY_event_stats
+    Ray's own housekeeping takes 11-13 % of a core while nothing runs, and every interruption stops all threads
+    of a decode at their next barrier. Twice a second instead of ten times: 2 to 4 % more tokens per second on two cores.
 RAY_USAGE_STATS_ENABLED
     No usage reports.
 RAY_AUTH_MODE
@@ -43,6 +46,9 @@ SWITCHES: Mapping[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_raylet_report_resources_period_milliseconds": "500",
+    "RAY_event_stats": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "GOMP_SPINCOUNT": "3000",
     "RAY_USAGE_STATS_ENABLED": "0",
