@@ -42,7 +42,13 @@ class ServeProcess:
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*run, str(config)], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [*run, str(config)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_mind_sigint,
             )
 
     def wait_ready(self, *models: str) -> None:
@@ -67,9 +73,15 @@ class ServeProcess:
                 self.process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
         for process in family[1:]:
             if process.is_running():
                 process.kill()
+
+
+def _mind_sigint() -> None:
+    """In the child: a shell that runs the tests in the background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid: int) -> list[psutil.Process]:
