@@ -175,7 +175,8 @@ class Ours(Server):
     kind = "ours"
 
     def __init__(self, args: Mapping[str, Any], *, port: int, tuned: bool = True, import_path: str = IMPORT_PATH) -> None:
-        running = [process.pid for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
+        alive = [p for p in psutil.process_iter(["name", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+        running = [p.pid for p in alive if p.info["name"] == "raylet"]
         if running:
             raise ServerFailed(f"a Ray cluster runs already on this machine (raylet {running[0]}); stop it first")
         application = {"name": "erllama", "route_prefix": "/", "import_path": import_path, "args": dict(args)}
