@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from ray import serve
@@ -64,32 +64,16 @@ class ModelClient:
         """The client of a model of a running application."""
         return cls(_handle(model_id, app_name))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
-        ended = False
-        with mapped_errors():
-            response: Any = self._stream.generate.remote(request)
-            try:
-                async for events in response:
-                    ended = isinstance(events[-1], Done | Failed)
-                    yield events
-            finally:
-                if not ended:
-                    response.cancel()
+        return self._events("generate", request)
 
     async def infer(self, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
-        """The events of a request given by token ids and parameters."""
-        ended = False
-        with mapped_errors():
-            response: Any = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
-            try:
-                async for events in response:
-                    for event in events:
-                        ended = isinstance(event, Done | Failed)
-                        yield event
-            finally:
-                if not ended:
-                    response.cancel()
+        """The events of a request given by token ids and parameters. Closing the generator cancels the request."""
+        async with aclosing(self._events("infer", list(tokens), params, uuid.uuid4().hex)) as lists:
+            async for events in lists:
+                for event in events:
+                    yield event
 
     async def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
         """A whole reply. Raises the error that ended it."""
@@ -144,6 +128,18 @@ class ModelClient:
         except EngineStopped:
             return None if self._scales_to_zero else False
         return True
+
+    async def _events(self, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
+        ended = False
+        with mapped_errors():
+            response: Any = getattr(self._stream, method).remote(*args)
+            try:
+                async for events in response:
+                    ended = isinstance(events[-1], Done | Failed)
+                    yield events
+            finally:
+                if not ended:
+                    response.cancel()
 
     async def _call(self, method: str, *args: Any) -> Any:
         with mapped_errors():

@@ -6,8 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
-from deployments.dialects.openai_reply import DONE, ReplyHead, UsageMeter, chat_logprobs, encode, finish_reason, usage_chunk
-from erllama.request import Done, Event, TokenLogprob, Tokens
+from deployments.dialects.openai_reply import (
+    DONE,
+    ChoiceCollector,
+    ReplyHead,
+    UsageMeter,
+    chat_logprobs,
+    encode,
+    finish_reason,
+    usage_chunk,
+)
+from erllama.request import Done, Event, Tokens
 from erllama.tools import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
 
 KIND = "chat.completion.chunk"
@@ -90,26 +99,12 @@ class ChatWriter:
         return out
 
 
-class ChatCollector:
+class ChatCollector(ChoiceCollector):
     """The body of a chat reply that is not streamed."""
 
     def __init__(self, head: ReplyHead, n: int, *, parse_tools: bool, logprobs: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
+        super().__init__(head, n, [""] * n, logprobs=logprobs)
         self._parse_tools = parse_tools
-        self._texts: list[list[str]] = [[] for _ in range(n)]
-        self._logprobs: list[list[TokenLogprob] | None] = [[] if logprobs else None for _ in range(n)]
-        self._reasons = [""] * n
-
-    def feed(self, index: int, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, Tokens):
-                self._texts[index].append(event.text)
-                if event.logprobs is not None and (logprobs := self._logprobs[index]) is not None:
-                    logprobs += event.logprobs
-            elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
-                self._reasons[index] = finish_reason(event.stats)
 
     def body(self) -> bytes:
         reply = {"id": self._head.id, "object": "chat.completion", "created": self._head.created, "model": self._head.model}

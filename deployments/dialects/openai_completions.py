@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.dialects.openai_reply import DONE, ReplyHead, UsageMeter, encode, finish_reason, finite, usage_chunk
+from deployments.dialects.openai_reply import DONE, ChoiceCollector, ReplyHead, UsageMeter, encode, finish_reason, finite, usage_chunk
 from erllama.request import Done, Event, TokenLogprob, Tokens
 
 
@@ -70,25 +70,8 @@ class CompletionWriter:
         return (usage_chunk(self._head, self.KIND, self._meter.usage()) if self._include_usage else b"") + DONE
 
 
-class CompletionCollector:
+class CompletionCollector(ChoiceCollector):
     """The body of a completion that is not streamed."""
-
-    def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, logprobs: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
-        self._texts = [[echo] for echo in echoes]
-        self._logprobs: list[list[TokenLogprob] | None] = [[] if logprobs else None for _ in echoes]
-        self._reasons = [""] * len(echoes)
-
-    def feed(self, index: int, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, Tokens):
-                self._texts[index].append(event.text)
-                if event.logprobs is not None and (logprobs := self._logprobs[index]) is not None:
-                    logprobs += event.logprobs
-            elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
-                self._reasons[index] = finish_reason(event.stats)
 
     def body(self) -> bytes:
         choices = [

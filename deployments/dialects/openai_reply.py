@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from erllama.request import Event, FinishReason, RequestStats, TokenLogprob
+from erllama.request import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
 
 DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
@@ -93,3 +93,24 @@ def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
         _chat_token(entry.piece, entry.logprob) | {"top_logprobs": [_chat_token(piece, logprob) for _, piece, logprob in entry.top]}
         for entry in logprobs
     ]
+
+
+class ChoiceCollector:
+    """Gathers the events of all choices of a reply that is not streamed. `prefixes` are what each text begins with (an echoed prompt)."""
+
+    def __init__(self, head: ReplyHead, n: int, prefixes: Sequence[str], *, logprobs: bool) -> None:
+        self._head = head
+        self._meter = UsageMeter(n)
+        self._texts = [[prefix] for prefix in prefixes]
+        self._logprobs: list[list[TokenLogprob] | None] = [[] if logprobs else None for _ in prefixes]
+        self._reasons = [""] * len(prefixes)
+
+    def feed(self, index: int, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Tokens):
+                self._texts[index].append(event.text)
+                if event.logprobs is not None and (logprobs := self._logprobs[index]) is not None:
+                    logprobs += event.logprobs
+            elif isinstance(event, Done):
+                self._meter.add(index, event.stats)
+                self._reasons[index] = finish_reason(event.stats)
