@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from typing import NewType
 
 import numpy as np
+from numpy.typing import NDArray
 
 ChainKey = NewType("ChainKey", str)
+
+Tokens = Sequence[int] | NDArray[np.uint32]
 
 FORMAT_VERSION = 1
 
@@ -34,7 +37,7 @@ def _extend(parent: ChainKey, tokens: np.ndarray) -> ChainKey:
     return ChainKey(hashlib.sha256(bytes.fromhex(parent) + tokens.tobytes()).hexdigest())
 
 
-def chain_keys(root: ChainKey, tokens: Sequence[int], block_tokens: int) -> list[ChainKey]:
+def chain_keys(root: ChainKey, tokens: Tokens, block_tokens: int) -> list[ChainKey]:
     """Keys of the full blocks of `tokens`, in order. Tokens after the last full block are not covered."""
     ids = np.asarray(tokens, dtype="<u4")
     keys: list[ChainKey] = []
@@ -45,9 +48,21 @@ def chain_keys(root: ChainKey, tokens: Sequence[int], block_tokens: int) -> list
     return keys
 
 
-def tail_key(root: ChainKey, tokens: Sequence[int], block_tokens: int) -> ChainKey:
+def tail_key(root: ChainKey, tokens: Tokens, block_tokens: int) -> ChainKey:
     """The key of the whole of `tokens`: its full blocks, then the shorter tail as a block of its own if there is one."""
     keys = chain_keys(root, tokens, block_tokens)
     parent = keys[-1] if keys else root
     tail = np.asarray(tokens[len(keys) * block_tokens :], dtype="<u4")
     return _extend(parent, tail) if len(tail) else parent
+
+
+def length_of_key(root: ChainKey, tokens: Tokens, block_tokens: int, key: str) -> int:
+    """The n for which `tail_key(root, tokens[:n], block_tokens)` is `key`; 0 when there is none."""
+    ids = np.asarray(tokens, dtype="<u4")
+    boundaries = [root, *chain_keys(root, tokens, block_tokens)]
+    for i in range(len(boundaries) - 1, -1, -1):  # from the end: what is looked for is most of the tokens as a rule
+        block = ids[i * block_tokens : (i + 1) * block_tokens]
+        for n in range(len(block), 0, -1):
+            if _extend(boundaries[i], block[:n]) == key:
+                return i * block_tokens + n
+    return 0

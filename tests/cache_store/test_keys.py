@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.keys import chain_keys, root_key, tail_key
+from cache_store.keys import chain_keys, length_of_key, root_key, tail_key
 
 tokens_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 block_sizes = st.integers(1, 9)
@@ -91,3 +91,23 @@ def test_keys_are_lower_case_hex_of_sha256(tokens: list[int], size: int):
     for key in [*chain_keys(ROOT, tokens, size), tail_key(ROOT, tokens, size), ROOT]:
         assert len(key) == 64
         assert set(key) <= set("0123456789abcdef")
+
+
+@given(tokens_lists, block_sizes, st.data())
+def test_a_key_tells_the_length_of_the_prefix_that_it_names(tokens: list[int], size: int, data: st.DataObject):
+    n = data.draw(st.integers(0, len(tokens)))
+    assert length_of_key(ROOT, tokens, size, tail_key(ROOT, tokens[:n], size)) == n
+
+
+@given(tokens_lists, tokens_lists, block_sizes)
+def test_a_key_of_other_tokens_names_no_prefix(a: list[int], b: list[int], size: int):
+    assert length_of_key(ROOT, a, size, tail_key(ROOT, b, size)) == (len(b) if a[: len(b)] == b else 0)
+
+
+@pytest.mark.parametrize("key", ["", "nonsense", "f" * 64, root_key("another model")])
+def test_a_key_of_nothing_here_has_no_length(key: str):
+    assert length_of_key(ROOT, [1, 2, 3], 2, key) == 0
+
+
+def test_the_length_of_a_key_counts_under_its_root_only():
+    assert length_of_key(root_key("another model"), [1, 2, 3], 2, tail_key(ROOT, [1, 2], 2)) == 0

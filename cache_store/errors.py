@@ -1,0 +1,47 @@
+"""Every error that leaves the store.
+
+    StoreError
+    ├── CorruptBlock    an object that does not verify; `reason` is one of `Damage`. Readers count a miss and remove it.
+    ├── StoreFull       no room, and nothing that may be evicted
+    └── StoreClosed     the store takes no more work
+
+File systems raise `OSError` (and, for object stores, whatever their fsspec driver raises): `Tier` methods let those through as `TierError`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class StoreError(Exception):
+    """Base class."""
+
+
+class Damage(StrEnum):
+    """What is wrong with an object; the counter of corrupt rows is kept by these."""
+
+    SHORT = "short"  # truncated, empty
+    NOT_ARROW = "not_arrow"  # pyarrow cannot read it, or its schema is not ours
+    VERSION = "version"  # another format version
+    MISLABELLED = "mislabelled"  # a good object under another object's name
+    DIGEST = "digest"  # the payload does not hash to what the header says
+
+
+class CorruptBlock(StoreError):
+    """An object does not verify."""
+
+    def __init__(self, reason: Damage, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class TierError(StoreError):
+    """A file system refused or failed; the cause is chained."""
+
+
+class StoreFull(StoreError):
+    """No room in a tier, and nothing in it that may be evicted."""
+
+
+class StoreClosed(StoreError):
+    """The store has been closed."""
