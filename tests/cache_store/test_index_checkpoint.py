@@ -1,0 +1,224 @@
+"""The checkpoint: what comes back is what went in, and no damage gets further than BadCheckpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_store import index_checkpoint
+from cache_store.block import BlockId, Kind
+from cache_store.index import Entry, Index
+from cache_store.index_checkpoint import MAGIC, BadCheckpoint, decode, dump, encode, load
+from cache_store.keys import ChainKey
+
+NOW_S = 1.7e9
+HOUR = 3600.0
+HEAD = len(MAGIC) + 16
+
+keys = st.sampled_from("0123456789abcdef").map(lambda digit: ChainKey(digit * 64))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    kind = draw(st.sampled_from(Kind))
+    start = draw(st.integers(0, 2**32 - 257))
+    parent, key = draw(keys), draw(keys)
+    tokens = None
+    if kind is Kind.ROWS:
+        id = BlockId(draw(keys), kind, parent, key, start, draw(st.integers(1, 256 - start % 256)))
+        tokens = draw(st.none() | st.binary(min_size=4 * id.n_tokens, max_size=4 * id.n_tokens))
+    elif kind is Kind.END:
+        id = BlockId(draw(keys), kind, key, key, start)
+    else:
+        id = BlockId(draw(keys), kind, parent, key)
+    return Entry(id, draw(st.integers(0, 1 << 40)), tokens, draw(st.integers(0, 1000)), draw(st.floats(0, NOW_S)))
+
+
+def make_index(now_s: float = NOW_S) -> Index:
+    return Index(2, lambda: now_s)
+
+
+def edge(n: int, **changes: object) -> Entry:
+    tokens = np.arange(n, n + 200, dtype=">u4").tobytes()
+    return replace(
+        Entry(BlockId(ChainKey("a" * 64), Kind.ROWS, ChainKey("a" * 64), ChainKey(f"{n:064x}"), 0, 200), 7, tokens, n, NOW_S - n), **changes
+    )
+
+
+def filled_index(n: int = 5) -> Index:
+    index = make_index()
+    for i in range(n):
+        index.restore(edge(i), 0)
+    return index
+
+
+def sealed(table: pa.Table) -> bytes:
+    """A checkpoint with a true digest around any table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    file = sink.getvalue()
+    return b"".join((MAGIC, xxhash.xxh3_128_digest(file), file))
+
+
+def table_of(*rows: Entry) -> pa.Table:
+    return pq.read_table(pa.py_buffer(encode(iter(rows))[HEAD:]))
+
+
+@given(st.lists(entries(), max_size=20))
+@settings(max_examples=50)
+def test_entries_survive_the_file(rows: list[Entry]):
+    assert list(decode(encode(iter(rows)))) == rows
+
+
+@given(st.lists(entries(), max_size=20, unique_by=lambda entry: entry.id))
+@settings(max_examples=50)
+def test_an_index_survives_its_checkpoint(rows: list[Entry]):
+    first, second = make_index(), make_index()
+    for row in rows:
+        first.restore(row, 1)
+    assert load(dump(first, 1), second, 1) == len(rows)
+    second.check_integrity()
+    assert set(second.victims(1, 1 << 62)) == set(first.victims(1, 1 << 62)) == {row.id for row in rows}
+    for before, after in zip(by_name(first), by_name(second), strict=True):
+        assert after == replace(before, last_used_s=after.last_used_s)
+        assert after.last_used_s == pytest.approx(before.last_used_s, abs=1e-3)
+
+
+def by_name(index: Index) -> list[Entry]:
+    return sorted(index.entries(1), key=lambda entry: entry.id.name)
+
+
+def test_many_batches_make_one_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(index_checkpoint, "_BATCH_ROWS", 3)
+    assert sorted(entry.n_bytes for entry in decode(encode(edge(i, n_bytes=i) for i in range(10)))) == list(range(10))
+
+
+def test_an_empty_index_has_a_checkpoint():
+    assert load(dump(make_index(), 0), make_index(), 0) == 0
+
+
+def test_only_the_tier_asked_for_is_kept():
+    index = filled_index(3)
+    index.restore(edge(9), 1)
+    assert [entry.id.key for entry in decode(dump(index, 1))] == [edge(9).id.key]
+
+
+def test_hits_persist_and_age_goes_on():
+    clock = [NOW_S]
+    index = Index(1, lambda: clock[0])
+    popular, fresh = edge(1).id, edge(2).id
+    index.add(popular, 0, 1)
+    for _ in range(7):
+        index.touch([popular])
+    data = dump(index, 0)
+    for hours, first in ((17, fresh), (19, popular)):
+        later = make_index(NOW_S + hours * HOUR)
+        load(data, later, 0)
+        later.add(fresh, 0, 1)
+        assert later.victims(0, 1) == [first]
+
+
+def test_a_clock_that_was_ahead_does_not_reach_other_machines():
+    clock = [NOW_S + 1e8]
+    index = Index(1, lambda: clock[0])
+    index.add(edge(1).id, 0, 1)
+    clock[0] = NOW_S
+    index.add(edge(2).id, 0, 1)
+    assert [entry.last_used_s for entry in index.entries(0)] == pytest.approx([NOW_S, NOW_S])
+
+
+def test_entries_show_the_index_as_it_is_when_their_turn_comes():
+    index = filled_index(3)
+    rows = index.entries(0)
+    first = next(rows)
+    for i in range(3):
+        index.remove(edge(i).id, 0)
+    assert first.id == edge(0).id
+    assert list(rows) == []
+
+
+def test_the_payload_is_a_parquet_file_for_anyone():
+    table = pq.read_table(pa.py_buffer(dump(filled_index(), 0)[HEAD:]))
+    assert table.column_names == ["root", "kind", "parent", "key", "start", "n_tokens", "n_bytes", "tokens", "hits", "last_used_s"]
+    assert np.frombuffer(table["tokens"][3].as_py(), ">u4").tolist() == list(range(3, 203))
+
+
+@given(st.data())
+def test_any_flipped_bit_is_a_bad_checkpoint(data: st.DataObject):
+    file = bytearray(dump(filled_index(), 0))
+    at = data.draw(st.integers(0, len(file) * 8 - 1))
+    file[at // 8] ^= 1 << at % 8
+    index = make_index()
+    with pytest.raises(BadCheckpoint):
+        load(bytes(file), index, 0)
+    assert len(index) == 0
+
+
+@given(st.data())
+def test_any_truncation_or_addition_is_a_bad_checkpoint(data: st.DataObject):
+    file = dump(filled_index(), 0)
+    short = file[: data.draw(st.integers(0, len(file) - 1))]
+    for damaged in (short, file + data.draw(st.binary(min_size=1))):
+        with pytest.raises(BadCheckpoint):
+            decode(damaged)
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_a_bad_checkpoint_even_with_a_true_digest(payload: bytes):
+    for data in (payload, MAGIC + payload, MAGIC + xxhash.xxh3_128_digest(payload) + payload):
+        with pytest.raises(BadCheckpoint):
+            decode(data)
+
+
+def test_other_columns_are_a_bad_checkpoint():
+    good = table_of(edge(1))
+    assert len(list(decode(sealed(good)))) == 1
+    for table in (good.drop_columns(["hits"]), good.append_column("more", pa.array([1])), good.rename_columns([*"abcdefghij"])):
+        with pytest.raises(BadCheckpoint, match="other columns"):
+            decode(sealed(table))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": b""},
+        {"tokens": bytes(4 * 201)},
+        {"n_bytes": 1 << 50},
+        {"hits": (1 << 53) + 1},
+        {"last_used_s": float("nan")},
+        {"last_used_s": float("-inf")},
+        {"id": replace(edge(1).id, n_tokens=0)},
+        {"id": replace(edge(1).id, start=57)},
+        {"id": replace(edge(1).id, kind=Kind.END)},
+    ],
+)
+def test_a_row_that_contradicts_itself_is_left_out(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]):
+    monkeypatch.setattr(index_checkpoint, "_MAX_HITS", 1 << 60)
+    data = encode(iter([edge(1), edge(2, **changes), edge(3)]))
+    monkeypatch.undo()
+    index = make_index()
+    assert load(data, index, 0) == 2
+    index.check_integrity()
+
+
+def test_a_row_of_an_unknown_kind_is_left_out():
+    table = table_of(edge(1), edge(2))
+    kinds = pa.array(["rows", "other"])
+    assert [entry.id for entry in decode(sealed(table.set_column(1, table.schema.field("kind"), kinds)))] == [edge(1).id]
+
+
+def test_what_the_index_knows_better_stays():
+    data = dump(filled_index(2), 0)
+    index = make_index()
+    index.add(edge(1).id, 1, 99, np.arange(1, 201, dtype=np.uint32), hits=50)
+    load(data, index, 0)
+    assert index.tiers_of(edge(1).id) == (0, 1)
+    assert next(entry.hits for entry in index.entries(1)) == 50
+    index.check_integrity()
