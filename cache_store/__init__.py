@@ -1,10 +1,63 @@
 """Token-exact KV blocks on any fsspec file system. Imports neither ray nor llama_cpp nor the engine.
 
-So far this package holds the keys (`keys.py`); blocks, tiers, index and writer are described in the design and come with the store.
+What it is. Whoever computes KV state hands it over with the token ids that it stands for; whoever has a prompt asks for its longest stored
+prefix and gets back exactly the rows that were handed over, verified, or fewer. Objects are immutable and named by content, so replicas,
+nodes and restarts share them without a service between them: a directory or a bucket is all there is.
+
+What it is not. Not a database: nothing is promised to be there later, budgets evict. Not a lock service: two may compute and write the same
+block. Not protection against those who may write into a tier: digests find accidents. It knows no models and no llama.cpp: rows are bytes.
+
+    block.py, keys.py               what is stored and how it is named; the format on disk is written down in block_file.py
+    tier.py                         a place of objects: a local directory, or anything that fsspec has a driver for
+    index.py                        what one process knows about all tiers: longest prefix, eviction
+    store.py                        the facade, with the map of the parts behind it
+
+    config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"), TierConfig("s3://bucket/kv")))
+    with Store(config) as store:
+        root = store.root("digest of everything that decides KV bytes")
+        store.save([Block(piece.id, ...) for piece in store.missing(root, tokens, len(tokens))])
+        plan = store.lookup(root, tokens, deadline_s=1.0)
+        fetched = store.read(plan, lambda block, n_use: ..., deadline_s=5.0)
 """
 
 from __future__ import annotations
 
-from cache_store.keys import ChainKey, chain_keys, root_key, tail_key
+from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
+from cache_store.index import Hop
+from cache_store.keys import ChainKey, chain_keys, length_of_key, root_key, tail_key
+from cache_store.object_reader import ObjectReader
+from cache_store.records import CachedPrefix, Fetched, Piece, Plan, StoreStats, TierStats
+from cache_store.store import Store
+from cache_store.store_config import StoreConfig
+from cache_store.tier import TierConfig, open_tier
 
-__all__ = ["ChainKey", "chain_keys", "root_key", "tail_key"]
+__all__ = [
+    "BLOCK_TOKENS",
+    "Block",
+    "BlockId",
+    "CachedPrefix",
+    "ChainKey",
+    "CorruptBlock",
+    "Damage",
+    "Fetched",
+    "Hop",
+    "Kind",
+    "ObjectReader",
+    "Piece",
+    "Plan",
+    "Store",
+    "StoreClosed",
+    "StoreConfig",
+    "StoreError",
+    "StoreFull",
+    "StoreStats",
+    "TierConfig",
+    "TierError",
+    "TierStats",
+    "chain_keys",
+    "length_of_key",
+    "open_tier",
+    "root_key",
+    "tail_key",
+]

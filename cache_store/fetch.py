@@ -1,0 +1,92 @@
+"""One object on its way from wherever it is: staging memory, or a tier, or the next tier when that one fails.
+
+The read starts when the fetch is made, so whoever makes several reads ahead. A tier that does not have what the index says is corrected in
+the index; what does not verify is condemned. Reader's thread; every fetch ends with `free`.
+"""
+
+from __future__ import annotations
+
+from cache_store.block import Block, BlockId
+from cache_store.block_file import decode
+from cache_store.errors import CorruptBlock, StoreError
+from cache_store.lane import Call
+from cache_store.shelf import Loaded, Shelf
+from cache_store.staging import Staged
+from cache_store.stockroom import Stockroom
+from cache_store.writer import Writer
+
+
+class Fetch:
+    """`block` is valid from a `result` that is not None until `free`. `shelf` is where it came from; None for staging memory."""
+
+    def __init__(self, stock: Stockroom, writer: Writer, id: BlockId, holders: list[Shelf] | None = None) -> None:
+        self._stock = stock
+        self.id = id
+        self.shelf: Shelf | None = None
+        self.n_bytes = 0
+        self.corrupt = 0
+        self._staged: Staged | None = writer.borrow(id)
+        self._loaded: Loaded | None = None
+        self._call: Call[Loaded | None] | None = None
+        self._left = [] if self._staged is not None else (stock.holders(id) if holders is None else holders)
+        self._start_next()
+
+    def result(self, deadline_ns: int) -> Block | None:
+        """The verified object; None when nobody has it in time."""
+        if self._staged is not None:
+            self.n_bytes = self._staged.block.payload_bytes
+            return self._staged.block
+        while self._call is not None and self.shelf is not None:
+            block = self._take(self.shelf, self._call, deadline_ns)
+            if block is not None:
+                return block
+            self._start_next()
+        return None
+
+    def take_loaded(self) -> Loaded | None:
+        """Hand the buffer over to someone who frees it."""
+        loaded, self._loaded = self._loaded, None
+        return loaded
+
+    def free(self) -> None:
+        """Idempotent."""
+        if self._call is not None:
+            self._call.drop()
+            self._call = None
+        if self._loaded is not None:
+            self._loaded.free()
+            self._loaded = None
+        if self._staged is not None:
+            self._staged.release()
+            self._staged = None
+
+    def _start_next(self) -> None:
+        self._call = self.shelf = None
+        while self._left and self._call is None:
+            self.shelf = self._left.pop(0)
+            try:
+                self._call = self.shelf.start_read(self.id.name)
+            except StoreError:
+                continue
+
+    def _take(self, shelf: Shelf, call: Call[Loaded | None], deadline_ns: int) -> Block | None:
+        try:
+            loaded = shelf.wait(call, deadline_ns)
+        except StoreError:
+            return None
+        self._call = None
+        if loaded is None:
+            self._stock.catalogue.remove(self.id, shelf.level)
+            return None
+        try:
+            block = decode(loaded.data, self.id)
+        except CorruptBlock as error:
+            loaded.free()
+            self.corrupt += 1
+            self._stock.condemn(shelf, self.id, error.reason, deadline_ns)
+            return None
+        except BaseException:
+            loaded.free()
+            raise
+        self._loaded, self.n_bytes = loaded, loaded.data.nbytes
+        return block

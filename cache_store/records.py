@@ -1,0 +1,100 @@
+"""What crosses the store's door: plans, results, statistics. Frozen; times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_store.block import BlockId
+from cache_store.index import Hop
+from cache_store.keys import ChainKey
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A ROWS object that a save would write: tokens start .. start + n_tokens - 1."""
+
+    start: int
+    n_tokens: int
+    id: BlockId
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What could be restored. A promise of nothing: objects may be gone when they are read.
+
+    `end` is the END object at n_tokens: the checkpoint of a model that needs one (`need_end`), else stored logits for the whole prompt.
+    `other_ends` are shorter choices for `need_end`, longest first. `tokens` are the prompt's first n_tokens.
+    """
+
+    root: ChainKey
+    tokens: NDArray[np.uint32]
+    n_tokens: int
+    hops: tuple[Hop, ...]
+    end: BlockId | None
+    n_bytes: int
+    estimated_s: float
+    tiers: tuple[str, ...]
+    need_end: bool = False
+    other_ends: tuple[BlockId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetched:
+    """What `read` brought. `n_tokens` may be used; with `need_end` the rows that `consume` saw may reach further.
+
+    `logits` and `checkpoint` (copies) belong to exactly n_tokens; None if there are none. `tier` is the slowest one used ("" for none).
+    """
+
+    n_tokens: int
+    logits: NDArray[np.float32] | None
+    checkpoint: NDArray[np.uint8] | None
+    n_bytes: int
+    seconds: float
+    tier: str
+    corrupt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """The longest stored prefix of one branch, as `list_cached_prefixes` shows it."""
+
+    root: ChainKey
+    key: ChainKey
+    n_tokens: int
+    tiers: tuple[str, ...]
+    n_bytes: int
+    hits: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    label: str
+    n_bytes: int
+    objects: int
+    max_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+    read_bytes_per_s: float
+    read_latency_s: float
+    hits: int
+    errors: int
+    available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """`saved` by reason of the save; `dropped` and `evicted` by cause; `corrupt` by `Damage`. Counts since start."""
+
+    tiers: tuple[TierStats, ...]
+    queue_bytes: int
+    pending: int
+    saved: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    corrupt: dict[str, int] = field(default_factory=dict)
+    evicted: dict[str, int] = field(default_factory=dict)
+    probes: int = 0
+    hit_tokens: int = 0
+    looked_up_tokens: int = 0
