@@ -1,6 +1,6 @@
 """What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend` the deterministic one for tests.
 
-All methods are called from the engine thread, except `piece` and the properties, which are static and safe from any thread.
+All methods are called from the engine thread, except `piece`, `new_image` and the properties, which are safe from any thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama.batch_plan import BatchPlan
+from erllama.kv_state import KvImage, KvLayout, KvReading, Rows
 from erllama.sampling import GrammarGate, Logits
 
 if TYPE_CHECKING:
@@ -61,13 +62,65 @@ class Backend(Protocol):
         """
 
     def drop(self, seq_id: int) -> None:
-        """Forget the KV of a sequence. A sequence without KV is fine."""
+        """Forget the KV of a sequence. A sequence without KV is fine, and so is no context."""
 
     def move(self, source: int, target: int) -> None:
-        """Move the KV of sequence `source`, exactly, to `target`, which holds none; afterwards `source` holds none.
+        """`swap` with a target that holds nothing."""
 
-        Raises `DecodeFailed` when it cannot; then neither holds any.
+    @property
+    def kv_layout(self) -> KvLayout:
+        """The kind of state that this model keeps, and its rows. Known from load on; any thread."""
+
+    @property
+    def state_version(self) -> str:
+        """Names the build whose states these are: another one may lay them out, or compute them, differently."""
+
+    def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
+        """The whole state of a sequence, which must hold exactly `n_tokens`. Its views are valid until the next call of any method.
+
+        Raises `KvUnreadable` when the layout is opaque or the state is not as expected; the sequence is as it was.
         """
+
+    def read_checkpoint(self, seq_id: int) -> Rows | None:
+        """The checkpoint at the end of a sequence alone, which is cheap; None for kinds without. Else as `read_kv`."""
+
+    def new_image(self, n_tokens: int) -> KvImage:
+        """Room for a state of up to `n_tokens`; the caller closes it. Any thread; needs no context. Raises `KvUnreadable` if opaque."""
+
+    def prefault(self, max_bytes: int) -> None:
+        """Touch buffers for states, up to `max_bytes` of each, so that the first restore need not. Any thread; takes about 1 ms per MB."""
+
+    def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
+        """Put the first `n_tokens` of an image into a sequence that holds nothing.
+
+        Raises `DecodeFailed`, and leaves it empty, when rows are missing, the checkpoint is of another position, or llama.cpp refuses.
+        A shorter prefix than the image has room for is moved together: from then on the image has room for no more.
+        """
+
+    def cut(self, seq_id: int, n_tokens: int) -> bool:
+        """Keep the first `n_tokens`. False when the kind cannot be cut there; then nothing changed. 0 always works."""
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
+        """Copy the first `n_tokens` of `source`, exactly, to `target`, which holds nothing. False when the kind cannot be cut there.
+
+        Raises `DecodeFailed` when llama.cpp refuses; then `target` is empty. `source` is untouched in any case.
+        """
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the KV of two sequences, exactly; either may be empty. Raises `DecodeFailed`; then neither holds any."""
+
+    @property
+    def has_context(self) -> bool:
+        """Whether KV can be held and tokens computed."""
+
+    def release_context(self) -> int:
+        """Free the context with the KV of all sequences, and every buffer for states; model and adapters stay loaded. Idempotent.
+
+        Returns the bytes of KV and compute buffers that it held, as far as they are known.
+        """
+
+    def ensure_context(self) -> bool:
+        """Make the context again; True when there was none. Raises `ModelLoadError`."""
 
     @property
     def eog_tokens(self) -> frozenset[int]:

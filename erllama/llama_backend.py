@@ -1,12 +1,13 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
 Ownership: `LlamaBackend` owns the model, the context, the batch and the adapters and frees them in `close`, in that reverse order. The
-engine thread makes every call; loading happens before it starts. ctypes releases the GIL for the length of a decode.
+context may go earlier and come back (`release_context`, `ensure_context`). The engine thread makes every call; loading happens before it
+starts. ctypes releases the GIL for the length of a decode. What is done with KV is in `llama_state`.
 
 Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its neighbours hold, and attention does not walk
 over their cells. Measured on the 0.5B shape with 8 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified
 cache; with short sequences both are equal. The price: a batch is computed in one pass only over sequences whose ids follow each other, in
-ascending order. The engine keeps ids dense (`Admission.fill_hole`, `move`), and `_BatchViews.fill` orders the rows.
+ascending order. The engine keeps ids dense (`Admission.fill_hole`, `swap`), and `_BatchViews.fill` orders the rows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from erllama.adapters import AdapterSet
@@ -25,9 +27,13 @@ from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeFailed, ModelLoadError
 from erllama.gguf_check import GgufInfo, check_adapter, inspect_gguf
+from erllama.kv_codec import StateReading
+from erllama.kv_image import StateImage
+from erllama.kv_state import KvImage, KvKind, KvLayout, Rows
 from erllama.llama_embed import LlamaEmbedder
 from erllama.llama_gate import LlamaGate
 from erllama.llama_library import captured_errors, gpu_devices, initialise
+from erllama.llama_state import LlamaState
 from erllama.llama_vocab import LlamaVocab
 from erllama.sampling import GrammarGate, Logits
 from erllama.stats import GpuDevice
@@ -56,7 +62,7 @@ class LlamaBackend:
         self._embedder: LlamaEmbedder | None = None
         self._adapters: dict[str, Any] = {}
         self._active: AdapterSet = ()
-        self._scratch = np.empty(0, dtype=np.uint8)
+        self._state: LlamaState | None = None  # None: an encoder, which keeps no KV
         self.info: GgufInfo = inspect_gguf(config.path)
         initialise()
         self.n_gpu_layers = _gpu_layers(config)
@@ -68,8 +74,8 @@ class LlamaBackend:
             self.generates = bool(llama_cpp.llama_model_has_decoder(self._model)) and not self.info.is_encoder
             self.n_ctx = self._context_size()
             if self.generates:
-                self._ctx = self._make_context()
-                self._memory = llama_cpp.llama_get_memory(self._ctx)
+                self._state = LlamaState(self._model, self.n_ctx, config.n_parallel)
+                self._open_context()
                 self._batch = llama_cpp.llama_batch_init(config.n_batch, 0, 1)
                 self._views = _BatchViews(self._batch, config.n_batch)
         except BaseException:
@@ -99,6 +105,7 @@ class LlamaBackend:
     # --- decode ----------------------------------------------------------------------------------------------------------------
 
     def decode(self, plan: BatchPlan) -> list[Logits | None]:
+        assert self._ctx, "decode without a context"
         self._use_adapters(plan.adapters)
         ends = self._views.fill(plan)
         status = llama_cpp.llama_decode(self._ctx, self._batch)
@@ -110,20 +117,6 @@ class LlamaBackend:
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
-    def drop(self, seq_id: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
-
-    def move(self, source: int, target: int) -> None:
-        n_bytes = int(llama_cpp.llama_state_seq_get_size(self._ctx, source))
-        if self._scratch.nbytes < n_bytes:  # kept and grown: the first touch of fresh memory costs more than the copy
-            self._scratch = np.empty(n_bytes, dtype=np.uint8)
-        data = self._scratch.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        n_read = int(llama_cpp.llama_state_seq_get_data(self._ctx, data, n_bytes, source))
-        self.drop(source)
-        if n_read == 0 or int(llama_cpp.llama_state_seq_set_data(self._ctx, data, n_read, target)) == 0:
-            self.drop(target)
-            raise DecodeFailed(f"llama.cpp could not move sequence {source} to {target} ({n_bytes} bytes)")
-
     def new_grammar(self, gbnf: str) -> GrammarGate:
         return LlamaGate(self.vocab, gbnf)
 
@@ -131,6 +124,52 @@ class LlamaBackend:
         if self._embedder is None:
             self._embedder = LlamaEmbedder(self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates)
         return self._embedder.embed(inputs)
+
+    # --- KV ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _kv(self) -> LlamaState:
+        assert self._state is not None, "an encoder has no KV"
+        return self._state
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        return self._state.layout if self._state else KvLayout(KvKind.OPAQUE, problem="an encoder keeps no KV")
+
+    @property
+    def state_version(self) -> str:
+        return f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
+
+    def drop(self, seq_id: int) -> None:
+        self._kv.drop(seq_id)
+
+    def move(self, source: int, target: int) -> None:
+        self.swap(source, target)
+
+    def read_kv(self, seq_id: int, n_tokens: int) -> StateReading:
+        return self._kv.read_kv(seq_id, n_tokens)
+
+    def read_checkpoint(self, seq_id: int) -> Rows | None:
+        return self._kv.read_checkpoint(seq_id)
+
+    def new_image(self, n_tokens: int) -> StateImage:
+        return self._kv.new_image(n_tokens)
+
+    def prefault(self, max_bytes: int) -> None:
+        self._kv.prefault(max_bytes)
+
+    def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
+        assert isinstance(image, StateImage), "an image of another backend"
+        self._kv.restore(seq_id, image, n_tokens)
+
+    def cut(self, seq_id: int, n_tokens: int) -> bool:
+        return self._kv.cut(seq_id, n_tokens)
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
+        return self._kv.copy_prefix(source, target, n_tokens)
+
+    def swap(self, a: int, b: int) -> None:
+        self._kv.swap(a, b)
 
     # --- adapters ----------------------------------------------------------------------------------------------------------------
 
@@ -206,13 +245,49 @@ class LlamaBackend:
             raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
         return ctx
 
-    def close(self) -> None:
-        if self._embedder is not None:
-            self._embedder.close()
-            self._embedder = None
+    def _open_context(self) -> None:
+        self._ctx = self._make_context()
+        self._active = ()
+        try:
+            self._kv.attach(self._ctx)
+        except BaseException:
+            self._free_context()
+            raise
+
+    def _free_context(self) -> None:
+        if self._state is not None:
+            self._state.detach()
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
+
+    @property
+    def has_context(self) -> bool:
+        return bool(self._ctx)
+
+    def ensure_context(self) -> bool:
+        if self._ctx or not self.generates:
+            return False
+        self._open_context()
+        return True
+
+    def release_context(self) -> int:
+        if not self._ctx and self._embedder is None:
+            return 0
+        resident = psutil.Process().memory_info().rss
+        known = self._kv.kv_bytes if self._ctx else 0
+        self._close_embedder()
+        self._free_context()
+        return max(known, resident - psutil.Process().memory_info().rss)  # the KV may be on a GPU, compute buffers are only seen here
+
+    def _close_embedder(self) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+            self._embedder = None
+
+    def close(self) -> None:
+        self._close_embedder()
+        self._free_context()
         if self._batch is not None:
             self._views.restore()
             llama_cpp.llama_batch_free(self._batch)

@@ -1,13 +1,15 @@
 """A deterministic `Backend` without a model: for tests of everything above it. Nothing falls back to it by itself.
 
-Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of tokens, so every bookkeeping error of
-the engine (a wrong start, a missing drop, a shared id) is an assertion here. Logits are a function of all tokens of the sequence and of
-its adapter set alone; they favour lower-case letters and spaces, and the end after `reply_tokens` of them on average.
+Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of tokens (`stub_kv` has its rows), so
+every bookkeeping error of the engine (a wrong start, a missing drop, a shared id, a wrong restore) is an assertion here. Logits are a
+function of all tokens of the sequence and of its adapter set alone; they favour lower-case letters and spaces, and the end after
+`reply_tokens` of them on average.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,11 @@ from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf_check import GgufInfo
+from erllama.kv_codec import KvUnreadable
+from erllama.kv_state import KvImage, KvKind, KvLayout, Rows
 from erllama.sampling import GrammarGate, Logits
 from erllama.stats import GpuDevice
+from erllama.stub_kv import ROW_BYTES, StubImage, StubReading, StubSequence, set_name, stub_layout
 
 EOG = 256
 N_VOCAB = 257
@@ -50,17 +55,36 @@ class StubVocab:
 
 
 class StubBackend:
-    """`fail_tokens`: a decode whose batch holds one of these ids raises `DecodeFailed`; `reply_tokens`: 0 never ends by itself."""
+    """`fail_tokens`: a decode whose batch holds one of these ids raises `DecodeFailed`; `reply_tokens`: 0 never ends by itself.
+
+    `kind` is that of the model whose state it keeps. `calls` counts the calls by method that touch states, `images` are all that were
+    made; `fail_restores` of the next `restore` calls raise `DecodeFailed`.
+    """
 
     generates = True
     embeds = True
     n_vocab = N_VOCAB
     n_gpu_layers = 0
     eog_tokens = frozenset({EOG})
+    state_version = "stub 1"
 
-    def __init__(self, n_ctx: int = 512, n_parallel: int = 4, *, reply_tokens: int = 32, fail_tokens: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        n_ctx: int = 512,
+        n_parallel: int = 4,
+        *,
+        reply_tokens: int = 32,
+        fail_tokens: frozenset[int] = frozenset(),
+        kind: KvKind = KvKind.ATTENTION,
+    ) -> None:
         self.n_ctx = n_ctx
-        self.kv: list[list[int]] = [[] for _ in range(n_parallel)]
+        self.kind = kind
+        self.has_context = True
+        self.calls: Counter[str] = Counter()
+        self.images: list[StubImage] = []
+        self.fail_restores = 0
+        self._sequences = [StubSequence() for _ in range(n_parallel)]
+        self._reading: StubReading | None = None
         self.plans: list[list[tuple[int, int, int]]] = []  # per decode: (seq_id, start, n_tokens) of each row
         self.adapters: dict[str, str] = {}
         self.closed = False
@@ -87,8 +111,15 @@ class StubBackend:
         """What `Model(config, make_backend=StubBackend.from_config)` calls. The file of the config is not opened."""
         return cls(config.n_ctx or 512, config.n_parallel)
 
+    @property
+    def kv(self) -> list[list[int]]:
+        """The tokens that each sequence holds."""
+        return [sequence.tokens for sequence in self._sequences]
+
     def decode(self, plan: BatchPlan) -> list[Logits | None]:
         assert not self.closed, "decode after close"
+        assert self.has_context, "decode without a context"
+        self._end_reading()
         assert {use.handle for use in plan.adapters} <= set(self.adapters), "an adapter of the plan is not loaded"
         self.plans.append([(row.seq_id, row.start, row.n_tokens) for row in plan.rows])
         if any(token in self._fail_tokens for row in plan.rows for token in row.tokens):
@@ -97,7 +128,7 @@ class StubBackend:
         for row in plan.rows:
             kv = self.kv[row.seq_id]
             assert len(kv) == row.start, f"sequence {row.seq_id} holds {len(kv)} tokens, the plan starts at {row.start}"
-            kv.extend(row.tokens)
+            self._sequences[row.seq_id].extend(row.tokens, set_name(plan.adapters))
             assert len(kv) <= self.n_ctx, "context overflow"
             rows.append(self._logits(kv, plan.adapters) if row.wants_logits else None)
         return rows
@@ -117,11 +148,106 @@ class StubBackend:
         return ()
 
     def drop(self, seq_id: int) -> None:
-        self.kv[seq_id].clear()
+        self._sequences[seq_id].cut(0)
 
     def move(self, source: int, target: int) -> None:
         assert not self.kv[target], f"sequence {target} still holds {len(self.kv[target])} tokens"
-        self.kv[source], self.kv[target] = [], self.kv[source]
+        self.swap(source, target)
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        return stub_layout(self.kind)
+
+    def read_kv(self, seq_id: int, n_tokens: int) -> StubReading:
+        self._count("read_kv")
+        return self._read(seq_id, n_tokens)
+
+    def read_checkpoint(self, seq_id: int) -> Rows | None:
+        self._count("read_checkpoint")
+        return self._read(seq_id, len(self.kv[seq_id])).checkpoint
+
+    def _read(self, seq_id: int, n_tokens: int) -> StubReading:
+        self._end_reading()
+        if self.kind is KvKind.OPAQUE or not n_tokens or len(self.kv[seq_id]) != n_tokens:
+            raise KvUnreadable(f"sequence {seq_id} of a {self.kind} stub holds {len(self.kv[seq_id])} tokens, expected {n_tokens}")
+        table = self._sequences[seq_id].rows()
+        checkpoint = table.reshape(-1).copy() if self.kind.has_checkpoint else None
+        self._reading = StubReading(n_tokens, table, checkpoint, bool(self.kv_layout.columns))
+        return self._reading
+
+    def prefault(self, max_bytes: int) -> None:
+        return
+
+    def new_image(self, n_tokens: int) -> StubImage:
+        if self.kind is KvKind.OPAQUE:
+            raise KvUnreadable("an opaque stub takes no images")
+        self.images.append(StubImage(self.kind, n_tokens))
+        return self.images[-1]
+
+    def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
+        self._count("restore")
+        assert isinstance(image, StubImage)
+        assert n_tokens <= self.n_ctx, "context overflow"
+        if self.fail_restores:
+            self.fail_restores -= 1
+            raise DecodeFailed("the stub was told to fail")
+        try:
+            table = image.table(n_tokens)
+        except ValueError as error:
+            raise DecodeFailed(f"cannot restore {n_tokens} tokens: {error}") from error
+        self._sequences[seq_id].take_rows(table)
+
+    def cut(self, seq_id: int, n_tokens: int) -> bool:
+        self._count("cut")
+        assert 0 <= n_tokens <= len(self.kv[seq_id]), (seq_id, n_tokens, len(self.kv[seq_id]))
+        if not self._cuttable(seq_id, n_tokens):
+            return False
+        self._sequences[seq_id].cut(n_tokens)
+        return True
+
+    def _cuttable(self, seq_id: int, n_tokens: int) -> bool:
+        return self.kind.cuttable or n_tokens in (0, len(self.kv[seq_id]))
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
+        self._count("copy_prefix")
+        assert 0 <= n_tokens <= len(self.kv[source]), (source, n_tokens, len(self.kv[source]))
+        assert not self.kv[target], f"sequence {target} still holds {len(self.kv[target])} tokens"
+        if not self._cuttable(source, n_tokens):
+            return False
+        self._sequences[target].take_rows(self._sequences[source].rows()[:n_tokens])
+        return True
+
+    def swap(self, a: int, b: int) -> None:
+        self._count("swap")
+        assert a != b, "a sequence with itself"
+        self._sequences[a], self._sequences[b] = self._sequences[b], self._sequences[a]
+
+    def _count(self, call: str) -> None:
+        assert not self.closed, f"{call} after close"
+        assert self.has_context, f"{call} without a context"
+        self._end_reading()
+        self.calls[call] += 1
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.spoil()
+            self._reading = None
+
+    def release_context(self) -> int:
+        if not self.has_context:
+            return 0
+        self._count("release_context")
+        self.has_context = False
+        for sequence in self._sequences:
+            sequence.cut(0)
+        return len(self._sequences) * self.n_ctx * ROW_BYTES
+
+    def ensure_context(self) -> bool:
+        if self.has_context:
+            return False
+        self.has_context = True
+        self._count("ensure_context")
+        return True
 
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])
@@ -142,7 +268,7 @@ class StubBackend:
         return vectors
 
     def load_adapter(self, handle: str, path: str) -> None:
-        if "bad" in path:
+        if "bad" in Path(path).name:
             raise ModelLoadError(f"cannot load adapter {path}: the stub refuses it", param="path")
         self.adapters[handle] = path
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from gguf import GGUFWriter
 
-ATTENTION_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "mamba", "jamba")
+MAMBA_ARCHITECTURES = ("mamba", "jamba")  # with recurrent layers
 MAMBA_STATE, MAMBA_CONV = 16, 4  # the published models' d_state and d_conv
 NORM_EPSILON = 1e-6
 QUERY_GAIN, FEED_FORWARD_GAIN = 3.0, 2.0
@@ -24,6 +25,8 @@ QUERY_GAIN, FEED_FORWARD_GAIN = 3.0, 2.0
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """`head_dim` None is n_embd / n_head. `sliding_window` is for gemma3, whose every sixth layer attends to everything.
+
+    In a jamba every second layer attends, the others are mamba's.
 
     A tied gemma3 repeats its last token for ever, because that architecture scales embeddings up by sqrt(n_embd).
     """
@@ -41,14 +44,17 @@ class ModelShape:
     sliding_window: int = 0
 
     def __post_init__(self) -> None:
-        if self.arch not in (*ATTENTION_ARCHITECTURES, "mamba"):
-            raise ValueError(f"arch {self.arch!r} is not one of {', '.join((*ATTENTION_ARCHITECTURES, 'mamba'))}")
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch {self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
         if self.arch != "mamba" and (self.n_head % self.n_head_kv or (self.head_dim is None and self.n_embd % self.n_head)):
             raise ValueError(f"{self.n_embd} wide, {self.n_head} heads and {self.n_head_kv} KV heads do not divide")
 
     @property
     def n_embd_head(self) -> int:
         return self.head_dim or self.n_embd // self.n_head
+
+    def is_recurrent(self, layer: int) -> bool:
+        return self.arch == "mamba" or (self.arch == "jamba" and layer % 2 == 0)
 
 
 QWEN2_0_5B = ModelShape("qwen2", 24, 896, 14, 2, 4864, 32768, rope_base=1e6)
@@ -59,6 +65,7 @@ TINY_QWEN2 = ModelShape("qwen2", 2, 64, 4, 2, 128, 2048, rope_base=1e6)
 TINY_QWEN3 = ModelShape("qwen3", 2, 64, 4, 2, 128, 2048, rope_base=1e6, head_dim=32)
 TINY_GEMMA3 = ModelShape("gemma3", 6, 64, 4, 1, 128, 2048, rope_base=1e6, head_dim=32, tied=False, sliding_window=64)
 TINY_MAMBA = ModelShape("mamba", 2, 64, 0, 0, 0, 2048)
+TINY_JAMBA = ModelShape("jamba", 4, 64, 2, 1, 128, 2048)
 
 SHAPES = {
     "qwen2-0.5b": QWEN2_0_5B,
@@ -69,6 +76,7 @@ SHAPES = {
     "tiny-qwen3": TINY_QWEN3,
     "tiny-gemma3": TINY_GEMMA3,
     "tiny-mamba": TINY_MAMBA,
+    "tiny-jamba": TINY_JAMBA,
 }
 
 
@@ -95,15 +103,20 @@ def tensor_specs(shape: ModelShape, n_vocab: int) -> list[TensorSpec]:
     specs = [matrix("token_embd", n_vocab, shape.n_embd), norm("output_norm", shape.n_embd)]
     if not shape.tied:
         specs.append(matrix("output", n_vocab, shape.n_embd))
-    block = _mamba_block if shape.arch == "mamba" else _attention_block
     for i in range(shape.n_layer):
-        specs.extend(block(shape, f"blk.{i}"))
+        specs.extend((_mamba if shape.is_recurrent(i) else _attention)(shape, f"blk.{i}"))
+        if shape.n_ff:
+            specs.extend(_feed_forward(shape, f"blk.{i}"))
     return specs
 
 
-def _attention_block(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
+def _residual_gain(shape: ModelShape) -> float:
+    return 1 / math.sqrt((2 if shape.n_ff else 1) * shape.n_layer)
+
+
+def _attention(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
     width, n_q, n_kv = shape.n_embd, shape.n_head * shape.n_embd_head, shape.n_head_kv * shape.n_embd_head
-    residual_gain = 1 / math.sqrt(2 * shape.n_layer)
+    residual_gain = _residual_gain(shape)
     yield norm(f"{blk}.attn_norm", width)
     for name, n_out in (("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)):
         yield matrix(f"{blk}.{name}", n_out, width, QUERY_GAIN if name == "attn_q" else 1.0)
@@ -115,6 +128,10 @@ def _attention_block(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
     yield matrix(f"{blk}.attn_output", width, n_q, residual_gain)
     if shape.arch == "gemma3":
         yield TensorSpec(f"{blk}.post_attention_norm.weight", (width,), 0.02, residual_gain)
+
+
+def _feed_forward(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
+    width, residual_gain = shape.n_embd, _residual_gain(shape)
     yield norm(f"{blk}.ffn_norm", width)
     yield matrix(f"{blk}.ffn_gate", shape.n_ff, width)
     yield matrix(f"{blk}.ffn_up", shape.n_ff, width)
@@ -123,7 +140,7 @@ def _attention_block(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
         yield TensorSpec(f"{blk}.post_ffw_norm.weight", (width,), 0.02, FEED_FORWARD_GAIN * residual_gain)
 
 
-def _mamba_block(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
+def _mamba(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
     width, inner, rank = shape.n_embd, 2 * shape.n_embd, _mamba_rank(shape)
     yield norm(f"{blk}.attn_norm", width)
     yield matrix(f"{blk}.ssm_in", 2 * inner, width)
@@ -134,7 +151,10 @@ def _mamba_block(shape: ModelShape, blk: str) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{blk}.ssm_dt.bias", (inner,), 0.5, -3.0)  # softplus: time steps around 0.05
     yield TensorSpec(f"{blk}.ssm_a", (inner, MAMBA_STATE), 0.1, -1.0)  # must be negative, or the state explodes
     yield TensorSpec(f"{blk}.ssm_d", (inner,), 0.1, 1.0)
-    yield matrix(f"{blk}.ssm_out", width, inner, 1 / math.sqrt(shape.n_layer))
+    yield matrix(f"{blk}.ssm_out", width, inner, _residual_gain(shape))
+    if shape.arch == "jamba":
+        for name, n in (("dt", rank), ("b", MAMBA_STATE), ("c", MAMBA_STATE)):
+            yield norm(f"{blk}.ssm_{name}_norm", n)
 
 
 def _mamba_rank(shape: ModelShape) -> int:
@@ -148,11 +168,15 @@ def add_hyperparameters(writer: GGUFWriter, shape: ModelShape) -> None:
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_head)
     writer.add_layer_norm_rms_eps(NORM_EPSILON)
-    if shape.arch == "mamba":
+    if shape.arch in MAMBA_ARCHITECTURES:
         writer.add_ssm_conv_kernel(MAMBA_CONV)
         writer.add_ssm_inner_size(2 * shape.n_embd)
         writer.add_ssm_state_size(MAMBA_STATE)
         writer.add_ssm_time_step_rank(_mamba_rank(shape))
+    if shape.arch == "mamba":
+        return
+    if shape.arch == "jamba":  # attends without rotation; a layer without KV heads is a recurrent one
+        writer.add_head_count_kv([0 if shape.is_recurrent(i) else shape.n_head_kv for i in range(shape.n_layer)])
         return
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_rope_freq_base(shape.rope_base)

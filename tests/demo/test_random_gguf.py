@@ -74,6 +74,14 @@ def test_a_file_without_a_vocabulary_cannot_lend_one(tmp_path):
         write_random_model(tmp_path / "m.gguf", SHAPES["tiny-llama"], vocab=source)
 
 
+def test_a_hybrid_shape_alternates_recurrent_and_attention_layers(tmp_path):
+    write_random_model(tmp_path / "m.gguf", SHAPES["tiny-jamba"])
+    header = read_header(tmp_path / "m.gguf")
+    mixers = [next(name for name in ("ssm_in", "attn_q") if f"blk.{i}.{name}.weight" in header.tensors) for i in range(4)]
+    assert mixers == ["ssm_in", "attn_q"] * 2
+    assert list(header.metadata["jamba.attention.head_count_kv"].data) == [0, 1, 0, 1]
+
+
 def test_an_encoder_inspects_clean(tmp_path):
     write_random_encoder(tmp_path / "e.gguf", seed=3)
     assert inspect_gguf(tmp_path / "e.gguf").is_encoder

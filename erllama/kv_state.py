@@ -1,0 +1,82 @@
+"""The KV of a sequence as rows: what a backend reads out and puts back, whatever llama.cpp's own layout is.
+
+A model is of one kind, and nothing above the codec needs to know more than this about its layers:
+
+    ATTENTION  every layer's rows can be cut at any token
+    WINDOW     full-attention layers have rows; layers with a sliding window only a checkpoint
+    RECURRENT  a checkpoint only, no rows
+    HYBRID     attention layers have rows; recurrent layers a checkpoint
+    OPAQUE     a layout that the codec refuses: served, never stored or restored (`KvLayout.problem` says why)
+
+Rows are bytes: (n_tokens, row_bytes) uint8 per column, by position. A checkpoint is opaque and belongs to exactly one position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.uint8]
+
+
+class KvKind(StrEnum):
+    ATTENTION = "attention"
+    WINDOW = "window"
+    RECURRENT = "recurrent"
+    HYBRID = "hybrid"
+    OPAQUE = "opaque"
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether a prefix of any length can be taken from a longer state."""
+        return self is KvKind.ATTENTION
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self in (KvKind.WINDOW, KvKind.RECURRENT, KvKind.HYBRID)
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """`columns` name the row buffers in order ("k0", "v0", "k1", ...), `row_bytes` their bytes per token."""
+
+    kind: KvKind
+    columns: tuple[str, ...] = ()
+    row_bytes: tuple[int, ...] = ()
+    problem: str = ""
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(self.row_bytes)
+
+
+class KvReading(Protocol):
+    """The state of one sequence as it was read out. Views of the backend's buffer: valid until the backend's next call."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the sequence: its positions are 0 .. n_tokens - 1."""
+
+    def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
+        """Per column the rows of positions start .. stop - 1, shape (stop - start, row_bytes)."""
+
+    @property
+    def checkpoint(self) -> Rows | None:
+        """The checkpoint at position n_tokens, 1-D; None for kinds without one."""
+
+
+class KvImage(Protocol):
+    """A state under assembly, to be put into a sequence. Owned by one thread at a time; `close` gives its buffer back. Idempotent."""
+
+    def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
+        """Copy rows of positions start .. into place. Raises `ValueError` when columns, row bytes or positions do not fit."""
+
+    def put_checkpoint(self, data: Rows) -> None:
+        """Copy a checkpoint into place. Raises `ValueError` when the codec does not recognise it."""
+
+    def close(self) -> None:
+        """Give the buffer back."""
