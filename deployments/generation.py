@@ -6,22 +6,23 @@ The event loop never does more than a few milliseconds of work at once, since al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from cache_store import ChainKey
 from deployments.dialects.openai_reply import ReplyCollector, ReplyWriter
 from deployments.disconnect import unless_disconnected
-from deployments.fan_out import fan_out
+from deployments.fan_out import Indexed, fan_out
 from deployments.http_errors import BodyTooLarge, ClientDisconnected
 from deployments.http_scope import request_id
-from deployments.ports import PromptPort, ServedModel
+from deployments.ports import PromptPort, ReplayPort, ServedModel
 from deployments.sse import SseResponse
 from erllama.errors import ContextOverflow, ErllamaError
-from erllama.request import GenerationRequest
+from erllama.request import Done, Event, GenerationRequest, Tokens
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
 
@@ -52,6 +53,24 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
+class ReplyRecorder:
+    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it is complete."""
+
+    def __init__(self, replays: ReplayPort, prompt: ChainKey, n: int) -> None:
+        self._replays = replays
+        self._prompt = prompt
+        self._ids: list[list[int]] = [[] for _ in range(n)]
+        self._texts: list[list[str]] = [[] for _ in range(n)]
+
+    def feed(self, index: int, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Tokens):
+                self._ids[index] += event.ids
+                self._texts[index].append(event.text)
+            elif isinstance(event, Done):
+                self._replays.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
+
+
 def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> None:
     """Refuse here what the engine would refuse, before the tokens travel."""
     if n_ctx is not None and len(prompt_tokens) + 1 > n_ctx:
@@ -60,11 +79,26 @@ def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> N
         )
 
 
-async def collected(request: Request, model: ServedModel, requests: Sequence[GenerationRequest], collector: ReplyCollector) -> Response:
+async def _items(model: ServedModel, requests: Sequence[GenerationRequest], recorder: ReplyRecorder | None) -> Indexed:
+    """What the choices produce. A reply is recorded before its end leaves: the client may answer at once."""
+    async with aclosing(fan_out(model.client, requests)) as items:
+        async for index, events in items:
+            if recorder is not None:
+                recorder.feed(index, events)
+            yield index, events
+
+
+async def collected(
+    request: Request,
+    model: ServedModel,
+    requests: Sequence[GenerationRequest],
+    collector: ReplyCollector,
+    recorder: ReplyRecorder | None = None,
+) -> Response:
     """The whole reply in one body. A client that goes away cancels all choices at once."""
 
     async def work() -> bytes:
-        async with aclosing(fan_out(model.client, requests)) as items:
+        async with aclosing(_items(model, requests, recorder)) as items:
             async for index, events in items:
                 collector.feed(index, events)
         return collector.body()
@@ -72,8 +106,10 @@ async def collected(request: Request, model: ServedModel, requests: Sequence[Gen
     return Response(await unless_disconnected(request.receive, work()), media_type="application/json")
 
 
-async def _chunks(model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter) -> AsyncGenerator[bytes, None]:
-    async with aclosing(fan_out(model.client, requests)) as items:
+async def _chunks(
+    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, recorder: ReplyRecorder | None
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(_items(model, requests, recorder)) as items:
         async for index, events in items:
             yield writer.feed(index, events)
     yield writer.close()
@@ -87,7 +123,8 @@ def streamed(
     *,
     keepalive_s: float,
     error_event: Callable[[ErllamaError], bytes],
+    recorder: ReplyRecorder | None = None,
 ) -> SseResponse:
     """The reply as it is made; see `SseResponse` for when the status leaves."""
-    chunks = _chunks(model, requests, writer)
+    chunks = _chunks(model, requests, writer, recorder)
     return SseResponse(chunks, request_id=request_id(request), keepalive_s=keepalive_s, error_event=error_event)

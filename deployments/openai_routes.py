@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -24,7 +25,7 @@ from deployments.dialects.openai_reply import ReplyHead
 from deployments.dialects.openai_tools import chat_grammar, check_tools, offered_tools
 from deployments.dialects.openai_wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Prompt, parse_body
 from deployments.disconnect import unless_disconnected
-from deployments.generation import check_fits, collected, prepare, read_body, streamed
+from deployments.generation import INLINE_CHARS, ReplyRecorder, check_fits, collected, prepare, read_body, streamed
 from deployments.http_options import HttpOptions
 from deployments.http_scope import engine_id
 from deployments.ports import PromptPort, ServedModel
@@ -60,11 +61,22 @@ def _prompt_text(prompt: Prompt, prompts: PromptPort) -> str:
     return prompt if isinstance(prompt, str) else prompts.detokenize(prompt)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[list[int], str | None]:
+def _recorder(body: ChatBody, model: ServedModel, tokens: Sequence[int]) -> ReplyRecorder | None:
+    prompt = None if model.replays is None else model.replays.prompt_key(tokens)
+    return None if model.replays is None or prompt is None else ReplyRecorder(model.replays, prompt, body.n or 1)
+
+
+def _may_wait(body: ChatBody, model: ServedModel) -> bool:
+    return model.replays is not None and model.replays.may_wait and any(message.role == "assistant" for message in body.messages)
+
+
+def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], str | None, ReplyRecorder | None]:
+    prompts = model.prompts
     messages = [template_message(message) for message in body.messages]
     tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(tokens, prompts.n_ctx, "messages")
-    return tokens, _checked(chat_grammar(body, reply_grammar(body, prompts.schema_grammar), prompts.schema_grammar), prompts, body)
+    grammar = _checked(chat_grammar(body, reply_grammar(body, prompts.schema_grammar), prompts.schema_grammar), prompts, body)
+    return tokens, grammar, _recorder(body, model, tokens)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[tuple[int, ...]], list[str], str | None]:
@@ -96,13 +108,15 @@ def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(ChatBody, raw)
         check_tools(body)
         model = models.resolve(body.model)
-        tokens, grammar = await prepare(model.prompts, len(raw), _prepare_chat, body, model.prompts)
+        cost = INLINE_CHARS + 1 if _may_wait(body, model) else len(raw)
+        tokens, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
         requests = chat_requests(body, tokens, grammar, engine_id(request))
         head, n, parse_tools = _head("chatcmpl", model), len(requests), offered_tools(body) is not None
         if not body.stream:
-            return await collected(request, model, requests, ChatCollector(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs)))
+            collector = ChatCollector(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs))
+            return await collected(request, model, requests, collector, recorder)
         writer = ChatWriter(head, n, include_usage=body.include_usage, parse_tools=parse_tools)
-        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event)
+        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event, recorder=recorder)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cache_store import ChainKey
 from erllama.request import Event, GenerationRequest
 from erllama.stats import ModelInfo
 
@@ -78,12 +79,31 @@ class PromptPort(Protocol):
         ...
 
 
+class ReplayPort(Protocol):
+    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where the reply comes back as history."""
+
+    @property
+    def may_wait(self) -> bool:
+        """True when `render_chat` may wait for a store, so callers go through a thread."""
+        ...
+
+    def prompt_key(self, prompt_tokens: Sequence[int]) -> ChainKey | None:
+        """What replies to this prompt are remembered under; None when they are not. Thread-safe; some 10 ms per 100,000 tokens."""
+        ...
+
+    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
+        """A reply has reached the client as `text`. Ids that the text does not show are not kept. Thread-safe."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed."""
+    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed. `replays` None: chat history
+    is tokenised from its text."""
 
     id: str
     client: ModelPort
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
+    replays: ReplayPort | None = None

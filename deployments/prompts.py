@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from cache_store import ChainKey
 from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 from erllama.llama_grammar import check_grammar, schema_to_gbnf
 from erllama.llama_vocab import LlamaVocab
+from erllama.replay import prompt_key, replay_of
+from erllama.replay_book import ReplayBook
+from erllama.replay_prompt import replayed_chat
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})
@@ -30,16 +34,27 @@ class _Loaded:
 
 
 class PromptSource:
-    """The real `PromptPort`. Every method that needs the file raises `ModelLoadError` while it cannot be read."""
+    """The real `PromptPort`, and with a book `ReplayPort`. Methods that need the file raise `ModelLoadError` while it cannot be read."""
 
-    def __init__(self, path: str, *, n_ctx: int | None = None, template: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        n_ctx: int | None = None,
+        template: str | None = None,
+        root: ChainKey | None = None,
+        book: ReplayBook | None = None,
+    ) -> None:
         """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the engine knows.
 
-        `template` replaces the one in the file.
+        `template` replaces the one in the file. `root` is that of the model's KV, under which its replies are stored, and `book` knows
+        them; without either, chats are tokenised from their text.
         """
         self._path = path
         self._n_ctx = n_ctx or None
         self._template = template
+        self._root = root
+        self._book = book
         self._lock = threading.Lock()
         self._state: _Loaded | None = None
 
@@ -83,8 +98,26 @@ class PromptSource:
         if reserved:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self._get()
-        text = state.template.render(messages, tools=tools, **template_kwargs)
-        return tokenize_chat(state.vocab, text)
+        if self._root is None or self._book is None:
+            return tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
+        find = self._book.finder()
+        return replayed_chat(
+            state.template, state.vocab, messages, tools=tools, template_kwargs=template_kwargs, root=self._root, find=find
+        )
+
+    @property
+    def may_wait(self) -> bool:
+        return self._book is not None and self._book.has_store
+
+    def prompt_key(self, prompt_tokens: Sequence[int]) -> ChainKey | None:
+        return None if self._root is None or self._book is None else prompt_key(self._root, prompt_tokens)
+
+    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
+        if self._root is None or self._book is None:
+            return
+        block = replay_of(self._root, parent, reply_ids, text, self._get().vocab.piece)
+        if block is not None:
+            self._book.record(block)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self._get().vocab.tokenize(text, add_special=add_special, parse_special=True)
