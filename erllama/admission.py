@@ -2,15 +2,15 @@
 
 Invariant: ids in `free` and ids of running sequences together are exactly 0 .. n_parallel - 1.
 
-Low ids are preferred and holes are filled (`fill_hole`): with one KV stream per sequence llama.cpp computes together only sequences whose
-ids follow each other, so ids {0, 2, 5} cost three passes over the weights where {0, 1, 2} cost one.
+Which free id a sequence gets is the caller's choice: ids hold KV beyond a sequence's end (`live_kv`). Holes between running ids are filled
+(`fill_hole`): with one KV stream per sequence llama.cpp computes together only sequences whose ids follow each other, so ids {0, 2, 5} cost
+three passes over the weights where {1, 2, 3} cost one.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from erllama.machine import State
 from erllama.sequence import Sequence
@@ -21,7 +21,7 @@ class Admission:
 
     def __init__(self, n_parallel: int) -> None:
         self._n_parallel = n_parallel
-        self._free = list(range(n_parallel))  # a heap: the lowest id first
+        self._free = set(range(n_parallel))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -34,6 +34,10 @@ class Admission:
         return tuple(self._waiting)
 
     @property
+    def free(self) -> frozenset[int]:
+        return frozenset(self._free)
+
+    @property
     def n_free(self) -> int:
         return len(self._free)
 
@@ -42,11 +46,16 @@ class Admission:
         assert sequence.state is State.QUEUED, repr(sequence)
         self._waiting.append(sequence)
 
-    def admit(self) -> Iterator[Sequence]:
-        """Give free ids to waiting sequences, oldest first, until either runs out. The caller moves their state."""
+    def admit(self, choose: Callable[[Sequence], int] | None = None) -> Iterator[Sequence]:
+        """Give free ids to waiting sequences, oldest first, until either runs out. The caller moves their state.
+
+        `choose` picks one of `free` for a sequence; the default is the lowest.
+        """
         while self._free and self._waiting:
             sequence = self._waiting.popleft()
-            sequence.seq_id = heapq.heappop(self._free)
+            seq_id = min(self._free) if choose is None else choose(sequence)
+            self._free.remove(seq_id)
+            sequence.seq_id = seq_id
             self._running.append(sequence)
             yield sequence
 
@@ -58,21 +67,23 @@ class Admission:
             return None
         seq_id, sequence.seq_id = sequence.seq_id, None
         self._running.remove(sequence)
-        heapq.heappush(self._free, seq_id)
+        self._free.add(seq_id)
         return seq_id
 
     def fill_hole(self) -> tuple[Sequence, int] | None:
-        """Give the running sequence with the highest id the lowest free one below it; returns it and its old id.
+        """Give the running sequence with the highest id a free one between the others; returns it and its old id, None without a hole.
 
-        None when there is no hole, or while others wait: they will fill it for nothing. The caller moves the KV.
+        The caller exchanges the KV of the two ids.
         """
-        if self._waiting or not self._free or not self._running:
+        running = {s.id for s in self._running}
+        if not running or max(running) - min(running) < len(running):
             return None
-        highest = max(self._running, key=_id)
-        old = _id(highest)
-        if self._free[0] > old:
-            return None
-        highest.seq_id = heapq.heappushpop(self._free, old)
+        highest = max(self._running, key=lambda s: s.id)
+        old = highest.id
+        new = min(i for i in self._free if i > min(running))
+        self._free.remove(new)
+        self._free.add(old)
+        highest.seq_id = new
         return highest, old
 
     def check_integrity(self) -> None:
@@ -80,8 +91,3 @@ class Admission:
         held = [s.seq_id for s in self._running]
         assert sorted([*self._free, *[i for i in held if i is not None]]) == list(range(self._n_parallel)), (self._free, held)
         assert all(s.seq_id is None for s in self._waiting)
-
-
-def _id(sequence: Sequence) -> int:
-    assert sequence.seq_id is not None
-    return sequence.seq_id

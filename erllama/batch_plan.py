@@ -48,8 +48,7 @@ class PlanRow:
 
     @property
     def seq_id(self) -> int:
-        assert self.sequence.seq_id is not None
-        return self.sequence.seq_id
+        return self.sequence.id
 
 
 @dataclass(frozen=True, slots=True)

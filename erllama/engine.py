@@ -1,7 +1,8 @@
 """The engine: sequences go in, events come out, one llama_decode per step.
 
 One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two steps KV is quiescent. Events of a step
-leave together, as one list, through `deliver`; whoever consumes them never slows the engine.
+leave together, as one list, through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from and where
+KV goes afterwards is `CacheFlow`'s business.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Sequence as Seq
 from copy import copy
 from dataclasses import replace
 
-from cache_store import root_key, tail_key
-from erllama.adapters import AdapterRegistry
+from cache_store import BLOCK_TOKENS, ChainKey, root_key, tail_key
+from erllama.adapters import AdapterRegistry, AdapterSet
 from erllama.admission import Admission
 from erllama.backend import Backend
 from erllama.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
+from erllama.cache_flow import CacheFlow
+from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.config import EngineConfig
 from erllama.errors import ContextOverflow, DecodeFailed, ErllamaError, InvalidParameter, NotSupported
 from erllama.machine import Event as Step
@@ -26,14 +29,15 @@ from erllama.machine import State, model_status
 from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
 from erllama.sampling import Logits, TokenSampler, log_softmax_at, top_candidates
 from erllama.sequence import Sequence
-from erllama.stats import Counters, EngineStats
+from erllama.sessions import Sessions
+from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult
 from erllama.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[list[tuple[str, Event]]], None]
+RootOf = Callable[[AdapterSet], ChainKey]
 
-BLOCK_TOKENS = 256
 _ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step.CANCEL: FinishReason.CANCELLED}
 
 
@@ -41,13 +45,22 @@ class Engine:
     """Admission, batching, sampling and retirement of the sequences of one model."""
 
     def __init__(
-        self, backend: Backend, config: EngineConfig, deliver: Deliver, *, namespace: str = "", clock: Callable[[], int] = time.monotonic_ns
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        deliver: Deliver,
+        *,
+        flow: CacheFlow | None = None,
+        root_of: RootOf | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """`root_of` gives the chain root of KV made with an adapter set. Without `flow` prefixes are shared within the context only."""
         self._backend = backend
         self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
         self._deliver = deliver
         self._clock = clock
-        self._root = root_key(namespace)
+        self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
+        self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox: list[tuple[str, Event]] = []
@@ -56,6 +69,7 @@ class Engine:
         self._interval_ns = int(config.stream_interval_ms * 1e6)
         self._delivered_ns = clock() - self._interval_ns
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self.sessions = Sessions()
         self._n_parallel = config.n_parallel
         self._counts = Counters()
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
@@ -63,8 +77,10 @@ class Engine:
     # --- the spine -----------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Admit, decode once, advance every sequence of the batch, retire. False when there was nothing to do."""
+        """Admit, restore, decode once, advance every sequence of the batch, retire, save. False when there is nothing left to do."""
+        self._flow.save_due()
         self._admit_waiting()
+        self._go_on_restored()
         self._fill_hole()
         plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
         if plan:
@@ -72,7 +88,8 @@ class Engine:
                 self._advance(row, logits)
         self.adapters.collect()
         self._publish()
-        return bool(plan)
+        self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
+        return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
         """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`. `submitted_ns`: when its wait began."""
@@ -92,6 +109,34 @@ class Engine:
         if sequence is not None:
             self._counts.requests_cancelled += 1
             self._finish(sequence, Step.CANCEL)
+
+    def evict(self) -> EvictResult:
+        """Save what the context holds and release it, so that its memory returns to the system. The next request makes a new one.
+
+        Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
+        """
+        if not self._backend.has_context:
+            return EvictResult()
+        idle_tokens = self._flow.live.n_tokens
+        self._flow.save_all(self._admission.running, SaveReason.EVICT)
+        self._flow.drop_idle()
+        freed = 0 if self._sequences else self._backend.release_context()
+        self.stats = self._snapshot()
+        return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_running=len(self._sequences))
+
+    def save_all(self, reason: SaveReason) -> None:
+        """Hand the KV of every sequence, running or ended, to the store."""
+        if self._backend.has_context:
+            self._flow.save_all(self._admission.running, reason)
+
+    def end_session(self, session_id: str, *, drop: bool = False) -> None:
+        """Forget a session's transcript and its claim on the context; with `drop` its KV there, too. Idempotent."""
+        self.sessions.end(session_id)
+        self._flow.end_session(session_id, drop=drop)
+
+    def close(self) -> None:
+        """Stop what reads for this engine. Idempotent."""
+        self._flow.close()
 
     def fail_all(self, error: ErllamaError) -> None:
         """End every request with `error`: the engine is going away."""
@@ -130,10 +175,12 @@ class Engine:
             params = replace(params, seed=secrets.randbits(63))
         grammar = None if request.grammar is None else self._backend.new_grammar(request.grammar)
         tokens = list(request.prompt_tokens)
+        adapters = self.adapters.snapshot()
         return Sequence(
             request=request,
+            root=self._root_of(adapters),
             n_ctx=self._backend.n_ctx,
-            adapters=self.adapters.snapshot(),
+            adapters=adapters,
             sampler=TokenSampler(params, tokens, grammar, banned=self._backend.eog_tokens if request.ignore_eos else ()),
             text=TextStream(request.stop),
             tokens=tokens,
@@ -141,21 +188,40 @@ class Engine:
         )
 
     def _admit_waiting(self) -> None:
-        for sequence in self._admission.admit():
+        if not self._admission.waiting or not self._ensure_context():
+            return
+        for sequence in self._admission.admit(lambda s: self._flow.choose_id(s, self._admission.free, self._admission.running)):
             sequence.admitted_ns = self._clock()
-            sequence.apply(Step.ADMIT_COLD)
+            sequence.apply(self._flow.begin(sequence, self._admission.running))
             self._counts.requests_admitted += 1
             self._counts.prompt_tokens += sequence.n_prompt
             self._last_cache_hit = sequence.cache_hit_kind
 
+    def _ensure_context(self) -> bool:
+        try:
+            self._backend.ensure_context()
+        except ErllamaError as error:  # memory that was given back is not to be had again
+            for sequence in self._admission.waiting:
+                self._finish(sequence, Step.ERROR, error)
+            return False
+        return True
+
+    def _go_on_restored(self) -> None:
+        for sequence, outcome, logits in self._flow.ready(self._admission.running):
+            sequence.apply(outcome)
+            self._counts.cached_tokens += sequence.n_cached
+            self._last_cache_hit = sequence.cache_hit_kind
+            if logits is not None:
+                self._try_generate(sequence, logits)
+
     def _fill_hole(self) -> None:
-        """At most one move per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
+        """At most one exchange per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
         moved = self._admission.fill_hole()
         if moved is None:
             return
         sequence, old = moved
         try:
-            self._backend.move(old, _seq_id(sequence))
+            self._flow.swap(old, sequence.id)
         except DecodeFailed as error:
             self._finish(sequence, Step.ERROR, error)
 
@@ -168,8 +234,12 @@ class Engine:
             for row in plan.rows:
                 self._finish(row.sequence, Step.ERROR, error)
             rows = [None] * len(plan.rows)
+        seconds = (self._clock() - started) / 1e9
         self._counts.steps += 1
-        self._counts.decode_ms += (self._clock() - started) / 1e6
+        self._counts.decode_ms += seconds * 1e3
+        for row in plan.rows:
+            if row.sequence.state is State.PREFILLING:
+                self._flow.prefilled(row.sequence, row.n_tokens, seconds)
         return rows
 
     def _advance(self, row: PlanRow, logits: Logits | None) -> None:
@@ -180,11 +250,18 @@ class Engine:
         sequence.n_kv += row.n_tokens
         if sequence.state is State.PREFILLING:
             sequence.apply(Step.PREFILLED if row.wants_logits else Step.SLICE)
+            if logits is not None:
+                self._flow.keep_logits(sequence, logits)
+        else:
+            self._flow.progressed(sequence)
         if logits is not None:
-            try:
-                self._generate(sequence, logits)
-            except ErllamaError as error:  # no token can be chosen, or the grammar became too costly: this sequence alone ends
-                self._finish(sequence, Step.ERROR, error)
+            self._try_generate(sequence, logits)
+
+    def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
+        try:
+            self._generate(sequence, logits)
+        except ErllamaError as error:  # no token can be chosen, or the grammar became too costly: this sequence alone ends
+            self._finish(sequence, Step.ERROR, error)
 
     def _generate(self, sequence: Sequence, logits: Logits) -> None:
         """Sample one token and see whether it ends the sequence."""
@@ -204,6 +281,7 @@ class Engine:
         sequence.tokens.append(token)
         sequence.apply(Step.TOKEN)
         text = sequence.text.push(self._backend.piece(token))
+        self._note_reply(sequence, text)
         logprobs = None if raw is None or n_top is None else (self._logprob(raw, token, n_top),)
         self._outbox.append((sequence.request.request_id, Tokens((token,), text, logprobs)))
         self._counts.completion_tokens += 1
@@ -223,27 +301,43 @@ class Engine:
         if not sequence.live:
             return
         request_id = sequence.request.request_id
+        intact = sequence.readable and not isinstance(error, DecodeFailed)
         sequence.apply(ending)
         self._urgent = True
         if error is None:
             tail = sequence.text.finish()
+            self._note_reply(sequence, tail)
             if tail:
                 self._outbox.append((request_id, Tokens((), tail, None if sequence.request.logprobs is None else ())))
             # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
             reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
             stats = sequence.stats(reason, self._clock())
-            self._outbox.append((request_id, Done(stats, tail_key(self._root, sequence.tokens, BLOCK_TOKENS))))
+            self._outbox.append((request_id, Done(stats, tail_key(sequence.root, sequence.tokens, BLOCK_TOKENS))))
             self._counts.requests_finished += 1
+            if ending is not Step.CANCEL:
+                self._commit(sequence)
         else:
             self._outbox.append((request_id, Failed(error)))
             self._counts.requests_failed += 1
-        self._release(sequence)
+        self._release(sequence, intact=intact)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _commit(self, sequence: Sequence) -> None:
+        """The reply is complete: it is the session's transcript now, and will come back as chat history."""
+        if sequence.request.record_replay:
+            self._flow.record_replay(sequence)
+        if sequence.request.session_id is not None:
+            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+
+    @staticmethod
+    def _note_reply(sequence: Sequence, text: str) -> None:
+        if sequence.request.record_replay:
+            sequence.reply.append(text)
+
+    def _release(self, sequence: Sequence, *, intact: bool) -> None:
         sequence.sampler.close()
         seq_id = self._admission.release(sequence)
         if seq_id is not None:
-            self._backend.drop(seq_id)
+            self._flow.ended(sequence, seq_id, intact=intact)
         del self._sequences[sequence.request.request_id]
 
     # --- what others see -------------------------------------------------------------------------------------------------
@@ -274,8 +368,12 @@ class Engine:
             n_generating=n_generating,
             last_cache_hit=self._last_cache_hit,
             kv_tokens=sum(s.n_kv for s in running),
+            idle_kv_tokens=self._flow.live.n_tokens,
+            has_context=self._backend.has_context,
+            sessions=len(self.sessions),
             adapters=self.adapters.list(),
             counts=copy(self._counts),
+            cache=self._flow.counts.snapshot(),
         )
 
     def check_integrity(self) -> None:
@@ -285,11 +383,7 @@ class Engine:
             assert sequence.live, repr(sequence)
             sequence.check()
         assert len(self._sequences) == len(self._admission.running) + len(self._admission.waiting)
-
-
-def _seq_id(sequence: Sequence) -> int:
-    assert sequence.seq_id is not None
-    return sequence.seq_id
+        self._flow.check_integrity(self._admission.free, self._admission.running)
 
 
 def check_token_ids(tokens: Seq[int], n_vocab: int, name: str) -> None:

@@ -6,6 +6,8 @@
     │   ├── ContextOverflow     400  the prompt does not fit into the context (names both numbers)
     │   ├── NotSupported        400  this model cannot do that (no template, no embeddings, ...)
     │   ├── ModelNotFound       404  no model of that id is served
+    │   ├── SessionNotFound     404  no session of that id is known here
+    │   ├── TranscriptMismatch  409  a session's tokens are not what the caller thinks; `diverges_at` says from where on
     │   └── QueueFull           429  the bounded queue is full; `retry_after_s` says when to come back
     ├── ModelLoadError          500  a GGUF or an adapter is missing, malformed or of another architecture
     ├── EngineStopped           503  the engine is shutting down or its thread has died
@@ -71,6 +73,31 @@ class ModelNotFound(RequestError):
 
     http_status = 404
     code = "model_not_found"
+
+
+class SessionNotFound(RequestError):
+    """No session of that id is known: it never was, has ended, or the model was restarted. Send the whole prompt."""
+
+    http_status = 404
+    code = "session_not_found"
+
+
+class TranscriptMismatch(RequestError):
+    """The tokens committed to a session are not those the caller expects. They agree before index `diverges_at`."""
+
+    http_status = 409
+    code = "transcript_mismatch"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None, diverges_at: int = 0) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.diverges_at = diverges_at
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_mismatch, (self.message, self.param, self.retry_after_s, self.diverges_at))
+
+
+def _rebuild_mismatch(message: str, param: str | None, retry_after_s: int | None, diverges_at: int) -> TranscriptMismatch:
+    return TranscriptMismatch(message, param=param, retry_after_s=retry_after_s, diverges_at=diverges_at)
 
 
 class QueueFull(RequestError):

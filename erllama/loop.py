@@ -25,18 +25,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Command = Callable[[], None]
+Wake = Callable[[], None]
 
 _COMMANDS_PER_STEP = 256  # bounded work between two decodes, however fast callers are
 _RETRY_AFTER_MAX_S = 60
 
 
 class EngineLoop:
-    """Runs an `Engine` built by `build(deliver)` on its own thread. All public methods may be called from any thread.
+    """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be called from any thread.
 
-    `deliver` receives the events of a step, on the engine thread, and must not block.
+    `deliver` receives the events of a step, on the engine thread, and must not block. `wake` makes an engine that has nothing to decode
+    step again; any thread may call it.
     """
 
-    def __init__(self, build: Callable[[Deliver], Engine], deliver: Deliver, *, max_live: int, name: str = "engine") -> None:
+    def __init__(self, build: Callable[[Deliver, Wake], Engine], deliver: Deliver, *, max_live: int, name: str = "engine") -> None:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._inbox: deque[Command] = deque()
@@ -47,7 +49,7 @@ class EngineLoop:
         self._stopping = False
         self._death: BaseException | None = None
         self._sink = deliver
-        self._engine = build(self._deliver)
+        self._engine = build(self._deliver, self.wake)
         self.heartbeat_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name=f"erllama-{name}", daemon=True)
         self._thread.start()
@@ -77,6 +79,13 @@ class EngineLoop:
         with self._wake:
             if not self._stopping:  # else every request ends anyhow
                 self._inbox.append(lambda: self._engine.cancel(request_id))
+                self._wake.notify()
+
+    def wake(self) -> None:
+        """Make the thread step once more. Returns at once; a stopped engine is fine."""
+        with self._wake:
+            if not self._stopping:
+                self._inbox.append(_nothing)
                 self._wake.notify()
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
@@ -186,7 +195,15 @@ class EngineLoop:
             self._engine.fail_all(error)
         except Exception:  # the engine is broken already; the requests below are told all the same
             log.exception("engine could not end its requests")
+        try:
+            self._engine.close()
+        except Exception:  # as above
+            log.exception("engine could not stop its readers")
         with self._lock:
             orphans, self._live = list(self._live), {}
         if orphans:
             self._sink([(request_id, Failed(error)) for request_id in orphans])
+
+
+def _nothing() -> None:
+    """The command that only wakes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import uuid
@@ -11,17 +12,23 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
 from erllama.backend import ModelBackend, Vocab
+from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
 from erllama.engine import Deliver, Engine
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
+from erllama.kv_setup import make_flow, make_root_of
+from erllama.kv_state import KvKind
 from erllama.llama_backend import LlamaBackend
-from erllama.loop import EngineLoop
+from erllama.loop import EngineLoop, Wake
 from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request
-from erllama.stats import AdapterInfo, EngineStats, GpuDevice, ModelInfo, ModelStatus
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelStatus
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,6 +101,7 @@ class Model:
         logprobs             None, or how many alternatives to report beside each token's own log probability
         ignore_eos           generate on past the model's end-of-text token
         parent_key           the `finish_key` of an earlier completion to resume from; a hint, never an error
+        session_id           keep the sequence for the next request of this session (`continue_`, `end_session`)
     """
 
     def __init__(
@@ -101,10 +109,15 @@ class Model:
         config: EngineConfig | None = None,
         *,
         sink: Deliver | None = None,
+        store: Store | StoreConfig | None = None,
+        policy: CachePolicy | None = None,
         make_backend: Callable[[EngineConfig], ModelBackend] = LlamaBackend,
         **settings: Any,
     ) -> None:
         """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`, `n_parallel`, ...).
+
+        `store` keeps KV beyond the life of this process: a `StoreConfig` opens one that belongs to the model, a `Store` is the caller's to
+        close. Without one, prefixes are shared between the sequences of the context only. `policy` says what is saved when.
 
         `sink` receives, on the engine thread and once per step, the events of requests that `post` queued. Raises `ModelLoadError` when the
         file is missing, malformed or not a model, `InvalidParameter` for a wrong setting. `make_backend` loads the file; tests pass
@@ -116,13 +129,20 @@ class Model:
         self._streams: dict[str, InferStream] = {}
         self._closed = False
         self._lock = threading.Lock()
+        self._policy = policy or CachePolicy()
         self._backend = make_backend(config)
+        self._owned_store: Store | None = None
         try:
+            if isinstance(store, StoreConfig):
+                store = self._owned_store = Store(store)
+            self._store = store
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._template = make_template(self._backend)
             self._loop = EngineLoop(self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
+            if self._owned_store is not None:
+                self._owned_store.close(timeout_s=0)
             raise
 
     # --- generating ------------------------------------------------------------------------------------------------------
@@ -166,6 +186,46 @@ class Model:
         Idempotent: unknown and finished references are fine.
         """
         self._loop.cancel(ref)
+
+    # --- prefixes and sessions ---------------------------------------------------------------------------------------------
+
+    def prefill_only(self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None) -> Completion:
+        """Compute and save the KV of `tokens` without generating; blocks. The completion's `finish_key` names the state."""
+        return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
+
+    def continue_(
+        self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+    ) -> InferStream:
+        """Continue a session: its committed tokens, then `suffix`.
+
+        `expect_committed` is what the caller believes to be committed, all ids or their number. Raises `SessionNotFound` for a session that
+        is not known (any more), `TranscriptMismatch` with `diverges_at` when the tokens differ.
+        """
+        committed = self.transcript(session_id, expect_committed)
+        return self.infer([*committed, *suffix], session_id=session_id, **params)
+
+    def transcript(self, session_id: str, expect_committed: Sequence[int] | int | None = None) -> tuple[int, ...]:
+        """The tokens committed to a session; raises as `continue_` does."""
+        return self._call(lambda engine: engine.sessions.transcript(session_id, expect_committed))
+
+    def end_session(self, session_id: str) -> None:
+        """Forget a session; its KV may be given up like any other. Idempotent."""
+        self._call(lambda engine: engine.end_session(session_id))
+
+    def reset_session(self, session_id: str) -> None:
+        """Forget a session and drop its KV from the context. What was saved stays in the store. Idempotent."""
+        self._call(lambda engine: engine.end_session(session_id, drop=True))
+
+    def evict(self) -> EvictResult:
+        """Save what the context holds, then give its memory back; the next request makes a new context and restores.
+
+        Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and keep the context; then only the KV of
+        ended ones is given up. A no-op when nothing is there.
+        """
+        result = self._call(lambda engine: engine.evict())
+        if self._store is not None:
+            self._store.flush(self._policy.evict_save_timeout_s)
+        return result
 
     # --- text --------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +284,8 @@ class Model:
 
     def model_info(self) -> ModelInfo:
         """What the model is; never disturbs inference."""
-        return make_model_info(self._backend, self._config, self._fingerprint, self.status())
+        tiers = None if self._store is None else self._store.tier_labels
+        return make_model_info(self._backend, self._config, self._fingerprint, self.status(), tiers)
 
     def status(self) -> ModelStatus:
         """`idle`, `prefilling` or `generating`; never disturbs inference."""
@@ -239,9 +300,18 @@ class Model:
         """The same as `status()`."""
         return self.status()
 
-    def list_cached_prefixes(self) -> tuple[str, ...]:
-        """Keys of the prefixes that could be restored. Always empty in this version: there is no KV store yet."""
-        return ()
+    def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
+        """The stored prefixes of this model that nothing longer continues, most recently used first; empty without a store."""
+        return () if self._store is None else self._store.prefixes(self._root_of(()), limit)
+
+    @property
+    def kv_root(self) -> str:
+        """The chain root of this model's KV without adapters: keys of chat replays and of `finish_key` hang on it."""
+        return self._root_of(())
+
+    def store_stats(self) -> StoreStats | None:
+        """Counters and gauges of the store; None without one. Never disturbs inference."""
+        return None if self._store is None else self._store.stats()
 
     def vram_info(self) -> tuple[GpuDevice, ...]:
         """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU build."""
@@ -274,9 +344,16 @@ class Model:
         return self._backend.vocab
 
     def shutdown(self, timeout_s: float = 30.0) -> None:
-        """End what runs, stop the engine thread and free the model. Idempotent."""
+        """Save what the context holds, end what runs, stop the engine thread and free the model. Idempotent.
+
+        Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is less.
+        """
+        if not self._closed:
+            self._save_at_shutdown(min(timeout_s, self._policy.evict_save_timeout_s))
         self._closed = True  # llama.cpp's vocabulary goes with the model
         self._loop.stop(timeout_s)
+        if self._owned_store is not None:
+            self._owned_store.close(timeout_s=min(timeout_s, self._policy.evict_save_timeout_s))
         self._backend.close()
 
     stop = shutdown
@@ -293,8 +370,22 @@ class Model:
 
     # --- inside -----------------------------------------------------------------------------------------------------------------
 
-    def _build(self, deliver: Deliver) -> Engine:
-        return Engine(self._backend, self._config, deliver, namespace=self._fingerprint)
+    def _build(self, deliver: Deliver, wake: Wake) -> Engine:
+        salt = "" if self._store is None else self._store.salt
+        self._root_of = make_root_of(self._backend, self._config, self._fingerprint, salt)
+        flow = make_flow(self._backend, self._config, self._policy, self._store, wake)
+        return Engine(self._backend, self._config, deliver, flow=flow, root_of=self._root_of)
+
+    def _save_at_shutdown(self, timeout_s: float) -> None:
+        """Failing open: a store that is gone must not keep a model from stopping."""
+        if self._store is None:
+            return
+        try:
+            self._loop.call(lambda engine: engine.save_all(SaveReason.SHUTDOWN)).result(timeout_s)
+            if not self._store.flush(timeout_s):
+                log.warning("shutdown save: the store did not take everything within %.0f s: id=%s", timeout_s, self._config.id)
+        except (ErllamaError, TimeoutError) as error:
+            log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
 
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         return [vector.tolist() for vector in self._call(lambda _: self._backend.embed(inputs))]
@@ -340,9 +431,11 @@ def make_template(backend: ModelBackend) -> ChatTemplate | None:
     return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
 
 
-def make_model_info(backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus) -> ModelInfo:
-    """`ModelInfo` from what the backend loaded."""
-    info = backend.info
+def make_model_info(
+    backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
+) -> ModelInfo:
+    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without one."""
+    info, kv = backend.info, backend.kv_layout
     return ModelInfo(
         id=config.id,
         status=status,
@@ -356,7 +449,9 @@ def make_model_info(backend: ModelBackend, config: EngineConfig, digest: str, st
         size_bytes=info.size_bytes,
         quant_type=info.file_type,
         quant_bits=info.bits_per_weight,
-        tier="none",
+        tier="none" if tiers is None or kv.kind is KvKind.OPAQUE else "+".join(tiers),
+        kv_kind=kv.kind,
+        kv_problem=kv.problem,
         fingerprint=digest,
         n_gpu_layers=backend.n_gpu_layers,
         has_chat_template=backend.vocab.chat_template is not None,

@@ -19,6 +19,7 @@ MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps
 MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
+MAX_SESSION_CHARS = 256
 SEED_BITS = 64
 
 
@@ -111,7 +112,9 @@ class GenerationRequest:
 
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings end the text before them and never
     appear in it. `grammar` is GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token and the n likeliest ones.
-    `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error).
+    `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error); the request waits a moment for a save
+    of that state that is in flight. `session_id` keeps the sequence in the context after its end for the next request of the session.
+    `record_replay` says that the reply will come back as chat history: the ids it was sampled as are stored.
     """
 
     request_id: str
@@ -123,6 +126,8 @@ class GenerationRequest:
     logprobs: int | None = None
     ignore_eos: bool = False
     parent_key: str | None = None
+    session_id: str | None = None
+    record_replay: bool = False
 
     def __post_init__(self) -> None:
         _check_type("request_id", self.request_id, str, "a string")
@@ -140,11 +145,20 @@ class GenerationRequest:
         _check_type("ignore_eos", self.ignore_eos, bool, "true or false")
         if self.parent_key is not None:
             _check_type("parent_key", self.parent_key, str, "a string")
+        if self.session_id is not None:
+            _check_session(self.session_id)
+        _check_type("record_replay", self.record_replay, bool, "true or false")
 
 
 def _check_type(name: str, value: object, kind: type, words: str) -> None:
     if not isinstance(value, kind):
         raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
+
+
+def _check_session(session_id: str) -> None:
+    _check_type("session_id", session_id, str, "a string")
+    if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
+        raise InvalidParameter(f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:
@@ -172,7 +186,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one."""
+    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one.
+
+    `cached_tokens` of the prompt were taken over instead of computed: from `cache_tier`, which is "live" (another sequence of this
+    context), "staged" (the store had not written it yet) or the label of a tier of the store.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -183,6 +201,7 @@ class RequestStats:
     cache_hit_kind: CacheHitKind
     finish_reason: FinishReason
     stop_sequence: str | None = None
+    cache_tier: str | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -267,7 +286,7 @@ class CompletionParts:
 
 
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
-_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key")
+_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id")
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 
 
@@ -300,6 +319,7 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
         logprobs=params.get("logprobs"),
         ignore_eos=False if ignore_eos is None else ignore_eos,
         parent_key=params.get("parent_key"),
+        session_id=params.get("session_id"),
     )
 
 

@@ -16,8 +16,9 @@ from erllama.machine import Event, State, apply
 from erllama.request import CacheHitKind, FinishReason, GenerationRequest, RequestStats
 
 if TYPE_CHECKING:
+    from cache_store import ChainKey
     from erllama.adapters import AdapterSet
-    from erllama.sampling import TokenSampler
+    from erllama.sampling import Logits, TokenSampler
     from erllama.text_stream import TextStream
 
 _NS_PER_MS = 1e6
@@ -25,9 +26,16 @@ _NS_PER_MS = 1e6
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`."""
+    """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`.
+
+    `root` is the chain root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens, and `n_generated_saved` of the
+    generated ones, have been handed to the store. `hit_tier` says where `n_cached` came from. `prompt_logits` are those at the end of the
+    prompt, for whoever sends the same one; `stores_logits`: the store wants them, too. `reply` gathers the text that was delivered, if it
+    will come back as chat history.
+    """
 
     request: GenerationRequest
+    root: ChainKey
     n_ctx: int
     adapters: AdapterSet
     sampler: TokenSampler
@@ -40,7 +48,28 @@ class Sequence:
     n_kv: int = 0
     admitted_ns: int | None = None
     first_token_ns: int | None = None
+    n_saved: int = 0
+    n_generated_saved: int = 0
+    hit_tier: str = ""
+    prompt_logits: Logits | None = None
+    stores_logits: bool = False
+    reply: list[str] = field(default_factory=list)
     story: list[Event] = field(default_factory=list)
+
+    @property
+    def id(self) -> int:
+        """`seq_id` of a sequence that runs."""
+        assert self.seq_id is not None, repr(self)
+        return self.seq_id
+
+    @property
+    def readable(self) -> bool:
+        """Whether the context holds its first `n_kv` tokens."""
+        return self.state in (State.RESTORING, State.PREFILLING, State.GENERATING)
+
+    @property
+    def restoring(self) -> bool:
+        return self.state is State.RESTORING
 
     @property
     def n_prompt(self) -> int:
@@ -103,6 +132,7 @@ class Sequence:
             prefill_ms=(first - admitted) / _NS_PER_MS,
             generation_ms=(now_ns - first) / _NS_PER_MS,
             cache_hit_kind=self.cache_hit_kind,
+            cache_tier=self.hit_tier or None,
             finish_reason=reason,
             stop_sequence=self.text.stop_sequence,
         )

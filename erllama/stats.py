@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -35,7 +35,11 @@ class GpuDevice:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model is (S8). `context_size` is the context of one sequence in tokens."""
+    """What a model is. `context_size` is the context of one sequence in tokens.
+
+    `kv_kind` says how its KV can be kept: attention (cut at any token), window, recurrent and hybrid (at checkpoints), opaque (not at all;
+    `kv_problem` tells why). `tier` names the tiers of its store, fastest first, "none" without one.
+    """
 
     id: str
     status: ModelStatus
@@ -50,11 +54,51 @@ class ModelInfo:
     quant_type: str
     quant_bits: float
     tier: str
+    kv_kind: str
+    kv_problem: str
     fingerprint: str
     n_gpu_layers: int
     has_chat_template: bool
     generates: bool
     embeds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EvictResult:
+    """What an evict did: `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run)."""
+
+    n_tokens: int = 0
+    freed_bytes: int = 0
+    n_running: int = 0
+
+
+@dataclass(slots=True)
+class CacheCounters:
+    """What the engine's KV cache did since the start.
+
+    `hits` counts requests by "kind:tier": kinds are exact, resume (the parent key's state) and prefix; tiers are live (another sequence of
+    this context), staged (the store has not written it yet) and the labels of the store's. `stall_ms` sums the time that saves and restores
+    took on the engine thread, `max_stall_ms` is the longest one.
+    """
+
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: int = 0
+    restores_skipped: int = 0
+    failed_reads: int = 0
+    failed_saves: int = 0
+    saves: dict[str, int] = field(default_factory=dict)
+    stall_ms: float = 0.0
+    max_stall_ms: float = 0.0
+    last_problem: str = ""
+
+    def note_stall(self, ms: float) -> None:
+        """Account for a save or restore that held the engine thread for `ms`."""
+        self.stall_ms += ms
+        self.max_stall_ms = max(self.max_stall_ms, ms)
+
+    def snapshot(self) -> CacheCounters:
+        """A copy that does not change any more."""
+        return replace(self, hits=dict(self.hits), saves=dict(self.saves))
 
 
 @dataclass(slots=True)
@@ -76,7 +120,8 @@ class Counters:
 class EngineStats:
     """Gauges of this moment, and the counters (`counts`) of it.
 
-    `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` is the number of tokens held in the context.
+    `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of running sequences and `idle_kv_tokens` of
+    finished ones are in the context. `has_context` is False after an evict, until the next request. `sessions` counts known sessions.
     """
 
     n_parallel: int
@@ -86,10 +131,14 @@ class EngineStats:
     n_prefilling: int = 0
     n_generating: int = 0
     kv_tokens: int = 0
+    idle_kv_tokens: int = 0
+    has_context: bool = True
+    sessions: int = 0
     requests_refused: int = 0
     last_cache_hit: str = "cold"
     adapters: tuple[AdapterInfo, ...] = ()
     counts: Counters = field(default_factory=Counters)
+    cache: CacheCounters = field(default_factory=CacheCounters)
 
     @property
     def n_running(self) -> int:

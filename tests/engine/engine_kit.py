@@ -1,20 +1,33 @@
 """What the engine's tests share: sequences made by hand, and an engine on the stub that is stepped by hand under a clock of its own."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
+from cache_store import ChainKey, Store, root_key
 from erllama.adapters import AdapterSet, AdapterUse
+from erllama.cache_flow import CacheFlow
+from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.engine import Engine
+from erllama.kv_read import KvReader
+from erllama.kv_save import KvSaver
 from erllama.machine import State
 from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, SamplingParams, Tokens
 from erllama.sampling import TokenSampler
 from erllama.sequence import Sequence
+from erllama.stats import CacheCounters
 from erllama.stub_backend import StubBackend
 from erllama.text_stream import TextStream
 
+T = TypeVar("T")
+
 NS_PER_MS = 1_000_000
+ROOT = root_key("tests")
+REPLAY_ROOT = root_key("replays of tests")
 
 
 def adapter_set(*names: str) -> AdapterSet:
@@ -30,10 +43,14 @@ def make_sequence(
     n_generated: int = 0,
     seq_id: int | None = None,
     adapters: AdapterSet = (),
+    tokens: Iterable[int] | None = None,
+    root: ChainKey = ROOT,
 ) -> Sequence:
-    tokens = [97] * (n_prompt + n_generated)
+    """`tokens`, if given, are prompt and reply; else `n_prompt` and `n_generated` times the same one."""
+    tokens = [97] * (n_prompt + n_generated) if tokens is None else list(tokens)
     return Sequence(
-        request=GenerationRequest(name, tuple(tokens[:n_prompt])),
+        request=GenerationRequest(name, tuple(tokens[: len(tokens) - n_generated])),
+        root=root,
         n_ctx=4096,
         adapters=adapters,
         sampler=TokenSampler(SamplingParams(seed=0), tokens),
@@ -51,6 +68,10 @@ def request(name: str, prompt: str | Iterable[int] = "hello", *, seed: int = 1, 
     sampling = {key: params.pop(key) for key in list(params) if key in SamplingParams.__dataclass_fields__}
     tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
     return GenerationRequest(name, tokens, sampling=SamplingParams(seed=seed, **sampling), **params)  # type: ignore[arg-type]
+
+
+def root_of(adapters: AdapterSet) -> ChainKey:
+    return root_key(repr(adapters)) if adapters else ROOT
 
 
 class Clock:
@@ -110,10 +131,24 @@ class Rig:
         self.engine.check_integrity()
         stats = self.engine.stats
         assert stats.n_free_seq_ids + stats.n_running == stats.n_parallel
-        assert sum(bool(kv) for kv in self.backend.kv) <= stats.n_running
-        assert sum(map(len, self.backend.kv)) == stats.kv_tokens
+        assert self.backend.kv == self.believed()
+        assert sum(map(len, self.backend.kv)) == stats.kv_tokens + stats.idle_kv_tokens
         for events in self.events.values():
             assert not any(isinstance(event, Done | Failed) for event in events[:-1]), "an event after the last one"
+
+    def believed(self) -> list[list[int]]:
+        """The KV of every id as the engine has it in its books: of those that run, and of those that have ended."""
+        engine = self.engine
+        kv: list[list[int]] = [[] for _ in self.backend.kv]
+        for seq_id, held in engine._flow.live.held.items():
+            kv[seq_id] = held.tokens.tolist()
+        for sequence in engine._admission.running:
+            kv[sequence.id] = sequence.tokens[: sequence.n_kv]
+        return kv
+
+    def computed(self, since: int = 0) -> int:
+        """Tokens that were decoded since the plan of that number."""
+        return sum(n_tokens for plan in self.backend.plans[since:] for _, _, n_tokens in plan)
 
     def text(self, name: str) -> str:
         return "".join(event.text for event in self.events[name] if isinstance(event, Tokens))
@@ -138,11 +173,56 @@ class Rig:
         return bool(self.events[name]) and isinstance(self.events[name][-1], Done | Failed)
 
 
-def make_rig(backend: StubBackend | None = None, **settings: object) -> Rig:
-    """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another one is given."""
+class Inline(Executor):
+    """Runs what is submitted before `submit` returns."""
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class OnCall(Executor):
+    """Runs what was submitted when `run` is called."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], object]] = []
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        self.jobs.append(partial(fn, *args, **kwargs))
+        return Future()
+
+    def run(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+def make_rig(
+    backend: StubBackend | None = None,
+    *,
+    store: Store | None = None,
+    policy: CachePolicy | None = None,
+    executor: Executor | None = None,
+    **settings: object,
+) -> Rig:
+    """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another one is given.
+
+    With a `store` reads run at once, on the engine's thread, unless another `executor` is given.
+    """
     config = EngineConfig(path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, "stream_interval_ms": 0, **settings})  # type: ignore[arg-type]
     backend = backend or StubBackend(config.n_ctx, config.n_parallel, reply_tokens=0)
+    flow = make_flow(backend, policy or CachePolicy(), store, executor or Inline(), config.prefill_slice if config.deterministic else 1)
     rig: Rig
-    engine = Engine(backend, config, lambda events: rig.take(events), clock=Clock())
+    engine = Engine(backend, config, lambda events: rig.take(events), flow=flow, root_of=root_of, clock=Clock())
     rig = Rig(engine, backend)
     return rig
+
+
+def make_flow(backend: StubBackend, policy: CachePolicy, store: Store | None, executor: Executor, align: int) -> CacheFlow:
+    counts = CacheCounters()
+    if store is None:
+        return CacheFlow(backend, policy, counts, align=align)
+    reader = KvReader(backend, store, policy, executor=executor, wake=lambda: None, align=align)
+    saver = KvSaver(backend, store, policy, counts, replay_root=REPLAY_ROOT, build="stub", clock=lambda: 1e9)
+    return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)

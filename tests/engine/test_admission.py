@@ -95,3 +95,77 @@ def test_ids_are_neither_lost_nor_given_twice(n_parallel: int, actions: list[int
         admission.check_integrity()
         assert not (admission.n_free and admission.waiting), "somebody waits beside a free id"
     assert admitted == [s for s in everyone if s in admitted], "admitted out of order"
+
+
+# --- which id --------------------------------------------------------------------------------------------------------------------
+
+
+def running_on(n_parallel: int, *seq_ids: int) -> tuple[Admission, list[Sequence]]:
+    """Sequences that run on these ids, admitted in this order."""
+    admission, waiting = filled(n_parallel, len(seq_ids))
+    wanted = iter(seq_ids)
+    for sequence in admission.admit(lambda _: next(wanted)):
+        sequence.apply(Event.ADMIT_COLD)
+    return admission, waiting
+
+
+def test_without_a_choice_the_lowest_free_id_is_given():
+    admission, waiting = running_on(4, 0, 1)
+    admission.release(waiting[0])
+    admission.enqueue(make_sequence("next"))
+    assert [s.seq_id for s in admit(admission)] == [0]
+
+
+def test_the_chosen_id_is_given_and_is_free_no_more():
+    admission, waiting = running_on(4, 2)
+    assert waiting[0].seq_id == 2
+    assert admission.free == {0, 1, 3}
+    admission.check_integrity()
+
+
+def test_who_chooses_sees_what_is_free_at_that_moment():
+    admission, _ = filled(3, 3)
+    seen = []
+
+    def choose(sequence: Sequence) -> int:
+        seen.append((sequence.request.request_id, admission.free, len(admission.running)))
+        return max(admission.free)
+
+    for sequence in admission.admit(choose):
+        sequence.apply(Event.ADMIT_COLD)
+    assert seen == [("0", {0, 1, 2}, 0), ("1", {0, 1}, 1), ("2", {0}, 2)]
+
+
+def test_only_a_free_id_can_be_chosen():
+    admission, _ = running_on(2, 1)
+    admission.enqueue(make_sequence("next"))
+    with pytest.raises(KeyError):
+        next(admission.admit(lambda _: 1))
+
+
+@pytest.mark.parametrize("seq_ids", [(), (0,), (3,), (0, 1), (2, 3), (3, 1, 2), (0, 1, 2, 3)], ids=str)
+def test_ids_that_follow_each_other_are_no_hole_wherever_they_begin(seq_ids: tuple[int, ...]):
+    admission, _ = running_on(4, *seq_ids)
+    assert admission.fill_hole() is None
+
+
+@pytest.mark.parametrize(
+    ("seq_ids", "after"), [((0, 2), {0, 1}), ((1, 5), {1, 2}), ((0, 1, 5), {0, 1, 2}), ((0, 2, 5), {0, 1, 2}), ((5, 3), {3, 4})], ids=str
+)
+def test_the_highest_id_fills_the_lowest_hole(seq_ids: tuple[int, ...], after: set[int]):
+    admission, waiting = running_on(6, *seq_ids)
+    moved = admission.fill_hole()
+    assert moved == (waiting[seq_ids.index(max(seq_ids))], max(seq_ids))
+    assert {s.seq_id for s in admission.running} == after
+    assert max(seq_ids) in admission.free
+    admission.check_integrity()
+
+
+@given(st.integers(1, 8), st.data())
+def test_filling_holes_ends_with_ids_that_follow_each_other(n_parallel: int, data: st.DataObject):
+    seq_ids = data.draw(st.lists(st.integers(0, n_parallel - 1), unique=True))
+    admission, _ = running_on(n_parallel, *seq_ids)
+    lowest = min(seq_ids, default=0)
+    while admission.fill_hole() is not None:
+        admission.check_integrity()
+    assert sorted(s.id for s in admission.running) == list(range(lowest, lowest + len(seq_ids)))

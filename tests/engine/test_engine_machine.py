@@ -1,19 +1,27 @@
 """The engine under random submits, cancels, steps and adapters: it never loses an id, and every request ends exactly once."""
 
+import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
-from engine_kit import Rig, make_rig, request
+from engine_kit import OnCall, Rig, make_rig, request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cache_store import Store, StoreConfig, TierConfig
+from erllama.cache_policy import CachePolicy
 from erllama.errors import InvalidParameter
+from erllama.kv_state import KvKind
 from erllama.request import Done, Failed, Tokens
 from erllama.stub_backend import StubBackend
 
 FAIL = 7
 N_CTX = 64
+POLICY = CachePolicy(
+    min_tokens=4, cold_min_tokens=4, boundary_trim_tokens=2, continued_interval=5, restore_min_tokens=3, restore_always=True, share_wait_s=0
+)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -21,23 +29,45 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        # digits alone: the stub refuses adapters with "bad" in their path
+        self.folder = Path(tempfile.gettempdir(), f"erllama-{uuid.uuid4().int}")
+        self.folder.mkdir()
         self.submitted: list[str] = []
         self.wanted: dict[str, int | None] = {}
         self.handles: list[str] = []
+        self.store: Store | None = None
+        self.reads = OnCall()
 
-    @initialize(n_parallel=st.integers(1, 3), deterministic=st.booleans(), reply_tokens=st.sampled_from([0, 8]))
-    def start(self, n_parallel: int, deterministic: bool, reply_tokens: int) -> None:
-        backend = StubBackend(N_CTX, n_parallel, reply_tokens=reply_tokens, fail_tokens=frozenset({FAIL}))
-        self.rig = make_rig(backend, n_ctx=N_CTX, n_parallel=n_parallel, n_batch=32, deterministic=deterministic)
+    @initialize(
+        n_parallel=st.integers(1, 3),
+        deterministic=st.booleans(),
+        reply_tokens=st.sampled_from([0, 8]),
+        kind=st.sampled_from(KvKind),
+        with_store=st.booleans(),
+    )
+    def start(self, n_parallel: int, deterministic: bool, reply_tokens: int, kind: KvKind, with_store: bool) -> None:
+        backend = StubBackend(N_CTX, n_parallel, reply_tokens=reply_tokens, fail_tokens=frozenset({FAIL}), kind=kind)
+        if with_store and kind is not KvKind.OPAQUE:
+            self.store = Store(StoreConfig(tiers=(TierConfig(f"memory://{uuid.uuid4()}"),)))
+        self.rig = make_rig(
+            backend,
+            store=self.store,
+            policy=POLICY,
+            executor=self.reads,
+            n_ctx=N_CTX,
+            n_parallel=n_parallel,
+            n_batch=32,
+            deterministic=deterministic,
+        )
 
     @rule(
         n_prompt=st.integers(1, N_CTX - 1),
         max_tokens=st.none() | st.integers(0, 20),
         seed=st.integers(0, 5),
         extra=st.sampled_from("-sgle"),
+        session_id=st.sampled_from([None, None, "one", "two"]),
     )
-    def submit(self, n_prompt: int, max_tokens: int | None, seed: int, extra: str) -> None:
+    def submit(self, n_prompt: int, max_tokens: int | None, seed: int, extra: str, session_id: str | None) -> None:
         name = f"r{len(self.submitted)}"
         params = {
             "-": {},
@@ -48,7 +78,7 @@ class EngineMachine(RuleBasedStateMachine):
         }[extra]
         self.submitted.append(name)
         self.wanted[name] = max_tokens
-        self.rig.submit(request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, **params))
+        self.rig.submit(request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params))
 
     @rule()
     def submit_one_that_fails_to_decode(self) -> None:
@@ -65,13 +95,27 @@ class EngineMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         self.rig.engine.cancel(data.draw(st.sampled_from(self.submitted)))
 
+    @rule()
+    def read(self) -> None:
+        self.reads.run()
+
+    @rule(session_id=st.sampled_from(["one", "two"]), drop=st.booleans())
+    def end_session(self, session_id: str, drop: bool) -> None:
+        self.rig.engine.end_session(session_id, drop=drop)
+
+    @rule()
+    def evict(self) -> None:
+        running = bool(self.rig.engine._admission.running)
+        self.rig.engine.evict()
+        assert self.rig.backend.has_context >= running
+
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:
         self.rig.step(times)
 
     @rule(name=st.sampled_from(["one", "two"]), scale=st.sampled_from([0.0, 0.5, 1.0]))
     def load_adapter(self, name: str, scale: float) -> None:
-        path = Path(self.folder.name, name)
+        path = Path(self.folder, name)
         path.write_text(name)
         handle = self.rig.engine.adapters.load(str(path))
         self.rig.engine.adapters.set_scale(handle, scale)
@@ -96,22 +140,29 @@ class EngineMachine(RuleBasedStateMachine):
             self.rig.engine.check_integrity()
 
     @invariant()
-    def what_the_backend_holds_belongs_to_a_running_sequence(self) -> None:
+    def the_backend_holds_what_the_books_say(self) -> None:
         if hasattr(self, "rig"):
-            held = {s.seq_id: s.tokens[: s.n_kv] for s in self.rig.engine._admission.running}
-            assert {i: kv for i, kv in enumerate(self.rig.backend.kv) if kv} == {i: kv for i, kv in held.items() if kv}
+            assert self.rig.backend.kv == self.rig.believed()
 
     def teardown(self) -> None:
         try:
             if hasattr(self, "rig"):
                 self.end()
         finally:
-            self.folder.cleanup()
+            shutil.rmtree(self.folder)
+            if self.store is not None:
+                self.store.close(10)
 
     def end(self) -> None:
         self.rig.run()
+        while self.reads.jobs:
+            self.reads.run()
+            self.rig.run()
+        self.rig.engine.close()
         stats = self.rig.engine.stats
         assert self.rig.engine.idle
+        assert stats.cache.last_problem == ""
+        assert all(image.closed for image in self.rig.backend.images)
         assert (stats.n_free_seq_ids, stats.n_queued, stats.kv_tokens) == (stats.n_parallel, 0, 0)
         for name in self.submitted:
             events = self.rig.events[name]

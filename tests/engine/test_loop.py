@@ -12,7 +12,7 @@ from gated_stub import WAIT_S, GatedStub
 from erllama.config import EngineConfig
 from erllama.engine import Deliver, Engine
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, QueueFull
-from erllama.loop import EngineLoop
+from erllama.loop import EngineLoop, Wake
 from erllama.request import Done, Event, Failed, FinishReason, Tokens
 
 
@@ -51,7 +51,7 @@ class Harness:
         self.backend = GatedStub(256, n_parallel)
         self.inbox = Inbox()
 
-        def build(deliver: Deliver) -> Engine:
+        def build(deliver: Deliver, _: Wake) -> Engine:
             return Engine(self.backend, config, deliver)
 
         self.loop = EngineLoop(build, self.inbox, max_live=n_parallel + max_queue, name=config.id)
@@ -90,6 +90,31 @@ def in_threads(n: int, function: Callable[[int], None]) -> None:
         thread.join(WAIT_S)
     assert not any(thread.is_alive() for thread in threads)
     assert errors == []
+
+
+# --- waking ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_engine_steps_when_it_is_woken(harness: Harness, monkeypatch: pytest.MonkeyPatch):
+    stepped = threading.Event()
+    engine = harness.loop.call(lambda engine: engine).result(WAIT_S)
+
+    def step() -> bool:
+        stepped.set()
+        return False
+
+    monkeypatch.setattr(engine, "step", step)
+    harness.loop.call(lambda _: None).result(WAIT_S)
+    assert stepped.wait(WAIT_S)  # the step after that call: from here on the engine sleeps
+    stepped.clear()
+    harness.loop.wake()
+    assert stepped.wait(WAIT_S)
+
+
+def test_waking_a_stopped_engine_is_fine():
+    harness = Harness()
+    harness.loop.stop(WAIT_S)
+    harness.loop.wake()
 
 
 # --- requests ------------------------------------------------------------------------------------------------------------------------
@@ -365,7 +390,7 @@ def test_the_thread_bears_the_name_of_the_model_and_does_not_outlive_stop(harnes
 
 
 def test_a_build_that_fails_starts_no_thread():
-    def build(_: Deliver) -> Engine:
+    def build(_: Deliver, __: Wake) -> Engine:
         raise InvalidParameter("no")
 
     before = threading.active_count()

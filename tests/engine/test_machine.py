@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+from cache_store import root_key
 from erllama.errors import IllegalTransition
 from erllama.machine import ENDINGS, TRANSITIONS, Event, State, apply, model_status
 from erllama.request import GenerationRequest, SamplingParams
@@ -41,6 +42,7 @@ def sequence(state: State) -> Sequence:
     tokens = [1, 2, 3]
     return Sequence(
         request=GenerationRequest("req-1", (1, 2, 3)),
+        root=root_key("tests"),
         n_ctx=16,
         adapters=(),
         sampler=TokenSampler(SamplingParams(seed=0), tokens),

@@ -1,0 +1,113 @@
+"""When KV is saved and whether it is worth restoring. Pure: numbers in, decisions out.
+
+reason     when                                                              who waits
+cold       while a prompt is prefilled, every `cold_step_tokens`, and at     nobody
+           its end: what a newcomer with the same prompt can use at once
+continued  every `continued_interval` generated tokens                       nobody
+finish     end of a completion: all the rest, tail and checkpoint            nobody
+evict      the context is about to be released                               the caller, `evict_save_timeout_s`
+shutdown   drain, scale-down, stop                                           the caller, the same bound
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from cache_store import BLOCK_TOKENS
+from erllama.errors import InvalidParameter
+
+
+class SaveReason(StrEnum):
+    COLD = "cold"
+    CONTINUED = "continued"
+    FINISH = "finish"
+    EVICT = "evict"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePolicy:
+    """The gates, in tokens unless the name says otherwise.
+
+    min_tokens: sequences shorter than this are not saved at their end; a prompt of that length prefills faster than it would be managed.
+    cold_min_tokens, cold_max_tokens: prompts saved while they prefill; the most new tokens of one request that are.
+    cold_step_tokens: a save during a prefill every so many tokens. Each reads out the whole sequence (5 GB/s), so a small step costs
+        prefill time; a large one makes others wait longer for a shared prefix.
+    continued_interval: generated tokens between two saves; what a dead replica can lose.
+    boundary_trim_tokens: the end of a prompt that a cold save leaves to the finish save: those tokens often change when text follows.
+    checkpoint_interval: tokens of a long prefill between two checkpoints of models whose state cannot be cut (a multiple of 256).
+    logits_share: logits are stored beside a prompt end or a finish when they are at most this share of the KV bytes saved since the
+        last ones. They spare one decode and make a repeated prompt bit-exact; with a vocabulary of 152 k they weigh as much as the KV of
+        fifty tokens of a 0.5B model, so a chat that stored them at every turn would write a tenth more.
+    restore_min_tokens: a stored prefix must win at least so many tokens over what is live.
+    session_resume_wait_ms: how long a request with a parent_key waits for that save when it is in flight.
+    share_wait_s: how long a request waits for another replica of the node that is computing the same prefix; 0 never waits.
+    read_timeout_s: a restore that takes longer is cut off and the rest recomputed. restore_always: skip the comparison of measured read
+        bandwidth with measured prefill speed.
+    evict_save_timeout_s: bound of what waits for the store on evict and shutdown.
+    """
+
+    min_tokens: int = 512
+    cold_min_tokens: int = 512
+    cold_max_tokens: int = 30_000
+    cold_step_tokens: int = 1024
+    continued_interval: int = 2048
+    boundary_trim_tokens: int = 32
+    checkpoint_interval: int = 2048
+    logits_share: float = 1 / 16
+    restore_min_tokens: int = 32
+    session_resume_wait_ms: int = 500
+    share_wait_s: float = 30.0
+    read_timeout_s: float = 5.0
+    restore_always: bool = False
+    evict_save_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool":
+                ok, wanted = isinstance(value, bool), "true or false"
+            elif field.type == "int":
+                ok, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "an integer of at least 0"
+            else:
+                ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+                wanted = "a finite number of at least 0"
+            if not ok:
+                raise InvalidParameter(f"{field.name} must be {wanted}, got {value!r}", param=field.name)
+        for name in ("cold_step_tokens", "continued_interval", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise InvalidParameter(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if self.checkpoint_interval % BLOCK_TOKENS:
+            raise InvalidParameter(
+                f"checkpoint_interval must be a multiple of {BLOCK_TOKENS}, got {self.checkpoint_interval}", param="checkpoint_interval"
+            )
+
+
+def cold_upto(policy: CachePolicy, *, n_prompt: int, n_kv: int, n_saved: int, step_tokens: int, trims: bool) -> int:
+    """How many tokens of a prompt that is being prefilled should be in the store now; at most `n_saved` means: nothing to do.
+
+    `n_saved` tokens are there already (restored ones included). Before the prompt ends, whole blocks, every `step_tokens`; at its end all,
+    or with `trims` all but the last `boundary_trim_tokens`.
+    """
+    if n_prompt < policy.cold_min_tokens:
+        return 0
+    if n_kv < n_prompt:
+        due = n_kv - n_kv % BLOCK_TOKENS
+        return due if due - n_saved >= step_tokens else 0
+    return n_prompt - policy.boundary_trim_tokens if trims else n_prompt
+
+
+def continued_due(policy: CachePolicy, *, n_generated: int, n_generated_saved: int) -> bool:
+    """Whether enough has been generated since the last save."""
+    return n_generated - n_generated_saved >= policy.continued_interval
+
+
+def logits_due(policy: CachePolicy, *, logits_bytes: int, new_kv_bytes: int, always: bool) -> bool:
+    """Whether logits are worth their bytes beside `new_kv_bytes`. `always` for models that cannot resume without."""
+    return always or logits_bytes <= policy.logits_share * new_kv_bytes
+
+
+def worth_restoring(n_tokens: int, *, read_s: float, prefill_tokens_per_s: float) -> bool:
+    """Whether reading the KV of `n_tokens` takes less time than computing it. An unknown prefill speed (0) says yes."""
+    return prefill_tokens_per_s <= 0 or read_s < n_tokens / prefill_tokens_per_s

@@ -1,0 +1,177 @@
+"""From the context into the store: which rows, logits and checkpoints a save hands over.
+
+Engine thread only, between two decodes, when KV is quiescent. A save reads the sequence out once (llama.cpp gives a sequence's state as a
+whole, 5 GB/s), copies the rows that the store does not have into its staging memory and returns; files are written on the store's threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, StoreError, tail_key
+from erllama.backend import Backend
+from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_due, logits_due
+from erllama.errors import ErllamaError
+from erllama.kv_state import KvReading
+from erllama.live_kv import Ids
+from erllama.replay import replay_block
+from erllama.sampling import Logits
+from erllama.sequence import Sequence
+from erllama.stats import CacheCounters
+
+_FAILURES = (ErllamaError, StoreError, OSError, MemoryError)
+
+
+class KvSaver:
+    """Saves of one engine. `clock` gives unix seconds for headers; `build` names the llama.cpp build."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        policy: CachePolicy,
+        counts: CacheCounters,
+        *,
+        replay_root: ChainKey,
+        build: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._replay_root = replay_root
+        self._policy = policy
+        self._counts = counts
+        self._build = build
+        self._clock = clock
+
+    # --- what is due --------------------------------------------------------------------------------------------------------
+
+    def wants_logits(self, sequence: Sequence, n_vocab: int) -> bool:
+        """Whether the logits at the end of this sequence's prompt will be stored."""
+        layout = self._backend.kv_layout
+        if sequence.n_prompt < self._policy.cold_min_tokens:
+            return False
+        new_bytes = (sequence.n_prompt - sequence.n_cached) * layout.bytes_per_token
+        return logits_due(self._policy, logits_bytes=4 * n_vocab, new_kv_bytes=new_bytes, always=layout.kind.has_checkpoint)
+
+    def progress(self, sequence: Sequence) -> None:
+        """Save what a running sequence is due: blocks of its prompt, or those of the last `continued_interval` tokens."""
+        kind = self._backend.kv_layout.kind
+        if sequence.n_generated == 0 or sequence.n_kv <= sequence.n_prompt:
+            self._cold(sequence, cuttable=kind.cuttable)
+        elif continued_due(self._policy, n_generated=sequence.n_generated, n_generated_saved=sequence.n_generated_saved):
+            sequence.n_generated_saved = sequence.n_generated
+            upto = sequence.n_kv - sequence.n_kv % BLOCK_TOKENS if kind.cuttable else sequence.n_kv
+            self._save_running(sequence, upto, SaveReason.CONTINUED)
+
+    def _cold(self, sequence: Sequence, *, cuttable: bool) -> None:
+        upto = cold_upto(
+            self._policy,
+            n_prompt=sequence.n_prompt,
+            n_kv=sequence.n_kv,
+            n_saved=sequence.n_saved,
+            step_tokens=self._policy.cold_step_tokens if cuttable else self._policy.checkpoint_interval,
+            trims=cuttable and not sequence.stores_logits,  # logits are found where a row object ends
+        )
+        at_end = sequence.n_kv == sequence.n_prompt
+        upto = min(upto, sequence.n_cached + self._policy.cold_max_tokens)
+        if upto > sequence.n_saved or (at_end and sequence.stores_logits):
+            self._save_running(sequence, max(upto, 0), SaveReason.COLD)
+
+    def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
+        tokens = np.asarray(sequence.tokens[: sequence.n_kv], dtype=np.uint32)
+        logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_prompt else None
+        self.save(sequence.id, sequence.root, tokens, upto, reason, logits=logits)
+        sequence.n_saved = max(sequence.n_saved, upto)
+
+    def record_replay(self, sequence: Sequence) -> None:
+        """Store the ids of a chat reply under what a client will send back for it."""
+        reply_ids = sequence.tokens[sequence.n_prompt :]
+        block = replay_block(self._replay_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece)
+        if block is not None:
+            try:
+                self._store.save([replace(block, created_s=self._clock(), build=self._build)])
+            except _FAILURES as error:
+                self._failed(error)
+
+    # --- one save -----------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        seq_id: int,
+        root: ChainKey,
+        tokens: Ids,
+        upto: int,
+        reason: SaveReason,
+        *,
+        logits: Logits | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Hand the first `upto` of `tokens`, all of which are in the context of `seq_id`, to the store.
+
+        `logits` are those after the last of `tokens`; a checkpoint belongs to that point, too. `wait_s` bounds the wait for room in the
+        store's queue; without it what finds no room is dropped and counted.
+        """
+        started = time.monotonic_ns()
+        try:
+            blocks = self._blocks(seq_id, root, tokens, upto, reason, logits)
+            accepted = self._store.save(blocks, wait_s=wait_s) if blocks else 0
+        except _FAILURES as error:
+            self._failed(error)
+            return
+        if accepted:
+            self._counts.saves[reason] = self._counts.saves.get(reason, 0) + 1
+        self._counts.note_stall((time.monotonic_ns() - started) / 1e6)
+
+    def _failed(self, error: Exception) -> None:
+        """Failing open: what the save would have spared is computed again."""
+        self._counts.failed_saves += 1
+        self._counts.last_problem = f"save: {error}"
+
+    def _blocks(self, seq_id: int, root: ChainKey, tokens: Ids, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
+        layout = self._backend.kv_layout
+        pieces = self._store.missing(root, tokens, upto)
+        end = self._end_id(root, tokens) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
+        if end is not None and self._store.has(end):
+            end = None
+        if not pieces and end is None:
+            return []
+        reading = self._backend.read_kv(seq_id, len(tokens)) if pieces or layout.kind.has_checkpoint else None
+        blocks = [self._rows(piece, tokens, reading, reason) for piece in pieces]
+        if end is not None:
+            blocks.append(self._end(end, reading, reason, logits))
+        return blocks
+
+    @staticmethod
+    def _end_id(root: ChainKey, tokens: Ids) -> BlockId:
+        key = tail_key(root, tokens, BLOCK_TOKENS)
+        return BlockId(root, Kind.END, key, key, start=len(tokens))
+
+    def _rows(self, piece: Piece, tokens: Ids, reading: KvReading | None, reason: SaveReason) -> Block:
+        assert reading is not None
+        stop = piece.start + piece.n_tokens
+        return Block(
+            id=piece.id,
+            tokens=tokens[piece.start : stop],
+            columns=self._backend.kv_layout.columns,
+            rows=reading.rows(piece.start, stop),
+            reason=reason,
+            created_s=self._clock(),
+            build=self._build,
+        )
+
+    def _end(self, end: BlockId, reading: KvReading | None, reason: SaveReason, logits: Logits | None) -> Block:
+        checkpoint = reading.checkpoint if reading is not None else None
+        return Block(
+            id=end,
+            tokens=np.empty(0, dtype=np.uint32),
+            logits=logits,
+            checkpoint=checkpoint,
+            reason=reason,
+            created_s=self._clock(),
+            build=self._build,
+        )

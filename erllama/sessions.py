@@ -1,0 +1,64 @@
+"""Conversations that a client continues by name: the tokens committed to each session. Engine thread only.
+
+A session is a transcript and, while there is room, a pinned sequence in the context (`live_kv`). Losing the sequence costs a restore,
+losing the transcript (a restart, or too many sessions) an error that says so: the client then sends its whole prompt again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
+
+MAX_SESSIONS = 4096  # transcripts cost 4 bytes a token in arrays and some 30 here; the oldest go first
+
+
+class Sessions:
+    """Transcripts by session id, least recently used first."""
+
+    def __init__(self, max_sessions: int = MAX_SESSIONS) -> None:
+        self._max = max_sessions
+        self._transcripts: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._transcripts)
+
+    def commit(self, session_id: str, tokens: Sequence[int]) -> None:
+        """The session's transcript is `tokens` now."""
+        self._transcripts[session_id] = tuple(tokens)
+        self._transcripts.move_to_end(session_id)
+        while len(self._transcripts) > self._max:
+            self._transcripts.popitem(last=False)
+
+    def transcript(self, session_id: str, expect: Sequence[int] | int | None = None) -> tuple[int, ...]:
+        """The committed tokens. `expect` is what the caller believes them to be: all ids, or their number.
+
+        Raises `SessionNotFound`, or `TranscriptMismatch` that tells where the two part.
+        """
+        tokens = self._transcripts.get(session_id)
+        if tokens is None:
+            raise SessionNotFound(f"no session {session_id!r} is known here; send the whole prompt", param="session_id")
+        if expect is not None:
+            _check(session_id, tokens, expect)
+        return tokens
+
+    def end(self, session_id: str) -> None:
+        """Forget a session. Idempotent."""
+        self._transcripts.pop(session_id, None)
+
+
+def _check(session_id: str, tokens: tuple[int, ...], expect: object) -> None:
+    if isinstance(expect, bool | str) or not isinstance(expect, int | Sequence):
+        raise InvalidParameter(f"expect_committed must be token ids or their number, got {expect!r:.80}", param="expect_committed")
+    if isinstance(expect, int):
+        at, n_expected = min(expect, len(tokens)), expect
+    else:
+        at = next((i for i, (a, b) in enumerate(zip(tokens, expect, strict=False)) if a != b), min(len(tokens), len(expect)))
+        n_expected = len(expect)
+    if at < len(tokens) or n_expected != len(tokens):
+        raise TranscriptMismatch(
+            f"session {session_id!r} has {len(tokens)} committed tokens, {n_expected} were expected; they agree up to index {at}",
+            param="expect_committed",
+            diverges_at=at,
+        )
