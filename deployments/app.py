@@ -8,23 +8,28 @@ sequences on purpose: admission and queueing happen in the engine, and a control
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import time
+import weakref
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 
-from deployments.config import Autoscaling, BuildArgs, ModelSpec, deployment_name
+from cache_store import ObjectReader, StoreError
+from deployments.config import Autoscaling, BuildArgs, ModelSpec, PolicySpec, StoreSpec, deployment_name
 from deployments.ingress import make_http_app
 from deployments.model_client import ModelClient
 from deployments.model_replica import ModelReplica
 from deployments.ports import ServedModel
 from deployments.prompts import PromptSource
 from erllama.config import padded_context
+from erllama.namespace import replay_root
+from erllama.replay_book import ReplayBook
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +48,27 @@ def share_serve_log() -> None:
 
 
 class Replica(ModelReplica):
-    """`ModelReplica` with Serve's log, and the destructor that Serve calls at the end of a graceful stop."""
+    """`ModelReplica` with Serve's log and both ways a replica is told to go.
 
-    def __init__(self, spec: ModelSpec, *, n_cpus: int) -> None:
+    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls the destructor. SIGTERM (a node that is going away) makes
+    Ray's worker leave through `sys.exit`, hence the exit handler: what the context holds is saved either way.
+    """
+
+    def __init__(self, spec: ModelSpec, store: StoreSpec, policy: PolicySpec, *, n_cpus: int) -> None:
         share_serve_log()
-        super().__init__(spec, n_cpus=n_cpus)
+        super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy.policy())
+        atexit.register(_stop, weakref.ref(self))
 
     def __del__(self) -> None:
         model = getattr(self, "_model", None)  # absent when the load failed
         if model is not None:
             model.shutdown()
+
+
+def _stop(reference: weakref.ref[Replica]) -> None:
+    replica = reference()
+    if replica is not None:
+        replica.__del__()
 
 
 @serve.ingress()
@@ -63,24 +79,36 @@ class Ingress:
         share_serve_log()
         config = BuildArgs.model_validate(args)
         self._options = config.http.options()
-        self._models = {spec.id: _served(spec, handles[spec.id]) for spec in config.models}
+        book, salt = _replay_book(config.store), config.store.salt
+        self._models = {spec.id: _served(spec, handles[spec.id], book, salt) for spec in config.models}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_http_app(self._models, self._options, echo_request_id=False)  # Serve does
 
 
-def _served(spec: ModelSpec, handle: Any) -> ServedModel:
+def _replay_book(store: StoreSpec) -> ReplayBook:
+    """What this process knows of earlier replies, with the store behind it. A tier that cannot be used here costs hits, not the ingress."""
+    config = store.config()
+    try:
+        reader = None if config is None else ObjectReader(config)
+    except StoreError as error:
+        log.warning("replies of earlier runs cannot be looked up here: %s", error)
+        reader = None
+    return ReplayBook(None if reader is None else reader.get)
+
+
+def _served(spec: ModelSpec, handle: Any, book: ReplayBook, salt: str) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero)
-    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None)
-    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)
+    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=replay_root(spec.id, salt), book=book)
+    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, replays=prompts)
 
 
 def build_app(config: dict[str, Any]) -> serve.Application:
     """The application for the `args` of a serve config. Raises pydantic's `ValidationError`, which names the key, for a wrong one."""
     args = BuildArgs.model_validate(config)
     share = cpu_share(args, cluster_cpus())
-    handles = {spec.id: _model_deployment(spec, share) for spec in args.models}
+    handles = {spec.id: _model_deployment(spec, args, share) for spec in args.models}
     ingress: Any = serve.deployment(
         name="ingress",
         num_replicas=args.http.ingress_replicas,
@@ -91,7 +119,7 @@ def build_app(config: dict[str, Any]) -> serve.Application:
     return application
 
 
-def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
+def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
     num_cpus = replica_cpus(spec, share)
     actor_options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": spec.num_gpus, "resources": spec.resources}
     if spec.memory is not None:
@@ -107,7 +135,7 @@ def _model_deployment(spec: ModelSpec, share: int) -> serve.Application:
         ray_actor_options=actor_options,
         **options,
     )
-    application: serve.Application = deployment(Replica).bind(spec, n_cpus=max(1, math.floor(num_cpus)))
+    application: serve.Application = deployment(Replica).bind(spec, args.store, args.policy, n_cpus=max(1, math.floor(num_cpus)))
     return application
 
 

@@ -6,11 +6,16 @@ nobody has to know which layer a knob belongs to.
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cache_store import StoreConfig, TierConfig
 from deployments.http_options import HttpOptions
+from erllama.cache_policy import CachePolicy
 from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
 from erllama.errors import InvalidParameter
 
@@ -18,6 +23,9 @@ from erllama.errors import InvalidParameter
 def deployment_name(model_id: str) -> str:
     """The Serve deployment of a model. Serve refuses only '#'; ':' is legal in ids (Ollama's tags) but not in a log file's name."""
     return f"model-{model_id.replace(':', '-')}"
+
+
+_SHM_BYTES = 2 << 30
 
 
 class _Strict(BaseModel):
@@ -114,23 +122,87 @@ class ModelSpec(_Strict):
 
 
 class TierSpec(_Strict):
-    """One KV tier: any fsspec URL and a byte budget."""
+    """One KV tier: any fsspec URL, a byte budget, compression of what is written to it, and arguments of the fsspec driver."""
 
     url: str
     max_bytes: int | str | None = None
+    compression: Literal["zstd", "lz4"] | None = None
+    storage_options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        self.config()
+        return self
+
+    def config(self) -> TierConfig:
+        """What the store takes. Raises `ValueError` that names the field."""
+        return TierConfig(**self.model_dump())
 
 
 class StoreSpec(_Strict):
-    """The KV store. No tiers: nothing is kept beyond the life of a sequence."""
+    """The KV store of all models: `tiers`, fastest first. Null stands for `default_tiers`, an empty list for no store at all.
 
-    tiers: tuple[TierSpec, ...] = ()
+    `salt` isolates tenants; the other keys are those of `StoreConfig`.
+    """
 
-    @field_validator("tiers")
-    @classmethod
-    def _not_yet(cls, value: tuple[TierSpec, ...]) -> tuple[TierSpec, ...]:
-        if value:
-            raise ValueError("KV tiers are not implemented in this version; leave the list empty")
-        return value
+    tiers: tuple[TierSpec, ...] | None = None
+    salt: str = ""
+    queue_bytes: int = 256 << 20
+    rescan_s: float = 300.0
+    checkpoint_s: float = 900.0
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        self.config()
+        return self
+
+    def config(self) -> StoreConfig | None:
+        """What the store takes; None without tiers. Raises `ValueError` that names the field."""
+        tiers = default_tiers() if self.tiers is None else tuple(tier.config() for tier in self.tiers)
+        return StoreConfig(tiers=tiers, **self.model_dump(exclude={"tiers"})) if tiers else None
+
+
+def default_tiers() -> tuple[TierConfig, ...]:
+    """What works on a laptop: memory of the machine that all its processes share, then the user's cache directory."""
+    tiers: list[TierConfig] = []
+    shared = Path("/dev/shm")
+    if shared.is_dir() and os.access(shared, os.W_OK):
+        size = shutil.disk_usage(shared).total
+        tiers.append(TierConfig(f"file://{shared}/erllama-{os.getuid()}", max_bytes=min(_SHM_BYTES, size // 4)))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    tiers.append(TierConfig(f"file://{cache}/erllama/kv", max_bytes="20GiB"))
+    return tuple(tiers)
+
+
+class PolicySpec(_Strict):
+    """When KV is saved and restored: the keys of `CachePolicy`, where they are explained."""
+
+    min_tokens: int = CachePolicy().min_tokens
+    cold_min_tokens: int = CachePolicy().cold_min_tokens
+    cold_max_tokens: int = CachePolicy().cold_max_tokens
+    cold_step_tokens: int = CachePolicy().cold_step_tokens
+    continued_interval: int = CachePolicy().continued_interval
+    boundary_trim_tokens: int = CachePolicy().boundary_trim_tokens
+    checkpoint_interval: int = CachePolicy().checkpoint_interval
+    logits_share: float = CachePolicy().logits_share
+    restore_min_tokens: int = CachePolicy().restore_min_tokens
+    session_resume_wait_ms: int = CachePolicy().session_resume_wait_ms
+    share_wait_s: float = CachePolicy().share_wait_s
+    read_timeout_s: float = CachePolicy().read_timeout_s
+    restore_always: bool = CachePolicy().restore_always
+    evict_save_timeout_s: float = CachePolicy().evict_save_timeout_s
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        try:
+            self.policy()
+        except InvalidParameter as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def policy(self) -> CachePolicy:
+        """What the engine takes."""
+        return CachePolicy(**self.model_dump())
 
 
 class HttpSpec(_Strict):
@@ -161,6 +233,7 @@ class BuildArgs(_Strict):
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
+    policy: PolicySpec = PolicySpec()
     http: HttpSpec = HttpSpec()
 
     @model_validator(mode="after")

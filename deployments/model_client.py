@@ -21,10 +21,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from cache_store import CachedPrefix, StoreStats
 from deployments.config import deployment_name
 from erllama.errors import EngineStopped, ErllamaError, QueueFull
 from erllama.request import Completion, Done, Event, Failed, GenerationRequest
-from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
 
 APP_NAME = "erllama"
 
@@ -78,6 +79,38 @@ class ModelClient:
     async def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
         """A whole reply. Raises the error that ended it."""
         return _unwrap(await self._call("complete", prompt, params, uuid.uuid4().hex))
+
+    async def prefill_only(self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None) -> Completion:
+        """Compute and save the KV of `tokens` without generating."""
+        return await self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
+
+    async def continue_(
+        self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a request that continues a session of the replica that serves it."""
+        args = (session_id, list(suffix), expect_committed, params, uuid.uuid4().hex)
+        async with aclosing(self._events("continue_", *args)) as lists:
+            async for events in lists:
+                for event in events:
+                    yield event
+
+    async def end_session(self, session_id: str) -> None:
+        await self._broadcast("end_session", session_id)
+
+    async def reset_session(self, session_id: str) -> None:
+        await self._broadcast("reset_session", session_id)
+
+    async def evict(self) -> list[EvictResult]:
+        """Save and release the context of every running replica."""
+        return await self._broadcast("evict")
+
+    async def store_stats(self) -> list[StoreStats | None]:
+        """One snapshot per running replica; None without a store."""
+        return await self._broadcast("store_stats")
+
+    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
+        """Stored prefixes, as one replica knows them."""
+        return await self._call("list_cached_prefixes", limit)  # type: ignore[no-any-return]
 
     async def cancel(self, ref: str) -> None:
         """Cancel by request id, whichever replica runs it. Idempotent."""
@@ -168,9 +201,12 @@ class RemoteModel:
 
     def infer(self, tokens: Sequence[int], **params: Any) -> Generator[Event, None, None]:
         """The events of a request. Closing the generator cancels it."""
+        return self._events("infer", list(tokens), params, uuid.uuid4().hex)
+
+    def _events(self, method: str, *args: Any) -> Generator[Event, None, None]:
         ended = False
         with mapped_errors():
-            response: Any = self._stream.infer.remote(list(tokens), params, uuid.uuid4().hex)
+            response: Any = getattr(self._stream, method).remote(*args)
             try:
                 for events in response:
                     for event in events:
@@ -179,6 +215,34 @@ class RemoteModel:
             finally:
                 if not ended:
                     response.cancel()
+
+    def prefill_only(self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None) -> Completion:
+        """Compute and save the KV of `tokens` without generating."""
+        return self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
+
+    def continue_(
+        self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+    ) -> Generator[Event, None, None]:
+        """The events of a request that continues a session of the replica that serves it."""
+        return self._events("continue_", session_id, list(suffix), expect_committed, params, uuid.uuid4().hex)
+
+    def end_session(self, session_id: str) -> None:
+        self._broadcast("end_session", session_id)
+
+    def reset_session(self, session_id: str) -> None:
+        self._broadcast("reset_session", session_id)
+
+    def evict(self) -> list[EvictResult]:
+        """Save and release the context of every running replica."""
+        return self._broadcast("evict")
+
+    def store_stats(self) -> list[StoreStats | None]:
+        """One snapshot per running replica; None without a store."""
+        return self._broadcast("store_stats")
+
+    def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
+        """Stored prefixes, as one replica knows them."""
+        return self._call("list_cached_prefixes", limit)  # type: ignore[no-any-return]
 
     def cancel(self, ref: str) -> None:
         """Cancel by request id, whichever replica runs it. Idempotent."""

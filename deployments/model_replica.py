@@ -14,13 +14,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from cache_store import CachedPrefix, StoreConfig, StoreStats
 from deployments.config import ModelSpec
 from deployments.mailbox import Mailbox
+from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.model import Model
 from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request, merge_events
-from erllama.stats import AdapterInfo, EngineStats, ModelInfo, ModelStatus
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +35,22 @@ _STUCK_AFTER_S = 600.0
 class ModelReplica:
     """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among live requests."""
 
-    def __init__(self, spec: ModelSpec, *, n_cpus: int, make_model: MakeModel = Model) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        n_cpus: int,
+        store: StoreConfig | None = None,
+        policy: CachePolicy | None = None,
+        make_model: MakeModel = Model,
+    ) -> None:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`."""
         self._spec = spec
         self._mail: dict[str, Mailbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
         started = time.monotonic()
-        self._model = make_model(config, sink=self._on_events)
+        self._model = make_model(config, sink=self._on_events, store=store, policy=policy)
         try:
             for adapter in spec.adapters:
                 handle = self._model.load_adapter(adapter.path)
@@ -115,6 +125,30 @@ class ModelReplica:
                         return whole
         raise AssertionError("a request ended without Done or Failed")
 
+    async def continue_(
+        self, session_id: str, suffix: Sequence[int], expect: Sequence[int] | int | None, params: Mapping[str, Any], request_id: str
+    ) -> AsyncGenerator[list[Event], None]:
+        """The events of a request that continues a session. A session lives on one replica; another one answers `SessionNotFound`."""
+        try:
+            committed = await asyncio.to_thread(self._model.transcript, session_id, expect)
+            request = build_request(request_id, [*committed, *suffix], {**params, "session_id": session_id})
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        async with aclosing(self.generate(request)) as stream:
+            async for events in stream:
+                yield events
+
+    async def end_session(self, session_id: str) -> None:
+        await asyncio.to_thread(self._model.end_session, session_id)
+
+    async def reset_session(self, session_id: str) -> None:
+        await asyncio.to_thread(self._model.reset_session, session_id)
+
+    async def evict(self) -> EvictResult:
+        """See `Model.evict`."""
+        return await asyncio.to_thread(self._model.evict)
+
     async def cancel(self, ref: str) -> None:
         """Idempotent; unknown references are fine (another replica may know them)."""
         self._model.cancel(ref)
@@ -155,6 +189,12 @@ class ModelReplica:
 
     async def stats(self) -> EngineStats:
         return self._model.stats()
+
+    async def store_stats(self) -> StoreStats | None:
+        return self._model.store_stats()
+
+    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
 
     # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.app import cpu_share, replica_cpus
-from deployments.config import BuildArgs, HttpSpec, ModelSpec, deployment_name
+from deployments.config import BuildArgs, HttpSpec, ModelSpec, PolicySpec, StoreSpec, deployment_name
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
+from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,15 @@ def test_the_shipped_config_names_every_knob_and_only_defaults():
     assert ModelSpec.model_validate(model) == ModelSpec(id="demo", path="demo")
     assert set(shipped_args()["http"]) == set(HttpSpec.model_fields)
     assert HttpSpec.model_validate(shipped_args()["http"]) == HttpSpec()
+    assert set(shipped_args()["store"]) == set(StoreSpec.model_fields)
+    assert StoreSpec.model_validate(shipped_args()["store"]) == StoreSpec()
+    assert set(shipped_args()["policy"]) == set(PolicySpec.model_fields)
+    assert PolicySpec.model_validate(shipped_args()["policy"]) == PolicySpec()
     assert set(shipped_args()) == set(BuildArgs.model_fields)
+
+
+def test_every_gate_of_the_cache_can_be_set_in_the_config():
+    assert {name: field.default for name, field in CachePolicy.__dataclass_fields__.items()} == PolicySpec().model_dump()
 
 
 def test_every_setting_of_the_engine_can_be_set_in_the_config():
@@ -70,9 +79,45 @@ def test_two_models_may_not_answer_to_one_name():
         BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}, {"id": "y", "path": "b", "aliases": ["x"]}]})
 
 
-def test_tiers_are_refused_until_there_is_a_store():
-    with pytest.raises(ValidationError, match="not implemented"):
-        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "store": {"tiers": [{"url": "file:///x"}]}})
+def with_store(**store) -> BuildArgs:
+    return BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "store": store})
+
+
+def test_tiers_become_those_of_the_store_and_an_empty_list_is_no_store():
+    config = with_store(tiers=[{"url": "file:///x", "max_bytes": "2GiB", "compression": "zstd"}], salt="t").store.config()
+    assert config is not None
+    assert [(tier.url, tier.budget_bytes, tier.compression) for tier in config.tiers] == [("file:///x", 2 << 30, "zstd")]
+    assert config.salt == "t"
+    assert with_store(tiers=[]).store.config() is None
+
+
+def test_without_tiers_memory_of_the_machine_and_the_users_cache_directory_are_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = with_store().store.config()
+    assert config is not None
+    urls = [tier.url for tier in config.tiers]
+    assert urls[-1] == f"file://{tmp_path}/erllama/kv"
+    assert all(tier.budget_bytes for tier in config.tiers)
+    assert not any(tmp_path.iterdir())  # a config touches nothing
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"store": {"tiers": [{"url": ""}]}}, "url"),
+        ({"store": {"tiers": [{"url": "file:///x", "max_bytes": "2 parsecs"}]}}, "max_bytes"),
+        ({"store": {"tiers": [{"url": "file:///x", "compression": "rar"}]}}, "compression"),
+        ({"store": {"tiers": [{"urls": "file:///x"}]}}, "urls"),
+        ({"store": {"queue_bytes": 1}}, "queue_bytes"),
+        ({"policy": {"min_tokens": -1}}, "min_tokens"),
+        ({"policy": {"checkpoint_interval": 100}}, "checkpoint_interval"),
+        ({"policy": {"min_token": 1}}, "min_token"),
+    ],
+)
+def test_a_wrong_store_or_policy_is_refused_by_name(section, named):
+    with pytest.raises(ValidationError) as caught:
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], **section})
+    assert named in str(caught.value)
 
 
 def test_without_a_gpu_no_layer_is_offloaded_and_a_configured_thread_count_wins():

@@ -28,7 +28,8 @@ def gguf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def app_args(gguf_folder: Path) -> dict[str, Any]:
+def app_args(gguf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    store = tmp_path_factory.mktemp("kv")
     tiny = str(gguf_folder / "tiny.gguf")
     small = {"n_ctx": 256, "n_threads": 1, "num_cpus": 0.1}
     return {
@@ -39,7 +40,8 @@ def app_args(gguf_folder: Path) -> dict[str, Any]:
             {"id": "encoder", "path": str(gguf_folder / "encoder.gguf"), **small},
             {"id": "broken", "path": str(gguf_folder / "missing.gguf"), **small},
             {"id": "sleepy", "path": tiny, "autoscaling": {"min_replicas": 0, "max_replicas": 1}, **small},
-        ]
+        ],
+        "store": {"tiers": [{"url": str(store / "fast")}, {"url": str(store / "slow"), "compression": "zstd"}]},
     }
 
 

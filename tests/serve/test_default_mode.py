@@ -17,7 +17,7 @@ MODEL = {"id": "demo", "path": "demo", "n_ctx": 16384, "n_parallel": 1, "max_que
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    process = ServeProcess(tmp_path_factory.mktemp("default-mode"), {"models": [MODEL]}, tuned=False)
+    process = ServeProcess(tmp_path_factory.mktemp("default-mode"), {"models": [MODEL], "store": {"tiers": []}}, tuned=False)
     try:
         process.wait_ready("demo")
         yield process

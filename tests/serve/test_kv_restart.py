@@ -1,0 +1,120 @@
+"""What was computed outlives the process that computed it: through `serve run`, Ctrl-C, SIGTERM and the official client.
+
+The file comes before the tests that share one long-lived server: HAProxy allows one cluster per machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from openai import OpenAI
+
+from tests.support.serve_process import ServeProcess
+
+pytestmark = [pytest.mark.ray, pytest.mark.model]
+
+SYSTEM = "You are a helpful assistant. " + " ".join(f"Fact {i}: the river number {i} is blue." for i in range(30))
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@contextmanager
+def serving(folder: Path, store: Path, policy: dict[str, Any]) -> Iterator[ServeProcess]:
+    folder.mkdir()
+    model = {"id": "demo", "path": "demo", "n_ctx": 2048, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5}
+    tiers = [{"url": str(store / "fast"), "max_bytes": "1GiB"}, {"url": str(store / "slow")}]
+    process = ServeProcess(folder, {"models": [model], "store": {"tiers": tiers}, "policy": policy})
+    try:
+        process.wait_ready("demo")
+        yield process
+    finally:
+        process.stop()
+
+
+def chat(client: OpenAI, messages: list[dict[str, Any]], **params: Any) -> tuple[dict[str, Any], int, int]:
+    """The reply as a message of the history, its prompt tokens and how many of them were not computed."""
+    reply = client.chat.completions.create(model="demo", messages=messages, max_tokens=48, temperature=0, **params)  # type: ignore[arg-type]
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens_details is not None
+    message = json.loads(reply.choices[0].message.model_dump_json(exclude_none=True))
+    return message, reply.usage.prompt_tokens, reply.usage.prompt_tokens_details.cached_tokens or 0
+
+
+def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start(tmp_path):
+    policy = {"min_tokens": 64, "cold_min_tokens": 64}
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "My name is Zorblat."}]
+    asking = [{"role": "user", "content": "What is the weather in Lotrusain?"}]
+    with serving(tmp_path / "first", tmp_path, policy) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+        first, n_prompt, n_cached = chat(client, messages)
+        assert n_cached == 0
+        messages += [first, {"role": "user", "content": "What is my name?"}]
+        second, n_second, n_cached = chat(client, messages)
+        assert n_cached >= n_prompt
+        call, _, _ = chat(client, asking, tools=[WEATHER], tool_choice="required")
+        asking += [call, {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": '{"weather": "sunny"}'}]
+        arguments = call["tool_calls"][0]["function"]
+        arguments["arguments"] = json.dumps(json.loads(arguments["arguments"]), indent=3)  # as a client writes it that parsed it
+        answer, n_answer, n_cached = chat(client, asking, tools=[WEATHER])
+        assert n_cached >= n_answer - 40  # all but the tool's result
+    with serving(tmp_path / "second", tmp_path, policy) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+        assert chat(client, messages) == (second, n_second, pytest.approx(n_second, abs=1))
+        messages += [second, {"role": "user", "content": "Thank you."}]
+        _, n_third, n_cached = chat(client, messages)
+        assert n_second < n_cached < n_third
+        again, n_again, n_cached = chat(
+            client, asking, tools=[WEATHER]
+        )  # the ids of the call come from the store: this ingress never saw them
+        assert (again, n_again) == (answer, n_answer)
+        assert n_cached >= n_answer - 1
+
+
+def test_sigterm_saves_what_was_running(tmp_path):
+    """No other save is due: what is restored afterwards was saved by the exit handler."""
+    policy = {"min_tokens": 64, "cold_min_tokens": 1 << 20, "continued_interval": 1 << 20}
+    prompt = [300 + i * 7 % 900 for i in range(600)]
+    body = {"model": "demo", "prompt": prompt, "temperature": 0}
+    with serving(tmp_path / "serve", tmp_path, policy) as server:
+        started, ended = threading.Event(), threading.Event()
+
+        def stream() -> None:
+            with httpx.stream(
+                "POST", f"{server.url}/v1/completions", json={**body, "max_tokens": 1400, "stream": True, "ignore_eos": True}, timeout=60
+            ) as response:
+                lines = response.iter_lines()
+                try:
+                    for line in lines:
+                        if line:
+                            started.set()
+                except httpx.HTTPError:
+                    pass  # the replica is gone: that is the point
+            ended.set()
+
+        reader = threading.Thread(target=stream)
+        reader.start()
+        assert started.wait(60)
+        (replica,) = [
+            p for p in psutil.process_iter(["name", "cmdline"]) if "ServeReplica:erllama:model-demo" in " ".join(p.info["cmdline"] or ())
+        ]
+        os.kill(replica.pid, signal.SIGTERM)
+        replica.wait(30)
+        assert ended.wait(60)
+        reader.join()
+        server.wait_ready("demo")
+        usage = httpx.post(f"{server.url}/v1/completions", json={**body, "max_tokens": 4}, timeout=60).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - 1
