@@ -8,6 +8,7 @@ and walked on from, until nobody knows more or the deadline passes:
     tokens not yet known    of blocks that a listing named: their heads are read, for a hit to the token
     somebody else's claim   on the next full block: waited for, within the caller's bound
 
+An object store is asked only where a whole block could be won: the question alone takes tens of milliseconds, on every turn of a chat.
 Roots are not listed once the shelves have been (at start): everything hangs on them, and the first block has an exact name.
 What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our own.
 
@@ -107,7 +108,10 @@ class Finder:
         """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
         n = self._catalogue.node_at(search.root, search.tokens, len(search.tokens))
         boundary = n - n % BLOCK_TOKENS
+        n_unknown = len(search.tokens) - self._catalogue.longest_prefix(search.root, search.tokens).n_tokens
         for shelf in self._stock.shelves:
+            if not shelf.tier.local and n_unknown < BLOCK_TOKENS and not search.need_end:
+                continue  # asking an object store takes longer than computing what it could spare
             for start in sorted({boundary, n}):
                 if (shelf.level, start) not in search.probed and shelf.available and search.in_time:
                     search.probed.add((shelf.level, start))

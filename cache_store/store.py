@@ -45,6 +45,8 @@ from cache_store.writer import Writer
 
 Tokens = NDArray[np.uint32]
 
+_CLAIM_S = 1.0  # for a call about claims: requests wait for it, and a hint may at best spare them work
+
 
 class Store:
     """`open` opens a tier, `clock` is monotonic in ns, `unix_s` the wall clock; tests bring their own."""
@@ -214,15 +216,15 @@ class Store:
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float) -> bool:
         """Tell other processes of this machine that the blocks `keys` are being computed here. False when another says so of the first."""
-        return self._claims.claim(keys, expires_s, self._op_deadline())
+        return self._claims.claim(keys, expires_s, self._claim_deadline())
 
     def claimed(self, key: ChainKey) -> float:
         """Seconds for which another process's claim still counts; 0.0 without one."""
-        return self._claims.claimed(key, self._op_deadline())
+        return self._claims.claimed(key, self._claim_deadline())
 
     def release(self, keys: Sequence[ChainKey]) -> None:
         """Take back claims that begin with one of `keys`. Others' stay."""
-        self._claims.release(keys, self._op_deadline())
+        self._claims.release(keys, self._claim_deadline())
 
     def prefixes(self, root: ChainKey | None = None, limit: int = 1000) -> tuple[CachedPrefix, ...]:
         """Stored prefixes that nothing longer continues, most recently used first."""
@@ -323,6 +325,9 @@ class Store:
 
     def _op_deadline(self) -> int:
         return _deadline(self._config.op_timeout_s)
+
+    def _claim_deadline(self) -> int:
+        return _deadline(min(self._config.op_timeout_s, _CLAIM_S))
 
 
 def _ids(tokens: Tokens) -> Tokens:

@@ -20,7 +20,7 @@ class StoreConfig:
     promote_bytes: int = 64 << 20  # what may wait to be copied up into the fastest tier: read buffers that readers cannot use meanwhile
     write_attempts: int = 3  # a failed write is tried this often
     retry_s: float = 0.2  # before the second attempt; doubles with each further one
-    op_timeout_s: float = 5.0  # for single calls that nobody gave a deadline for (delete, claim)
+    op_timeout_s: float = 5.0  # for single calls that nobody gave a deadline for (evict_bytes); claims: a second at most
     rescan_s: float = 300.0  # how long the index may be wrong about what other processes wrote or removed
     rescan_share: float = 0.02  # of a tier's budget: once we wrote that much, others probably did too, and only a listing tells
     checkpoint_s: float = 900.0  # what a crash may cost the next start: a listing finds everything but the tokens and the hits

@@ -12,6 +12,7 @@ import atexit
 import logging
 import math
 import os
+import threading
 import time
 import weakref
 from typing import Any
@@ -28,6 +29,7 @@ from deployments.model_replica import ModelReplica
 from deployments.ports import ServedModel
 from deployments.prompts import PromptSource
 from erllama.config import padded_context
+from erllama.errors import ErllamaError
 from erllama.namespace import replay_root
 from erllama.replay_book import ReplayBook
 
@@ -81,6 +83,15 @@ class Ingress:
         self._options = config.http.options()
         book, salt = _replay_book(config.store), config.store.salt
         self._models = {spec.id: _served(spec, handles[spec.id], book, salt) for spec in config.models}
+        threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
+
+    def _load_prompts(self) -> None:
+        """Open vocabularies and templates before the first request needs them: half a second for 152 k tokens."""
+        for model_id, model in self._models.items():
+            try:
+                model.prompts.load()
+            except ErllamaError as error:  # told to whoever asks for this model
+                log.warning("prompts of %s cannot be loaded: %s", model_id, error)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_http_app(self._models, self._options, echo_request_id=False)  # Serve does

@@ -46,6 +46,10 @@ class PromptPort(Protocol):
         """False while the next call would first read the file (a second or so), so callers go through a thread."""
         ...
 
+    def load(self) -> None:
+        """Read the file now, unless it is loaded. Raises `ModelLoadError`."""
+        ...
+
     @property
     def n_ctx(self) -> int | None:
         """Context of one sequence in tokens; None when only the engine knows."""
