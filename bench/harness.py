@@ -57,7 +57,7 @@ class Figures:
     def document(self) -> dict[str, Any]:
         """What `--json` writes; values that are not finite become null."""
         return {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shown_command(sys.argv),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
             "cpu": cpu_model(),
@@ -76,6 +76,12 @@ class Figures:
         if json_path is not None:
             json_path.parent.mkdir(parents=True, exist_ok=True)
             json_path.write_text(json.dumps(self.document(), indent=1) + "\n")
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """A command line as results keep it: where files lay on the machine that measured is nobody's business, their names are."""
+    parts = [(head + separator, tail) for head, separator, tail in (arg.rpartition("=") for arg in argv[1:])]
+    return shlex.join([Path(argv[0]).name, *(head + (Path(tail).name if tail.startswith("/") else tail) for head, tail in parts)])
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +163,12 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     return parser
+
+
+def with_server_threads() -> None:
+    """For benchmarks in process: start again with the OpenMP switch that the launcher sets, which libgomp reads when it is loaded."""
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GOMP_SPINCOUNT": "3000"})
 
 
 def say(*words: object) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,19 +18,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import fsspec
 import psutil
+import ray
 import yaml
 from harness import say
 from stream_client import HOST, encode_request, fetch
 
 from deployments.launch import IMPORT_PATH, environment
 
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parent.parent
-_GET_READY = {"ours": "/health/ready", "peer": "/health"}
+_GET_READY = {"ours": "/health/ready", "peer": "/health", "s3": "/moto-api/"}
 
 
 class ServerFailed(RuntimeError):
@@ -153,23 +161,62 @@ def _alive(process: psutil.Process) -> bool:
 
 
 class Peer(Server):
-    """`llama-server` on one GGUF, with everything off that we have no equivalent of running: prompt cache, web page, context shift."""
+    """`llama-server` on one GGUF, with everything off that we have no equivalent of running: web page, context shift.
+
+    Without `slot_dir` its prompt cache is off, too. With it slots reuse what they hold, and can be saved to files of that directory.
+    """
 
     kind = "peer"
 
-    def __init__(self, binary: str, model: str, *, threads: int, slots: int, n_ctx: int, port: int) -> None:
+    def __init__(self, binary: str, model: str, *, threads: int, slots: int, n_ctx: int, port: int, slot_dir: str | None = None) -> None:
         flags = {
             "-m": model, "--host": HOST, "--port": str(port), "-t": str(threads), "-tb": str(threads), "-np": str(slots),
             "-c": str(n_ctx * slots), "-fa": "on", "-ctk": "f16", "-ctv": "f16", "-ngl": "0", "-fit": "off", "-cram": "0",
         }  # fmt: skip
-        switches = ["-no-kvu", "--no-cache-prompt", "--no-context-shift", "--no-ui", "--offline", "--log-disable"]
-        super().__init__([binary, *(part for pair in flags.items() for part in pair), *switches], os.environ, port)
+        switches = ["-no-kvu", "--no-context-shift", "--no-ui", "--offline", "--log-disable"]
+        cache = ["--no-cache-prompt"] if slot_dir is None else ["--slot-save-path", slot_dir]
+        super().__init__([binary, *(part for pair in flags.items() for part in pair), *switches, *cache], os.environ, port)
+
+    def slot(self, action: str, filename: str, slot: int = 0) -> dict[str, Any]:
+        """`save` or `restore` a slot. Raises `ServerFailed` with what the server says."""
+        reply = asyncio.run(fetch(self.port, encode_request("POST", f"/slots/{slot}?action={action}", {"filename": filename})))
+        if reply.status != 200:
+            raise ServerFailed(f"slot {action} of {filename}: HTTP {reply.status} {reply.body[:300]!r}")
+        answer: dict[str, Any] = json.loads(reply.body)
+        return answer
+
+
+class S3Server(Server):
+    """moto's S3 on this machine, in memory, with one bucket. What it stores is gone when it stops."""
+
+    kind = "s3"
+    BUCKET = "bench-kv"
+
+    def __init__(self, *, port: int) -> None:
+        super().__init__([sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], os.environ, port)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            fsspec.filesystem("s3", skip_instance_cache=True, **self.storage_options()).mkdir(self.BUCKET)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def storage_options(self) -> dict[str, Any]:
+        return {"endpoint_url": f"http://{HOST}:{self.port}", "key": "bench", "secret": "bench"}
+
+    def tier(self) -> dict[str, Any]:
+        """One entry of the config's `store.tiers`."""
+        return {"url": f"s3://{self.BUCKET}/kv", "storage_options": self.storage_options()}
 
 
 class Ours(Server):
     """Our application under `serve run`, from a config written for the occasion.
 
     `tuned` starts with the switches of `deployments.launch`, else with Ray's defaults. `import_path` other than ours may come from bench/.
+    Without a `store` in `args` there is none: a benchmark must not fill, or profit from, the cache directory of whoever runs it.
     """
 
     kind = "ours"
@@ -179,6 +226,8 @@ class Ours(Server):
         running = [p.pid for p in alive if p.info["name"] == "raylet"]
         if running:
             raise ServerFailed(f"a Ray cluster runs already on this machine (raylet {running[0]}); stop it first")
+        if import_path == IMPORT_PATH:
+            args = {"store": {"tiers": []}, **args}
         application = {"name": "erllama", "route_prefix": "/", "import_path": import_path, "args": dict(args)}
         config = {"proxy_location": "HeadOnly", "http_options": {"host": HOST, "port": port}, "applications": [application]}
         self._directory = tempfile.TemporaryDirectory(prefix="bench-ours-")
@@ -201,9 +250,28 @@ class Ours(Server):
                         return part.removeprefix(flag)
         raise ServerFailed(f"no process of {self.kind} names the cluster's address")
 
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """This process as a driver of the server's cluster, as a Ray job is: `RemoteModel.connect` works inside.
+
+        Once per process, because Serve's client remembers actors of the first cluster: see `in_new_process`.
+        """
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        ray.init(address=self.ray_address(), namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
     def stop(self, timeout_s: float = 90.0) -> None:
         super().stop(timeout_s)
         self._directory.cleanup()
+
+
+def in_new_process(function: Callable[..., T], *args: Any) -> T:
+    """Call `function` in a process of its own. What it raises is raised here; Ctrl-C lets it stop its servers."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def component(name: str) -> str:

@@ -225,7 +225,10 @@ def _timed_events(reads: Sequence[tuple[int, bytes]], body: bytes, spans: Sequen
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One streamed completion. `text_ns` has the time of every event with text; `end_ns` of the one that says why it ended."""
+    """One streamed completion. `text_ns` has the time of every event with text; `end_ns` of the one that says why it ended.
+
+    `cached_tokens` of the prompt were not computed, as the server's usage has it; 0 where it does not tell.
+    """
 
     sent_ns: int
     end_ns: int
@@ -233,6 +236,7 @@ class Stream:
     text: str
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def first_ns(self) -> int:
@@ -276,7 +280,8 @@ def parse_stream(reply: Reply) -> Stream:
                 end_ns = event.ns
     if not end_ns or usage is None:
         raise ValueError(f"the stream has no {'usage' if end_ns else 'finish_reason'}; it ends with {reply.body[-200:]!r}")
-    return Stream(reply.sent_ns, end_ns, tuple(text_ns), "".join(text), usage["prompt_tokens"], usage["completion_tokens"])
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return Stream(reply.sent_ns, end_ns, tuple(text_ns), "".join(text), usage["prompt_tokens"], usage["completion_tokens"], cached)
 
 
 def steady_rate(streams: Sequence[Stream]) -> float:
