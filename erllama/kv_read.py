@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 STAGED = "staged"  # taken over by the store in this process, on no tier yet
 
 _PARENT_POLL_S = 0.02
+_SETTLE_S = 0.05  # a save of a few blocks takes that long to be written on a busy machine
 _SHARE_SLICE_S = 0.5  # how long a stop may have to wait for who waits for another replica
 _RELEASE_AFTER_S = 1.0  # at most so long are claims kept for blocks that are not written yet: who waits looks for them on the tier
 _CLAIM_MARGIN = 2.0  # a claim lasts this many times as long as the prefill should: neighbours slow it down
@@ -210,11 +211,15 @@ class KvReader:
         give_up = time.monotonic() + policy.session_resume_wait_ms / 1000
         need_end = self._backend.kv_layout.kind.has_checkpoint
         share_until = time.monotonic() + (0.0 if need_end else policy.share_wait_s)
-        n_parent = 0
+        n_parent, waited = 0, False
         while True:
             wait_s = min(_SHARE_SLICE_S, max(0.0, share_until - time.monotonic()))
             plan = self._store.lookup(job.root, tokens, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
             if wait_s and not self._closing.is_set() and self._is_claimed(job, tokens, plan):
+                waited = True
+                continue
+            if waited and not self._closing.wait(_SETTLE_S):  # a claimed block has just appeared: the tail saved with it is a moment behind
+                waited = False
                 continue
             if job.parent_key is None or time.monotonic() >= give_up:
                 return plan

@@ -260,6 +260,7 @@ class LlamaBackend:
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
+        self._active = ()  # or an adapter that is freed later would be taken out of a context that is gone
 
     @property
     def has_context(self) -> bool:

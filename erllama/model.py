@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -222,9 +223,10 @@ class Model:
         Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and keep the context; then only the KV of
         ended ones is given up. A no-op when nothing is there.
         """
+        give_up = time.monotonic() + self._policy.evict_save_timeout_s
         result = self._call(lambda engine: engine.evict())
         if self._store is not None:
-            self._store.flush(self._policy.evict_save_timeout_s)
+            self._store.flush(seconds_until(give_up))
         return result
 
     # --- text --------------------------------------------------------------------------------------------------------------
@@ -348,12 +350,13 @@ class Model:
 
         Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is less.
         """
+        give_up = time.monotonic() + min(timeout_s, self._policy.evict_save_timeout_s)
         if not self._closed:
-            self._save_at_shutdown(min(timeout_s, self._policy.evict_save_timeout_s))
+            self._save_at_shutdown(give_up)
         self._closed = True  # llama.cpp's vocabulary goes with the model
         self._loop.stop(timeout_s)
         if self._owned_store is not None:
-            self._owned_store.close(timeout_s=min(timeout_s, self._policy.evict_save_timeout_s))
+            self._owned_store.close(timeout_s=seconds_until(give_up))
         self._backend.close()
 
     stop = shutdown
@@ -376,14 +379,14 @@ class Model:
         flow = make_flow(self._backend, self._config, self._policy, self._store, wake)
         return Engine(self._backend, self._config, deliver, flow=flow, root_of=self._root_of)
 
-    def _save_at_shutdown(self, timeout_s: float) -> None:
+    def _save_at_shutdown(self, give_up: float) -> None:
         """Failing open: a store that is gone must not keep a model from stopping."""
         if self._store is None:
             return
         try:
-            self._loop.call(lambda engine: engine.save_all(SaveReason.SHUTDOWN)).result(timeout_s)
-            if not self._store.flush(timeout_s):
-                log.warning("shutdown save: the store did not take everything within %.0f s: id=%s", timeout_s, self._config.id)
+            self._loop.call(lambda engine: engine.save_all(SaveReason.SHUTDOWN)).result(seconds_until(give_up))
+            if not self._store.flush(seconds_until(give_up)):
+                log.warning("shutdown save: the store did not take everything in time: id=%s", self._config.id)
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
 
@@ -407,6 +410,11 @@ class Model:
                     del self._streams[request_id]
         if posted and self._sink is not None:
             self._sink(posted)
+
+
+def seconds_until(give_up: float) -> float:
+    """What is left of a bound, by the monotonic clock."""
+    return max(0.0, give_up - time.monotonic())
 
 
 def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:

@@ -216,7 +216,7 @@ def test_a_prefix_that_another_replica_computes_is_waited_for(tmp_path: Path, mo
         second.engine.check_integrity()
         while not second.ended("it"):
             second.step()
-        assert second.done("it").stats.cached_tokens >= 768
+        assert second.done("it").stats.cached_tokens >= 968  # the blocks, and the tail that was saved with them
         assert second.ids("it") == reply([*prompt(1000), 2], max_tokens=2)
 
 
