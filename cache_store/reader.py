@@ -111,11 +111,23 @@ class _Reading:
                     ahead.append((hops[0], Fetch(self._stock, self._writer, hops.popleft().id)))
                 hop, fetch = ahead[0]
                 if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
+                    if not self._stock.catalogue.has(hop.id):
+                        self._disown([later.id for later, _ in ahead if later is not hop] + [later.id for later in hops])
                     return
                 ahead.popleft()
         finally:
             for _, fetch in ahead:
                 fetch.free()
+
+    def _disown(self, ids: list[BlockId]) -> None:
+        """What lies beyond a hole is not counted on any more: the next save hands all of it over again, and what is still good is adopted.
+
+        Otherwise a chain whose files were lost or damaged would heal by one object per restore.
+        """
+        for id in ids:
+            for level in self._stock.catalogue.tiers_of(id):
+                if level != self._stock.staged:
+                    self._stock.catalogue.remove(id, level)
 
     def _consume(self, fetch: Fetch, n_use: int, consume: Consume) -> bool:
         """False when this is where the prefix ends."""

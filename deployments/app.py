@@ -59,7 +59,10 @@ class Replica(ModelReplica):
     def __init__(self, spec: ModelSpec, store: StoreSpec, policy: PolicySpec, *, n_cpus: int) -> None:
         share_serve_log()
         super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy.policy())
-        atexit.register(_stop, weakref.ref(self))
+        # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
+        # but what concurrent.futures itself uses.
+        register = getattr(threading, "_register_atexit", atexit.register)
+        register(_stop, weakref.ref(self))
 
     def __del__(self) -> None:
         model = getattr(self, "_model", None)  # absent when the load failed

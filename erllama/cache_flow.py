@@ -15,14 +15,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from erllama.backend import Backend
 from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.errors import ErllamaError
 from erllama.kv_read import KvReader, ReadJob, Restored
 from erllama.kv_save import KvSaver
-from erllama.live_kv import Choice, Held, Ids, LiveKv, upcoming
+from erllama.live_kv import Choice, Held, LiveKv, upcoming
 from erllama.machine import Event as Step
 from erllama.sampling import Logits
 from erllama.sequence import Sequence
@@ -80,7 +78,7 @@ class CacheFlow:
     def choose_id(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> int:
         """The id that `sequence` shall run on."""
         choice = self.live.choose(
-            _ids(sequence), sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
+            sequence.prompt_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
         )
         self._choices[sequence] = choice
         return choice.seq_id
@@ -91,7 +89,7 @@ class CacheFlow:
         if self._reader is not None and self._worth_asking(sequence):
             self._reading.add(sequence)
             request = sequence.request
-            job = ReadJob(sequence, sequence.root, _ids(sequence), sequence.n_kv, request.parent_key, self._prefill_rate)
+            job = ReadJob(sequence, sequence.root, sequence.prompt_ids, sequence.n_kv, request.parent_key, self._prefill_rate)
             self._reader.start(job)
         elif not self._wait_for_upcoming(sequence, running, 0) and sequence.n_kv == 0:
             self.counts.misses += 1
@@ -123,7 +121,7 @@ class CacheFlow:
         started = time.monotonic_ns()
         try:
             return self._backend.copy_prefix(source, target, n_tokens)
-        except ErllamaError as error:
+        except (ErllamaError, MemoryError) as error:
             self._problem("copy", error)
             self._backend.drop(target)
             return False
@@ -133,7 +131,7 @@ class CacheFlow:
     def _wait_for_upcoming(self, sequence: Sequence, running: tuple[Sequence, ...], n_stored: int) -> bool:
         if not self._cuttable:
             return False
-        found = upcoming(_ids(sequence), sequence.root, [s for s in running if s is not sequence])
+        found = upcoming(sequence.prompt_ids, sequence.root, [s for s in running if s is not sequence])
         if found is None or found[1] - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
         self._waiting[sequence] = _Wait(*found)
@@ -183,27 +181,30 @@ class CacheFlow:
 
     def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
         others = [s for s in running if s is not sequence]
-        tokens, root = _ids(sequence), sequence.root
+        tokens, root = sequence.prompt_ids, sequence.root
         same = self.live.same_prompt(tokens, root, others, cuttable=self._cuttable)
         source, n_tokens = (same[0], len(tokens)) if same else self.live.best_source(tokens, root, others, cuttable=self._cuttable)
         if source is None or n_tokens <= longer_than:
             return False
-        self._backend.drop(sequence.id)
-        sequence.n_kv = 0
-        if self._copy(source, sequence.id, n_tokens):
-            self._took_live(sequence, n_tokens, same[1] if same else None)
+        self._forget(sequence)
+        if not self._copy(source, sequence.id, n_tokens):
+            return False
+        self._took_live(sequence, n_tokens, same[1] if same else None)
         return True
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._backend.drop(sequence.id)
+        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = 0, "", None
 
     def _put_back(self, sequence: Sequence, result: Restored) -> None:
         """Put the image into the context. On failure the prompt is computed."""
         if result.image is None:
             return
         started = time.monotonic_ns()
-        self._backend.drop(sequence.id)
-        sequence.n_kv = 0
+        self._forget(sequence)
         try:
             self._backend.restore(sequence.id, result.image, result.n_tokens)
-        except ErllamaError as error:
+        except (ErllamaError, MemoryError) as error:
             self._problem("restore", error)
             return
         finally:
@@ -261,9 +262,8 @@ class CacheFlow:
         if not intact or sequence.n_kv == 0:
             self._backend.drop(seq_id)
             return
-        tokens = np.asarray(sequence.tokens[: sequence.n_kv], dtype=np.uint32)
         held = Held(
-            tokens,
+            sequence.kv_ids,
             sequence.root,
             sequence.request.session_id,
             n_prompt=sequence.n_prompt,
@@ -300,24 +300,26 @@ class CacheFlow:
             if self._reader is not None:
                 self._reader.ended(sequence)
 
-    def save_all(self, running: tuple[Sequence, ...], reason: SaveReason) -> None:
-        """Hand everything in the context that is worth it to the store; waits for room in its queue, within the policy's bound."""
+    def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
+        """Hand everything in the context that is worth it to the store. `waits`: for room in its queue, within the policy's bound."""
         if self._saver is None:
             return
         self.save_due()
-        give_up = time.monotonic() + self._policy.evict_save_timeout_s
+        give_up = time.monotonic() + (self._policy.evict_save_timeout_s if waits else 0.0)
+
+        def left_s() -> float:
+            return max(0.0, give_up - time.monotonic())
+
         for seq_id in self.live.held:
-            self._save_held(seq_id, reason, give_up)
+            self._save_held(seq_id, reason, left_s())
         for sequence in running:
             if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
-                tokens = np.asarray(sequence.tokens[: sequence.n_kv], dtype=np.uint32)
-                self._saver.save(sequence.id, sequence.root, tokens, len(tokens), reason, wait_s=max(0.0, give_up - time.monotonic()))
+                self._saver.save(sequence.id, sequence.root, sequence.kv_ids, sequence.n_kv, reason, wait_s=left_s())
 
-    def _save_held(self, seq_id: int, reason: SaveReason, give_up: float = 0.0) -> None:
+    def _save_held(self, seq_id: int, reason: SaveReason, wait_s: float = 0.0) -> None:
         held = self.live.held.get(seq_id)
         if self._saver is None or held is None or held.n_tokens < self._policy.min_tokens:
             return
-        wait_s = max(0.0, give_up - time.monotonic()) if give_up else 0.0
         logits = held.prompt_logits if held.stores_logits else None
         self._saver.save(seq_id, held.root, held.tokens, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
@@ -362,11 +364,7 @@ class CacheFlow:
         if self._reader is not None:
             self._reader.close()
 
-    def _problem(self, what: str, error: ErllamaError) -> None:
+    def _problem(self, what: str, error: Exception) -> None:
         log.warning("%s of KV failed: %s", what, error)
         self.counts.failed_reads += 1
         self.counts.last_problem = f"{what}: {error}"
-
-
-def _ids(sequence: Sequence) -> Ids:
-    return np.asarray(sequence.tokens, dtype=np.uint32)

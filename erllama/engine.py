@@ -79,6 +79,7 @@ class Engine:
     def step(self) -> bool:
         """Admit, restore, decode once, advance every sequence of the batch, retire, save. False when there is nothing left to do."""
         self._flow.save_due()
+        self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
         self._admit_waiting()
         self._go_on_restored()
         self._fill_hole()
@@ -116,9 +117,9 @@ class Engine:
         Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
         """
         if not self._backend.has_context:
-            return EvictResult()
+            return EvictResult(freed_bytes=self._backend.release_context())  # an embedder has a context of its own
         idle_tokens = self._flow.live.n_tokens
-        self._flow.save_all(self._admission.running, SaveReason.EVICT)
+        self._flow.save_all(self._admission.running, SaveReason.EVICT, waits=not self._sequences)  # streams wait for no store
         self._flow.drop_idle()
         freed = 0 if self._sequences else self._backend.release_context()
         self.stats = self._snapshot()
@@ -127,7 +128,7 @@ class Engine:
     def save_all(self, reason: SaveReason) -> None:
         """Hand the KV of every sequence, running or ended, to the store."""
         if self._backend.has_context:
-            self._flow.save_all(self._admission.running, reason)
+            self._flow.save_all(self._admission.running, reason, waits=True)
 
     def end_session(self, session_id: str, *, drop: bool = False) -> None:
         """Forget a session's transcript and its claim on the context; with `drop` its KV there, too. Idempotent."""
@@ -216,6 +217,7 @@ class Engine:
 
     def _fill_hole(self) -> None:
         """At most one exchange per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
+        self._flow.save_due()  # what is due is known by its id, which is about to change
         moved = self._admission.fill_hole()
         if moved is None:
             return

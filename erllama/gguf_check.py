@@ -80,6 +80,7 @@ class GgufInfo:
     bits_per_weight: float
     chat_template: str | None
     adapter_type: str | None = None
+    long_rope_beyond: int = 0  # a context beyond so many tokens gets other RoPE factors (longrope models); 0: none does
 
     @property
     def has_chat_template(self) -> bool:
@@ -182,7 +183,16 @@ def _info(parts: list[GgufHeader], architecture: str, tensors: list[TensorInfo],
         bits_per_weight=8 * sum(info.n_bytes for info in tensors) / n_params if n_params else 0.0,
         chat_template=header.get_string("tokenizer.chat_template"),
         adapter_type=adapter_type,
+        long_rope_beyond=_long_rope_beyond(header, architecture, tensors),
     )
+
+
+def _long_rope_beyond(header: GgufHeader, architecture: str, tensors: list[TensorInfo]) -> int:
+    """The context that a longrope model was first trained with; llama.cpp chooses by the size of a context, not by how full it is."""
+    if not any("rope_factors_long" in info.name for info in tensors):
+        return 0
+    original = header.get_int(f"{architecture}.rope.scaling.original_context_length")
+    return original or header.get_int(f"{architecture}.context_length") or 0
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:

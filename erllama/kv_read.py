@@ -98,7 +98,11 @@ class KvReader:
 
     def start(self, job: ReadJob) -> None:
         """Begin; a result for `job.sequence` will follow."""
-        self._executor.submit(self._run, job)
+        try:
+            self._executor.submit(self._run, job)
+        except RuntimeError as error:  # the interpreter is on its way out: compute
+            self._done.append(Restored(job.sequence, problem=repr(error)))
+            self._wake()
 
     def ended(self, sequence: Sequence) -> None:
         """`sequence` computes no more: whoever waits for its blocks need not."""
@@ -135,9 +139,12 @@ class KvReader:
         self._wake()
 
     def _read(self, job: ReadJob, tokens: Ids) -> Restored:
-        plan = self._lookup(job, tokens)
+        share_until = time.monotonic() + self._policy.share_wait_s
+        plan = self._lookup(job, tokens, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
-            plan = self._lookup(job, tokens)  # someone was faster by a moment: wait for what they compute
+            plan = self._lookup(job, tokens, share_until)  # someone was faster by a moment: wait for what they compute
+        if not job.sequence.live:
+            return Restored(job.sequence)
         if not self._gains(job, plan, len(tokens)):
             return Restored(job.sequence)
         if not self._is_faster(job, plan):
@@ -162,9 +169,9 @@ class KvReader:
 
     def _claim(self, job: ReadJob, plan: Plan) -> bool:
         """Tell the other replicas of this machine. False when the first of the blocks is theirs."""
-        first = max(plan.n_tokens, job.n_live) // BLOCK_TOKENS
-        n_saved_soon = len(job.tokens) - self._policy.boundary_trim_tokens
-        keys = chain_keys(job.root, job.tokens[:n_saved_soon], BLOCK_TOKENS)[first:]
+        have = max(plan.n_tokens, job.n_live)
+        n_saved_soon = min(len(job.tokens) - self._policy.boundary_trim_tokens, have + self._policy.cold_max_tokens)
+        keys = chain_keys(job.root, job.tokens[:n_saved_soon], BLOCK_TOKENS)[have // BLOCK_TOKENS :]
         if not keys:
             return True
         seconds = len(keys) * BLOCK_TOKENS / job.prefill_rate if job.prefill_rate else self._policy.share_wait_s
@@ -205,16 +212,17 @@ class KvReader:
             return Restored(job.sequence)
         return Restored(job.sequence, n, image, logits, fetched.tier or STAGED)
 
-    def _lookup(self, job: ReadJob, tokens: Ids) -> Plan:
-        """The plan; with a parent key, waits for that save while it is in flight in another process."""
+    def _lookup(self, job: ReadJob, tokens: Ids, share_until: float) -> Plan:
+        """The plan; with a parent key, waits for that save while it is in flight in another process. A cancelled job waits for nothing."""
         policy = self._policy
         give_up = time.monotonic() + policy.session_resume_wait_ms / 1000
         need_end = self._backend.kv_layout.kind.has_checkpoint
-        share_until = time.monotonic() + (0.0 if need_end else policy.share_wait_s)
         n_parent, waited = 0, False
         while True:
-            wait_s = min(_SHARE_SLICE_S, max(0.0, share_until - time.monotonic()))
+            wait_s = 0.0 if need_end else min(_SHARE_SLICE_S, max(0.0, share_until - time.monotonic()))
             plan = self._store.lookup(job.root, tokens, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
+            if not job.sequence.live:
+                return plan
             if wait_s and not self._closing.is_set() and self._is_claimed(job, tokens, plan):
                 waited = True
                 continue

@@ -6,16 +6,16 @@ whole, 5 GB/s), copies the rows that the store does not have into its staging me
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, StoreError, tail_key
+from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, tail_key
 from erllama.backend import Backend
 from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_due, logits_due
-from erllama.errors import ErllamaError
 from erllama.kv_state import KvReading
 from erllama.live_kv import Ids
 from erllama.replay import replay_block
@@ -23,7 +23,7 @@ from erllama.sampling import Logits
 from erllama.sequence import Sequence
 from erllama.stats import CacheCounters
 
-_FAILURES = (ErllamaError, StoreError, OSError, MemoryError)
+log = logging.getLogger(__name__)
 
 
 class KvSaver:
@@ -83,20 +83,19 @@ class KvSaver:
             self._save_running(sequence, max(upto, 0), SaveReason.COLD)
 
     def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
-        tokens = np.asarray(sequence.tokens[: sequence.n_kv], dtype=np.uint32)
         logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_prompt else None
-        self.save(sequence.id, sequence.root, tokens, upto, reason, logits=logits)
+        self.save(sequence.id, sequence.root, sequence.kv_ids, upto, reason, logits=logits)
         sequence.n_saved = max(sequence.n_saved, upto)
 
     def record_replay(self, sequence: Sequence) -> None:
         """Store the ids of a chat reply under what a client will send back for it."""
         reply_ids = sequence.tokens[sequence.n_prompt :]
-        block = replay_block(self._replay_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece)
-        if block is not None:
-            try:
+        try:
+            block = replay_block(self._replay_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece)
+            if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._build)])
-            except _FAILURES as error:
-                self._failed(error)
+        except Exception as error:
+            self._failed(error)
 
     # --- one save -----------------------------------------------------------------------------------------------------------
 
@@ -120,7 +119,7 @@ class KvSaver:
         try:
             blocks = self._blocks(seq_id, root, tokens, upto, reason, logits)
             accepted = self._store.save(blocks, wait_s=wait_s) if blocks else 0
-        except _FAILURES as error:
+        except Exception as error:  # whatever a store does: the engine thread lives
             self._failed(error)
             return
         if accepted:
@@ -129,6 +128,7 @@ class KvSaver:
 
     def _failed(self, error: Exception) -> None:
         """Failing open: what the save would have spared is computed again."""
+        log.warning("save of KV failed: %r", error)
         self._counts.failed_saves += 1
         self._counts.last_problem = f"save: {error}"
 

@@ -122,22 +122,16 @@ class LiveKv:
                 return seq_id, held.prompt_logits
         for s in running:
             whole = cuttable or s.n_kv == s.n_prompt
-            if (
-                s.root == root
-                and s.prompt_logits is not None
-                and s.readable
-                and whole
-                and s.request.prompt_tokens == tuple(tokens.tolist())
-            ):
+            if s.root == root and s.prompt_logits is not None and s.readable and whole and np.array_equal(s.prompt_ids, tokens):
                 return s.id, s.prompt_logits
         return None
 
     def best_source(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
         """The id whose KV covers most of `tokens`, and how many tokens of it are usable; (None, 0) when none does."""
         best: int | None = None
-        most = 0
+        most = length = 0
         candidates = [(seq_id, held.tokens) for seq_id, held in self._held.items() if held.root == root]
-        candidates += [(s.id, np.asarray(s.tokens[: s.n_kv], dtype=np.uint32)) for s in running if s.root == root and s.readable]
+        candidates += [(s.id, s.kv_ids) for s in running if s.root == root and s.readable]
         for seq_id, theirs in candidates:
             n = common_prefix(theirs, tokens)
             if not cuttable and n < len(theirs):
@@ -147,8 +141,8 @@ class LiveKv:
                 n -= n % self._align
             elif n == len(tokens):
                 continue
-            if n > most or (n == most and n and seq_id in self._held):
-                best, most = seq_id, n
+            if n > most or (n == most and n and len(theirs) < length):  # the whole of a source is copied before it is cut
+                best, most, length = seq_id, n, len(theirs)
         return best, most
 
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
@@ -170,7 +164,7 @@ def upcoming(tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> tuple[
     for other in running:
         if other.state is not State.PREFILLING or other.root != root:
             continue
-        n = common_prefix(np.asarray(other.tokens, dtype=np.uint32), tokens)
+        n = common_prefix(other.prompt_ids, tokens)
         if n > other.n_kv and (best is None or n > best[1]):
             best = (other, n)
     return best

@@ -247,7 +247,6 @@ class LlamaBackend:
 
     def _open_context(self) -> None:
         self._ctx = self._make_context()
-        self._active = ()
         try:
             self._kv.attach(self._ctx)
         except BaseException:

@@ -180,8 +180,9 @@ class LlamaState:
     def swap(self, a: int, b: int) -> None:
         assert a != b, "a sequence with itself"
         n_a, n_b = self.length(a), self.length(b)
-        spare = self._pool.take(self._state_size(b)) if n_a and n_b else None
+        spare: Rows | None = None
         try:
+            spare = self._pool.take(self._state_size(b)) if n_a and n_b else None
             of_a = self._read(a) if n_a else None
             of_b = self._read(b, buffer=spare) if n_b else None
             self.drop(a)
@@ -190,7 +191,7 @@ class LlamaState:
                 self._write(b, of_a, n_a)
             if of_b is not None:
                 self._write(a, of_b, n_b)
-        except (DecodeFailed, KvUnreadable) as error:
+        except (DecodeFailed, KvUnreadable, MemoryError) as error:
             self.drop(a)
             self.drop(b)
             raise DecodeFailed(f"llama.cpp could not exchange the sequences {a} and {b}: {error}") from error

@@ -130,6 +130,7 @@ class Model:
         self._streams: dict[str, InferStream] = {}
         self._closed = False
         self._lock = threading.Lock()
+        self._shutdown_lock = threading.Lock()
         self._policy = policy or CachePolicy()
         self._backend = make_backend(config)
         self._owned_store: Store | None = None
@@ -350,14 +351,15 @@ class Model:
 
         Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is less.
         """
-        give_up = time.monotonic() + min(timeout_s, self._policy.evict_save_timeout_s)
-        if not self._closed:
-            self._save_at_shutdown(give_up)
-        self._closed = True  # llama.cpp's vocabulary goes with the model
-        self._loop.stop(timeout_s)
-        if self._owned_store is not None:
-            self._owned_store.close(timeout_s=seconds_until(give_up))
-        self._backend.close()
+        with self._shutdown_lock:  # SIGTERM may arrive in the middle of a graceful stop
+            give_up = time.monotonic() + min(timeout_s, self._policy.evict_save_timeout_s)
+            if not self._closed:
+                self._save_at_shutdown(give_up)
+            self._closed = True  # llama.cpp's vocabulary goes with the model
+            self._loop.stop(timeout_s)
+            if self._owned_store is not None:
+                self._owned_store.close(timeout_s=seconds_until(give_up))
+            self._backend.close()
 
     stop = shutdown
 

@@ -1,7 +1,7 @@
 """The namespace of a model's KV: a digest of everything that changes KV bytes. Pure.
 
-Not part of it: the context size (a context may grow without losing its cache), batch and slice sizes, threads, and where layers run. They
-move the last bits of a row at most, like any reordering of a sum.
+Not part of it: the context size (a context may grow without losing its cache; longrope models are the exception), batch and slice sizes,
+threads, and where layers run. They move the last bits of a row at most, like any reordering of a sum.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from erllama.config import EngineConfig
 from erllama.kv_state import KvLayout
 
 
-def namespace(fingerprint: str, config: EngineConfig, layout: KvLayout, adapters: AdapterSet, state_version: str) -> str:
-    """64 hex characters. `state_version` names the format of llama.cpp's sequence state; adapters count with digest and scale, in order."""
+def namespace(
+    fingerprint: str, config: EngineConfig, layout: KvLayout, adapters: AdapterSet, state_version: str, *, long_rope: bool = False
+) -> str:
+    """64 hex characters. `state_version` names the format of llama.cpp's sequence state; adapters count with digest and scale, in order.
+
+    `long_rope`: the context is so large that a longrope model computes with its factors for long contexts.
+    """
     parts = {
         "model": fingerprint,
         "type_k": config.type_k,
         "type_v": config.type_v,
         "flash_attn": config.flash_attn,
-        "rope": [float(config.rope_freq_base), float(config.rope_freq_scale)],
+        "rope": [float(config.rope_freq_base), float(config.rope_freq_scale), *(["long"] if long_rope else [])],
         "adapters": [[use.sha256, float(use.scale)] for use in adapters],
         "layout": [layout.kind, list(layout.columns), list(layout.row_bytes)],
         "state": state_version,

@@ -12,6 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from erllama.machine import Event, State, apply
 from erllama.request import CacheHitKind, FinishReason, GenerationRequest, RequestStats
 
@@ -55,6 +58,10 @@ class Sequence:
     stores_logits: bool = False
     reply: list[str] = field(default_factory=list)
     story: list[Event] = field(default_factory=list)
+    prompt_ids: NDArray[np.uint32] = field(init=False)  # the prompt as an array, for comparisons with others
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = np.asarray(self.request.prompt_tokens, dtype=np.uint32)
 
     @property
     def id(self) -> int:
@@ -70,6 +77,13 @@ class Sequence:
     @property
     def restoring(self) -> bool:
         return self.state is State.RESTORING
+
+    @property
+    def kv_ids(self) -> NDArray[np.uint32]:
+        """The ids of the tokens whose KV is in the context, shape (n_kv,)."""
+        if self.n_kv <= self.n_prompt:
+            return self.prompt_ids[: self.n_kv]
+        return np.concatenate([self.prompt_ids, np.asarray(self.tokens[self.n_prompt : self.n_kv], dtype=np.uint32)])
 
     @property
     def n_prompt(self) -> int:

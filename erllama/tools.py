@@ -22,7 +22,8 @@ from typing import Any
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
-_QUOTE = re.compile(r'\\.|"', re.DOTALL)  # an escaped character, or a quote that begins or ends a string
+MAX_FAILED_BLOCKS = 256  # opening tags that begin no call; after so many the rest is text: each is searched to the end of the reply
+_TOKEN = re.compile(rf'\\.|"|{CLOSE}', re.DOTALL)  # an escaped character, a quote that begins or ends a string, or the closing tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,13 @@ class TextDelta:
 class ToolCallStream:
     """Splits a streamed reply into text and calls. The result depends on the text only, not on how it was cut into pushes."""
 
-    __slots__ = ("_after_call", "_buffer", "_searched")
+    __slots__ = ("_after_call", "_buffer", "_failed", "_in_string", "_searched")
 
     def __init__(self) -> None:
         self._buffer = ""
-        self._searched = 0  # inside a block: no closing tag begins before this position
+        self._searched = 0  # inside a block: its closing tag does not begin before this position,
+        self._in_string = False  # which lies inside a JSON string
+        self._failed = 0
         self._after_call = False
 
     def push(self, text: str) -> list[TextDelta | ToolCall]:
@@ -65,7 +68,7 @@ class ToolCallStream:
 
     def _drain(self, *, final: bool) -> list[TextDelta | ToolCall]:
         out: list[TextDelta | ToolCall] = []
-        while (start := self._buffer.find(OPEN)) >= 0:
+        while self._failed < MAX_FAILED_BLOCKS and (start := self._buffer.find(OPEN)) >= 0:
             self._emit_text(out, len(self._buffer[:start].rstrip()))
             start = self._buffer.find(OPEN)  # what is left before it is white space
             end = self._block_end(start + len(OPEN))
@@ -74,6 +77,7 @@ class ToolCallStream:
             body = self._buffer[start + len(OPEN) : end]
             call = _parse_call(body)
             if call is None:
+                self._failed += 1
                 self._emit_text(out, start + len(OPEN))  # only the tag is known to be text: a real block may follow inside
             else:
                 out.append(call)
@@ -91,13 +95,17 @@ class ToolCallStream:
             self._after_call = False
 
     def _block_end(self, body: int) -> int | None:
-        """Where the closing tag of the block begins; None if it has not come yet."""
-        position = max(body, self._searched)
-        while (end := self._buffer.find(CLOSE, position)) >= 0:
-            if not _inside_string(self._buffer[body:end]):
-                return end
-            position = end + len(CLOSE)
-        self._searched = max(position, len(self._buffer) - len(CLOSE) + 1)
+        """Where the closing tag of the block begins; None if it has not come yet. Goes on where the last search ended."""
+        if self._searched <= body:
+            self._searched, self._in_string = body, False
+        settled = len(self._buffer) - len(CLOSE)  # what ends later may still become another token
+        in_string = self._in_string
+        for match in _TOKEN.finditer(self._buffer, self._searched):
+            if match.group() == CLOSE and not in_string:
+                return match.start()
+            in_string ^= match.group() == '"'
+            if match.end() <= settled:
+                self._searched, self._in_string = match.end(), in_string
         return None
 
 
@@ -112,10 +120,6 @@ def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
 def _open_prefix(text: str) -> int:
     """How many characters at the end of `text` may begin the opening tag."""
     return next((n for n in range(min(len(OPEN) - 1, len(text)), 0, -1) if text.endswith(OPEN[:n])), 0)
-
-
-def _inside_string(json_text: str) -> bool:
-    return sum(match.group() == '"' for match in _QUOTE.finditer(json_text)) % 2 == 1
 
 
 def _parse_call(body: str) -> ToolCall | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from store_kit import Restored, end_block, files_below, key_of, logits_of, prompt, restore, rows_block, save, wait_until
 
-from cache_store import Block, BlockId, Kind, Store, StoreConfig, TierConfig
+from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig
 from cache_store.testing import FakeClock
 
 
@@ -396,3 +396,26 @@ def test_a_closed_store_takes_no_saves_and_closing_twice_is_fine(store):
 def test_a_wrong_setting_is_named(settings, said):
     with pytest.raises(ValueError, match=said):
         StoreConfig(**{"tiers": (TierConfig("/tmp/x"),), **settings})
+
+
+def test_a_chain_with_lost_files_is_whole_again_after_the_next_save(tmp_path):
+    tokens = np.arange(5 * BLOCK_TOKENS, dtype=np.uint32)
+    rows = np.arange(len(tokens) * 8, dtype=np.uint8).reshape(-1, 8)
+
+    def save(store: Store, root: ChainKey) -> int:
+        pieces = store.missing(root, tokens, len(tokens))
+        blocks = [Block(p.id, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],)) for p in pieces]
+        assert store.save(blocks) == len(blocks)
+        assert store.flush(10)
+        return len(blocks)
+
+    with Store(StoreConfig(tiers=(TierConfig(str(tmp_path)),))) as store:
+        root = store.root("namespace")
+        assert save(store, root) == 5
+        for file in tmp_path.rglob("*.rows.arrow"):
+            file.unlink()
+        plan = store.lookup(root, tokens, deadline_s=5)
+        assert store.read(plan, lambda block, n_use: None, 5).n_tokens == 0
+        assert save(store, root) == 5
+        plan = store.lookup(root, tokens, deadline_s=5)
+        assert store.read(plan, lambda block, n_use: None, 5).n_tokens == len(tokens)

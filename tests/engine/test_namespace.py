@@ -102,3 +102,7 @@ def test_replays_hang_on_the_models_name_and_the_tenant_and_on_no_root_of_kv():
 def test_a_namespace_is_64_hex_characters():
     assert len(made()) == 64
     int(made(), 16)
+
+
+def test_a_longrope_model_beyond_its_first_context_is_another_namespace():
+    assert namespace("safe:1", CONFIG, LAYOUT, WHOLE, "v1", long_rope=True) != made()

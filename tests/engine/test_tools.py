@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erllama.tools import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.tools import CLOSE, MAX_FAILED_BLOCKS, OPEN, TextDelta, ToolCall, ToolCallStream, parse_tool_calls
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 F = ToolCall("f", '{"x": 1}')
@@ -98,3 +98,21 @@ def test_text_streams_out_at_once_and_a_possible_tag_waits():
     assert stream.push("box>") == [TextDelta(" <toolbox>")]
     assert stream.push("\n" + CALL) == [F]
     assert stream.finish() == []
+
+
+def test_a_reply_made_to_be_searched_again_and_again_is_read_in_bounded_time():
+    """Every opening tag could begin a call, and no closing tag is outside of a string. A count of steps, not of seconds."""
+    n = 4000
+    text = OPEN * n + '"' + CLOSE * n
+    steps = 0
+
+    class Counting(ToolCallStream):
+        def _block_end(self, body: int) -> int | None:
+            nonlocal steps
+            steps += 1
+            return super()._block_end(body)
+
+    stream = Counting()
+    parts = stream.push(text) + stream.finish()
+    assert "".join(part.text for part in parts if isinstance(part, TextDelta)) == text
+    assert steps <= MAX_FAILED_BLOCKS + 1
