@@ -115,7 +115,8 @@ def test_deleting_the_directories_under_it_costs_prefills_and_nothing_else(cold,
             assert [stream.result().tokens for stream in streams[1:]] == [cold(tokens) for tokens in prompts[1:]]
             one.evict()
             for folder in folders:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # not there if nothing was written since
+                assert not folder.exists()
             replies = [ask(one, tokens) for tokens in prompts]
             assert [reply.tokens for reply in replies] == [cold(tokens) for tokens in prompts]
             assert [reply.stats.cached_tokens for reply in replies] == [0, 0, 0, 0]
