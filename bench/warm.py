@@ -98,15 +98,16 @@ def tier_of_hit(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 class Prompts:
     """The prefixes of a run, and prompts that begin with them; every suffix is fresh, also over the processes of a run (`session`)."""
 
-    def __init__(self, n_vocab: int, lengths: Sequence[int], rounds: int, session: int = 0) -> None:
+    def __init__(self, n_vocab: int, lengths: Sequence[int], rounds: int, session: int = 0, suffix: int = SUFFIX) -> None:
         prefix = PromptMaker(n_vocab, seed=0).make
         self.keys: list[Key] = [(n, turn) for turn in range(rounds) for n in lengths]
         self.longest: Key = (max(lengths), 0)
         self.prefixes = {key: prefix(key[0]) for key in self.keys}
         self._make = PromptMaker(n_vocab, seed=1 + session).make
+        self._suffix = suffix
 
     def prompt(self, key: Key) -> list[int]:
-        return self.prefixes[key] + self._make(SUFFIX)
+        return self.prefixes[key] + self._make(self._suffix)
 
     def one_each(self) -> list[list[int]]:
         return [self.prompt(key) for key in self.keys]
@@ -348,6 +349,7 @@ def main() -> int:
     parser.add_argument("--peer", help="the llama-server binary; without it only ours is measured")
     parser.add_argument("--lengths", type=int_list, default=[512, 2048, 8192], help="tokens of the prefixes, 512 or more")
     parser.add_argument("--rounds", type=int, default=3, help="prefixes of each length (default 3)")
+    parser.add_argument("--suffix", type=int, default=SUFFIX, help=f"fresh tokens after the prefix (default {SUFFIX})")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-s3", action="store_true", help="leave the S3 tier out")
     parser.add_argument("--drop-caches", action="store_true", help="empty the page cache before every read from disk; needs root")
@@ -361,14 +363,14 @@ def main() -> int:
         parser.error("--drop-caches: this user may not write /proc/sys/vm/drop_caches")
 
     path = str(demo_model_path()) if args.model == "demo" else os.path.abspath(args.model)
-    n_ctx = -(-(max(args.lengths) + SUFFIX + 8) // 256) * 256
+    n_ctx = -(-(max(args.lengths) + args.suffix + 8) // 256) * 256
     setup = Setup(path, n_ctx, args.threads, args.port, args.peer, args.drop_caches)
     info = inspect_gguf(path)
     if args.peer and n_ctx > info.n_ctx_train:
         parser.error(f"--peer: llama-server gives a slot no more than the {info.n_ctx_train} tokens that the model was trained with")
     figures = Figures()
     figures.add("page_cache_dropped", int(args.drop_caches), "1")
-    shots = run(setup, lambda session: Prompts(info.n_vocab, args.lengths, args.rounds, session), args, figures)
+    shots = run(setup, lambda session: Prompts(info.n_vocab, args.lengths, args.rounds, session, args.suffix), args, figures)
     summarise(figures, shots, args.lengths)
     failures = [problem for shot in shots if (problem := problem_of(shot)) is not None]
     figures.extra["failures"] = failures
