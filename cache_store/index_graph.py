@@ -14,6 +14,7 @@ edges of a node finds the one that shares most with a prompt without looking at 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from operator import attrgetter
@@ -38,7 +39,7 @@ def field_of(value: int, tier: int) -> int:
     return value << (_FIELD_BITS * tier)
 
 
-class Item:
+class Item(ABC):
     """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose eviction queue has it, as bits."""
 
     __slots__ = ("n_uses", "queued", "score", "sizes")
@@ -48,8 +49,9 @@ class Item:
         self.sizes = self.queued = 0
 
     @property
+    @abstractmethod
     def id(self) -> BlockId:
-        raise NotImplementedError
+        """The name, made from where the object hangs."""
 
     def is_in(self, tier: int) -> bool:
         return field(self.sizes, tier) != 0

@@ -18,6 +18,7 @@ from deployments.http_options import HttpOptions
 from erllama.cache_policy import CachePolicy
 from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
 from erllama.errors import InvalidParameter
+from erllama.fingerprint import user_cache_dir
 
 
 def deployment_name(model_id: str) -> str:
@@ -169,8 +170,7 @@ def default_tiers() -> tuple[TierConfig, ...]:
     if shared.is_dir() and os.access(shared, os.W_OK):
         size = shutil.disk_usage(shared).total
         tiers.append(TierConfig(f"file://{shared}/erllama-{os.getuid()}", max_bytes=min(_SHM_BYTES, size // 4)))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    tiers.append(TierConfig(f"file://{cache}/erllama/kv", max_bytes="20GiB"))
+    tiers.append(TierConfig(f"file://{user_cache_dir()}/kv", max_bytes="20GiB"))
     return tuple(tiers)
 
 

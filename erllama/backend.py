@@ -64,9 +64,6 @@ class Backend(Protocol):
     def drop(self, seq_id: int) -> None:
         """Forget the KV of a sequence. A sequence without KV is fine, and so is no context."""
 
-    def move(self, source: int, target: int) -> None:
-        """`swap` with a target that holds nothing."""
-
     @property
     def kv_layout(self) -> KvLayout:
         """The kind of state that this model keeps, and its rows. Known from load on; any thread."""

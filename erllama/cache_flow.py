@@ -181,15 +181,13 @@ class CacheFlow:
 
     def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
         others = [s for s in running if s is not sequence]
-        tokens, root = sequence.prompt_ids, sequence.root
-        same = self.live.same_prompt(tokens, root, others, cuttable=self._cuttable)
-        source, n_tokens = (same[0], len(tokens)) if same else self.live.best_source(tokens, root, others, cuttable=self._cuttable)
+        source, n_tokens, logits = self.live.longest(sequence.prompt_ids, sequence.root, others, cuttable=self._cuttable)
         if source is None or n_tokens <= longer_than:
             return False
         self._forget(sequence)
         if not self._copy(source, sequence.id, n_tokens):
             return False
-        self._took_live(sequence, n_tokens, same[1] if same else None)
+        self._took_live(sequence, n_tokens, logits)
         return True
 
     def _forget(self, sequence: Sequence) -> None:
@@ -326,8 +324,8 @@ class CacheFlow:
     # --- the rest -----------------------------------------------------------------------------------------------------------
 
     def swap(self, a: int, b: int) -> None:
-        """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any."""
-        self.save_due()  # what is due is known by its id
+        """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any. No save may be due: it is known by its id."""
+        assert not (self._due or self._due_held), (self._due, self._due_held)
         self.live.swap(a, b)
         try:
             self._backend.swap(a, b)

@@ -41,9 +41,14 @@ class FingerprintMode(StrEnum):
     TRUSTED = "trusted"
 
 
+def user_cache_dir() -> Path:
+    """Where this user's caches lie: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erllama"
+
+
 def default_cache_path() -> Path:
-    """Where `safe` digests are remembered: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erllama" / "fingerprints.json"
+    """Where `safe` digests are remembered."""
+    return user_cache_dir() / "fingerprints.json"
 
 
 def fingerprint(path: str | Path, mode: FingerprintMode, cache_path: Path | None = None) -> str:

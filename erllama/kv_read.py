@@ -47,6 +47,14 @@ class ReadJob:
     parent_key: str | None
     prefill_rate: float
 
+    def n_have(self, plan: Plan) -> int:
+        """Tokens that need not be computed, if `plan` is carried out."""
+        return max(plan.n_tokens, self.n_live)
+
+    def keys_beyond(self, plan: Plan, n_tokens: int) -> list[ChainKey]:
+        """Keys of the whole blocks of the first `n_tokens` that would still be computed."""
+        return chain_keys(self.root, self.tokens[:n_tokens], BLOCK_TOKENS)[self.n_have(plan) // BLOCK_TOKENS :]
+
 
 @dataclass(slots=True)
 class Restored:
@@ -164,14 +172,16 @@ class KvReader:
     def _computes_rest(self, job: ReadJob, plan: Plan) -> bool:
         """Whether this request will compute blocks that others may be about to compute as well."""
         policy = self._policy
-        have = max(plan.n_tokens, job.n_live)
-        return policy.share_wait_s > 0 and not plan.need_end and len(job.tokens) - have >= max(policy.cold_min_tokens, BLOCK_TOKENS)
+        return (
+            policy.share_wait_s > 0
+            and not plan.need_end
+            and len(job.tokens) - job.n_have(plan) >= max(policy.cold_min_tokens, BLOCK_TOKENS)
+        )
 
     def _claim(self, job: ReadJob, plan: Plan) -> bool:
         """Tell the other replicas of this machine. False when the first of the blocks is theirs."""
-        have = max(plan.n_tokens, job.n_live)
-        n_saved_soon = min(len(job.tokens) - self._policy.boundary_trim_tokens, have + self._policy.cold_max_tokens)
-        keys = chain_keys(job.root, job.tokens[:n_saved_soon], BLOCK_TOKENS)[have // BLOCK_TOKENS :]
+        n_saved_soon = min(len(job.tokens) - self._policy.boundary_trim_tokens, job.n_have(plan) + self._policy.cold_max_tokens)
+        keys = job.keys_beyond(plan, n_saved_soon)
         if not keys:
             return True
         seconds = len(keys) * BLOCK_TOKENS / job.prefill_rate if job.prefill_rate else self._policy.share_wait_s
@@ -223,7 +233,7 @@ class KvReader:
             plan = self._store.lookup(job.root, tokens, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
             if not job.sequence.live:
                 return plan
-            if wait_s and not self._closing.is_set() and self._is_claimed(job, tokens, plan):
+            if wait_s and not self._closing.is_set() and self._is_claimed(job, plan, len(tokens)):
                 waited = True
                 continue
             if waited and not self._closing.wait(_SETTLE_S):  # a claimed block has just appeared: the tail saved with it is a moment behind
@@ -233,12 +243,12 @@ class KvReader:
                 return plan
             n_parent = n_parent or length_of_key(job.root, tokens, BLOCK_TOKENS, job.parent_key)
             # the last token of a state was sampled: as a rule it is not computed, and its KV not saved
-            if n_parent < policy.min_tokens or max(plan.n_tokens, job.n_live) >= n_parent - 1 or self._closing.wait(_PARENT_POLL_S):
+            if n_parent < policy.min_tokens or job.n_have(plan) >= n_parent - 1 or self._closing.wait(_PARENT_POLL_S):
                 return plan
 
-    def _is_claimed(self, job: ReadJob, tokens: Ids, plan: Plan) -> bool:
+    def _is_claimed(self, job: ReadJob, plan: Plan, n_tokens: int) -> bool:
         """Whether another process computes what follows the plan and what is live."""
-        keys = chain_keys(job.root, tokens, BLOCK_TOKENS)[max(plan.n_tokens, job.n_live) // BLOCK_TOKENS :]
+        keys = job.keys_beyond(plan, n_tokens)
         return bool(keys) and self._store.claimed(keys[0]) > 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, tail_key
 from erllama.backend import Backend
 from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_due, logits_due
-from erllama.kv_state import KvReading
+from erllama.kv_state import KvReading, Rows
 from erllama.live_kv import Ids
 from erllama.replay import replay_block
 from erllama.sampling import Logits
@@ -138,12 +138,13 @@ class KvSaver:
         end = self._end_id(root, tokens) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
         if end is not None and self._store.has(end):
             end = None
-        if not pieces and end is None:
-            return []
-        reading = self._backend.read_kv(seq_id, len(tokens)) if pieces or layout.kind.has_checkpoint else None
+        if not pieces:  # the whole state need not be read out for an END
+            checkpoint = self._backend.read_checkpoint(seq_id) if layout.kind.has_checkpoint else None
+            return [self._end(end, checkpoint, reason, logits)] if end is not None else []
+        reading = self._backend.read_kv(seq_id, len(tokens))
         blocks = [self._rows(piece, tokens, reading, reason) for piece in pieces]
         if end is not None:
-            blocks.append(self._end(end, reading, reason, logits))
+            blocks.append(self._end(end, reading.checkpoint, reason, logits))
         return blocks
 
     @staticmethod
@@ -151,8 +152,7 @@ class KvSaver:
         key = tail_key(root, tokens, BLOCK_TOKENS)
         return BlockId(root, Kind.END, key, key, start=len(tokens))
 
-    def _rows(self, piece: Piece, tokens: Ids, reading: KvReading | None, reason: SaveReason) -> Block:
-        assert reading is not None
+    def _rows(self, piece: Piece, tokens: Ids, reading: KvReading, reason: SaveReason) -> Block:
         stop = piece.start + piece.n_tokens
         return Block(
             id=piece.id,
@@ -164,8 +164,7 @@ class KvSaver:
             build=self._build,
         )
 
-    def _end(self, end: BlockId, reading: KvReading | None, reason: SaveReason, logits: Logits | None) -> Block:
-        checkpoint = reading.checkpoint if reading is not None else None
+    def _end(self, end: BlockId, checkpoint: Rows | None, reason: SaveReason, logits: Logits | None) -> Block:
         return Block(
             id=end,
             tokens=np.empty(0, dtype=np.uint32),

@@ -105,14 +105,19 @@ class LiveKv:
     ) -> Choice:
         """Where a prompt of `tokens` runs and what it can take over now. At least one id must be free."""
         free = sorted(free)
-        same = self.same_prompt(tokens, root, running, cuttable=cuttable)
-        source, n_tokens = (same[0], len(tokens)) if same else self.best_source(tokens, root, running, cuttable=cuttable)
-        logits = same[1] if same else None
+        source, n_tokens, logits = self.longest(tokens, root, running, cuttable=cuttable)
         if source is not None and source in free:
             held = self._held[source]
             if held.session_id in (None, session_id) and held.n_tokens - n_tokens <= _NEGLIGIBLE:
                 return Choice(source, source, n_tokens, logits)
         return Choice(self._cheapest(free, session_id), source, n_tokens, logits)  # its source, if that is least worth keeping
+
+    def longest(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int, Logits | None]:
+        """The id to take most of `tokens` from, how many, and the logits after them where that is the whole prompt."""
+        same = self.same_prompt(tokens, root, running, cuttable=cuttable)
+        if same is not None:
+            return same[0], len(tokens), same[1]
+        return *self.best_source(tokens, root, running, cuttable=cuttable), None
 
     def same_prompt(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
         """An id where exactly this prompt was computed, and the logits at its end: going on from them is bit-exact."""

@@ -144,9 +144,6 @@ class LlamaBackend:
     def drop(self, seq_id: int) -> None:
         self._kv.drop(seq_id)
 
-    def move(self, source: int, target: int) -> None:
-        self.swap(source, target)
-
     def read_kv(self, seq_id: int, n_tokens: int) -> StateReading:
         return self._kv.read_kv(seq_id, n_tokens)
 

@@ -309,7 +309,7 @@ class Model:
 
     @property
     def kv_root(self) -> str:
-        """The chain root of this model's KV without adapters: keys of chat replays and of `finish_key` hang on it."""
+        """The chain root of this model's KV without adapters: `finish_key`s hang on it."""
         return self._root_of(())
 
     def store_stats(self) -> StoreStats | None:

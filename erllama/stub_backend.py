@@ -150,10 +150,6 @@ class StubBackend:
     def drop(self, seq_id: int) -> None:
         self._sequences[seq_id].cut(0)
 
-    def move(self, source: int, target: int) -> None:
-        assert not self.kv[target], f"sequence {target} still holds {len(self.kv[target])} tokens"
-        self.swap(source, target)
-
     @property
     def kv_layout(self) -> KvLayout:
         return stub_layout(self.kind)
