@@ -22,12 +22,13 @@ from fastapi import FastAPI
 from ray import serve
 
 from cache_store import ObjectReader, StoreError
-from deployments.config import Autoscaling, BuildArgs, ModelSpec, PolicySpec, StoreSpec, deployment_name
+from deployments.config import Autoscaling, BuildArgs, ModelSpec, StoreSpec, deployment_name
 from deployments.ingress import make_http_app
 from deployments.model_client import ModelClient
 from deployments.model_replica import ModelReplica
 from deployments.ports import ServedModel
 from deployments.prompts import PromptSource
+from erllama.cache_policy import CachePolicy
 from erllama.config import padded_context
 from erllama.errors import ErllamaError
 from erllama.namespace import replay_root
@@ -56,9 +57,9 @@ class Replica(ModelReplica):
     Ray's worker leave through `sys.exit`, hence the exit handler: what the context holds is saved either way.
     """
 
-    def __init__(self, spec: ModelSpec, store: StoreSpec, policy: PolicySpec, *, n_cpus: int) -> None:
+    def __init__(self, spec: ModelSpec, store: StoreSpec, policy: CachePolicy, *, n_cpus: int) -> None:
         share_serve_log()
-        super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy.policy())
+        super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy)
         # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
         # but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from cache_store import StoreConfig, TierConfig
 from deployments.http_options import HttpOptions
@@ -174,37 +174,6 @@ def default_tiers() -> tuple[TierConfig, ...]:
     return tuple(tiers)
 
 
-class PolicySpec(_Strict):
-    """When KV is saved and restored: the keys of `CachePolicy`, where they are explained."""
-
-    min_tokens: int = CachePolicy().min_tokens
-    cold_min_tokens: int = CachePolicy().cold_min_tokens
-    cold_max_tokens: int = CachePolicy().cold_max_tokens
-    cold_step_tokens: int = CachePolicy().cold_step_tokens
-    continued_interval: int = CachePolicy().continued_interval
-    boundary_trim_tokens: int = CachePolicy().boundary_trim_tokens
-    checkpoint_interval: int = CachePolicy().checkpoint_interval
-    logits_share: float = CachePolicy().logits_share
-    restore_min_tokens: int = CachePolicy().restore_min_tokens
-    session_resume_wait_ms: int = CachePolicy().session_resume_wait_ms
-    share_wait_s: float = CachePolicy().share_wait_s
-    read_timeout_s: float = CachePolicy().read_timeout_s
-    restore_always: bool = CachePolicy().restore_always
-    evict_save_timeout_s: float = CachePolicy().evict_save_timeout_s
-
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        try:
-            self.policy()
-        except InvalidParameter as error:
-            raise ValueError(error.message) from None
-        return self
-
-    def policy(self) -> CachePolicy:
-        """What the engine takes."""
-        return CachePolicy(**self.model_dump())
-
-
 class HttpSpec(_Strict):
     """The HTTP front: see `HttpOptions`. `ingress_replicas` share the work of rendering, tokenising and encoding."""
 
@@ -233,8 +202,16 @@ class BuildArgs(_Strict):
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
-    policy: PolicySpec = PolicySpec()
+    policy: CachePolicy = CachePolicy()
     http: HttpSpec = HttpSpec()
+
+    @field_validator("policy", mode="wrap")
+    @classmethod
+    def _valid_policy(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> CachePolicy:
+        try:
+            return handler(value)  # type: ignore[no-any-return]
+        except InvalidParameter as error:
+            raise ValueError(error.message) from None
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

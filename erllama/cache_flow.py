@@ -325,7 +325,7 @@ class CacheFlow:
 
     def swap(self, a: int, b: int) -> None:
         """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any. No save may be due: it is known by its id."""
-        assert not (self._due or self._due_held), (self._due, self._due_held)
+        assert not [*self._due, *self._due_held], (self._due, self._due_held)
         self.live.swap(a, b)
         try:
             self._backend.swap(a, b)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from cache_store import StoreConfig
 from deployments.app import cpu_share, replica_cpus
-from deployments.config import BuildArgs, HttpSpec, ModelSpec, PolicySpec, StoreSpec, deployment_name
+from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
 from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
@@ -35,13 +36,26 @@ def test_the_shipped_config_names_every_knob_and_only_defaults():
     assert HttpSpec.model_validate(shipped_args()["http"]) == HttpSpec()
     assert set(shipped_args()["store"]) == set(StoreSpec.model_fields)
     assert StoreSpec.model_validate(shipped_args()["store"]) == StoreSpec()
-    assert set(shipped_args()["policy"]) == set(PolicySpec.model_fields)
-    assert PolicySpec.model_validate(shipped_args()["policy"]) == PolicySpec()
+    assert set(shipped_args()["policy"]) == set(CachePolicy.__dataclass_fields__)
+    assert BuildArgs.model_validate(shipped_args()).policy == CachePolicy()
     assert set(shipped_args()) == set(BuildArgs.model_fields)
 
 
-def test_every_gate_of_the_cache_can_be_set_in_the_config():
-    assert {name: field.default for name, field in CachePolicy.__dataclass_fields__.items()} == PolicySpec().model_dump()
+def test_every_gate_of_the_cache_can_be_set_in_the_config_and_arrives_at_the_replicas():
+    defaults = {name: field.default for name, field in CachePolicy.__dataclass_fields__.items()}
+    other = {name: not value if isinstance(value, bool) else 2 * value for name, value in defaults.items()}
+    parsed = BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "policy": other})
+    assert parsed.policy == CachePolicy(**other)
+    assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
+    assert BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}]}).model_dump()["policy"] == defaults
+
+
+def test_the_store_has_the_defaults_of_the_store():
+    shared = StoreSpec.model_fields.keys() & StoreConfig.__dataclass_fields__.keys() - {"tiers"}
+    assert shared == StoreSpec.model_fields.keys() - {"tiers"}
+    assert {name: StoreSpec.model_fields[name].default for name in shared} == {
+        name: StoreConfig.__dataclass_fields__[name].default for name in shared
+    }
 
 
 def test_every_setting_of_the_engine_can_be_set_in_the_config():
