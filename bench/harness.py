@@ -14,6 +14,7 @@ import random
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,14 @@ class Figures:
         if json_path is not None:
             json_path.parent.mkdir(parents=True, exist_ok=True)
             json_path.write_text(json.dumps(self.document(), indent=1) + "\n")
+
+    def conclude(self, json_path: Path | None, failures: Sequence[str]) -> int:
+        """Report, failures last; the exit status of the script."""
+        self.extra["failures"] = list(failures)
+        self.report(json_path)
+        for failure in failures:
+            say("FAILED:", failure)
+        return 1 if failures else 0
 
 
 def shown_command(argv: Sequence[str]) -> str:
@@ -163,6 +172,13 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     return parser
+
+
+def add_place_options(parser: argparse.ArgumentParser, *, ram: bool = False) -> None:
+    """Where the tiers of a benchmark lie."""
+    if ram:
+        parser.add_argument("--ram-dir", default="/dev/shm", help="a RAM file system (default /dev/shm)")
+    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
 
 
 def with_server_threads() -> None:

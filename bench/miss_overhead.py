@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import Figures, PromptMaker, make_parser, median, say, spread, with_server_threads
+from harness import Figures, PromptMaker, add_place_options, make_parser, median, say, spread, with_server_threads
 
 from cache_store import Store, StoreConfig, TierConfig
 from erllama import Model
@@ -191,8 +191,7 @@ def main() -> int:
     parser.add_argument("--neighbour-tokens", type=int, default=8192)
     parser.add_argument("--neighbour-gen", type=int, default=256, help="tokens of each neighbour (default 256)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ram-dir", default="/dev/shm", help="a RAM file system (default /dev/shm)")
-    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
+    add_place_options(parser, ram=True)
     args = parser.parse_args()
     with_server_threads()
 
@@ -204,11 +203,7 @@ def main() -> int:
     failures = compare({**settings, "n_parallel": 1}, args, prompts, figures)
     if not args.no_neighbours:
         measure_neighbours(settings, args, prompts, figures)
-    figures.extra["failures"] = failures
-    figures.report(args.json)
-    for failure in failures:
-        say("FAILED:", failure)
-    return 1 if failures else 0
+    return figures.conclude(args.json, failures)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from completions import ask_all
-from harness import Figures, PromptMaker, int_list, make_parser, median, percentile, say
+from harness import Figures, PromptMaker, add_place_options, int_list, make_parser, median, percentile, say
 from servers import Ours, Peer, ServerFailed, in_new_process
 from stream_client import Stream
 
@@ -173,8 +173,7 @@ def main() -> int:
     parser.add_argument("--n-parallel", type=int, default=8, help="sequences of a replica (default 8)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="threads of all replicas together (default 2)")
-    parser.add_argument("--ram-dir", default="/dev/shm", help="a RAM file system (default /dev/shm)")
-    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
+    add_place_options(parser, ram=True)
     parser.add_argument("--port", type=int, default=8250)
     args = parser.parse_args()
 
@@ -202,11 +201,7 @@ def main() -> int:
         for n_replicas in args.replicas:
             for name in ("prefilled", "wall", "ttft_p50"):
                 figures.add_ratio(f"ratio.r{n_replicas}/peer.{name}", figures.get(f"r{n_replicas}.{name}"), figures.get(f"peer.{name}"))
-    figures.extra["failures"] = failures
-    figures.report(args.json)
-    for failure in failures:
-        say("FAILED:", failure)
-    return 1 if failures else 0
+    return figures.conclude(args.json, failures)
 
 
 if __name__ == "__main__":

@@ -273,11 +273,7 @@ def main() -> int:
     figures = Figures()
     with Ours({"models": [spec]}, port=args.port) as server:
         failures = run(server, args, figures)
-    figures.extra["failures"] = failures
-    figures.report(args.json)
-    for failure in failures:
-        say("FAILED:", failure)
-    return 1 if failures else 0
+    return figures.conclude(args.json, failures)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from harness import Figures, PromptMaker, make_parser, median, say, with_server_threads
+from harness import Figures, PromptMaker, add_place_options, make_parser, median, say, with_server_threads
 from servers import Peer
 from stream_client import Reply, encode_request, fetch
 
@@ -236,7 +236,7 @@ def main() -> int:
     parser.add_argument("--branch-turns", type=int, default=4)
     parser.add_argument("--hold", choices=sorted(HOLDS), action="append", help="only this one (default: both)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
+    add_place_options(parser)
     parser.add_argument("--port", type=int, default=8240)
     args = parser.parse_args()
     with_server_threads()
@@ -259,11 +259,7 @@ def main() -> int:
         for hold in args.hold or list(HOLDS):
             figures.add_ratio(f"{hold}.ratio.ttft/peer", figures.get(f"{hold}.ttft"), figures.get("peer.ttft"))
             figures.add_ratio(f"peer.ratio.saved/{hold}.kv", figures.get("peer.saved"), figures.get(f"{hold}.kv"))
-    figures.extra["failures"] = failures
-    figures.report(args.json)
-    for failure in failures:
-        say("FAILED:", failure)
-    return 1 if failures else 0
+    return figures.conclude(args.json, failures)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from completions import ask
-from harness import Figures, PromptMaker, int_list, make_parser, median, say, spread
+from harness import Figures, PromptMaker, add_place_options, int_list, make_parser, median, say, spread
 from servers import Ours, Peer, S3Server, ServerFailed, in_new_process
 from store_speed import measure_lookups, measure_reads, upload
 
@@ -353,8 +353,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-s3", action="store_true", help="leave the S3 tier out")
     parser.add_argument("--drop-caches", action="store_true", help="empty the page cache before every read from disk; needs root")
-    parser.add_argument("--ram-dir", default="/dev/shm", help="a RAM file system (default /dev/shm)")
-    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
+    add_place_options(parser, ram=True)
     parser.add_argument("--port", type=int, default=8230)
     args = parser.parse_args()
     if min(args.lengths) < 512:
@@ -373,11 +372,7 @@ def main() -> int:
     shots = run(setup, lambda session: Prompts(info.n_vocab, args.lengths, args.rounds, session, args.suffix), args, figures)
     summarise(figures, shots, args.lengths)
     failures = [problem for shot in shots if (problem := problem_of(shot)) is not None]
-    figures.extra["failures"] = failures
-    figures.report(args.json)
-    for failure in failures:
-        say("FAILED:", failure)
-    return 1 if failures else 0
+    return figures.conclude(args.json, failures)
 
 
 if __name__ == "__main__":
