@@ -10,11 +10,13 @@
     │   ├── TranscriptMismatch  409  a session's tokens are not what the caller thinks; `diverges_at` says from where on
     │   └── QueueFull           429  the bounded queue is full; `retry_after_s` says when to come back
     ├── ModelLoadError          500  a GGUF or an adapter is missing, malformed or of another architecture
-    ├── EngineStopped           503  the engine is shutting down or its thread has died
+    ├── EngineStopped           503  the engine is shutting down or its thread has died; resumable
+    ├── DecodeAborted           503  a decode exceeded its time budget; resumable
     └── DecodeFailed            500  llama.cpp refused a batch; the sequence is lost, the model lives
 
-Each class carries `http_status` and `code`, so that an HTTP dialect only chooses the shape of the body. Instances pickle: they travel
-from a replica to the ingress as the payload of a `Failed` event, never as a raised exception that loses its type on the way.
+Each class carries `http_status` and `code`, so that an HTTP dialect only chooses the shape of the body, and `resumable`: whether the same
+request may go on elsewhere (`GenerationRequest.resumed`), because the fault was the replica's and not the request's. Instances pickle: they
+travel from a replica to the ingress as the payload of a `Failed` event, never as a raised exception that loses its type on the way.
 Any other exception is a bug.
 """
 
@@ -28,6 +30,7 @@ class ErllamaError(Exception):
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    resumable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -118,6 +121,15 @@ class EngineStopped(ErllamaError):
 
     http_status = 503
     code = "engine_stopped"
+    resumable = True
+
+
+class DecodeAborted(ErllamaError):
+    """A decode exceeded its time budget and was aborted. The model recovers in place; the request may go on from what it delivered."""
+
+    http_status = 503
+    code = "decode_aborted"
+    resumable = True
 
 
 class DecodeFailed(ErllamaError):

@@ -115,6 +115,8 @@ class GenerationRequest:
     `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error); the request waits a moment for a save
     of that state that is in flight. `session_id` keeps the sequence in the context after its end for the next request of the session.
     `record_replay` says that the reply will come back as chat history: the ids it was sampled as are stored.
+    `resumed` are the ids of the reply that an earlier run of this request has delivered: generation goes on after them, and only what is
+    new is delivered. The seed must then be that of the earlier run, for the reply to be the one it would have been.
     """
 
     request_id: str
@@ -128,6 +130,7 @@ class GenerationRequest:
     parent_key: str | None = None
     session_id: str | None = None
     record_replay: bool = False
+    resumed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_type("request_id", self.request_id, str, "a string")
