@@ -11,6 +11,12 @@ block. Not protection against those who may write into a tier: digests find acci
     tier.py                         a place of objects: a local directory, or anything that fsspec has a driver for
     index.py                        what one process knows about all tiers: longest prefix, eviction
     store.py                        the facade, with the map of the parts behind it
+    news.py, collector.py           what processes may tell each other, and keeping a shared tier to its budget
+
+Processes that share tiers need not know of each other: each lists, probes and evicts for itself. Where a scheduler carries `Store.news` of
+each to `Store.hear` of the others, they know at once what a listing would tell minutes later, and agree on what is worth keeping. Where it
+calls `Store.collect` on one of them and `Store.collected_elsewhere` on the others, a shared tier is evicted from once, not by everyone;
+when it stops, each is back to itself.
 
     config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"), TierConfig("s3://bucket/kv")))
     with Store(config) as store:
@@ -26,25 +32,30 @@ from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
 from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
 from cache_store.index import Hop
 from cache_store.keys import ChainKey, chain_keys, length_of_key, root_key, tail_key
+from cache_store.news import BadNews, News, PlaceNews
 from cache_store.object_reader import ObjectReader
-from cache_store.records import CachedPrefix, Fetched, Piece, Plan, StoreStats, TierStats
+from cache_store.records import CachedPrefix, Collected, Fetched, Piece, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.store_config import StoreConfig
 from cache_store.tier import TierConfig, open_tier
 
 __all__ = [
     "BLOCK_TOKENS",
+    "BadNews",
     "Block",
     "BlockId",
     "CachedPrefix",
     "ChainKey",
+    "Collected",
     "CorruptBlock",
     "Damage",
     "Fetched",
     "Hop",
     "Kind",
+    "News",
     "ObjectReader",
     "Piece",
+    "PlaceNews",
     "Plan",
     "Store",
     "StoreClosed",

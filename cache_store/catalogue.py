@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,10 @@ class Known:
 
 
 class Catalogue:
-    def __init__(self, n_tiers: int, unix_s: Callable[[], float]) -> None:
+    """`on_use` hears what this process uses (`touch`), outside the lock."""
+
+    def __init__(self, n_tiers: int, unix_s: Callable[[], float], on_use: Callable[[Collection[BlockId]], None]) -> None:
+        self._on_use = on_use
         self._lock = threading.Lock()
         self._index = Index(n_tiers, unix_s)
         self._objects = [0] * n_tiers
@@ -33,11 +36,13 @@ class Catalogue:
         with self._lock:
             return repr(self._index)
 
-    def add(self, id: BlockId, tier: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> None:
+    def add(self, id: BlockId, tier: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
+        """Whether that was new."""
         with self._lock:
             is_new = tier not in self._index.tiers_of(id)
             self._index.add(id, tier, n_bytes, tokens)
             self._objects[tier] += is_new
+        return is_new
 
     def restore(self, entries: Iterable[Entry], tier: int) -> None:
         for entry in entries:
@@ -50,10 +55,23 @@ class Catalogue:
         with self._lock:
             self._index.learn(id, tokens)
 
-    def remove(self, id: BlockId, tier: int) -> None:
+    def remove(self, id: BlockId, tier: int) -> bool:
+        """Whether it was known to be there."""
         with self._lock:
-            self._objects[tier] -= tier in self._index.tiers_of(id)
+            was_there = tier in self._index.tiers_of(id)
+            self._objects[tier] -= was_there
             self._index.remove(id, tier)
+        return was_there
+
+    def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
+        """Whether the name says that these are the tokens of `id`. False where the index knows too little to tell."""
+        with self._lock:
+            return self._index.proves(id, tokens)
+
+    def tokens_of(self, id: BlockId) -> bytes | None:
+        """Big-endian uint32; None where they are not known."""
+        with self._lock:
+            return self._index.tokens_of(id)
 
     def has(self, id: BlockId) -> bool:
         with self._lock:
@@ -86,9 +104,16 @@ class Catalogue:
         with self._lock:
             return self._index.node_at(root, tokens, upto)
 
-    def touch(self, ids: Iterable[BlockId]) -> None:
+    def touch(self, ids: Collection[BlockId]) -> None:
+        """This process used `ids`."""
         with self._lock:
             self._index.touch(ids)
+        self._on_use(ids)
+
+    def hear_uses(self, id: BlockId, n_uses: int) -> None:
+        """Another process used `id`."""
+        with self._lock:
+            self._index.touch((id,), n_uses)
 
     def pin(self, ids: Iterable[BlockId]) -> None:
         with self._lock:

@@ -160,25 +160,26 @@ class Finder:
         ids = self._catalogue.unknown_beyond(search.root, search.tokens, _HEADS + len(search.peeked))
         wanted = [id for id in ids if id not in search.peeked][: max(0, _HEADS - len(search.peeked))]
         search.peeked.update(wanted)
-        n_learnt = sum(self._learn(search, id) for id in wanted if search.in_time)
+        n_learnt = sum(self.learn(id, search.deadline_ns) for id in wanted if search.in_time)
         return n_learnt > 0
 
-    def _learn(self, search: _Search, id: BlockId) -> bool:
+    def learn(self, id: BlockId, deadline_ns: int) -> bool:
+        """Read the tokens of a ROWS object into the index, from whichever tier has it in time."""
         for shelf in self._stock.holders(id):
             for n_bytes in (PEEK_BYTES, None):
                 try:
-                    if self._learn_from(search, shelf, id, n_bytes):
+                    if self._learn_from(shelf, id, n_bytes, deadline_ns):
                         return True
                 except CorruptBlock as error:
                     if n_bytes is None or error.reason is not Damage.SHORT:
-                        self._stock.condemn(shelf, id, error.reason, search.deadline_ns)
+                        self._stock.condemn(shelf, id, error.reason, deadline_ns)
                         break
                 except StoreError:
                     break
         return False
 
-    def _learn_from(self, search: _Search, shelf: Shelf, id: BlockId, n_bytes: int | None) -> bool:
-        loaded = shelf.wait(shelf.start_read(id.name, n_bytes), search.deadline_ns)
+    def _learn_from(self, shelf: Shelf, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
+        loaded = shelf.wait(shelf.start_read(id.name, n_bytes), deadline_ns)
         if loaded is None:
             self._catalogue.remove(id, shelf.level)
             return False

@@ -31,9 +31,9 @@ def score_of(n_uses: int, used_s: float) -> float:
     return math.log2(n_uses) + used_s / HALF_LIFE_S
 
 
-def after_use(score: float, used_s: float) -> float:
-    """The score after one more use at `used_s`: never less than before, never more than one hit's worth above the larger of both."""
-    fresh = used_s / HALF_LIFE_S
+def after_use(score: float, used_s: float, n_uses: int = 1) -> float:
+    """The score after `n_uses` more at `used_s`: never less than before, never more than a half-life above the larger of both."""
+    fresh = score_of(n_uses, used_s)
     return max(score, fresh) + math.log1p(2.0 ** -abs(score - fresh)) / math.log(2)
 
 

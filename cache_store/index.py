@@ -17,6 +17,7 @@ such pairs takes the better part of a second: whoever loads that many calls `gc.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -25,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_store import frecency
-from cache_store.block import BlockId
+from cache_store.block import BLOCK_TOKENS, BlockId
 from cache_store.index_eviction import EvictionQueue
-from cache_store.index_graph import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, field, field_of
+from cache_store.index_graph import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of
 from cache_store.index_walk import Walk
 from cache_store.keys import ChainKey
 
@@ -143,6 +144,11 @@ class Index:
     def bytes_in(self, tier: int) -> int:
         return self._bytes[tier]
 
+    def tokens_of(self, id: BlockId) -> bytes | None:
+        """The tokens of a ROWS object (big-endian uint32); None where they are not known."""
+        item = self._graph.find(id)
+        return item.tokens if isinstance(item, Edge) else None
+
     # Prefixes
 
     def longest_prefix(self, root: ChainKey, tokens: NDArray[np.uint32]) -> Path:
@@ -164,16 +170,27 @@ class Index:
         """The length of the longest prefix of tokens[:upto] that whole ROWS objects cover: where a save goes on."""
         return Walk(self._graph, root, tokens[:upto]).n_whole
 
+    def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
+        """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so far, as far as that is known here."""
+        key, stream = id.parent, np.asarray(tokens, dtype="<u4").tobytes()
+        if id.start % BLOCK_TOKENS:
+            node = self._graph.node(id.root, bytes.fromhex(id.parent), id.start)
+            before = None if node is None else block_until(node)
+            if before is None:
+                return False
+            key, stream = before[0].key_text, np.frombuffer(before[1], ">u4").astype("<u4").tobytes() + stream
+        return hashlib.sha256(bytes.fromhex(key) + stream).hexdigest() == id.key
+
     # Eviction
 
-    def touch(self, ids: Iterable[BlockId]) -> None:
-        """A hit, now, on each of `ids` that is known."""
+    def touch(self, ids: Iterable[BlockId], n_uses: int = 1) -> None:
+        """`n_uses` hits, now, on each of `ids` that is known."""
         now_s = self._time.now()
         for id in ids:
             item = self._graph.find(id)
             if item is not None:
-                item.n_uses += 1
-                item.score = frecency.after_use(item.score, now_s)
+                item.n_uses += n_uses
+                item.score = frecency.after_use(item.score, now_s, n_uses)
 
     def lease(self, ids: Iterable[BlockId]) -> None:
         """Someone reads or publishes `ids`: they are no victims until each lease has been released."""

@@ -263,6 +263,17 @@ def is_connected(edge: Edge, tier: int) -> bool:
     return False
 
 
+def block_until(node: Node) -> tuple[Node, bytes] | None:
+    """The node at which the block of `node` begins, and the tokens from there to `node`; None where they are not known."""
+    tokens = b""
+    while node.depth % BLOCK_TOKENS:
+        edge = next((edge for edge in node.into if edge.tokens is not None), None)
+        if edge is None:
+            return None
+        tokens, node = (edge.tokens or b"") + tokens, edge.parent
+    return node, tokens
+
+
 def block_from(node: Node) -> Iterator[Node]:
     """`node` and, up to the end of its block, the nodes it leads to."""
     todo, seen = [node], {node}

@@ -1,7 +1,7 @@
 """Keeps the index and the shelves in agreement, on one slow thread: loads, lists, sweeps, writes checkpoints.
 
-    at start        the newest checkpoints of each shelf (a hint: tokens and hits), then a listing of each; what no lower tier
-                    has is copied down
+    at start        the marks of each shelf's place, the newest checkpoints (a hint: tokens and hits), then a listing of each; what no
+                    lower tier has is copied down
     every rescan_s  a listing again, sooner once we wrote a fair share of a budget: others then probably did too. It adds what others
                     wrote, forgets what vanished, and evicts what all writers together have over the budget
     every checkpoint_s, and at close    the index as Parquet, one file per store under `index/`, atomically; old ones go
@@ -13,6 +13,7 @@ neither counted nor touched.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from cache_store.block import BlockId
 from cache_store.claims import Claims
 from cache_store.errors import StoreError
 from cache_store.index_checkpoint import BadCheckpoint
+from cache_store.place import Places
 from cache_store.shelf import Shelf
 from cache_store.stockroom import Stockroom
 from cache_store.tier_base import Stat
@@ -31,7 +33,7 @@ CHECKPOINTS = "index/"
 _SUFFIX = ".parquet"
 _LOADED_CHECKPOINTS = 4  # replicas that share a tier know mostly the same; the newest few know nearly all
 _KEPT_CHECKPOINTS = 16
-_TEMP_AGE_S = 3600.0  # no publish takes an hour; a temp file that old has no writer
+TEMP_AGE_S = 3600.0  # no publish takes an hour; a temp file that old has no writer
 _TICK_S = 1.0
 
 
@@ -45,6 +47,7 @@ class Keeper:
         self,
         stock: Stockroom,
         claims: Claims,
+        places: Places,
         owner: str,
         missing_below: Callable[[BlockId, Shelf], None],
         loaded: threading.Event,
@@ -56,6 +59,7 @@ class Keeper:
     ) -> None:
         self._stock = stock
         self._claims = claims
+        self._places = places
         self._name = f"{CHECKPOINTS}{owner}{_SUFFIX}"
         self._missing_below = missing_below
         self._loaded = loaded
@@ -65,6 +69,7 @@ class Keeper:
         self._stopping = False
         self.scanned: set[int] = set()
         self._scanned_ns = [0] * len(stock.shelves)
+        self._listed_ns: dict[int, int] = {}
         self._written_at_scan = [0] * len(stock.shelves)
         self._checkpoint_ns = clock()
         self._thread = threading.Thread(target=self._run, name="cache-keeper", daemon=True)
@@ -82,6 +87,24 @@ class Keeper:
         for shelf in self._stock.shelves:
             self._attempt(shelf, self._scan)
 
+    def listing_age_s(self, shelf: Shelf) -> float:
+        """For how long the index of a shelf has gone without a listing."""
+        listed_ns = self._listed_ns.get(shelf.level)
+        return math.inf if listed_ns is None else (self._clock() - listed_ns) / 1e9
+
+    def list_again(self, shelf: Shelf) -> None:
+        """Bring the index of a shelf up to date. Background. Raises `TierError`."""
+        began_ns = self._clock()
+        known = {entry.id: entry.n_bytes for entry in self._stock.catalogue.entries(shelf.level)}
+        for stat in shelf.list_now():
+            id = BlockId.parse(stat.name)
+            if id is not None and known.pop(id, -1) != stat.n_bytes:
+                self._stock.catalogue.add(id, shelf.level, stat.n_bytes)
+        for id in known:
+            self._stock.catalogue.remove(id, shelf.level)
+        self._listed_ns[shelf.level] = began_ns
+        self.scanned.add(shelf.level)
+
     def write_checkpoint(self, shelf: Shelf) -> None:
         """Background. Raises `TierError`."""
         data = index_checkpoint.encode(self._stock.catalogue.entries(shelf.level))
@@ -94,6 +117,7 @@ class Keeper:
     def _run(self) -> None:
         try:
             for shelf in self._stock.shelves:
+                self._attempt(shelf, self._places.settle)  # before the listing: news that come too early are about what it will find
                 self._attempt(shelf, self._load_checkpoints)
             for shelf in self._stock.shelves:
                 self._attempt(shelf, self._sweep_and_scan)
@@ -111,6 +135,7 @@ class Keeper:
     def _tick(self) -> None:
         for shelf in self._stock.shelves:
             if shelf.available and self._clock() - self._scanned_ns[shelf.level] >= self._rescan_s * 1e9:
+                self._attempt(shelf, self._places.settle)
                 self._attempt(shelf, self._sweep_and_scan)
             elif shelf.available and self._wrote_much(shelf):
                 self._attempt(shelf, self._scan)
@@ -136,21 +161,14 @@ class Keeper:
     # --- listings ----------------------------------------------------------------------------------------------------------
 
     def _sweep_and_scan(self, shelf: Shelf) -> None:
-        shelf.sweep_now(_TEMP_AGE_S)
+        shelf.sweep_now(TEMP_AGE_S)
         self._scan(shelf)
 
     def _scan(self, shelf: Shelf) -> None:
         self._scanned_ns[shelf.level] = self._clock()
         self._written_at_scan[shelf.level] = shelf.counts["written_bytes"]
-        known = {entry.id: entry.n_bytes for entry in self._stock.catalogue.entries(shelf.level)}
-        for stat in shelf.list_now():
-            id = BlockId.parse(stat.name)
-            if id is not None and known.pop(id, -1) != stat.n_bytes:
-                self._stock.catalogue.add(id, shelf.level, stat.n_bytes)
-        for id in known:
-            self._stock.catalogue.remove(id, shelf.level)
+        self.list_again(shelf)
         self._stock.make_room(shelf, 0)
-        self.scanned.add(shelf.level)
         if shelf is self._claims.shelf:
             self._claims.sweep()
 

@@ -13,7 +13,7 @@ from cache_store.stockroom import Stockroom
 
 def leaf_prefixes(stock: Stockroom, root: ChainKey | None, limit: int) -> tuple[CachedPrefix, ...]:
     """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the whole way, in its fastest tiers."""
-    edges = _edges(stock, root)
+    edges = edges_of(stock, root)
     parents = {(id.parent, id.start) for id in edges}
     leaves = [entry for id, entry in edges.items() if (id.key, id.start + id.n_tokens) not in parents]
     into = {(id.key, id.start + id.n_tokens): entry for id, entry in edges.items()}
@@ -21,7 +21,8 @@ def leaf_prefixes(stock: Stockroom, root: ChainKey | None, limit: int) -> tuple[
     return tuple(_prefix(stock, entry, into) for entry in chosen)
 
 
-def _edges(stock: Stockroom, root: ChainKey | None) -> dict[BlockId, Entry]:
+def edges_of(stock: Stockroom, root: ChainKey | None) -> dict[BlockId, Entry]:
+    """The ROWS objects of a root (None: of all), as they are in their fastest tiers."""
     found: dict[BlockId, Entry] = {}
     for tier in range(stock.staged + 1):
         for entry in stock.catalogue.entries(tier):

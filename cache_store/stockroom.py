@@ -2,14 +2,17 @@
 
 The index follows the shelf: an object is added after it was published and removed after it was deleted, so the index errs towards what is
 not there any more (a miss, nothing worse). Any thread; nothing is done under a lock but counting. What is staged in memory (accepted, not
-yet published) is in the index as a tier of its own, `staged`, behind the shelves.
+yet published) is in the index as a tier of its own, `staged`, behind the shelves. What changes on a shelf goes into the news for others.
+
+Everyone who writes evicts by its own index. Where one process collects for all (`collected_elsewhere`), the others leave it to that one:
+they evict beyond a slack only, and no more than a write needs, until that promise runs out.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +22,13 @@ from cache_store.block_file import decode
 from cache_store.catalogue import Catalogue, Known
 from cache_store.errors import CorruptBlock, Damage, StoreError, StoreFull, TierError
 from cache_store.keys import ChainKey
+from cache_store.news_log import NewsLog
 from cache_store.pending import Pending
 from cache_store.shelf import Shelf
 from cache_store.tier_base import NoSpace
 
 _EVICTION_BATCH = 1 / 64  # of a budget: a full tier evicts now and then, not once per object
+_SLACK = 1 / 20  # of a budget that another process keeps: more than is written between two collections, as a rule
 _MAX_HOLES = 65_536
 
 
@@ -47,11 +52,14 @@ class Tally:
 
 
 class Stockroom:
-    """`owed` has the objects that wait to be copied down."""
+    """`owed` has the objects that wait to be copied down. `clock` is monotonic, in ns."""
 
-    def __init__(self, shelves: Sequence[Shelf], catalogue: Catalogue) -> None:
+    def __init__(self, shelves: Sequence[Shelf], catalogue: Catalogue, news_log: NewsLog, clock: Callable[[], int]) -> None:
         self.shelves = tuple(shelves)
         self.catalogue = catalogue
+        self._news_log = news_log
+        self._clock = clock
+        self._collected_until_ns = [clock()] * len(self.shelves)
         self.owed = Pending()
         self.tally = Tally()
         self.staged = len(self.shelves)
@@ -79,6 +87,7 @@ class Stockroom:
                 raise
             self._publish(shelf, id, data)
         self.catalogue.add(id, shelf.level, data.nbytes, tokens)
+        self._news_log.wrote(id, shelf.level, data.nbytes)
         holes.discard(id.key)
 
     @staticmethod
@@ -103,9 +112,7 @@ class Stockroom:
             return False
         wanted = max(excess, self._batch(shelf))
         # A chain that is larger than its tier would eat its own beginning.
-        freed = self._evict(
-            shelf, self.catalogue.victims(shelf.level, wanted, lambda v: v.id.key != spare and v.id not in self.owed), "budget"
-        )
+        freed = self._evict(shelf, self.catalogue.victims(shelf.level, wanted, lambda v: v.id.key != spare and self.may_go(v)), "budget")
         if freed < excess and not self._copies_soon(shelf):
             freed += self._evict(shelf, self.catalogue.victims(shelf.level, wanted - freed, lambda v: v.id.key != spare), "uncopied")
         return freed >= excess
@@ -116,8 +123,16 @@ class Stockroom:
         return any(lower.tier.local and lower.available for lower in below)
 
     def fits(self, shelf: Shelf, n_bytes: int) -> bool:
-        """Whether there is room without evicting anything."""
-        return self.catalogue.bytes_in(shelf.level) + n_bytes <= self._budget(shelf)
+        """Whether there is room without evicting anything, by anyone."""
+        return shelf.tier.max_bytes is None or self.catalogue.bytes_in(shelf.level) + n_bytes <= shelf.tier.max_bytes
+
+    def may_go(self, known: Known) -> bool:
+        """Whether nobody waits for it to be copied down."""
+        return known.id not in self.owed
+
+    def collected_elsewhere(self, shelf: Shelf, for_s: float) -> None:
+        """For `for_s` from now another process keeps the budget of this shelf; 0 takes that back."""
+        self._collected_until_ns[shelf.level] = self._clock() + int(for_s * 1e9)
 
     def evict(self, shelf: Shelf, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes` from a shelf, or what may go; the bytes that went. Background."""
@@ -129,18 +144,24 @@ class Stockroom:
         freed = 0
         for victim in victims:
             try:
-                shelf.delete_now(victim.id.name)
+                self.discard(shelf, victim.id, cause)
             except TierError:
                 break
-            self.catalogue.remove(victim.id, shelf.level)
-            self.tally.add("evicted", cause)
             freed += victim.n_bytes
         return freed
 
+    def discard(self, shelf: Shelf, id: BlockId, cause: str) -> bool:
+        """Delete an object and forget it; False when somebody else had deleted it. Background. Raises `TierError`."""
+        was_there = shelf.delete_now(id.name)
+        self.catalogue.remove(id, shelf.level)
+        if was_there:
+            self.tally.add("evicted", cause)
+            self._news_log.removed(id, shelf.level)
+        return was_there
+
     def condemn(self, shelf: Shelf, id: BlockId, damage: Damage, deadline_ns: int) -> None:
         """A corrupt object: count it, forget it, delete it. Foreground."""
-        self.tally.add("corrupt", damage)
-        self.catalogue.remove(id, shelf.level)
+        self._forget_damaged(shelf, id, damage)
         try:
             shelf.delete(id.name, deadline_ns)
         except StoreError:
@@ -148,18 +169,29 @@ class Stockroom:
 
     def condemn_now(self, shelf: Shelf, id: BlockId, damage: Damage) -> None:
         """Like `condemn`. Background."""
-        self.tally.add("corrupt", damage)
-        self.catalogue.remove(id, shelf.level)
+        self._forget_damaged(shelf, id, damage)
         try:
             shelf.delete_now(id.name)
         except TierError:
             self.tally.add("undeleted", shelf.label)
 
+    def _forget_damaged(self, shelf: Shelf, id: BlockId, damage: Damage) -> None:
+        self.tally.add("corrupt", damage)
+        self.catalogue.remove(id, shelf.level)
+        self._news_log.removed(id, shelf.level)
+
+    def _is_collected(self, shelf: Shelf) -> bool:
+        return self._clock() < self._collected_until_ns[shelf.level]
+
     def _budget(self, shelf: Shelf) -> int:
-        return shelf.tier.max_bytes if shelf.tier.max_bytes is not None else 1 << 62
+        if shelf.tier.max_bytes is None:
+            return 1 << 62
+        return shelf.tier.max_bytes + (int(shelf.tier.max_bytes * _SLACK) if self._is_collected(shelf) else 0)
 
     def _batch(self, shelf: Shelf) -> int:
-        return int(self._budget(shelf) * _EVICTION_BATCH) if shelf.tier.max_bytes is not None else 0
+        if shelf.tier.max_bytes is None or self._is_collected(shelf):
+            return 0
+        return int(shelf.tier.max_bytes * _EVICTION_BATCH)
 
 
 def verifies(data: memoryview, id: BlockId) -> bool:

@@ -3,6 +3,8 @@
     lookup -> read      what of a prompt is stored, and the rows themselves       (reader threads; bounded by their deadlines)
     missing -> save     what a save would have to write, and handing it over      (engine thread; no I/O, no waiting)
     flush, close        until everything accepted is where it survives            (whoever drains)
+    news, hear          what others should know, and what they told               (a scheduler, if there is one; no I/O)
+    collect             keeping a shared tier to its budget for everybody         (a scheduler, on one process at a time)
 
 Nothing here raises for what a file system does: reads come back shorter, saves are dropped, both are counted in `stats`.
 `deadline_s` is a duration from the call on.
@@ -10,6 +12,7 @@ Nothing here raises for what a file system does: reads come back shorter, saves 
     Store -- Finder, Reader            foreground; tiers through the lanes of their shelves
           -- Writer, Movers, Keeper    background; one thread each, which may hang with its tier
           -- Stockroom                 shelves + catalogue: the only place where both change
+          -- Relay, Collection         on behalf of all processes that share the tiers
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -27,15 +30,21 @@ from numpy.typing import NDArray
 from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
 from cache_store.catalogue import Catalogue
 from cache_store.claims import Claims
+from cache_store.collector import Collection
 from cache_store.errors import StoreError
 from cache_store.finder import Finder
+from cache_store.hottest import Hottest
 from cache_store.keeper import Keeper
 from cache_store.keys import ChainKey, chain_keys, root_key, tail_key
 from cache_store.listing import leaf_prefixes
 from cache_store.mover import Move, Mover
+from cache_store.news import News
+from cache_store.news_log import NewsLog
 from cache_store.pending import Pending
+from cache_store.place import Places
 from cache_store.reader import Consume, Reader
-from cache_store.records import CachedPrefix, Fetched, Piece, Plan, StoreStats
+from cache_store.records import CachedPrefix, Collected, Fetched, Piece, Plan, StoreStats
+from cache_store.relay import Relay
 from cache_store.shelf import Shelf, open_shelves
 from cache_store.stockroom import Stockroom
 from cache_store.store_config import StoreConfig
@@ -64,7 +73,9 @@ class Store:
         shelves = open_shelves(config, open)
         owner = secrets.token_hex(8)
         self._pending = Pending()
-        self._stock = Stockroom(shelves, Catalogue(len(shelves) + 1, unix_s))
+        news_log, places = NewsLog(len(shelves)), Places(shelves)
+        self._stock = Stockroom(shelves, Catalogue(len(shelves) + 1, unix_s, news_log.used), news_log, clock)
+        self._relay = Relay(self._stock, news_log, places, owner)
         self._loaded = threading.Event()
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
@@ -85,6 +96,7 @@ class Store:
         self._keeper = Keeper(
             self._stock,
             self._claims,
+            places,
             owner,
             self._copy_down_late,
             self._loaded,
@@ -229,6 +241,45 @@ class Store:
     def prefixes(self, root: ChainKey | None = None, limit: int = 1000) -> tuple[CachedPrefix, ...]:
         """Stored prefixes that nothing longer continues, most recently used first."""
         return leaf_prefixes(self._stock, root, limit)
+
+    def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[Tokens]:
+        """The token ids of the `limit` prefixes of a root that are worth most, best first: the longest, none the beginning of another.
+
+        Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
+        """
+        deadline_ns = _deadline(self._config.op_timeout_s if deadline_s is None else deadline_s)
+        return Hottest(self._stock, root, lambda id: seconds_left(deadline_ns) > 0 and self._finder.learn(id, deadline_ns)).take(limit)
+
+    # --- with others ---------------------------------------------------------------------------------------------------------
+
+    def news(self) -> News:
+        """What this store wrote, removed and used since the last call, or since its start; the newest few thousand objects. No I/O."""
+        return self._relay.tell()
+
+    def hear(self, news: Iterable[News]) -> int:
+        """Take over what other stores told; how many objects came or went. No I/O; what is not true costs a miss.
+
+        Only news about places count that are a tier of ours, too. Our own news are ignored, so everybody may hear everything.
+        """
+        return self._relay.hear(news)
+
+    def collect(self, tier: str | int, *, target_share: float = 0.9, listing_age_s: float = 0.0, deadline_s: float) -> Collected:
+        """Bring a tier that several processes share down to `target_share` of its budget, least worth first, chains from their tails.
+
+        For one process at a time. The tier is listed before, unless it was within `listing_age_s`. Raises `ValueError` for a tier that does
+        not exist and for a share out of (0, 1], nothing for what a file system does.
+        """
+        shelf = self._shelf(tier)
+        if not 0 < target_share <= 1:
+            raise ValueError(f"target_share={target_share}: must be in (0, 1]")
+        return Collection(self._stock, self._keeper, shelf, target_share, listing_age_s, _deadline(deadline_s)).run()
+
+    def collected_elsewhere(self, tier: str | int, for_s: float) -> None:
+        """Another process collects this tier: for `for_s` from now, evict here only 5 % above the budget, and only what a write needs.
+
+        To be repeated while it is true; 0 takes it back. `ValueError` for a tier that there is not.
+        """
+        self._stock.collected_elsewhere(self._shelf(tier), for_s)
 
     def stats(self) -> StoreStats:
         counts = self._stock.tally

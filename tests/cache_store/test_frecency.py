@@ -53,6 +53,15 @@ def test_two_hits_now_are_worth_one_more_half_life():
     assert score_of(8, 0.0) == pytest.approx(score_of(1, 3 * HALF_LIFE_S))
 
 
+@given(unix_times, st.integers(1, 20))
+def test_several_uses_at_once_score_like_as_many_in_a_row(times: list[float], n_uses: int):
+    at_once = in_a_row = score_of(1, times[0])
+    at_once = after_use(at_once, times[-1], n_uses)
+    for _ in range(n_uses):
+        in_a_row = after_use(in_a_row, times[-1])
+    assert at_once == pytest.approx(in_a_row, rel=1e-12, abs=1e-9)
+
+
 @given(unix_times)
 def test_uses_and_their_mean_moment_give_the_score_back(uses: list[float]):
     score = score_of(1, uses[0])
