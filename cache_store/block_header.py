@@ -23,10 +23,10 @@ _FORMAT = "erllama-block"
 _SEAL = "erllama-block/{:d} head_bytes={:08x} header_at={:08x} header_bytes={:08x} tail_xxh3={} head_xxh3={}"
 _ANY_SEAL = re.compile(rb"erllama-block/([0-9]{1,4}) ")
 _OUR_SEAL = re.compile(
-    rb"erllama-block/[0-9]{1,4} head_bytes=([0-9a-f]{8}) header_at=([0-9a-f]{8}) header_bytes=([0-9a-f]{8})"
+    rb"erllama-block/([0-9]{1,4}) head_bytes=([0-9a-f]{8}) header_at=([0-9a-f]{8}) header_bytes=([0-9a-f]{8})"
     rb" tail_xxh3=([0-9a-f]{32}) head_xxh3=([0-9a-f]{32})"
 )
-_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": str | None}
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Header:
     def parse(cls, text: bytes) -> Self:
         """Raises CorruptBlock for anything but our header."""
         try:
-            found = json.loads(text)
+            found = json.loads(text.decode().rstrip())  # bytes, and blanks behind, cost it as much as the rest
             if not isinstance(found, dict) or (found.pop("format", None), found.pop("version", None)) != (_FORMAT, FILE_VERSION):
                 raise ValueError("the header is not ours")
             header = cls(**found)
@@ -81,10 +81,10 @@ class Header:
         return header
 
     def _check(self) -> None:
-        for field in fields(self):
-            value, due = getattr(self, field.name), _TYPES[str(field.type)]
-            if not isinstance(value, due) or isinstance(value, bool) or (due is int and value < 0):
-                raise TypeError(f"{field.name} is {value!r}")
+        for name, due in _DUE:
+            value = getattr(self, name)
+            if not isinstance(value, due) or value is True or value is False or (due is int and value < 0):
+                raise TypeError(f"{name} is {value!r}")
         rows = {Kind.ROWS: self.n_tokens, Kind.END: 1}.get(Kind(self.kind), self.rows)
         if self.rows != rows:
             raise ValueError(f"{self.rows} rows instead of {rows}")
@@ -98,6 +98,9 @@ class Header:
         text = json.dumps({"format": _FORMAT, "version": FILE_VERSION, **values}, separators=(",", ":")).encode()
         assert len(text) <= width, "a header outgrew its place"
         return text.ljust(width)
+
+
+_DUE = tuple((field.name, _TYPES[str(field.type)]) for field in fields(Header))
 
 
 def header_width(block: Block) -> int:
@@ -120,16 +123,17 @@ class Seal:
         return _SEAL.format(FILE_VERSION, self.head_bytes, self.header_at, self.header_bytes, self.tail_xxh3, self.head_xxh3)
 
     @classmethod
-    def find(cls, message: memoryview) -> tuple[Self, int]:
-        """The seal in a record batch message, and where it ends there. Raises CorruptBlock."""
-        version = _ANY_SEAL.search(message)
+    def find(cls, message: memoryview) -> tuple[Self, int, int]:
+        """The seal in a record batch message, and where it begins and ends there. Raises CorruptBlock."""
+        found = _OUR_SEAL.search(message)
+        version = found or _ANY_SEAL.search(message)
         if version is None:
             raise CorruptBlock(Damage.NOT_ARROW, "no seal")
         if int(version[1]) != FILE_VERSION:
             raise CorruptBlock(Damage.VERSION, f"format version {int(version[1])}, this code reads {FILE_VERSION}")
-        found = _OUR_SEAL.match(message, version.start())
         if found is None:
             raise CorruptBlock(Damage.DIGEST, "the seal is illegible")
-        head_bytes, header_at, header_bytes = (int(number, 16) for number in found.groups()[:3])
-        tail, head = (digest.decode() for digest in found.groups()[3:])
-        return cls(head_bytes=head_bytes, header_at=header_at, header_bytes=header_bytes, tail_xxh3=tail, head_xxh3=head), found.end()
+        head_bytes, header_at, header_bytes = (int(number, 16) for number in found.groups()[1:4])
+        tail, head = (digest.decode() for digest in found.groups()[4:])
+        seal = cls(head_bytes=head_bytes, header_at=header_at, header_bytes=header_bytes, tail_xxh3=tail, head_xxh3=head)
+        return seal, found.start(), found.end()

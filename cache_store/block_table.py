@@ -137,6 +137,65 @@ def block_of(batch: Any, header: Header, expect: BlockId) -> Block:
     return block
 
 
+class _Run(NamedTuple):
+    """Columns of one width that lie at equal distances: one array, taken apart by its first axis, is all of them."""
+
+    at: int
+    shape: tuple[int, int, int]  # columns, tokens, bytes of a row
+    distance: int
+
+
+class RowsShape(NamedTuple):
+    """Where the columns of an uncompressed ROWS file lie. `frame`: its bytes other than body, seal and header, which decide that."""
+
+    frame: tuple[bytes, ...]
+    columns: tuple[str, ...]
+    n_tokens: int
+    payload_bytes: int
+    tokens_at: int
+    runs: tuple[_Run, ...]
+
+    @classmethod
+    def of(cls, block: Block, file: memoryview, frame: tuple[bytes, ...]) -> Self | None:
+        """None unless `block` is a view of `file` throughout."""
+        begin = np.frombuffer(file, np.uint8).ctypes.data
+        parts: tuple[NDArray[Any], ...] = (block.tokens, *block.rows)
+        tokens_at, *rows_at = (part.ctypes.data - begin for part in parts)
+        if any(not 0 <= at <= at + part.nbytes <= len(file) for at, part in zip((tokens_at, *rows_at), parts, strict=True)):
+            return None
+        return cls(frame, block.columns, len(block.tokens), block.payload_bytes, tokens_at, _runs(rows_at, block.rows))
+
+    def block(self, file: memoryview, header: Header, expect: BlockId) -> Block:
+        """Like `block_of`, for a file with the same frame."""
+        if (header.rows, header.payload_bytes) != (self.n_tokens, self.payload_bytes):
+            raise ValueError(f"{header.rows} rows with {header.payload_bytes} bytes, not {self.n_tokens} with {self.payload_bytes}")
+        file = file.toreadonly()
+        rows: list[NDArray[np.uint8]] = []
+        for at, shape, distance in self.runs:
+            rows.extend(np.ndarray(shape, np.uint8, file, at, (distance, shape[2], 1)))
+        return Block(
+            expect,
+            np.ndarray(self.n_tokens, np.uint32, file, self.tokens_at),
+            self.columns,
+            tuple(rows),
+            reason=header.reason,
+            created_s=header.created_s,
+            build=header.build,
+        )
+
+
+def _runs(rows_at: list[int], rows: tuple[NDArray[np.uint8], ...]) -> tuple[_Run, ...]:
+    runs: list[_Run] = []
+    for at, (n_tokens, row_bytes) in zip(rows_at, (column.shape for column in rows), strict=True):
+        last = runs[-1] if runs else _Run(0, (0, 0, 0), 0)
+        (n_columns, *same), distance = last.shape, at - last.at
+        if same == [n_tokens, row_bytes] and (n_columns == 1 or distance == n_columns * last.distance):
+            runs[-1] = _Run(last.at, (n_columns + 1, n_tokens, row_bytes), distance // n_columns)
+        else:
+            runs.append(_Run(at, (1, n_tokens, row_bytes), n_tokens * row_bytes))
+    return tuple(runs)
+
+
 def _token_rows(batch: Any) -> dict[str, Any]:
     n, names, types = batch.num_rows, batch.schema.names, batch.schema.types
     if names[:1] != ["token"] or types[0] != pa.uint32() or len(set(names)) != len(names):

@@ -1,13 +1,17 @@
 """One object on its way from wherever it is: staging memory, or a tier, or the next tier when that one fails.
 
-The read starts when the fetch is made, so whoever makes several reads ahead. A tier that does not have what the index says is corrected in
-the index; what does not verify is condemned. Reader's thread; every fetch ends with `free`.
+The read starts when the fetch is made, so whoever makes several reads ahead. The tier's thread reads and verifies; the rest belongs to the
+reader's thread. A tier that does not have what the index says is corrected in the index; what does not verify is condemned. Every fetch
+ends with `free`.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 from cache_store.block import Block, BlockId
-from cache_store.block_file import decode
+from cache_store.block_file import BlockDecoder
 from cache_store.errors import CorruptBlock, StoreError
 from cache_store.lane import Call
 from cache_store.shelf import Loaded, Shelf
@@ -19,15 +23,16 @@ from cache_store.writer import Writer
 class Fetch:
     """`block` is valid from a `result` that is not None until `free`. `shelf` is where it came from; None for staging memory."""
 
-    def __init__(self, stock: Stockroom, writer: Writer, id: BlockId, holders: list[Shelf] | None = None) -> None:
+    def __init__(self, stock: Stockroom, writer: Writer, decoder: BlockDecoder, id: BlockId, holders: list[Shelf] | None = None) -> None:
         self._stock = stock
+        self._decoder = decoder
         self.id = id
         self.shelf: Shelf | None = None
         self.n_bytes = 0
         self.corrupt = 0
         self._staged: Staged | None = writer.borrow(id)
         self._loaded: Loaded | None = None
-        self._call: Call[Loaded | None] | None = None
+        self._call: Call[_Arrived | None] | None = None
         self._left = [] if self._staged is not None else (stock.holders(id) if holders is None else holders)
         self._start_next()
 
@@ -65,28 +70,47 @@ class Fetch:
         while self._left and self._call is None:
             self.shelf = self._left.pop(0)
             try:
-                self._call = self.shelf.start_read(self.id.name)
+                self._call = self.shelf.start(partial(_load, self.shelf, self._decoder, self.id), _free)
             except StoreError:
                 continue
 
-    def _take(self, shelf: Shelf, call: Call[Loaded | None], deadline_ns: int) -> Block | None:
+    def _take(self, shelf: Shelf, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
         try:
-            loaded = shelf.wait(call, deadline_ns)
-        except StoreError:
-            return None
-        self._call = None
-        if loaded is None:
-            self._stock.catalogue.remove(self.id, shelf.level)
-            return None
-        try:
-            block = decode(loaded.data, self.id)
+            arrived = shelf.wait(call, deadline_ns)
         except CorruptBlock as error:
-            loaded.free()
+            self._call = None
             self.corrupt += 1
             self._stock.condemn(shelf, self.id, error.reason, deadline_ns)
             return None
-        except BaseException:
-            loaded.free()
-            raise
-        self._loaded, self.n_bytes = loaded, loaded.data.nbytes
-        return block
+        except StoreError:
+            return None
+        self._call = None
+        if arrived is None:
+            self._stock.catalogue.remove(self.id, shelf.level)
+            return None
+        self._loaded, self.n_bytes = arrived.loaded, arrived.loaded.data.nbytes
+        return arrived.block
+
+
+class _Arrived(NamedTuple):
+    """An object that verified, and the buffer that it lies in."""
+
+    block: Block
+    loaded: Loaded
+
+
+def _load(shelf: Shelf, decoder: BlockDecoder, id: BlockId) -> _Arrived | None:
+    """On the tier's thread: what was just read is in the cache of its core, so its digest costs half of what it would elsewhere."""
+    loaded = shelf.load(id.name)
+    if loaded is None:
+        return None
+    try:
+        return _Arrived(decoder.decode(loaded.data, id), loaded)
+    except BaseException:
+        loaded.free()
+        raise
+
+
+def _free(arrived: _Arrived | None) -> None:
+    if arrived is not None:
+        arrived.loaded.free()

@@ -78,6 +78,10 @@ class Shelf:
         """Begin to read an object, or its head; None when there is none."""
         return self._lane.call(lambda: self.load(name, head_bytes), _free)
 
+    def start(self, function: Callable[[], T], on_waste: Callable[[T], None]) -> Call[T]:
+        """Begin any background call; `on_waste` gets a result that nobody waits for any more."""
+        return self._lane.call(function, on_waste)
+
     def wait(self, call: Call[T], deadline_ns: int) -> T:
         """The result of a call of this shelf's. A tier that lets its callers wait in vain counts as failing."""
         began_ns = time.monotonic_ns()

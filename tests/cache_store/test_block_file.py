@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cache_store import block_file, block_header
 from cache_store.block import Block, BlockId, Kind
-from cache_store.block_file import PEEK_BYTES, BlockEncoder, decode, peek_tokens
+from cache_store.block_file import PEEK_BYTES, BlockDecoder, BlockEncoder, peek_tokens
 from cache_store.errors import CorruptBlock, Damage
 from cache_store.keys import ChainKey
 
@@ -68,6 +68,23 @@ def assert_same(found, block):
 
 def encoded(block, compression=None):
     return bytes(BlockEncoder(compression).encode(block))
+
+
+DECODER = BlockDecoder()
+
+
+def decode(data, expect):
+    """What a new decoder makes of it; one that has seen the shapes of all the tests before must agree, the first and the second time."""
+    try:
+        block = block_file.decode(data, expect)
+    except CorruptBlock as error:
+        reason = damage_of(DECODER.decode, data, expect)
+        if reason is not error.reason:
+            pytest.fail(f"{reason} instead of {error.reason}")
+        raise
+    for _ in range(2):
+        assert_same(DECODER.decode(data, expect), block)
+    return block
 
 
 # ---- round trips
@@ -138,6 +155,81 @@ def test_an_uncompressed_file_is_not_copied():
         parts = [part for part in (found.tokens, *found.rows, found.logits, found.checkpoint) if part is not None and part.size]
         assert parts
         assert all(np.shares_memory(part, data) for part in parts)
+
+
+# ---- shapes that were seen before
+
+
+def sealed(block, change):
+    """The file of `block` with its bytes changed before they are sealed."""
+
+    class Liar(BlockEncoder):
+        def _write(self, batch, width):
+            return np.frombuffer(bytearray(change(super()._write(batch, width).tobytes())), np.uint8)
+
+    return bytes(Liar().encode(block))
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    """A decoder that has seen the shape of `rows_block()` and has no Arrow any more."""
+    decoder = BlockDecoder()
+    decoder.decode(encoded(rows_block()), rows_block().id)
+    monkeypatch.setattr(block_file, "_read_batch", lambda view: pytest.fail("asked Arrow"))
+    return decoder
+
+
+def test_a_shape_that_was_seen_before_is_read_without_arrow(knowing):
+    block = replace(rows_block(seed=3), reason="finish", created_s=1.7e9)
+    data = np.frombuffer(bytearray(encoded(block)), np.uint8)
+    found = knowing.decode(data.data, block.id)
+    assert_same(found, block)
+    assert all(np.shares_memory(part, data) and not part.flags.writeable for part in (found.tokens, *found.rows))
+
+
+def test_many_shapes_do_not_confuse_a_decoder():
+    decoder = BlockDecoder()
+    many = [rows_block(n, widths, seed=n) for n in range(1, 50) for widths in ((8, 8, 8), (8, 8, 24, 24), (3, 8, 3, 8), (8,), ())]
+    for block in many * 2:
+        assert_same(decoder.decode(encoded(block), block.id), block)
+
+
+def test_columns_of_other_names_are_not_taken_for_those_seen_before():
+    block = rows_block()
+    renamed = replace(block, columns=("k7", *block.columns[1:]))
+    decoder = BlockDecoder()
+    for one in (block, renamed, block):
+        assert_same(decoder.decode(encoded(one), one.id), one)
+
+
+def test_a_footer_of_its_own_is_not_overlooked_in_a_shape_seen_before():
+    block = rows_block()
+
+    def rename(file):
+        return b"v7".join(file.rsplit(b"v0", 1))
+
+    decoder = BlockDecoder()
+    for file in (encoded(block), sealed(block, rename)):
+        assert_same(decoder.decode(file, block.id), block_file.decode(file, block.id))
+    assert decoder.decode(file, block.id).columns == ("k0", "v7", "k1")
+
+
+def test_a_payload_that_does_not_fit_a_shape_seen_before_is_refused(knowing, monkeypatch):
+    block = rows_block()
+    monkeypatch.setattr(Block, "payload_bytes", 7)
+    assert damage_of(knowing.decode, encoded(block), block.id) is Damage.NOT_ARROW
+
+
+def test_every_single_byte_of_a_shape_seen_before_counts(knowing):
+    block = rows_block()
+    file = encoded(block)
+    for at in range(len(file)):
+        bad = bytearray(file)
+        bad[at] ^= 0x20
+        assert damage_of(knowing.decode, bytes(bad), block.id) in Damage
+
+
+# ---- the encoder
 
 
 def test_the_encoder_keeps_one_buffer():
