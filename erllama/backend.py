@@ -1,6 +1,6 @@
 """What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend` the deterministic one for tests.
 
-All methods are called from the engine thread, except `piece`, `new_image` and the properties, which are safe from any thread.
+All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the properties, which are safe from any thread.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ class Backend(Protocol):
         """Compute the plan; one entry per row: logits after its last token, shape (n_vocab,), or None where none were wanted.
 
         A row is a view that is valid, and may be changed, until the next call. Raises `DecodeFailed`; then the KV of the plan's
-        sequences is in an unknown state and the caller drops them.
+        sequences is in an unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is the context, and
+        the caller reads what it still wants and makes a new one.
         """
+
+    def abort(self) -> None:
+        """End the decode that runs now, as soon as the device can. Any thread. Without one it does nothing, or is forgotten by the next."""
 
     def drop(self, seq_id: int) -> None:
         """Forget the KV of a sequence. A sequence without KV is fine, and so is no context."""
@@ -117,7 +121,22 @@ class Backend(Protocol):
         """
 
     def ensure_context(self) -> bool:
-        """Make the context again; True when there was none. Raises `ModelLoadError`."""
+        """Make the context again, loading the weights first if need be; True when there was none. Raises `ModelLoadError`."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the context holds for KV; 0 without one."""
+
+    @property
+    def weights_loaded(self) -> bool:
+        """False between `unload` and the next call that needs them."""
+
+    def unload(self) -> int:
+        """Free the weights and the adapters; the context must be released. Idempotent. Whatever needs them loads them again.
+
+        Returns the bytes by which the process shrank. Raises `ModelLoadError`, and keeps them, when they could not be loaded again:
+        the file is gone or is another one.
+        """
 
     @property
     def eog_tokens(self) -> frozenset[int]:
@@ -130,7 +149,7 @@ class Backend(Protocol):
         """A gate at the start of the grammar. Raises `InvalidParameter` when it does not parse."""
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported` or `ContextOverflow`."""
+        """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`, `ContextOverflow` or `ModelLoadError`."""
 
     def load_adapter(self, handle: str, path: str) -> None:
         """Load a LoRA GGUF under `handle`. Raises `ModelLoadError`."""
@@ -156,6 +175,22 @@ class ModelBackend(Backend, Protocol):
     @property
     def n_gpu_layers(self) -> int:
         """Layers on a GPU; -1 is all of them."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether layers are on a GPU."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the loaded weights; 0 while unloaded."""
+
+    @property
+    def weights_private_bytes(self) -> int:
+        """How much of them is memory of this process that the system cannot take back by itself."""
+
+    @property
+    def weights_mapped(self) -> bool:
+        """Whether the rest is mapped from the file, so that the system can."""
 
     def gpu_devices(self) -> tuple[GpuDevice, ...]:
         """The GPUs in sight, with their memory now. Any thread."""

@@ -78,7 +78,7 @@ class CacheFlow:
     def choose_id(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> int:
         """The id that `sequence` shall run on."""
         choice = self.live.choose(
-            sequence.prompt_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
+            sequence.given_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
         )
         self._choices[sequence] = choice
         return choice.seq_id
@@ -89,15 +89,15 @@ class CacheFlow:
         if self._reader is not None and self._worth_asking(sequence):
             self._reading.add(sequence)
             request = sequence.request
-            job = ReadJob(sequence, sequence.root, sequence.prompt_ids, sequence.n_kv, request.parent_key, self._prefill_rate)
+            job = ReadJob(sequence, sequence.root, sequence.given_ids, sequence.n_kv, request.parent_key, self._prefill_rate)
             self._reader.start(job)
         elif not self._wait_for_upcoming(sequence, running, 0) and sequence.n_kv == 0:
-            self.counts.misses += 1
+            self._count_hit(sequence)
             return Step.ADMIT_COLD
         return Step.ADMIT_WARM
 
     def _worth_asking(self, sequence: Sequence) -> bool:
-        return sequence.n_prompt - sequence.n_kv > self._policy.restore_min_tokens
+        return sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens
 
     def _take_live(self, sequence: Sequence, choice: Choice) -> None:
         target, source, n = choice.seq_id, choice.source, choice.n_tokens
@@ -129,9 +129,9 @@ class CacheFlow:
             self.counts.note_stall((time.monotonic_ns() - started) / 1e6)
 
     def _wait_for_upcoming(self, sequence: Sequence, running: tuple[Sequence, ...], n_stored: int) -> bool:
-        if not self._cuttable:
+        if not self._cuttable or sequence.request.restore_only:
             return False
-        found = upcoming(sequence.prompt_ids, sequence.root, [s for s in running if s is not sequence])
+        found = upcoming(sequence.given_ids, sequence.root, [s for s in running if s is not sequence])
         if found is None or found[1] - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
         self._waiting[sequence] = _Wait(*found)
@@ -181,7 +181,7 @@ class CacheFlow:
 
     def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
         others = [s for s in running if s is not sequence]
-        source, n_tokens, logits = self.live.longest(sequence.prompt_ids, sequence.root, others, cuttable=self._cuttable)
+        source, n_tokens, logits = self.live.longest(sequence.given_ids, sequence.root, others, cuttable=self._cuttable)
         if source is None or n_tokens <= longer_than:
             return False
         self._forget(sequence)
@@ -211,19 +211,28 @@ class CacheFlow:
         sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = result.n_tokens, result.tier, result.logits
 
     def _outcome(self, sequence: Sequence) -> tuple[Sequence, Step, Logits | None]:
-        logits = sequence.prompt_logits if sequence.n_kv == sequence.n_prompt else None
+        logits = sequence.prompt_logits if sequence.n_kv == sequence.n_given else None
         sequence.n_cached = sequence.n_saved = sequence.n_kv
+        if sequence.hit_tier == LIVE and sequence.n_kv < self._policy.min_tokens:
+            sequence.n_saved = 0  # who left it there was not saved either
+        self._count_hit(sequence)
         if sequence.n_kv == 0:
-            self.counts.misses += 1
             return sequence, Step.RESTORE_MISSED, None
-        complete = sequence.n_kv >= sequence.n_prompt - 1
-        kind = "resume" if sequence.request.parent_key is not None else "exact" if complete else "prefix"
-        hit = f"{kind}:{sequence.hit_tier}"
-        self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
         if logits is None:
             sequence.prompt_logits = None
             return sequence, Step.RESTORED, None
         return sequence, Step.RESTORED_ALL, logits.copy()  # sampling changes them, and others may go on from the same ones
+
+    def _count_hit(self, sequence: Sequence) -> None:
+        if sequence.request.restore_only:
+            return
+        if sequence.n_kv == 0:
+            self.counts.misses += 1
+            return
+        complete = sequence.n_kv >= sequence.n_given - 1
+        kind = "resume" if sequence.request.parent_key is not None else "exact" if complete else "prefix"
+        hit = f"{kind}:{sequence.hit_tier}"
+        self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
 
     def _note(self, result: Restored) -> None:
         self.counts.restores_skipped += result.skipped
@@ -264,9 +273,9 @@ class CacheFlow:
             sequence.kv_ids,
             sequence.root,
             sequence.request.session_id,
-            n_prompt=sequence.n_prompt,
+            n_given=sequence.n_given,
             prompt_logits=sequence.prompt_logits,
-            stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_prompt,
+            stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
         )
         self.live.keep(seq_id, held)
         if self._saver is not None and sequence.n_kv >= self._policy.min_tokens:
@@ -274,7 +283,7 @@ class CacheFlow:
 
     def record_replay(self, sequence: Sequence) -> None:
         """A chat reply is complete: store which ids it was sampled as, for when its text comes back as history."""
-        if self._saver is not None and sequence.n_kv >= self._policy.min_tokens:
+        if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:  # one that was resumed at its end has no KV here
             self._saver.record_replay(sequence)
 
     def save_due(self) -> None:

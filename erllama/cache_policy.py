@@ -3,7 +3,7 @@
 reason     when                                                              who waits
 cold       while a prompt is prefilled, every `cold_step_tokens`, and at     nobody
            its end: what a newcomer with the same prompt can use at once
-continued  every `continued_interval` generated tokens                       nobody
+continued  at `continued_interval` unsaved tokens of a growing reply         nobody
 finish     end of a completion: all the rest, tail and checkpoint            nobody
 evict      the context is about to be released                               the caller, `evict_save_timeout_s`
 shutdown   drain, scale-down, stop                                           the caller, the same bound
@@ -34,7 +34,7 @@ class CachePolicy:
     cold_min_tokens, cold_max_tokens: prompts saved while they prefill; the most new tokens of one request that are.
     cold_step_tokens: a save during a prefill every so many tokens. Each reads out the whole sequence (5 GB/s), so a small step costs
         prefill time; a large one makes others wait longer for a shared prefix.
-    continued_interval: generated tokens between two saves; what a dead replica can lose.
+    continued_interval: so many unsaved tokens of a reply that grows are saved (whole blocks); what a dead replica can lose, or a block.
     boundary_trim_tokens: the end of a prompt that a cold save leaves to the finish save: those tokens often change when text follows.
     checkpoint_interval: tokens of a long prefill between two checkpoints of models whose state cannot be cut (a multiple of 256).
     logits_share: logits are stored beside a prompt end or a finish when they are at most this share of the KV bytes saved since the
@@ -98,9 +98,14 @@ def cold_upto(policy: CachePolicy, *, n_prompt: int, n_kv: int, n_saved: int, st
     return n_prompt - policy.boundary_trim_tokens if trims else n_prompt
 
 
-def continued_due(policy: CachePolicy, *, n_generated: int, n_generated_saved: int) -> bool:
-    """Whether enough has been generated since the last save."""
-    return n_generated - n_generated_saved >= policy.continued_interval
+def continued_upto(policy: CachePolicy, *, n_kv: int, n_saved: int, whole_blocks: bool) -> int:
+    """How many of the `n_kv` tokens of a growing reply should be in the store now; at most `n_saved` means: nothing to do.
+
+    Counted in tokens that are not saved, whatever they are: the end of a prompt that a cold save left, too.
+    """
+    if n_kv - n_saved < policy.continued_interval:
+        return 0
+    return n_kv - n_kv % BLOCK_TOKENS if whole_blocks else n_kv
 
 
 def logits_due(policy: CachePolicy, *, logits_bytes: int, new_kv_bytes: int, always: bool) -> bool:

@@ -43,6 +43,8 @@ class EngineConfig:
     stream_interval_ms: tokens of running replies leave together at this interval (the first and the last of a reply at once); 0: after
         every step. Each departure wakes half a dozen threads on the way to the client, which take cores from the decode: on two cores 50 ms
         gave 5 to 10 % more tokens per second than 0. Twenty updates a second still read as a flow; ray.serve.llm batches by 50 ms too.
+    decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see `llama_abort` for which devices can);
+        0: never. Far above what a slice of `prefill_slice` tokens takes, else long prompts cannot be computed.
     n_threads: CPU threads; "auto" is what the caller's environment grants (the replica passes the CPUs that Ray gave it).
     n_gpu_layers: "auto" puts all layers on a GPU when this build has one and a device is visible, else none.
     flash_attn, type_k, type_v: as llama.cpp means them; a quantised V cache needs flash attention.
@@ -57,6 +59,7 @@ class EngineConfig:
     prefill_slice: int = 256
     max_queue: int = 128
     stream_interval_ms: float = 50.0
+    decode_budget_s: float = 120.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
     flash_attn: bool = True
@@ -95,7 +98,7 @@ class EngineConfig:
         _check(
             self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}"
         )
-        for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms"):
+        for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s"):
             value = getattr(self, name)
             number = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
             _check(number and value >= 0, name, f"must be a finite number of at least 0, got {value!r}")

@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from copy import copy
 from dataclasses import replace
 
@@ -23,10 +22,13 @@ from erllama.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache_flow import CacheFlow
 from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.config import EngineConfig
-from erllama.errors import ContextOverflow, DecodeFailed, ErllamaError, InvalidParameter, NotSupported
+from erllama.context_keeper import ContextKeeper
+from erllama.errors import DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
+from erllama.live_kv import Ids, LivePrefixes
 from erllama.machine import Event as Step
 from erllama.machine import State, model_status
 from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
+from erllama.request_check import check_request
 from erllama.sampling import Logits, TokenSampler, log_softmax_at, top_candidates
 from erllama.sequence import Sequence
 from erllama.sessions import Sessions
@@ -61,6 +63,7 @@ class Engine:
         self._clock = clock
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
+        self._keeper = ContextKeeper(backend, self._flow, config.decode_budget_s)
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox: list[tuple[str, Event]] = []
@@ -103,6 +106,8 @@ class Engine:
             return
         self._sequences[request.request_id] = sequence
         self._admission.enqueue(sequence)
+        if request.resumed:
+            self._end_if_complete(sequence)
 
     def cancel(self, request_id: str) -> None:
         """End a request before its next token. Idempotent; unknown ids are fine."""
@@ -116,14 +121,23 @@ class Engine:
 
         Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
         """
-        if not self._backend.has_context:
-            return EvictResult(freed_bytes=self._backend.release_context())  # an embedder has a context of its own
-        idle_tokens = self._flow.live.n_tokens
-        self._flow.save_all(self._admission.running, SaveReason.EVICT, waits=not self._sequences)  # streams wait for no store
-        self._flow.drop_idle()
-        freed = 0 if self._sequences else self._backend.release_context()
+        return self._gave_back(self._keeper.evict(self._admission.running, len(self._sequences)))
+
+    def unload(self) -> EvictResult:
+        """`evict`, then free the weights as well, unless requests wait or run. What needs them next loads them again."""
+        return self._gave_back(self._keeper.unload(self._admission.running, len(self._sequences)))
+
+    def drop_idle(self) -> EvictResult:
+        """Save, then forget, the KV of ended sequences; the context stays."""
+        return self._gave_back(self._keeper.drop_idle(len(self._sequences)))
+
+    def _gave_back(self, result: EvictResult) -> EvictResult:
         self.stats = self._snapshot()
-        return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_running=len(self._sequences))
+        return result
+
+    def watch(self) -> None:
+        """Abort decodes that exceed their budget, until `close`: for a thread of its own."""
+        self._keeper.watchdog.watch()
 
     def save_all(self, reason: SaveReason) -> None:
         """Hand the KV of every sequence, running or ended, to the store."""
@@ -136,7 +150,8 @@ class Engine:
         self._flow.end_session(session_id, drop=drop)
 
     def close(self) -> None:
-        """Stop what reads for this engine. Idempotent."""
+        """Stop what reads and watches for this engine. Idempotent."""
+        self._keeper.watchdog.close()
         self._flow.close()
 
     def fail_all(self, error: ErllamaError) -> None:
@@ -149,22 +164,35 @@ class Engine:
     def idle(self) -> bool:
         return not self._sequences
 
-    # --- validation (any thread: reads only what never changes) ----------------------------------------------------------
+    @property
+    def kv_root(self) -> ChainKey:
+        """The chain root of the KV that new requests get."""
+        return self._root_of(self.adapters.snapshot())
+
+    @property
+    def n_empty_ids(self) -> int:
+        """Sequence ids that nobody runs on and that hold no KV."""
+        return self._admission.n_free - len(self._flow.live.held)
+
+    def is_live(self, tokens: Ids) -> bool:
+        """Whether a new request that begins with `tokens` finds their KV in the context."""
+        return self._flow.live.covers(tokens, self.kv_root, self._admission.running)
+
+    def live_prefixes(self) -> LivePrefixes:
+        """What requests to come can find here. Costs microseconds: hashing and publishing are up to whoever asks."""
+        root = self.kv_root
+        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
+        return LivePrefixes(
+            running=tuple((s.id, s.given_ids if s.n_kv <= s.n_given else s.kv_ids) for s in self._admission.running if s.root == root),
+            idle=tuple((seq_id, held.tokens) for seq_id, held in idle if held.root == root),
+            n_empty=self.n_empty_ids,
+            sessions=self.sessions.recent(),
+            whole=not self._backend.kv_layout.kind.cuttable,
+        )
 
     def validate(self, request: GenerationRequest) -> None:
-        """Raise a `RequestError` that names the field and the limit when this model can never serve `request`."""
-        backend = self._backend
-        if not backend.generates:
-            raise NotSupported("this model only embeds; it cannot generate text", param="model")
-        n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
-        if n_prompt + wanted > backend.n_ctx:
-            raise ContextOverflow(
-                f"the prompt has {n_prompt} tokens and the context of this model holds {backend.n_ctx}, "
-                f"of which {wanted} must stay free to generate",
-                param="prompt",
-            )
-        check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
-        check_token_ids([token for token, _ in request.sampling.logit_bias], backend.n_vocab, "logit_bias")
+        """Raise a `RequestError` that names the field and the limit when this model can never serve `request`. Any thread."""
+        check_request(request, self._backend)
 
     # --- the parts of a step -----------------------------------------------------------------------------------------------
 
@@ -175,9 +203,9 @@ class Engine:
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
         grammar = None if request.grammar is None else self._backend.new_grammar(request.grammar)
-        tokens = list(request.prompt_tokens)
+        tokens = [*request.prompt_tokens, *request.resumed]
         adapters = self.adapters.snapshot()
-        return Sequence(
+        sequence = Sequence(
             request=request,
             root=self._root_of(adapters),
             n_ctx=self._backend.n_ctx,
@@ -187,6 +215,26 @@ class Engine:
             tokens=tokens,
             submitted_ns=submitted_ns,
         )
+        try:
+            self._replay(sequence)
+        except ErllamaError:
+            sequence.sampler.close()
+            raise
+        return sequence
+
+    def _replay(self, sequence: Sequence) -> None:
+        """Bring grammar and text to where the earlier run left them. What becomes certain on the way has been delivered."""
+        for token in sequence.request.resumed:
+            if sequence.text.stopped:
+                raise InvalidParameter("resumed goes on after a stop string", param="resumed")
+            sequence.sampler.replay(token)
+            self._note_reply(sequence, sequence.text.push(self._backend.piece(token)))
+
+    def _end_if_complete(self, sequence: Sequence) -> None:
+        if sequence.text.stopped:
+            self._finish(sequence, Step.STOP)
+        elif sequence.n_generated >= sequence.n_max_generated:
+            self._finish(sequence, Step.LENGTH)
 
     def _admit_waiting(self) -> None:
         if not self._admission.waiting or not self._ensure_context():
@@ -195,13 +243,17 @@ class Engine:
             sequence.admitted_ns = self._clock()
             sequence.apply(self._flow.begin(sequence, self._admission.running))
             self._counts.requests_admitted += 1
-            self._counts.prompt_tokens += sequence.n_prompt
+            if sequence.request.restore_only:
+                if not sequence.restoring:
+                    self._finish(sequence, Step.LENGTH)
+                continue
+            self._counts.prompt_tokens += sequence.n_given
             self._last_cache_hit = sequence.cache_hit_kind
 
     def _ensure_context(self) -> bool:
         try:
-            self._backend.ensure_context()
-        except ErllamaError as error:  # memory that was given back is not to be had again
+            self._keeper.ensure()
+        except ErllamaError as error:  # memory that was given back is not to be had again, or the file has gone
             for sequence in self._admission.waiting:
                 self._finish(sequence, Step.ERROR, error)
             return False
@@ -210,6 +262,9 @@ class Engine:
     def _go_on_restored(self) -> None:
         for sequence, outcome, logits in self._flow.ready(self._admission.running):
             sequence.apply(outcome)
+            if sequence.request.restore_only:
+                self._finish(sequence, Step.LENGTH)
+                continue
             self._counts.cached_tokens += sequence.n_cached
             self._last_cache_hit = sequence.cache_hit_kind
             if logits is not None:
@@ -230,7 +285,10 @@ class Engine:
     def _decode(self, plan: BatchPlan) -> list[Logits | None]:
         started = self._clock()
         try:
-            rows = self._backend.decode(plan)
+            rows = self._keeper.decode(plan)
+        except DecodeAborted:
+            self._recover(plan)
+            rows = [None] * len(plan.rows)
         except DecodeFailed as error:
             log.warning("decode failed: rows=%d tokens=%d error=%s", len(plan.rows), plan.n_tokens, error)
             for row in plan.rows:
@@ -244,6 +302,22 @@ class Engine:
                 self._flow.prefilled(row.sequence, row.n_tokens, seconds)
         return rows
 
+    def _recover(self, plan: BatchPlan) -> None:
+        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run in a new context."""
+        self._counts.decode_aborts += 1
+        error = DecodeAborted(
+            f"a decode took longer than {self._keeper.watchdog.budget_s:g} s and was aborted; the request may be sent again"
+        )
+        log.warning("decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting))
+        for row in plan.rows:
+            self._finish(row.sequence, Step.ERROR, error)
+        self._keeper.save(self._admission.running, waits=False)
+        for sequence in self._admission.running:
+            self._finish(sequence, Step.ERROR, error)
+        self._flow.drop_idle()
+        self._publish()  # they go on elsewhere, however long the rest takes
+        self._keeper.rebuild()
+
     def _advance(self, row: PlanRow, logits: Logits | None) -> None:
         """The row's tokens are in the context now: on to the next slice, or to the next token."""
         sequence = row.sequence
@@ -251,6 +325,7 @@ class Engine:
             return
         sequence.n_kv += row.n_tokens
         if sequence.state is State.PREFILLING:
+            sequence.n_computed += row.n_tokens
             sequence.apply(Step.PREFILLED if row.wants_logits else Step.SLICE)
             if logits is not None:
                 self._flow.keep_logits(sequence, logits)
@@ -287,10 +362,7 @@ class Engine:
         logprobs = None if raw is None or n_top is None else (self._logprob(raw, token, n_top),)
         self._outbox.append((sequence.request.request_id, Tokens((token,), text, logprobs)))
         self._counts.completion_tokens += 1
-        if sequence.text.stopped:
-            self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated:
-            self._finish(sequence, Step.LENGTH)
+        self._end_if_complete(sequence)
 
     def _logprob(self, logits: Logits, token: int, n_top: int) -> TokenLogprob:
         top = [int(i) for i in top_candidates(logits, n_top)] if n_top else []
@@ -303,7 +375,7 @@ class Engine:
         if not sequence.live:
             return
         request_id = sequence.request.request_id
-        intact = sequence.readable and not isinstance(error, DecodeFailed)
+        intact = sequence.readable and not isinstance(error, DecodeFailed | DecodeAborted)
         sequence.apply(ending)
         self._urgent = True
         if error is None:
@@ -372,6 +444,8 @@ class Engine:
             kv_tokens=sum(s.n_kv for s in running),
             idle_kv_tokens=self._flow.live.n_tokens,
             has_context=self._backend.has_context,
+            weights_loaded=self._backend.weights_loaded,
+            kv_bytes=self._backend.kv_bytes,
             sessions=len(self.sessions),
             adapters=self.adapters.list(),
             counts=copy(self._counts),
@@ -386,10 +460,3 @@ class Engine:
             sequence.check()
         assert len(self._sequences) == len(self._admission.running) + len(self._admission.waiting)
         self._flow.check_integrity(self._admission.free, self._admission.running)
-
-
-def check_token_ids(tokens: Seq[int], n_vocab: int, name: str) -> None:
-    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the whole batch)."""
-    if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
-        bad = next(token for token in tokens if not 0 <= token < n_vocab)
-        raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)

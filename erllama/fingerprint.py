@@ -75,6 +75,14 @@ def fingerprint(path: str | Path, mode: FingerprintMode, cache_path: Path | None
     return f"{mode}:{digest}"
 
 
+def file_identity(path: str | Path) -> tuple[dict[str, int], ...]:
+    """Size, mtime and inode of all parts: equal while nobody has replaced or rewritten the file. Raises `ModelLoadError`."""
+    try:
+        return tuple(_stat(part) for part in split_paths(path))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error}", param="path") from error
+
+
 def _stat(path: Path) -> dict[str, int]:
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}

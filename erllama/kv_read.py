@@ -47,6 +47,11 @@ class ReadJob:
     parent_key: str | None
     prefill_rate: float
 
+    @property
+    def computes(self) -> bool:
+        """Whether what is not found will be computed."""
+        return not self.sequence.request.restore_only
+
     def n_have(self, plan: Plan) -> int:
         """Tokens that need not be computed, if `plan` is carried out."""
         return max(plan.n_tokens, self.n_live)
@@ -147,7 +152,7 @@ class KvReader:
         self._wake()
 
     def _read(self, job: ReadJob, tokens: Ids) -> Restored:
-        share_until = time.monotonic() + self._policy.share_wait_s
+        share_until = time.monotonic() + (self._policy.share_wait_s if job.computes else 0.0)
         plan = self._lookup(job, tokens, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, tokens, share_until)  # someone was faster by a moment: wait for what they compute
@@ -174,6 +179,7 @@ class KvReader:
         policy = self._policy
         return (
             policy.share_wait_s > 0
+            and job.computes
             and not plan.need_end
             and len(job.tokens) - job.n_have(plan) >= max(policy.cold_min_tokens, BLOCK_TOKENS)
         )
@@ -200,21 +206,21 @@ class KvReader:
         return gain > 0 and (gain >= self._policy.restore_min_tokens or plan.n_tokens == n_tokens)
 
     def _is_faster(self, job: ReadJob, plan: Plan) -> bool:
-        if self._policy.restore_always:
+        if self._policy.restore_always or not job.computes:
             return True
         return worth_restoring(plan.n_tokens - job.n_live, read_s=plan.estimated_s, prefill_tokens_per_s=job.prefill_rate)
 
     def _result(self, job: ReadJob, tokens: Ids, image: KvImage, fetched: Fetched) -> Restored:
         n, logits = fetched.n_tokens, fetched.logits
-        n_prompt = job.sequence.n_prompt
         kind = self._backend.kv_layout.kind
-        if logits is not None and (n < n_prompt or len(logits) != self._backend.n_vocab):
+        if logits is not None and (n < len(job.tokens) or len(logits) != self._backend.n_vocab):
             logits = None
+        lacks_logits = n == len(job.tokens) and logits is None and job.computes
         if kind.has_checkpoint:
-            if fetched.checkpoint is None or (n == n_prompt and logits is None):
+            if fetched.checkpoint is None or lacks_logits:
                 return Restored(job.sequence)
             image.put_checkpoint(fetched.checkpoint)
-        elif n == n_prompt and logits is None:
+        elif lacks_logits:
             n -= 1  # one token is computed again, for its logits
         if logits is None and kind.cuttable:
             n -= n % self._align

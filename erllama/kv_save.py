@@ -15,7 +15,7 @@ import numpy as np
 
 from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, tail_key
 from erllama.backend import Backend
-from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_due, logits_due
+from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.kv_state import KvReading, Rows
 from erllama.live_kv import Ids
 from erllama.replay import replay_block
@@ -51,39 +51,42 @@ class KvSaver:
     # --- what is due --------------------------------------------------------------------------------------------------------
 
     def wants_logits(self, sequence: Sequence, n_vocab: int) -> bool:
-        """Whether the logits at the end of this sequence's prompt will be stored."""
+        """Whether the logits at the end of what this sequence was given will be stored."""
         layout = self._backend.kv_layout
-        if sequence.n_prompt < self._policy.cold_min_tokens:
+        if sequence.n_given < self._policy.cold_min_tokens:
             return False
-        new_bytes = (sequence.n_prompt - sequence.n_cached) * layout.bytes_per_token
+        new_bytes = (sequence.n_given - sequence.n_cached) * layout.bytes_per_token
         return logits_due(self._policy, logits_bytes=4 * n_vocab, new_kv_bytes=new_bytes, always=layout.kind.has_checkpoint)
 
     def progress(self, sequence: Sequence) -> None:
-        """Save what a running sequence is due: blocks of its prompt, or those of the last `continued_interval` tokens."""
+        """Save what a running sequence is due: blocks of what it was given, or those of the last `continued_interval` tokens."""
         kind = self._backend.kv_layout.kind
-        if sequence.n_generated == 0 or sequence.n_kv <= sequence.n_prompt:
+        if sequence.n_kv <= sequence.n_given:
             self._cold(sequence, cuttable=kind.cuttable)
-        elif continued_due(self._policy, n_generated=sequence.n_generated, n_generated_saved=sequence.n_generated_saved):
-            sequence.n_generated_saved = sequence.n_generated
-            upto = sequence.n_kv - sequence.n_kv % BLOCK_TOKENS if kind.cuttable else sequence.n_kv
+        if sequence.n_kv < sequence.n_given:
+            return
+        upto = continued_upto(self._policy, n_kv=sequence.n_kv, n_saved=sequence.n_saved, whole_blocks=kind.cuttable)
+        if upto > sequence.n_saved:
             self._save_running(sequence, upto, SaveReason.CONTINUED)
 
     def _cold(self, sequence: Sequence, *, cuttable: bool) -> None:
         upto = cold_upto(
             self._policy,
-            n_prompt=sequence.n_prompt,
+            n_prompt=sequence.n_given,
             n_kv=sequence.n_kv,
             n_saved=sequence.n_saved,
             step_tokens=self._policy.cold_step_tokens if cuttable else self._policy.checkpoint_interval,
             trims=cuttable and not sequence.stores_logits,  # logits are found where a row object ends
         )
-        at_end = sequence.n_kv == sequence.n_prompt
-        upto = min(upto, sequence.n_cached + self._policy.cold_max_tokens)
-        if upto > sequence.n_saved or (at_end and sequence.stores_logits):
-            self._save_running(sequence, max(upto, 0), SaveReason.COLD)
+        at_end = sequence.n_kv == sequence.n_given
+        capped = sequence.n_cached + self._policy.cold_max_tokens
+        if min(upto, capped) > sequence.n_saved or (at_end and sequence.stores_logits):
+            self._save_running(sequence, max(min(upto, capped), 0), SaveReason.COLD)
+        if at_end and capped < upto:
+            sequence.n_saved = upto  # the cap would mean nothing if the first continued save made up for it
 
     def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
-        logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_prompt else None
+        logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_given else None
         self.save(sequence.id, sequence.root, sequence.kv_ids, upto, reason, logits=logits)
         sequence.n_saved = max(sequence.n_saved, upto)
 

@@ -26,12 +26,12 @@ _LONG = 1024  # held sequences from this length on are given up after shorter on
 
 @dataclass(slots=True)
 class Held:
-    """KV of `tokens` that nobody runs on. `prompt_logits` are those after the first `n_prompt` of them; `used` is a tick of the owner's."""
+    """KV of `tokens` that nobody runs on. `prompt_logits` are those after the first `n_given` of them; `used` is a tick of the owner's."""
 
     tokens: Ids
     root: ChainKey
     session_id: str | None = None
-    n_prompt: int = 0
+    n_given: int = 0
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     used: int = 0
@@ -52,6 +52,18 @@ class Choice:
     source: int | None = None
     n_tokens: int = 0
     logits: Logits | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LivePrefixes:
+    """What new requests can find in the context: (sequence id, token ids), arrays that never change. `running` ones may still be computed;
+    `n_empty` ids hold nothing. `whole`: only all of a sequence's tokens together are of use."""
+
+    running: tuple[tuple[int, Ids], ...]
+    idle: tuple[tuple[int, Ids], ...]
+    n_empty: int
+    sessions: tuple[str, ...]
+    whole: bool
 
 
 def common_prefix(a: Ids, b: Ids) -> int:
@@ -122,12 +134,12 @@ class LiveKv:
     def same_prompt(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
         """An id where exactly this prompt was computed, and the logits at its end: going on from them is bit-exact."""
         for seq_id, held in self._held.items():
-            whole = cuttable or held.n_tokens == held.n_prompt
-            if held.root == root and held.prompt_logits is not None and whole and np.array_equal(held.tokens[: held.n_prompt], tokens):
+            whole = cuttable or held.n_tokens == held.n_given
+            if held.root == root and held.prompt_logits is not None and whole and np.array_equal(held.tokens[: held.n_given], tokens):
                 return seq_id, held.prompt_logits
         for s in running:
-            whole = cuttable or s.n_kv == s.n_prompt
-            if s.root == root and s.prompt_logits is not None and s.readable and whole and np.array_equal(s.prompt_ids, tokens):
+            whole = cuttable or s.n_kv == s.n_given
+            if s.root == root and s.prompt_logits is not None and s.readable and whole and np.array_equal(s.given_ids, tokens):
                 return s.id, s.prompt_logits
         return None
 
@@ -150,6 +162,12 @@ class LiveKv:
                 best, most, length = seq_id, n, len(theirs)
         return best, most
 
+    def covers(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> bool:
+        """Whether some id holds all of `tokens`, or all but the last, whose logits are needed to go on."""
+        kv = [held.tokens for held in self._held.values() if held.root == root]
+        kv += [s.kv_ids for s in running if s.root == root and s.readable]
+        return any(common_prefix(theirs, tokens) >= len(tokens) - 1 for theirs in kv)
+
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
         """The free id whose KV is least worth keeping: none at all, then short and old, long and old, pinned by other sessions."""
 
@@ -169,7 +187,7 @@ def upcoming(tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> tuple[
     for other in running:
         if other.state is not State.PREFILLING or other.root != root:
             continue
-        n = common_prefix(other.prompt_ids, tokens)
+        n = common_prefix(other.given_ids, tokens)
         if n > other.n_kv and (best is None or n > best[1]):
             best = (other, n)
     return best

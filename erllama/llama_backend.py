@@ -1,13 +1,14 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
-Ownership: `LlamaBackend` owns the model, the context, the batch and the adapters and frees them in `close`, in that reverse order. The
-context may go earlier and come back (`release_context`, `ensure_context`). The engine thread makes every call; loading happens before it
-starts. ctypes releases the GIL for the length of a decode. What is done with KV is in `llama_state`.
+Ownership: `LlamaBackend` owns the weights (`llama_weights`), the context and the batch and frees them in `close`, in that reverse order.
+The context may go earlier and come back (`release_context`, `ensure_context`), and after it the weights (`unload`). The engine thread
+makes every call but `abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the length of a decode.
+What is done with KV is in `llama_state`.
 
 Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its neighbours hold, and attention does not walk
 over their cells. Measured on the 0.5B shape with 8 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified
 cache; with short sequences both are equal. The price: a batch is computed in one pass only over sequences whose ids follow each other, in
-ascending order. The engine keeps ids dense (`Admission.fill_hole`, `swap`), and `_BatchViews.fill` orders the rows.
+ascending order. The engine keeps ids dense (`Admission.fill_hole`, `swap`), and `BatchViews.fill` orders the rows.
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ from numpy.typing import NDArray
 from erllama.adapters import AdapterSet
 from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
-from erllama.errors import DecodeFailed, ModelLoadError
-from erllama.gguf_check import GgufInfo, check_adapter, inspect_gguf
+from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
+from erllama.gguf_check import GgufInfo, inspect_gguf
 from erllama.kv_codec import StateReading
 from erllama.kv_image import StateImage
 from erllama.kv_state import KvImage, KvKind, KvLayout, Rows
+from erllama.llama_abort import AbortFlag
+from erllama.llama_batch import BatchViews
 from erllama.llama_embed import LlamaEmbedder
 from erllama.llama_gate import LlamaGate
-from erllama.llama_library import captured_errors, gpu_devices, initialise
+from erllama.llama_library import captured_errors, gpu_devices, initialise, trim_heap
 from erllama.llama_state import LlamaState
 from erllama.llama_vocab import LlamaVocab
+from erllama.llama_weights import LlamaWeights, private_bytes
 from erllama.sampling import GrammarGate, Logits
 from erllama.stats import GpuDevice
 
 _ALL_LAYERS = -1
+_ABORTED = 2  # what llama_decode answers then
 
 
 def _threads(config: EngineConfig) -> int:
@@ -57,28 +62,30 @@ class LlamaBackend:
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model and make the context. Raises `ModelLoadError` with the reason."""
-        self._model: Any = None
+        self._weights: LlamaWeights | None = None
         self._ctx: Any = None
         self._batch: Any = None
         self._embedder: LlamaEmbedder | None = None
-        self._adapters: dict[str, Any] = {}
         self._active: AdapterSet = ()
         self._state: LlamaState | None = None  # None: an encoder, which keeps no KV
+        self._abort = AbortFlag()
+        self.kv_bytes = 0
         self.info: GgufInfo = inspect_gguf(config.path)
         initialise()
         self.n_gpu_layers = _gpu_layers(config)
+        self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
         self.n_threads = _threads(config)
         self._config = config
         try:
-            self._model = self._load_model()
-            self.vocab = LlamaVocab.of_model(self._model)
+            self._weights = LlamaWeights(config.path, self._model_params(), self.info)
+            self.vocab: LlamaVocab = self._weights.vocab
             self.generates = bool(llama_cpp.llama_model_has_decoder(self._model)) and not self.info.is_encoder
             self.n_ctx = self._context_size()
             if self.generates:
-                self._state = LlamaState(self._model, self.n_ctx, config.n_parallel)
+                self._state = LlamaState(self.n_ctx, config.n_parallel)
                 self._open_first_context()
                 self._batch = llama_cpp.llama_batch_init(config.n_batch, 0, 1)
-                self._views = _BatchViews(self._batch, config.n_batch)
+                self._views = BatchViews(self._batch, config.n_batch)
         except BaseException:
             self.close()
             raise
@@ -109,10 +116,16 @@ class LlamaBackend:
         assert self._ctx, "decode without a context"
         self._use_adapters(plan.adapters)
         ends = self._views.fill(plan)
+        self._abort.clear()
         status = llama_cpp.llama_decode(self._ctx, self._batch)
+        if status == _ABORTED:
+            raise DecodeAborted(f"a decode of {plan.n_tokens} tokens of {len(plan.rows)} sequences was aborted")
         if status != 0:
             raise DecodeFailed(f"llama_decode answered {status} for {plan.n_tokens} tokens of {len(plan.rows)} sequences")
         return [self._logits(end) if row.wants_logits else None for row, end in zip(plan.rows, ends, strict=True)]
+
+    def abort(self) -> None:
+        self._abort.set()
 
     def _logits(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, index)
@@ -123,6 +136,7 @@ class LlamaBackend:
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self._embedder is None:
+            self._loaded.ensure()
             self._embedder = LlamaEmbedder(self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates)
         return self._embedder.embed(inputs)
 
@@ -172,23 +186,18 @@ class LlamaBackend:
     # --- adapters ----------------------------------------------------------------------------------------------------------------
 
     def load_adapter(self, handle: str, path: str) -> None:
-        check_adapter(path, self.info)
-        with captured_errors() as errors:
-            adapter = llama_cpp.llama_adapter_lora_init(self._model, path.encode())
-        if not adapter:
-            raise ModelLoadError(f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
-        self._adapters[handle] = adapter
+        self._loaded.load_adapter(handle, path)
 
     def free_adapter(self, handle: str) -> None:
         if any(use.handle == handle for use in self._active):
             self._use_adapters(())
-        llama_cpp.llama_adapter_lora_free(self._adapters.pop(handle))
+        self._loaded.free_adapter(handle)
 
     def _use_adapters(self, adapters: AdapterSet) -> None:
         if adapters == self._active:
             return
         n = len(adapters)
-        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*(self._adapters[use.handle] for use in adapters))
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*(self._loaded.adapter(use.handle) for use in adapters))
         scales = (ctypes.c_float * n)(*(use.scale for use in adapters))
         if llama_cpp.llama_set_adapters_lora(self._ctx, pointers, n, scales) != 0:
             raise DecodeFailed(f"llama.cpp refused the adapters {[use.handle for use in adapters]}")
@@ -196,7 +205,16 @@ class LlamaBackend:
 
     # --- loading and freeing -----------------------------------------------------------------------------------------------------
 
-    def _load_model(self) -> Any:
+    @property
+    def _loaded(self) -> LlamaWeights:
+        assert self._weights is not None, "used after close"
+        return self._weights
+
+    @property
+    def _model(self) -> Any:
+        return self._loaded.model
+
+    def _model_params(self) -> Any:
         config = self._config
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = self.n_gpu_layers
@@ -207,11 +225,7 @@ class LlamaBackend:
             (True, True): llama_cpp.LLAMA_LOAD_MODE_MMAP_MLOCK,
         }
         params.load_mode = modes[config.use_mmap, config.use_mlock]
-        with captured_errors() as errors:
-            model = llama_cpp.llama_model_load_from_file(config.path.encode(), params)
-        if not model:
-            raise ModelLoadError(f"cannot load {config.path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
-        return model
+        return params
 
     def _context_size(self) -> int:
         trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
@@ -241,6 +255,8 @@ class LlamaBackend:
             reason = "; ".join(errors) or "llama.cpp gives no reason; is there enough memory?"
             wanted = f"{config.n_parallel} x {self.n_ctx} tokens"
             raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
+        self._abort.clear()
+        self._abort.install(ctx)
         return ctx
 
     def _open_first_context(self) -> None:
@@ -253,9 +269,11 @@ class LlamaBackend:
             thread.submit(self._open_context).result()
 
     def _open_context(self) -> None:
+        private = private_bytes()
         self._ctx = self._make_context()
         try:
             self._kv.attach(self._ctx)
+            self.kv_bytes = self._kv.kv_bytes or max(0, private_bytes() - private)  # an opaque layout does not tell
         except BaseException:
             self._free_context()
             raise
@@ -266,6 +284,7 @@ class LlamaBackend:
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
+        self.kv_bytes = 0
         self._active = ()  # or an adapter that is freed later would be taken out of a context that is gone
 
     @property
@@ -275,6 +294,7 @@ class LlamaBackend:
     def ensure_context(self) -> bool:
         if self._ctx or not self.generates:
             return False
+        self._loaded.ensure()
         self._open_context()
         return True
 
@@ -282,10 +302,41 @@ class LlamaBackend:
         if not self._ctx and self._embedder is None:
             return 0
         resident = psutil.Process().memory_info().rss
-        known = self._kv.kv_bytes if self._ctx else 0
+        known = self.kv_bytes
         self._close_embedder()
         self._free_context()
+        trim_heap()
         return max(known, resident - psutil.Process().memory_info().rss)  # the KV may be on a GPU, compute buffers are only seen here
+
+    @property
+    def weights_loaded(self) -> bool:
+        weights = self._weights
+        return weights is not None and weights.model is not None
+
+    @property
+    def weights_bytes(self) -> int:
+        weights = self._weights
+        return weights.n_bytes if weights is not None and weights.model else 0
+
+    @property
+    def weights_private_bytes(self) -> int:
+        weights = self._weights
+        if weights is None or not (self.weights_mapped or self.on_gpu):
+            return self.weights_bytes
+        return min(weights.private_bytes, self.weights_bytes)
+
+    @property
+    def weights_mapped(self) -> bool:
+        return self._config.use_mmap and not self._config.use_mlock
+
+    def unload(self) -> int:
+        if not self._model:
+            return 0
+        assert not self._ctx, "a context needs its weights"
+        resident = psutil.Process().memory_info().rss
+        self._close_embedder()
+        self._loaded.unload()
+        return max(0, resident - psutil.Process().memory_info().rss)
 
     def _close_embedder(self) -> None:
         if self._embedder is not None:
@@ -299,57 +350,10 @@ class LlamaBackend:
             self._views.restore()
             llama_cpp.llama_batch_free(self._batch)
             self._batch = None
-        for handle in list(self._adapters):
-            llama_cpp.llama_adapter_lora_free(self._adapters.pop(handle))
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
-            self._model = None
+        if self._weights is not None:
+            self._weights.close()
+            self._weights = None
 
 
 def _ggml_type(name: str) -> int:
     return int(getattr(llama_cpp, f"GGML_TYPE_{name.upper()}"))
-
-
-class _BatchViews:
-    """numpy views of a llama_batch's arrays: filling 512 tokens through them takes 0.08 ms, through ctypes items 0.3 ms.
-
-    `seq_id` is an array of pointers to one id each; llama_batch_init allocates them one by one, so they are written through the pointers.
-    """
-
-    def __init__(self, batch: Any, n_max: int) -> None:
-        self._batch = batch
-        self._token = np.ctypeslib.as_array(batch.token, shape=(n_max,))
-        self._pos = np.ctypeslib.as_array(batch.pos, shape=(n_max,))
-        self._n_seq_id = np.ctypeslib.as_array(batch.n_seq_id, shape=(n_max,))
-        self._logits = np.ctypeslib.as_array(batch.logits, shape=(n_max,))
-        self._n_seq_id[:] = 1
-        # own storage for the ids: the pointer of slot i goes to element i, so that a slice assignment sets many. llama_batch_free walks the
-        # pointers up to the first NULL, so the library's own pointers are put back by `restore`.
-        self._seq_id = np.zeros(n_max, dtype=np.int32)
-        self._own = (ctypes.POINTER(ctypes.c_int32) * (n_max + 1))()
-        base = self._seq_id.ctypes.data
-        for i in range(n_max):
-            self._own[i] = ctypes.cast(base + 4 * i, ctypes.POINTER(ctypes.c_int32))
-        pointer_type = ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
-        self._library = ctypes.cast(batch.seq_id, pointer_type)  # a copy: reading the field alone gives a view of it
-        batch.seq_id = ctypes.cast(self._own, pointer_type)
-
-    def fill(self, plan: BatchPlan) -> list[int]:
-        """Write the plan into the batch, by ascending sequence id; returns the batch index of each row's last token, in plan order."""
-        ends = [0] * len(plan.rows)
-        at = 0
-        for i, row in sorted(enumerate(plan.rows), key=lambda item: item[1].seq_id):
-            end = at + row.n_tokens
-            self._token[at:end] = row.tokens
-            self._pos[at:end] = np.arange(row.start, row.start + row.n_tokens, dtype=np.int32)
-            self._seq_id[at:end] = row.seq_id
-            self._logits[at:end] = 0
-            self._logits[end - 1] = row.wants_logits
-            ends[i] = end - 1
-            at = end
-        self._batch.n_tokens = at
-        return ends
-
-    def restore(self) -> None:
-        """Give the library its own pointers back, before llama_batch_free."""
-        self._batch.seq_id = self._library

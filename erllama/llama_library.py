@@ -59,6 +59,13 @@ def captured_errors() -> Iterator[list[str]]:
         errors.extend(text for thread, level, text in list(_recent) if thread == me and level in (_ERROR, _CONT))
 
 
+def trim_heap() -> None:
+    """Give what was freed back to the system: glibc keeps blocks of up to 32 MB, and all that small ones have left behind, for itself."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def gpu_devices() -> tuple[GpuDevice, ...]:
     """The GPUs that this build can use and sees, with their memory now. Empty without CUDA, ROCm, Metal or Vulkan built in."""
     ggml = llama_cpp._ggml.libggml

@@ -31,8 +31,7 @@ _WINDOW_PAD = 256  # llama.cpp pads the cells of a sliding window to a multiple 
 class LlamaState:
     """See `Backend` for the contract of the methods that have its names."""
 
-    def __init__(self, model: Any, n_ctx: int, n_seq: int) -> None:
-        self._model = model
+    def __init__(self, n_ctx: int, n_seq: int) -> None:
         self._n_ctx = n_ctx
         self._n_seq = n_seq
         self._ctx: Any = None
@@ -70,7 +69,7 @@ class LlamaState:
         self._touched = buffers[1]
 
     def _probe(self) -> KvCodec:
-        model = self._model
+        model = llama_cpp.llama_get_model(self._ctx)
         traits = ModelTraits(
             n_stream=self._n_seq,
             recurrent=bool(llama_cpp.llama_model_is_recurrent(model)),

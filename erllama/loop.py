@@ -1,4 +1,4 @@
-"""The one thread that may touch the engine, and the bounded door to it.
+"""The one thread that may touch the engine, the one that watches its decodes, and the bounded door to it.
 
 Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands of one caller keep their order. The inbox
 needs no bound of its own: requests are refused at the door once `n_parallel + max_queue` of them live, and every other command is
@@ -48,10 +48,13 @@ class EngineLoop:
         self._refused = 0
         self._stopping = False
         self._death: BaseException | None = None
+        self._used_ns = time.monotonic_ns()
         self._sink = deliver
         self._engine = build(self._deliver, self.wake)
         self.heartbeat_ns = time.monotonic_ns()
+        self._watcher = threading.Thread(target=self._engine.watch, name=f"erllama-{name}-watch", daemon=True)
         self._thread = threading.Thread(target=self._run, name=f"erllama-{name}", daemon=True)
+        self._watcher.start()
         self._thread.start()
 
     # --- the door ----------------------------------------------------------------------------------------------------------
@@ -118,6 +121,17 @@ class EngineLoop:
             n_queued = max(stats.n_queued, len(self._live) - stats.n_running)
             return replace(stats, requests_refused=self._refused, n_queued=n_queued)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request ended, or since `note_use` or the start if that was later; 0 while one runs or waits."""
+        with self._lock:
+            return 0.0 if self._live else (time.monotonic_ns() - self._used_ns) / 1e9
+
+    def note_use(self) -> None:
+        """Something other than a request uses the model now."""
+        with self._lock:
+            self._used_ns = time.monotonic_ns()
+
     def check_alive(self, stuck_after_s: float) -> None:
         """Raise `EngineStopped` when the thread is dead, or has work and has not finished a step for `stuck_after_s` seconds."""
         with self._lock:
@@ -135,6 +149,7 @@ class EngineLoop:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 raise TimeoutError(f"the engine thread is still busy after {timeout_s:g} s")
+            self._watcher.join(timeout_s)
 
     def _check_running(self) -> None:
         if self._death is not None:
@@ -174,6 +189,7 @@ class EngineLoop:
         ended = [request_id for request_id, event in events if isinstance(event, Done | Failed)]
         if ended:
             with self._lock:
+                self._used_ns = time.monotonic_ns()
                 for request_id in ended:
                     started = self._live.pop(request_id, None)
                     if started is not None:

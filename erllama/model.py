@@ -24,10 +24,12 @@ from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSup
 from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.kv_setup import make_flow, make_root_of
 from erllama.kv_state import KvKind
+from erllama.live_kv import LivePrefixes
 from erllama.llama_backend import LlamaBackend
 from erllama.loop import EngineLoop, Wake
+from erllama.prewarm import prewarm
 from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request
-from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelStatus
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +60,26 @@ class InferStream:
             self._ended = isinstance(event, Done | Failed)
             yield event
 
-    def result(self) -> Completion:
-        """Wait for the end and return the whole reply. Raises the error of a request that failed."""
+    def result(self, timeout_s: float | None = None) -> Completion:
+        """Wait for the end and return the whole reply. Raises the error of a request that failed, and `TimeoutError`, which cancels."""
         parts = CompletionParts()
-        for event in self:
+        for event in self if timeout_s is None else self._until(time.monotonic() + timeout_s):
             match parts.add(event):
                 case Completion() as completion:
                     return completion
                 case Failed(error):
                     raise error
         raise InvalidParameter("this stream has been read already", param="ref")
+
+    def _until(self, give_up: float) -> Iterator[Event]:
+        while not self._ended:
+            try:
+                event = self._events.get(timeout=seconds_until(give_up))
+            except queue.Empty:
+                self.close()
+                raise TimeoutError(f"request {self.ref} did not end in time") from None
+            self._ended = isinstance(event, Done | Failed)
+            yield event
 
     def close(self) -> None:
         """Cancel the request if it still runs. Idempotent."""
@@ -195,6 +207,15 @@ class Model:
         """Compute and save the KV of `tokens` without generating; blocks. The completion's `finish_key` names the state."""
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
+    def prewarm(self, k: int, timeout_s: float) -> int:
+        """Put the `k` most valuable stored prefixes back into the context, as far as there are empty sequences; how many are live then.
+
+        Computes nothing, waits up to `timeout_s` for the store's index and its files; 0 without a store. What fails is logged, not raised.
+        """
+        if self._store is None or k < 1:
+            return 0
+        return prewarm(self._loop, self._store, self._serve, limit=k, n_ctx=self._backend.n_ctx, give_up=time.monotonic() + timeout_s)
+
     def continue_(
         self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
     ) -> InferStream:
@@ -224,8 +245,27 @@ class Model:
         Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and keep the context; then only the KV of
         ended ones is given up. A no-op when nothing is there.
         """
+        return self._give_back(lambda engine: engine.evict())
+
+    def unload(self) -> EvictResult:
+        """Like `evict`, then frees the weights, too; the next request (or `embed`, `load_adapter`) loads them again, adapters included.
+
+        While requests run or wait, or when the file is gone or changed, the weights stay: `weights_unloaded` of the result tells. Text
+        calls go on without them. A request that finds the file gone or changed ends with `ModelLoadError`; the next one tries again.
+        """
+        return self._give_back(lambda engine: engine.unload())
+
+    def drop_idle(self) -> EvictResult:
+        """Save, then forget, the KV of ended sequences; the context stays, and with it all of its memory (`freed_bytes` is 0).
+
+        The context's KV buffer is allocated as a whole when it is made: this makes nothing free by itself, it only makes `evict` and
+        a death cheap, because everything idle is in the store.
+        """
+        return self._give_back(lambda engine: engine.drop_idle())
+
+    def _give_back(self, order: Callable[[Engine], EvictResult]) -> EvictResult:
         give_up = time.monotonic() + self._policy.evict_save_timeout_s
-        result = self._call(lambda engine: engine.evict())
+        result = self._call(order)
         if self._store is not None:
             self._store.flush(seconds_until(give_up))
         return result
@@ -298,6 +338,14 @@ class Model:
         """Counters and gauges; never disturbs inference."""
         return self._loop.stats
 
+    def memory(self) -> ModelMemory:
+        """What it holds in memory and what giving that back would cost; never waits for the engine."""
+        return make_model_memory(self._backend, self._loop.stats, self._loop.idle_s)
+
+    def live_prefixes(self) -> Future[LivePrefixes]:
+        """What the context holds, for whoever routes requests: answered between two steps. Raises `EngineStopped`."""
+        return self._loop.call(Engine.live_prefixes)
+
     @property
     def phase(self) -> ModelStatus:
         """The same as `status()`."""
@@ -315,6 +363,11 @@ class Model:
     def store_stats(self) -> StoreStats | None:
         """Counters and gauges of the store; None without one. Never disturbs inference."""
         return None if self._store is None else self._store.stats()
+
+    @property
+    def store(self) -> Store | None:
+        """The store itself, for whoever keeps its tiers in order; None without one."""
+        return self._store
 
     def vram_info(self) -> tuple[GpuDevice, ...]:
         """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU build."""
@@ -392,8 +445,13 @@ class Model:
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
 
+    def _serve(self, request: GenerationRequest, timeout_s: float) -> Completion:
+        return self.submit(request).result(timeout_s)
+
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        return [vector.tolist() for vector in self._call(lambda _: self._backend.embed(inputs))]
+        vectors = self._call(lambda _: self._backend.embed(inputs))
+        self._loop.note_use()
+        return [vector.tolist() for vector in vectors]
 
     def _call(self, function: Callable[[Engine], T]) -> T:
         future: Future[T] = self._loop.call(function)
@@ -439,6 +497,24 @@ def make_template(backend: ModelBackend) -> ChatTemplate | None:
     if vocab.chat_template is None:
         return None
     return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+
+
+def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) -> ModelMemory:
+    """`ModelMemory` from the last snapshot of the engine."""
+    return ModelMemory(
+        kv_bytes=stats.kv_bytes,
+        idle_kv_tokens=stats.idle_kv_tokens,
+        kv_bytes_per_token=backend.kv_layout.bytes_per_token,
+        weights_bytes=backend.weights_bytes,
+        weights_private_bytes=backend.weights_private_bytes,
+        weights_mapped=backend.weights_mapped,
+        n_running=stats.n_running,
+        n_queued=stats.n_queued,
+        idle_s=idle_s,
+        has_context=stats.has_context,
+        weights_loaded=stats.weights_loaded,
+        on_gpu=backend.on_gpu,
+    )
 
 
 def make_model_info(

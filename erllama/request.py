@@ -115,8 +115,10 @@ class GenerationRequest:
     `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error); the request waits a moment for a save
     of that state that is in flight. `session_id` keeps the sequence in the context after its end for the next request of the session.
     `record_replay` says that the reply will come back as chat history: the ids it was sampled as are stored.
-    `resumed` are the ids of the reply that an earlier run of this request has delivered: generation goes on after them, and only what is
-    new is delivered. The seed must then be that of the earlier run, for the reply to be the one it would have been.
+    `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text that became certain with them:
+    generation goes on after them, and only what is new is delivered. `max_tokens` counts them. The seed must then be that of the earlier
+    run, for the reply to be the one it would have been.
+    `restore_only` (with `max_tokens` 0) computes nothing: what is stored of the prompt is put into the context, for whoever comes next.
     """
 
     request_id: str
@@ -131,11 +133,11 @@ class GenerationRequest:
     session_id: str | None = None
     record_replay: bool = False
     resumed: tuple[int, ...] = ()
+    restore_only: bool = False
 
     def __post_init__(self) -> None:
         _check_type("request_id", self.request_id, str, "a string")
-        if not isinstance(self.prompt_tokens, tuple) or set(map(type, self.prompt_tokens)) - {int}:  # one pass in C: prompts are long
-            raise InvalidParameter("the prompt must be token ids, all of them integers", param="prompt")
+        _check_ids("prompt", "the prompt", self.prompt_tokens)
         if not self.prompt_tokens:
             raise InvalidParameter("the prompt has no tokens", param="prompt")
         if self.max_tokens is not None:
@@ -151,6 +153,19 @@ class GenerationRequest:
         if self.session_id is not None:
             _check_session(self.session_id)
         _check_type("record_replay", self.record_replay, bool, "true or false")
+        _check_ids("resumed", "resumed", self.resumed)
+        if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
+            raise InvalidParameter(
+                f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}", param="resumed"
+            )
+        _check_type("restore_only", self.restore_only, bool, "true or false")
+        if self.restore_only and self.max_tokens != 0:
+            raise InvalidParameter(f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only")
+
+
+def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
+    if not isinstance(ids, tuple) or set(map(type, ids)) - {int}:  # one pass in C: prompts are long
+        raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
 def _check_type(name: str, value: object, kind: type, words: str) -> None:
@@ -191,8 +206,10 @@ class TokenLogprob:
 class RequestStats:
     """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one.
 
+    `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run, then those of this one.
     `cached_tokens` of the prompt were taken over instead of computed: from `cache_tier`, which is "live" (another sequence of this
-    context), "staged" (the store had not written it yet) or the label of a tier of the store.
+    context), "staged" (the store had not written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of
+    what was resumed had to be computed before the first new token.
     """
 
     prompt_tokens: int
@@ -205,6 +222,8 @@ class RequestStats:
     finish_reason: FinishReason
     stop_sequence: str | None = None
     cache_tier: str | None = None
+    resumed_tokens: int = 0
+    computed_tokens: int = 0
 
     @property
     def cancelled(self) -> bool:

@@ -137,6 +137,12 @@ class TokenSampler:
         if self._grammar is not None:
             self._grammar.accept(token)
 
+    def replay(self, token: int) -> None:
+        """Accept a token that an earlier run drew. Raises `InvalidParameter` for one that the grammar does not allow here."""
+        if self._grammar is not None and not self._grammar.allows(token):  # accepting it would end the process
+            raise InvalidParameter(f"resumed holds token id {token} where the grammar does not allow it", param="resumed")
+        self.accept(token)
+
     def close(self) -> None:
         """Free the grammar. Idempotent."""
         if self._grammar is not None:

@@ -1,10 +1,12 @@
 """One request on its way through the engine: its state, its tokens and the algebra of their lengths. Pure.
 
-    0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_tokens
+    0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_given <= n_tokens
 
-`tokens` is the prompt followed by what was generated. `n_cached` of them were restored, `n_kv` have their KV in the context; the rest,
-`tokens[n_kv:]`, is pending: the missing part of the prompt while prefilling, the newest token while generating. The engine
-thread owns every sequence; nobody else reads or writes one.
+`tokens` is the prompt followed by the reply. The first `n_given` of them, the prompt and what an earlier run of the request delivered
+(`resumed`), are given: the context must hold them before a token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have
+their KV in the context; the rest, `tokens[n_kv:]`, is pending: the missing part of what is given while prefilling, the newest token while
+generating. `n_prompt`, `n_generated` and `n_max_generated` are the client's view and know nothing of a resume. The engine thread owns every
+sequence; nobody else reads or writes one.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ _NS_PER_MS = 1e6
 class Sequence:
     """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`.
 
-    `root` is the chain root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens, and `n_generated_saved` of the
-    generated ones, have been handed to the store. `hit_tier` says where `n_cached` came from. `prompt_logits` are those at the end of the
-    prompt, for whoever sends the same one; `stores_logits`: the store wants them, too. `reply` gathers the text that was delivered, if it
-    will come back as chat history.
+    `root` is the chain root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens have been handed to the store, or need
+    not be. `n_computed` of the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits` are those at the
+    end of what was given, for whoever sends the same; `stores_logits`: the store wants them, too. `reply` gathers the text of the whole
+    reply, if it will come back as chat history.
     """
 
     request: GenerationRequest
@@ -52,16 +54,16 @@ class Sequence:
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     n_saved: int = 0
-    n_generated_saved: int = 0
+    n_computed: int = 0
     hit_tier: str = ""
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     reply: list[str] = field(default_factory=list)
     story: list[Event] = field(default_factory=list)
-    prompt_ids: NDArray[np.uint32] = field(init=False)  # the prompt as an array, for comparisons with others
+    given_ids: NDArray[np.uint32] = field(init=False)  # what is given as an array, for comparisons with others
 
     def __post_init__(self) -> None:
-        self.prompt_ids = np.asarray(self.request.prompt_tokens, dtype=np.uint32)
+        self.given_ids = np.asarray(self.request.prompt_tokens + self.request.resumed, dtype=np.uint32)
 
     @property
     def id(self) -> int:
@@ -81,13 +83,17 @@ class Sequence:
     @property
     def kv_ids(self) -> NDArray[np.uint32]:
         """The ids of the tokens whose KV is in the context, shape (n_kv,)."""
-        if self.n_kv <= self.n_prompt:
-            return self.prompt_ids[: self.n_kv]
-        return np.concatenate([self.prompt_ids, np.asarray(self.tokens[self.n_prompt : self.n_kv], dtype=np.uint32)])
+        if self.n_kv <= self.n_given:
+            return self.given_ids[: self.n_kv]
+        return np.concatenate([self.given_ids, np.asarray(self.tokens[self.n_given : self.n_kv], dtype=np.uint32)])
 
     @property
     def n_prompt(self) -> int:
         return len(self.request.prompt_tokens)
+
+    @property
+    def n_given(self) -> int:
+        return len(self.given_ids)
 
     @property
     def n_tokens(self) -> int:
@@ -95,6 +101,7 @@ class Sequence:
 
     @property
     def n_generated(self) -> int:
+        """Tokens of the reply, resumed ones included."""
         return len(self.tokens) - self.n_prompt
 
     @property
@@ -109,10 +116,10 @@ class Sequence:
 
     @property
     def cache_hit_kind(self) -> CacheHitKind:
-        """How much of the prompt was restored."""
+        """How much of what is given was restored."""
         if self.n_cached == 0:
             return CacheHitKind.COLD
-        return CacheHitKind.EXACT if self.n_cached >= self.n_prompt else CacheHitKind.PARTIAL
+        return CacheHitKind.EXACT if self.n_cached >= self.n_given else CacheHitKind.PARTIAL
 
     @property
     def live(self) -> bool:
@@ -131,7 +138,7 @@ class Sequence:
     def check(self) -> None:
         """Assert the length algebra."""
         assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
-        assert self.n_prompt <= self.n_tokens, repr(self)
+        assert self.n_prompt <= self.n_given <= self.n_tokens, repr(self)
         assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
 
     def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
@@ -141,7 +148,7 @@ class Sequence:
         return RequestStats(
             prompt_tokens=self.n_prompt,
             completion_tokens=self.n_generated,
-            cached_tokens=self.n_cached,
+            cached_tokens=min(self.n_cached, self.n_prompt),
             queue_ms=(admitted - self.submitted_ns) / _NS_PER_MS,
             prefill_ms=(first - admitted) / _NS_PER_MS,
             generation_ms=(now_ns - first) / _NS_PER_MS,
@@ -149,10 +156,12 @@ class Sequence:
             cache_tier=self.hit_tier or None,
             finish_reason=reason,
             stop_sequence=self.text.stop_sequence,
+            resumed_tokens=len(self.request.resumed),
+            computed_tokens=self.n_computed,
         )
 
     def __repr__(self) -> str:
         return (
             f"<Sequence {self.request.request_id} {self.state} seq_id={self.seq_id} "
-            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} cached={self.n_cached} ctx={self.n_ctx}>"
+            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} given={self.n_given} cached={self.n_cached} ctx={self.n_ctx}>"
         )

@@ -24,6 +24,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._transcripts)
 
+    def recent(self) -> tuple[str, ...]:
+        """All session ids, the latest first."""
+        return tuple(reversed(self._transcripts))
+
     def commit(self, session_id: str, tokens: Sequence[int]) -> None:
         """The session's transcript is `tokens` now."""
         self._transcripts[session_id] = tuple(tokens)

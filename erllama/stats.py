@@ -65,11 +65,42 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EvictResult:
-    """What an evict did: `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run)."""
+    """What an evict, an unload or a `drop_idle` did.
+
+    `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run). `n_running` requests ran
+    or waited and keep the context. `weights_unloaded`: an unload did what its name says, so that nothing but the vocabulary is loaded.
+    """
 
     n_tokens: int = 0
     freed_bytes: int = 0
     n_running: int = 0
+    weights_unloaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """What a memory scheduler needs to know about one model: what it holds, and what giving it back would cost whom. Bytes and seconds.
+
+    `kv_bytes` is the context's whole KV buffer, allocated once however much of it is used; 0 without a context. `idle_kv_tokens` of ended
+    sequences are in it, each of `kv_bytes_per_token`. `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them are
+    memory of our own, the rest is mapped from the file (`weights_mapped`): pages that the system takes back by itself when it needs them.
+    A mapped model can be private nearly as a whole: llama.cpp copies Q4_0 weights, for one, into the layout of its kernels.
+    With `on_gpu` the layers that were offloaded, with their KV, are in GPU memory instead. `idle_s` runs from the end of the last request
+    (or from loading) and is 0 while one runs or waits.
+    """
+
+    kv_bytes: int
+    idle_kv_tokens: int
+    kv_bytes_per_token: int
+    weights_bytes: int
+    weights_private_bytes: int
+    weights_mapped: bool
+    n_running: int
+    n_queued: int
+    idle_s: float
+    has_context: bool
+    weights_loaded: bool
+    on_gpu: bool
 
 
 @dataclass(slots=True)
@@ -114,6 +145,7 @@ class Counters:
     completion_tokens: int = 0
     cached_tokens: int = 0
     decode_ms: float = 0.0
+    decode_aborts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +153,8 @@ class EngineStats:
     """Gauges of this moment, and the counters (`counts`) of it.
 
     `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of running sequences and `idle_kv_tokens` of
-    finished ones are in the context. `has_context` is False after an evict, until the next request. `sessions` counts known sessions.
+    finished ones are in the context. `has_context` is False after an evict, `weights_loaded` after an unload, until the next request.
+    `kv_bytes` is what the context holds for KV. `sessions` counts known sessions.
     """
 
     n_parallel: int
@@ -133,6 +166,8 @@ class EngineStats:
     kv_tokens: int = 0
     idle_kv_tokens: int = 0
     has_context: bool = True
+    weights_loaded: bool = True
+    kv_bytes: int = 0
     sessions: int = 0
     requests_refused: int = 0
     last_cache_hit: str = "cold"

@@ -9,6 +9,7 @@ function of all tokens of the sequence and of its adapter set alone; they favour
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from erllama.adapters import AdapterSet
 from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig
-from erllama.errors import DecodeFailed, InvalidParameter, ModelLoadError
+from erllama.errors import DecodeAborted, DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf_check import GgufInfo
 from erllama.kv_codec import KvUnreadable
 from erllama.kv_state import KvImage, KvKind, KvLayout, Rows
@@ -31,6 +32,8 @@ EOG = 256
 N_VOCAB = 257
 _LETTERS = np.frombuffer(b"etaoin shrdlucmfwypvbgkqjxz", dtype=np.uint8)
 _N_EMBD = 8
+_WEIGHTS_BYTES = 1000
+_HANG_S = 20.0
 CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
@@ -58,13 +61,17 @@ class StubBackend:
     """`fail_tokens`: a decode whose batch holds one of these ids raises `DecodeFailed`; `reply_tokens`: 0 never ends by itself.
 
     `kind` is that of the model whose state it keeps. `calls` counts the calls by method that touch states, `images` are all that were
-    made; `fail_restores` of the next `restore` calls raise `DecodeFailed`.
+    made; `fail_restores` of the next `restore` calls raise `DecodeFailed`. The next `hangs` decodes last until `abort`, which answers the
+    one that runs when it is called.
     """
 
     generates = True
     embeds = True
     n_vocab = N_VOCAB
     n_gpu_layers = 0
+    on_gpu = False
+    weights_mapped = True
+    weights_private_bytes = 0
     eog_tokens = frozenset({EOG})
     state_version = "stub 1"
 
@@ -83,6 +90,10 @@ class StubBackend:
         self.calls: Counter[str] = Counter()
         self.images: list[StubImage] = []
         self.fail_restores = 0
+        self.hangs = 0
+        self.load_problem = ""
+        self.weights_loaded = True
+        self._abort = threading.Event()
         self._sequences = [StubSequence() for _ in range(n_parallel)]
         self._reading: StubReading | None = None
         self.plans: list[list[tuple[int, int, int]]] = []  # per decode: (seq_id, start, n_tokens) of each row
@@ -122,6 +133,8 @@ class StubBackend:
         self._end_reading()
         assert {use.handle for use in plan.adapters} <= set(self.adapters), "an adapter of the plan is not loaded"
         self.plans.append([(row.seq_id, row.start, row.n_tokens) for row in plan.rows])
+        if self.hangs:
+            self._hang(plan)
         if any(token in self._fail_tokens for row in plan.rows for token in row.tokens):
             raise DecodeFailed("the stub was told to fail on this token")
         rows: list[Logits | None] = []
@@ -132,6 +145,20 @@ class StubBackend:
             assert len(kv) <= self.n_ctx, "context overflow"
             rows.append(self._logits(kv, plan.adapters) if row.wants_logits else None)
         return rows
+
+    def abort(self) -> None:
+        self._abort.set()
+
+    def _hang(self, plan: BatchPlan) -> None:
+        self.hangs -= 1
+        self._wait_for_abort()
+        for row in plan.rows:  # as llama.cpp does: what was computed so far stays
+            self._sequences[row.seq_id].extend(row.tokens[:1], set_name(plan.adapters))
+        raise DecodeAborted("the stub was told to hang")
+
+    def _wait_for_abort(self) -> None:
+        self._abort.clear()
+        assert self._abort.wait(_HANG_S), "nobody aborts a decode that hangs"
 
     def _logits(self, kv: list[int], adapters: AdapterSet) -> Logits:
         digest = hashlib.sha256(np.asarray(kv, dtype="<u4").tobytes())
@@ -238,9 +265,37 @@ class StubBackend:
             sequence.cut(0)
         return len(self._sequences) * self.n_ctx * ROW_BYTES
 
+    @property
+    def kv_bytes(self) -> int:
+        return len(self._sequences) * self.n_ctx * ROW_BYTES if self.has_context else 0
+
+    @property
+    def weights_bytes(self) -> int:
+        return _WEIGHTS_BYTES if self.weights_loaded else 0
+
+    def unload(self) -> int:
+        assert not self.has_context, "a context needs its weights"
+        if not self.weights_loaded:
+            return 0
+        self._check_file()
+        self.weights_loaded = False
+        self.calls["unload"] += 1
+        return _WEIGHTS_BYTES
+
+    def _ensure_weights(self) -> None:
+        if not self.weights_loaded:
+            self._check_file()
+            self.weights_loaded = True
+            self.calls["load"] += 1
+
+    def _check_file(self) -> None:
+        if self.load_problem:
+            raise ModelLoadError(self.load_problem, param="path")
+
     def ensure_context(self) -> bool:
         if self.has_context:
             return False
+        self._ensure_weights()
         self.has_context = True
         self._count("ensure_context")
         return True
@@ -257,6 +312,7 @@ class StubBackend:
         return _LiteralGate([*text[1:-1].encode(), EOG])
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        self._ensure_weights()
         vectors = []
         for tokens in inputs:
             vector = np.array([sum(tokens), len(tokens), *([1] * (_N_EMBD - 2))], dtype=np.float32)
@@ -266,6 +322,7 @@ class StubBackend:
     def load_adapter(self, handle: str, path: str) -> None:
         if "bad" in Path(path).name:
             raise ModelLoadError(f"cannot load adapter {path}: the stub refuses it", param="path")
+        self._ensure_weights()
         self.adapters[handle] = path
 
     def free_adapter(self, handle: str) -> None:

@@ -1,12 +1,12 @@
 """What is saved when, and what is worth restoring: tables, since the numbers are the policy."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_due, logits_due, worth_restoring
+from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due, worth_restoring
 from erllama.errors import InvalidParameter
 
 POLICY = CachePolicy()  # cold: from 512 tokens on, every 1024, without the last 32
@@ -55,10 +55,22 @@ def test_what_is_due_is_in_the_context_and_before_the_end_whole_blocks(n_prompt:
 
 
 @pytest.mark.parametrize(
-    ("n_generated", "n_saved", "due"), [(0, 0, False), (2047, 0, False), (2048, 0, True), (4095, 2048, False), (4096, 2048, True)]
+    ("n_kv", "n_saved", "upto"), [(0, 0, 0), (2047, 0, 0), (2048, 0, 2048), (4095, 2048, 0), (4096, 2048, 4096), (3000, 900, 2816)]
 )
-def test_a_continued_save_is_due_once_per_interval(n_generated: int, n_saved: int, due: bool):
-    assert continued_due(POLICY, n_generated=n_generated, n_generated_saved=n_saved) is due
+def test_a_continued_save_is_due_at_an_interval_of_unsaved_tokens_and_takes_whole_blocks(n_kv: int, n_saved: int, upto: int):
+    assert continued_upto(POLICY, n_kv=n_kv, n_saved=n_saved, whole_blocks=True) == upto
+
+
+def test_a_continued_save_of_a_state_that_cannot_be_cut_takes_all():
+    assert continued_upto(POLICY, n_kv=3000, n_saved=900, whole_blocks=False) == 3000
+
+
+@given(interval=st.integers(1, 700), n_given=st.integers(0, 900), n_reply=st.integers(0, 3000), n_saved=st.integers(0, 900))
+def test_never_more_than_an_interval_or_a_block_of_a_reply_is_unsaved(interval: int, n_given: int, n_reply: int, n_saved: int):
+    policy, n_saved = replace(POLICY, continued_interval=interval), min(n_saved, n_given)
+    for n_kv in range(n_given + 1, n_given + n_reply):
+        n_saved = max(n_saved, continued_upto(policy, n_kv=n_kv, n_saved=n_saved, whole_blocks=True))
+        assert n_kv - n_saved < max(interval, 256)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from engine_kit import ROOT, Rig, make_rig, request
 
 from cache_store import BLOCK_TOKENS, tail_key
-from erllama.engine import check_token_ids
 from erllama.errors import ContextOverflow, DecodeFailed, EngineStopped, InvalidParameter, NotSupported
 from erllama.machine import State
 from erllama.request import CacheHitKind, FinishReason, GenerationRequest, Tokens
+from erllama.request_check import check_token_ids
 from erllama.stats import ModelStatus
 from erllama.stub_backend import EOG, StubBackend
 

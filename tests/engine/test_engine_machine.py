@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from engine_kit import OnCall, Rig, make_rig, request
@@ -14,7 +15,7 @@ from cache_store import Store, StoreConfig, TierConfig
 from erllama.cache_policy import CachePolicy
 from erllama.errors import InvalidParameter
 from erllama.kv_state import KvKind
-from erllama.request import Done, Failed, Tokens
+from erllama.request import Done, Failed, GenerationRequest, Tokens
 from erllama.stub_backend import StubBackend
 
 FAIL = 7
@@ -22,6 +23,13 @@ N_CTX = 64
 POLICY = CachePolicy(
     min_tokens=4, cold_min_tokens=4, boundary_trim_tokens=2, continued_interval=5, restore_min_tokens=3, restore_always=True, share_wait_s=0
 )
+
+
+class ImpatientStub(StubBackend):
+    """Its decodes that hang are aborted at once."""
+
+    def _wait_for_abort(self) -> None:
+        return
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -33,6 +41,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.gettempdir(), f"erllama-{uuid.uuid4().int}")
         self.folder.mkdir()
         self.submitted: list[str] = []
+        self.asked: list[GenerationRequest] = []
         self.wanted: dict[str, int | None] = {}
         self.handles: list[str] = []
         self.store: Store | None = None
@@ -46,7 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
         with_store=st.booleans(),
     )
     def start(self, n_parallel: int, deterministic: bool, reply_tokens: int, kind: KvKind, with_store: bool) -> None:
-        backend = StubBackend(N_CTX, n_parallel, reply_tokens=reply_tokens, fail_tokens=frozenset({FAIL}), kind=kind)
+        backend = ImpatientStub(N_CTX, n_parallel, reply_tokens=reply_tokens, fail_tokens=frozenset({FAIL}), kind=kind)
         if with_store and kind is not KvKind.OPAQUE:
             self.store = Store(StoreConfig(tiers=(TierConfig(f"memory://{uuid.uuid4()}"),)))
         self.rig = make_rig(
@@ -78,7 +87,25 @@ class EngineMachine(RuleBasedStateMachine):
         }[extra]
         self.submitted.append(name)
         self.wanted[name] = max_tokens
-        self.rig.submit(request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params))
+        self.asked.append(request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params))
+        self.rig.submit(self.asked[-1])
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        """Whether the earlier run goes on here or has ended."""
+        earlier = data.draw(st.sampled_from(self.asked))
+        name = f"r{len(self.submitted)}"
+        self.submitted.append(name)
+        self.wanted[name] = None if earlier.max_tokens is None else earlier.max_tokens - len(self.rig.ids(earlier.request_id))
+        self.rig.submit(replace(earlier, request_id=name, resumed=tuple(self.rig.ids(earlier.request_id))))
+
+    @rule(n_prompt=st.integers(1, N_CTX))
+    def restore_only(self, n_prompt: int) -> None:
+        name = f"r{len(self.submitted)}"
+        self.submitted.append(name)
+        self.wanted[name] = 0
+        self.rig.submit(request(name, "x" * n_prompt, max_tokens=0, restore_only=True))
 
     @rule()
     def submit_one_that_fails_to_decode(self) -> None:
@@ -108,6 +135,22 @@ class EngineMachine(RuleBasedStateMachine):
         running = bool(self.rig.engine._admission.running)
         self.rig.engine.evict()
         assert self.rig.backend.has_context >= running
+
+    @rule()
+    def unload(self) -> None:
+        loaded, idle = self.rig.backend.weights_loaded, self.rig.engine.idle
+        assert self.rig.engine.unload().weights_unloaded == idle
+        assert self.rig.backend.weights_loaded == (loaded and not idle)
+
+    @rule()
+    def drop_idle(self) -> None:
+        self.rig.engine.drop_idle()
+        assert self.rig.engine.stats.idle_kv_tokens == 0
+
+    @precondition(lambda self: not self.rig.backend.hangs and self.rig.engine._keeper._n_aborts < 2)  # the third one ends an engine
+    @rule()
+    def hang(self) -> None:
+        self.rig.backend.hangs = 1
 
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:

@@ -85,7 +85,7 @@ def test_one_token_is_left_to_compute_for_the_logits():
 
 
 def with_logits(tokens: Iterable[int], n_prompt: int, root: ChainKey = ROOT) -> Held:
-    return Held(ids(tokens), root, n_prompt=n_prompt, prompt_logits=np.zeros(3, dtype=np.float32))
+    return Held(ids(tokens), root, n_given=n_prompt, prompt_logits=np.zeros(3, dtype=np.float32))
 
 
 def test_the_same_prompt_is_covered_whole_where_the_logits_at_its_end_are_known():

@@ -25,6 +25,7 @@ SAME = {
     "prefill_slice": 64,
     "max_queue": 1,
     "stream_interval_ms": 0.0,
+    "decode_budget_s": 0.0,
     "n_threads": 3,
     "n_gpu_layers": 7,
     "use_mmap": False,
