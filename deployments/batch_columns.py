@@ -1,0 +1,68 @@
+"""The columns of a Ray Data batch, whichever of its three formats it has: read one as plain Python values, put new ones beside the others.
+
+pandas and pyarrow are imported only when a batch of theirs arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from erllama.errors import InvalidParameter
+
+
+def read_column(batch: Any, name: str) -> list[Any]:
+    """The values of a column, free of numpy's types. Raises `InvalidParameter`, which names the columns that there are."""
+    names = list(batch.column_names) if _is_arrow(batch) else list(batch)
+    if name not in names:
+        raise InvalidParameter(f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name)
+    if _is_arrow(batch):
+        values = batch.column(name).to_pylist()
+    else:
+        values = batch[name].tolist() if hasattr(batch[name], "tolist") else list(batch[name])
+    return [plain(value) for value in values]
+
+
+def add_columns(batch: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
+    """The batch with columns of texts, which may be null, and of whole numbers; a column of the same name is replaced."""
+    if _is_arrow(batch):
+        return _add_to_arrow(batch, texts, counts)
+    if isinstance(batch, Mapping):
+        columns = {name: np.array(values, dtype=object) for name, values in texts.items()}
+        return {**batch, **columns, **{name: np.array(values, dtype=np.int64) for name, values in counts.items()}}
+    return _add_to_pandas(batch, texts, counts)
+
+
+def plain(value: Any) -> Any:
+    """Lists and dicts instead of arrays. What is null in a dict was not there: Arrow's structs have the same fields in every row."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return value if value and type(value[0]) is int else [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def _is_arrow(batch: Any) -> bool:
+    return hasattr(batch, "column_names")
+
+
+def _add_to_arrow(table: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
+    import pyarrow as pa
+
+    columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
+    columns |= {name: pa.array(values, pa.int64()) for name, values in counts.items()}
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.append_column(name, values) if at < 0 else table.set_column(at, name, values)
+    return table
+
+
+def _add_to_pandas(frame: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
+    import pandas as pd
+
+    columns: dict[str, Any] = {name: pd.array(list(values), dtype="string") for name, values in texts.items()}
+    return frame.assign(**columns, **{name: np.array(values, dtype=np.int64) for name, values in counts.items()})
