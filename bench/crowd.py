@@ -1,6 +1,6 @@
 """Many clients that come and go: does the server lose a sequence, leak memory, or answer anything but a reply or 429?
 
-    python bench/soak.py [--clients 64] [--seconds 120] [--model demo] [--json FILE]
+    python bench/crowd.py [--clients 64] [--seconds 120] [--model demo] [--json FILE]
 
 Starts the real application with few sequences and a short queue, so that it is always full, and lets every client loop: a chat or a
 completion, streamed or not, read to the end or cancelled by closing the socket: before the first token, in mid-stream, while a whole reply
@@ -37,7 +37,7 @@ from stream_client import Connection, Raw, Reply, Truncated, encode_request, par
 from deployments.model_client import RemoteModel
 from erllama.stats import EngineStats, ModelStatus
 
-MODEL_ID = "soak"
+MODEL_ID = "crowd"
 WORDS = (
     "red",
     "blue",
