@@ -7,6 +7,7 @@ nobody has to know which layer a knob belongs to.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 
 from cache_store import StoreConfig, TierConfig
 from deployments.http_options import HttpOptions
+from deployments.pressure import Measure
 from erllama.cache_policy import CachePolicy
 from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
 from erllama.errors import InvalidParameter
@@ -27,6 +29,7 @@ def deployment_name(model_id: str) -> str:
 
 
 _SHM_BYTES = 2 << 30
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class _Strict(BaseModel):
@@ -70,6 +73,7 @@ class ModelSpec(_Strict):
     prefill_slice: int = 256
     max_queue: int = 128
     stream_interval_ms: float = 50.0
+    decode_budget_s: float = 120.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
     flash_attn: bool = True
@@ -91,6 +95,11 @@ class ModelSpec(_Strict):
     memory: Annotated[int, Field(ge=0)] | None = None
     resources: dict[str, float] = {}
     graceful_shutdown_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    drain_s: Annotated[float, Field(ge=0)] = 30.0
+    max_surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    keep_alive_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    prewarm: Annotated[int, Field(ge=0)] = 0
+    prewarm_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
 
     @field_validator("id")
     @classmethod
@@ -107,6 +116,9 @@ class ModelSpec(_Strict):
             raise ValueError(error.message) from None
         if self.autoscaling is not None and self.num_replicas != 1:
             raise ValueError("num_replicas and autoscaling exclude each other")
+        if self.drain_s > self.graceful_shutdown_timeout_s:
+            limit = f"graceful_shutdown_timeout_s ({self.graceful_shutdown_timeout_s:g})"
+            raise ValueError(f"drain_s ({self.drain_s:g}) must not exceed {limit}: the replica is killed then")
         if isinstance(self.n_gpu_layers, int) and self.n_gpu_layers != 0 and self.num_gpus == 0:
             raise ValueError(f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers")
         return self
@@ -197,13 +209,83 @@ class HttpSpec(_Strict):
         return HttpOptions(**self.model_dump(exclude={"ingress_replicas"}))
 
 
+class RoutingSpec(_Strict):
+    """Which of a model's replicas gets a request. `route_score` has the rules; times in seconds, sizes in tokens of the prompt."""
+
+    enabled: bool = True
+    chunk_tokens: Annotated[int, Field(ge=8, le=1024)] = 32
+    guard_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 512.0
+    stats_period_s: Annotated[float, Field(ge=0.1, le=60)] = 0.5
+    max_published: Annotated[int, Field(ge=64, le=65536)] = 2048
+
+
+class Failover(_Strict):
+    """How often and how long a call whose replica is gone is tried on others; seconds.
+
+    `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before the second retry; it doubles.
+    """
+
+    max_attempts: Annotated[int, Field(ge=1)] = 8
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    backoff_s: Annotated[float, Field(ge=0)] = 0.25
+
+
+class SchedulerSpec(_Strict):
+    """The memory scheduler: shares of a memory, times in seconds. `pressure_policy` has the rules.
+
+    `sources` are "system", "nvidia", "none" or "module:function" (called with a node id, returns `pressure.Reading`s) and are read on every
+    node. `total_bytes` makes "system" believe in less RAM than the machine has.
+    """
+
+    enabled: bool = True
+    interval_s: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = 5.0
+    high: Annotated[float, Field(gt=0, le=1)] = 0.85
+    low: Annotated[float, Field(gt=0, le=1)] = 0.75
+    min_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    order: tuple[Measure, ...] = tuple(Measure)
+    sources: tuple[str, ...] = ("system", "nvidia")
+    total_bytes: Annotated[int, Field(gt=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    relay: bool = True
+    collect_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
+    log: bool = True
+
+    @field_validator("order", "sources")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = {str(name) for name in value if value.count(name) > 1}
+        if twice:
+            raise ValueError(f"names {sorted(twice)[0]!r} twice")
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in ("system", "nvidia", "none") and not _FUNCTION.fullmatch(name):
+                raise ValueError(f"must be system, nvidia, none or module:function, got {name!r}")
+        if "none" in value and len(value) > 1:
+            raise ValueError("none stands alone")
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
 class BuildArgs(_Strict):
     """The whole of `args`."""
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
+    failover: Failover = Failover()
+    routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
 
     @field_validator("policy", mode="wrap")
     @classmethod
@@ -221,6 +303,8 @@ class BuildArgs(_Strict):
                 if name in seen:
                     raise ValueError(f"two models answer to {name!r}")
                 seen.add(name)
+        if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
+            raise ValueError("keep_alive_s needs scheduler.enabled: true")
         deployments = [deployment_name(model.id) for model in self.models]
         if len(set(deployments)) != len(deployments):
             raise ValueError("two model ids give the same deployment name")

@@ -70,7 +70,7 @@ def error_response(error: ErllamaError, *, headers: dict[str, str] | None = None
     headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    elif error.http_status == 429:
+    elif error.http_status in (429, 503):
         headers["retry-after"] = "1"  # clients back off blindly without it
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"

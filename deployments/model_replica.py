@@ -14,12 +14,17 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from cache_store import CachedPrefix, StoreConfig, StoreStats
-from deployments.config import ModelSpec
+from cache_store import CachedPrefix, Collected, News, StoreConfig, StoreStats
+from deployments.config import ModelSpec, RoutingSpec
 from deployments.mailbox import Mailbox
+from deployments.memory_sources import MemorySource
+from deployments.pressure import Collect, Relief, Relieved, ReplicaPlace, ReplicaReport
+from deployments.replica_memory import ReplicaMemory
+from deployments.resumption import is_attempt_of
+from deployments.routing_stats import RoutingStats
 from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
 from erllama.model import Model
 from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request, merge_events
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
@@ -28,8 +33,16 @@ log = logging.getLogger(__name__)
 
 MakeModel = Callable[..., Model]
 
-# A busy engine that has not finished a step for this long is stuck: far above a 512-token prefill step of a large model on a slow CPU.
-_STUCK_AFTER_S = 600.0
+# A busy engine that has not finished a step for this long is stuck, beyond what aborting a decode can cure: twice the budget of a decode,
+# for the one that was aborted and the first in its new context, and what loading unloaded weights, saves and restores may take besides.
+_STUCK_MARGIN_S = 300.0
+_STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
+_DRAIN_POLL_S = 0.1
+
+
+def stuck_after_s(decode_budget_s: float) -> float:
+    """Seconds after which a replica whose decodes have this budget (0: none) is replaced."""
+    return 2 * decode_budget_s + _STUCK_MARGIN_S if decode_budget_s else _STUCK_WITHOUT_BUDGET_S
 
 
 class ModelReplica:
@@ -42,12 +55,16 @@ class ModelReplica:
         n_cpus: int,
         store: StoreConfig | None = None,
         policy: CachePolicy | None = None,
+        routing: RoutingSpec | None = None,
+        place: ReplicaPlace | None = None,
+        sources: Sequence[MemorySource] = (),
         make_model: MakeModel = Model,
     ) -> None:
-        """Load the model. Raises what the load raises: Serve shows it in `serve status`."""
+        """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing` None: no router wants to know."""
         self._spec = spec
         self._mail: dict[str, Mailbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining = False
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
         started = time.monotonic()
         self._model = make_model(config, sink=self._on_events, store=store, policy=policy)
@@ -55,10 +72,16 @@ class ModelReplica:
             for adapter in spec.adapters:
                 handle = self._model.load_adapter(adapter.path)
                 self._model.set_adapter_scale(handle, adapter.scale)
+            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
         except BaseException:
             self._model.shutdown()
             raise
-        log.info("model loaded: id=%s path=%s threads=%s seconds=%.1f", spec.id, spec.path, config.n_threads, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        log.info(
+            "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", spec.id, spec.path, config.n_threads, n_warm, seconds
+        )
+        self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
+        self._memory = ReplicaMemory(self._model, spec.id, place or ReplicaPlace(), sources)
 
     # --- generation -------------------------------------------------------------------------------------------------------
 
@@ -72,6 +95,8 @@ class ModelReplica:
         request_id = request.request_id
         mailbox = Mailbox()
         try:
+            if self._draining:
+                raise EngineStopped("this replica is going away", retry_after_s=1)
             if request_id in self._mail:  # also one whose reader left and whose last event is still on its way
                 raise InvalidParameter(f"a request with id {request_id!r} is in flight", param="request_id")
             self._model.post(request)
@@ -150,8 +175,10 @@ class ModelReplica:
         return await asyncio.to_thread(self._model.evict)
 
     async def cancel(self, ref: str) -> None:
-        """Idempotent; unknown references are fine (another replica may know them)."""
-        self._model.cancel(ref)
+        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are fine (another replica may know them)."""
+        for request_id in list(self._mail):
+            if is_attempt_of(request_id, ref):
+                self._model.cancel(request_id)
 
     # --- the rest of the engine API -------------------------------------------------------------------------------------------
 
@@ -196,11 +223,42 @@ class ModelReplica:
     async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
         return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
 
+    # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------------------------------------
+
+    async def memory_report(self, with_news: bool) -> ReplicaReport:
+        return await asyncio.to_thread(self._memory.report, with_news=with_news)
+
+    async def relieve(self, order: Relief) -> Relieved | None:
+        return await asyncio.to_thread(self._memory.relieve, order)
+
+    async def hear(self, news: Sequence[News]) -> None:
+        await asyncio.to_thread(self._memory.hear, news)
+
+    async def collect(self, order: Collect) -> Collected | None:
+        return await asyncio.to_thread(self._memory.collect, order)
+
     # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
 
     async def check_health(self) -> None:
         """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never waits for the engine."""
-        self._model.check_alive(stuck_after_s=_STUCK_AFTER_S)
+        self._model.check_alive(stuck_after_s=stuck_after_s(self._spec.decode_budget_s))
+
+    def drain(self, seconds: float) -> None:
+        """Admit nothing more, let what runs go on for `seconds`, then save everything and end the rest, so that it goes on elsewhere.
+
+        Blocks; not for an event loop. Serve stops the replica once its streams have ended.
+        """
+        self._draining = True
+        give_up = time.monotonic() + seconds
+        log.info("draining: running=%d seconds=%g", self._model.pending_len, seconds)
+        while self._model.pending_len and time.monotonic() < give_up:
+            time.sleep(_DRAIN_POLL_S)
+        log.info("drained: moved=%d", self._model.pending_len)
+        self._model.shutdown()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What `KvRouter`s learn of this replica, twice a second by default."""
+        return {} if self._routing is None else await self._routing.collect(self._model.stats())
 
     async def shutdown(self) -> None:
         """End what runs and free the model. Idempotent."""

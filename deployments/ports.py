@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cache_store import ChainKey
+from erllama.errors import ErllamaError
 from erllama.request import Event, GenerationRequest
 from erllama.stats import ModelInfo
 
@@ -35,6 +36,10 @@ class ModelPort(Protocol):
 
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is scaled to zero."""
+        ...
+
+    def end_all(self, error: ErllamaError) -> None:
+        """End what runs with `error` and refuse what comes: this process is going away. Any thread; returns at once."""
         ...
 
 

@@ -197,6 +197,20 @@ def test_a_tier_that_hangs_does_not_hold_the_collector_beyond_its_deadline(tmp_p
         collector.check_integrity()
 
 
+def test_collections_of_a_tier_that_hangs_do_not_pile_up_threads(tmp_path):
+    def n_threads() -> int:
+        return sum(thread.name.startswith("cache-collect") for thread in threading.enumerate())
+
+    tiers = FaultyTiers()
+    with opened(tmp_path, open=tiers) as collector:
+        tiers.tiers[0].inject("sweep", Fault.HANG, times=None)
+        before = n_threads()
+        failures = [collector.collect(0, deadline_s=0.1).failure for _ in range(20)]
+        assert n_threads() - before <= 8
+        assert set(failures) == {"no answer before the deadline", "collect-disk: every call hangs"}
+        tiers.tiers[0].heal()
+
+
 # --- chains --------------------------------------------------------------------------------------------------------------------
 
 _saves = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 1500), st.integers(0, 2), st.booleans()), min_size=5, max_size=25)

@@ -358,3 +358,44 @@ def test_stores_that_hear_of_each_other_converge_to_what_is_on_disk(config, tmp_
     for store in stores:
         assert known_to(store) == on_disk
         store.close(5)
+
+
+# --- what is believed and gone -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_lost", [1, 2, 4])
+def test_a_chain_that_goes_on_from_objects_that_are_gone_heals_with_the_next_save(pair, tmp_path, n_lost):
+    """One hears of what the other wrote, writes behind it, and only then the other's objects go without a word."""
+    one, other = pair
+    root, tokens = one.root("model"), prompt(1500)
+    written(one, tokens, upto=1024)
+    other.hear([one.news()])
+    lost = files_below(tmp_path)
+    written(other, tokens, end=True)
+    for path in sorted(lost, key=lambda path: BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start)[4 - n_lost :]:
+        path.unlink()
+    one.hear([other.news()])
+    for store in (one, other):
+        assert restore(store, root, tokens).n_tokens == 1024 - n_lost * 256
+        assert store.missing(root, tokens, 1500)[0].start == 1024 - n_lost * 256
+    written(one, tokens)
+    other.hear([one.news()])
+    for store in (one, other):
+        assert restore(store, root, tokens).n_tokens == 1500
+
+
+def test_what_found_no_room_once_may_be_continued_when_another_has_written_it(tmp_path):
+    tier = TierConfig(str(tmp_path / "tier"), max_bytes=24_000)
+    with opened(StoreConfig(tiers=(tier,))) as one, opened(StoreConfig(tiers=(replace(tier, max_bytes=None),))) as other:
+        root, pinned, tokens = one.root("model"), prompt(512, seed=2), prompt(512)
+        written(one, pinned)
+        one.pin(root, pinned, 512)
+        written(one, tokens, upto=256)
+        assert one.stats().dropped == {"full": 1}
+        one.unpin(root, pinned, 512)
+        one.evict_bytes(0, 1 << 30)
+        written(other, tokens, upto=256)
+        one.hear([other.news()])
+        written(one, tokens)
+        assert one.stats().dropped == {"full": 1}
+        assert restore(other, root, tokens).n_tokens == 512

@@ -115,6 +115,9 @@ class FakeModel:
     async def model_info(self) -> ModelInfo:
         raise NotImplementedError
 
+    def end_all(self, error: ErllamaError) -> None:
+        raise NotImplementedError
+
     async def ready(self) -> bool | None:
         if isinstance(self.state, Exception):
             raise self.state

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from gated_stub import WAIT_S, GatedStub
 
+from cache_store import StoreConfig, TierConfig
 from deployments.config import ModelSpec
 from deployments.model_replica import ModelReplica
 from erllama.config import EngineConfig
@@ -16,6 +17,7 @@ from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, Mod
 from erllama.model import Model
 from erllama.request import Completion, Done, Event, Failed, FinishReason, GenerationRequest, SamplingParams, Tokens
 from erllama.stats import ModelStatus
+from erllama.stub_backend import StubBackend
 
 
 class Fixture:
@@ -425,3 +427,35 @@ def test_the_threads_are_the_cpus_that_ray_gave_unless_the_config_names_a_number
         with pytest.raises(Loaded):
             ModelReplica(ModelSpec(id="m", path="x.gguf", n_threads=n_threads), n_cpus=7, make_model=make_model)
     assert [config.n_threads for config in configs] == [7, 3]
+
+
+def test_a_new_replica_has_the_hottest_prefixes_live_before_it_answers(tmp_path):
+    """The second replica stands for one after a restart, on the same store."""
+    (tmp_path / "model.gguf").write_bytes(b"not read by the stub")
+    spec = ModelSpec(id="stub", path=str(tmp_path / "model.gguf"), fingerprint="trusted", n_ctx=1024, n_parallel=2, prewarm=1)
+    store = StoreConfig(tiers=(TierConfig(str(tmp_path / "kv")),))
+
+    def replica() -> ModelReplica:
+        return ModelReplica(spec, n_cpus=1, store=store, make_model=partial(Model, make_backend=StubBackend.from_config))
+
+    async def asked(one: ModelReplica) -> Completion:
+        reply = await one.complete([1 + i * 7 % 250 for i in range(600)], {"response_tokens": 2, "temperature": 0}, "r")
+        assert isinstance(reply, Completion)
+        return reply
+
+    async def run() -> None:
+        first = replica()
+        assert first._model.stats().idle_kv_tokens == 0
+        try:
+            cold = await asked(first)
+        finally:
+            await first.shutdown()
+        second = replica()
+        try:
+            assert second._model.stats().idle_kv_tokens >= 600
+            warm = await asked(second)
+        finally:
+            await second.shutdown()
+        assert (warm.tokens, warm.stats.cache_tier) == (cold.tokens, "live")
+
+    asyncio.run(run())

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cache_store import StoreConfig
 from deployments.app import cpu_share, replica_cpus
-from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.config import BuildArgs, Failover, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
 from erllama.cache_policy import CachePolicy
 from erllama.config import EngineConfig
@@ -34,10 +34,16 @@ def test_the_shipped_config_names_every_knob_and_only_defaults():
     assert ModelSpec.model_validate(model) == ModelSpec(id="demo", path="demo")
     assert set(shipped_args()["http"]) == set(HttpSpec.model_fields)
     assert HttpSpec.model_validate(shipped_args()["http"]) == HttpSpec()
+    assert set(shipped_args()["routing"]) == set(RoutingSpec.model_fields)
+    assert RoutingSpec.model_validate(shipped_args()["routing"]) == RoutingSpec()
     assert set(shipped_args()["store"]) == set(StoreSpec.model_fields)
     assert StoreSpec.model_validate(shipped_args()["store"]) == StoreSpec()
     assert set(shipped_args()["policy"]) == set(CachePolicy.__dataclass_fields__)
     assert BuildArgs.model_validate(shipped_args()).policy == CachePolicy()
+    assert set(shipped_args()["failover"]) == set(Failover.model_fields)
+    assert Failover.model_validate(shipped_args()["failover"]) == Failover()
+    assert set(shipped_args()["scheduler"]) == set(SchedulerSpec.model_fields)
+    assert SchedulerSpec.model_validate(shipped_args()["scheduler"]) == SchedulerSpec()
     assert set(shipped_args()) == set(BuildArgs.model_fields)
 
 
@@ -80,6 +86,9 @@ def test_every_setting_of_the_engine_can_be_set_in_the_config():
         ({"autoscaling": {"min": 3}}, "autoscaling.min"),
         ({"id": "a b"}, "id"),
         ({"stream_interval_ms": -1}, "stream_interval_ms"),
+        ({"decode_budget_s": -1}, "decode_budget_s"),
+        ({"drain_s": 700}, "graceful_shutdown_timeout_s"),
+        ({"max_surge_percent": 101}, "max_surge_percent"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(model, named):

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from openai import OpenAI
 
 from tests.support.serve_process import ServeProcess
+from tests.support.streams import TextStream, replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -37,7 +36,7 @@ WEATHER = {
 @contextmanager
 def serving(folder: Path, store: Path, policy: dict[str, Any]) -> Iterator[ServeProcess]:
     folder.mkdir()
-    model = {"id": "demo", "path": "demo", "n_ctx": 2048, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5}
+    model = {"id": "demo", "path": "demo", "n_ctx": 8192, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5}
     tiers = [{"url": str(store / "fast"), "max_bytes": "1GiB"}, {"url": str(store / "slow")}]
     process = ServeProcess(folder, {"models": [model], "store": {"tiers": tiers}, "policy": policy})
     try:
@@ -90,31 +89,13 @@ def test_sigterm_saves_what_was_running(tmp_path):
     prompt = [300 + i * 7 % 900 for i in range(600)]
     body = {"model": "demo", "prompt": prompt, "temperature": 0}
     with serving(tmp_path / "serve", tmp_path, policy) as server:
-        started, ended = threading.Event(), threading.Event()
-
-        def stream() -> None:
-            with httpx.stream(
-                "POST", f"{server.url}/v1/completions", json={**body, "max_tokens": 1400, "stream": True, "ignore_eos": True}, timeout=60
-            ) as response:
-                lines = response.iter_lines()
-                try:
-                    for line in lines:
-                        if line:
-                            started.set()
-                except httpx.HTTPError:
-                    pass  # the replica is gone: that is the point
-            ended.set()
-
-        reader = threading.Thread(target=stream)
-        reader.start()
-        assert started.wait(60)
-        (replica,) = [
-            p for p in psutil.process_iter(["name", "cmdline"]) if "ServeReplica:erllama:model-demo" in " ".join(p.info["cmdline"] or ())
-        ]
+        stream = TextStream(server.url, {**body, "max_tokens": 5000, "ignore_eos": True})
+        stream.wait_chars(1)
+        (replica,) = [psutil.Process(pid) for pid in replica_pids("model-demo")]
         os.kill(replica.pid, signal.SIGTERM)
         replica.wait(30)
-        assert ended.wait(60)
-        reader.join()
-        server.wait_ready("demo")
-        usage = httpx.post(f"{server.url}/v1/completions", json={**body, "max_tokens": 4}, timeout=60).json()["usage"]
-    assert usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - 1
+        assert not stream.ended
+        stream.finish()  # it went on from the next replica
+        assert (stream.error, stream.broken) == (None, None)
+        assert stream.usage is not None
+    assert stream.usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - 1

@@ -1,0 +1,69 @@
+"""How a replica learns that Serve has begun to stop it, while its requests still run.
+
+Serve stops routing to the replica, waits for its requests and calls the destructor when they have ended, or kills it after
+`graceful_shutdown_timeout_s`. It tells user code nothing before that. The only sign is a flag on its own replica object; the two private
+names that lead there are in `serve_is_stopping`. If another Ray lacks them, nothing is noticed early: requests then run to their end or to
+the kill, and go on elsewhere from what was saved by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 0.5
+
+
+def serve_replica() -> object | None:
+    """Serve's own object of the replica that this process is; None outside of one, or when Ray has changed."""
+    worker = ray._private.worker.global_worker
+    actor = getattr(worker, "actors", {}).get(getattr(worker, "actor_id", None))
+    replica: object | None = getattr(actor, "_replica_impl", None)
+    return replica
+
+
+def serve_is_stopping() -> bool:
+    """Whether Serve has begun to stop the replica that this process is."""
+    return bool(getattr(serve_replica(), "_shutting_down", False))
+
+
+def app_is_deleted() -> bool:
+    """Whether the whole application of this replica goes, and not just this replica. Asks Serve's controller."""
+    try:
+        name = serve.get_replica_context().app_name
+        application = serve.status().applications.get(name)
+    except Exception as error:  # the controller may be gone already
+        log.info("the application's state is unknown: %r", error)
+        return True
+    return application is None or application.status == ApplicationStatus.DELETING
+
+
+class DrainWatch:
+    """Calls `on_drain` once, on a thread of its own, when `is_stopping` first says so; never when it is closed before."""
+
+    def __init__(self, on_drain: Callable[[], None], is_stopping: Callable[[], bool] = serve_is_stopping) -> None:
+        self._on_drain = on_drain
+        self._is_stopping = is_stopping
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="erllama-drain", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching. Idempotent; a drain that has begun goes on."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(PERIOD_S):
+            if self._is_stopping():
+                try:
+                    self._on_drain()
+                except Exception:  # Serve's own stop goes on; what was not saved is computed again
+                    log.exception("drain failed")
+                return
