@@ -8,6 +8,7 @@ sequences on purpose: admission and queueing happen in the engine, and a control
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import math
@@ -41,7 +42,8 @@ from erllama.replay_book import ReplayBook
 log = logging.getLogger(__name__)
 
 _MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses first
-_HEALTH_PERIOD_S = 10.0
+_HEALTH_PERIOD_S = 5.0  # a check costs next to nothing, and clients wait for a broken replica to be replaced
+_LAST_FLUSH_S = 5.0
 _ROUTINE = ("CALL memory_report OK", "CALL hear OK")  # as Serve's access log begins
 _GOODBYE_S = 5.0  # before Serve kills an ingress replica
 
@@ -81,6 +83,19 @@ class Replica(ModelReplica):
         register(_stop, weakref.ref(self))
         reference = weakref.ref(self)
         self._watch = DrainWatch(lambda: _drain(reference, spec.drain_s))
+
+    async def check_health(self) -> None:
+        """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three failures, and its clients with it."""
+        try:
+            await super().check_health()
+        except EngineStopped as error:
+            if self._draining:
+                raise
+            log.error("this replica cannot go on and leaves: %s", error)
+            store = self._model.store
+            if store is not None:
+                await asyncio.to_thread(store.flush, _LAST_FLUSH_S)
+            os._exit(1)  # a thread that hangs in llama.cpp would keep any gentler exit waiting
 
     def __del__(self) -> None:
         model = getattr(self, "_model", None)  # absent when the load failed

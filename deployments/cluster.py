@@ -22,7 +22,9 @@ from ray import serve
 from cache_store import StoreStats
 from deployments.config import deployment_name
 from deployments.handles import blocking_handle
-from deployments.model_client import APP_NAME, RemoteModel, mapped_errors
+from deployments.model_client import APP_NAME
+from deployments.ray_errors import mapped_errors
+from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
 from erllama.request import Completion
 from erllama.stats import EngineStats, EvictResult

@@ -225,7 +225,7 @@ class Failover(_Strict):
     `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before the second retry; it doubles.
     """
 
-    max_attempts: Annotated[int, Field(ge=1)] = 8
+    max_attempts: Annotated[int, Field(ge=1)] = 12
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     backoff_s: Annotated[float, Field(ge=0)] = 0.25
 

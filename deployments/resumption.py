@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from deployments.config import Failover
-from erllama.errors import ErllamaError, QueueFull
+from erllama.errors import DecodeAborted, ErllamaError, QueueFull
 from erllama.request import Done, Event, Failed, GenerationRequest, RequestStats, Tokens
 
 Clock = Callable[[], int]
 
 _SEPARATOR = "~r"
 _MAX_BACKOFF_S = 5.0
+_MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode in time must not end one engine after the other
 
 
 def attempt_id(request_id: str, number: int) -> str:
@@ -54,6 +55,7 @@ class Attempts:
         self._limits = limits
         self._clock = clock
         self._n_failed = 0
+        self._n_aborted = 0
         self._failing_since: int | None = None
         self._moved_at: int | None = None
 
@@ -73,6 +75,10 @@ class Attempts:
         if self._failing_since is None:
             self._failing_since = now
         self._n_failed += 1
+        if isinstance(error, DecodeAborted):
+            self._n_aborted += 1
+            if self._n_aborted >= _MAX_ABORTED:
+                return None
         wait_s = 0.0 if self._n_failed == 1 else min(_MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (self._n_failed - 2))
         if self._n_failed >= self._limits.max_attempts or wait_s >= self._left_s(now):
             return None

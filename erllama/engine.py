@@ -23,7 +23,7 @@ from erllama.cache_flow import CacheFlow
 from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.config import EngineConfig
 from erllama.context_keeper import ContextKeeper
-from erllama.errors import DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
+from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.live_kv import Ids, LivePrefixes
 from erllama.machine import Event as Step
 from erllama.machine import State, model_status
@@ -236,7 +236,15 @@ class Engine:
         elif sequence.n_generated >= sequence.n_max_generated:
             self._finish(sequence, Step.LENGTH)
 
+    def _give_up_restores(self) -> None:
+        """Nobody's KV is given up for what is only restored, and no id that someone waits for."""
+        restores = [s for s in self._admission.waiting if s.request.restore_only]
+        n_left = self.n_empty_ids - (len(self._admission.waiting) - len(restores))
+        for sequence in restores[max(0, n_left) :]:
+            self._finish(sequence, Step.LENGTH)
+
     def _admit_waiting(self) -> None:
+        self._give_up_restores()
         if not self._admission.waiting or not self._ensure_context():
             return
         for sequence in self._admission.admit(lambda s: self._flow.choose_id(s, self._admission.free, self._admission.running)):
@@ -312,8 +320,9 @@ class Engine:
         for row in plan.rows:
             self._finish(row.sequence, Step.ERROR, error)
         self._keeper.save(self._admission.running, waits=False)
+        lost = ContextLost("the context went with a neighbour's aborted decode; the request may be sent again")
         for sequence in self._admission.running:
-            self._finish(sequence, Step.ERROR, error)
+            self._finish(sequence, Step.ERROR, lost)
         self._flow.drop_idle()
         self._publish()  # they go on elsewhere, however long the rest takes
         self._keeper.rebuild()

@@ -12,6 +12,7 @@
     ├── ModelLoadError          500  a GGUF or an adapter is missing, malformed or of another architecture
     ├── EngineStopped           503  the engine is shutting down or its thread has died; resumable
     ├── DecodeAborted           503  a decode exceeded its time budget; resumable
+    ├── ContextLost             503  the context went with a neighbour's aborted decode; resumable
     └── DecodeFailed            500  llama.cpp refused a batch; the sequence is lost, the model lives
 
 Each class carries `http_status` and `code`, so that an HTTP dialect only chooses the shape of the body, and `resumable`: whether the same
@@ -129,6 +130,14 @@ class DecodeAborted(ErllamaError):
 
     http_status = 503
     code = "decode_aborted"
+    resumable = True
+
+
+class ContextLost(ErllamaError):
+    """The context was made anew because a neighbour's decode was aborted; the request may go on from what it delivered."""
+
+    http_status = 503
+    code = "context_lost"
     resumable = True
 
 

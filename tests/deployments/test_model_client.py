@@ -15,7 +15,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments.config import Failover
 from deployments.fan_out import fan_out
-from deployments.model_client import ModelClient, RemoteModel
+from deployments.model_client import ModelClient
+from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, SamplingParams, Tokens
 

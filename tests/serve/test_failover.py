@@ -23,7 +23,7 @@ from ray import serve
 
 from deployments.app import build_app
 from deployments.config import Failover
-from deployments.model_client import RemoteModel
+from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.request import Done, Event, Failed, GenerationRequest, SamplingParams, Tokens
 from tests.support.serve_process import ServeProcess

@@ -21,7 +21,7 @@ import pytest
 import ray
 
 from deployments import kv_router
-from deployments.model_client import RemoteModel
+from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped
 from tests.support.serve_process import ServeProcess
 

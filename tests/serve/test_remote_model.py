@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployments.model_client import ModelClient, RemoteModel
+from deployments.model_client import ModelClient
+from deployments.remote_model import RemoteModel
 from erllama import Model
 from erllama.errors import ContextOverflow, InvalidParameter, NotSupported
 from erllama.request import Done, FinishReason, Tokens

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 from deployments.app import build_app
-from deployments.model_client import RemoteModel
+from deployments.remote_model import RemoteModel
 from erllama.request import Done, GenerationRequest, SamplingParams, Tokens
 from tests.support.serve_process import free_port
 from tests.support.streams import busiest, replica_pids
