@@ -104,6 +104,11 @@ class Catalogue:
         with self._lock:
             return self._index.node_at(root, tokens, upto)
 
+    def leads_to_end_of(self, id: BlockId, tier: int) -> bool:
+        """Whether a tier has a ROWS object, this or another, that ends where `id` does."""
+        with self._lock:
+            return self._index.leads_to_end_of(id, tier)
+
     def touch(self, ids: Collection[BlockId]) -> None:
         """This process used `ids`."""
         with self._lock:

@@ -5,8 +5,9 @@ everywhere (`index_eviction`): an object is deleted after all that hangs on it, 
 is no hole in a chain, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
 continues at the very moment in which its end goes is out of reach, and worth nothing until that is saved again.
 
-Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon threads of the collection's own: the caller
-is back at its deadline whatever the file system does, and what is still under way then settles its own accounts.
+Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon threads of their own: the caller is back at
+its deadline whatever the file system does, and what is still under way then settles its own accounts. All collections of a tier share these
+threads, so one that hangs for days does not take a few more each time.
 """
 
 from __future__ import annotations
@@ -33,17 +34,24 @@ _CHOSEN = 256  # victims chosen at a time: the index is locked meanwhile, and hi
 Node = tuple[ChainKey, int]
 
 
+def collector_lane(shelf: Shelf) -> Lane:
+    """The threads for the collections of a tier; idle ones end when it is closed."""
+    return Lane(f"collect-{shelf.label}", _AT_ONCE)
+
+
 class Collection:
     """One run. `listing_age_s`: a listing that the index has had is good enough when it is no older."""
 
-    def __init__(self, stock: Stockroom, keeper: Keeper, shelf: Shelf, target_share: float, listing_age_s: float, deadline_ns: int) -> None:
+    def __init__(
+        self, stock: Stockroom, keeper: Keeper, shelf: Shelf, lane: Lane, target_share: float, listing_age_s: float, deadline_ns: int
+    ) -> None:
         self._stock = stock
         self._keeper = keeper
         self._shelf = shelf
         self._listing_age_s = listing_age_s
         self._deadline_ns = deadline_ns
         self._target = None if shelf.tier.max_bytes is None else int(shelf.tier.max_bytes * target_share)
-        self._lane = Lane(f"collect-{shelf.label}", _AT_ONCE)
+        self._lane = lane
         self._swept = self._evicted = self._evicted_bytes = 0
 
     def run(self) -> Collected:
@@ -57,8 +65,6 @@ class Collection:
                 self._delete(victims)
         except StoreError as error:
             failure = str(error)
-        finally:
-            self._lane.close()
         return self._report(began_ns, failure)
 
     def _report(self, began_ns: int, failure: str) -> Collected:

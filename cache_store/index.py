@@ -170,6 +170,11 @@ class Index:
         """The length of the longest prefix of tokens[:upto] that whole ROWS objects cover: where a save goes on."""
         return Walk(self._graph, root, tokens[:upto]).n_whole
 
+    def leads_to_end_of(self, id: BlockId, tier: int) -> bool:
+        """Whether `tier` has a ROWS object, this or another, that ends where `id` does."""
+        node = self._graph.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
+        return node is not None and any(edge.is_in(tier) for edge in node.into)
+
     def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so far, as far as that is known here."""
         key, stream = id.parent, np.asarray(tokens, dtype="<u4").tobytes()

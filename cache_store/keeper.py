@@ -145,7 +145,7 @@ class Keeper:
                 if shelf.persistent and shelf.available:
                     self._attempt(shelf, self.write_checkpoint)
 
-    def _attempt(self, shelf: Shelf, action: Callable[[Shelf], None]) -> None:
+    def _attempt(self, shelf: Shelf, action: Callable[[Shelf], object]) -> None:
         try:
             action(shelf)
         except StoreError as error:
@@ -161,7 +161,7 @@ class Keeper:
     # --- listings ----------------------------------------------------------------------------------------------------------
 
     def _sweep_and_scan(self, shelf: Shelf) -> None:
-        shelf.sweep_now(TEMP_AGE_S)
+        self._attempt(shelf, lambda shelf: shelf.sweep_now(TEMP_AGE_S))  # a read-only tier cannot be swept, but it can be listed
         self._scan(shelf)
 
     def _scan(self, shelf: Shelf) -> None:

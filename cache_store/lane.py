@@ -122,6 +122,7 @@ class Lane:
             call.run()
             with self._wake:
                 self._running.discard(call)
+            del call  # or what it read lives until the next one comes
 
     def _next(self) -> Call[Any] | None:
         with self._wake:

@@ -63,7 +63,8 @@ class Stockroom:
         self.owed = Pending()
         self.tally = Tally()
         self.staged = len(self.shelves)
-        self._holes: list[set[ChainKey]] = [set() for _ in self.shelves]  # prefixes whose last object found no room; one writer at a time
+        # by the prefix that it leads to, the object that found no room; one writer at a time
+        self._holes: list[dict[ChainKey, BlockId]] = [{} for _ in self.shelves]
 
     def holders(self, id: BlockId) -> list[Shelf]:
         """Shelves that have the object as far as the index knows, fastest first, those put aside left out."""
@@ -73,10 +74,11 @@ class Stockroom:
     def put(self, shelf: Shelf, id: BlockId, tokens: NDArray[np.uint32] | None, data: memoryview) -> None:
         """Publish an object, making room first. Background. Raises `StoreFull` or `TierError`.
 
-        What continues an object that found no room finds none either: it would evict others and could not be reached.
+        What continues an object that found no room finds none either: it would evict others and could not be reached. That ends
+        when somebody else has stored such an object.
         """
         holes = self._holes[shelf.level]
-        if id.parent in holes or not self.make_room(shelf, data.nbytes, id.parent):
+        if self._is_behind_hole(shelf, id) or not self.make_room(shelf, data.nbytes, id.parent):
             self._note_hole(holes, id)
             raise StoreFull(f"{shelf.label}: no room for {data.nbytes} bytes")
         try:
@@ -88,14 +90,18 @@ class Stockroom:
             self._publish(shelf, id, data)
         self.catalogue.add(id, shelf.level, data.nbytes, tokens)
         self._news_log.wrote(id, shelf.level, data.nbytes)
-        holes.discard(id.key)
+        holes.pop(id.key, None)
+
+    def _is_behind_hole(self, shelf: Shelf, id: BlockId) -> bool:
+        hole = self._holes[shelf.level].get(id.parent)
+        return hole is not None and not self.catalogue.leads_to_end_of(hole, shelf.level)
 
     @staticmethod
-    def _note_hole(holes: set[ChainKey], id: BlockId) -> None:
+    def _note_hole(holes: dict[ChainKey, BlockId], id: BlockId) -> None:
         if id.kind is Kind.ROWS:
             if len(holes) >= _MAX_HOLES:
                 holes.clear()
-            holes.add(id.key)
+            holes[id.key] = id
 
     def _publish(self, shelf: Shelf, id: BlockId, data: memoryview) -> None:
         if shelf.tier.local:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
 from cache_store.catalogue import Catalogue
 from cache_store.claims import Claims
-from cache_store.collector import Collection
+from cache_store.collector import Collection, collector_lane
 from cache_store.errors import StoreError
 from cache_store.finder import Finder
 from cache_store.hottest import Hottest
@@ -82,6 +82,7 @@ class Store:
         self._pin_lock = threading.Lock()
         self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}  # what each pin pinned: later saves may cut the chain otherwise
         self._claims = Claims(next((shelf for shelf in shelves if shelf.tier.local), None), owner, unix_s)
+        self._collector_lanes = [collector_lane(shelf) for shelf in shelves]
         self._movers = [self._mover(shelf) for shelf in shelves] if len(shelves) > 1 else []
         self._writer = Writer(
             self._stock,
@@ -272,7 +273,8 @@ class Store:
         shelf = self._shelf(tier)
         if not 0 < target_share <= 1:
             raise ValueError(f"target_share={target_share}: must be in (0, 1]")
-        return Collection(self._stock, self._keeper, shelf, target_share, listing_age_s, _deadline(deadline_s)).run()
+        lane = self._collector_lanes[shelf.level]
+        return Collection(self._stock, self._keeper, shelf, lane, target_share, listing_age_s, _deadline(deadline_s)).run()
 
     def collected_elsewhere(self, tier: str | int, for_s: float) -> None:
         """Another process collects this tier: for `for_s` from now, evict here only 5 % above the budget, and only what a write needs.
@@ -327,6 +329,8 @@ class Store:
         for shelf in self._stock.shelves:
             if shelf.persistent and shelf.available and shelf.level in self._keeper.scanned:
                 self._checkpoint(shelf, deadline_ns)
+        for lane in self._collector_lanes:
+            lane.close()
         for shelf in self._stock.shelves:
             shelf.close()
 

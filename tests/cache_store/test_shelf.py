@@ -2,8 +2,10 @@
 
 import threading
 import time
+import weakref
 
 import pytest
+from store_kit import wait_until
 
 from cache_store import TierConfig, TierError
 from cache_store.bandwidth import Bandwidth
@@ -126,6 +128,16 @@ def test_a_lane_runs_calls_side_by_side():
     together = threading.Barrier(THREADS)
     calls = [lane.call(lambda: together.wait(10)) for _ in range(THREADS)]
     assert sorted(call.wait(soon()) for call in calls) == list(range(THREADS))
+    lane.close()
+
+
+def test_a_thread_without_work_keeps_nothing_of_its_last_call():
+    class Result:
+        pass
+
+    lane = Lane("test")
+    result = weakref.ref(lane.call(Result).wait(time.monotonic_ns() + 10**10))
+    wait_until(lambda: result() is None)
     lane.close()
 
 

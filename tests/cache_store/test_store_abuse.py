@@ -187,6 +187,22 @@ def test_a_tier_that_fails_costs_hits_and_nothing_else(config, fault, operation)
         faulty.tiers[0].heal()
 
 
+def test_a_tier_that_cannot_be_swept_is_listed_all_the_same(config):
+    """One that is mounted read-only."""
+    filled(config).close(10)
+
+    def read_only(tier):
+        faulty = FaultyTiers()(tier)
+        for operation in ("publish", "sweep", "delete"):
+            faulty.inject(operation, Fault.READ_ONLY, times=None)
+        return faulty
+
+    with Store(config, open=read_only) as store:
+        assert store.wait_loaded(10)
+        assert store.stats().tiers[0].objects > 0
+        assert store._keeper.scanned == {0}
+
+
 def test_a_tier_that_hangs_does_not_hold_a_reader_beyond_its_deadline(config):
     faulty = FaultyTiers()
     filled(config).close(10)
