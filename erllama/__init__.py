@@ -28,7 +28,8 @@ from erllama.request import Completion, Done, Event, Failed, FinishReason, Gener
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
 
 if TYPE_CHECKING:
-    from erllama.model import InferStream, Model
+    from erllama.infer_stream import InferStream
+    from erllama.model import Model
 
 __all__ = [
     "Completion",

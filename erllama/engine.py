@@ -8,13 +8,11 @@ KV goes afterwards is `CacheFlow`'s business.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
 
-from cache_store import BLOCK_TOKENS, ChainKey, root_key, tail_key
+from cache_store import ChainKey, root_key
 from erllama.adapters import AdapterRegistry, AdapterSet
 from erllama.admission import Admission
 from erllama.backend import Backend
@@ -24,23 +22,22 @@ from erllama.cache_policy import CachePolicy, SaveReason
 from erllama.config import EngineConfig
 from erllama.context_keeper import ContextKeeper
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
+from erllama.intake import new_sequence
 from erllama.live_kv import Ids, LivePrefixes
 from erllama.machine import Event as Step
 from erllama.machine import State, model_status
-from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, TokenLogprob, Tokens
+from erllama.outbox import Deliver, Outbox
+from erllama.reply import last_events, token_event
+from erllama.request import CacheHitKind, Failed, GenerationRequest
 from erllama.request_check import check_request
-from erllama.sampling import Logits, TokenSampler, log_softmax_at, top_candidates
+from erllama.sampling import Logits
 from erllama.sequence import Sequence
 from erllama.sessions import Sessions
 from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult
-from erllama.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
-Deliver = Callable[[list[tuple[str, Event]]], None]
 RootOf = Callable[[AdapterSet], ChainKey]
-
-_ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step.CANCEL: FinishReason.CANCELLED}
 
 
 class Engine:
@@ -59,18 +56,14 @@ class Engine:
         """`root_of` gives the chain root of KV made with an adapter set. Without `flow` prefixes are shared within the context only."""
         self._backend = backend
         self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
-        self._deliver = deliver
         self._clock = clock
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._keeper = ContextKeeper(backend, self._flow, config.decode_budget_s)
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
-        self._outbox: list[tuple[str, Event]] = []
+        self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
-        self._urgent = False
-        self._interval_ns = int(config.stream_interval_ms * 1e6)
-        self._delivered_ns = clock() - self._interval_ns
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
         self.sessions = Sessions()
         self._n_parallel = config.n_parallel
@@ -101,8 +94,8 @@ class Engine:
             sequence = self._new_sequence(request, self._clock() if submitted_ns is None else submitted_ns)
         except ErllamaError as error:
             self._counts.requests_failed += 1
-            self._outbox.append((request.request_id, Failed(error)))
-            self._urgent = True
+            self._outbox.put(request.request_id, Failed(error))
+            self._outbox.hurry()
             return
         self._sequences[request.request_id] = sequence
         self._admission.enqueue(sequence)
@@ -199,36 +192,8 @@ class Engine:
     def _new_sequence(self, request: GenerationRequest, submitted_ns: int) -> Sequence:
         if request.request_id in self._sequences:
             raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-        params = request.sampling
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(63))
-        grammar = None if request.grammar is None else self._backend.new_grammar(request.grammar)
-        tokens = [*request.prompt_tokens, *request.resumed]
         adapters = self.adapters.snapshot()
-        sequence = Sequence(
-            request=request,
-            root=self._root_of(adapters),
-            n_ctx=self._backend.n_ctx,
-            adapters=adapters,
-            sampler=TokenSampler(params, tokens, grammar, banned=self._backend.eog_tokens if request.ignore_eos else ()),
-            text=TextStream(request.stop),
-            tokens=tokens,
-            submitted_ns=submitted_ns,
-        )
-        try:
-            self._replay(sequence)
-        except ErllamaError:
-            sequence.sampler.close()
-            raise
-        return sequence
-
-    def _replay(self, sequence: Sequence) -> None:
-        """Bring grammar and text to where the earlier run left them. What becomes certain on the way has been delivered."""
-        for token in sequence.request.resumed:
-            if sequence.text.stopped:
-                raise InvalidParameter("resumed goes on after a stop string", param="resumed")
-            sequence.sampler.replay(token)
-            self._note_reply(sequence, sequence.text.push(self._backend.piece(token)))
+        return new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
 
     def _end_if_complete(self, sequence: Sequence) -> None:
         if sequence.text.stopped:
@@ -354,53 +319,35 @@ class Engine:
         if sequence.n_generated >= sequence.n_max_generated:  # max_tokens 0: a prefill
             self._finish(sequence, Step.LENGTH)
             return
-        n_top = sequence.request.logprobs
-        raw = logits.copy() if n_top is not None else None  # sampling changes the row
+        raw = logits.copy() if sequence.request.logprobs is not None else None  # sampling changes the row
         token = sequence.sampler.sample(logits, position=sequence.n_tokens)
         if sequence.first_token_ns is None:
             sequence.first_token_ns = self._clock()
-            self._urgent = True
+            self._outbox.hurry()
         if token in self._backend.eog_tokens:
             self._finish(sequence, Step.STOP)
             return
         sequence.sampler.accept(token)
         sequence.tokens.append(token)
         sequence.apply(Step.TOKEN)
-        text = sequence.text.push(self._backend.piece(token))
-        self._note_reply(sequence, text)
-        logprobs = None if raw is None or n_top is None else (self._logprob(raw, token, n_top),)
-        self._outbox.append((sequence.request.request_id, Tokens((token,), text, logprobs)))
+        self._outbox.put(sequence.request.request_id, token_event(sequence, token, raw, self._backend.piece))
         self._counts.completion_tokens += 1
         self._end_if_complete(sequence)
-
-    def _logprob(self, logits: Logits, token: int, n_top: int) -> TokenLogprob:
-        top = [int(i) for i in top_candidates(logits, n_top)] if n_top else []
-        chosen, *others = log_softmax_at(logits, [token, *top])
-        piece = self._backend.piece
-        return TokenLogprob(token, piece(token), chosen, tuple((i, piece(i), p) for i, p in zip(top, others, strict=True)))
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent: a sequence that is gone stays gone."""
         if not sequence.live:
             return
-        request_id = sequence.request.request_id
         intact = sequence.readable and not isinstance(error, DecodeFailed | DecodeAborted)
         sequence.apply(ending)
-        self._urgent = True
+        for event in last_events(sequence, ending, error, self._clock):
+            self._outbox.put(sequence.request.request_id, event)
+        self._outbox.hurry()
         if error is None:
-            tail = sequence.text.finish()
-            self._note_reply(sequence, tail)
-            if tail:
-                self._outbox.append((request_id, Tokens((), tail, None if sequence.request.logprobs is None else ())))
-            # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
-            reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
-            stats = sequence.stats(reason, self._clock())
-            self._outbox.append((request_id, Done(stats, tail_key(sequence.root, sequence.tokens, BLOCK_TOKENS))))
             self._counts.requests_finished += 1
             if ending is not Step.CANCEL:
                 self._commit(sequence)
         else:
-            self._outbox.append((request_id, Failed(error)))
             self._counts.requests_failed += 1
         self._release(sequence, intact=intact)
 
@@ -410,11 +357,6 @@ class Engine:
             self._flow.record_replay(sequence)
         if sequence.request.session_id is not None:
             self.sessions.commit(sequence.request.session_id, sequence.tokens)
-
-    @staticmethod
-    def _note_reply(sequence: Sequence, text: str) -> None:
-        if sequence.request.record_replay:
-            sequence.reply.append(text)
 
     def _release(self, sequence: Sequence, *, intact: bool) -> None:
         sequence.sampler.close()
@@ -426,17 +368,9 @@ class Engine:
     # --- what others see -------------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        """Replace the stats snapshot and hand over the events that are due.
-
-        What begins or ends a reply is due at once. Other tokens may gather for `stream_interval_ms`: each hand-over wakes half a dozen
-        threads on the way to the client, and each of them takes a core from the decode that is running.
-        """
+        """Replace the stats snapshot and hand over the events that are due."""
         self.stats = self._snapshot()
-        now = self._clock()
-        if self._outbox and (self._urgent or not self._sequences or now - self._delivered_ns >= self._interval_ns):
-            events, self._outbox = self._outbox, []
-            self._urgent, self._delivered_ns = False, now
-            self._deliver(events)
+        self._outbox.deliver_due(idle=not self._sequences)
 
     def _snapshot(self) -> EngineStats:
         running = self._admission.running

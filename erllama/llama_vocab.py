@@ -17,7 +17,7 @@ from typing import Any
 
 import llama_cpp
 
-from erllama.errors import InvalidParameter, ModelLoadError
+from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
 from erllama.gguf_check import inspect_gguf
 from erllama.llama_library import captured_errors, initialise
 
@@ -26,7 +26,7 @@ _NULL_TOKEN = -1
 
 @dataclass(slots=True, eq=False)
 class _Source:
-    """The llama_vocab* of `model`, and how many calls are using it now."""
+    """The llama_vocab* of `model`, None once closed, and how many calls are using it now."""
 
     model: Any
     owns_model: bool
@@ -68,9 +68,11 @@ class LlamaVocab:
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
-        """The llama_vocab*, which nobody frees within the block."""
+        """The llama_vocab*, which nobody frees within the block. Raises `EngineStopped` after `close`."""
         with self._unused:
             source = self._source
+            if source.pointer is None:
+                raise EngineStopped("the model has been shut down")
             source.n_users += 1
         try:
             yield source.pointer
@@ -93,9 +95,14 @@ class LlamaVocab:
         if n_vocab != self.n_vocab:
             llama_cpp.llama_model_free(model)
             raise ModelLoadError(f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the model was loaded")
+        self._replace(_Source(model, True, pointer))
+
+    def _replace(self, new: _Source) -> _Source:
+        """The old source, which nobody uses any more."""
         with self._unused:
-            old, self._source = self._source, _Source(model, True, pointer)
+            old, self._source = self._source, new
             self._unused.wait_for(lambda: not old.n_users)
+        return old
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`. `add_special` adds BOS/EOS where the model wants them; `parse_special` reads "<|im_start|>" and the like
@@ -129,11 +136,10 @@ class LlamaVocab:
         return piece
 
     def close(self) -> None:
-        """Free the model if this vocabulary loaded it. Idempotent; no other method may be called afterwards."""
-        source = self._source
-        if source.owns_model and source.model:
-            llama_cpp.llama_model_free(source.model)
-            source.model = None
+        """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using it; later ones fail. Idempotent."""
+        old = self._replace(_Source(None, False, None))
+        if old.owns_model:
+            llama_cpp.llama_model_free(old.model)
 
     def _special_text(self, token: int) -> str:
         return "" if token == _NULL_TOKEN else self._piece(token, special=True).decode(errors="replace")

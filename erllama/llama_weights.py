@@ -57,11 +57,10 @@ class LlamaWeights:
         """Load what was unloaded, adapters included; True when it was. Raises `ModelLoadError`; then nothing is loaded."""
         if self.model:
             return False
-        _check_unchanged(self._path, self._identity)
+        self._check_files()
         self._load_model()
         try:
             for adapter in self._adapters.values():
-                _check_unchanged(adapter.path, adapter.identity)
                 adapter.pointer = self._load_adapter(adapter.path)
         except BaseException:
             self._free()
@@ -71,16 +70,16 @@ class LlamaWeights:
     def unload(self) -> None:
         """Free everything but the vocabulary. Idempotent. Raises `ModelLoadError`, and keeps it, when it could not be loaded again."""
         if self.model:
-            _check_unchanged(self._path, self._identity)
+            self._check_files()
             self.vocab.stand_alone(self._path)
             self._free()
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+        self.vocab.close()  # first: others may be asking it
         if self.model:
             self._free()
         self._adapters.clear()
-        self.vocab.close()
 
     # --- adapters ----------------------------------------------------------------------------------------------------------------
 
@@ -109,6 +108,11 @@ class LlamaWeights:
         return pointer
 
     # --- the model ---------------------------------------------------------------------------------------------------------------
+
+    def _check_files(self) -> None:
+        _check_unchanged(self._path, self._identity)
+        for adapter in self._adapters.values():
+            _check_unchanged(adapter.path, adapter.identity)
 
     def _load_model(self) -> None:
         trim_heap()  # or the weights might go into what is counted already

@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from erllama.engine import Deliver, Engine
+from erllama.engine import Engine
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
+from erllama.outbox import Deliver
 from erllama.request import Done, Event, Failed, GenerationRequest
 from erllama.stats import EngineStats
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
@@ -16,19 +15,21 @@ from typing import Any, Self, TypeVar
 from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
 from erllama.backend import ModelBackend, Vocab
 from erllama.cache_policy import CachePolicy, SaveReason
-from erllama.chat import ChatTemplate, tokenize_chat
+from erllama.chat import tokenize_chat
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
-from erllama.engine import Deliver, Engine
+from erllama.engine import Engine
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
+from erllama.infer_stream import InferStream, seconds_until
 from erllama.kv_setup import make_flow, make_root_of
-from erllama.kv_state import KvKind
 from erllama.live_kv import LivePrefixes
 from erllama.llama_backend import LlamaBackend
 from erllama.loop import EngineLoop, Wake
+from erllama.model_facts import make_model_info, make_model_memory, make_template
+from erllama.outbox import Deliver
 from erllama.prewarm import prewarm
-from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request
+from erllama.request import Completion, Done, Event, Failed, GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 
 log = logging.getLogger(__name__)
@@ -36,61 +37,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _EMBED_AT_ONCE = 16
-
-
-class InferStream:
-    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names it for `Model.cancel`.
-
-    Leaving a `with` block, or `close()`, cancels what is still running. One consumer at a time.
-    """
-
-    def __init__(self, model: Model, ref: str) -> None:
-        self.ref = ref
-        self._model = model
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._ended = False
-
-    def put(self, event: Event) -> None:
-        """Engine thread: append an event."""
-        self._events.put(event)
-
-    def __iter__(self) -> Iterator[Event]:
-        while not self._ended:
-            event = self._events.get()
-            self._ended = isinstance(event, Done | Failed)
-            yield event
-
-    def result(self, timeout_s: float | None = None) -> Completion:
-        """Wait for the end and return the whole reply. Raises the error of a request that failed, and `TimeoutError`, which cancels."""
-        parts = CompletionParts()
-        for event in self if timeout_s is None else self._until(time.monotonic() + timeout_s):
-            match parts.add(event):
-                case Completion() as completion:
-                    return completion
-                case Failed(error):
-                    raise error
-        raise InvalidParameter("this stream has been read already", param="ref")
-
-    def _until(self, give_up: float) -> Iterator[Event]:
-        while not self._ended:
-            try:
-                event = self._events.get(timeout=seconds_until(give_up))
-            except queue.Empty:
-                self.close()
-                raise TimeoutError(f"request {self.ref} did not end in time") from None
-            self._ended = isinstance(event, Done | Failed)
-            yield event
-
-    def close(self) -> None:
-        """Cancel the request if it still runs. Idempotent."""
-        if not self._ended:
-            self._model.cancel(self.ref)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class Model:
@@ -177,7 +123,7 @@ class Model:
 
     def submit(self, request: GenerationRequest) -> InferStream:
         """Like `infer`, for a request that is built already."""
-        stream = InferStream(self, request.request_id)
+        stream = InferStream(request.request_id, self.cancel)
         with self._lock:
             if request.request_id in self._streams:  # before anything is stored: the one in flight must keep its stream
                 raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
@@ -472,11 +418,6 @@ class Model:
             self._sink(posted)
 
 
-def seconds_until(give_up: float) -> float:
-    """What is left of a bound, by the monotonic clock."""
-    return max(0.0, give_up - time.monotonic())
-
-
 def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
     """One resolved config from a config or keyword settings; "demo" becomes the path of the embedded model."""
     unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
@@ -489,58 +430,3 @@ def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> Eng
     elif settings:
         config = replace(config, **settings)
     return replace(config, path=str(demo_model_path())) if config.path == "demo" else config
-
-
-def make_template(backend: ModelBackend) -> ChatTemplate | None:
-    """The model's own chat template, None when its GGUF has none."""
-    vocab = backend.vocab
-    if vocab.chat_template is None:
-        return None
-    return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
-
-
-def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) -> ModelMemory:
-    """`ModelMemory` from the last snapshot of the engine."""
-    return ModelMemory(
-        kv_bytes=stats.kv_bytes,
-        idle_kv_tokens=stats.idle_kv_tokens,
-        kv_bytes_per_token=backend.kv_layout.bytes_per_token,
-        weights_bytes=backend.weights_bytes,
-        weights_private_bytes=backend.weights_private_bytes,
-        weights_mapped=backend.weights_mapped,
-        n_running=stats.n_running,
-        n_queued=stats.n_queued,
-        idle_s=idle_s,
-        has_context=stats.has_context,
-        weights_loaded=stats.weights_loaded,
-        on_gpu=backend.on_gpu,
-    )
-
-
-def make_model_info(
-    backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
-) -> ModelInfo:
-    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without one."""
-    info, kv = backend.info, backend.kv_layout
-    return ModelInfo(
-        id=config.id,
-        status=status,
-        backend="llama.cpp",
-        architecture=info.architecture,
-        name=info.name,
-        context_size=backend.n_ctx,
-        n_parallel=config.n_parallel,
-        n_vocab=backend.n_vocab,
-        n_params=info.n_params,
-        size_bytes=info.size_bytes,
-        quant_type=info.file_type,
-        quant_bits=info.bits_per_weight,
-        tier="none" if tiers is None or kv.kind is KvKind.OPAQUE else "+".join(tiers),
-        kv_kind=kv.kind,
-        kv_problem=kv.problem,
-        fingerprint=digest,
-        n_gpu_layers=backend.n_gpu_layers,
-        has_chat_template=backend.vocab.chat_template is not None,
-        generates=backend.generates,
-        embeds=backend.embeds,
-    )

@@ -118,7 +118,8 @@ class GenerationRequest:
     `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text that became certain with them:
     generation goes on after them, and only what is new is delivered. `max_tokens` counts them. The seed must then be that of the earlier
     run, for the reply to be the one it would have been.
-    `restore_only` (with `max_tokens` 0) computes nothing: what is stored of the prompt is put into the context, for whoever comes next.
+    `restore_only` (with `max_tokens` 0) computes nothing: what is stored of the prompt is put into the context, for whoever comes next,
+    if a sequence id is left that holds nothing.
     """
 
     request_id: str

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_MAX_SLEEP_NS = 3600 * 10**9  # a thread cannot sleep for centuries, and budgets may be that long
+
 
 class Watchdog:
     """`abort` is called on the watcher's thread, under a lock: it must be quick and touch nothing of ours. A budget of 0 never ends a call.
@@ -45,7 +47,7 @@ class Watchdog:
 
     def watch(self) -> None:
         """Abort what is overdue, until `close`."""
-        while self._budget_ns and not self._closing.wait(self.check() / 1e9):
+        while self._budget_ns and not self._closing.wait(min(self.check(), _MAX_SLEEP_NS) / 1e9):
             pass
 
     def check(self) -> int:

@@ -10,9 +10,10 @@ from flow_kit import N_CTX, flushed, prompt, reply, rig_of
 
 from cache_store import Store
 from erllama.config import EngineConfig
-from erllama.engine import Deliver, Engine
-from erllama.errors import DecodeAborted, DecodeFailed, EngineStopped, ModelLoadError
+from erllama.engine import Engine
+from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, EngineStopped, ModelLoadError
 from erllama.loop import EngineLoop, Wake
+from erllama.outbox import Deliver
 from erllama.request import Done, Event, Failed, GenerationRequest, Tokens
 from erllama.stub_backend import StubBackend
 from erllama.watchdog import Watchdog
@@ -59,7 +60,7 @@ def busy(rig: Rig) -> None:
     assert rig.backend.plans[-1][0][2] == 1
 
 
-@pytest.mark.parametrize(("name", "ends"), [("generates", DecodeAborted), ("prefills", DecodeAborted), ("waits", Done), ("ended", Done)])
+@pytest.mark.parametrize(("name", "ends"), [("generates", ContextLost), ("prefills", DecodeAborted), ("waits", Done), ("ended", Done)])
 def test_running_requests_end_aborted_and_waiting_ones_run_in_the_new_context(name: str, ends: type):
     rig = tight(n_parallel=2)
     with watched(rig):
@@ -306,3 +307,12 @@ def test_without_a_budget_nothing_is_watched():
     with it.dog.armed(), it.dog.armed():
         it.dog.watch()
     assert it.aborts == 0
+
+
+def test_a_budget_longer_than_any_sleep_is_watched():
+    dog = Watchdog(1e12, lambda: None)
+    thread = threading.Thread(target=dog.watch)
+    thread.start()
+    dog.close()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()

@@ -10,9 +10,10 @@ from engine_kit import request
 from gated_stub import WAIT_S, GatedStub
 
 from erllama.config import EngineConfig
-from erllama.engine import Deliver, Engine
+from erllama.engine import Engine
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, QueueFull
 from erllama.loop import EngineLoop, Wake
+from erllama.outbox import Deliver
 from erllama.request import Done, Event, Failed, FinishReason, Tokens
 
 

@@ -285,6 +285,7 @@ def test_a_store_of_the_callers_is_left_open(place: Place):
 def test_two_models_on_one_store_compute_a_prompt_once(place: Place):
     with Store(place.config) as store, place.open(store=store, id="one") as one, place.open(store=store, id="two") as two:
         first = one.complete(TEXT, seed=1, response_tokens=5)
+        one.live_prefixes().result()  # answered after the step that ended it, and that saves once the events have left
         second = two.complete(TEXT, seed=1, response_tokens=5)
         assert second.stats.cached_tokens == 999
         assert second.tokens == first.tokens

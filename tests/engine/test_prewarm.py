@@ -80,6 +80,27 @@ def test_a_restore_alone_is_no_request_in_the_statistics_of_the_cache(store: Sto
     assert saves == []
 
 
+def test_no_idle_kv_is_given_up_for_a_restore(store: Store):
+    ask(rig_of(store), "first", prompt(700), max_tokens=0)
+    rig = rig_of(store, n_parallel=2)
+    for seed in (5, 6):
+        ask(rig, f"idle {seed}", prompt(300, seed))
+    assert restore(rig, "warm", prompt(700)) == 0
+    tiers = [ask(rig, f"next {seed}", [*prompt(300, seed), 1]).stats.cache_tier for seed in (5, 6)]
+    assert tiers == ["live", "live"]
+
+
+def test_of_several_restores_only_those_run_that_find_an_id_which_nobody_waits_for(store: Store):
+    for seed in (0, 1, 2):
+        ask(rig_of(store), "first", prompt(700, seed), max_tokens=0)
+    rig = rig_of(store, n_parallel=2)
+    warm = [request(f"warm {seed}", prompt(700, seed), max_tokens=0, restore_only=True) for seed in (0, 1, 2)]
+    rig.submit(*warm, request("it", prompt(300, 5), max_tokens=4))
+    rig.run()
+    assert [rig.done(one.request_id).stats.cached_tokens for one in warm] == [700, 0, 0]
+    assert rig.ids("it") == reply(prompt(300, 5))
+
+
 def test_a_restore_does_not_wait_for_a_neighbour_that_computes_the_same(store: Store):
     rig = rig_of(store)
     rig.submit(request("neighbour", prompt(1500), max_tokens=1))

@@ -16,7 +16,7 @@ from cache_store import StoreConfig, TierConfig
 from erllama import Model
 from erllama.cache_policy import CachePolicy
 from erllama.demo.random_gguf import SHAPES, ModelShape, write_random_encoder, write_random_lora, write_random_model
-from erllama.errors import DecodeAborted, ModelLoadError
+from erllama.errors import ContextLost, DecodeAborted, EngineStopped, ModelLoadError
 from erllama.request import Failed, Tokens
 
 pytestmark = pytest.mark.model
@@ -112,7 +112,7 @@ def test_a_neighbour_of_an_aborted_prefill_goes_on_from_its_saved_kv_as_if_nothi
         *more, end = events
         delivered += [token for event in more if isinstance(event, Tokens) for token in event.ids]
         assert isinstance(end, Failed)
-        assert isinstance(end.error, DecodeAborted)
+        assert isinstance(end.error, ContextLost)
         assert len(delivered) < 290
         rest = model.complete([*prompt, *delivered], response_tokens=300 - len(delivered), **greedy)
         assert rest.stats.cached_tokens == len(prompt) + len(delivered) - 1
@@ -213,6 +213,18 @@ def test_weights_whose_file_is_gone_are_not_unloaded(own: Path):
         assert small(model) == expected
 
 
+def test_weights_stay_while_the_file_of_an_adapter_is_gone(folder: Path, tmp_path: Path):
+    adapter = Path(shutil.copy(folder / "a.gguf", tmp_path / "own.gguf"))
+    with Model(path=str(folder / "tiny.gguf"), n_ctx=256, n_parallel=1, n_threads=1) as model:
+        handle = model.load_adapter(str(adapter))
+        adapted = small(model)
+        adapter.unlink()
+        assert not model.unload().weights_unloaded
+        assert small(model) == adapted
+        model.unload_adapter(handle)
+        assert model.unload().weights_unloaded
+
+
 def test_an_adapter_that_changed_fails_the_request_until_it_is_unloaded(folder: Path, tmp_path: Path):
     adapter = Path(shutil.copy(folder / "a.gguf", tmp_path / "own.gguf"))
     with Model(path=str(folder / "tiny.gguf"), n_ctx=256, n_parallel=1, n_threads=1) as model:
@@ -255,6 +267,25 @@ def test_tokenising_from_other_threads_goes_on_while_weights_come_and_go(folder:
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("unloaded_before", [False, True])
+def test_a_shutdown_frees_nothing_while_someone_tokenises_and_later_calls_are_told(folder: Path, unloaded_before: bool):
+    model = Model(path=str(folder / "tiny.gguf"), n_ctx=256, n_parallel=1, n_threads=1)
+    if unloaded_before:
+        model.unload()
+        small(model)
+    vocab = model._backend.vocab
+    stopping = threading.Thread(target=model.shutdown)
+    with vocab._in_use():
+        stopping.start()
+        stopping.join(0.3)
+        assert stopping.is_alive()
+        assert model.memory().weights_bytes > 0
+    stopping.join()
+    for ask in (model.tokenize, vocab.tokenize):
+        with pytest.raises(EngineStopped):
+            ask("Hello there")
 
 
 def test_a_grammar_is_followed_after_an_unload(folder: Path):
