@@ -128,6 +128,10 @@ class Engine:
         self.stats = self._snapshot()
         return result
 
+    def cut_short(self) -> None:
+        """Abort the decode that is going on, if it has a budget. The one call that another thread may make beside the engine's."""
+        self._keeper.watchdog.cut_short()
+
     def watch(self) -> None:
         """Abort decodes that exceed their budget, until `close`: for a thread of its own."""
         self._keeper.watchdog.watch()

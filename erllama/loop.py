@@ -142,12 +142,18 @@ class EngineLoop:
                 raise EngineStopped(f"the engine has not finished a step for {age_s:.0f} s")
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """End every request with `EngineStopped` and join the thread. Idempotent. `TimeoutError` if a decode outlasts the timeout."""
+        """End every request with `EngineStopped` and join the thread. Idempotent.
+
+        A decode that takes half of the time is aborted. `TimeoutError` if it goes on all the same.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s / 2)
+            if self._thread.is_alive():
+                self._engine.cut_short()
+                self._thread.join(timeout_s / 2)
             if self._thread.is_alive():
                 raise TimeoutError(f"the engine thread is still busy after {timeout_s:g} s")
             self._watcher.join(timeout_s)

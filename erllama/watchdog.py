@@ -61,6 +61,12 @@ class Watchdog:
                 self._abort()
             return self._due_ns - now
 
+    def cut_short(self) -> None:
+        """Abort the call that is going on, if one is, whatever is left of its budget. Any thread."""
+        with self._lock:
+            if self._due_ns is not None:
+                self._abort()
+
     def close(self) -> None:
         """End `watch`. Idempotent."""
         self._closing.set()

@@ -186,11 +186,11 @@ def test_a_decode_that_fails_by_itself_is_no_abort():
 class LoopRig:
     """A loop on the stub, whose events come to `ends`."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget_s: float = BUDGET_S) -> None:
         self.backend = StubBackend(N_CTX, 1, reply_tokens=0)
         self.ends: dict[str, Done | Failed] = {}
         self._changed = threading.Condition()
-        config = EngineConfig(path="stub", n_ctx=N_CTX, n_parallel=1, decode_budget_s=BUDGET_S)
+        config = EngineConfig(path="stub", n_ctx=N_CTX, n_parallel=1, decode_budget_s=budget_s)
 
         def build(deliver: Deliver, _: Wake) -> Engine:
             return Engine(self.backend, config, deliver)
@@ -245,6 +245,20 @@ def test_a_loop_whose_engine_gave_itself_up_is_not_alive_and_everyone_was_told(l
     loop_rig.loop._thread.join(WAIT_S)
     with pytest.raises(EngineStopped, match="3 decodes in a row"):
         loop_rig.loop.check_alive(60)
+
+
+def test_a_stop_does_not_wait_for_a_decode_that_hangs(monkeypatch: pytest.MonkeyPatch):
+    rig = LoopRig(budget_s=1000.0)
+    hanging = threading.Event()
+    decode = rig.backend.decode
+    monkeypatch.setattr(rig.backend, "decode", lambda plan: (hanging.set(), decode(plan))[1])
+    rig.backend.hangs = 1
+    rig.submit(request("hangs", max_tokens=2))
+    assert hanging.wait(WAIT_S)
+    rig.loop.stop(1.0)
+    end = rig.end("hangs")
+    assert isinstance(end, Failed)
+    assert end.error.resumable
 
 
 # --- the watchdog ------------------------------------------------------------------------------------------------------------------

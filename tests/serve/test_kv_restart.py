@@ -34,13 +34,15 @@ WEATHER = {
 
 
 @contextmanager
-def serving(folder: Path, store: Path, policy: dict[str, Any]) -> Iterator[ServeProcess]:
+def serving(folder: Path, store: Path, policy: dict[str, Any], *, asleep: bool = False) -> Iterator[ServeProcess]:
     folder.mkdir()
-    model = {"id": "demo", "path": "demo", "n_ctx": 8192, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5}
+    model: dict[str, Any] = {"id": "demo", "path": "demo", "n_ctx": 8192, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5, "prewarm": 1}
+    if asleep:
+        model["autoscaling"] = {"min_replicas": 0, "max_replicas": 1}
     tiers = [{"url": str(store / "fast"), "max_bytes": "1GiB"}, {"url": str(store / "slow")}]
     process = ServeProcess(folder, {"models": [model], "store": {"tiers": tiers}, "policy": policy})
     try:
-        process.wait_ready("demo")
+        process.wait_ready("demo", state="unknown" if asleep else "ready")
         yield process
     finally:
         process.stop()
@@ -55,7 +57,7 @@ def chat(client: OpenAI, messages: list[dict[str, Any]], **params: Any) -> tuple
     return message, reply.usage.prompt_tokens, reply.usage.prompt_tokens_details.cached_tokens or 0
 
 
-def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start(tmp_path):
+def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start_from_zero_replicas(tmp_path):
     policy = {"min_tokens": 64, "cold_min_tokens": 64}
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "My name is Zorblat."}]
     asking = [{"role": "user", "content": "What is the weather in Lotrusain?"}]
@@ -71,7 +73,7 @@ def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start(tmp_path):
         arguments["arguments"] = json.dumps(json.loads(arguments["arguments"]), indent=3)  # as a client writes it that parsed it
         answer, n_answer, n_cached = chat(client, asking, tools=[WEATHER])
         assert n_cached >= n_answer - 40  # all but the tool's result
-    with serving(tmp_path / "second", tmp_path, policy) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+    with serving(tmp_path / "second", tmp_path, policy, asleep=True) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
         assert chat(client, messages) == (second, n_second, pytest.approx(n_second, abs=1))
         messages += [second, {"role": "user", "content": "Thank you."}]
         _, n_third, n_cached = chat(client, messages)

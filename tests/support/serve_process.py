@@ -51,15 +51,18 @@ class ServeProcess:
                 preexec_fn=_mind_sigint,
             )
 
-    def wait_ready(self, *models: str) -> None:
-        """Until each of `models` answers. Raises with the log's end when the process dies or time is up."""
+    def wait_ready(self, *models: str, state: str = "ready") -> None:
+        """Until each of `models` is in `state`; "unknown" is that of one scaled to zero.
+
+        Raises with the log's end when the process dies or time is up.
+        """
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 states = httpx.get(f"{self.url}/health/ready", timeout=10).json()["models"]
             except (httpx.HTTPError, ValueError, KeyError):
                 states = {}
-            if all(states.get(model) == "ready" for model in models):
+            if all(states.get(model) == state for model in models):
                 return
             time.sleep(0.25)  # a poll of another process, not a wait for our own threads
         raise RuntimeError(f"serve is not ready; its log ends with:\n{self.log.read_text()[-4000:]}")
