@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from openai import OpenAI
 
 from erllama.demo.random_gguf import SHAPES, write_random_encoder, write_random_lora, write_random_model
+from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 
 DEMO = {"id": "demo", "path": "demo", "n_ctx": 2048, "n_parallel": 4, "n_threads": 1, "num_cpus": 0.5, "aliases": ["gpt-demo"]}
@@ -64,9 +63,5 @@ def client(server: ServeProcess) -> Iterator[OpenAI]:
 @pytest.fixture(scope="session")
 def cluster(server: ServeProcess) -> Iterator[None]:
     """This process as a driver of the server's cluster, as a Ray job is."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address="auto", namespace="serve", log_to_driver=False, include_dashboard=False)
-    try:
+    with driver():
         yield
-    finally:
-        ray.shutdown()

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 from openai import OpenAI
 from ray import serve
 
@@ -26,6 +25,7 @@ from deployments.config import Failover
 from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.request import Done, Event, Failed, GenerationRequest, SamplingParams, Tokens
+from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 from tests.support.streams import TextStream, busiest, replica_pids, wait_until
 
@@ -71,12 +71,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, args: dict[str, Any]) -> It
 @pytest.fixture(scope="module")
 def logs(server: ServeProcess) -> Iterator[Path]:
     """This process as a driver of the cluster; where Serve's logs are."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    context = ray.init(address="auto", namespace="serve", log_to_driver=False, include_dashboard=False)
-    try:
-        yield Path(context.address_info["session_dir"]) / "logs" / "serve"
-    finally:
-        ray.shutdown()
+    with driver() as connected:
+        yield Path(connected.address_info["session_dir"]) / "logs" / "serve"
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import ray
 from ray import serve
 
 from deployments.memory_sources_system import SystemMemory
 from deployments.pressure import Measure, Reason, SchedulerStatus
 from erllama.demo.random_gguf import SHAPES, ModelShape, write_random_model
+from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -86,11 +86,9 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
     server = ServeProcess(folder, args)
     try:
         server.wait_ready("big", "demo")
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        ray.init(address="auto", namespace="serve", log_to_driver=False, include_dashboard=False)
-        yield Fixture(server, total)
+        with driver():
+            yield Fixture(server, total)
     finally:
-        ray.shutdown()
         server.stop()
 
 

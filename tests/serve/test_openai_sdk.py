@@ -32,7 +32,7 @@ def test_chat_answers_a_greeting_and_ends_by_itself(client):
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.prompt_tokens > 0
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
-    assert reply.usage.prompt_tokens_details.cached_tokens == 0
+    assert 0 <= reply.usage.prompt_tokens_details.cached_tokens < reply.usage.prompt_tokens  # others may have begun with the same token
 
 
 def test_a_fact_told_early_is_recalled(client):
