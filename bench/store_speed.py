@@ -28,9 +28,9 @@ def root_in(disk: Path) -> ChainKey:
 
 
 def measure_reads(disk: Path, prefixes: Sequence[list[int]], repeats: int, before_read: Callable[[], None], figures: Figures) -> None:
-    """`Store.read` of stored prefixes against plain reads of the same files, in turns."""
+    """`Store.read` of stored prefixes against plain reads of the same files, in turns; by the length of the prefix."""
     root = root_in(disk)
-    rates: dict[str, list[float]] = defaultdict(list)
+    rates: dict[tuple[int, str], list[float]] = defaultdict(list)
     with Store(StoreConfig(tiers=(TierConfig(str(disk)),))) as store:
         store.wait_loaded(DEADLINE_S)
         for repeat in range(repeats + 1):
@@ -44,12 +44,13 @@ def measure_reads(disk: Path, prefixes: Sequence[list[int]], repeats: int, befor
                     before_read()
                     seconds = job()
                     if repeat:  # the first one touches fresh memory on all sides
-                        rates[name].append(n_bytes / 1e6 / seconds)
-    for name, values in rates.items():
-        figures.add(f"read.{name}", median(values), "MB/s")
-        figures.add(f"read.{name}.spread", spread(values), "1")
-    figures.add_ratio("ratio.read", figures.get("read.store"), figures.get("read.plain"))
-    figures.add_ratio("ratio.restore", figures.get("read.restore"), figures.get("read.whole"))
+                        rates[len(prefix), name].append(n_bytes / 1e6 / seconds)
+    for (n_tokens, name), values in sorted(rates.items()):
+        figures.add(f"read.{name}_{n_tokens}", median(values), "MB/s")
+        figures.add(f"read.{name}_{n_tokens}.spread", spread(values), "1")
+    for n_tokens in sorted({n_tokens for n_tokens, _ in rates}):
+        figures.add_ratio(f"ratio.read_{n_tokens}", figures.get(f"read.store_{n_tokens}"), figures.get(f"read.plain_{n_tokens}"))
+        figures.add_ratio(f"ratio.restore_{n_tokens}", figures.get(f"read.restore_{n_tokens}"), figures.get(f"read.whole_{n_tokens}"))
 
 
 def read_jobs(store: Store, plan: Plan, files: Sequence[Path], image: Image) -> list[tuple[str, Callable[[], float]]]:

@@ -17,7 +17,7 @@ peer.ttft.saved_N       after slot save, a new start and slot restore, without t
                         peer.ttft.saved_incl_N the sum of both; saved_incl_first_N for the first of that start
 *.spread                (max - min) / median over the rounds
 *.cached_N              cached_tokens of the usage, the least of all rounds
-read.store, read.plain  speed of `Store.read` on the disk tier in this process, checksums verified, and of `readinto` of the same files into
+read.store_N, .plain_N  speed of `Store.read` on the disk tier in this process, checksums verified, and of `readinto` of the same files into
                         one small buffer; read.restore also copies the rows into an image of the whole prefix, read.whole reads the
                         files one behind the other into as much memory
 reported.disk, .s3      what the replica's store_stats say about reading a file of the tier
@@ -26,8 +26,8 @@ upload.s3               speed at which a store on both tiers copies what is on d
 
 The run fails when any warm request was not served from where it should be: `cached_tokens` must cover the prefix, and the engine must have
 counted a hit in that tier. Speeds are not judged here; the aims are ratio.disk/hit <= 1.5, ratio.cold/disk >= 100 (both at 8192) and
-ratio.read >= 0.5. The page cache stays warm over a restart, for both servers alike; `--drop-caches` empties it before every request that
-reads from disk (root only; weights that are mapped stay). Policies are as shipped, except that a restore is always done, however
+ratio.restore_8192 >= 0.5. The page cache stays warm over a restart, for both servers alike; `--drop-caches` empties it before every request
+that reads from disk (root only; weights that are mapped stay). Policies are as shipped, except that a restore is always done, however
 slow the tier, and that it may take a minute.
 """
 
@@ -331,7 +331,7 @@ def run(setup: Setup, prompts: Callable[[int], Prompts], args: Any, figures: Fig
         shots += in_new_process(fill, setup, [{"url": ram}, {"url": disk}], prompts(0))
         shots += revive_alone(setup, "disk", {"url": disk}, prompts(1), figures)
         measure_lookups(Path(disk), prompts(2).one_each(), figures)
-        measure_reads(Path(disk), list(prompts(2).prefixes.values()), args.rounds, setup.before_disk, figures)
+        measure_reads(Path(disk), list(prompts(2).prefixes.values()), args.reads, setup.before_disk, figures)
         if not args.no_s3:
             s3 = stack.enter_context(S3Server(port=args.port + 2)).tier()
             upload(Path(disk), s3, prompts(3).one_each(), figures)
@@ -349,6 +349,7 @@ def main() -> int:
     parser.add_argument("--peer", help="the llama-server binary; without it only ours is measured")
     parser.add_argument("--lengths", type=int_list, default=[512, 2048, 8192], help="tokens of the prefixes, 512 or more")
     parser.add_argument("--rounds", type=int, default=3, help="prefixes of each length (default 3)")
+    parser.add_argument("--reads", type=int, default=9, help="reads of each prefix in this process, each way (default 9)")
     parser.add_argument("--suffix", type=int, default=SUFFIX, help=f"fresh tokens after the prefix (default {SUFFIX})")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-s3", action="store_true", help="leave the S3 tier out")
