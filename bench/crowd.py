@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import ray
 from harness import Figures, make_parser, percentile, say
 from servers import Ours, component
 from stream_client import Connection, Raw, Reply, Truncated, encode_request, parse_reply, parse_stream
@@ -197,21 +196,19 @@ def settled(model: RemoteModel, timeout_s: float) -> tuple[EngineStats, float]:
 
 def run(server: Ours, args: Any, figures: Figures) -> list[str]:
     """The soak on a running server; the reasons for which it failed."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(address=server.ray_address(), namespace="serve", log_to_driver=False, logging_level="ERROR")
-    model = RemoteModel.connect(MODEL_ID)
-    say("warm up")
-    asyncio.run(crowd(server.port, args.clients, args.warm_up, 1, Tally()))
-    settled(model, args.settle)
-    n_processes = _n_workers(server)
-    shots = [memory(server)]
-    tally = Tally()
-    for half in (2, 3):
-        say(f"half {half - 1} of 2")
-        asyncio.run(crowd(server.port, args.clients, args.seconds / 2, half, tally))
-        stats, idle_after_s = settled(model, args.settle)
-        shots.append(memory(server))
-    ray.shutdown()
+    with server.connected():
+        model = RemoteModel.connect(MODEL_ID)
+        say("warm up")
+        asyncio.run(crowd(server.port, args.clients, args.warm_up, 1, Tally()))
+        settled(model, args.settle)
+        n_processes = _n_workers(server)
+        shots = [memory(server)]
+        tally = Tally()
+        for half in (2, 3):
+            say(f"half {half - 1} of 2")
+            asyncio.run(crowd(server.port, args.clients, args.seconds / 2, half, tally))
+            stats, idle_after_s = settled(model, args.settle)
+            shots.append(memory(server))
 
     for name in ("requests", "completed", "cancelled", "refused", "errors", "tokens"):
         figures.add(name, tally.counts[name], "1")

@@ -8,7 +8,6 @@ else. `give_up` is `time.monotonic()` in seconds.
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -16,6 +15,7 @@ from typing import Protocol, TypeVar
 from cache_store import ChainKey
 from erllama.engine import Engine
 from erllama.errors import ErllamaError
+from erllama.infer_stream import seconds_until
 from erllama.live_kv import Ids
 from erllama.loop import EngineLoop
 from erllama.request import GenerationRequest
@@ -41,11 +41,11 @@ class HotPrefixes(Protocol):
 def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n_ctx: int, give_up: float) -> int:
     """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are live in the end."""
     try:
-        if not store.wait_loaded(_left_s(give_up)):
+        if not store.wait_loaded(seconds_until(give_up)):
             log.warning("nothing is warmed: the store's index was not loaded in time")
             return 0
         root, n_empty = _ask(loop, lambda engine: (engine.kv_root, engine.n_empty_ids), give_up)
-        hot = [tokens[:n_ctx] for tokens in store.hottest(root, limit, _left_s(give_up))]
+        hot = [tokens[:n_ctx] for tokens in store.hottest(root, limit, seconds_until(give_up))]
         cold = _ask(loop, lambda engine: [tokens for tokens in hot if not engine.is_live(tokens)], give_up)
         for tokens in reversed(cold[:n_empty]):
             _restore(serve, tokens, give_up)
@@ -58,14 +58,10 @@ def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n
 def _restore(serve: Serve, tokens: Ids, give_up: float) -> None:
     request = GenerationRequest(f"prewarm-{uuid.uuid4().hex}", tuple(tokens.tolist()), max_tokens=0, restore_only=True)
     try:
-        serve(request, _left_s(give_up))
+        serve(request, seconds_until(give_up))
     except (ErllamaError, TimeoutError) as error:
         log.warning("a stored prefix could not be warmed: tokens=%d error=%r", len(tokens), error)
 
 
 def _ask(loop: EngineLoop, function: Callable[[Engine], T], give_up: float) -> T:
-    return loop.call(function).result(_left_s(give_up))
-
-
-def _left_s(give_up: float) -> float:
-    return max(0.0, give_up - time.monotonic())
+    return loop.call(function).result(seconds_until(give_up))

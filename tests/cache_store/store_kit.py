@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cache_store.block import Block, BlockId, Kind
 from cache_store.keys import ChainKey, tail_key
 from cache_store.store import Store
+from cache_store.store_config import StoreConfig
 from cache_store.testing import FaultyTier
 from cache_store.tier import TierConfig, open_tier
 
@@ -50,6 +52,19 @@ def end_block(root: ChainKey, tokens: np.ndarray, *, checkpoint: bool = False) -
     id = BlockId(root, Kind.END, key, key, len(tokens), 0)
     state = (np.arange(300) + len(tokens)).astype(np.uint8) if checkpoint else None
     return Block(id, tokens[:0], logits=logits_of(tokens), checkpoint=state, reason="cold", created_s=1.0)
+
+
+def opened(config: StoreConfig, **options: Any) -> Store:
+    """A store that knows what lies on its tiers."""
+    store = Store(config, **options)
+    assert store.wait_loaded(10)
+    return store
+
+
+def written(store: Store, tokens: np.ndarray, upto: int | None = None, **options: Any) -> None:
+    """Save and wait until it is on the tiers."""
+    save(store, store.root("model"), tokens, upto, **options)
+    assert store.flush(10)
 
 
 def save(store: Store, root: ChainKey, tokens: np.ndarray, upto: int | None = None, *, end: bool = False, checkpoint: bool = False) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import store_kit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_kit import FaultyTiers, Restored, files_below, prompt, restore, rows_block, save
+from store_kit import FaultyTiers, Restored, files_below, prompt, restore, rows_block, save, written
 
 from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
 from cache_store.testing import FakeClock, Fault
@@ -22,14 +23,7 @@ BUDGET = 256 * KB  # 25 blocks of the kit, with their heads
 
 
 def opened(url: object, budget: int | None = BUDGET, **options) -> Store:
-    store = Store(StoreConfig(tiers=(TierConfig(str(url), max_bytes=budget),), retry_s=0.01), **options)
-    assert store.wait_loaded(10)
-    return store
-
-
-def written(store: Store, tokens: np.ndarray, upto: int | None = None, **options) -> None:
-    save(store, store.root("model"), tokens, upto, **options)
-    assert store.flush(10)
+    return store_kit.opened(StoreConfig(tiers=(TierConfig(str(url), max_bytes=budget),), retry_s=0.01), **options)
 
 
 def bytes_below(directory: Path) -> int:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from store_kit import FaultyTiers, prompt, restore, rows_block, save
+from store_kit import FaultyTiers, opened, prompt, restore, rows_block, written
 
 from cache_store import Store, StoreConfig, TierConfig
 from cache_store.testing import Fault
@@ -11,17 +11,6 @@ from cache_store.testing import Fault
 @pytest.fixture
 def config(tmp_path):
     return StoreConfig(tiers=(TierConfig(str(tmp_path / "tier")),), retry_s=0.01)
-
-
-def opened(config: StoreConfig, **options) -> Store:
-    store = Store(config, **options)
-    assert store.wait_loaded(10)
-    return store
-
-
-def written(store: Store, tokens: np.ndarray, **options) -> None:
-    save(store, store.root("model"), tokens, **options)
-    assert store.flush(10)
 
 
 def used(store: Store, tokens: np.ndarray, times: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_kit import FaultyTiers, files_below, key_of, prompt, restore, save
+from store_kit import FaultyTiers, files_below, key_of, opened, prompt, restore, save, written
 
 from cache_store import BadNews, Block, BlockId, Kind, News, PlaceNews, Store, StoreConfig, TierConfig
 from cache_store.news import Item, Packer
@@ -26,17 +26,6 @@ def config(tmp_path):
 def pair(config):
     with opened(config) as one, opened(config) as other:
         yield one, other
-
-
-def opened(config: StoreConfig, **options) -> Store:
-    store = Store(config, **options)
-    assert store.wait_loaded(10)
-    return store
-
-
-def written(store: Store, tokens: np.ndarray, **options) -> None:
-    save(store, store.root("model"), tokens, **options)
-    assert store.flush(10)
 
 
 def known_to(store: Store, tier: int = 0) -> dict[BlockId, int]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from store_kit import Restored, end_block, files_below, key_of, logits_of, prompt, restore, rows_block, save, wait_until
+from store_kit import Restored, end_block, files_below, key_of, logits_of, opened, prompt, restore, rows_block, save, wait_until
 
 from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig
 from cache_store.testing import FakeClock
@@ -23,12 +23,6 @@ def store(config):
 
 def root_of(store: Store):
     return store.root("model")
-
-
-def opened(config: StoreConfig) -> Store:
-    store = Store(config)
-    assert store.wait_loaded(10)
-    return store
 
 
 def test_what_was_saved_is_restored_before_and_after_it_is_written(store):
