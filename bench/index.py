@@ -40,10 +40,10 @@ import numpy as np
 from harness import Figure, Figures, int_list, make_parser, percentile, say
 from numpy.typing import NDArray
 
-from cache_store.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.index import Index
-from cache_store.index_checkpoint import dump, load
-from cache_store.keys import ChainKey, chain_keys, root_key
+from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
+from cache_store.format.keys import ChainKey, chain_keys, root_key
+from cache_store.index.index import Index
+from cache_store.index.snapshot import dump, load
 
 ROOT = root_key("bench")
 N_VOCAB = 151_936

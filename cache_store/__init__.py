@@ -28,16 +28,16 @@ when it stops, each is back to itself.
 
 from __future__ import annotations
 
-from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
-from cache_store.index import Hop
-from cache_store.keys import ChainKey, chain_keys, length_of_key, root_key, tail_key
-from cache_store.news import BadNews, News, PlaceNews
-from cache_store.object_reader import ObjectReader
+from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, chain_keys, length_of_key, root_key, tail_key
+from cache_store.index.delta import BadNews, News, PlaceNews
+from cache_store.index.index import Hop
+from cache_store.read.object_reader import ObjectReader
 from cache_store.records import CachedPrefix, Collected, Fetched, Piece, Plan, StoreStats, TierStats
 from cache_store.store import Store
-from cache_store.store_config import StoreConfig
-from cache_store.tier import TierConfig, open_tier
+from cache_store.tiers.open import open_tier
 
 __all__ = [
     "BLOCK_TOKENS",

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.block import BlockId
-from cache_store.index import Hop
-from cache_store.keys import ChainKey
+from cache_store.format.block import BlockId
+from cache_store.format.keys import ChainKey
+from cache_store.index.index import Hop
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,30 +27,29 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
-from cache_store.catalogue import Catalogue
-from cache_store.claims import Claims
-from cache_store.collector import Collection, collector_lane
+from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import StoreError
-from cache_store.finder import Finder
-from cache_store.hottest import Hottest
-from cache_store.keeper import Keeper
-from cache_store.keys import ChainKey, chain_keys, root_key, tail_key
-from cache_store.listing import leaf_prefixes
-from cache_store.mover import Move, Mover
-from cache_store.news import News
-from cache_store.news_log import NewsLog
-from cache_store.pending import Pending
-from cache_store.place import Places
-from cache_store.reader import Consume, Reader
+from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, chain_keys, root_key, tail_key
+from cache_store.in_flight import Pending
+from cache_store.index.catalogue import Catalogue
+from cache_store.index.delta import News, NewsLog
+from cache_store.read.prefix_search import Finder
+from cache_store.read.prefixes import Hottest, leaf_prefixes
+from cache_store.read.reader import Consume, Reader
 from cache_store.records import CachedPrefix, Collected, Fetched, Piece, Plan, StoreStats
-from cache_store.relay import Relay
-from cache_store.shelf import Shelf, open_shelves
-from cache_store.stockroom import Stockroom
-from cache_store.store_config import StoreConfig
-from cache_store.tier import Tier, TierConfig, open_tier
-from cache_store.worker import seconds_left
-from cache_store.writer import Writer
+from cache_store.sharing.claims import Claims
+from cache_store.sharing.garbage import Collection, collector_lane
+from cache_store.sharing.gossip import Relay
+from cache_store.sharing.identity import Places
+from cache_store.sharing.maintenance import Keeper
+from cache_store.tiers.base import Tier
+from cache_store.tiers.guarded import Shelf, open_shelves
+from cache_store.tiers.open import open_tier
+from cache_store.tiers.stack import Stockroom
+from cache_store.write.copier import Move, Mover
+from cache_store.write.worker import seconds_left
+from cache_store.write.writer import Writer
 
 Tokens = NDArray[np.uint32]
 

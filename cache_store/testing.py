@@ -24,7 +24,7 @@ from enum import StrEnum
 
 import xxhash
 
-from cache_store.tier_base import ReadBuffer, Stat, Tier, Verify, tier_error
+from cache_store.tiers.base import ReadBuffer, Stat, Tier, Verify, tier_error
 
 
 class FakeClock:

@@ -17,7 +17,8 @@ from cache_store import ChainKey
 from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
-from erllama.llama_grammar import check_grammar, schema_to_gbnf
+from erllama.json_schema import schema_to_gbnf
+from erllama.llama_grammar import check_grammar
 from erllama.llama_vocab import LlamaVocab
 from erllama.replay import prompt_key, replay_of
 from erllama.replay_book import ReplayBook

@@ -16,8 +16,8 @@ import llama_cpp
 import numpy as np
 
 from erllama.errors import DecodeFailed, ModelLoadError
-from erllama.kv_blob import CacheShape
-from erllama.kv_codec import KvCodec, KvUnreadable, ModelTraits, StateReading
+from erllama.kv_blob import CacheShape, KvUnreadable
+from erllama.kv_codec import KvCodec, ModelTraits, StateReading
 from erllama.kv_image import BufferPool, StateImage
 from erllama.kv_state import KvKind, KvLayout, Rows
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.block import BLOCK_TOKENS, Block, BlockId, Kind
-from cache_store.keys import ChainKey, tail_key
+from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, tail_key
 from erllama.tools import CLOSE, OPEN, parse_tool_calls
 
 Piece = Callable[[int], bytes]

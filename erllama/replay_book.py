@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.block import Block, BlockId, Kind
 from cache_store.errors import StoreError
+from cache_store.format.block import Block, BlockId, Kind
 from erllama.replay import Find
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Any, Protocol
 
-from cache_store.block import BLOCK_TOKENS
-from cache_store.keys import ChainKey, chain_keys, tail_key
+from cache_store.format.block import BLOCK_TOKENS
+from cache_store.format.keys import ChainKey, chain_keys, tail_key
 from erllama.backend import Vocab
 from erllama.chat import ChatTemplate, normalise_messages, tokenize_chat
 from erllama.errors import ErllamaError

@@ -22,7 +22,7 @@ from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.errors import DecodeAborted, DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf_check import GgufInfo
-from erllama.kv_codec import KvUnreadable
+from erllama.kv_blob import KvUnreadable
 from erllama.kv_state import KvImage, KvKind, KvLayout, Rows
 from erllama.sampling import GrammarGate, Logits
 from erllama.stats import GpuDevice

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.block import Block, BlockId, Kind
-from cache_store.keys import ChainKey, tail_key
+from cache_store.config import StoreConfig, TierConfig
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, tail_key
 from cache_store.store import Store
-from cache_store.store_config import StoreConfig
 from cache_store.testing import FaultyTier
-from cache_store.tier import TierConfig, open_tier
+from cache_store.tiers.open import open_tier
 
 BLOCK = 256
 COLUMNS = ("k0", "v0")

@@ -15,11 +15,12 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store import block_file, block_header
-from cache_store.block import Block, BlockId, Kind
-from cache_store.block_file import PEEK_BYTES, BlockDecoder, BlockEncoder, peek_tokens
 from cache_store.errors import CorruptBlock, Damage
-from cache_store.keys import ChainKey
+from cache_store.format import file as block_file
+from cache_store.format import header as block_header
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.file import PEEK_BYTES, BlockDecoder, BlockEncoder, peek_tokens
+from cache_store.format.keys import ChainKey
 
 COMPRESSIONS = (None, "lz4", "zstd")
 SEED = 20

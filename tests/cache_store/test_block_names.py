@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.block import BlockId, Kind
-from cache_store.keys import ChainKey
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import ChainKey
 
 keys = st.binary(max_size=4).map(lambda seed: ChainKey(hashlib.sha256(seed).hexdigest()))
 ids = st.builds(

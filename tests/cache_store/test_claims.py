@@ -8,7 +8,7 @@ import pytest
 from store_kit import FaultyTiers, key_of, prompt, restore, save
 
 from cache_store import Store, StoreConfig, TierConfig
-from cache_store.claims import LONGEST_S
+from cache_store.sharing.claims import LONGEST_S
 from cache_store.testing import Fault
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cache_store import BLOCK_TOKENS, Block, Store, StoreConfig, TierConfig
 from cache_store.testing import FaultyTier
-from cache_store.tier import open_tier
+from cache_store.tiers.open import open_tier
 
 
 class Spy:

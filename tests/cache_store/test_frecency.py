@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.frecency import HALF_LIFE_S, SteadyTime, after_use, mean_use_s, score_of, worth
+from cache_store.index.frecency import HALF_LIFE_S, SteadyTime, after_use, mean_use_s, score_of, worth
 
 HOUR = 3600.0
 moments = st.floats(0, 4e9)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cache_store import index_graph
-from cache_store.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.index import Hop, Index, Path
-from cache_store.keys import ChainKey, root_key, tail_key
+from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
+from cache_store.format.keys import ChainKey, root_key, tail_key
+from cache_store.index import radix as index_graph
+from cache_store.index.index import Hop, Index, Path
 
 ROOT = root_key("namespace")
 OTHER_ROOT = root_key("namespace", "tenant")

@@ -12,11 +12,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store import index_checkpoint
-from cache_store.block import BlockId, Kind
-from cache_store.index import Entry, Index
-from cache_store.index_checkpoint import MAGIC, BadCheckpoint, decode, dump, encode, load
-from cache_store.keys import ChainKey
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import ChainKey
+from cache_store.index import snapshot as index_checkpoint
+from cache_store.index.index import Entry, Index
+from cache_store.index.snapshot import MAGIC, BadCheckpoint, decode, dump, encode, load
 
 NOW_S = 1.7e9
 HOUR = 3600.0

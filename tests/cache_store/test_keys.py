@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.keys import chain_keys, length_of_key, root_key, tail_key
+from cache_store.format.keys import chain_keys, length_of_key, root_key, tail_key
 
 tokens_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 block_sizes = st.integers(1, 9)
@@ -28,7 +28,7 @@ def test_keys_never_change():
 
 
 def test_keys_do_not_depend_on_the_process():
-    code = "from cache_store.keys import *; print(tail_key(root_key('n', 's'), [1, 2, 3], 2))"
+    code = "from cache_store.format.keys import *; print(tail_key(root_key('n', 's'), [1, 2, 3], 2))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
     assert run.stdout.strip() == tail_key(root_key("n", "s"), [1, 2, 3], 2)
 

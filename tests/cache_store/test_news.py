@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from store_kit import FaultyTiers, files_below, key_of, opened, prompt, restore, save, written
 
 from cache_store import BadNews, Block, BlockId, Kind, News, PlaceNews, Store, StoreConfig, TierConfig
-from cache_store.news import Item, Packer
-from cache_store.news_log import NewsLog
+from cache_store.index.delta import Item, NewsLog, Packer
 from cache_store.testing import Fault
 
 

@@ -8,14 +8,14 @@ import pytest
 from store_kit import wait_until
 
 from cache_store import TierConfig, TierError
-from cache_store.bandwidth import Bandwidth
-from cache_store.breaker import FIRST_S, LONGEST_S, THRESHOLD, Breaker
 from cache_store.errors import StoreClosed
-from cache_store.lane import THREADS, Lane
-from cache_store.pending import Pending
-from cache_store.shelf import Shelf
+from cache_store.in_flight import Pending
 from cache_store.testing import Fault, FaultyTier
-from cache_store.tier import open_tier
+from cache_store.tiers.bandwidth import Bandwidth
+from cache_store.tiers.breaker import FIRST_S, LONGEST_S, THRESHOLD, Breaker
+from cache_store.tiers.deadline_pool import THREADS, Lane
+from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.open import open_tier
 
 
 def soon(seconds=10.0):

@@ -16,7 +16,7 @@ import pytest
 from store_kit import FaultyTiers, Restored, files_below, logits_of, prompt, restore, rows_of, save
 
 from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
-from cache_store.block_file import decode
+from cache_store.format.file import decode
 from cache_store.testing import Fault
 
 TOKENS = prompt(2048)

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_store.config import TierConfig, parse_bytes
 from cache_store.errors import TierError
-from cache_store.local_tier import file_system_type
 from cache_store.testing import FaultyTier, TierContract, sealed
-from cache_store.tier import LocalTier, ReadBuffer, RemoteTier, TierConfig, open_tier, parse_bytes
+from cache_store.tiers.base import ReadBuffer
+from cache_store.tiers.local import LocalTier, file_system_type
+from cache_store.tiers.open import open_tier
+from cache_store.tiers.remote import RemoteTier
 
 
 def in_ram() -> bool:

@@ -9,9 +9,12 @@ import time
 
 import pytest
 
+from cache_store.config import TierConfig
 from cache_store.errors import TierError
 from cache_store.testing import FakeClock, Fault, FaultyTier, is_whole, sealed
-from cache_store.tier import LocalTier, NoSpace, ReadBuffer, TierConfig, open_tier
+from cache_store.tiers.base import NoSpace, ReadBuffer
+from cache_store.tiers.local import LocalTier
+from cache_store.tiers.open import open_tier
 
 OLD_S = 600
 

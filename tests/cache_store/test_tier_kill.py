@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.local_tier import LocalTier
 from cache_store.testing import is_whole, sealed
-from cache_store.tier_base import ReadBuffer
+from cache_store.tiers.base import ReadBuffer
+from cache_store.tiers.local import LocalTier
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20_240
@@ -25,7 +25,7 @@ N_RANDOM_KILLS = 40
 # kills itself at the first CALL of the os module, before or after it took effect; "reap" waits for the last one and tells how it ended.
 NURSERY = r"""
 import os, random, signal, sys
-from cache_store.local_tier import LocalTier
+from cache_store.tiers.local import LocalTier
 from cache_store.testing import sealed
 
 def die():

@@ -12,9 +12,11 @@ import pytest
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
+from cache_store.config import TierConfig
 from cache_store.errors import TierError
 from cache_store.testing import TierContract, sealed
-from cache_store.tier import ReadBuffer, TierConfig, open_tier
+from cache_store.tiers.base import ReadBuffer
+from cache_store.tiers.open import open_tier
 
 BUCKET = "kv-blocks"
 

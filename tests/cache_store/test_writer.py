@@ -9,8 +9,8 @@ import pytest
 from store_kit import FaultyTiers, files_below, prompt, restore, rows_block, save, wait_until
 
 from cache_store import Store, StoreConfig, TierConfig, root_key
-from cache_store.staging import StagingPool
 from cache_store.testing import Fault
+from cache_store.write.staging import StagingPool
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from erllama.demo.random_gguf import SHAPES, ModelShape, main, write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_gguf import main, write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import ModelLoadError
 from erllama.gguf_check import check_adapter, inspect_gguf
 from erllama.gguf_header import read_header

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import openai
 
-from deployments.ingress import HttpOptions, ServedModel, make_http_app
+from deployments.http_options import HttpOptions
+from deployments.ingress import make_http_app
+from deployments.ports import ServedModel
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, TokenLogprob, Tokens
 from erllama.stats import ModelInfo

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from http_fakes import FakeModel, app_of, http_client, openai_client, served, stats
 
-from cache_store.keys import root_key
+from cache_store.format.keys import root_key
 from deployments import prompts as prompts_module
 from deployments.prompts import PromptSource
 from erllama.demo.template import CHAT_TEMPLATE

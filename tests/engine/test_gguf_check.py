@@ -18,7 +18,8 @@ from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erllama.demo.random_gguf import SHAPES, write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_shape import SHAPES
 from erllama.errors import ModelLoadError
 from erllama.gguf_check import check_adapter, inspect_gguf, split_paths
 from erllama.gguf_header import SCALAR_FORMATS, TENSOR_TYPES, GgufHeader, GgufValue, read_header

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.kv_blob import MAGIC
-from erllama.kv_codec import KvCodec, KvUnreadable, ModelTraits, UnknownLayout
+from erllama.kv_blob import MAGIC, KvUnreadable, UnknownLayout
+from erllama.kv_codec import KvCodec, ModelTraits
 from erllama.kv_image import BufferPool, StateImage
 from erllama.kv_state import KvKind
 

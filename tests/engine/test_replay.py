@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cache_store.block import BlockId, Kind
-from cache_store.keys import root_key, tail_key
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import root_key, tail_key
 from erllama.chat import ChatTemplate, tokenize_chat
 from erllama.demo import demo_model_path
 from erllama.demo.template import CHAT_TEMPLATE

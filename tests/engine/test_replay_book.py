@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cache_store.block import Block, BlockId, Kind
 from cache_store.errors import StoreError, TierError
-from cache_store.keys import ChainKey, root_key
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, root_key
 from erllama.replay_book import ENTRY_BYTES, MAX_ABSENT, ReplayBook
 
 ROOT = root_key("test")

@@ -8,7 +8,7 @@ from engine_kit import adapter_set, make_sequence
 
 from erllama.batch_plan import BatchPlan, PlanRow
 from erllama.errors import DecodeFailed
-from erllama.kv_codec import KvUnreadable
+from erllama.kv_blob import KvUnreadable
 from erllama.kv_state import KvKind
 from erllama.stub_backend import StubBackend
 

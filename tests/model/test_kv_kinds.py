@@ -14,7 +14,8 @@ import pytest
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
 from erllama.cache_policy import CachePolicy
-from erllama.demo.random_gguf import SHAPES, write_random_model
+from erllama.demo.random_gguf import write_random_model
+from erllama.demo.random_shape import SHAPES
 
 pytestmark = pytest.mark.model
 

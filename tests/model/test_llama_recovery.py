@@ -15,7 +15,8 @@ import pytest
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
 from erllama.cache_policy import CachePolicy
-from erllama.demo.random_gguf import SHAPES, ModelShape, write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import ContextLost, DecodeAborted, EngineStopped, ModelLoadError
 from erllama.request import Failed, Tokens
 

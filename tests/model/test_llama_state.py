@@ -21,9 +21,10 @@ from erllama.adapters import AdapterUse
 from erllama.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
-from erllama.demo.random_gguf import SHAPES, ModelShape, write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import DecodeFailed
-from erllama.kv_codec import KvUnreadable
+from erllama.kv_blob import KvUnreadable
 from erllama.kv_state import KvImage, KvKind
 from erllama.llama_backend import LlamaBackend
 

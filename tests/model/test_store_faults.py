@@ -22,11 +22,12 @@ import pytest
 
 import erllama.model
 from cache_store import BlockId, CorruptBlock, Kind, Store, StoreConfig, StoreStats, TierConfig, open_tier
-from cache_store.block_file import decode
+from cache_store.format.file import decode
 from cache_store.testing import Fault, FaultyTier
 from erllama import Model
 from erllama.cache_policy import CachePolicy
-from erllama.demo.random_gguf import SHAPES, write_random_lora, write_random_model
+from erllama.demo.random_gguf import write_random_lora, write_random_model
+from erllama.demo.random_shape import SHAPES
 from erllama.request import Completion
 
 pytestmark = pytest.mark.model

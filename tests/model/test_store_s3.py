@@ -17,7 +17,8 @@ import pytest
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
-from cache_store import StoreConfig, StoreStats, TierConfig, breaker
+from cache_store import StoreConfig, StoreStats, TierConfig
+from cache_store.tiers import breaker
 from erllama import Model
 from erllama.cache_policy import CachePolicy
 from erllama.request import Completion

@@ -1,0 +1,174 @@
+"""What one process tells the others that share its store: what it wrote, removed and used since it last told. Pure; pickles small.
+
+A place is known by its marks (see `place`), not by its level or URL: processes may have different tiers, and one directory may be mounted
+at two paths. An object is a record of 81 bytes, and its tokens where they are known; roots, which thousands of objects share, come once:
+
+    root    u16, a place in `News.roots` (32 bytes each)
+    kind    u8: 0 ROWS, 1 END, 2 REPLAY; 128 is added where tokens follow
+    parent  32 bytes
+    key     32 bytes
+    start   u32
+    n_tokens    u16
+    number  u64: the bytes of an object that was written, the hits of one that was used, 0 of one that was removed
+    tokens  n_tokens big-endian uint32
+
+All integers are big-endian. News are hints: whoever hears them checks before use, and what they leave out is found by the next listing.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import ChainKey
+from cache_store.index.radix import KEY_BYTES, TOKEN_BYTES
+
+_RECORD = struct.Struct(">HB32s32sIHQ")
+_KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
+_WITH_TOKENS = 128
+_MAX_ROOTS = 1 << 16
+
+
+class BadNews(ValueError):
+    """Not news that this version understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One object of a piece of news."""
+
+    id: BlockId
+    number: int = 0
+    tokens: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceNews:
+    """What changed in one tier. `marks` name the place; none while they are not known. `label` and `url` tell people where it is."""
+
+    label: str
+    url: str
+    local: bool
+    marks: frozenset[str]
+    max_bytes: int | None = None
+    written: bytes = b""
+    removed: bytes = b""
+
+    def is_at(self, marks: frozenset[str]) -> bool:
+        """Whether this is the place that has `marks`."""
+        return not self.marks.isdisjoint(marks)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """`owner` is the store that tells, `places` all its tiers, fastest first. `incomplete`: older changes did not fit and are left out."""
+
+    owner: str
+    places: tuple[PlaceNews, ...] = ()
+    roots: bytes = b""
+    used: bytes = b""
+    incomplete: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing happened that others should hear of."""
+        return not (self.used or self.incomplete or any(place.written or place.removed for place in self.places))
+
+    def items(self, records: bytes) -> Iterator[Item]:
+        """What `written`, `removed` or `used` say. Raises `BadNews` where they stop making sense."""
+        at = 0
+        while at < len(records):
+            try:
+                root, kind, parent, key, start, n_tokens, number = _RECORD.unpack_from(records, at)
+                root_key = self.roots[root * KEY_BYTES : (root + 1) * KEY_BYTES]
+                id = BlockId(_text(root_key), _KINDS[kind & ~_WITH_TOKENS], _text(parent), _text(key), start, n_tokens)
+            except (struct.error, IndexError, TypeError) as error:
+                raise BadNews(f"a record at {at} that is none: {error}") from error
+            at += _RECORD.size
+            tokens = records[at : at + n_tokens * TOKEN_BYTES] if kind & _WITH_TOKENS else None
+            at += len(tokens or b"")
+            if len(root_key) != KEY_BYTES or (tokens is not None and len(tokens) != n_tokens * TOKEN_BYTES):
+                raise BadNews("cut short")
+            yield Item(id, number, tokens)
+
+
+class Packer:
+    """Packs the objects of one piece of news; `roots` has those of all that were packed."""
+
+    def __init__(self) -> None:
+        self._roots: dict[ChainKey, int] = {}
+
+    @property
+    def roots(self) -> bytes:
+        return bytes.fromhex("".join(self._roots))
+
+    def pack(self, items: Iterable[Item]) -> bytes:
+        """Objects of more roots than there are numbers for are left out."""
+        return b"".join(self._record(item) for item in items if item.id.root in self._roots or len(self._roots) < _MAX_ROOTS)
+
+    def _record(self, item: Item) -> bytes:
+        id = item.id
+        root = self._roots.setdefault(id.root, len(self._roots))
+        kind = _KINDS.index(id.kind) + (0 if item.tokens is None else _WITH_TOKENS)
+        parent, key = bytes.fromhex(id.parent), bytes.fromhex(id.key)
+        return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, item.number) + (item.tokens or b"")
+
+
+def _text(digest: bytes) -> ChainKey:
+    return ChainKey(digest.hex())
+
+
+MAX_OBJECTS = 4096  # per tier, and of those that were used: 4 GB of chat blocks; with their tokens 4.5 MB of news
+
+
+@dataclass(slots=True)
+class Changes:
+    """Per tier the objects that were written (their bytes) or removed (None), oldest first; the hits of what was used."""
+
+    tiers: tuple[dict[BlockId, int | None], ...]
+    used: dict[BlockId, int] = field(default_factory=dict)
+    incomplete: bool = False
+
+
+class NewsLog:
+    def __init__(self, n_tiers: int, max_objects: int = MAX_OBJECTS) -> None:
+        self._n_tiers = n_tiers
+        self._max_objects = max_objects
+        self._lock = threading.Lock()
+        self._changes = self._no_changes()
+
+    def wrote(self, id: BlockId, tier: int, n_bytes: int) -> None:
+        self._note(id, tier, n_bytes)
+
+    def removed(self, id: BlockId, tier: int) -> None:
+        self._note(id, tier, None)
+
+    def used(self, ids: Iterable[BlockId]) -> None:
+        """Uses that do not fit are forgotten without a word: they are opinions, not facts."""
+        with self._lock:
+            used = self._changes.used
+            for id in ids:
+                used[id] = used.pop(id, 0) + 1
+                if len(used) > self._max_objects:
+                    del used[next(iter(used))]
+
+    def take(self) -> Changes:
+        """Everything since the last `take`."""
+        with self._lock:
+            changes, self._changes = self._changes, self._no_changes()
+        return changes
+
+    def _note(self, id: BlockId, tier: int, n_bytes: int | None) -> None:
+        with self._lock:
+            changes = self._changes.tiers[tier]
+            changes.pop(id, None)
+            changes[id] = n_bytes
+            if len(changes) > self._max_objects:
+                del changes[next(iter(changes))]
+                self._changes.incomplete = True
+
+    def _no_changes(self) -> Changes:
+        return Changes(tuple({} for _ in range(self._n_tiers)))

@@ -1,0 +1,133 @@
+"""Who may leave a tier, worst first: a heap of the objects that nothing in this tier hangs on. Decides only; pure, not thread-safe.
+
+An edge is a leaf in a tier when no object in it hangs on the edge's end, or when the tier has another way there from the beginning of
+the block. ENDs and loose objects always are. Taking leaves only, a tier never has a hole in a chain, whatever is interrupted.
+
+The heap is repaired lazily. Scores only grow, so an entry is never above its object's place: one that is popped with an old score goes
+back with the new one. An object that may not go when it is popped leaves the heap, and returns with the event that lets it go: the last
+object that hung on it was removed, another way was completed, it was released. Each object is in the heap at most once (`Item.queued`),
+and the heap is swept when it has doubled, so both time and space are amortised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+from cache_store.index.radix import Edge, Item, Node, block_from, field, is_connected
+
+_MIN_SWEEP = 1024
+
+_Entry = tuple[float, int, Item]
+
+
+class EvictionQueue:
+    """The leaves of one tier. `is_held` tells the objects that must stay for now."""
+
+    __slots__ = ("_heap", "_is_held", "_order", "_sweep_at", "_tier")
+
+    def __init__(self, tier: int, is_held: Callable[[Item], bool]) -> None:
+        self._tier, self._is_held = tier, is_held
+        self._heap: list[_Entry] = []
+        self._order = count()  # of two equal scores the one queued first goes first
+        self._sweep_at = _MIN_SWEEP
+
+    def push(self, item: Item) -> None:
+        """Queue `item` if it may go. Call it whenever that may have become so; a call too many does no harm."""
+        bit = 1 << self._tier
+        if item.queued & bit or not self.may_go(item):
+            return
+        item.queued |= bit
+        heappush(self._heap, (item.score, next(self._order), item))
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
+
+    def push_into(self, node: Node) -> None:
+        """The same for every edge that leads to `node`."""
+        for edge in node.into:
+            self.push(edge)
+
+    def push_new(self, item: Item) -> None:
+        """The same for what has just come to this tier, and for what may go because an edge has made another way complete."""
+        self.push(item)
+        if isinstance(item, Edge):
+            for node in block_from(item.child):
+                if len(node.into) > 1:
+                    self.push_into(node)
+
+    def may_go(self, item: Item) -> bool:
+        if not item.is_in(self._tier):
+            return False
+        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier) == 0  # nearly always decides
+        return (is_last or _Round(self._tier).is_leaf(item)) and not self._is_held(item)
+
+    def victims(self, n_bytes: int) -> list[Item]:
+        """Enough to free `n_bytes`, or all that may go. They stay queued: who wants them gone removes them."""
+        taking, popped, exposed = _Round(self._tier), [], list[_Entry]()
+        while taking.n_bytes < n_bytes:
+            heap = exposed if exposed and (not self._heap or exposed[0] < self._heap[0]) else self._heap
+            if not heap:
+                break
+            score, order, item = heappop(heap)
+            if heap is self._heap:
+                if score < item.score and item.is_in(self._tier):
+                    heappush(heap, (item.score, order, item))
+                    continue
+                item.queued &= ~(1 << self._tier)
+                popped.append(item)
+            if item.is_in(self._tier) and taking.is_leaf(item) and not self._is_held(item):
+                for edge in taking.take(item):
+                    heappush(exposed, (edge.score, next(self._order), edge))
+        for item in popped:
+            self.push(item)
+        return list(taking.taken)
+
+    def queued(self) -> list[Item]:
+        """Everything in the heap, in no order. For integrity checks."""
+        return [item for _, _, item in self._heap]
+
+    def _sweep(self) -> None:
+        """Drop what is no leaf any more: every new block of a conversation buries the one before it."""
+        kept = [entry for entry in self._heap if self.may_go(entry[2])]
+        for _, _, item in self._heap:
+            item.queued &= ~(1 << self._tier)
+        for _, _, item in kept:
+            item.queued |= 1 << self._tier
+        heapify(kept)
+        self._heap = kept
+        self._sweep_at = max(_MIN_SWEEP, 2 * len(kept))
+
+
+class _Round:
+    """A tier as it would be without what has been taken."""
+
+    __slots__ = ("_tier", "_unhung", "n_bytes", "taken")
+
+    def __init__(self, tier: int) -> None:
+        self._tier = tier
+        self._unhung: dict[Node, int] = {}
+        self.taken: dict[Item, None] = {}
+        self.n_bytes = 0
+
+    def is_leaf(self, item: Item) -> bool:
+        if item in self.taken:
+            return False
+        if not isinstance(item, Edge) or self._n_hanging(item.child) == 0:
+            return True
+        others = (edge for edge in item.child.into if edge is not item and edge.is_in(self._tier) and edge not in self.taken)
+        # What has been taken further up was a leaf itself: it disconnects nothing.
+        return any(is_connected(edge, self._tier) for edge in others)
+
+    def take(self, item: Item) -> list[Edge]:
+        """The edges that nothing hangs on any more when `item` is gone."""
+        self.taken[item] = None
+        self.n_bytes += field(item.sizes, self._tier) - 1
+        node = item.hangs_on()
+        if node is None:
+            return []
+        self._unhung[node] = self._unhung.get(node, 0) + 1
+        return node.into if self._n_hanging(node) == 0 else []
+
+    def _n_hanging(self, node: Node) -> int:
+        return field(node.hanging, self._tier) - self._unhung.get(node, 0)

@@ -1,0 +1,399 @@
+"""What hangs on what in the index: nodes are token prefixes, ROWS objects the edges between them. Pure, not thread-safe.
+
+A node is a prefix key *and* a length, so every edge leads to a longer prefix: whatever names a directory holds, there is no cycle. Two
+saves may have cut one block at different points; as no edge crosses a multiple of BLOCK_TOKENS, both paths meet again at its end.
+
+    Node  <-- parent  Edge  child -->  Node          ROWS
+    Node  <-- node    End                            END
+                      Loose                          REPLAY, and names that no save of ours makes: on no path, kept to be evicted
+
+Memory decides the representation, because tokens alone are 1 kB per block: slots, 32-byte keys, one int for small numbers per tier, ids
+built on demand. Tokens are kept as big-endian uint32 bytes: their order as bytes is their order as tokens, so that bisecting the sorted
+edges of a node finds the one that shares most with a prompt without looking at the others (there may be 10 000).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
+from cache_store.format.keys import ChainKey
+
+KEY_BYTES = 32
+TOKEN_BYTES = 4
+_FIELD_BITS = 48
+_FIELD_MASK = (1 << _FIELD_BITS) - 1
+MAX_FIELD = _FIELD_MASK - 1
+
+
+def field(packed: int, tier: int) -> int:
+    """The number of `tier` in an int that packs one per tier."""
+    return packed >> (_FIELD_BITS * tier) & _FIELD_MASK
+
+
+def field_of(value: int, tier: int) -> int:
+    """What to add to a packed int to add `value` to the number of `tier`."""
+    return value << (_FIELD_BITS * tier)
+
+
+class Item(ABC):
+    """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose eviction queue has it, as bits."""
+
+    __slots__ = ("n_uses", "queued", "score", "sizes")
+
+    def __init__(self, n_uses: int, score: float) -> None:
+        self.n_uses, self.score = n_uses, score
+        self.sizes = self.queued = 0
+
+    @property
+    @abstractmethod
+    def id(self) -> BlockId:
+        """The name, made from where the object hangs."""
+
+    def is_in(self, tier: int) -> bool:
+        return field(self.sizes, tier) != 0
+
+    def hangs_on(self) -> Node | None:
+        """The node that must be reachable for this object to be of use."""
+        return None
+
+
+class Loose(Item):
+    """An object that hangs on nothing."""
+
+    __slots__ = ("_id",)
+
+    def __init__(self, id: BlockId, n_uses: int, score: float) -> None:
+        super().__init__(n_uses, score)
+        self._id = id
+
+    @property
+    def id(self) -> BlockId:
+        return self._id
+
+
+class End(Item):
+    """An END object: belongs to the point that its node stands for."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node, n_uses: int, score: float) -> None:
+        super().__init__(n_uses, score)
+        self.node = node
+
+    @property
+    def id(self) -> BlockId:
+        key = self.node.key_text
+        return BlockId(self.node.root, Kind.END, key, key, self.node.depth)
+
+    def hangs_on(self) -> Node | None:
+        return self.node
+
+
+class Edge(Item):
+    """A ROWS object. `tokens` is None while they are not known."""
+
+    __slots__ = ("child", "n_tokens", "parent", "tokens")
+
+    def __init__(self, parent: Node, child: Node, n_tokens: int, n_uses: int, score: float) -> None:
+        super().__init__(n_uses, score)
+        self.parent, self.child, self.n_tokens = parent, child, n_tokens
+        self.tokens: bytes | None = None
+
+    @property
+    def id(self) -> BlockId:
+        parent = self.parent
+        return BlockId(parent.root, Kind.ROWS, parent.key_text, self.child.key_text, parent.depth, self.n_tokens)
+
+    def hangs_on(self) -> Node | None:
+        return self.parent
+
+
+_tokens_of = attrgetter("tokens")
+
+# Nearly every node has one edge in and one out. A list for each would be half of all there is for the garbage collector to look at.
+_Edges = Edge | list[Edge] | None
+
+
+def _listed(edges: _Edges) -> list[Edge]:
+    """`edges` as a list: the list itself if it is one."""
+    if edges is None:
+        return []
+    return [edges] if isinstance(edges, Edge) else edges
+
+
+def _unlisted(edges: list[Edge]) -> _Edges:
+    return edges if len(edges) > 1 else edges[0] if edges else None
+
+
+class Node:
+    """A prefix. `address` is its key and its length; `hanging` packs per tier how many objects hang on it there."""
+
+    __slots__ = ("_into", "_known", "address", "end", "hanging", "root", "unknown")
+
+    def __init__(self, root: ChainKey, address: bytes) -> None:
+        self.root, self.address = root, address
+        self.hanging = 0
+        self.end: End | None = None
+        self._into: _Edges = None
+        self._known: _Edges = None  # sorted by tokens
+        self.unknown: dict[int, set[Edge]] | None = None  # by length: a prompt is hashed once for each
+
+    @property
+    def key(self) -> bytes:
+        return self.address[:KEY_BYTES]
+
+    @property
+    def key_text(self) -> ChainKey:
+        return ChainKey(self.address[:KEY_BYTES].hex())
+
+    @property
+    def depth(self) -> int:
+        return int.from_bytes(self.address[KEY_BYTES:])
+
+    @property
+    def into(self) -> list[Edge]:
+        """The edges that lead here. Not to be changed."""
+        return _listed(self._into)
+
+    def is_bare(self) -> bool:
+        return not (self._into or self.end or self._known or self.unknown)
+
+    def is_last(self) -> bool:
+        """Whether no edge begins here."""
+        return not (self._known or self.unknown)
+
+    def children(self) -> Iterator[Edge]:
+        yield from _listed(self._known)
+        for edges in (self.unknown or {}).values():
+            yield from edges
+
+    def attach_into(self, edge: Edge) -> None:
+        self._into = _unlisted([*self.into, edge])
+
+    def detach_into(self, edge: Edge) -> None:
+        self._into = _unlisted([other for other in self.into if other is not edge])
+
+    def attach(self, edge: Edge) -> None:
+        """Put `edge` where its tokens, or their absence, belong."""
+        if edge.tokens is None:
+            self.unknown = self.unknown if self.unknown is not None else {}
+            self.unknown.setdefault(edge.n_tokens, set()).add(edge)
+        else:
+            known = _listed(self._known)
+            insort(known, edge, key=_tokens_of)
+            self._known = _unlisted(known)
+
+    def detach(self, edge: Edge) -> None:
+        if edge.tokens is None:
+            assert self.unknown is not None
+            edges = self.unknown[edge.n_tokens]
+            edges.remove(edge)
+            if not edges:
+                del self.unknown[edge.n_tokens]
+            self.unknown = self.unknown or None
+        else:
+            known = _listed(self._known)
+            del known[known.index(edge, bisect_left(known, edge.tokens, key=_tokens_of))]
+            self._known = _unlisted(known)
+
+    def matches(self, window: bytes) -> tuple[list[Edge], Edge | None, int]:
+        """(edges whose tokens begin `window`, the other edge that shares most with it, how many tokens that shares).
+
+        O(log n) for each result. The edge that shares most is a neighbour of the place where `window` would be inserted. Edges that begin
+        `window` lie before that place; between them lie edges that share a shorter and shorter part, and bisecting for that part skips all
+        that share it.
+        """
+        whole: list[Edge] = []
+        part, n_part = None, 0
+        known = _listed(self._known)
+        place = at = bisect_right(known, window, key=_tokens_of)
+        while at > 0:
+            edge = known[at - 1]
+            n_shared = n_common(edge.tokens or b"", window)
+            if n_shared == edge.n_tokens:
+                whole.append(edge)
+                at -= 1
+                continue
+            if n_shared > n_part:
+                part, n_part = edge, n_shared
+            if n_shared == 0:
+                break
+            at = bisect_right(known, window[: n_shared * TOKEN_BYTES], hi=at - 1, key=_tokens_of)
+        if place < len(known):
+            n_shared = n_common(known[place].tokens or b"", window)
+            if n_shared > n_part:
+                part, n_part = known[place], n_shared
+        return whole, part, n_part
+
+    def check_integrity(self) -> None:
+        assert all(edge.child is self for edge in self.into), "an edge into another node"
+        assert all(edge.parent.depth + edge.n_tokens == self.depth for edge in self.into), "an edge of another length"
+        assert all(edge.parent is self and edge in edge.child.into for edge in self.children()), "an edge from another node"
+        known = [edge.tokens for edge in _listed(self._known)]
+        assert known == sorted(tokens for tokens in known if tokens is not None), "edges are not sorted"
+        for n_tokens, edges in (self.unknown or {}).items():
+            assert edges, "an empty set of edges"
+            assert all(edge.tokens is None and edge.n_tokens == n_tokens for edge in edges), "an edge under another length"
+
+
+def n_common(a: bytes, b: bytes) -> int:
+    """How many leading tokens two packed token strings share."""
+    if b.startswith(a):
+        return len(a) // TOKEN_BYTES
+    n_bytes = min(len(a), len(b))
+    differing = int.from_bytes(a[:n_bytes]) ^ int.from_bytes(b[:n_bytes])
+    return (n_bytes - (differing.bit_length() + 7) // 8) // TOKEN_BYTES
+
+
+def is_connected(edge: Edge, tier: int) -> bool:
+    """Whether `tier` leads to `edge` from the beginning of its block."""
+    todo, seen = [edge.parent], {edge.parent}
+    while todo:
+        node = todo.pop()
+        if node.depth % BLOCK_TOKENS == 0:
+            return True
+        for previous in node.into:
+            if previous.is_in(tier) and previous.parent not in seen:
+                seen.add(previous.parent)
+                todo.append(previous.parent)
+    return False
+
+
+def block_until(node: Node) -> tuple[Node, bytes] | None:
+    """The node at which the block of `node` begins, and the tokens from there to `node`; None where they are not known."""
+    tokens = b""
+    while node.depth % BLOCK_TOKENS:
+        edge = next((edge for edge in node.into if edge.tokens is not None), None)
+        if edge is None:
+            return None
+        tokens, node = (edge.tokens or b"") + tokens, edge.parent
+    return node, tokens
+
+
+def block_from(node: Node) -> Iterator[Node]:
+    """`node` and, up to the end of its block, the nodes it leads to."""
+    todo, seen = [node], {node}
+    while todo:
+        node = todo.pop()
+        yield node
+        if not node.is_last() and node.depth % BLOCK_TOKENS:
+            following = {edge.child for edge in node.children()} - seen
+            seen |= following
+            todo += following
+
+
+class Graph:
+    """The nodes of all roots, and the objects that hang on none."""
+
+    __slots__ = ("_loose", "_roots", "n_items")
+
+    def __init__(self) -> None:
+        self._roots: dict[ChainKey, dict[bytes, Node]] = {}
+        self._loose: dict[BlockId, Loose] = {}
+        self.n_items = 0
+
+    def node(self, root: ChainKey, key: bytes, depth: int) -> Node | None:
+        nodes = self._roots.get(root)
+        return None if nodes is None else nodes.get(key + depth.to_bytes(4))
+
+    def find(self, id: BlockId) -> Item | None:
+        if not _is_ours(id):
+            return self._loose.get(id)
+        node = self.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
+        if node is None:
+            return None
+        if id.kind is Kind.END:
+            return node.end
+        parent = bytes.fromhex(id.parent) + id.start.to_bytes(4)
+        return next((edge for edge in node.into if edge.parent.address == parent), None)
+
+    def add(self, id: BlockId, tokens: bytes | None, n_uses: int, score: float) -> Item:
+        """A new object, in no tier yet."""
+        item: Item
+        if not _is_ours(id):
+            item = self._loose[id] = Loose(id, n_uses, score)
+        elif id.kind is Kind.END:
+            node = self._make_node(id.root, id.key, id.start)
+            item = node.end = End(node, n_uses, score)
+        else:
+            parent = self._make_node(id.root, id.parent, id.start)
+            child = self._make_node(id.root, id.key, id.start + id.n_tokens)
+            item = edge = Edge(parent, child, id.n_tokens, n_uses, score)
+            edge.tokens = tokens
+            child.attach_into(edge)
+            parent.attach(edge)
+        self.n_items += 1
+        return item
+
+    def remove(self, item: Item) -> None:
+        """Forget an object, and the nodes that only it needed."""
+        match item:
+            case Edge():
+                item.parent.detach(item)
+                item.child.detach_into(item)
+                self._drop_if_bare(item.parent)
+                self._drop_if_bare(item.child)
+            case End():
+                item.node.end = None
+                self._drop_if_bare(item.node)
+            case _:
+                del self._loose[item.id]
+        self.n_items -= 1
+
+    def nodes(self) -> Iterator[Node]:
+        for nodes in self._roots.values():
+            yield from nodes.values()
+
+    def items(self) -> Iterator[Item]:
+        yield from self._loose.values()
+        for node in self.nodes():
+            yield from node.into
+            if node.end is not None:
+                yield node.end
+
+    def check_integrity(self, n_tiers: int) -> None:
+        """Raise AssertionError where nodes and objects disagree."""
+        assert self.n_items == sum(1 for _ in self.items()), "number of objects"
+        hanging: dict[Node, int] = {}
+        for item in self.items():
+            assert item.sizes > 0, "in no tier"
+            assert self.find(item.id) is item, "not found by its name"
+            node = item.hangs_on()
+            if node is not None:
+                here = sum(field_of(1, tier) for tier in range(n_tiers) if item.is_in(tier))
+                hanging[node] = hanging.get(node, 0) + here
+        for node in self.nodes():
+            assert not node.is_bare(), "a node that nothing needs"
+            assert node.hanging == hanging.get(node, 0), "number of objects on a node"
+            node.check_integrity()
+
+    def _make_node(self, root: ChainKey, key: ChainKey, depth: int) -> Node:
+        nodes = self._roots.get(root)
+        if nodes is None:
+            nodes = self._roots[root] = {}
+        address = bytes.fromhex(key) + depth.to_bytes(4)
+        assert len(address) == KEY_BYTES + 4, "a key that is none"
+        node = nodes.get(address)
+        if node is None:
+            # One string stands for the root in all its nodes, whichever copies the names brought along.
+            shared = next(iter(nodes.values())).root if nodes else root
+            node = nodes[address] = Node(shared, address)
+        return node
+
+    def _drop_if_bare(self, node: Node) -> None:
+        nodes = self._roots.get(node.root, {})
+        if node.is_bare() and nodes.pop(node.address, None) is not None and not nodes:
+            del self._roots[node.root]
+
+
+def _is_ours(id: BlockId) -> bool:
+    """Whether a save of ours makes such an object, and it belongs to the graph."""
+    if not 0 <= id.start <= id.start + id.n_tokens < 1 << 32:
+        return False
+    if id.kind is Kind.END:
+        return id.parent == id.key and id.n_tokens == 0
+    return id.kind is Kind.ROWS and id.n_tokens > 0 and id.start % BLOCK_TOKENS + id.n_tokens <= BLOCK_TOKENS

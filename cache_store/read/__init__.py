@@ -1,0 +1,1 @@
+"""Stored prefixes found, fetched and verified."""

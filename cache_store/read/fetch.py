@@ -1,0 +1,116 @@
+"""One object on its way from wherever it is: staging memory, or a tier, or the next tier when that one fails.
+
+The read starts when the fetch is made, so whoever makes several reads ahead. The tier's thread reads and verifies; the rest belongs to the
+reader's thread. A tier that does not have what the index says is corrected in the index; what does not verify is condemned. Every fetch
+ends with `free`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from cache_store.errors import CorruptBlock, StoreError
+from cache_store.format.block import Block, BlockId
+from cache_store.format.file import BlockDecoder
+from cache_store.tiers.deadline_pool import Call
+from cache_store.tiers.guarded import Loaded, Shelf
+from cache_store.tiers.stack import Stockroom
+from cache_store.write.staging import Staged
+from cache_store.write.writer import Writer
+
+
+class Fetch:
+    """`block` is valid from a `result` that is not None until `free`. `shelf` is where it came from; None for staging memory."""
+
+    def __init__(self, stock: Stockroom, writer: Writer, decoder: BlockDecoder, id: BlockId, holders: list[Shelf] | None = None) -> None:
+        self._stock = stock
+        self._decoder = decoder
+        self.id = id
+        self.shelf: Shelf | None = None
+        self.n_bytes = 0
+        self.corrupt = 0
+        self._staged: Staged | None = writer.borrow(id)
+        self._loaded: Loaded | None = None
+        self._call: Call[_Arrived | None] | None = None
+        self._left = [] if self._staged is not None else (stock.holders(id) if holders is None else holders)
+        self._start_next()
+
+    def result(self, deadline_ns: int) -> Block | None:
+        """The verified object; None when nobody has it in time."""
+        if self._staged is not None:
+            self.n_bytes = self._staged.block.payload_bytes
+            return self._staged.block
+        while self._call is not None and self.shelf is not None:
+            block = self._take(self.shelf, self._call, deadline_ns)
+            if block is not None:
+                return block
+            self._start_next()
+        return None
+
+    def take_loaded(self) -> Loaded | None:
+        """Hand the buffer over to someone who frees it."""
+        loaded, self._loaded = self._loaded, None
+        return loaded
+
+    def free(self) -> None:
+        """Idempotent."""
+        if self._call is not None:
+            self._call.drop()
+            self._call = None
+        if self._loaded is not None:
+            self._loaded.free()
+            self._loaded = None
+        if self._staged is not None:
+            self._staged.release()
+            self._staged = None
+
+    def _start_next(self) -> None:
+        self._call = self.shelf = None
+        while self._left and self._call is None:
+            self.shelf = self._left.pop(0)
+            try:
+                self._call = self.shelf.start(partial(_load, self.shelf, self._decoder, self.id), _free)
+            except StoreError:
+                continue
+
+    def _take(self, shelf: Shelf, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
+        try:
+            arrived = shelf.wait(call, deadline_ns)
+        except CorruptBlock as error:
+            self._call = None
+            self.corrupt += 1
+            self._stock.condemn(shelf, self.id, error.reason, deadline_ns)
+            return None
+        except StoreError:
+            return None
+        self._call = None
+        if arrived is None:
+            self._stock.catalogue.remove(self.id, shelf.level)
+            return None
+        self._loaded, self.n_bytes = arrived.loaded, arrived.loaded.data.nbytes
+        return arrived.block
+
+
+class _Arrived(NamedTuple):
+    """An object that verified, and the buffer that it lies in."""
+
+    block: Block
+    loaded: Loaded
+
+
+def _load(shelf: Shelf, decoder: BlockDecoder, id: BlockId) -> _Arrived | None:
+    """On the tier's thread: what was just read is in the cache of its core, so its digest costs half of what it would elsewhere."""
+    loaded = shelf.load(id.name)
+    if loaded is None:
+        return None
+    try:
+        return _Arrived(decoder.decode(loaded.data, id), loaded)
+    except BaseException:
+        loaded.free()
+        raise
+
+
+def _free(arrived: _Arrived | None) -> None:
+    if arrived is not None:
+        arrived.loaded.free()

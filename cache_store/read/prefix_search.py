@@ -1,0 +1,264 @@
+"""Finds the longest stored prefix of a prompt: by the index, then by looking where the index ends.
+
+The index may not know what other processes wrote. So where its way ends the tiers are asked, fastest first, and what they answer is added
+and walked on from, until nobody knows more or the deadline passes:
+
+    the next full block     by its exact name (a full block's name follows from the prompt alone), then those after it
+    whatever else hangs     one listing by prefix: tails, ENDs, blocks that share their first tokens only
+    tokens not yet known    of blocks that a listing named: their heads are read, for a hit to the token
+    somebody else's claim   on the next full block: waited for, within the caller's bound
+
+An object store is asked only where a whole block could be won: the question alone takes tens of milliseconds, on every turn of a chat.
+Roots are not listed once the shelves have been (at start): everything hangs on them, and the first block has an exact name.
+What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our own.
+
+Any thread; never raises for what a file system does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_store.errors import CorruptBlock, Damage, StoreError
+from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
+from cache_store.format.file import PEEK_BYTES, peek_tokens
+from cache_store.format.keys import ChainKey, chain_keys, tail_key
+from cache_store.index.index import Path
+from cache_store.records import Plan
+from cache_store.sharing.claims import Claims
+from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.stack import Stockroom
+
+Tokens = NDArray[np.uint32]
+
+_POLL_S = 0.02  # how often a claimed block is looked for: a hundredth of the prefill that it stands for
+_HEADS = 8  # heads read per lookup: more branches than that at one point are rare, and the next lookup goes on
+_STATS_AHEAD = 16
+
+
+@dataclass(slots=True)
+class _Search:
+    """One lookup under way. `probed`: (level, length of the prefix) that need no second look."""
+
+    root: ChainKey
+    tokens: Tokens
+    need_end: bool
+    deadline_ns: int
+    wait_until_ns: int
+    keys: list[ChainKey] = field(default_factory=list)
+    probed: set[tuple[int, int]] = field(default_factory=set)
+    peeked: set[BlockId] = field(default_factory=set)
+
+    def key_at(self, n: int) -> ChainKey:
+        if n % BLOCK_TOKENS == 0:
+            return self.keys[n // BLOCK_TOKENS]
+        return tail_key(self.root, self.tokens[:n], BLOCK_TOKENS)
+
+    def full_blocks(self, start: int, limit: int) -> list[BlockId]:
+        """The ids of up to `limit` full blocks of the prompt from the block boundary `start` on."""
+        first = start // BLOCK_TOKENS
+        pairs = list(zip(self.keys[first:], self.keys[first + 1 :], strict=False))[:limit]
+        return [
+            BlockId(self.root, Kind.ROWS, parent, key, (first + i) * BLOCK_TOKENS, BLOCK_TOKENS) for i, (parent, key) in enumerate(pairs)
+        ]
+
+    @property
+    def in_time(self) -> bool:
+        return time.monotonic_ns() < self.deadline_ns
+
+
+class Finder:
+    """`loaded` is set once every shelf has been listed; `closing` ends waits."""
+
+    def __init__(
+        self, stock: Stockroom, claims: Claims, loaded: threading.Event, closing: threading.Event, *, min_probe_tokens: int
+    ) -> None:
+        self._stock = stock
+        self._catalogue = stock.catalogue
+        self._claims = claims
+        self._loaded = loaded
+        self._closing = closing
+        self._min_probe_tokens = min_probe_tokens
+
+    def lookup(self, root: ChainKey, tokens: Tokens, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
+        self._stock.tally.add("tokens", "looked_up", len(tokens))
+        path = self._catalogue.longest_prefix(root, tokens)
+        if len(tokens) >= self._min_probe_tokens and not _is_complete(path, len(tokens)):
+            wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
+            path = self._explore(_Search(root, tokens, need_end, deadline_ns, wait_until_ns))
+        return self._plan_to_an_end(root, tokens, path) if need_end else self._plan(root, tokens, path)
+
+    # --- exploring ---------------------------------------------------------------------------------------------------------
+
+    def _explore(self, search: _Search) -> Path:
+        search.keys = [search.root, *chain_keys(search.root, search.tokens, BLOCK_TOKENS)]
+        while True:
+            path = self._catalogue.longest_prefix(search.root, search.tokens)
+            if _is_complete(path, len(search.tokens)):
+                return path
+            if not (search.in_time and (self._probe(search) or self._peek(search))) and not self._wait_for_claimed(search):
+                return self._catalogue.longest_prefix(search.root, search.tokens)
+
+    def _probe(self, search: _Search) -> bool:
+        """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
+        n = self._catalogue.node_at(search.root, search.tokens, len(search.tokens))
+        boundary = n - n % BLOCK_TOKENS
+        n_unknown = len(search.tokens) - self._catalogue.longest_prefix(search.root, search.tokens).n_tokens
+        for shelf in self._stock.shelves:
+            if not shelf.tier.local and n_unknown < BLOCK_TOKENS and not search.need_end:
+                continue  # asking an object store takes longer than computing what it could spare
+            for start in sorted({boundary, n}):
+                if (shelf.level, start) not in search.probed and shelf.available and search.in_time:
+                    search.probed.add((shelf.level, start))
+                    if self._probe_shelf(search, shelf, start):
+                        return True
+        return False
+
+    def _probe_shelf(self, search: _Search, shelf: Shelf, start: int) -> bool:
+        try:
+            if start % BLOCK_TOKENS == 0 and not search.need_end and self._follow(search, shelf, start):
+                return True
+            if start == 0 and self._loaded.is_set():
+                return search.need_end and self._follow(search, shelf, start, limit=1)
+            return self._list_children(search, shelf, start)
+        except StoreError:
+            return False
+
+    def _follow(self, search: _Search, shelf: Shelf, start: int, limit: int = 1 << 20) -> bool:
+        """Add the full blocks of the prompt from `start` on, as far as this shelf has them without a gap."""
+        n_found = 0
+        while n_found < limit and (ids := search.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
+            self._stock.tally.add("probes", shelf.label, len(ids))
+            found = shelf.stats_until_missing([id.name for id in ids], search.deadline_ns)
+            for id, stat in zip(ids, found, strict=False):
+                self._catalogue.add(id, shelf.level, stat.n_bytes)
+            n_found += len(found)
+            start += BLOCK_TOKENS * len(ids)
+            if len(found) < len(ids):
+                break
+        return n_found > 0
+
+    def _list_children(self, search: _Search, shelf: Shelf, start: int) -> bool:
+        self._stock.tally.add("probes", shelf.label)
+        is_news = False
+        for stat in shelf.listing(BlockId.children_prefix(search.root, search.key_at(start)), search.deadline_ns):
+            id = BlockId.parse(stat.name)
+            if id is not None:
+                is_news = is_news or not self._catalogue.has(id)
+                self._catalogue.add(id, shelf.level, stat.n_bytes)
+        return is_news
+
+    # --- tokens of blocks that are known by name only -----------------------------------------------------------------------
+
+    def _peek(self, search: _Search) -> bool:
+        """Read the tokens of blocks that might share more of the prompt; True when some were learnt."""
+        ids = self._catalogue.unknown_beyond(search.root, search.tokens, _HEADS + len(search.peeked))
+        wanted = [id for id in ids if id not in search.peeked][: max(0, _HEADS - len(search.peeked))]
+        search.peeked.update(wanted)
+        n_learnt = sum(self.learn(id, search.deadline_ns) for id in wanted if search.in_time)
+        return n_learnt > 0
+
+    def learn(self, id: BlockId, deadline_ns: int) -> bool:
+        """Read the tokens of a ROWS object into the index, from whichever tier has it in time."""
+        for shelf in self._stock.holders(id):
+            for n_bytes in (PEEK_BYTES, None):
+                try:
+                    if self._learn_from(shelf, id, n_bytes, deadline_ns):
+                        return True
+                except CorruptBlock as error:
+                    if n_bytes is None or error.reason is not Damage.SHORT:
+                        self._stock.condemn(shelf, id, error.reason, deadline_ns)
+                        break
+                except StoreError:
+                    break
+        return False
+
+    def _learn_from(self, shelf: Shelf, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
+        loaded = shelf.wait(shelf.start_read(id.name, n_bytes), deadline_ns)
+        if loaded is None:
+            self._catalogue.remove(id, shelf.level)
+            return False
+        try:
+            self._catalogue.learn(id, peek_tokens(loaded.data, id))
+        finally:
+            loaded.free()
+        return True
+
+    # --- claims ------------------------------------------------------------------------------------------------------------
+
+    def _wait_for_claimed(self, search: _Search) -> bool:
+        """If someone says that they compute the next full block, wait for it; True when it has come."""
+        n = self._catalogue.node_at(search.root, search.tokens, len(search.tokens))
+        ids = search.full_blocks(n - n % BLOCK_TOKENS, 1)
+        if not ids or time.monotonic_ns() >= search.wait_until_ns:
+            return False
+        while (left_s := self._claims.claimed(ids[0].key, _soon_ns())) > 0 and time.monotonic_ns() < search.wait_until_ns:
+            if self._closing.wait(min(_POLL_S, left_s)):
+                return False
+            if self._appeared(search, ids[0]):
+                search.deadline_ns = max(search.deadline_ns, _soon_ns())  # the wait was granted on top
+                return True
+        return self._appeared(search, ids[0])
+
+    def _appeared(self, search: _Search, id: BlockId) -> bool:
+        for shelf in self._stock.shelves:
+            if shelf.tier.local and shelf.available:
+                try:
+                    stat = shelf.stat(id.name, _soon_ns())
+                except StoreError:
+                    continue
+                if stat is not None:
+                    self._catalogue.add(id, shelf.level, stat.n_bytes)
+                    search.probed.clear()
+                    return True
+        return self._catalogue.has(id)
+
+    # --- planning ----------------------------------------------------------------------------------------------------------
+
+    def _plan(self, root: ChainKey, tokens: Tokens, path: Path) -> Plan:
+        n_tokens, hops = path.n_tokens, path.hops
+        for i, hop in enumerate(hops):
+            if not self._is_reachable(hop.id):  # in a tier that is put aside
+                n_tokens, hops = hop.id.start, hops[:i]
+                break
+        covered = n_tokens == len(tokens) and n_tokens > 0
+        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == len(tokens) else None
+        return self._priced(Plan(root, tokens[:n_tokens], n_tokens, hops, end, 0, 0.0, ()))
+
+    def _is_reachable(self, id: BlockId) -> bool:
+        return any(tier == self._stock.staged or self._stock.shelves[tier].available for tier in self._catalogue.tiers_of(id))
+
+    def _plan_to_an_end(self, root: ChainKey, tokens: Tokens, path: Path) -> Plan:
+        """The longest prefix with an END: its rows are those of its own shortest way."""
+        ends = path.ends[::-1]
+        if not ends:
+            return Plan(root, tokens[:0], 0, (), None, 0, 0.0, (), need_end=True)
+        n_tokens = ends[0].start
+        hops = self._catalogue.longest_prefix(root, tokens[:n_tokens]).hops
+        return self._priced(Plan(root, tokens[:n_tokens], n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:]))
+
+    def _priced(self, plan: Plan) -> Plan:
+        """`plan` with what reading it costs, each object from the fastest tier that has it."""
+        ids = [hop.id for hop in plan.hops] + ([] if plan.end is None else [plan.end])
+        n_bytes, seconds, used = 0, 0.0, set[int]()
+        for known in self._catalogue.known(ids):
+            n_bytes += known.n_bytes
+            levels = [shelf.level for shelf in self._stock.shelves if shelf.level in known.tiers and shelf.available]
+            if self._stock.staged not in known.tiers and levels:
+                seconds += self._stock.shelves[levels[0]].speed.estimate_s(known.n_bytes)
+                used.add(levels[0])
+        labels = tuple(self._stock.shelves[level].label for level in sorted(used))
+        return replace(plan, tokens=plan.tokens.copy(), n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
+
+
+def _is_complete(path: Path, n_tokens: int) -> bool:
+    return path.n_tokens == n_tokens and bool(path.ends) and path.ends[-1].start == n_tokens
+
+
+def _soon_ns() -> int:
+    return time.monotonic_ns() + 1_000_000_000

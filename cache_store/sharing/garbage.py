@@ -1,0 +1,131 @@
+"""Collects garbage in one tier for all processes that share it: lists it, then deletes what is worth least, down to a share of the budget.
+
+Whoever calls it makes sure that no other process does so meanwhile; two at once harm nothing but each other's choice. Leaves go first, as
+everywhere (`index_eviction`): an object is deleted after all that hangs on it, and when a deletion fails nothing above it follows. So there
+is no hole in a chain, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
+continues at the very moment in which its end goes is out of reach, and worth nothing until that is saved again.
+
+Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon threads of their own: the caller is back at
+its deadline whatever the file system does, and what is still under way then settles its own accounts. All collections of a tier share these
+threads, so one that hangs for days does not take a few more each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cache_store.errors import StoreError
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import ChainKey
+from cache_store.index.catalogue import Known
+from cache_store.records import Collected
+from cache_store.sharing.maintenance import TEMP_AGE_S, Keeper
+from cache_store.tiers.deadline_pool import Lane
+from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.stack import Stockroom
+
+T = TypeVar("T")
+
+_AT_ONCE = 8  # deletions: ten objects a second become eighty, and a disk does not mind
+_CHOSEN = 256  # victims chosen at a time: the index is locked meanwhile, and hits and news change the choice
+
+Node = tuple[ChainKey, int]
+
+
+def collector_lane(shelf: Shelf) -> Lane:
+    """The threads for the collections of a tier; idle ones end when it is closed."""
+    return Lane(f"collect-{shelf.label}", _AT_ONCE)
+
+
+class Collection:
+    """One run. `listing_age_s`: a listing that the index has had is good enough when it is no older."""
+
+    def __init__(
+        self, stock: Stockroom, keeper: Keeper, shelf: Shelf, lane: Lane, target_share: float, listing_age_s: float, deadline_ns: int
+    ) -> None:
+        self._stock = stock
+        self._keeper = keeper
+        self._shelf = shelf
+        self._listing_age_s = listing_age_s
+        self._deadline_ns = deadline_ns
+        self._target = None if shelf.tier.max_bytes is None else int(shelf.tier.max_bytes * target_share)
+        self._lane = lane
+        self._swept = self._evicted = self._evicted_bytes = 0
+
+    def run(self) -> Collected:
+        began_ns = time.monotonic_ns()
+        failure = ""
+        try:
+            self._swept = self._call(lambda: self._shelf.sweep_now(TEMP_AGE_S))
+            if self._keeper.listing_age_s(self._shelf) > self._listing_age_s:
+                self._call(lambda: self._keeper.list_again(self._shelf))
+            while victims := self._choose():
+                self._delete(victims)
+        except StoreError as error:
+            failure = str(error)
+        return self._report(began_ns, failure)
+
+    def _report(self, began_ns: int, failure: str) -> Collected:
+        return Collected(
+            tier=self._shelf.label,
+            n_bytes=self._stock.catalogue.bytes_in(self._shelf.level),
+            target_bytes=self._target,
+            evicted=self._evicted,
+            evicted_bytes=self._evicted_bytes,
+            swept=self._swept,
+            seconds=(time.monotonic_ns() - began_ns) / 1e9,
+            is_done=not failure and self._excess() <= 0,
+            failure=failure,
+        )
+
+    def _excess(self) -> int:
+        return 0 if self._target is None else self._stock.catalogue.bytes_in(self._shelf.level) - self._target
+
+    def _choose(self) -> list[Known]:
+        """The next few to go, in an order in which nothing is deleted before what hangs on it."""
+        excess, level = self._excess(), self._shelf.level
+        if excess <= 0:
+            return []
+        mean_bytes = self._stock.catalogue.bytes_in(level) // max(1, self._stock.catalogue.objects_in(level))
+        return self._stock.catalogue.victims(level, min(excess, max(1, mean_bytes) * _CHOSEN), self._stock.may_go)
+
+    def _delete(self, victims: Sequence[Known]) -> None:
+        """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one could not be deleted."""
+        wave: list[Known] = []
+        hung_on: set[Node] = set()
+        for victim in victims:
+            if len(wave) == _AT_ONCE or _end(victim.id) in hung_on:
+                self._delete_together(wave)
+                wave, hung_on = [], set()
+            wave.append(victim)
+            hung_on.add(_beginning(victim.id))
+        self._delete_together(wave)
+
+    def _delete_together(self, wave: Sequence[Known]) -> None:
+        calls = [self._lane.call(lambda id=victim.id: self._stock.discard(self._shelf, id, "collected")) for victim in wave]  # type: ignore[misc]
+        failures: list[StoreError] = []
+        for victim, call in zip(wave, calls, strict=True):
+            try:
+                was_there = call.wait(self._deadline_ns)
+            except StoreError as error:
+                failures.append(error)
+                continue
+            self._evicted += was_there
+            self._evicted_bytes += victim.n_bytes if was_there else 0
+        if failures:
+            raise failures[0]
+
+    def _call(self, function: Callable[[], T]) -> T:
+        return self._lane.call(function).wait(self._deadline_ns)
+
+
+def _beginning(id: BlockId) -> Node:
+    """What an object hangs on."""
+    return (id.key, id.start) if id.kind is Kind.END else (id.parent, id.start)
+
+
+def _end(id: BlockId) -> Node | None:
+    """What others may hang on."""
+    return (id.key, id.start + id.n_tokens) if id.kind is Kind.ROWS else None

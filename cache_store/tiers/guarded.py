@@ -1,0 +1,237 @@
+"""One tier as the store uses it: timed, counted, left alone while it fails, and never waited for beyond a deadline.
+
+Two ways in. *Foreground* calls take a deadline and run on the tier's lane; their callers must not hang. *Background* calls run on the
+caller's thread, which belongs to the store and may hang with the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cache_store.config import StoreConfig, TierConfig
+from cache_store.errors import TierError
+from cache_store.format.file import Compression
+from cache_store.records import TierStats
+from cache_store.tiers.bandwidth import Bandwidth
+from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier, Verify
+from cache_store.tiers.breaker import Breaker
+from cache_store.tiers.deadline_pool import Call, Lane
+from cache_store.tiers.open import open_tier
+
+T = TypeVar("T")
+
+VOLATILE_LABELS = frozenset({"ram_file", "memory"})  # gone with the machine, or with the process
+_KEPT_BUFFERS = 6  # two readers, two hops ahead
+_GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}  # local or not: latency in s, bytes per s; page cache and a plain object store
+_PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An object in a buffer of the shelf's. `free` exactly once; `data` is not valid afterwards."""
+
+    shelf: Shelf
+    data: memoryview
+    buffer: ReadBuffer
+
+    def free(self) -> None:
+        self.data = memoryview(b"")
+        self.shelf.give_back(self.buffer)
+
+
+class Shelf:
+    """`level` counts from 0, the fastest. `compression` is what objects written to it are compressed with."""
+
+    def __init__(self, level: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
+        self.level = level
+        self.tier = tier
+        self.label = label
+        self.compression = compression
+        self.persistent = tier.label not in VOLATILE_LABELS
+        self.speed = Bandwidth(*_GUESSES[tier.local])
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()  # breaker, counts, buffers
+        self._breaker = Breaker()
+        self._lane = Lane(label)
+        self._buffers: list[ReadBuffer] = []
+
+    def __repr__(self) -> str:
+        return f"<Shelf {self.level} {self.label} {'in use' if self.available else 'put aside'}>"
+
+    @property
+    def available(self) -> bool:
+        """False while the tier is put aside for its failures."""
+        return self._breaker.allows(time.monotonic_ns())
+
+    def count(self, what: str, n: int = 1) -> None:
+        with self._lock:
+            self.counts[what] += n
+
+    # --- foreground --------------------------------------------------------------------------------------------------------
+
+    def start_read(self, name: str, head_bytes: int | None = None) -> Call[Loaded | None]:
+        """Begin to read an object, or its head; None when there is none."""
+        return self._lane.call(lambda: self.load(name, head_bytes), _free)
+
+    def start(self, function: Callable[[], T], on_waste: Callable[[T], None]) -> Call[T]:
+        """Begin any background call; `on_waste` gets a result that nobody waits for any more."""
+        return self._lane.call(function, on_waste)
+
+    def wait(self, call: Call[T], deadline_ns: int) -> T:
+        """The result of a call of this shelf's. A tier that lets its callers wait in vain counts as failing."""
+        began_ns = time.monotonic_ns()
+        try:
+            return call.wait(deadline_ns)
+        except TierError as error:
+            if isinstance(error.__cause__, TimeoutError) and time.monotonic_ns() - began_ns >= _PATIENCE_NS:
+                self._failed()
+            raise
+
+    def stat(self, name: str, deadline_ns: int) -> Stat | None:
+        return self.wait(self._lane.call(lambda: self.stat_now(name)), deadline_ns)
+
+    def listing(self, prefix: str, deadline_ns: int) -> list[Stat]:
+        return self.wait(self._lane.call(lambda: self.list_now(prefix)), deadline_ns)
+
+    def stats_until_missing(self, names: Sequence[str], deadline_ns: int) -> list[Stat]:
+        """Stats of `names` up to the first that is not there; asked in parallel."""
+        calls = [self._lane.call(lambda name=name: self.stat_now(name)) for name in names]  # type: ignore[misc]
+        found: list[Stat] = []
+        try:
+            for call in calls:
+                stat = self.wait(call, deadline_ns)
+                if stat is None:
+                    break
+                found.append(stat)
+        finally:
+            for call in calls:
+                call.drop()
+        return found
+
+    def delete(self, name: str, deadline_ns: int) -> bool:
+        return self.wait(self._lane.call(lambda: self.delete_now(name)), deadline_ns)
+
+    def run(self, function: Callable[[], T], deadline_ns: int) -> T:
+        """Any background call, as a foreground call."""
+        return self.wait(self._lane.call(function), deadline_ns)
+
+    def publish(self, name: str, data: memoryview, deadline_ns: int) -> bool:
+        """`data` must not be reused: the call may outlive its caller's patience."""
+        return self.wait(self._lane.call(lambda: self.publish_now(name, data)), deadline_ns)
+
+    # --- background --------------------------------------------------------------------------------------------------------
+
+    def load(self, name: str, head_bytes: int | None = None) -> Loaded | None:
+        buffer = self._take_buffer()
+        began_ns = time.monotonic_ns()
+        try:
+            with self._judged():
+                data = self.tier.read(name, buffer) if head_bytes is None else self.tier.read_head(name, head_bytes, buffer)
+        except BaseException:
+            self.give_back(buffer)
+            raise
+        if data is None:
+            self.give_back(buffer)
+            return None
+        self.speed.observe(data.nbytes, (time.monotonic_ns() - began_ns) / 1e9)
+        self.count("read_bytes", data.nbytes)
+        return Loaded(self, data, buffer)
+
+    def publish_now(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
+        written = self._guarded(lambda: self.tier.publish(name, data, verify))
+        if written:
+            self.count("written_bytes", data.nbytes)
+        return written
+
+    def stat_now(self, name: str) -> Stat | None:
+        return self._guarded(lambda: self.tier.stat(name))
+
+    def delete_now(self, name: str) -> bool:
+        return self._guarded(lambda: self.tier.delete(name))
+
+    def list_now(self, prefix: str = "") -> list[Stat]:
+        return self._guarded(lambda: list(self.tier.list(prefix)))
+
+    def sweep_now(self, older_than_s: float) -> int:
+        return self._guarded(lambda: self.tier.sweep(older_than_s))
+
+    def give_back(self, buffer: ReadBuffer) -> None:
+        with self._lock:
+            if len(self._buffers) < _KEPT_BUFFERS:
+                self._buffers.append(buffer)
+
+    def close(self) -> None:
+        self._lane.close()
+        self.tier.close()
+
+    def stats(self, n_bytes: int, objects: int) -> TierStats:
+        return TierStats(
+            label=self.label,
+            n_bytes=n_bytes,
+            objects=objects,
+            max_bytes=self.tier.max_bytes,
+            read_bytes=self.counts["read_bytes"],
+            written_bytes=self.counts["written_bytes"],
+            read_bytes_per_s=self.speed.bytes_per_s,
+            read_latency_s=self.speed.latency_s,
+            hits=self.counts["hits"],
+            errors=self.counts["errors"],
+            available=self.available,
+        )
+
+    def _take_buffer(self) -> ReadBuffer:
+        with self._lock:
+            return self._buffers.pop() if self._buffers else ReadBuffer()
+
+    def _guarded(self, function: Callable[[], T]) -> T:
+        with self._judged():
+            return function()
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Tell the breaker how it went. Whatever a driver raises leaves as `TierError`."""
+        try:
+            yield
+        except NoSpace:
+            raise  # a full file system works; making room is the caller's business
+        except Exception as error:
+            self._failed()
+            if isinstance(error, TierError):
+                raise
+            raise TierError(f"{self.label}: {error!r}") from error
+        with self._lock:
+            self._breaker.succeeded()
+
+    def _failed(self) -> None:
+        with self._lock:
+            self.counts["errors"] += 1
+            self._breaker.failed(time.monotonic_ns())
+
+
+def _free(loaded: Loaded | None) -> None:
+    if loaded is not None:
+        loaded.free()
+
+
+def open_shelves(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_tier) -> list[Shelf]:
+    """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier that can never work."""
+    tiers: list[Tier] = []
+    try:
+        tiers.extend(open(tier) for tier in config.tiers)
+    except BaseException:
+        for tier in tiers:
+            tier.close()
+        raise
+    seen: Counter[str] = Counter()
+    shelves: list[Shelf] = []
+    for level, (tier, spec) in enumerate(zip(tiers, config.tiers, strict=True)):
+        seen[tier.label] += 1
+        label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
+        shelves.append(Shelf(level, tier, label, spec.compression))
+    return shelves

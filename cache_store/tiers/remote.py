@@ -1,0 +1,203 @@
+"""A tier behind an fsspec driver: object stores (s3, gs, abfs), `memory`, and whatever else speaks fsspec (sftp, smb, hdfs).
+
+On an object store a publish is one PUT, which is atomic. (s3fs uploads objects of 100 MB and more in parts; those of a killed writer are
+invisible and stay until a lifecycle rule of the bucket removes them.) Elsewhere it is a hidden temp file and a move, which is as atomic as
+the move of the driver. The driver's directory cache is switched off: stats and listings are fresh. Reads do not pass through the caller's
+buffer, since drivers hand out bytes of their own.
+
+Threads: drivers that are asynchronous run on fsspec's one loop thread and may be called from any thread, except from that one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from cache_store.errors import TierError
+from cache_store.tiers.base import TEMP_PREFIX, ReadBuffer, Stat, Verify, check_name, is_hidden, split_prefix, tier_error
+
+ONE_PUT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"})
+
+_MISSING = (FileNotFoundError, NotADirectoryError)
+_TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+
+
+class RemoteTier:
+    """Objects below `root`, a path as `filesystem` spells it. `one_put`: a PUT makes an object visible whole or not at all."""
+
+    local = False
+
+    def __init__(
+        self, filesystem: AbstractFileSystem, root: str, *, url: str, label: str, one_put: bool, max_bytes: int | None = None
+    ) -> None:
+        filesystem.dircache.use_listings_cache = False
+        self._filesystem: AbstractFileSystem | None = filesystem
+        self._root = root.rstrip("/")
+        self._one_put = one_put
+        find = getattr(filesystem, "_find", filesystem.find)  # the method behind fsspec's synchronous wrapper has the signature
+        self._lists_by_prefix = "prefix" in inspect.signature(find).parameters
+        self.url = url
+        self.label = label
+        self.max_bytes = max_bytes
+
+    def __repr__(self) -> str:
+        return f"<RemoteTier {self.label} {self.url}>"
+
+    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
+        path = self._path(name)
+        with self._failures("read", name):
+            return self._read(path)
+
+    def _read(self, path: str) -> memoryview | None:
+        try:
+            return memoryview(self._open_fs.cat_file(path))
+        except _MISSING:
+            return None
+
+    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
+        path = self._path(name)
+        with self._failures("read", name):
+            try:
+                return memoryview(self._open_fs.cat_file(path, start=0, end=n_bytes))
+            except _MISSING:
+                return None
+            except OSError:
+                found = self._stat(name)
+                if found is not None and found.n_bytes == 0:  # no range can be taken of nothing
+                    return memoryview(b"")
+                raise
+
+    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
+        path = self._path(name)
+        if verify is not None and self._holds(name, verify):
+            return False
+        with self._failures("publish", name):
+            self._put(path, bytes(data))  # drivers take bytes only
+        return True
+
+    def _put(self, path: str, data: bytes) -> None:
+        if self._one_put:
+            self._open_fs.pipe_file(path, data)
+            return
+        directory, _, _ = path.rpartition("/")
+        temp = f"{directory}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        self._open_fs.makedirs(directory, exist_ok=True)
+        try:
+            self._open_fs.pipe_file(temp, data)
+            self._open_fs.mv(temp, path)
+        except BaseException:
+            self._remove_quietly(temp)
+            raise
+
+    def _remove_quietly(self, path: str) -> None:
+        try:
+            self._open_fs.rm_file(path)
+        except Exception:
+            return  # nothing was written, or the connection is gone: `sweep` removes it
+
+    def _holds(self, name: str, verify: Verify) -> bool:
+        view = self.read(name, ReadBuffer())
+        return view is not None and verify(view)
+
+    def delete(self, name: str) -> bool:
+        path = self._path(name)
+        with self._failures("delete", name):
+            if self._stat(name) is None:  # object stores do not tell
+                return False
+            try:
+                self._open_fs.rm_file(path)
+            except _MISSING:
+                return False
+            return True
+
+    def stat(self, name: str) -> Stat | None:
+        check_name(name)
+        with self._failures("stat", name):
+            return self._stat(name)
+
+    def _stat(self, name: str) -> Stat | None:
+        try:
+            info = self._open_fs.info(self._path(name))
+        except _MISSING:
+            return None
+        return Stat(name, info["size"], _modified_s(info)) if info["type"] == "file" else None
+
+    def list(self, prefix: str = "") -> Iterator[Stat]:
+        directory, stem = split_prefix(prefix)
+        with self._failures("list", prefix):
+            found = self._find(directory, stem)
+        for path, info in found.items():
+            name = path.removeprefix(f"{self._root}/")
+            if info["type"] == "file" and name.startswith(prefix) and not name.endswith("/") and not is_hidden(name):
+                yield Stat(name, info["size"], _modified_s(info))
+
+    def _find(self, directory: str, stem: str) -> dict[str, dict[str, Any]]:
+        options = {"prefix": stem} if stem and self._lists_by_prefix else {}
+        try:
+            found: dict[str, dict[str, Any]] = self._open_fs.find(f"{self._root}/{directory}".rstrip("/"), detail=True, **options)
+        except _MISSING:
+            return {}
+        return found
+
+    def sweep(self, older_than_s: float) -> int:
+        """Where one PUT is a publish nothing is left behind. Ages are taken between times that the file system gave."""
+        if self._one_put:
+            return 0
+        with self._failures("sweep", ""):
+            now_s = self._file_system_now()
+            left = [(path, abs(now_s - _modified_s(info))) for path, info in self._find("", "").items() if f"/{TEMP_PREFIX}" in path]
+            old = [path for path, age_s in left if age_s >= older_than_s]
+            for path in old:
+                self._remove_quietly(path)
+            return len(old)
+
+    def _file_system_now(self) -> float:
+        temp = f"{self._root}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        self._open_fs.makedirs(self._root, exist_ok=True)
+        self._open_fs.pipe_file(temp, b"")
+        try:
+            return _modified_s(self._open_fs.info(temp))
+        finally:
+            self._remove_quietly(temp)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        """Drops the driver, which closes its connections. Calls that are under way end as they would have."""
+        self._filesystem = None
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{check_name(name)}"
+
+    @property
+    def _open_fs(self) -> AbstractFileSystem:
+        filesystem = self._filesystem
+        if filesystem is None:
+            raise TierError(f"the tier {self.url} has been closed")
+        return filesystem
+
+    @contextmanager
+    def _failures(self, operation: str, name: str) -> Iterator[None]:
+        """Drivers raise what their libraries raise."""
+        try:
+            yield
+        except TierError:
+            raise
+        except Exception as failure:
+            raise tier_error(self.url, operation, name, failure) from failure
+
+
+def _modified_s(info: dict[str, Any]) -> float:
+    """When an object was written, in whatever way its driver tells; 0.0 if it does not."""
+    value = next((info[key] for key in _TIME_KEYS if info.get(key)), 0.0)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.timestamp() if isinstance(value, datetime) else float(value)

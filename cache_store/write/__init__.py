@@ -1,0 +1,1 @@
+"""Blocks accepted, staged, published, and copied to the other tiers."""

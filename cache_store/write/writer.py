@@ -1,0 +1,142 @@
+"""Saves in the background: accepted blocks go from staging memory to the first tier that takes them.
+
+    accept (caller's thread)    copy into staging memory; from here on the object counts as present and is served from that memory
+    write (writer's thread)     encode, make room, publish, index; a failure is tried again after a pause, then the next tier takes it
+    announce                    whoever copies down hears of it
+
+A tier that is put aside is skipped, so that a dead first tier costs nothing but speed. What no tier takes is dropped and counted; nobody
+waits for that. Every accepted object is settled in `pending` exactly once, and its staging memory released exactly once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from cache_store.errors import StoreFull, TierError
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.file import BlockEncoder, Compression
+from cache_store.in_flight import Pending
+from cache_store.tiers.base import NoSpace
+from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.stack import Stockroom
+from cache_store.write.staging import Staged, StagingPool
+from cache_store.write.worker import Worker
+
+log = logging.getLogger("cache_store")
+
+
+class Writer:
+    """`announce(id, shelf)` is called on the writer's thread after a publish."""
+
+    def __init__(
+        self,
+        stock: Stockroom,
+        pending: Pending,
+        announce: Callable[[BlockId, Shelf], None],
+        *,
+        queue_bytes: int,
+        attempts: int,
+        retry_s: float,
+    ) -> None:
+        self._stock = stock
+        self._pending = pending
+        self._announce = announce
+        self._attempts = attempts
+        self._retry_s = retry_s
+        self._pool = StagingPool(queue_bytes)
+        self._lock = threading.Lock()
+        self._staged: dict[BlockId, Staged] = {}
+        self._encoders: dict[Compression | None, BlockEncoder] = {}  # writer's thread
+        self._worker: Worker[Staged] = Worker("writer", self._write, lambda staged: self._drop(staged, "closed"))
+
+    @property
+    def queue_bytes(self) -> int:
+        return self._pool.used_bytes
+
+    def accept(self, block: Block, wait_s: float = 0.0) -> str | None:
+        """Take a block over, copied; else the reason why not. One that is stored or under way already is taken without work."""
+        if block.id.kind is Kind.ROWS and len(block.tokens) != block.id.n_tokens:
+            raise ValueError(f"{len(block.tokens)} tokens in a block of {block.id.n_tokens}")
+        if self._is_present(block.id):
+            return None
+        staged = self._pool.copy(block, wait_s)
+        if staged is None:
+            return "queue_full"
+        with self._lock:
+            if block.id in self._staged:  # another thread was faster
+                staged.release()
+                return None
+            self._staged[block.id] = staged
+        self._pending.opened(block.id)
+        self._stock.catalogue.add(block.id, self._stock.staged, staged.block.payload_bytes, staged.block.tokens)
+        if self._worker.submit(staged):
+            return None
+        self._forget(staged)
+        return "closed"
+
+    def borrow(self, id: BlockId) -> Staged | None:
+        """The staged object, held for the caller, who releases it."""
+        with self._lock:
+            staged = self._staged.get(id)
+        return staged if staged is not None and staged.hold() else None
+
+    def stop(self, timeout_s: float) -> bool:
+        return self._worker.stop(timeout_s)
+
+    def _is_present(self, id: BlockId) -> bool:
+        return bool(self._stock.catalogue.tiers_of(id))
+
+    def _write(self, staged: Staged) -> None:
+        id, reason = staged.block.id, staged.block.reason
+        try:
+            shelf, failure = self._write_somewhere(staged.block)
+            if shelf is None:
+                self._stock.tally.add("dropped", failure)
+                return
+            self._stock.tally.add("saved", reason)
+            self._announce(id, shelf)
+        except ValueError:
+            self._stock.tally.add("dropped", "invalid")
+            log.exception("save refused: name=%s", id.name)
+        finally:
+            self._forget(staged)
+
+    def _write_somewhere(self, block: Block) -> tuple[Shelf | None, str]:
+        failure = "no_tier"
+        for shelf in self._stock.shelves:
+            if shelf.available:
+                failure = self._write_to(shelf, block)
+                if not failure:
+                    return shelf, ""
+        return None, failure
+
+    def _write_to(self, shelf: Shelf, block: Block) -> str:
+        """Why it could not be written; "" when it was."""
+        for attempt in range(self._attempts):
+            if attempt and not (self._worker.pause(self._retry_s * 2 ** (attempt - 1)) and shelf.available):
+                break
+            try:
+                self._stock.put(shelf, block.id, block.tokens, self._encoder(shelf.compression).encode(block))
+            except (StoreFull, NoSpace):
+                return "full"
+            except TierError:
+                continue
+            return ""
+        return "error"
+
+    def _encoder(self, compression: Compression | None) -> BlockEncoder:
+        return self._encoders.setdefault(compression, BlockEncoder(compression))
+
+    def _drop(self, staged: Staged, cause: str) -> None:
+        self._stock.tally.add("dropped", cause)
+        self._forget(staged)
+
+    def _forget(self, staged: Staged) -> None:
+        id = staged.block.id
+        with self._lock:
+            self._staged.pop(id, None)
+        self._stock.catalogue.remove(id, self._stock.staged)
+        self._pending.settled(id)
+        staged.release()
