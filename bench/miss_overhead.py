@@ -38,10 +38,10 @@ from harness import Figures, PromptMaker, add_place_options, make_parser, median
 
 from cache_store import Store, StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import SaveReason
+from erllama.cache.policy import SaveReason
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
-from erllama.request import Tokens
+from erllama.events import Tokens
+from erllama.gguf.check import inspect_gguf
 from erllama.stats import CacheCounters
 
 FLUSH_S = 120.0

@@ -16,11 +16,11 @@ from ray import serve
 from deployments import app
 from deployments.config import BuildArgs, ModelSpec, deployment_name
 from deployments.model_replica import ModelReplica
-from erllama.batch_plan import BatchPlan
+from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.model import Model
-from erllama.sampling import Logits
-from erllama.stub_backend import N_VOCAB, StubBackend
+from erllama.sequence.sampling import Logits
+from erllama.testing.stub_backend import N_VOCAB, StubBackend
 
 REPLY_TOKEN = ord("a")
 MAX_ONGOING = 10_000  # as deployments.app has it

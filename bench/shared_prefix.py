@@ -36,7 +36,7 @@ from stream_client import Stream
 
 from deployments.remote_model import RemoteModel
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
+from erllama.gguf.check import inspect_gguf
 from erllama.stats import EngineStats
 
 MODEL_ID = "bench"

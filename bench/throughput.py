@@ -35,7 +35,7 @@ from servers import Ours, Peer, Server, cpu_of
 from stream_client import Connection, Stream, encode_request, parse_reply, parse_stream, steady_rate
 
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
+from erllama.gguf.check import inspect_gguf
 
 MODEL_ID = "bench"
 PREFILL_TOKENS = 1024

@@ -40,10 +40,10 @@ from stream_client import Reply, encode_request, fetch
 
 from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
-from erllama.request import Done, Failed, Tokens
+from erllama.events import Done, Failed, Tokens
+from erllama.gguf.check import inspect_gguf
 
 FLUSH_S = 60.0
 SPARE_TOKENS = 2  # the last token of a reply was never decoded, and the last of a prompt may be computed again for its logits

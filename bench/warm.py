@@ -50,7 +50,7 @@ from store_speed import measure_lookups, measure_reads, upload
 
 from deployments.remote_model import RemoteModel
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
+from erllama.gguf.check import inspect_gguf
 
 MODEL_ID, OTHER_ID = "bench", "other"
 SUFFIX = 16

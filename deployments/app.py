@@ -33,11 +33,11 @@ from deployments.model_replica import ModelReplica
 from deployments.ports import ServedModel
 from deployments.prompts import PromptSource
 from deployments.scheduler_service import SchedulerService, replica_place
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
+from erllama.cache.setup import replay_root
+from erllama.chat.transcript_book import ReplayBook
 from erllama.config import padded_context
 from erllama.errors import EngineStopped, ErllamaError
-from erllama.namespace import replay_root
-from erllama.replay_book import ReplayBook
 
 log = logging.getLogger(__name__)
 

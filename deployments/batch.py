@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from deployments.batch_columns import add_columns, read_column
 from erllama.errors import ErllamaError, InvalidParameter, QueueFull
-from erllama.request import SEED_BITS, Completion, build_request
+from erllama.events import Completion
+from erllama.request import SEED_BITS, build_request
 
 log = logging.getLogger(__name__)
 

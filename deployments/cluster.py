@@ -26,7 +26,7 @@ from deployments.model_client import APP_NAME
 from deployments.ray_errors import mapped_errors
 from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
-from erllama.request import Completion
+from erllama.events import Completion
 from erllama.stats import EngineStats, EvictResult
 
 INGRESS = "ingress"

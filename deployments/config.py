@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from cache_store import StoreConfig, TierConfig
 from deployments.http_options import HttpOptions
 from deployments.pressure import Measure
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
 from erllama.errors import InvalidParameter
-from erllama.fingerprint import user_cache_dir
+from erllama.gguf.fingerprint import user_cache_dir
 
 
 def deployment_name(model_id: str) -> str:

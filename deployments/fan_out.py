@@ -12,7 +12,8 @@ from contextlib import aclosing
 
 from deployments.ports import ModelPort
 from erllama.errors import EngineStopped
-from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest
+from erllama.events import Done, Event, Failed, FinishReason
+from erllama.request import GenerationRequest
 
 MAX_IN_FLIGHT = 32  # choices of one HTTP request at once: a list of 64 prompts must not fill the engine's queue (128) for everyone
 

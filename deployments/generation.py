@@ -22,7 +22,8 @@ from deployments.http_scope import request_id
 from deployments.ports import PromptPort, ReplayPort, ServedModel
 from deployments.sse import SseResponse
 from erllama.errors import ContextOverflow, ErllamaError
-from erllama.request import Done, Event, GenerationRequest, Tokens
+from erllama.events import Done, Event, Tokens
+from erllama.request import GenerationRequest
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
 

@@ -25,7 +25,7 @@ from deployments.config import ModelSpec, RoutingSpec
 from deployments.route_prompt import RoutedPrompt, prompt_of
 from deployments.route_score import RouteWeights, ranked
 from deployments.route_table import RouteTable
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from erllama.request import Event
+from erllama.events import Event
 
 
 class Mailbox:

@@ -22,11 +22,12 @@ from deployments.pressure import Collect, Relief, Relieved, ReplicaPlace, Replic
 from deployments.replica_memory import ReplicaMemory
 from deployments.resumption import is_attempt_of
 from deployments.routing_stats import RoutingStats
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
+from erllama.events import Completion, CompletionParts, Done, Event, Failed, merge_events
 from erllama.model import Model
-from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request, merge_events
+from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from cache_store import ChainKey
 from erllama.errors import ErllamaError
-from erllama.request import Event, GenerationRequest
+from erllama.events import Event
+from erllama.request import GenerationRequest
 from erllama.stats import ModelInfo
 
 

@@ -14,15 +14,15 @@ from functools import lru_cache
 from typing import Any
 
 from cache_store import ChainKey
-from erllama.chat import ChatTemplate, tokenize_chat
+from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.transcript import prompt_key, replay_of
+from erllama.chat.transcript_book import ReplayBook
+from erllama.chat.transcript_prompt import replayed_chat
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
-from erllama.json_schema import schema_to_gbnf
-from erllama.llama_grammar import check_grammar
-from erllama.llama_vocab import LlamaVocab
-from erllama.replay import prompt_key, replay_of
-from erllama.replay_book import ReplayBook
-from erllama.replay_prompt import replayed_chat
+from erllama.grammar.json_schema import schema_to_gbnf
+from erllama.llama.grammar import check_grammar
+from erllama.llama.vocab import LlamaVocab
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})

@@ -24,7 +24,8 @@ from deployments.model_client import APP_NAME, log_moving, unwrap
 from deployments.ray_errors import mapped_errors
 from deployments.resumption import Attempts, Resumption
 from erllama.errors import EngineStopped, ErllamaError
-from erllama.request import Completion, CompletionParts, Done, Event, Failed, GenerationRequest, build_request
+from erllama.events import Completion, CompletionParts, Done, Event, Failed
+from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
 
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from deployments.config import Failover
 from erllama.errors import DecodeAborted, ErllamaError, QueueFull
-from erllama.request import Done, Event, Failed, GenerationRequest, RequestStats, Tokens
+from erllama.events import Done, Event, Failed, RequestStats, Tokens
+from erllama.request import GenerationRequest
 
 Clock = Callable[[], int]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from deployments.config import RoutingSpec
 from deployments.route_prompt import extend_chain, pack_hashes, session_hash, unpack_hashes
+from erllama.cache.live import Ids, LivePrefixes, common_prefix
 from erllama.errors import ErllamaError
-from erllama.live_kv import Ids, LivePrefixes, common_prefix
 from erllama.stats import EngineStats
 
 _NOTHING: frozenset[int] = frozenset()

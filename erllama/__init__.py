@@ -24,12 +24,13 @@ from erllama.errors import (
     QueueFull,
     RequestError,
 )
-from erllama.request import Completion, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, SamplingParams, Tokens
+from erllama.events import Completion, Done, Event, Failed, FinishReason, RequestStats, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
 
 if TYPE_CHECKING:
-    from erllama.infer_stream import InferStream
     from erllama.model import Model
+    from erllama.stream import InferStream
 
 __all__ = [
     "Completion",

@@ -13,24 +13,25 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
-from erllama.backend import ModelBackend, Vocab
-from erllama.cache_policy import CachePolicy, SaveReason
-from erllama.chat import tokenize_chat
+from erllama.backend.base import ModelBackend, Vocab
+from erllama.cache.live import LivePrefixes
+from erllama.cache.policy import CachePolicy, SaveReason
+from erllama.cache.setup import make_flow, make_root_of
+from erllama.chat.template import tokenize_chat
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
-from erllama.engine import Engine
+from erllama.engine.engine import Engine
+from erllama.engine.loop import EngineLoop, Wake
+from erllama.engine.prewarm import prewarm
+from erllama.engine.reply_events import Deliver
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
-from erllama.fingerprint import FingerprintMode, default_cache_path, fingerprint
-from erllama.infer_stream import InferStream, seconds_until
-from erllama.kv_setup import make_flow, make_root_of
-from erllama.live_kv import LivePrefixes
-from erllama.llama_backend import LlamaBackend
-from erllama.loop import EngineLoop, Wake
-from erllama.model_facts import make_model_info, make_model_memory, make_template
-from erllama.outbox import Deliver
-from erllama.prewarm import prewarm
-from erllama.request import Completion, Done, Event, Failed, GenerationRequest, build_request
+from erllama.events import Completion, Done, Event, Failed
+from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
+from erllama.llama.backend import LlamaBackend
+from erllama.model_info import make_model_info, make_model_memory, make_template
+from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
+from erllama.stream import InferStream, seconds_until
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What crosses the boundary of the engine: a request in, events out.
+"""What goes into the engine: a request, checked when it is made. `events` has what comes out.
 
 Everything here is frozen, picklable and free of any HTTP dialect. Positions count tokens from 0; times are milliseconds in fields that end
 in `_ms`; probabilities are natural logarithms.
@@ -10,10 +10,9 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from typing import Any
 
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import InvalidParameter
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
 MAX_STOP_BYTES = 1024
@@ -21,23 +20,6 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
 SEED_BITS = 64
-
-
-class FinishReason(StrEnum):
-    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context; `error`: see the `Failed` event."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-    ERROR = "error"
-
-
-class CacheHitKind(StrEnum):
-    """How much of the prompt was restored: all of it, some of it, nothing."""
-
-    EXACT = "exact"
-    PARTIAL = "partial"
-    COLD = "cold"
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -191,121 +173,6 @@ def _check_stop(stop: tuple[str, ...]) -> None:
         n_bytes = len(text.encode(errors="replace"))
         if n_bytes > MAX_STOP_BYTES:
             raise InvalidParameter(f"a stop string has {n_bytes} bytes, at most {MAX_STOP_BYTES}", param="stop")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """Log probability of one token under the model's raw distribution (before bias, penalties and truncation)."""
-
-    token: int
-    piece: bytes
-    logprob: float
-    top: tuple[tuple[int, bytes, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RequestStats:
-    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one.
-
-    `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run, then those of this one.
-    `cached_tokens` of the prompt were taken over instead of computed: from `cache_tier`, which is "live" (another sequence of this
-    context), "staged" (the store had not written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of
-    what was resumed had to be computed before the first new token.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    queue_ms: float
-    prefill_ms: float
-    generation_ms: float
-    cache_hit_kind: CacheHitKind
-    finish_reason: FinishReason
-    stop_sequence: str | None = None
-    cache_tier: str | None = None
-    resumed_tokens: int = 0
-    computed_tokens: int = 0
-
-    @property
-    def cancelled(self) -> bool:
-        return self.finish_reason is FinishReason.CANCELLED
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Newly generated tokens and the text that became certain with them.
-
-    `text` may be shorter than the tokens (a character split over tokens, a stop string that may be beginning) or longer (held-back
-    text released). The concatenation of all `text` is the reply. `logprobs` has one entry per id when it was asked for.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[TokenLogprob, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The last event of a request that ended normally, cancelled ones included. `finish_key` is the chain key of prompt + reply."""
-
-    stats: RequestStats
-    finish_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The last event of a request that could not be served."""
-
-    error: ErllamaError
-
-
-Event = Tokens | Done | Failed
-
-
-def merge_events(events: Iterable[Event]) -> list[Event]:
-    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message. Order is kept."""
-    merged: list[Event] = []
-    for event in events:
-        last = merged[-1] if merged else None
-        if isinstance(event, Tokens) and isinstance(last, Tokens):
-            logprobs = None if last.logprobs is None or event.logprobs is None else last.logprobs + event.logprobs
-            merged[-1] = Tokens(last.ids + event.ids, last.text + event.text, logprobs)
-        else:
-            merged.append(event)
-    return merged
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole reply: its text, the generated ids, the key under which its state would be found, and what it cost."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_key: str
-    stats: RequestStats
-    logprobs: tuple[TokenLogprob, ...] | None = None
-
-
-class CompletionParts:
-    """A reply that is being put together from its events."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-
-    def add(self, event: Event) -> Completion | Failed | None:
-        """Take the next event; the whole reply, or what ended it, once that was the last one."""
-        match event:
-            case Tokens():
-                self._text.append(event.text)
-                self._ids.extend(event.ids)
-                self._logprobs.extend(event.logprobs or ())
-                return None
-            case Done():
-                return Completion("".join(self._text), tuple(self._ids), event.finish_key, event.stats, tuple(self._logprobs) or None)
-            case Failed():
-                return event
 
 
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))

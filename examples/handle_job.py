@@ -9,7 +9,7 @@ The job needs no CPU of the cluster: its driver only waits for the replicas.
 import sys
 
 from deployments.cluster import Cluster
-from erllama.request import Done, Failed, Tokens
+from erllama.events import Done, Failed, Tokens
 
 
 def main(question: str) -> None:

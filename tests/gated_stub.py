@@ -2,9 +2,9 @@
 
 import threading
 
-from erllama.batch_plan import BatchPlan
-from erllama.sampling import Logits
-from erllama.stub_backend import StubBackend
+from erllama.backend.batch_plan import BatchPlan
+from erllama.sequence.sampling import Logits
+from erllama.testing.stub_backend import StubBackend
 
 WAIT_S = 20  # far above what any wait of a test takes; one that reaches it has failed
 

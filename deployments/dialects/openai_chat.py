@@ -16,8 +16,8 @@ from deployments.dialects.openai_reply import (
     finish_reason,
     usage_chunk,
 )
-from erllama.request import Done, Event, Tokens
-from erllama.tools import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.chat.tool_calls import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.events import Done, Event, Tokens
 
 KIND = "chat.completion.chunk"
 

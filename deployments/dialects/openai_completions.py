@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from deployments.dialects.openai_reply import DONE, ChoiceCollector, ReplyHead, UsageMeter, encode, finish_reason, finite, usage_chunk
-from erllama.request import Done, Event, TokenLogprob, Tokens
+from erllama.events import Done, Event, TokenLogprob, Tokens
 
 
 class LegacyLogprobs:

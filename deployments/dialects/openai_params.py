@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.dialects.openai_wire import ChatBody, CompletionBody, GenerationBody, Message
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
-from erllama.grammar import JSON_OBJECT_GBNF
+from erllama.grammar.gbnf import JSON_OBJECT_GBNF
 from erllama.request import SEED_BITS, GenerationRequest, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context

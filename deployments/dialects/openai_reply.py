@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from erllama.request import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.events import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
 
 DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor

@@ -1,6 +1,6 @@
 """Tools of a chat request: which are offered to the template, and the grammar that makes the model call one.
 
-The form of a call is that of `erllama.tools`: `<tool_call>`, a line break, `{"name": ..., "arguments": {...}}`, a line break,
+The form of a call is that of `erllama.chat.tool_calls`: `<tool_call>`, a line break, `{"name": ..., "arguments": {...}}`, a line break,
 `</tool_call>`; several calls are separated by line breaks. A forced call (`tool_choice` "required" or named) is enforced by GBNF. When the
 model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
 """

@@ -24,7 +24,7 @@ from gguf.quants import quantize
 
 from erllama.demo.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
 from erllama.demo.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
-from erllama.gguf_header import GgufHeader, read_header
+from erllama.gguf.header import GgufHeader, read_header
 
 __all__ = ["SHAPES", "ModelShape", "write_random_encoder", "write_random_lora", "write_random_model"]
 

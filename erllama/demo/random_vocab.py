@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gguf import GGUFWriter, TokenType
 
-from erllama.gguf_header import read_header
+from erllama.gguf.header import read_header
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML_TEMPLATE = (

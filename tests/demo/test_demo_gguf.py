@@ -4,7 +4,7 @@ import pytest
 
 from erllama import demo
 from erllama.demo.template import CHAT_TEMPLATE
-from erllama.gguf_header import read_header
+from erllama.gguf.header import read_header
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from erllama.demo.random_gguf import main, write_random_encoder, write_random_lora, write_random_model
 from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import ModelLoadError
-from erllama.gguf_check import check_adapter, inspect_gguf
-from erllama.gguf_header import read_header
+from erllama.gguf.check import check_adapter, inspect_gguf
+from erllama.gguf.header import read_header
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 

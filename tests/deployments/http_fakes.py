@@ -17,7 +17,8 @@ from deployments.http_options import HttpOptions
 from deployments.ingress import make_http_app
 from deployments.ports import ServedModel
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
-from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, TokenLogprob, Tokens
+from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.request import GenerationRequest
 from erllama.stats import ModelInfo
 
 

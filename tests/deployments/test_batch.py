@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from deployments.batch import Answering, BatchSpec, answer_batch, complete_batch, shared_prefixes
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.errors import ContextOverflow, EngineStopped, ErllamaError, InvalidParameter, QueueFull
-from erllama.request import CacheHitKind, Completion, FinishReason, RequestStats
+from erllama.events import CacheHitKind, Completion, FinishReason, RequestStats
 
 FORMATS: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
     "numpy": lambda columns: {name: np.array(values) for name, values in columns.items()},

@@ -15,8 +15,9 @@ from deployments.config import ModelSpec
 from deployments.drain import DrainWatch, serve_is_stopping, serve_replica
 from deployments.model_replica import ModelReplica
 from erllama.errors import EngineStopped
+from erllama.events import Done, Event, Failed, Tokens
 from erllama.model import Model
-from erllama.request import Done, Event, Failed, GenerationRequest, SamplingParams, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 
 
 @pytest.fixture

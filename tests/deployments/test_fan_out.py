@@ -7,7 +7,8 @@ import pytest
 from http_fakes import FakeModel, replies
 
 from deployments.fan_out import MAX_IN_FLIGHT, fan_out
-from erllama.request import GenerationRequest, Tokens
+from erllama.events import Tokens
+from erllama.request import GenerationRequest
 
 pytestmark = pytest.mark.anyio
 

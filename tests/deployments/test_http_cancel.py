@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from http_fakes import FakeModel, app_of, exchange, replies, served
 
-from erllama.request import Tokens
+from erllama.events import Tokens
 
 pytestmark = pytest.mark.anyio
 

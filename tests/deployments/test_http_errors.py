@@ -10,7 +10,7 @@ from http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_clien
 from deployments.http_errors import as_erllama_error
 from deployments.ingress import make_http_app
 from erllama import errors
-from erllama.request import FinishReason
+from erllama.events import FinishReason
 
 pytestmark = pytest.mark.anyio
 

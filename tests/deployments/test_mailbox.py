@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from deployments.mailbox import Mailbox
-from erllama.request import Tokens
+from erllama.events import Tokens
 
 A, B, C = (Tokens((i,), str(i)) for i in range(3))
 

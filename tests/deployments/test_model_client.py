@@ -18,7 +18,8 @@ from deployments.fan_out import fan_out
 from deployments.model_client import ModelClient
 from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
-from erllama.request import CacheHitKind, Done, Event, Failed, FinishReason, GenerationRequest, RequestStats, SamplingParams, Tokens
+from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 
 LIMITS = Failover(max_attempts=4, timeout_s=30, backoff_s=0.001)
 REPLY = tuple(range(100, 112))

@@ -14,10 +14,11 @@ from deployments.config import ModelSpec
 from deployments.model_replica import ModelReplica
 from erllama.config import EngineConfig
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, QueueFull
+from erllama.events import Completion, Done, Event, Failed, FinishReason, Tokens
 from erllama.model import Model
-from erllama.request import Completion, Done, Event, Failed, FinishReason, GenerationRequest, SamplingParams, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelStatus
-from erllama.stub_backend import StubBackend
+from erllama.testing.stub_backend import StubBackend
 
 
 class Fixture:

@@ -6,8 +6,8 @@ import openai
 import pytest
 from http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served, sse_events
 
-from erllama.grammar import JSON_OBJECT_GBNF
-from erllama.request import FinishReason
+from erllama.events import FinishReason
+from erllama.grammar.gbnf import JSON_OBJECT_GBNF
 
 pytestmark = pytest.mark.anyio
 
@@ -247,7 +247,7 @@ async def test_a_reply_that_was_cut_while_calling_says_length():
 
 async def test_minus_infinity_is_written_as_openais_floor():
     from deployments.dialects.openai_reply import chat_logprobs
-    from erllama.request import TokenLogprob
+    from erllama.events import TokenLogprob
 
     assert chat_logprobs([TokenLogprob(1, b"a", float("-inf"))])[0]["logprob"] == -9999.0
 

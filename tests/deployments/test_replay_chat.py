@@ -12,11 +12,11 @@ from http_fakes import FakeModel, app_of, http_client, openai_client, served, st
 from cache_store.format.keys import root_key
 from deployments import prompts as prompts_module
 from deployments.prompts import PromptSource
+from erllama.chat.transcript import replay_block
+from erllama.chat.transcript_book import ReplayBook
 from erllama.demo.template import CHAT_TEMPLATE
 from erllama.errors import DecodeFailed
-from erllama.replay import replay_block
-from erllama.replay_book import ReplayBook
-from erllama.request import Done, Failed, FinishReason, Tokens
+from erllama.events import Done, Failed, FinishReason, Tokens
 
 pytestmark = pytest.mark.anyio
 

@@ -19,11 +19,11 @@ from deployments.memory_sources import NvidiaMemory
 from deployments.model_replica import ModelReplica
 from deployments.pressure import RAM, Collect, Measure, Offer, Reading, Relief, Relieved, ReplicaPlace
 from deployments.replica_memory import ReplicaMemory, tier_offers
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
+from erllama.events import Completion
 from erllama.model import Model
-from erllama.request import Completion
 from erllama.stats import EvictResult, ModelMemory
-from erllama.stub_backend import StubBackend
+from erllama.testing.stub_backend import StubBackend
 
 IDLE = ModelMemory(
     kv_bytes=1000,

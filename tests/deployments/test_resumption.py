@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from deployments.config import Failover
 from deployments.resumption import Attempts, Resumption, attempt_id, is_attempt_of
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
-from erllama.request import CacheHitKind, Done, Failed, FinishReason, GenerationRequest, RequestStats, SamplingParams, Tokens
+from erllama.events import CacheHitKind, Done, Failed, FinishReason, RequestStats, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 
 LIMITS = Failover(max_attempts=4, timeout_s=60, backoff_s=1)
 GONE = EngineStopped("gone")

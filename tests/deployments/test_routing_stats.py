@@ -15,8 +15,8 @@ from deployments.config import ModelSpec, RoutingSpec
 from deployments.model_replica import ModelReplica
 from deployments.route_prompt import extend_chain, pack_hashes, prompt_of, session_hash, unpack_hashes
 from deployments.routing_stats import Published, RoutingStats, thinned
+from erllama.cache.live import LivePrefixes
 from erllama.errors import EngineStopped
-from erllama.live_kv import LivePrefixes
 from erllama.model import Model
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats

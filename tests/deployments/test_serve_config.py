@@ -13,7 +13,7 @@ from cache_store import StoreConfig
 from deployments.app import cpu_share, replica_cpus
 from deployments.config import BuildArgs, Failover, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,20 +8,21 @@ from functools import partial
 from typing import TypeVar
 
 from cache_store import ChainKey, Store, root_key
-from erllama.adapters import AdapterSet, AdapterUse
-from erllama.cache_flow import CacheFlow
-from erllama.cache_policy import CachePolicy
+from erllama.cache.flow import CacheFlow
+from erllama.cache.policy import CachePolicy
+from erllama.cache.read import KvReader
+from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
-from erllama.engine import Engine
-from erllama.kv_read import KvReader
-from erllama.kv_save import KvSaver
-from erllama.machine import State
-from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, SamplingParams, Tokens
-from erllama.sampling import TokenSampler
-from erllama.sequence import Sequence
+from erllama.engine.engine import Engine
+from erllama.events import Done, Event, Failed, FinishReason, Tokens
+from erllama.request import GenerationRequest, SamplingParams
+from erllama.sequence.adapter_set import AdapterSet, AdapterUse
+from erllama.sequence.machine import State
+from erllama.sequence.sampling import TokenSampler
+from erllama.sequence.sequence import Sequence
+from erllama.sequence.text_stream import TextStream
 from erllama.stats import CacheCounters
-from erllama.stub_backend import StubBackend
-from erllama.text_stream import TextStream
+from erllama.testing.stub_backend import StubBackend
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from engine_kit import Rig, make_rig, request
 
 from cache_store import Store, StoreConfig, StoreStats, TierConfig
 from cache_store.testing import FaultyTier
-from erllama.cache_policy import CachePolicy
-from erllama.kv_state import KvKind
-from erllama.request import Done
-from erllama.stub_backend import StubBackend
+from erllama.cache.policy import CachePolicy
+from erllama.events import Done
+from erllama.kv.layout import KvKind
+from erllama.testing.stub_backend import StubBackend
 
 WAIT_S = 20  # far above what any wait of a test takes
 N_CTX = 2048

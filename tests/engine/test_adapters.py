@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from erllama.adapters import AdapterRegistry, AdapterSet
+from erllama.engine.adapters import AdapterRegistry
 from erllama.errors import InvalidParameter, ModelLoadError
-from erllama.stub_backend import StubBackend
+from erllama.sequence.adapter_set import AdapterSet
+from erllama.testing.stub_backend import StubBackend
 
 
 class Fixture:

@@ -5,9 +5,9 @@ from engine_kit import make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.admission import Admission
-from erllama.machine import Event, State
-from erllama.sequence import Sequence
+from erllama.engine.admission import Admission
+from erllama.sequence.machine import Event, State
+from erllama.sequence.sequence import Sequence
 
 
 def filled(n_parallel: int, n: int) -> tuple[Admission, list[Sequence]]:

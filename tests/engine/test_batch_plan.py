@@ -4,9 +4,9 @@ from engine_kit import adapter_set, make_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.batch_plan import BatchLimits, BatchPlan, plan_batch
-from erllama.machine import State
-from erllama.sequence import Sequence
+from erllama.backend.batch_plan import BatchLimits, BatchPlan, plan_batch
+from erllama.sequence.machine import State
+from erllama.sequence.sequence import Sequence
 
 LIVE = (State.PREFILLING, State.GENERATING)
 SETS = [(), adapter_set("a"), adapter_set("a", "b")]

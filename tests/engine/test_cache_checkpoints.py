@@ -6,8 +6,8 @@ import pytest
 from flow_kit import CHECKPOINT_KINDS, POLICY, ask, problem, prompt, reply, rig_of
 
 from cache_store import Block, Kind, Store
-from erllama.kv_state import KvKind
-from erllama.request import CacheHitKind
+from erllama.events import CacheHitKind
+from erllama.kv.layout import KvKind
 
 # --- states that cannot be cut ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from flow_kit import POLICY, ask, flushed, prompt, reply, rig_of
 
 from cache_store import Store
 from erllama.errors import DecodeFailed
-from erllama.request import Done
+from erllama.events import Done
 
 # --- evict ------------------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from flow_kit import POLICY, WAIT_S, Faulty, ask, open_store, problem, prompt, r
 
 from cache_store import Block, Store
 from cache_store.testing import Fault
-from erllama.machine import State
-from erllama.request import FinishReason
+from erllama.events import FinishReason
+from erllama.sequence.machine import State
 
 # --- whatever goes wrong ----------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cache_store import Store, StoreConfig, TierConfig
 from cache_store.testing import Fault
-from erllama.cache_policy import CachePolicy
-from erllama.kv_state import KvKind
-from erllama.request import CacheHitKind
+from erllama.cache.policy import CachePolicy
+from erllama.events import CacheHitKind
+from erllama.kv.layout import KvKind
 
 # --- from the store ---------------------------------------------------------------------------------------------------------------
 

@@ -27,9 +27,9 @@ from flow_kit import (
 from cache_store import BLOCK_TOKENS, Store, chain_keys
 from cache_store.testing import Fault
 from erllama.errors import DecodeFailed
-from erllama.kv_state import KvKind
-from erllama.machine import State
-from erllama.request import CacheHitKind, FinishReason
+from erllama.events import CacheHitKind, FinishReason
+from erllama.kv.layout import KvKind
+from erllama.sequence.machine import State
 
 # --- live -------------------------------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ SHARED = replace(POLICY, share_wait_s=WAIT_S, cold_step_tokens=256)
 
 def test_a_prefix_that_another_replica_computes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two processes on one directory, each with a store of its own. The wait is made of many short ones."""
-    monkeypatch.setattr("erllama.kv_read._SHARE_SLICE_S", 0.01)
+    monkeypatch.setattr("erllama.cache.read._SHARE_SLICE_S", 0.01)
     with open_store(tmp_path) as here, open_store(tmp_path) as there, ThreadPoolExecutor() as threads:
         first, second = rig_of(here, SHARED), rig_of(there, SHARED, executor=threads)
         first.submit(request("it", [*prompt(1000), 1], max_tokens=2))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.cache_policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due, worth_restoring
+from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due, worth_restoring
 from erllama.errors import InvalidParameter
 
 POLICY = CachePolicy()  # cold: from 512 tokens on, every 1024, without the last 32

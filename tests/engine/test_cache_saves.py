@@ -7,8 +7,8 @@ from engine_kit import REPLAY_ROOT, Rig, request, root_of
 from flow_kit import POLICY, WAIT_S, ask, flushed, prompt, reply, rig_of
 
 from cache_store import BLOCK_TOKENS, Store
-from erllama.cache_policy import SaveReason
-from erllama.replay import prompt_key, replay_id, reply_signature
+from erllama.cache.policy import SaveReason
+from erllama.chat.transcript import prompt_key, replay_id, reply_signature
 
 # --- saves ------------------------------------------------------------------------------------------------------------------------
 

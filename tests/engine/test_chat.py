@@ -4,7 +4,7 @@ from datetime import datetime
 
 import pytest
 
-from erllama.chat import MAX_PROMPT_CHARS, NO_TEMPLATE, ChatTemplate, normalise_messages
+from erllama.chat.template import MAX_PROMPT_CHARS, NO_TEMPLATE, ChatTemplate, normalise_messages
 from erllama.errors import InvalidParameter, NotSupported
 
 CHATML = """\

@@ -10,13 +10,14 @@ from flow_kit import N_CTX, flushed, prompt, reply, rig_of
 
 from cache_store import Store
 from erllama.config import EngineConfig
-from erllama.engine import Engine
+from erllama.engine.engine import Engine
+from erllama.engine.loop import EngineLoop, Wake
+from erllama.engine.reply_events import Deliver
+from erllama.engine.watchdog import Watchdog
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, EngineStopped, ModelLoadError
-from erllama.loop import EngineLoop, Wake
-from erllama.outbox import Deliver
-from erllama.request import Done, Event, Failed, GenerationRequest, Tokens
-from erllama.stub_backend import StubBackend
-from erllama.watchdog import Watchdog
+from erllama.events import Done, Event, Failed, Tokens
+from erllama.request import GenerationRequest
+from erllama.testing.stub_backend import StubBackend
 
 BUDGET_S = 0.05
 WAIT_S = 20

@@ -7,12 +7,13 @@ import pytest
 from engine_kit import ROOT, Rig, make_rig, request
 
 from cache_store import BLOCK_TOKENS, tail_key
+from erllama.engine.submission import check_token_ids
 from erllama.errors import ContextOverflow, DecodeFailed, EngineStopped, InvalidParameter, NotSupported
-from erllama.machine import State
-from erllama.request import CacheHitKind, FinishReason, GenerationRequest, Tokens
-from erllama.request_check import check_token_ids
+from erllama.events import CacheHitKind, FinishReason, Tokens
+from erllama.request import GenerationRequest
+from erllama.sequence.machine import State
 from erllama.stats import ModelStatus
-from erllama.stub_backend import EOG, StubBackend
+from erllama.testing.stub_backend import EOG, StubBackend
 
 FAIL = 7  # a token at which the failing stub refuses the batch
 REPLIES_FAIL = {"logit_bias": ((FAIL, 100.0),)}  # its prompt is fine, its first token is not: that one shares a batch with others

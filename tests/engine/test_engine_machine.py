@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache_store import Store, StoreConfig, TierConfig
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.errors import InvalidParameter
-from erllama.kv_state import KvKind
-from erllama.request import Done, Failed, GenerationRequest, Tokens
-from erllama.stub_backend import StubBackend
+from erllama.events import Done, Failed, Tokens
+from erllama.kv.layout import KvKind
+from erllama.request import GenerationRequest
+from erllama.testing.stub_backend import StubBackend
 
 FAIL = 7
 N_CTX = 64

@@ -9,9 +9,9 @@ import os
 
 import pytest
 
-from erllama import fingerprint as module
 from erllama.errors import ModelLoadError
-from erllama.fingerprint import CHUNK_BYTES, FingerprintMode, fingerprint
+from erllama.gguf import fingerprint as module
+from erllama.gguf.fingerprint import CHUNK_BYTES, FingerprintMode, fingerprint
 
 SAFE, CHUNKED, TRUSTED = FingerprintMode
 

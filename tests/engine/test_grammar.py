@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erllama.errors import InvalidParameter
-from erllama.grammar import JSON_OBJECT_GBNF, MAX_GRAMMAR_BYTES, check_gbnf
-from erllama.json_schema import schema_to_gbnf
-from erllama.regex_gbnf import UnsupportedPattern, pattern_to_gbnf
+from erllama.grammar.gbnf import JSON_OBJECT_GBNF, MAX_GRAMMAR_BYTES, check_gbnf
+from erllama.grammar.json_schema import schema_to_gbnf
+from erllama.grammar.regex import UnsupportedPattern, pattern_to_gbnf
 
 
 def refusal(gbnf):
@@ -66,7 +66,7 @@ def chain(body, last, n=30):
         ("root ::= !x", "expected '<'"),
         ("root ::= <[99999999999999999999]>", "a token id is too large"),
         ("root ::= <x", "expected '>'"),
-        # What follows was seen to crash, hang or mislead llama.cpp; see the table in erllama/grammar.py.
+        # What follows was seen to crash, hang or mislead llama.cpp; see the table in erllama/grammar/gbnf.py.
         ('root ::= root "x" | "y"', 'rule "root" is left-recursive'),
         ('root ::= "k" e\ne ::= t\nt ::= e "+" | "1"', 'rule "e" is left-recursive'),
         ('root ::= a root "x" | "y"\na ::= b\nb ::= "c" | ', 'rule "root" is left-recursive'),
@@ -236,7 +236,7 @@ class Constrained:
     def __init__(self, vocab, gbnf):
         import llama_cpp as llama
 
-        from erllama.llama_grammar import check_grammar
+        from erllama.llama.grammar import check_grammar
 
         check_grammar(gbnf, vocab)
         self.llama, self.vocab, self.gbnf = llama, vocab, gbnf
@@ -275,7 +275,7 @@ def test_llama_cpp_takes_what_passes(vocab, gbnf):
 @pytest.mark.model
 @pytest.mark.parametrize("gbnf", ["root ::= <no such token>", 'root ::= ("a" | "")*', 'root ::= (("a" "b"? "c"?){900}){900}'])
 def test_what_only_llama_cpp_refuses_is_reported_too(vocab, gbnf):
-    from erllama.llama_grammar import check_grammar
+    from erllama.llama.grammar import check_grammar
 
     check_gbnf(gbnf)
     with pytest.raises(InvalidParameter, match=r"llama\.cpp refuses the grammar"):

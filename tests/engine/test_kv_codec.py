@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.kv_blob import MAGIC, KvUnreadable, UnknownLayout
-from erllama.kv_codec import KvCodec, ModelTraits
-from erllama.kv_image import BufferPool, StateImage
-from erllama.kv_state import KvKind
+from erllama.kv.codec import KvCodec, ModelTraits
+from erllama.kv.image import BufferPool, StateImage
+from erllama.kv.layout import KvKind
+from erllama.kv.state_bytes import MAGIC, KvUnreadable, UnknownLayout
 
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
 BLOCK = {F32: 4, F16: 2, Q4_0: 18, Q8_0: 34}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store import ChainKey, root_key
-from erllama.live_kv import Choice, Held, Ids, LiveKv, common_prefix, upcoming
-from erllama.machine import State
-from erllama.sequence import Sequence
+from erllama.cache.live import Choice, Held, Ids, LiveKv, common_prefix, upcoming
+from erllama.sequence.machine import State
+from erllama.sequence.sequence import Sequence
 
 OTHER_ROOT = root_key("another model")
 LONG = range(2000)  # a conversation worth keeping

@@ -10,11 +10,11 @@ from engine_kit import request
 from gated_stub import WAIT_S, GatedStub
 
 from erllama.config import EngineConfig
-from erllama.engine import Engine
+from erllama.engine.engine import Engine
+from erllama.engine.loop import EngineLoop, Wake
+from erllama.engine.reply_events import Deliver
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, QueueFull
-from erllama.loop import EngineLoop, Wake
-from erllama.outbox import Deliver
-from erllama.request import Done, Event, Failed, FinishReason, Tokens
+from erllama.events import Done, Event, Failed, FinishReason, Tokens
 
 
 class Inbox:

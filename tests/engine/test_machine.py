@@ -6,12 +6,12 @@ import pytest
 
 from cache_store import root_key
 from erllama.errors import IllegalTransition
-from erllama.machine import ENDINGS, TRANSITIONS, Event, State, apply, model_status
 from erllama.request import GenerationRequest, SamplingParams
-from erllama.sampling import TokenSampler
-from erllama.sequence import Sequence
+from erllama.sequence.machine import ENDINGS, TRANSITIONS, Event, State, apply, model_status
+from erllama.sequence.sampling import TokenSampler
+from erllama.sequence.sequence import Sequence
+from erllama.sequence.text_stream import TextStream
 from erllama.stats import ModelStatus
-from erllama.text_stream import TextStream
 
 Q, R, P, G, F = State.QUEUED, State.RESTORING, State.PREFILLING, State.GENERATING, State.FINISHED
 

@@ -12,14 +12,15 @@ from gated_stub import WAIT_S, GatedStub
 
 from cache_store import BLOCK_TOKENS, Store, StoreConfig, TierConfig, TierError, chain_keys, open_tier
 from cache_store.testing import Fault, FaultyTier
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError, SessionNotFound, TranscriptMismatch
-from erllama.kv_state import KvKind
+from erllama.events import Done, Event, Failed, FinishReason, Tokens
+from erllama.kv.layout import KvKind
 from erllama.model import Model
-from erllama.request import Done, Event, Failed, FinishReason, GenerationRequest, Tokens
+from erllama.request import GenerationRequest
 from erllama.stats import ModelStatus
-from erllama.stub_backend import StubBackend
+from erllama.testing.stub_backend import StubBackend
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from dataclasses import fields, replace
 import pytest
 
 from cache_store import root_key
-from erllama.adapters import AdapterUse
+from erllama.cache.setup import namespace, replay_root
 from erllama.config import EngineConfig
-from erllama.kv_state import KvKind, KvLayout
-from erllama.namespace import namespace, replay_root
+from erllama.kv.layout import KvKind, KvLayout
+from erllama.sequence.adapter_set import AdapterUse
 
 CONFIG = EngineConfig(path="model.gguf")
 LAYOUT = KvLayout(KvKind.ATTENTION, ("k0", "v0"), (128, 128))

@@ -10,12 +10,12 @@ from flow_kit import CHECKPOINT_KINDS, LOGITS, N_CTX, POLICY, WAIT_S, ask, flush
 from gated_stub import GatedStub
 
 from cache_store import ChainKey, Store, StoreConfig, TierConfig
+from erllama.cache.live import Ids
 from erllama.errors import InvalidParameter
-from erllama.kv_state import KvKind
-from erllama.live_kv import Ids
+from erllama.kv.layout import KvKind
 from erllama.model import Model
 from erllama.request import GenerationRequest
-from erllama.stub_backend import StubBackend
+from erllama.testing.stub_backend import StubBackend
 
 # --- a request that only restores ---------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import root_key, tail_key
-from erllama.chat import ChatTemplate, tokenize_chat
+from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.transcript import message_signature, replay_block, reply_signature, spelling
+from erllama.chat.transcript_prompt import replayed_chat
 from erllama.demo import demo_model_path
 from erllama.demo.template import CHAT_TEMPLATE
 from erllama.errors import InvalidParameter
-from erllama.replay import message_signature, replay_block, reply_signature, spelling
-from erllama.replay_prompt import replayed_chat
 
 ROOT = root_key("test")
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -506,7 +506,7 @@ def test_content_and_calls_are_not_confused():
 
 @pytest.mark.model
 def test_the_demo_model_replays_an_odd_segmentation_and_a_call():
-    from erllama.llama_vocab import LlamaVocab
+    from erllama.llama.vocab import LlamaVocab
 
     vocab = LlamaVocab.load(str(demo_model_path()))
     try:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cache_store.errors import StoreError, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, root_key
-from erllama.replay_book import ENTRY_BYTES, MAX_ABSENT, ReplayBook
+from erllama.chat.transcript_book import ENTRY_BYTES, MAX_ABSENT, ReplayBook
 
 ROOT = root_key("test")
 

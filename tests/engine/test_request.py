@@ -13,25 +13,8 @@ from hypothesis import strategies as st
 
 from erllama import errors
 from erllama.errors import ErllamaError, InvalidParameter
-from erllama.request import (
-    MAX_LOGIT_BIAS,
-    MAX_STOP_BYTES,
-    MAX_STOP_STRINGS,
-    PARAM_NAMES,
-    CacheHitKind,
-    Completion,
-    Done,
-    Event,
-    Failed,
-    FinishReason,
-    GenerationRequest,
-    RequestStats,
-    SamplingParams,
-    TokenLogprob,
-    Tokens,
-    build_request,
-    merge_events,
-)
+from erllama.events import CacheHitKind, Completion, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens, merge_events
+from erllama.request import MAX_LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOP_STRINGS, PARAM_NAMES, GenerationRequest, SamplingParams, build_request
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
 

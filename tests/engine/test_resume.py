@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_store import BLOCK_TOKENS, Store, StoreConfig, TierConfig
+from erllama.chat.transcript import prompt_key, replay_id, reply_signature
 from erllama.errors import ContextOverflow, InvalidParameter
-from erllama.kv_state import KvKind
-from erllama.replay import prompt_key, replay_id, reply_signature
-from erllama.request import CacheHitKind, FinishReason, GenerationRequest, TokenLogprob, Tokens
-from erllama.stub_backend import EOG, StubBackend
+from erllama.events import CacheHitKind, FinishReason, TokenLogprob, Tokens
+from erllama.kv.layout import KvKind
+from erllama.request import GenerationRequest
+from erllama.testing.stub_backend import EOG, StubBackend
 
 SPLIT = tuple((byte, 24.0) for byte in "aé€😀".encode())  # characters of one to four bytes, and bytes that make none
 N_REPLY = 40

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from erllama.errors import DecodeFailed, InvalidParameter
 from erllama.request import SamplingParams
-from erllama.sampling import TokenSampler, log_softmax_at, top_candidates, uniform
+from erllama.sequence.sampling import TokenSampler, log_softmax_at, top_candidates, uniform
 
 INF = math.inf
 
@@ -210,8 +210,8 @@ def test_greedy_does_not_draw(monkeypatch):
     def no_draw(*_):
         raise AssertionError("greedy must not draw")
 
-    monkeypatch.setattr("erllama.sampling.uniform", no_draw)
-    monkeypatch.setattr("erllama.sampling.top_candidates", no_draw)
+    monkeypatch.setattr("erllama.sequence.sampling.uniform", no_draw)
+    monkeypatch.setattr("erllama.sequence.sampling.top_candidates", no_draw)
     assert sampler(temperature=0.0).sample(row(0, 1), 0) == 1
 
 

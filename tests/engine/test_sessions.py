@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
+from erllama.engine.sessions import Sessions
 from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
-from erllama.sessions import Sessions
 
 
 @pytest.fixture

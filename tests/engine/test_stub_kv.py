@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from engine_kit import adapter_set, make_sequence
 
-from erllama.batch_plan import BatchPlan, PlanRow
+from erllama.backend.batch_plan import BatchPlan, PlanRow
 from erllama.errors import DecodeFailed
-from erllama.kv_blob import KvUnreadable
-from erllama.kv_state import KvKind
-from erllama.stub_backend import StubBackend
+from erllama.kv.layout import KvKind
+from erllama.kv.state_bytes import KvUnreadable
+from erllama.testing.stub_backend import StubBackend
 
 KINDS = [KvKind.ATTENTION, KvKind.WINDOW, KvKind.RECURRENT, KvKind.HYBRID]
 

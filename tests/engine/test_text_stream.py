@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erllama.text_stream import TextStream
+from erllama.sequence.text_stream import TextStream
 
 ALPHABET = "ab\néß😀"
 

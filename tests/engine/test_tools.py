@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erllama.tools import CLOSE, MAX_FAILED_BLOCKS, OPEN, TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.chat.tool_calls import CLOSE, MAX_FAILED_BLOCKS, OPEN, TextDelta, ToolCall, ToolCallStream, parse_tool_calls
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 F = ToolCall("f", '{"x": 1}')

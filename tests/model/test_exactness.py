@@ -17,9 +17,9 @@ import pytest
 
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo.samples import draw_samples
-from erllama.request import Completion
+from erllama.events import Completion
 
 pytestmark = pytest.mark.model
 

@@ -13,7 +13,7 @@ import pytest
 
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo.random_gguf import write_random_model
 from erllama.demo.random_shape import SHAPES
 

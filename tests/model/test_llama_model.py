@@ -14,7 +14,7 @@ from erllama import Model
 from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
 from erllama.demo.random_shape import SHAPES
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, NotSupported
-from erllama.request import Done, FinishReason, Tokens
+from erllama.events import Done, FinishReason, Tokens
 from erllama.stats import ModelStatus
 
 pytestmark = pytest.mark.model

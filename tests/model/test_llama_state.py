@@ -17,16 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erllama.adapters import AdapterUse
-from erllama.batch_plan import BatchPlan
+from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
 from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
 from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import DecodeFailed
-from erllama.kv_blob import KvUnreadable
-from erllama.kv_state import KvImage, KvKind
-from erllama.llama_backend import LlamaBackend
+from erllama.kv.layout import KvImage, KvKind
+from erllama.kv.state_bytes import KvUnreadable
+from erllama.llama.backend import LlamaBackend
+from erllama.sequence.adapter_set import AdapterUse
 
 pytestmark = pytest.mark.model
 

@@ -10,9 +10,9 @@ import pytest
 
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo import demo_model_path
-from erllama.gguf_check import inspect_gguf
+from erllama.gguf.check import inspect_gguf
 
 pytestmark = pytest.mark.model
 

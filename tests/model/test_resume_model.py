@@ -14,11 +14,12 @@ import pytest
 
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo.samples import draw_samples
 from erllama.errors import InvalidParameter
-from erllama.grammar import JSON_OBJECT_GBNF
-from erllama.request import FinishReason, GenerationRequest, RequestStats, SamplingParams, TokenLogprob, Tokens
+from erllama.events import FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.grammar.gbnf import JSON_OBJECT_GBNF
+from erllama.request import GenerationRequest, SamplingParams
 
 pytestmark = pytest.mark.model
 

@@ -25,10 +25,10 @@ from cache_store import BlockId, CorruptBlock, Kind, Store, StoreConfig, StoreSt
 from cache_store.format.file import decode
 from cache_store.testing import Fault, FaultyTier
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 from erllama.demo.random_gguf import write_random_lora, write_random_model
 from erllama.demo.random_shape import SHAPES
-from erllama.request import Completion
+from erllama.events import Completion
 
 pytestmark = pytest.mark.model
 

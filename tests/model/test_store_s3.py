@@ -20,8 +20,8 @@ from moto.server import ThreadedMotoServer
 from cache_store import StoreConfig, StoreStats, TierConfig
 from cache_store.tiers import breaker
 from erllama import Model
-from erllama.cache_policy import CachePolicy
-from erllama.request import Completion
+from erllama.cache.policy import CachePolicy
+from erllama.events import Completion
 
 pytestmark = pytest.mark.model
 

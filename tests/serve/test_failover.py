@@ -24,7 +24,8 @@ from deployments.app import build_app
 from deployments.config import Failover
 from deployments.remote_model import RemoteModel
 from erllama.errors import EngineStopped
-from erllama.request import Done, Event, Failed, GenerationRequest, SamplingParams, Tokens
+from erllama.events import Done, Event, Failed, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 from tests.support.streams import TextStream, busiest, replica_pids, wait_until

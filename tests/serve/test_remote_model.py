@@ -13,7 +13,7 @@ from deployments.model_client import ModelClient
 from deployments.remote_model import RemoteModel
 from erllama import Model
 from erllama.errors import ContextOverflow, InvalidParameter, NotSupported
-from erllama.request import Done, FinishReason, Tokens
+from erllama.events import Done, FinishReason, Tokens
 from erllama.stats import ModelStatus
 from tests.support.serve_process import ServeProcess
 

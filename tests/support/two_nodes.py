@@ -17,7 +17,8 @@ from ray.serve.context import _get_global_client
 
 from deployments.app import build_app
 from deployments.remote_model import RemoteModel
-from erllama.request import Done, GenerationRequest, SamplingParams, Tokens
+from erllama.events import Done, Tokens
+from erllama.request import GenerationRequest, SamplingParams
 from tests.support.serve_process import free_port
 from tests.support.streams import busiest, replica_pids
 

@@ -1,0 +1,1 @@
+"""The contract between the engine and whoever computes, and what the next decode computes."""

@@ -1,0 +1,89 @@
+"""Which tokens the next llama_decode computes. Pure policy: sequences in, a plan out, nothing changed.
+
+One decode is either a token for every generating sequence, or one slice of one prompt. The two kinds take turns, so running streams keep
+their pace beside a long prompt, and a newcomer waits for at most the prompts before it (first come, first served).
+
+Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels compute a prompt depends on the prompt
+alone, and its KV is the same, bit for bit, whoever runs beside it: llama.cpp's flash attention takes another path for 64 and more rows, and
+the small difference is enough to tip a sampled token. It costs nothing: with a KV stream per sequence llama.cpp would compute a mixed batch
+in two passes anyway.
+
+Sequences with different adapter sets never share a decode: llama.cpp applies adapters to a context, not to a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from erllama.sequence.adapter_set import AdapterSet
+from erllama.sequence.machine import State
+from erllama.sequence.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice; `solo`: one sequence per decode."""
+
+    n_batch: int
+    prefill_slice: int
+    solo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """Compute `sequence.tokens[start : start + n_tokens]`. `wants_logits` when that reaches the last known token."""
+
+    sequence: Sequence
+    start: int
+    n_tokens: int
+    wants_logits: bool
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.sequence.tokens[self.start : self.start + self.n_tokens]
+
+    @property
+    def seq_id(self) -> int:
+        return self.sequence.id
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """One llama_decode: rows of one adapter set. False when there is nothing to do."""
+
+    rows: tuple[PlanRow, ...]
+    adapters: AdapterSet
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(row.n_tokens for row in self.rows)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+def _slice(sequence: Sequence, limits: BatchLimits) -> PlanRow:
+    """From where the KV ends to the next boundary, or to the end of the prompt."""
+    length = min(limits.prefill_slice, limits.n_batch)
+    n_tokens = min(length - sequence.n_kv % length, sequence.n_pending)
+    return PlanRow(sequence, sequence.n_kv, n_tokens, wants_logits=n_tokens == sequence.n_pending)
+
+
+def _token(sequence: Sequence) -> PlanRow:
+    return PlanRow(sequence, sequence.n_kv, 1, wants_logits=sequence.n_pending == 1)
+
+
+def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) -> BatchPlan:
+    """The next batch over `running` (admission order). `turn` counts steps: what cannot run together takes turns."""
+    live = [s for s in running if s.state in (State.PREFILLING, State.GENERATING) and s.n_pending]
+    if not live:
+        return BatchPlan((), ())
+    candidates: list[list[PlanRow]] = []
+    groups = [[s] for s in live] if limits.solo else [[s for s in live if s.adapters == a] for a in dict.fromkeys(s.adapters for s in live)]
+    for group in groups:
+        candidates.append([_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch])
+        candidates.append([_slice(s, limits) for s in group if s.state is State.PREFILLING][:1])
+    candidates = [rows for rows in candidates if rows]
+    rows = candidates[turn % len(candidates)]
+    return BatchPlan(tuple(rows), rows[0].sequence.adapters)

@@ -1,0 +1,377 @@
+"""How a prompt finds its prefix, and where KV goes when a sequence ends. Engine thread only.
+
+    live      another sequence of this context, running or ended, holds a prefix: copied, or gone on with in place
+    upcoming  a running prefill will soon hold more of it: wait for that instead of computing it twice
+    store     a prefix was saved, by whomever: read on a reader thread, put back here
+
+Admission picks a sequence id (`choose_id`), `begin` takes over what is live and starts the reading, `ready` yields sequences that may
+go on, `ended` keeps the KV of a finished one in its id. Saves that are due are done by `save_due`, after the step's events have left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from erllama.backend.base import Backend
+from erllama.cache.live import Choice, Held, LiveKv, upcoming
+from erllama.cache.policy import CachePolicy, SaveReason
+from erllama.cache.read import KvReader, ReadJob, Restored
+from erllama.cache.save import KvSaver
+from erllama.errors import ErllamaError
+from erllama.sequence.machine import Event as Step
+from erllama.sequence.sampling import Logits
+from erllama.sequence.sequence import Sequence
+from erllama.stats import CacheCounters
+
+log = logging.getLogger(__name__)
+
+LIVE = "live"
+_WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
+_RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
+_RATE_WEIGHT = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A sequence waits until `source` has `n_tokens` in the context, or has ended."""
+
+    source: Sequence
+    n_tokens: int
+
+
+class CacheFlow:
+    """Lookup, restore and save for one engine. Without `reader` and `saver` (no store) prefixes are shared within the context only."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        policy: CachePolicy,
+        counts: CacheCounters,
+        *,
+        reader: KvReader | None = None,
+        saver: KvSaver | None = None,
+        align: int = 1,
+    ) -> None:
+        self._backend = backend
+        self._policy = policy
+        self.counts = counts
+        self._reader = reader
+        self._saver = saver
+        self.live = LiveKv(align)
+        self._choices: dict[Sequence, Choice] = {}
+        self._reading: set[Sequence] = set()
+        self._waiting: dict[Sequence, _Wait] = {}
+        self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
+        self._due_held: list[int] = []
+        self._ended: list[Sequence] = []  # since the last saves
+        self._prefill_rate = 0.0  # tokens per second, 0: not measured yet
+
+    @property
+    def _cuttable(self) -> bool:
+        return self._backend.kv_layout.kind.cuttable
+
+    # --- admission ----------------------------------------------------------------------------------------------------------
+
+    def choose_id(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> int:
+        """The id that `sequence` shall run on."""
+        choice = self.live.choose(
+            sequence.given_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
+        )
+        self._choices[sequence] = choice
+        return choice.seq_id
+
+    def begin(self, sequence: Sequence, running: tuple[Sequence, ...]) -> Step:
+        """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was found."""
+        self._take_live(sequence, self._choices.pop(sequence))
+        if self._reader is not None and self._worth_asking(sequence):
+            self._reading.add(sequence)
+            request = sequence.request
+            job = ReadJob(sequence, sequence.root, sequence.given_ids, sequence.n_kv, request.parent_key, self._prefill_rate)
+            self._reader.start(job)
+        elif not self._wait_for_upcoming(sequence, running, 0) and sequence.n_kv == 0:
+            self._count_hit(sequence)
+            return Step.ADMIT_COLD
+        return Step.ADMIT_WARM
+
+    def _worth_asking(self, sequence: Sequence) -> bool:
+        return sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens
+
+    def _take_live(self, sequence: Sequence, choice: Choice) -> None:
+        target, source, n = choice.seq_id, choice.source, choice.n_tokens
+        held = self.live.take(target)
+        if source == target and held is not None:
+            done = n == held.n_tokens or self._backend.cut(target, n)
+        else:
+            if held is not None:
+                self._backend.drop(target)
+            done = source is not None and self._copy(source, target, n)
+        if done:
+            self._took_live(sequence, n, choice.logits)
+        elif source == target:
+            self._backend.drop(target)
+
+    @staticmethod
+    def _took_live(sequence: Sequence, n_tokens: int, logits: Logits | None) -> None:
+        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = n_tokens, LIVE, logits
+
+    def _copy(self, source: int, target: int, n_tokens: int) -> bool:
+        started = time.monotonic_ns()
+        try:
+            return self._backend.copy_prefix(source, target, n_tokens)
+        except (ErllamaError, MemoryError) as error:
+            self._problem("copy", error)
+            self._backend.drop(target)
+            return False
+        finally:
+            self.counts.note_stall((time.monotonic_ns() - started) / 1e6)
+
+    def _wait_for_upcoming(self, sequence: Sequence, running: tuple[Sequence, ...], n_stored: int) -> bool:
+        if not self._cuttable or sequence.request.restore_only:
+            return False
+        found = upcoming(sequence.given_ids, sequence.root, [s for s in running if s is not sequence])
+        if found is None or found[1] - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
+            return False
+        self._waiting[sequence] = _Wait(*found)
+        return True
+
+    # --- restores -----------------------------------------------------------------------------------------------------------
+
+    def ready(self, running: tuple[Sequence, ...]) -> Iterator[tuple[Sequence, Step, Logits | None]]:
+        """Sequences whose waiting has ended, with what the state machine calls it; logits when the whole prompt is covered.
+
+        The caller moves each one's state before it takes the next: those behind it may then wait for its prefill.
+        """
+        for result in self._reader.take() if self._reader is not None else ():
+            self._note(result)
+            if result.sequence not in self._reading:  # it ended while its prefix was read
+                result.close()
+                self._ended.append(result.sequence)  # it may have claimed something since
+                continue
+            self._reading.discard(result.sequence)
+            if self._wait_for_upcoming(result.sequence, running, result.n_tokens):
+                result.close()
+                continue
+            yield self._arrived(result, running)
+        for sequence, wait in list(self._waiting.items()):
+            if wait.source.readable and wait.source.n_kv < wait.n_tokens:
+                continue
+            del self._waiting[sequence]
+            self._copy_longest(sequence, running, longer_than=sequence.n_kv)
+            yield self._outcome(sequence)
+        for sequence in running:  # covered by what was live when it was admitted
+            if sequence.restoring and sequence not in self._reading and sequence not in self._waiting:
+                yield self._outcome(sequence)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether what a sequence waits for is there: `ready` will yield it."""
+        return any(not wait.source.readable or wait.source.n_kv >= wait.n_tokens for wait in self._waiting.values())
+
+    def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
+        """What was read, unless a neighbour has computed more in the meantime."""
+        sequence = result.sequence
+        if result.logits is None and self._copy_longest(sequence, running, longer_than=max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN):
+            result.close()
+        else:
+            self._put_back(sequence, result)
+        return self._outcome(sequence)
+
+    def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
+        others = [s for s in running if s is not sequence]
+        source, n_tokens, logits = self.live.longest(sequence.given_ids, sequence.root, others, cuttable=self._cuttable)
+        if source is None or n_tokens <= longer_than:
+            return False
+        self._forget(sequence)
+        if not self._copy(source, sequence.id, n_tokens):
+            return False
+        self._took_live(sequence, n_tokens, logits)
+        return True
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._backend.drop(sequence.id)
+        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = 0, "", None
+
+    def _put_back(self, sequence: Sequence, result: Restored) -> None:
+        """Put the image into the context. On failure the prompt is computed."""
+        if result.image is None:
+            return
+        started = time.monotonic_ns()
+        self._forget(sequence)
+        try:
+            self._backend.restore(sequence.id, result.image, result.n_tokens)
+        except (ErllamaError, MemoryError) as error:
+            self._problem("restore", error)
+            return
+        finally:
+            result.close()
+            self.counts.note_stall((time.monotonic_ns() - started) / 1e6)
+        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = result.n_tokens, result.tier, result.logits
+
+    def _outcome(self, sequence: Sequence) -> tuple[Sequence, Step, Logits | None]:
+        logits = sequence.prompt_logits if sequence.n_kv == sequence.n_given else None
+        sequence.n_cached = sequence.n_saved = sequence.n_kv
+        if sequence.hit_tier == LIVE and sequence.n_kv < self._policy.min_tokens:
+            sequence.n_saved = 0  # who left it there was not saved either
+        self._count_hit(sequence)
+        if sequence.n_kv == 0:
+            return sequence, Step.RESTORE_MISSED, None
+        if logits is None:
+            sequence.prompt_logits = None
+            return sequence, Step.RESTORED, None
+        return sequence, Step.RESTORED_ALL, logits.copy()  # sampling changes them, and others may go on from the same ones
+
+    def _count_hit(self, sequence: Sequence) -> None:
+        if sequence.request.restore_only:
+            return
+        if sequence.n_kv == 0:
+            self.counts.misses += 1
+            return
+        complete = sequence.n_kv >= sequence.n_given - 1
+        kind = "resume" if sequence.request.parent_key is not None else "exact" if complete else "prefix"
+        hit = f"{kind}:{sequence.hit_tier}"
+        self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
+
+    def _note(self, result: Restored) -> None:
+        self.counts.restores_skipped += result.skipped
+        if result.problem:
+            self.counts.failed_reads += 1
+            self.counts.last_problem = result.problem
+
+    # --- saves --------------------------------------------------------------------------------------------------------------
+
+    def prefilled(self, sequence: Sequence, n_tokens: int, seconds: float) -> None:
+        """A slice of a prompt was computed."""
+        if n_tokens >= _RATE_MIN_TOKENS and seconds > 0:
+            rate = n_tokens / seconds
+            self._prefill_rate += (rate - self._prefill_rate) * (_RATE_WEIGHT if self._prefill_rate else 1.0)
+        self.progressed(sequence)
+
+    def progressed(self, sequence: Sequence) -> None:
+        """More of `sequence` is in the context: a save may be due."""
+        if self._saver is not None:
+            self._due[sequence] = None
+
+    def keep_logits(self, sequence: Sequence, logits: Logits) -> None:
+        """The logits at the end of a prompt, before sampling changes them: for whoever sends the same prompt, here or elsewhere."""
+        sequence.prompt_logits = logits.copy()
+        sequence.stores_logits = self._saver is not None and self._saver.wants_logits(sequence, len(logits))
+
+    def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
+        """`sequence` has ended and `seq_id` is free. Its KV stays there, unless it is not `intact`."""
+        self._choices.pop(sequence, None)
+        self._reading.discard(sequence)
+        self._waiting.pop(sequence, None)
+        self._due.pop(sequence, None)
+        self._ended.append(sequence)
+        if not intact or sequence.n_kv == 0:
+            self._backend.drop(seq_id)
+            return
+        held = Held(
+            sequence.kv_ids,
+            sequence.root,
+            sequence.request.session_id,
+            n_given=sequence.n_given,
+            prompt_logits=sequence.prompt_logits,
+            stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
+        )
+        self.live.keep(seq_id, held)
+        if self._saver is not None and sequence.n_kv >= self._policy.min_tokens:
+            self._due_held.append(seq_id)
+
+    def record_replay(self, sequence: Sequence) -> None:
+        """A chat reply is complete: store which ids it was sampled as, for when its text comes back as history."""
+        if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:  # one that was resumed at its end has no KV here
+            self._saver.record_replay(sequence)
+
+    def save_due(self) -> None:
+        """Do the saves that are due. KV is quiescent."""
+        if self._saver is None:
+            self._ended.clear()
+            return
+        due, self._due = list(self._due), {}
+        for sequence in due:
+            if sequence.readable:
+                self._saver.progress(sequence)
+        held, self._due_held = self._due_held, []
+        for seq_id in held:
+            self._save_held(seq_id, SaveReason.FINISH)
+        self._release_claims()
+
+    def _release_claims(self) -> None:
+        """Of sequences that have ended, once the store has what they computed: others look for it when a claim is gone."""
+        ended, self._ended = self._ended, []
+        for sequence in ended:
+            if self._reader is not None:
+                self._reader.ended(sequence)
+
+    def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
+        """Hand everything in the context that is worth it to the store. `waits`: for room in its queue, within the policy's bound."""
+        if self._saver is None:
+            return
+        self.save_due()
+        give_up = time.monotonic() + (self._policy.evict_save_timeout_s if waits else 0.0)
+
+        def left_s() -> float:
+            return max(0.0, give_up - time.monotonic())
+
+        for seq_id in self.live.held:
+            self._save_held(seq_id, reason, left_s())
+        for sequence in running:
+            if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
+                self._saver.save(sequence.id, sequence.root, sequence.kv_ids, sequence.n_kv, reason, wait_s=left_s())
+
+    def _save_held(self, seq_id: int, reason: SaveReason, wait_s: float = 0.0) -> None:
+        held = self.live.held.get(seq_id)
+        if self._saver is None or held is None or held.n_tokens < self._policy.min_tokens:
+            return
+        logits = held.prompt_logits if held.stores_logits else None
+        self._saver.save(seq_id, held.root, held.tokens, held.n_tokens, reason, logits=logits, wait_s=wait_s)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------------
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any. No save may be due: it is known by its id."""
+        assert not [*self._due, *self._due_held], (self._due, self._due_held)
+        self.live.swap(a, b)
+        try:
+            self._backend.swap(a, b)
+        except ErllamaError:
+            self.live.take(a)
+            self.live.take(b)
+            raise
+
+    def drop_idle(self) -> None:
+        """Forget the KV of all ended sequences."""
+        self.save_due()
+        for seq_id in list(self.live.held):
+            self.live.take(seq_id)
+            self._backend.drop(seq_id)
+
+    def end_session(self, session_id: str, *, drop: bool) -> None:
+        """Take a session's pin away; with `drop`, its idle KV as well."""
+        if drop:
+            self.save_due()
+            for seq_id in [i for i, held in self.live.held.items() if held.session_id == session_id]:
+                self.live.take(seq_id)
+                self._backend.drop(seq_id)
+        self.live.unpin(session_id)
+
+    def check_integrity(self, free: frozenset[int], running: tuple[Sequence, ...]) -> None:
+        """Assert that idle KV lies in free ids and that whoever waits runs."""
+        assert set(self.live.held) <= free, (self.live.held, free)
+        waiting = self._reading | set(self._waiting)
+        assert waiting == {s for s in running if s.restoring}, waiting
+        assert not self._choices
+
+    def close(self) -> None:
+        """Stop reading. Idempotent."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def _problem(self, what: str, error: Exception) -> None:
+        log.warning("%s of KV failed: %s", what, error)
+        self.counts.failed_reads += 1
+        self.counts.last_problem = f"{what}: {error}"

@@ -1,0 +1,193 @@
+"""What the sequence ids of the context hold, beyond the life of a request: the fastest tier. Pure bookkeeping; engine thread only.
+
+A finished sequence leaves its KV in its id until the id is needed. A newcomer then takes its prefix from there: in place when it goes
+on where that one ended, else as a copy, so that a short side request does not destroy a long conversation. Ids pinned by a session are
+given up last, but they are given up: a pin never keeps a request waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_store import ChainKey
+from erllama.sequence.machine import State
+from erllama.sequence.sampling import Logits
+from erllama.sequence.sequence import Sequence
+
+Ids = NDArray[np.uint32]
+
+_NEGLIGIBLE = 64  # tokens at the end of a held sequence that a newcomer may cut off instead of copying the rest
+_LONG = 1024  # held sequences from this length on are given up after shorter ones
+
+
+@dataclass(slots=True)
+class Held:
+    """KV of `tokens` that nobody runs on. `prompt_logits` are those after the first `n_given` of them; `used` is a tick of the owner's."""
+
+    tokens: Ids
+    root: ChainKey
+    session_id: str | None = None
+    n_given: int = 0
+    prompt_logits: Logits | None = None
+    stores_logits: bool = False
+    used: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Run on `seq_id`, with the first `n_tokens` taken from the id `source` (None: nothing usable; equal to `seq_id`: in place).
+
+    `logits` are there when that is the whole prompt: the same one ended there before. They are the source's; copy before changing them.
+    """
+
+    seq_id: int
+    source: int | None = None
+    n_tokens: int = 0
+    logits: Logits | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LivePrefixes:
+    """What new requests can find in the context: (sequence id, token ids), arrays that never change. `running` ones may still be computed;
+    `n_empty` ids hold nothing. `whole`: only all of a sequence's tokens together are of use."""
+
+    running: tuple[tuple[int, Ids], ...]
+    idle: tuple[tuple[int, Ids], ...]
+    n_empty: int
+    sessions: tuple[str, ...]
+    whole: bool
+
+
+def common_prefix(a: Ids, b: Ids) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
+class LiveKv:
+    """Idle KV by sequence id. `align`: prefixes are taken over in multiples of so many tokens."""
+
+    def __init__(self, align: int = 1) -> None:
+        self._align = align
+        self._held: dict[int, Held] = {}
+        self._tick = 0
+
+    @property
+    def held(self) -> Mapping[int, Held]:
+        return self._held
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(held.n_tokens for held in self._held.values())
+
+    def keep(self, seq_id: int, held: Held) -> None:
+        """`seq_id` is idle now and has this KV. A session has one conversation: its older one loses the pin."""
+        self._tick += 1
+        if held.session_id is not None:
+            self.unpin(held.session_id)
+        held.used = self._tick
+        self._held[seq_id] = held
+
+    def take(self, seq_id: int) -> Held | None:
+        """Forget what `seq_id` holds: it runs again, or its KV is dropped."""
+        return self._held.pop(seq_id, None)
+
+    def swap(self, a: int, b: int) -> None:
+        """The KV of two ids was exchanged."""
+        held = {a: self._held.pop(b, None), b: self._held.pop(a, None)}
+        self._held.update({seq_id: one for seq_id, one in held.items() if one is not None})
+
+    def unpin(self, session_id: str) -> None:
+        """The session's KV may be given up like any other. Idempotent."""
+        for held in self._held.values():
+            if held.session_id == session_id:
+                held.session_id = None
+
+    def choose(
+        self, tokens: Ids, root: ChainKey, session_id: str | None, *, free: Iterable[int], running: Iterable[Sequence], cuttable: bool
+    ) -> Choice:
+        """Where a prompt of `tokens` runs and what it can take over now. At least one id must be free."""
+        free = sorted(free)
+        source, n_tokens, logits = self.longest(tokens, root, running, cuttable=cuttable)
+        if source is not None and source in free:
+            held = self._held[source]
+            if held.session_id in (None, session_id) and held.n_tokens - n_tokens <= _NEGLIGIBLE:
+                return Choice(source, source, n_tokens, logits)
+        return Choice(self._cheapest(free, session_id), source, n_tokens, logits)  # its source, if that is least worth keeping
+
+    def longest(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int, Logits | None]:
+        """The id to take most of `tokens` from, how many, and the logits after them where that is the whole prompt."""
+        same = self.same_prompt(tokens, root, running, cuttable=cuttable)
+        if same is not None:
+            return same[0], len(tokens), same[1]
+        return *self.best_source(tokens, root, running, cuttable=cuttable), None
+
+    def same_prompt(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
+        """An id where exactly this prompt was computed, and the logits at its end: going on from them is bit-exact."""
+        for seq_id, held in self._held.items():
+            whole = cuttable or held.n_tokens == held.n_given
+            if held.root == root and held.prompt_logits is not None and whole and np.array_equal(held.tokens[: held.n_given], tokens):
+                return seq_id, held.prompt_logits
+        for s in running:
+            whole = cuttable or s.n_kv == s.n_given
+            if s.root == root and s.prompt_logits is not None and s.readable and whole and np.array_equal(s.given_ids, tokens):
+                return s.id, s.prompt_logits
+        return None
+
+    def best_source(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
+        """The id whose KV covers most of `tokens`, and how many tokens of it are usable; (None, 0) when none does."""
+        best: int | None = None
+        most = length = 0
+        candidates = [(seq_id, held.tokens) for seq_id, held in self._held.items() if held.root == root]
+        candidates += [(s.id, s.kv_ids) for s in running if s.root == root and s.readable]
+        for seq_id, theirs in candidates:
+            n = common_prefix(theirs, tokens)
+            if not cuttable and n < len(theirs):
+                continue  # its state belongs to its end and to nothing before
+            if cuttable:
+                n = min(n, len(tokens) - 1)  # one token must be computed for the logits
+                n -= n % self._align
+            elif n == len(tokens):
+                continue
+            if n > most or (n == most and n and len(theirs) < length):  # the whole of a source is copied before it is cut
+                best, most, length = seq_id, n, len(theirs)
+        return best, most
+
+    def covers(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> bool:
+        """Whether some id holds all of `tokens`, or all but the last, whose logits are needed to go on."""
+        kv = [held.tokens for held in self._held.values() if held.root == root]
+        kv += [s.kv_ids for s in running if s.root == root and s.readable]
+        return any(common_prefix(theirs, tokens) >= len(tokens) - 1 for theirs in kv)
+
+    def _cheapest(self, free: list[int], session_id: str | None) -> int:
+        """The free id whose KV is least worth keeping: none at all, then short and old, long and old, pinned by other sessions."""
+
+        def worth(seq_id: int) -> tuple[int, int, int]:
+            held = self._held.get(seq_id)
+            if held is None:
+                return (0, 0, seq_id)
+            pinned = held.session_id is not None and held.session_id != session_id
+            return (2 if pinned else 1, int(held.n_tokens >= _LONG), held.used)
+
+        return min(free, key=worth)
+
+
+def upcoming(tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> tuple[Sequence, int] | None:
+    """The running prefill that will have most of `tokens` in its context, and how many of them; None when there is none."""
+    best: tuple[Sequence, int] | None = None
+    for other in running:
+        if other.state is not State.PREFILLING or other.root != root:
+            continue
+        n = common_prefix(other.given_ids, tokens)
+        if n > other.n_kv and (best is None or n > best[1]):
+            best = (other, n)
+    return best

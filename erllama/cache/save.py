@@ -1,0 +1,179 @@
+"""From the context into the store: which rows, logits and checkpoints a save hands over.
+
+Engine thread only, between two decodes, when KV is quiescent. A save reads the sequence out once (llama.cpp gives a sequence's state as a
+whole, 5 GB/s), copies the rows that the store does not have into its staging memory and returns; files are written on the store's threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, tail_key
+from erllama.backend.base import Backend
+from erllama.cache.live import Ids
+from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
+from erllama.chat.transcript import replay_block
+from erllama.kv.layout import KvReading, Rows
+from erllama.sequence.sampling import Logits
+from erllama.sequence.sequence import Sequence
+from erllama.stats import CacheCounters
+
+log = logging.getLogger(__name__)
+
+
+class KvSaver:
+    """Saves of one engine. `clock` gives unix seconds for headers; `build` names the llama.cpp build."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        policy: CachePolicy,
+        counts: CacheCounters,
+        *,
+        replay_root: ChainKey,
+        build: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._replay_root = replay_root
+        self._policy = policy
+        self._counts = counts
+        self._build = build
+        self._clock = clock
+
+    # --- what is due --------------------------------------------------------------------------------------------------------
+
+    def wants_logits(self, sequence: Sequence, n_vocab: int) -> bool:
+        """Whether the logits at the end of what this sequence was given will be stored."""
+        layout = self._backend.kv_layout
+        if sequence.n_given < self._policy.cold_min_tokens:
+            return False
+        new_bytes = (sequence.n_given - sequence.n_cached) * layout.bytes_per_token
+        return logits_due(self._policy, logits_bytes=4 * n_vocab, new_kv_bytes=new_bytes, always=layout.kind.has_checkpoint)
+
+    def progress(self, sequence: Sequence) -> None:
+        """Save what a running sequence is due: blocks of what it was given, or those of the last `continued_interval` tokens."""
+        kind = self._backend.kv_layout.kind
+        if sequence.n_kv <= sequence.n_given:
+            self._cold(sequence, cuttable=kind.cuttable)
+        if sequence.n_kv < sequence.n_given:
+            return
+        upto = continued_upto(self._policy, n_kv=sequence.n_kv, n_saved=sequence.n_saved, whole_blocks=kind.cuttable)
+        if upto > sequence.n_saved:
+            self._save_running(sequence, upto, SaveReason.CONTINUED)
+
+    def _cold(self, sequence: Sequence, *, cuttable: bool) -> None:
+        upto = cold_upto(
+            self._policy,
+            n_prompt=sequence.n_given,
+            n_kv=sequence.n_kv,
+            n_saved=sequence.n_saved,
+            step_tokens=self._policy.cold_step_tokens if cuttable else self._policy.checkpoint_interval,
+            trims=cuttable and not sequence.stores_logits,  # logits are found where a row object ends
+        )
+        at_end = sequence.n_kv == sequence.n_given
+        capped = sequence.n_cached + self._policy.cold_max_tokens
+        if min(upto, capped) > sequence.n_saved or (at_end and sequence.stores_logits):
+            self._save_running(sequence, max(min(upto, capped), 0), SaveReason.COLD)
+        if at_end and capped < upto:
+            sequence.n_saved = upto  # the cap would mean nothing if the first continued save made up for it
+
+    def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
+        logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_given else None
+        self.save(sequence.id, sequence.root, sequence.kv_ids, upto, reason, logits=logits)
+        sequence.n_saved = max(sequence.n_saved, upto)
+
+    def record_replay(self, sequence: Sequence) -> None:
+        """Store the ids of a chat reply under what a client will send back for it."""
+        reply_ids = sequence.tokens[sequence.n_prompt :]
+        try:
+            block = replay_block(self._replay_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece)
+            if block is not None:
+                self._store.save([replace(block, created_s=self._clock(), build=self._build)])
+        except Exception as error:
+            self._failed(error)
+
+    # --- one save -----------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        seq_id: int,
+        root: ChainKey,
+        tokens: Ids,
+        upto: int,
+        reason: SaveReason,
+        *,
+        logits: Logits | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Hand the first `upto` of `tokens`, all of which are in the context of `seq_id`, to the store.
+
+        `logits` are those after the last of `tokens`; a checkpoint belongs to that point, too. `wait_s` bounds the wait for room in the
+        store's queue; without it what finds no room is dropped and counted.
+        """
+        started = time.monotonic_ns()
+        try:
+            blocks = self._blocks(seq_id, root, tokens, upto, reason, logits)
+            accepted = self._store.save(blocks, wait_s=wait_s) if blocks else 0
+        except Exception as error:  # whatever a store does: the engine thread lives
+            self._failed(error)
+            return
+        if accepted:
+            self._counts.saves[reason] = self._counts.saves.get(reason, 0) + 1
+        self._counts.note_stall((time.monotonic_ns() - started) / 1e6)
+
+    def _failed(self, error: Exception) -> None:
+        """Failing open: what the save would have spared is computed again."""
+        log.warning("save of KV failed: %r", error)
+        self._counts.failed_saves += 1
+        self._counts.last_problem = f"save: {error}"
+
+    def _blocks(self, seq_id: int, root: ChainKey, tokens: Ids, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
+        layout = self._backend.kv_layout
+        pieces = self._store.missing(root, tokens, upto)
+        end = self._end_id(root, tokens) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
+        if end is not None and self._store.has(end):
+            end = None
+        if not pieces:  # the whole state need not be read out for an END
+            checkpoint = self._backend.read_checkpoint(seq_id) if layout.kind.has_checkpoint else None
+            return [self._end(end, checkpoint, reason, logits)] if end is not None else []
+        reading = self._backend.read_kv(seq_id, len(tokens))
+        blocks = [self._rows(piece, tokens, reading, reason) for piece in pieces]
+        if end is not None:
+            blocks.append(self._end(end, reading.checkpoint, reason, logits))
+        return blocks
+
+    @staticmethod
+    def _end_id(root: ChainKey, tokens: Ids) -> BlockId:
+        key = tail_key(root, tokens, BLOCK_TOKENS)
+        return BlockId(root, Kind.END, key, key, start=len(tokens))
+
+    def _rows(self, piece: Piece, tokens: Ids, reading: KvReading, reason: SaveReason) -> Block:
+        stop = piece.start + piece.n_tokens
+        return Block(
+            id=piece.id,
+            tokens=tokens[piece.start : stop],
+            columns=self._backend.kv_layout.columns,
+            rows=reading.rows(piece.start, stop),
+            reason=reason,
+            created_s=self._clock(),
+            build=self._build,
+        )
+
+    def _end(self, end: BlockId, checkpoint: Rows | None, reason: SaveReason, logits: Logits | None) -> Block:
+        return Block(
+            id=end,
+            tokens=np.empty(0, dtype=np.uint32),
+            logits=logits,
+            checkpoint=checkpoint,
+            reason=reason,
+            created_s=self._clock(),
+            build=self._build,
+        )

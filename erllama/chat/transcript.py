@@ -1,0 +1,167 @@
+"""Replies as they were sampled, found again by what a client sends back. Pure.
+
+Text does not determine tokens: a reply that comes back as chat history tokenises into other ids than were sampled, and a tool call comes
+back with other white space. So the ids of a reply are kept as a REPLAY object, under
+
+    parent   the prefix key of the prompt that was answered (all of its ids)
+    key      the signature: sha256 over canonical JSON of [text, [[function name, arguments], ...]]
+
+Whoever finishes a reply and whoever renders a later prompt compute the same signature, one from the reply, the other from the message. The
+canonical JSON has sorted keys, no white space, and writes numbers like 2.0 as 2 (JavaScript clients do).
+
+A signature must not hide anything but layout, since what it hides would come back although the client did not send it. A reply is
+therefore not recorded when its calls are followed by text, or hold repeated keys or fields besides name and arguments, or when it has
+control tokens or tokens that the client never received (behind a stop string).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, tail_key
+from erllama.chat.tool_calls import CLOSE, OPEN, parse_tool_calls
+
+Piece = Callable[[int], bytes]
+"""The bytes of a token as it appears in a reply; b"" for control tokens."""
+
+Find = Callable[[BlockId], Sequence[int] | None]
+"""The ids of a REPLAY object, or None. Bounds its own time."""
+
+Call = tuple[str, Any]
+"""Function name and arguments (any JSON value)."""
+
+_SPACE = re.compile(r"\s*")
+_FIELDS = ({"name"}, {"name", "arguments"}, {"name", "parameters"})
+
+
+def replay_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
+    """The object to store for a reply that was sampled as `reply_ids` (without the end token) and reached the client as `text`.
+
+    None when it must not, or need not, be replayed. `root` is that of the KV which belongs to the prompt.
+    """
+    return replay_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
+
+
+def replay_of(root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
+    """`replay_block` for who has the key of the prompt already."""
+    ids = spelling(reply_ids, text, piece)
+    signature = reply_signature(text)
+    if not ids or signature is None:
+        return None
+    return Block(replay_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
+
+
+def prompt_key(root: ChainKey, prompt_tokens: Sequence[int]) -> ChainKey:
+    """What the replies to a prompt hang on."""
+    return tail_key(root, prompt_tokens, BLOCK_TOKENS)
+
+
+def replay_id(root: ChainKey, parent: ChainKey, signature: ChainKey) -> BlockId:
+    return BlockId(root, Kind.REPLAY, parent, signature)
+
+
+def spelling(ids: Sequence[int], text: str, piece: Piece) -> tuple[int, ...] | None:
+    """Those of `ids`, from the first on, that spell exactly `text`. A stop string leaves ids over behind it.
+
+    None when no such beginning exists, or when it has a control token, which the text cannot show.
+    """
+    pieces = [piece(token) for token in ids]
+    n = len(pieces)
+    if b"".join(pieces).decode(errors="replace") != text:
+        n = _prefix_length(pieces, text.encode(errors="replace"))
+    return None if n < 0 or b"" in pieces[:n] else tuple(ids[:n])
+
+
+def _prefix_length(pieces: Sequence[bytes], data: bytes) -> int:
+    """How many pieces make up `data`, -1 if its end is inside a piece."""
+    n_bytes = 0
+    for n, piece in enumerate(pieces):
+        if n_bytes >= len(data):
+            return n if b"".join(pieces[:n]) == data else -1
+        n_bytes += len(piece)
+    return -1
+
+
+# --- signatures -----------------------------------------------------------------------------------------------------------------------
+
+
+def reply_signature(text: str) -> ChainKey | None:
+    """The signature of a whole reply. It is read for tool calls whether tools were offered or not, as `message_signature` reads it, so
+    that neither needs to know. None when the signature would hide something."""
+    content, parsed = parse_tool_calls(text)
+    calls = _strict_calls(text, content) if parsed else []
+    return None if calls is None or len(calls) != len(parsed) else _digest(content, calls)
+
+
+def message_signature(message: Mapping[str, Any]) -> ChainKey | None:
+    """The signature of an assistant's message in the history (shape: `normalise_messages`), None for one that cannot have been sampled."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return reply_signature(message["content"]) if message["content"] else None
+    return _digest(message["content"], [(call["function"]["name"], call["function"]["arguments"]) for call in calls])
+
+
+def _digest(content: str, calls: Iterable[Call]) -> ChainKey | None:
+    try:
+        plain = [content, [[name, _canonical(arguments)] for name, arguments in calls]]
+        data = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        return None
+    return ChainKey(hashlib.sha256(data).hexdigest())
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _strict_calls(text: str, content: str) -> list[Call] | None:
+    """The calls of a reply that is `content`, then calls, and nothing else but white space; None for any other."""
+    if not text.startswith(content):
+        return None
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    calls: list[Call] = []
+    position = _skip_space(text, len(content))
+    try:
+        while position < len(text):
+            if not text.startswith(OPEN, position):
+                return None
+            body, position = decoder.raw_decode(text, _skip_space(text, position + len(OPEN)))
+            position = _skip_space(text, position)
+            if text.startswith(CLOSE, position):
+                position = _skip_space(text, position + len(CLOSE))
+            calls.append(_strict_call(body, decoder))
+    except (ValueError, RecursionError):
+        return None
+    return calls
+
+
+def _strict_call(body: Any, decoder: json.JSONDecoder) -> Call:
+    if not isinstance(body, dict) or body.keys() not in _FIELDS:
+        raise ValueError("fields that a signature hides")
+    arguments = body.get("arguments", body.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = decoder.decode(arguments)
+    return body["name"], {} if arguments is None else arguments
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a repeated key")
+    return found
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position

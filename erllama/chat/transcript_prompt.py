@@ -1,0 +1,322 @@
+"""The prompt of a chat whose earlier replies stand in it as the ids they were sampled as.
+
+    text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a sentinel for each reply
+    segments  --------           ------         -----           the text between sentinels; tokenised, special tokens and all
+    gaps               ---------        ---------               what the template makes of the replies
+    ids       tokenised  sampled  tokenised  ...                a gap whose reply is not found is tokenised with its surroundings
+
+Invariants: the segments and gaps together are the template's own text. A reply made of text replays only where the template inserts it
+verbatim, so the ids always spell that text. A tool call replays in place of its gap, whatever that looks like: its parsed form was
+compared. When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is ambiguous), the prompt is the
+canonical one; nothing here adds an error to what `ChatTemplate.render` and `tokenize_chat` raise.
+
+Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure but for the look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from typing import Any, Protocol
+
+from cache_store.format.block import BLOCK_TOKENS
+from cache_store.format.keys import ChainKey, chain_keys, tail_key
+from erllama.backend.base import Vocab
+from erllama.chat.template import ChatTemplate, normalise_messages, tokenize_chat
+from erllama.chat.transcript import Find, message_signature, replay_id, reply_signature
+from erllama.errors import ErllamaError
+
+MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
+HEAD_CHARS = 32
+
+
+class ReplayVocab(Vocab, Protocol):
+    """What replaying asks of a vocabulary beyond tokenising."""
+
+    n_vocab: int
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids; `special` shows control tokens by their names."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token as it appears in a reply, b"" for a control token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """Where a reply stands. `text` is what the template makes of it; `replaces` says whether sampled ids may take its place."""
+
+    text: str
+    content: str
+    has_calls: bool
+    signature: ChainKey | None
+
+    @property
+    def replaces(self) -> bool:
+        return self.signature is not None and (self.has_calls or self.text == self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """`segments` has one entry more than `gaps`; interleaved they are the canonical text."""
+
+    segments: tuple[str, ...]
+    gaps: tuple[_Gap, ...]
+
+
+def replayed_chat(
+    template: ChatTemplate,
+    vocab: ReplayVocab,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_kwargs: Mapping[str, Any],
+    root: ChainKey,
+    find: Find,
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant speaks, with the replies that `find` knows as their sampled ids."""
+
+    def render(shown: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(shown, tools=tools, **template_kwargs)
+
+    text = render(messages)
+    layout = _layout(text, normalise_messages(messages), render)
+    ids = _join(layout, _Joiner(vocab, root, limit=MAX_TOKENIZED * len(text)), find) if layout is not None else None
+    return tokenize_chat(vocab, text) if ids is None else ids
+
+
+# --- where the replies stand in the text ----------------------------------------------------------------------------------------------
+
+
+def _layout(text: str, messages: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> _Layout | None:
+    """The text cut at its replies; None when there are none, or when they cannot be told apart from the rest."""
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant" and (message["content"] or _calls(message))]
+    plain = [i for i in replies if not _calls(messages[i])]
+    tries = [replies, plain] if plain != replies else [replies]  # some templates refuse tool results without the call that asked for them
+    for chosen in tries:
+        layout = _cut(text, messages, chosen, render) if chosen else None
+        if layout is not None and any(gap.replaces for gap in layout.gaps):
+            return layout
+    return None
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls"))
+
+
+def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: Callable[[list[dict[str, Any]]], str]) -> _Layout | None:
+    stem = _stem(text)
+    marks = {i: f"{stem}{n}x" for n, i in enumerate(chosen)}
+    shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
+    try:
+        segments = _split(render(shown), list(marks.values()))
+    except ErllamaError:  # the template accepts the messages as they are, and only that counts
+        return None
+    if segments is None:
+        return None
+    replies = [messages[i] for i in chosen]
+    texts = _gap_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
+    if texts is None:
+        return None
+    for n, reply in enumerate(replies):
+        if not _calls(reply):
+            segments[n], texts[n], segments[n + 1] = _with_space(segments[n], texts[n], segments[n + 1], reply["content"])
+    gaps = [_Gap(gap, reply["content"], _calls(reply), message_signature(reply)) for gap, reply in zip(texts, replies, strict=True)]
+    return _Layout(tuple(segments), tuple(gaps))
+
+
+def _with_space(before: str, gap: str, after: str, content: str) -> tuple[str, str, str]:
+    """A template that trims a reply and writes a space of its own (Mistral's do) has written what the model said: the space goes with
+    the reply. The three together stay the same text."""
+    if not gap or gap != content.strip():
+        return before, gap, after
+    left, _, right = content.partition(gap)
+    if before.endswith(left) and after.startswith(right):
+        return before.removesuffix(left), content, after.removeprefix(right)
+    return before, gap, after
+
+
+def _stem(text: str) -> str:
+    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote other characters."""
+    n = 0
+    while f"xReply{n}x" in text:
+        n += 1
+    return f"xReply{n}x"
+
+
+def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": mark}
+
+
+def _split(text: str, marks: list[str]) -> list[str] | None:
+    """The text between the marks, which must stand in it in order. One that stands there again spoils the match with the canonical text."""
+    segments: list[str] = []
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found:
+            return None
+        segments.append(before)
+    return [*segments, text]
+
+
+def _gap_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
+    """What stands between the segments in `text`. First under the assumption that every content is there verbatim (None: a tool call,
+    whose text is the template's affair), then without it."""
+    return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
+
+
+def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
+    """The gaps when those with a content hold exactly that; None when this is impossible or possible in more than one way."""
+    literals = [segments[0]]
+    for content, segment in zip(contents, segments[1:], strict=True):
+        if content is None:
+            literals.append(segment)
+        else:
+            literals[-1] += content + segment
+    free = _between(text, literals)
+    if free is None:
+        return None
+    rest = iter(free)
+    return [next(rest) if content is None else content for content in contents]
+
+
+def _between(text: str, literals: list[str]) -> list[str] | None:
+    """What stands between literals that make up `text` with free text between them, if there is exactly one way to place them."""
+    if len(literals) == 1:
+        return [] if text == literals[0] else None
+    if not text.startswith(literals[0]) or not text.endswith(literals[-1]):
+        return None
+    begin, end = len(literals[0]), len(text) - len(literals[-1])
+    first = _placed(text, literals[1:-1], begin, end)
+    if first is None or first != _placed_late(text, literals[1:-1], begin, end):
+        return None
+    cuts = [(begin, begin), *first, (end, end)]
+    return [text[left:right] for (_, left), (right, _) in pairwise(cuts)]
+
+
+def _placed(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
+    """Where each literal stands when all stand as early as possible."""
+    places: list[tuple[int, int]] = []
+    for literal in literals:
+        start = text.find(literal, begin, end)
+        if start < 0:
+            return None
+        begin = start + len(literal)
+        places.append((start, begin))
+    return places if begin <= end else None
+
+
+def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
+    places: list[tuple[int, int]] = []
+    for literal in reversed(literals):
+        start = text.rfind(literal, begin, end)
+        if start < 0:
+            return None
+        places.append((start, start + len(literal)))
+        end = start
+    return places[::-1]
+
+
+# --- from segments to ids -------------------------------------------------------------------------------------------------------------
+
+
+def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
+    """The ids of the prompt; None when no reply was found and the canonical ones will do."""
+    n_found = 0
+    for segment, gap, following in zip(layout.segments[:-1], layout.gaps, layout.segments[1:], strict=True):
+        joiner.write(segment)
+        ids = joiner.look_up(gap, following, find) if gap.replaces else None
+        if ids is None:
+            joiner.write(gap.text)
+        else:
+            n_found += 1
+            joiner.replay(ids)
+    if not n_found:
+        return None
+    joiner.write(layout.segments[-1])
+    return joiner.ids()
+
+
+class _Joiner:
+    """A prompt that grows by text and by ids. Knows the ids of all text so far without tokenising it again and again.
+
+    Text before a control token tokenises the same whatever follows, so it is settled: `_settled` are its ids, `_open` is the rest of the
+    text, from that control token on.
+    """
+
+    def __init__(self, vocab: ReplayVocab, root: ChainKey, *, limit: int) -> None:
+        self._vocab = vocab
+        self._root = root
+        self._settled: list[int] = []
+        self._open = ""
+        self._tail: list[int] | None = None  # the ids of the open text, once somebody asked
+        self._begun = False  # whether BOS, where there is one, is among the settled ids
+        self._left = limit  # characters that look-ups may still tokenise
+        self._key, self._n_keyed = root, 0  # the chain key of the first n_keyed settled ids, a multiple of BLOCK_TOKENS
+
+    def write(self, text: str) -> None:
+        self._open, self._tail = self._open + text, None
+
+    def replay(self, ids: Sequence[int]) -> None:
+        """Put `ids` behind all text so far."""
+        self._settled += self._open_ids()
+        self._settled += ids
+        self._open, self._tail, self._begun = "", [], True
+
+    def ids(self) -> list[int]:
+        return self._settled + self._open_ids()
+
+    def look_up(self, gap: _Gap, following: str, find: Find) -> Sequence[int] | None:
+        """The ids of the reply in `gap`, if they are known, say what the gap says, and `following` may stand behind them."""
+        self._left -= len(self._open)
+        if self._left < 0 or gap.signature is None:
+            return None
+        open_ids = self._open_ids()
+        if self._adds_end(open_ids):
+            return None
+        ids = find(replay_id(self._root, self._parent(open_ids), gap.signature))
+        if ids is None or not self._spells(ids, gap) or not self._continues(following):
+            self._settle(open_ids)
+            return None
+        return ids
+
+    def _open_ids(self) -> list[int]:
+        if self._tail is None:
+            vocab, text = self._vocab, self._open
+            self._tail = vocab.tokenize(text, add_special=False, parse_special=True) if self._begun else tokenize_chat(vocab, text)
+        return self._tail
+
+    def _parent(self, open_ids: list[int]) -> ChainKey:
+        full = chain_keys(self._key, self._settled[self._n_keyed :], BLOCK_TOKENS)
+        if full:
+            self._key, self._n_keyed = full[-1], self._n_keyed + len(full) * BLOCK_TOKENS
+        return tail_key(self._key, self._settled[self._n_keyed :] + open_ids, BLOCK_TOKENS)
+
+    def _settle(self, open_ids: list[int]) -> None:
+        control = next((i for i in range(len(open_ids) - 1, 0, -1) if not self._vocab.piece(open_ids[i])), 0)
+        rest = self._vocab.detokenize(open_ids[control:], special=True)
+        if control and self._open.endswith(rest):
+            self._settled += open_ids[:control]
+            self._open, self._tail, self._begun = rest, None, True
+
+    def _adds_end(self, open_ids: list[int]) -> bool:
+        """A vocabulary that ends every text with EOS cannot tokenise the beginning of one."""
+        end = self._vocab.eos_text
+        return bool(end and open_ids) and not self._open.endswith(end) and self._vocab.detokenize(open_ids[-1:], special=True) == end
+
+    def _spells(self, ids: Sequence[int], gap: _Gap) -> bool:
+        """The name proposes, the ids decide."""
+        vocab = self._vocab
+        if not ids or not 0 <= min(ids) <= max(ids) < vocab.n_vocab:
+            return False
+        pieces = [vocab.piece(token) for token in ids]
+        text = b"".join(pieces).decode(errors="replace")
+        return b"" not in pieces and (reply_signature(text) == gap.signature if gap.has_calls else text == gap.content)
+
+    def _continues(self, following: str) -> bool:
+        """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before a text that begins with a word."""
+        head = following[:HEAD_CHARS]
+        ids = self._vocab.tokenize(head, add_special=False, parse_special=True) if head else []
+        words = takewhile(bool, map(self._vocab.piece, ids))  # up to the first control token, behind which all is as ever
+        return bool(ids) and head.encode(errors="replace").startswith(b"".join(words))

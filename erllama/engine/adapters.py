@@ -1,0 +1,80 @@
+"""The LoRA adapters of one engine: which are loaded, at which scale, and who still uses them.
+
+A sequence takes a snapshot of the set (`AdapterSet`) when it is submitted and keeps it to its end; unloading an adapter hides it from new
+sequences at once and frees it when the last snapshot that names it is gone. Engine thread only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from erllama.backend.base import Backend
+from erllama.errors import InvalidParameter, ModelLoadError
+from erllama.sequence.adapter_set import AdapterSet, AdapterUse
+from erllama.stats import AdapterInfo
+
+
+class AdapterRegistry:
+    """Loaded adapters by handle. `users` tells, when asked, which snapshots are still alive."""
+
+    def __init__(self, backend: Backend, users: Callable[[], Iterable[AdapterSet]]) -> None:
+        self._backend = backend
+        self._users = users
+        self._loaded: dict[str, AdapterInfo] = {}
+        self._retired: set[str] = set()
+
+    def load(self, path: str) -> str:
+        """Load a LoRA GGUF at scale 1.0 and return its handle. Raises `ModelLoadError` with the reason.
+
+        The handle is made of the file's digest, so that it is the same on every replica; loading a file again resets its scale.
+        """
+        digest = _sha256(path)
+        handle = f"lora-{digest[:16]}"
+        if handle in self._retired:  # still on a live sequence: take it back instead of loading it twice
+            self._retired.discard(handle)
+        elif handle not in self._loaded:
+            self._backend.load_adapter(handle, path)
+        self._loaded[handle] = AdapterInfo(handle=handle, path=path, sha256=digest, scale=1.0)
+        return handle
+
+    def unload(self, handle: str) -> None:
+        """Hide an adapter from new sequences and free it once unused. Idempotent: an unknown handle is fine."""
+        if self._loaded.pop(handle, None) is not None:
+            self._retired.add(handle)
+        self.collect()
+
+    def set_scale(self, handle: str, scale: float) -> None:
+        """Change the scale for sequences submitted from now on. Raises `InvalidParameter` for an unknown handle or a wild scale."""
+        if handle not in self._loaded:
+            raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not -100.0 <= scale <= 100.0:
+            raise InvalidParameter(f"scale must be between -100 and 100, got {scale!r}", param="scale")
+        old = self._loaded[handle]
+        self._loaded[handle] = AdapterInfo(handle=handle, path=old.path, sha256=old.sha256, scale=float(scale))
+
+    def list(self) -> tuple[AdapterInfo, ...]:
+        """The adapters that new sequences get, in order of loading."""
+        return tuple(self._loaded.values())
+
+    def snapshot(self) -> AdapterSet:
+        """The set for a new sequence. Adapters at scale 0 have no effect and are left out."""
+        return tuple(AdapterUse(a.handle, a.sha256, a.scale) for a in self._loaded.values() if a.scale != 0.0)
+
+    def collect(self) -> None:
+        """Free retired adapters that no live sequence uses. Called between decodes."""
+        if not self._retired:
+            return
+        used = {use.handle for adapters in self._users() for use in adapters}
+        for handle in self._retired - used:
+            self._backend.free_adapter(handle)
+        self._retired &= used
+
+
+def _sha256(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelLoadError(f"cannot read adapter {path}: {error.strerror or error}", param="path") from error

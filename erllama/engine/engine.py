@@ -1,0 +1,409 @@
+"""The engine: sequences go in, events come out, one llama_decode per step.
+
+One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two steps KV is quiescent. Events of a step
+leave together, as one list, through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from and where
+KV goes afterwards is `CacheFlow`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from copy import copy
+
+from cache_store import ChainKey, root_key
+from erllama.backend.base import Backend
+from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
+from erllama.cache.flow import CacheFlow
+from erllama.cache.live import Ids, LivePrefixes
+from erllama.cache.policy import CachePolicy, SaveReason
+from erllama.config import EngineConfig
+from erllama.engine.adapters import AdapterRegistry
+from erllama.engine.admission import Admission
+from erllama.engine.context import ContextKeeper
+from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
+from erllama.engine.sessions import Sessions
+from erllama.engine.submission import check_request, new_sequence
+from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
+from erllama.events import CacheHitKind, Failed
+from erllama.request import GenerationRequest
+from erllama.sequence.adapter_set import AdapterSet
+from erllama.sequence.machine import Event as Step
+from erllama.sequence.machine import State, model_status
+from erllama.sequence.sampling import Logits
+from erllama.sequence.sequence import Sequence
+from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult
+
+log = logging.getLogger(__name__)
+
+RootOf = Callable[[AdapterSet], ChainKey]
+
+
+class Engine:
+    """Admission, batching, sampling and retirement of the sequences of one model."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        deliver: Deliver,
+        *,
+        flow: CacheFlow | None = None,
+        root_of: RootOf | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`root_of` gives the chain root of KV made with an adapter set. Without `flow` prefixes are shared within the context only."""
+        self._backend = backend
+        self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
+        self._clock = clock
+        self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
+        self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
+        self._keeper = ContextKeeper(backend, self._flow, config.decode_budget_s)
+        self._admission = Admission(config.n_parallel)
+        self._sequences: dict[str, Sequence] = {}
+        self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
+        self._last_cache_hit = CacheHitKind.COLD
+        self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self.sessions = Sessions()
+        self._n_parallel = config.n_parallel
+        self._counts = Counters()
+        self.stats = self._snapshot()  # replaced, never changed: any thread may read it
+
+    # --- the spine -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Admit, restore, decode once, advance every sequence of the batch, retire, save. False when there is nothing left to do."""
+        self._flow.save_due()
+        self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
+        self._admit_waiting()
+        self._go_on_restored()
+        self._fill_hole()
+        plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        if plan:
+            for row, logits in zip(plan.rows, self._decode(plan), strict=True):
+                self._advance(row, logits)
+        self.adapters.collect()
+        self._publish()
+        self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
+        return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
+
+    def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
+        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`. `submitted_ns`: when its wait began."""
+        try:
+            sequence = self._new_sequence(request, self._clock() if submitted_ns is None else submitted_ns)
+        except ErllamaError as error:
+            self._counts.requests_failed += 1
+            self._outbox.put(request.request_id, Failed(error))
+            self._outbox.hurry()
+            return
+        self._sequences[request.request_id] = sequence
+        self._admission.enqueue(sequence)
+        if request.resumed:
+            self._end_if_complete(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before its next token. Idempotent; unknown ids are fine."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._counts.requests_cancelled += 1
+            self._finish(sequence, Step.CANCEL)
+
+    def evict(self) -> EvictResult:
+        """Save what the context holds and release it, so that its memory returns to the system. The next request makes a new one.
+
+        Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
+        """
+        return self._gave_back(self._keeper.evict(self._admission.running, len(self._sequences)))
+
+    def unload(self) -> EvictResult:
+        """`evict`, then free the weights as well, unless requests wait or run. What needs them next loads them again."""
+        return self._gave_back(self._keeper.unload(self._admission.running, len(self._sequences)))
+
+    def drop_idle(self) -> EvictResult:
+        """Save, then forget, the KV of ended sequences; the context stays."""
+        return self._gave_back(self._keeper.drop_idle(len(self._sequences)))
+
+    def _gave_back(self, result: EvictResult) -> EvictResult:
+        self.stats = self._snapshot()
+        return result
+
+    def cut_short(self) -> None:
+        """Abort the decode that is going on, if it has a budget. The one call that another thread may make beside the engine's."""
+        self._keeper.watchdog.cut_short()
+
+    def watch(self) -> None:
+        """Abort decodes that exceed their budget, until `close`: for a thread of its own."""
+        self._keeper.watchdog.watch()
+
+    def save_all(self, reason: SaveReason) -> None:
+        """Hand the KV of every sequence, running or ended, to the store."""
+        if self._backend.has_context:
+            self._flow.save_all(self._admission.running, reason, waits=True)
+
+    def end_session(self, session_id: str, *, drop: bool = False) -> None:
+        """Forget a session's transcript and its claim on the context; with `drop` its KV there, too. Idempotent."""
+        self.sessions.end(session_id)
+        self._flow.end_session(session_id, drop=drop)
+
+    def close(self) -> None:
+        """Stop what reads and watches for this engine. Idempotent."""
+        self._keeper.watchdog.close()
+        self._flow.close()
+
+    def fail_all(self, error: ErllamaError) -> None:
+        """End every request with `error`: the engine is going away."""
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence, Step.ERROR, error)
+        self._publish()
+
+    @property
+    def idle(self) -> bool:
+        return not self._sequences
+
+    @property
+    def kv_root(self) -> ChainKey:
+        """The chain root of the KV that new requests get."""
+        return self._root_of(self.adapters.snapshot())
+
+    @property
+    def n_empty_ids(self) -> int:
+        """Sequence ids that nobody runs on and that hold no KV."""
+        return self._admission.n_free - len(self._flow.live.held)
+
+    def is_live(self, tokens: Ids) -> bool:
+        """Whether a new request that begins with `tokens` finds their KV in the context."""
+        return self._flow.live.covers(tokens, self.kv_root, self._admission.running)
+
+    def live_prefixes(self) -> LivePrefixes:
+        """What requests to come can find here. Costs microseconds: hashing and publishing are up to whoever asks."""
+        root = self.kv_root
+        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
+        return LivePrefixes(
+            running=tuple((s.id, s.given_ids if s.n_kv <= s.n_given else s.kv_ids) for s in self._admission.running if s.root == root),
+            idle=tuple((seq_id, held.tokens) for seq_id, held in idle if held.root == root),
+            n_empty=self.n_empty_ids,
+            sessions=self.sessions.recent(),
+            whole=not self._backend.kv_layout.kind.cuttable,
+        )
+
+    def validate(self, request: GenerationRequest) -> None:
+        """Raise a `RequestError` that names the field and the limit when this model can never serve `request`. Any thread."""
+        check_request(request, self._backend)
+
+    # --- the parts of a step -----------------------------------------------------------------------------------------------
+
+    def _new_sequence(self, request: GenerationRequest, submitted_ns: int) -> Sequence:
+        if request.request_id in self._sequences:
+            raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
+        adapters = self.adapters.snapshot()
+        return new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
+
+    def _end_if_complete(self, sequence: Sequence) -> None:
+        if sequence.text.stopped:
+            self._finish(sequence, Step.STOP)
+        elif sequence.n_generated >= sequence.n_max_generated:
+            self._finish(sequence, Step.LENGTH)
+
+    def _give_up_restores(self) -> None:
+        """Nobody's KV is given up for what is only restored, and no id that someone waits for."""
+        restores = [s for s in self._admission.waiting if s.request.restore_only]
+        n_left = self.n_empty_ids - (len(self._admission.waiting) - len(restores))
+        for sequence in restores[max(0, n_left) :]:
+            self._finish(sequence, Step.LENGTH)
+
+    def _admit_waiting(self) -> None:
+        self._give_up_restores()
+        if not self._admission.waiting or not self._ensure_context():
+            return
+        for sequence in self._admission.admit(lambda s: self._flow.choose_id(s, self._admission.free, self._admission.running)):
+            sequence.admitted_ns = self._clock()
+            sequence.apply(self._flow.begin(sequence, self._admission.running))
+            self._counts.requests_admitted += 1
+            if sequence.request.restore_only:
+                if not sequence.restoring:
+                    self._finish(sequence, Step.LENGTH)
+                continue
+            self._counts.prompt_tokens += sequence.n_given
+            self._last_cache_hit = sequence.cache_hit_kind
+
+    def _ensure_context(self) -> bool:
+        try:
+            self._keeper.ensure()
+        except ErllamaError as error:  # memory that was given back is not to be had again, or the file has gone
+            for sequence in self._admission.waiting:
+                self._finish(sequence, Step.ERROR, error)
+            return False
+        return True
+
+    def _go_on_restored(self) -> None:
+        for sequence, outcome, logits in self._flow.ready(self._admission.running):
+            sequence.apply(outcome)
+            if sequence.request.restore_only:
+                self._finish(sequence, Step.LENGTH)
+                continue
+            self._counts.cached_tokens += sequence.n_cached
+            self._last_cache_hit = sequence.cache_hit_kind
+            if logits is not None:
+                self._try_generate(sequence, logits)
+
+    def _fill_hole(self) -> None:
+        """At most one exchange per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
+        self._flow.save_due()  # what is due is known by its id, which is about to change
+        moved = self._admission.fill_hole()
+        if moved is None:
+            return
+        sequence, old = moved
+        try:
+            self._flow.swap(old, sequence.id)
+        except DecodeFailed as error:
+            self._finish(sequence, Step.ERROR, error)
+
+    def _decode(self, plan: BatchPlan) -> list[Logits | None]:
+        started = self._clock()
+        try:
+            rows = self._keeper.decode(plan)
+        except DecodeAborted:
+            self._recover(plan)
+            rows = [None] * len(plan.rows)
+        except DecodeFailed as error:
+            log.warning("decode failed: rows=%d tokens=%d error=%s", len(plan.rows), plan.n_tokens, error)
+            for row in plan.rows:
+                self._finish(row.sequence, Step.ERROR, error)
+            rows = [None] * len(plan.rows)
+        seconds = (self._clock() - started) / 1e9
+        self._counts.steps += 1
+        self._counts.decode_ms += seconds * 1e3
+        for row in plan.rows:
+            if row.sequence.state is State.PREFILLING:
+                self._flow.prefilled(row.sequence, row.n_tokens, seconds)
+        return rows
+
+    def _recover(self, plan: BatchPlan) -> None:
+        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run in a new context."""
+        self._counts.decode_aborts += 1
+        error = DecodeAborted(
+            f"a decode took longer than {self._keeper.watchdog.budget_s:g} s and was aborted; the request may be sent again"
+        )
+        log.warning("decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting))
+        for row in plan.rows:
+            self._finish(row.sequence, Step.ERROR, error)
+        self._keeper.save(self._admission.running, waits=False)
+        lost = ContextLost("the context went with a neighbour's aborted decode; the request may be sent again")
+        for sequence in self._admission.running:
+            self._finish(sequence, Step.ERROR, lost)
+        self._flow.drop_idle()
+        self._publish()  # they go on elsewhere, however long the rest takes
+        self._keeper.rebuild()
+
+    def _advance(self, row: PlanRow, logits: Logits | None) -> None:
+        """The row's tokens are in the context now: on to the next slice, or to the next token."""
+        sequence = row.sequence
+        if not sequence.live:
+            return
+        sequence.n_kv += row.n_tokens
+        if sequence.state is State.PREFILLING:
+            sequence.n_computed += row.n_tokens
+            sequence.apply(Step.PREFILLED if row.wants_logits else Step.SLICE)
+            if logits is not None:
+                self._flow.keep_logits(sequence, logits)
+        else:
+            self._flow.progressed(sequence)
+        if logits is not None:
+            self._try_generate(sequence, logits)
+
+    def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
+        try:
+            self._generate(sequence, logits)
+        except ErllamaError as error:  # no token can be chosen, or the grammar became too costly: this sequence alone ends
+            self._finish(sequence, Step.ERROR, error)
+
+    def _generate(self, sequence: Sequence, logits: Logits) -> None:
+        """Sample one token and see whether it ends the sequence."""
+        if sequence.n_generated >= sequence.n_max_generated:  # max_tokens 0: a prefill
+            self._finish(sequence, Step.LENGTH)
+            return
+        raw = logits.copy() if sequence.request.logprobs is not None else None  # sampling changes the row
+        token = sequence.sampler.sample(logits, position=sequence.n_tokens)
+        if sequence.first_token_ns is None:
+            sequence.first_token_ns = self._clock()
+            self._outbox.hurry()
+        if token in self._backend.eog_tokens:
+            self._finish(sequence, Step.STOP)
+            return
+        sequence.sampler.accept(token)
+        sequence.tokens.append(token)
+        sequence.apply(Step.TOKEN)
+        self._outbox.put(sequence.request.request_id, token_event(sequence, token, raw, self._backend.piece))
+        self._counts.completion_tokens += 1
+        self._end_if_complete(sequence)
+
+    def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
+        """The one way out of the engine, for every ending. Idempotent: a sequence that is gone stays gone."""
+        if not sequence.live:
+            return
+        intact = sequence.readable and not isinstance(error, DecodeFailed | DecodeAborted)
+        sequence.apply(ending)
+        for event in last_events(sequence, ending, error, self._clock):
+            self._outbox.put(sequence.request.request_id, event)
+        self._outbox.hurry()
+        if error is None:
+            self._counts.requests_finished += 1
+            if ending is not Step.CANCEL:
+                self._commit(sequence)
+        else:
+            self._counts.requests_failed += 1
+        self._release(sequence, intact=intact)
+
+    def _commit(self, sequence: Sequence) -> None:
+        """The reply is complete: it is the session's transcript now, and will come back as chat history."""
+        if sequence.request.record_replay:
+            self._flow.record_replay(sequence)
+        if sequence.request.session_id is not None:
+            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+
+    def _release(self, sequence: Sequence, *, intact: bool) -> None:
+        sequence.sampler.close()
+        seq_id = self._admission.release(sequence)
+        if seq_id is not None:
+            self._flow.ended(sequence, seq_id, intact=intact)
+        del self._sequences[sequence.request.request_id]
+
+    # --- what others see -------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Replace the stats snapshot and hand over the events that are due."""
+        self.stats = self._snapshot()
+        self._outbox.deliver_due(idle=not self._sequences)
+
+    def _snapshot(self) -> EngineStats:
+        running = self._admission.running
+        states = [s.state for s in running]
+        n_generating = states.count(State.GENERATING)
+        return EngineStats(
+            n_parallel=self._n_parallel,
+            n_free_seq_ids=self._admission.n_free,
+            status=model_status(states),
+            n_queued=len(self._admission.waiting),
+            n_prefilling=len(states) - n_generating,
+            n_generating=n_generating,
+            last_cache_hit=self._last_cache_hit,
+            kv_tokens=sum(s.n_kv for s in running),
+            idle_kv_tokens=self._flow.live.n_tokens,
+            has_context=self._backend.has_context,
+            weights_loaded=self._backend.weights_loaded,
+            kv_bytes=self._backend.kv_bytes,
+            sessions=len(self.sessions),
+            adapters=self.adapters.list(),
+            counts=copy(self._counts),
+            cache=self._flow.counts.snapshot(),
+        )
+
+    def check_integrity(self) -> None:
+        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is kept."""
+        self._admission.check_integrity()
+        for sequence in self._sequences.values():
+            assert sequence.live, repr(sequence)
+            sequence.check()
+        assert len(self._sequences) == len(self._admission.running) + len(self._admission.waiting)
+        self._flow.check_integrity(self._admission.free, self._admission.running)

@@ -1,0 +1,233 @@
+"""The one thread that may touch the engine, the one that watches its decodes, and the bounded door to it.
+
+Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands of one caller keep their order. The inbox
+needs no bound of its own: requests are refused at the door once `n_parallel + max_queue` of them live, and every other command is
+waited for or cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
+
+from erllama.engine.engine import Engine
+from erllama.engine.reply_events import Deliver
+from erllama.errors import EngineStopped, InvalidParameter, QueueFull
+from erllama.events import Done, Event, Failed
+from erllama.request import GenerationRequest
+from erllama.stats import EngineStats
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Command = Callable[[], None]
+Wake = Callable[[], None]
+
+_COMMANDS_PER_STEP = 256  # bounded work between two decodes, however fast callers are
+_RETRY_AFTER_MAX_S = 60
+
+
+class EngineLoop:
+    """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be called from any thread.
+
+    `deliver` receives the events of a step, on the engine thread, and must not block. `wake` makes an engine that has nothing to decode
+    step again; any thread may call it.
+    """
+
+    def __init__(self, build: Callable[[Deliver, Wake], Engine], deliver: Deliver, *, max_live: int, name: str = "engine") -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._inbox: deque[Command] = deque()
+        self._max_live = max_live
+        self._live: dict[str, int] = {}  # request id -> monotonic_ns of submission
+        self._mean_request_s = 1.0
+        self._refused = 0
+        self._stopping = False
+        self._death: BaseException | None = None
+        self._used_ns = time.monotonic_ns()
+        self._sink = deliver
+        self._engine = build(self._deliver, self.wake)
+        self.heartbeat_ns = time.monotonic_ns()
+        self._watcher = threading.Thread(target=self._engine.watch, name=f"erllama-{name}-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"erllama-{name}", daemon=True)
+        self._watcher.start()
+        self._thread.start()
+
+    # --- the door ----------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises a `RequestError` (invalid, too long, `QueueFull`) or `EngineStopped`; else events will follow."""
+        self._engine.validate(request)
+        with self._wake:
+            self._check_running()
+            if request.request_id in self._live:
+                raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
+            if len(self._live) >= self._max_live:
+                self._refused += 1
+                retry_after_s = min(_RETRY_AFTER_MAX_S, max(1, round(self._mean_request_s)))
+                raise QueueFull(
+                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; retry after {retry_after_s} s",
+                    retry_after_s=retry_after_s,
+                )
+            submitted_ns = self._live[request.request_id] = time.monotonic_ns()
+            self._inbox.append(lambda: self._engine.submit(request, submitted_ns))
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request at its next token boundary. Idempotent, returns at once; unknown ids and a stopped engine are fine."""
+        with self._wake:
+            if not self._stopping:  # else every request ends anyhow
+                self._inbox.append(lambda: self._engine.cancel(request_id))
+                self._wake.notify()
+
+    def wake(self) -> None:
+        """Make the thread step once more. Returns at once; a stopped engine is fine."""
+        with self._wake:
+            if not self._stopping:
+                self._inbox.append(_nothing)
+                self._wake.notify()
+
+    def call(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Run `function(engine)` between two steps; the future carries its result or exception. Raises `EngineStopped`."""
+        future: Future[T] = Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self._death is not None:  # the engine is broken: nothing may run on it
+                    raise EngineStopped(f"the engine thread died: {self._death!r}")
+                result = function(self._engine)
+            except BaseException as error:  # handed to the caller, whose future it is
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._wake:
+            self._check_running()
+            self._inbox.append(command)
+            self._wake.notify()
+        return future
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot that never waits for the engine. Requests still in the inbox count as queued."""
+        stats = self._engine.stats
+        with self._lock:
+            n_queued = max(stats.n_queued, len(self._live) - stats.n_running)
+            return replace(stats, requests_refused=self._refused, n_queued=n_queued)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request ended, or since `note_use` or the start if that was later; 0 while one runs or waits."""
+        with self._lock:
+            return 0.0 if self._live else (time.monotonic_ns() - self._used_ns) / 1e9
+
+    def note_use(self) -> None:
+        """Something other than a request uses the model now."""
+        with self._lock:
+            self._used_ns = time.monotonic_ns()
+
+    def check_alive(self, stuck_after_s: float) -> None:
+        """Raise `EngineStopped` when the thread is dead, or has work and has not finished a step for `stuck_after_s` seconds."""
+        with self._lock:
+            self._check_running()
+            age_s = (time.monotonic_ns() - self.heartbeat_ns) / 1e9
+            if self._live and age_s > stuck_after_s and time.monotonic_ns() - min(self._live.values()) > stuck_after_s * 1e9:
+                raise EngineStopped(f"the engine has not finished a step for {age_s:.0f} s")
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """End every request with `EngineStopped` and join the thread. Idempotent.
+
+        A decode that takes half of the time is aborted. `TimeoutError` if it goes on all the same.
+        """
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s / 2)
+            if self._thread.is_alive():
+                self._engine.cut_short()
+                self._thread.join(timeout_s / 2)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the engine thread is still busy after {timeout_s:g} s")
+            self._watcher.join(timeout_s)
+
+    def _check_running(self) -> None:
+        if self._death is not None:
+            raise EngineStopped(f"the engine thread died: {self._death!r}")
+        if self._stopping:
+            raise EngineStopped("the engine is shutting down")
+
+    # --- the thread --------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error = EngineStopped("the engine is shutting down")
+        busy = False
+        commands: deque[Command] | None = None
+        try:
+            while (commands := self._take_commands(wait=not busy)) is not None:
+                while commands:
+                    commands.popleft()()
+                busy = self._engine.step()
+                self.heartbeat_ns = time.monotonic_ns()
+        except BaseException as death:
+            log.exception("engine thread died")
+            self._death = death
+            error = EngineStopped(f"the engine thread died: {death!r}")
+        finally:
+            self._end_all(error, commands or ())
+
+    def _take_commands(self, *, wait: bool) -> deque[Command] | None:
+        """Up to `_COMMANDS_PER_STEP` commands; None to stop. With `wait`, sleeps until there is something to do."""
+        with self._wake:
+            while wait and not self._inbox and not self._stopping:
+                self._wake.wait()
+            if self._stopping:
+                return None
+            return deque(self._inbox.popleft() for _ in range(min(len(self._inbox), _COMMANDS_PER_STEP)))
+
+    def _deliver(self, events: list[tuple[str, Event]]) -> None:
+        ended = [request_id for request_id, event in events if isinstance(event, Done | Failed)]
+        if ended:
+            with self._lock:
+                self._used_ns = time.monotonic_ns()
+                for request_id in ended:
+                    started = self._live.pop(request_id, None)
+                    if started is not None:
+                        seconds = (time.monotonic_ns() - started) / 1e9
+                        self._mean_request_s += (seconds - self._mean_request_s) / 16
+        self._sink(events)
+
+    def _end_all(self, error: EngineStopped, taken: Iterable[Command]) -> None:
+        """Last act of the thread: nobody may go on waiting for a command (`taken` ones too) or a request that will not run."""
+        with self._lock:
+            self._stopping = True
+            commands, self._inbox = [*taken, *self._inbox], deque()
+        for command in commands:
+            try:
+                command()
+            except Exception:  # the next one's caller waits, too
+                log.exception("a command failed while the engine stopped")
+        try:
+            self._engine.fail_all(error)
+        except Exception:  # the engine is broken already; the requests below are told all the same
+            log.exception("engine could not end its requests")
+        try:
+            self._engine.close()
+        except Exception:  # as above
+            log.exception("engine could not stop its readers")
+        with self._lock:
+            orphans, self._live = list(self._live), {}
+        if orphans:
+            self._sink([(request_id, Failed(error)) for request_id in orphans])
+
+
+def _nothing() -> None:
+    """The command that only wakes."""

@@ -1,0 +1,67 @@
+"""Puts the stored prefixes that are worth most back into the context before anyone asks for them. Any thread but the engine's.
+
+Nothing is computed: what cannot be restored is given up. Nobody's KV is given up for it: only sequence ids that hold nothing are filled.
+Least valuable first, so that later requests take the id of the most valuable one last. Whatever goes wrong is logged and costs nothing
+else. `give_up` is `time.monotonic()` in seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from cache_store import ChainKey
+from erllama.cache.live import Ids
+from erllama.engine.engine import Engine
+from erllama.engine.loop import EngineLoop
+from erllama.errors import ErllamaError
+from erllama.request import GenerationRequest
+from erllama.stream import seconds_until
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Serve = Callable[[GenerationRequest, float], object]
+"""Serves a request to its end; raises its error, or `TimeoutError` after so many seconds."""
+
+
+class HotPrefixes(Protocol):
+    """What a store tells about its prefixes."""
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait until the index is known; False on timeout."""
+
+    def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> Sequence[Ids]:
+        """The tokens of at most `limit` prefixes, most valuable first, as far as they can be had in time."""
+
+
+def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n_ctx: int, give_up: float) -> int:
+    """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are live in the end."""
+    try:
+        if not store.wait_loaded(seconds_until(give_up)):
+            log.warning("nothing is warmed: the store's index was not loaded in time")
+            return 0
+        root, n_empty = _ask(loop, lambda engine: (engine.kv_root, engine.n_empty_ids), give_up)
+        hot = [tokens[:n_ctx] for tokens in store.hottest(root, limit, seconds_until(give_up))]
+        cold = _ask(loop, lambda engine: [tokens for tokens in hot if not engine.is_live(tokens)], give_up)
+        for tokens in reversed(cold[:n_empty]):
+            _restore(serve, tokens, give_up)
+        return _ask(loop, lambda engine: sum(map(engine.is_live, hot)), give_up)
+    except (ErllamaError, TimeoutError) as error:  # the engine stops, or is too busy to be asked
+        log.warning("warming ended early: %r", error)
+        return 0
+
+
+def _restore(serve: Serve, tokens: Ids, give_up: float) -> None:
+    request = GenerationRequest(f"prewarm-{uuid.uuid4().hex}", tuple(tokens.tolist()), max_tokens=0, restore_only=True)
+    try:
+        serve(request, seconds_until(give_up))
+    except (ErllamaError, TimeoutError) as error:
+        log.warning("a stored prefix could not be warmed: tokens=%d error=%r", len(tokens), error)
+
+
+def _ask(loop: EngineLoop, function: Callable[[Engine], T], give_up: float) -> T:
+    return loop.call(function).result(seconds_until(give_up))

@@ -1,0 +1,92 @@
+"""What the client of a sequence gets to see of it: the events of its tokens and of its end, and how they leave. Engine thread only.
+
+What begins or ends a reply is due at once. Other tokens may gather for an interval: each hand-over wakes half a dozen threads on the way to
+the client, and each of them takes a core from the decode that is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from cache_store import BLOCK_TOKENS, tail_key
+from erllama.errors import ErllamaError, InvalidParameter
+from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
+from erllama.sequence.machine import Event as Step
+from erllama.sequence.sampling import Logits, log_softmax_at, top_candidates
+from erllama.sequence.sequence import Sequence
+
+PieceOf = Callable[[int], bytes]
+
+_ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step.CANCEL: FinishReason.CANCELLED}
+
+
+def replay(sequence: Sequence, piece: PieceOf) -> None:
+    """Bring grammar and text to where the earlier run left them. What becomes certain on the way has been delivered."""
+    for token in sequence.request.resumed:
+        if sequence.text.stopped:
+            raise InvalidParameter("resumed goes on after a stop string", param="resumed")
+        sequence.sampler.replay(token)
+        _note(sequence, sequence.text.push(piece(token)))
+
+
+def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf) -> Tokens:
+    """The event of a new token. `raw` are its logits as the model gave them, if log probabilities are wanted."""
+    text = sequence.text.push(piece(token))
+    _note(sequence, text)
+    return Tokens((token,), text, None if raw is None else (_logprob(raw, token, sequence.request.logprobs or 0, piece),))
+
+
+def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, clock: Callable[[], int]) -> Iterator[Event]:
+    """The text that was held back until the end, and the end itself."""
+    if error is not None:
+        yield Failed(error)
+        return
+    tail = sequence.text.finish()
+    _note(sequence, tail)
+    if tail:
+        yield Tokens((), tail, None if sequence.request.logprobs is None else ())
+    # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
+    reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
+    yield Done(sequence.stats(reason, clock()), tail_key(sequence.root, sequence.tokens, BLOCK_TOKENS))
+
+
+def _note(sequence: Sequence, text: str) -> None:
+    if sequence.request.record_replay:
+        sequence.reply.append(text)
+
+
+def _logprob(logits: Logits, token: int, n_top: int, piece: PieceOf) -> TokenLogprob:
+    top = [int(i) for i in top_candidates(logits, n_top)] if n_top else []
+    chosen, *others = log_softmax_at(logits, [token, *top])
+    return TokenLogprob(token, piece(token), chosen, tuple((i, piece(i), p) for i, p in zip(top, others, strict=True)))
+
+
+Deliver = Callable[[list[tuple[str, Event]]], None]
+
+
+class Outbox:
+    """Hands events to `deliver` as (request id, event), in the order of `put`. `clock` is `monotonic_ns`."""
+
+    def __init__(self, deliver: Deliver, interval_ms: float, clock: Callable[[], int]) -> None:
+        self._deliver = deliver
+        self._interval_ns = int(interval_ms * 1e6)
+        self._clock = clock
+        self._events: list[tuple[str, Event]] = []
+        self._urgent = False
+        self._delivered_ns = clock() - self._interval_ns
+
+    def put(self, request_id: str, event: Event) -> None:
+        """Append an event of a request."""
+        self._events.append((request_id, event))
+
+    def hurry(self) -> None:
+        """What is there, or comes until the next hand-over, is due at once."""
+        self._urgent = True
+
+    def deliver_due(self, *, idle: bool) -> None:
+        """Hand over everything, if any of it is due; all of it is when the engine has gone `idle`."""
+        now = self._clock()
+        if self._events and (self._urgent or idle or now - self._delivered_ns >= self._interval_ns):
+            events, self._events = self._events, []
+            self._urgent, self._delivered_ns = False, now
+            self._deliver(events)

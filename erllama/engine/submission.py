@@ -1,0 +1,81 @@
+"""A request becomes a sequence: first the checks that only the model can make, then the sequence itself.
+
+Any thread may check: the checks read only what never changes. llama.cpp refuses a whole batch, or ends the process, where they would have
+refused one request. Only the engine thread makes sequences.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from dataclasses import replace
+
+from cache_store import ChainKey
+from erllama.backend.base import Backend
+from erllama.engine.reply_events import replay
+from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
+from erllama.request import GenerationRequest
+from erllama.sequence.adapter_set import AdapterSet
+from erllama.sequence.sampling import TokenSampler
+from erllama.sequence.sequence import Sequence
+from erllama.sequence.text_stream import TextStream
+
+
+def check_request(request: GenerationRequest, backend: Backend) -> None:
+    """Raise a `RequestError` that names the field and the limit when the model of `backend` can never serve `request`."""
+    if not backend.generates:
+        raise NotSupported("this model only embeds; it cannot generate text", param="model")
+    n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
+    if n_prompt + wanted > backend.n_ctx:
+        raise ContextOverflow(
+            f"the prompt has {n_prompt} tokens and the context of this model holds {backend.n_ctx}, "
+            f"of which {wanted} must stay free to generate",
+            param="prompt",
+        )
+    check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
+    _check_resumed(request, backend)
+    check_token_ids([token for token, _ in request.sampling.logit_bias], backend.n_vocab, "logit_bias")
+
+
+def _check_resumed(request: GenerationRequest, backend: Backend) -> None:
+    n_prompt, n_resumed = len(request.prompt_tokens), len(request.resumed)
+    if n_prompt + n_resumed > backend.n_ctx:
+        raise ContextOverflow(
+            f"the prompt has {n_prompt} tokens and resumed {n_resumed}; the context of this model holds {backend.n_ctx}",
+            param="resumed",
+        )
+    check_token_ids(request.resumed, backend.n_vocab, "resumed")
+    if not backend.eog_tokens.isdisjoint(request.resumed):
+        raise InvalidParameter("resumed holds a token that ends a reply; nothing can follow it", param="resumed")
+
+
+def check_token_ids(tokens: Collection[int], n_vocab: int, name: str) -> None:
+    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the whole batch)."""
+    if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
+        bad = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)
+
+
+def new_sequence(request: GenerationRequest, backend: Backend, adapters: AdapterSet, root: ChainKey, submitted_ns: int) -> Sequence:
+    """A queued sequence, where an earlier run of `request` left it. Raises `InvalidParameter` for a grammar or resumed ids that fail."""
+    params = request.sampling
+    if params.seed is None:
+        params = replace(params, seed=secrets.randbits(63))
+    grammar = None if request.grammar is None else backend.new_grammar(request.grammar)
+    tokens = [*request.prompt_tokens, *request.resumed]
+    sequence = Sequence(
+        request=request,
+        root=root,
+        n_ctx=backend.n_ctx,
+        adapters=adapters,
+        sampler=TokenSampler(params, tokens, grammar, banned=backend.eog_tokens if request.ignore_eos else ()),
+        text=TextStream(request.stop),
+        tokens=tokens,
+        submitted_ns=submitted_ns,
+    )
+    try:
+        replay(sequence, backend.piece)
+    except ErllamaError:
+        sequence.sampler.close()
+        raise
+    return sequence

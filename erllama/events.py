@@ -1,0 +1,145 @@
+"""What comes out of the engine: the events of a reply, its statistics, and a whole reply put together from them.
+
+Everything here is frozen, picklable and free of any HTTP dialect. Times are milliseconds in fields that end in `_ms`; probabilities are
+natural logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from erllama.errors import ErllamaError
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context; `error`: see the `Failed` event."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class CacheHitKind(StrEnum):
+    """How much of the prompt was restored: all of it, some of it, nothing."""
+
+    EXACT = "exact"
+    PARTIAL = "partial"
+    COLD = "cold"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token under the model's raw distribution (before bias, penalties and truncation)."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one.
+
+    `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run, then those of this one.
+    `cached_tokens` of the prompt were taken over instead of computed: from `cache_tier`, which is "live" (another sequence of this
+    context), "staged" (the store had not written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of
+    what was resumed had to be computed before the first new token.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queue_ms: float
+    prefill_ms: float
+    generation_ms: float
+    cache_hit_kind: CacheHitKind
+    finish_reason: FinishReason
+    stop_sequence: str | None = None
+    cache_tier: str | None = None
+    resumed_tokens: int = 0
+    computed_tokens: int = 0
+
+    @property
+    def cancelled(self) -> bool:
+        return self.finish_reason is FinishReason.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Newly generated tokens and the text that became certain with them.
+
+    `text` may be shorter than the tokens (a character split over tokens, a stop string that may be beginning) or longer (held-back
+    text released). The concatenation of all `text` is the reply. `logprobs` has one entry per id when it was asked for.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of a request that ended normally, cancelled ones included. `finish_key` is the chain key of prompt + reply."""
+
+    stats: RequestStats
+    finish_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a request that could not be served."""
+
+    error: ErllamaError
+
+
+Event = Tokens | Done | Failed
+
+
+def merge_events(events: Iterable[Event]) -> list[Event]:
+    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message. Order is kept."""
+    merged: list[Event] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, Tokens) and isinstance(last, Tokens):
+            logprobs = None if last.logprobs is None or event.logprobs is None else last.logprobs + event.logprobs
+            merged[-1] = Tokens(last.ids + event.ids, last.text + event.text, logprobs)
+        else:
+            merged.append(event)
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole reply: its text, the generated ids, the key under which its state would be found, and what it cost."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_key: str
+    stats: RequestStats
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class CompletionParts:
+    """A reply that is being put together from its events."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, event: Event) -> Completion | Failed | None:
+        """Take the next event; the whole reply, or what ended it, once that was the last one."""
+        match event:
+            case Tokens():
+                self._text.append(event.text)
+                self._ids.extend(event.ids)
+                self._logprobs.extend(event.logprobs or ())
+                return None
+            case Done():
+                return Completion("".join(self._text), tuple(self._ids), event.finish_key, event.stats, tuple(self._logprobs) or None)
+            case Failed():
+                return event

@@ -1,0 +1,1 @@
+"""GGUF files read and checked before llama.cpp sees them."""

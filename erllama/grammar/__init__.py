@@ -1,0 +1,1 @@
+"""Grammars of replies: GBNF, JSON schema, regular expressions."""

@@ -1,0 +1,1 @@
+"""llama.cpp's sequence state as rows and checkpoints, and back."""

@@ -1,0 +1,1 @@
+"""llama.cpp behind the contract of `erllama.backend`. The only folder that imports llama_cpp."""

@@ -1,0 +1,167 @@
+"""The vocabulary of a GGUF: text to token ids and back.
+
+It is static once loaded: every method may be called from any thread, also while the engine decodes with the same model. The ingress loads
+the vocabulary alone (`LlamaVocab.load`, no weights); the engine shares the one of its model (`LlamaVocab.of_model`), until the model's
+weights are unloaded for the first time: from then on it has its own (`stand_alone`), and what lives on the model is never asked again.
+Loading one for every model would cost 0.5 s and 44 MB with a vocabulary of 152 k, for the few that are ever unloaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import llama_cpp
+
+from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
+from erllama.gguf.check import inspect_gguf
+from erllama.llama.library import captured_errors, initialise
+
+_NULL_TOKEN = -1
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """The llama_vocab* of `model`, None once closed, and how many calls are using it now."""
+
+    model: Any
+    owns_model: bool
+    pointer: Any
+    n_users: int = 0
+
+
+class LlamaVocab:
+    """Tokenizer, detokenizer and special tokens of one model."""
+
+    def __init__(self, model: Any, *, owns_model: bool) -> None:
+        self._source = _Source(model, owns_model, llama_cpp.llama_model_get_vocab(model))
+        self._unused = threading.Condition()
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.pointer))
+        self.bos = int(llama_cpp.llama_vocab_bos(self.pointer))
+        self.eos = int(llama_cpp.llama_vocab_eos(self.pointer))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self.pointer))
+        self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self.pointer, t))
+        self._pieces: list[bytes | None] = [None] * self.n_vocab
+        self.bos_text = self._special_text(self.bos)
+        self.eos_text = self._special_text(self.eos)
+        template = llama_cpp.llama_model_chat_template(model, None)
+        self.chat_template: str | None = template.decode(errors="replace") if template else None
+
+    @classmethod
+    def load(cls, path: str) -> LlamaVocab:
+        """The vocabulary of a GGUF file without its weights. Raises `ModelLoadError`."""
+        return cls(_load_alone(path), owns_model=True)
+
+    @classmethod
+    def of_model(cls, model: Any) -> LlamaVocab:
+        """The vocabulary of a loaded model, which must outlive it, or its `stand_alone`."""
+        return cls(model, owns_model=False)
+
+    @property
+    def pointer(self) -> Any:
+        """The llama_vocab*: valid until the next `stand_alone` or `close`."""
+        return self._source.pointer
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Any]:
+        """The llama_vocab*, which nobody frees within the block. Raises `EngineStopped` after `close`."""
+        with self._unused:
+            source = self._source
+            if source.pointer is None:
+                raise EngineStopped("the model has been shut down")
+            source.n_users += 1
+        try:
+            yield source.pointer
+        finally:
+            with self._unused:
+                source.n_users -= 1
+                if not source.n_users:
+                    self._unused.notify_all()
+
+    def stand_alone(self, path: str) -> None:
+        """Load the vocabulary of the same file once more, without weights, and leave the model it came from, which may be freed afterwards.
+
+        Waits for calls that are using the old one. Idempotent. Raises `ModelLoadError`, and keeps the old one, when it is not to be had.
+        """
+        if self._source.owns_model:
+            return
+        model = _load_alone(path)
+        pointer = llama_cpp.llama_model_get_vocab(model)
+        n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
+        if n_vocab != self.n_vocab:
+            llama_cpp.llama_model_free(model)
+            raise ModelLoadError(f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the model was loaded")
+        self._replace(_Source(model, True, pointer))
+
+    def _replace(self, new: _Source) -> _Source:
+        """The old source, which nobody uses any more."""
+        with self._unused:
+            old, self._source = self._source, new
+            self._unused.wait_for(lambda: not old.n_users)
+        return old
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`. `add_special` adds BOS/EOS where the model wants them; `parse_special` reads "<|im_start|>" and the like
+        as the control tokens they name."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidParameter(f"the text holds a lone surrogate at index {error.start}", param="text") from error
+        size = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * size)()
+            with self._in_use() as pointer:
+                n = llama_cpp.llama_tokenize(pointer, data, len(data), buffer, size, add_special, parse_special)
+            if n >= 0:
+                return list(buffer[:n])
+            size = -n
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of `tokens`, invalid UTF-8 replaced. `special` shows control tokens by their names."""
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise InvalidParameter(f"tokens holds id {token}; the vocabulary has ids 0 to {self.n_vocab - 1}", param="tokens")
+        join = (self._piece(t, special=True) for t in tokens) if special else (self.piece(t) for t in tokens)
+        return b"".join(join).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token as it appears in a reply; b"" for control tokens. Cached."""
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token, special=False)
+        return piece
+
+    def close(self) -> None:
+        """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using it; later ones fail. Idempotent."""
+        old = self._replace(_Source(None, False, None))
+        if old.owns_model:
+            llama_cpp.llama_model_free(old.model)
+
+    def _special_text(self, token: int) -> str:
+        return "" if token == _NULL_TOKEN else self._piece(token, special=True).decode(errors="replace")
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            with self._in_use() as pointer:
+                n = llama_cpp.llama_token_to_piece(pointer, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+
+def _load_alone(path: str) -> Any:
+    inspect_gguf(path)
+    initialise()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    with captured_errors() as errors:
+        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise ModelLoadError(f"cannot load the vocabulary of {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}")
+    return model

@@ -1,0 +1,165 @@
+"""One request on its way through the engine: its state, its tokens and the algebra of their lengths. Pure.
+
+    0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_given <= n_tokens
+
+`tokens` is the prompt followed by the reply. The first `n_given` of them, the prompt and what an earlier run of the request delivered
+(`resumed`), are given: the context must hold them before a token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have
+their KV in the context; the rest, `tokens[n_kv:]`, is pending: the missing part of what is given while prefilling, the newest token while
+generating. `n_prompt`, `n_generated` and `n_max_generated` are the client's view and know nothing of a resume. The engine thread owns every
+sequence; nobody else reads or writes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_store import ChainKey
+from erllama.events import CacheHitKind, FinishReason, RequestStats
+from erllama.request import GenerationRequest
+from erllama.sequence.adapter_set import AdapterSet
+from erllama.sequence.machine import Event, State, apply
+from erllama.sequence.sampling import Logits, TokenSampler
+from erllama.sequence.text_stream import TextStream
+
+_NS_PER_MS = 1e6
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`.
+
+    `root` is the chain root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens have been handed to the store, or need
+    not be. `n_computed` of the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits` are those at the
+    end of what was given, for whoever sends the same; `stores_logits`: the store wants them, too. `reply` gathers the text of the whole
+    reply, if it will come back as chat history.
+    """
+
+    request: GenerationRequest
+    root: ChainKey
+    n_ctx: int
+    adapters: AdapterSet
+    sampler: TokenSampler
+    text: TextStream
+    tokens: list[int]
+    submitted_ns: int
+    state: State = State.QUEUED
+    seq_id: int | None = None
+    n_cached: int = 0
+    n_kv: int = 0
+    admitted_ns: int | None = None
+    first_token_ns: int | None = None
+    n_saved: int = 0
+    n_computed: int = 0
+    hit_tier: str = ""
+    prompt_logits: Logits | None = None
+    stores_logits: bool = False
+    reply: list[str] = field(default_factory=list)
+    story: list[Event] = field(default_factory=list)
+    given_ids: NDArray[np.uint32] = field(init=False)  # what is given as an array, for comparisons with others
+
+    def __post_init__(self) -> None:
+        self.given_ids = np.asarray(self.request.prompt_tokens + self.request.resumed, dtype=np.uint32)
+
+    @property
+    def id(self) -> int:
+        """`seq_id` of a sequence that runs."""
+        assert self.seq_id is not None, repr(self)
+        return self.seq_id
+
+    @property
+    def readable(self) -> bool:
+        """Whether the context holds its first `n_kv` tokens."""
+        return self.state in (State.RESTORING, State.PREFILLING, State.GENERATING)
+
+    @property
+    def restoring(self) -> bool:
+        return self.state is State.RESTORING
+
+    @property
+    def kv_ids(self) -> NDArray[np.uint32]:
+        """The ids of the tokens whose KV is in the context, shape (n_kv,)."""
+        if self.n_kv <= self.n_given:
+            return self.given_ids[: self.n_kv]
+        return np.concatenate([self.given_ids, np.asarray(self.tokens[self.n_given : self.n_kv], dtype=np.uint32)])
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt_tokens)
+
+    @property
+    def n_given(self) -> int:
+        return len(self.given_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens of the reply, resumed ones included."""
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_kv
+
+    @property
+    def n_max_generated(self) -> int:
+        """Tokens this request may generate: its own budget, cut to what the context leaves."""
+        room = self.n_ctx - self.n_prompt
+        return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
+
+    @property
+    def cache_hit_kind(self) -> CacheHitKind:
+        """How much of what is given was restored."""
+        if self.n_cached == 0:
+            return CacheHitKind.COLD
+        return CacheHitKind.EXACT if self.n_cached >= self.n_given else CacheHitKind.PARTIAL
+
+    @property
+    def live(self) -> bool:
+        return self.state is not State.FINISHED
+
+    def apply(self, event: Event) -> None:
+        """Move to the next state. An illegal event raises with the sequence's story and changes nothing."""
+        try:
+            self.state = apply(self.state, event)
+        except AssertionError as error:
+            error.add_note(f"{self!r} after {' '.join(self.story)}")
+            raise
+        if not self.story or self.story[-1] is not event:  # a thousand TOKENs say no more than one
+            self.story.append(event)
+
+    def check(self) -> None:
+        """Assert the length algebra."""
+        assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
+        assert self.n_prompt <= self.n_given <= self.n_tokens, repr(self)
+        assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
+
+    def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
+        """What the request cost, at its end."""
+        admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
+        first = self.first_token_ns if self.first_token_ns is not None else now_ns
+        return RequestStats(
+            prompt_tokens=self.n_prompt,
+            completion_tokens=self.n_generated,
+            cached_tokens=min(self.n_cached, self.n_prompt),
+            queue_ms=(admitted - self.submitted_ns) / _NS_PER_MS,
+            prefill_ms=(first - admitted) / _NS_PER_MS,
+            generation_ms=(now_ns - first) / _NS_PER_MS,
+            cache_hit_kind=self.cache_hit_kind,
+            cache_tier=self.hit_tier or None,
+            finish_reason=reason,
+            stop_sequence=self.text.stop_sequence,
+            resumed_tokens=len(self.request.resumed),
+            computed_tokens=self.n_computed,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sequence {self.request.request_id} {self.state} seq_id={self.seq_id} "
+            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} given={self.n_given} cached={self.n_cached} ctx={self.n_ctx}>"
+        )

@@ -1,0 +1,72 @@
+"""The events of one request as its caller reads them. The engine thread puts them in, one other thread takes them out."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from erllama.errors import InvalidParameter
+from erllama.events import Completion, CompletionParts, Done, Event, Failed
+
+
+def seconds_until(give_up: float) -> float:
+    """What is left of a bound, by the monotonic clock."""
+    return max(0.0, give_up - time.monotonic())
+
+
+class InferStream:
+    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names it for `Model.cancel`.
+
+    Leaving a `with` block, or `close()`, cancels what is still running. One consumer at a time.
+    """
+
+    def __init__(self, ref: str, cancel: Callable[[str], None]) -> None:
+        self.ref = ref
+        self._cancel = cancel
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Engine thread: append an event."""
+        self._events.put(event)
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self._ended:
+            event = self._events.get()
+            self._ended = isinstance(event, Done | Failed)
+            yield event
+
+    def result(self, timeout_s: float | None = None) -> Completion:
+        """Wait for the end and return the whole reply. Raises the error of a request that failed, and `TimeoutError`, which cancels."""
+        parts = CompletionParts()
+        for event in self if timeout_s is None else self._until(time.monotonic() + timeout_s):
+            match parts.add(event):
+                case Completion() as completion:
+                    return completion
+                case Failed(error):
+                    raise error
+        raise InvalidParameter("this stream has been read already", param="ref")
+
+    def _until(self, give_up: float) -> Iterator[Event]:
+        while not self._ended:
+            try:
+                event = self._events.get(timeout=seconds_until(give_up))
+            except queue.Empty:
+                self.close()
+                raise TimeoutError(f"request {self.ref} did not end in time") from None
+            self._ended = isinstance(event, Done | Failed)
+            yield event
+
+    def close(self) -> None:
+        """Cancel the request if it still runs. Idempotent."""
+        if not self._ended:
+            self._cancel(self.ref)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
