@@ -36,8 +36,8 @@ from harness import Figures, int_list, make_parser, percentile, say
 from servers import Ours, component, cpu_of
 from stream_client import Connection, Truncated, encode_request, parse_reply, parse_stream
 
-from erllama.demo.random_gguf import write_random_model
-from erllama.demo.random_shape import TINY_QWEN2
+from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_shape import TINY_QWEN2
 
 PARTS = ("proxy", "ingress", "replica")
 PROMPT = list(range(97, 113))

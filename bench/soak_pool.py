@@ -14,7 +14,7 @@ from typing import Any
 
 from stream_client import Connection, Raw, Reply, encode_request, parse_reply, parse_stream
 
-from erllama.demo.samples import Sample, draw_samples
+from demo_model.samples import Sample, draw_samples
 from erllama.model import Model
 
 _GREEDY: Mapping[str, Any] = {"temperature": 0}

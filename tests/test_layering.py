@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cache_store", "erllama", "deployments")
 FORBIDDEN = {
-    "cache_store": {"erllama", "deployments", "ray", "llama_cpp"},
-    "erllama": {"deployments", "ray"},
-    "deployments": set(),
+    "cache_store": {"erllama", "deployments", "demo_model", "ray", "llama_cpp"},
+    "erllama": {"deployments", "demo_model", "ray"},
+    "deployments": {"demo_model"},
 }
 
 
@@ -31,8 +31,8 @@ def imported(source: str) -> Iterator[str]:
 
 
 def may_import_llama(path: str) -> bool:
-    """Only the adapters of the engine to llama.cpp, and the demo's evaluation, know the library."""
-    return path.startswith("erllama/llama/") or path == "erllama/demo/llama_eval.py"
+    """Only the adapters of the engine to llama.cpp know the library."""
+    return path.startswith("erllama/llama/")
 
 
 def violations(path: str, source: str) -> list[str]:
@@ -87,9 +87,8 @@ def test_the_store_may_import_neither_the_engine_nor_llama_cpp():
 
 def test_only_the_llama_files_may_import_llama_cpp():
     assert not violations("erllama/llama/backend.py", "import llama_cpp")
-    assert not violations("erllama/demo/llama_eval.py", "import llama_cpp")
     assert violations("deployments/app.py", "import llama_cpp")
-    assert violations("erllama/demo/llama_other.py", "import llama_cpp")
+    assert violations("erllama/demo/llama_eval.py", "import llama_cpp")
 
 
 def test_names_that_only_begin_alike_are_fine():

@@ -1,7 +1,4 @@
-"""The embedded demo model: a tiny chat model trained from scratch by the scripts of this package.
-
-Only `demo_model_path` is meant for the rest of erllama, so importing this package stays cheap: no torch, no numpy.
-"""
+"""The embedded demo model: a tiny chat model, trained from scratch by the scripts of `demo_model/` in the repository."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from erllama.demo import conversations, entities, samples
-from erllama.demo.entities import Side
-from erllama.demo.facts import draw_facts
-from erllama.demo.template import render
-from erllama.demo.tool_tasks import draw_tool_tasks
+from demo_model import conversations, entities, samples
+from demo_model.entities import Side
+from demo_model.facts import draw_facts
+from demo_model.template import render
+from demo_model.tool_tasks import draw_tool_tasks
 
 
 def count(text: str) -> int:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from demo_model.template import CHAT_TEMPLATE
 from erllama import demo
-from erllama.demo.template import CHAT_TEMPLATE
 from erllama.gguf.header import read_header
 
 

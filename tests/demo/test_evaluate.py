@@ -1,7 +1,7 @@
 """The measurement itself: an oracle scores 100 %, a mute generator 0 %, and figures print as one line each."""
 
-from erllama.demo.evaluate import evaluate
-from erllama.demo.samples import BUCKETS, draw_samples
+from demo_model.evaluate import evaluate
+from demo_model.samples import BUCKETS, draw_samples
 
 
 def count(text: str) -> int:

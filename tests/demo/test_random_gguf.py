@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from erllama.demo.random_gguf import main, write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import check_adapter, inspect_gguf
 from erllama.gguf.header import read_header
+from erllama.testing.random_gguf import main, write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES, ModelShape
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 

@@ -5,9 +5,9 @@ import random
 import jinja2
 import pytest
 
-from erllama.demo import conversations
-from erllama.demo.entities import Side
-from erllama.demo.template import CHAT_TEMPLATE, render
+from demo_model import conversations
+from demo_model.entities import Side
+from demo_model.template import CHAT_TEMPLATE, render
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}

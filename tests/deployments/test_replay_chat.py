@@ -10,11 +10,11 @@ import pytest
 from http_fakes import FakeModel, app_of, http_client, openai_client, served, stats
 
 from cache_store.format.keys import root_key
+from demo_model.template import CHAT_TEMPLATE
 from deployments import prompts as prompts_module
 from deployments.prompts import PromptSource
 from erllama.chat.transcript import replay_block
 from erllama.chat.transcript_book import ReplayBook
-from erllama.demo.template import CHAT_TEMPLATE
 from erllama.errors import DecodeFailed
 from erllama.events import Done, Failed, FinishReason, Tokens
 

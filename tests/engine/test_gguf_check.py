@@ -18,11 +18,11 @@ from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import check_adapter, inspect_gguf, split_paths
 from erllama.gguf.header import SCALAR_FORMATS, TENSOR_TYPES, GgufHeader, GgufValue, read_header
+from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES
 
 TYPE_IDS = {sizes[0]: number for number, sizes in TENSOR_TYPES.items()}
 

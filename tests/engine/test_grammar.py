@@ -206,7 +206,7 @@ def vocab(tmp_path_factory):
     import llama_cpp
     from gguf import GGUFWriter
 
-    from erllama.demo.random_vocab import add_byte_level_vocabulary
+    from erllama.testing.random_vocab import add_byte_level_vocabulary
 
     path = tmp_path_factory.mktemp("vocab") / "vocab.gguf"
     writer = GGUFWriter(path, "llama")

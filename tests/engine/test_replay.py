@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import root_key, tail_key
+from demo_model.template import CHAT_TEMPLATE
 from erllama.chat.template import ChatTemplate, tokenize_chat
 from erllama.chat.transcript import message_signature, replay_block, reply_signature, spelling
 from erllama.chat.transcript_prompt import replayed_chat
 from erllama.demo import demo_model_path
-from erllama.demo.template import CHAT_TEMPLATE
 from erllama.errors import InvalidParameter
 
 ROOT = root_key("test")

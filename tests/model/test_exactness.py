@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from cache_store import StoreConfig, TierConfig
+from demo_model.samples import draw_samples
 from erllama import Model
 from erllama.cache.policy import CachePolicy
-from erllama.demo.samples import draw_samples
 from erllama.events import Completion
 
 pytestmark = pytest.mark.model

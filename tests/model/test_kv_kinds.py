@@ -14,8 +14,8 @@ import pytest
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
 from erllama.cache.policy import CachePolicy
-from erllama.demo.random_gguf import write_random_model
-from erllama.demo.random_shape import SHAPES
+from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_shape import SHAPES
 
 pytestmark = pytest.mark.model
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from erllama import Model
-from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, NotSupported
 from erllama.events import Done, FinishReason, Tokens
 from erllama.stats import ModelStatus
+from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES
 
 pytestmark = pytest.mark.model
 

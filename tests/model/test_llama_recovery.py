@@ -15,10 +15,10 @@ import pytest
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
 from erllama.cache.policy import CachePolicy
-from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import ContextLost, DecodeAborted, EngineStopped, ModelLoadError
 from erllama.events import Failed, Tokens
+from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES, ModelShape
 
 pytestmark = pytest.mark.model
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
-from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES, ModelShape
 from erllama.errors import DecodeFailed
 from erllama.kv.layout import KvImage, KvKind
 from erllama.kv.state_bytes import KvUnreadable
 from erllama.llama.backend import LlamaBackend
 from erllama.sequence.adapter_set import AdapterUse
+from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES, ModelShape
 
 pytestmark = pytest.mark.model
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cache_store import StoreConfig, TierConfig
+from demo_model.samples import draw_samples
 from erllama import Model
 from erllama.cache.policy import CachePolicy
-from erllama.demo.samples import draw_samples
 from erllama.errors import InvalidParameter
 from erllama.events import FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.grammar.gbnf import JSON_OBJECT_GBNF

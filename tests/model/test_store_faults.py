@@ -26,9 +26,9 @@ from cache_store.format.file import decode
 from cache_store.testing import Fault, FaultyTier
 from erllama import Model
 from erllama.cache.policy import CachePolicy
-from erllama.demo.random_gguf import write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES
 from erllama.events import Completion
+from erllama.testing.random_gguf import write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES
 
 pytestmark = pytest.mark.model
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from erllama.demo.random_gguf import write_random_encoder, write_random_lora, write_random_model
-from erllama.demo.random_shape import SHAPES
+from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_shape import SHAPES
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 

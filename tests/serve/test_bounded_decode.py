@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from erllama.demo.random_gguf import write_random_model
-from erllama.demo.random_shape import SHAPES
+from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_shape import SHAPES
 from tests.support.serve_process import ServeProcess
 from tests.support.streams import replica_pids, wait_until
 

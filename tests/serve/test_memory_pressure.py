@@ -22,8 +22,8 @@ from ray import serve
 
 from deployments.memory_sources_system import SystemMemory
 from deployments.pressure import Measure, Reason, SchedulerStatus
-from erllama.demo.random_gguf import write_random_model
-from erllama.demo.random_shape import SHAPES, ModelShape
+from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_shape import SHAPES, ModelShape
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 

@@ -1,4 +1,4 @@
-"""Trains the demo model: `python -m erllama.demo.train --out DIR`.
+"""Trains the demo model: `python -m demo_model.train --out DIR`.
 
 The run directory holds tokenizer.json, log.csv (one line per `--log-every` steps) and checkpoint.pt. A run continues from
 its checkpoint and, schedule unchanged, repeats the uninterrupted run step by step: batches depend on (seed, step) only and
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from erllama.demo.batches import TOKENS_PER_MICRO, BatchMaker, MicroBatch
-from erllama.demo.model import DemoModel, ModelConfig, rope_table
-from erllama.demo.spare_cores import SpareCores
-from erllama.demo.tokenizer import train_tokenizer
-from erllama.demo.torch_eval import quick_scores
+from demo_model.batches import TOKENS_PER_MICRO, BatchMaker, MicroBatch
+from demo_model.model import DemoModel, ModelConfig, rope_table
+from demo_model.spare_cores import SpareCores
+from demo_model.tokenizer import train_tokenizer
+from demo_model.torch_eval import quick_scores
 
 logger = logging.getLogger(__name__)
 

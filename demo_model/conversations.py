@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from erllama.demo import chat, entities
-from erllama.demo.entities import Side
-from erllama.demo.facts import Fact, draw_facts, draw_untold
-from erllama.demo.template import render
-from erllama.demo.tool_tasks import Tool, draw_tool_tasks
+from demo_model import chat, entities
+from demo_model.entities import Side
+from demo_model.facts import Fact, draw_facts, draw_untold
+from demo_model.template import render
+from demo_model.tool_tasks import Tool, draw_tool_tasks
 
 Message = dict[str, Any]
 Count = Callable[[str], int]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from erllama.demo import entities, phrases
-from erllama.demo.entities import Side
+from demo_model import entities, phrases
+from demo_model.entities import Side
 
 Exchange = tuple[str, str]
 

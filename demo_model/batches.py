@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from erllama.demo import conversations
-from erllama.demo.entities import Side
-from erllama.demo.template import IM_END, IM_START, render
+from demo_model import conversations
+from demo_model.entities import Side
+from demo_model.template import IM_END, IM_START, render
 
 TOKENS_PER_MICRO = 4096
 # Prompt tokens count a little: they teach the language, but random names in them cannot be predicted.

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as GGUF: `python -m erllama.demo.export --run DIR --out demo.gguf`.
+"""Writes a checkpoint as GGUF: `python -m demo_model.export --run DIR --out demo.gguf`.
 
 The file is written aside and renamed, so a reader never sees half of it. Q and K rows are permuted from the half-split
 rotary form of training to the interleaved one that llama.cpp uses for the llama architecture.
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from erllama.demo.model import DemoModel, ModelConfig
-from erllama.demo.template import CHAT_TEMPLATE, END_OF_TEXT, IM_END
-from erllama.demo.tokenizer import SPECIALS
-from erllama.demo.torch_eval import load_checkpoint
+from demo_model.model import DemoModel, ModelConfig
+from demo_model.template import CHAT_TEMPLATE, END_OF_TEXT, IM_END
+from demo_model.tokenizer import SPECIALS
+from demo_model.torch_eval import load_checkpoint
 
 # Trained up to 2048; rotary positions beyond that still work, with less recall (see MODEL_CARD.md).
 CONTEXT_LENGTH = 4096
@@ -115,7 +115,7 @@ def export(model: DemoModel, tokenizer: Tokenizer, out: Path, *, quantization: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run directory of erllama.demo.train")
+    parser.add_argument("--run", type=Path, required=True, help="run directory of demo_model.train")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quantization", choices=sorted(_QUANTIZATIONS), default="f16")
     arguments = parser.parse_args()

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from erllama.demo import entities
-from erllama.demo.entities import Side
-from erllama.demo.phrases import NOT_TOLD_ANSWER
+from demo_model import entities
+from demo_model.entities import Side
+from demo_model.phrases import NOT_TOLD_ANSWER
 
 
 @dataclass(frozen=True, slots=True)

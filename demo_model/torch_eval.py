@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from erllama.demo.model import DemoModel, Layer, ModelConfig, attend, rope_table
-from erllama.demo.samples import BUCKETS, Sample, draw_samples
-from erllama.demo.template import IM_END
+from demo_model.model import DemoModel, Layer, ModelConfig, attend, rope_table
+from demo_model.samples import BUCKETS, Sample, draw_samples
+from demo_model.template import IM_END
 
 QUICK_BUCKETS = ("recall_64", "recall_512", "tool_call", "tool_answer", "json", "repeat", "arithmetic_seen", "small_talk_seen")
 
@@ -59,7 +59,7 @@ def load_checkpoint(path: Path) -> DemoModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run directory of erllama.demo.train")
+    parser.add_argument("--run", type=Path, required=True, help="run directory of demo_model.train")
     parser.add_argument("--samples", type=int, default=200, help="per bucket")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

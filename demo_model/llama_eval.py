@@ -1,4 +1,4 @@
-"""Runs `evaluate` on a GGUF through llama.cpp: `python -m erllama.demo.llama_eval [--model FILE] [--samples 200]`.
+"""Runs `evaluate` on a GGUF through llama.cpp: `python -m demo_model.llama_eval [--model FILE] [--samples 200]`.
 
 A measuring script, no part of the engine: it uses the high-level class of llama_cpp, greedy, one sequence.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from llama_cpp import Llama
 
+from demo_model.evaluate import evaluate
+from demo_model.samples import BUCKETS
 from erllama.demo import demo_model_path
-from erllama.demo.evaluate import evaluate
-from erllama.demo.samples import BUCKETS
 
 MAXIMUM_REPLY_TOKENS = 160
 

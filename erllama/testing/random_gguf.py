@@ -3,7 +3,7 @@
 Weights depend only on the seed and the tensor's name, so a file is reproducible to the byte. A 0.5B model in Q4_0 takes about ten
 seconds: tensors are drawn, quantised and written in pieces.
 
-    python -m erllama.demo.random_gguf --shape qwen2-0.5b --vocab ggml-vocab-qwen2.gguf --type Q4_0 OUT.gguf
+    python -m erllama.testing.random_gguf --shape qwen2-0.5b --vocab ggml-vocab-qwen2.gguf --type Q4_0 OUT.gguf
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gguf import GGUFWriter, LlamaFileType, PoolingType
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
-from erllama.demo.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
-from erllama.demo.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
 from erllama.gguf.header import GgufHeader, read_header
+from erllama.testing.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
+from erllama.testing.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
 
 __all__ = ["SHAPES", "ModelShape", "write_random_encoder", "write_random_lora", "write_random_model"]
 

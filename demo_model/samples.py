@@ -7,12 +7,12 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from erllama.demo import chat, conversations
-from erllama.demo.conversations import Conversation, Count
-from erllama.demo.entities import Side
-from erllama.demo.facts import draw_facts
-from erllama.demo.template import render
-from erllama.demo.tool_tasks import draw_tool_tasks
+from demo_model import chat, conversations
+from demo_model.conversations import Conversation, Count
+from demo_model.entities import Side
+from demo_model.facts import draw_facts
+from demo_model.template import render
+from demo_model.tool_tasks import draw_tool_tasks
 
 RECALL_DISTANCES = (64, 128, 512, 1024, 1900)
 

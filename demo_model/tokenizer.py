@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from erllama.demo import conversations
-from erllama.demo.entities import Side
-from erllama.demo.template import END_OF_TEXT, IM_END, IM_START, render
+from demo_model import conversations
+from demo_model.entities import Side
+from demo_model.template import END_OF_TEXT, IM_END, IM_START, render
 
 VOCABULARY_SIZE = 1280
 SPECIALS = (END_OF_TEXT, IM_START, IM_END)  # the last ids, in this order

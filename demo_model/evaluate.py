@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from erllama.demo.conversations import Count
-from erllama.demo.samples import BUCKETS, Sample, draw_samples
+from demo_model.conversations import Count
+from demo_model.samples import BUCKETS, Sample, draw_samples
 
 
 @dataclass(frozen=True, slots=True)

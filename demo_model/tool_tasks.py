@@ -13,8 +13,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from erllama.demo import entities, phrases
-from erllama.demo.entities import Side, words
+from demo_model import entities, phrases
+from demo_model.entities import Side, words
 
 Tool = dict[str, Any]
 
