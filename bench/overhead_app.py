@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments import app
 from deployments.config import BuildArgs, ModelSpec, deployment_name
-from deployments.model_replica import ModelReplica
+from deployments.model.replica import ModelReplica
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.model import Model
@@ -42,7 +42,7 @@ class ZeroBackend(StubBackend):
 
 
 class ZeroReplica(ModelReplica):
-    """What `deployments.app.Replica` is, with a `ZeroBackend`."""
+    """What `deployments.model.deployment.Replica` is, with a `ZeroBackend`."""
 
     def __init__(self, spec: ModelSpec, *, n_cpus: int, step_ms: float) -> None:
         app.share_serve_log()

@@ -40,7 +40,7 @@ from harness import Figures, add_place_options, make_parser, percentile, say
 from servers import Ours, component
 from soak_pool import Answer, Ask, make_pool, send
 
-from deployments.cluster import Cluster
+from deployments.jobs.cluster import Cluster
 
 MODEL_ID = "soak"
 SHOWN = 20

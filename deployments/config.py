@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from cache_store import StoreConfig, TierConfig
-from deployments.http_options import HttpOptions
-from deployments.pressure import Measure
+from deployments.http.options import HttpOptions
 from erllama.cache.policy import CachePolicy
 from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
 from erllama.errors import InvalidParameter
@@ -228,6 +228,18 @@ class Failover(_Strict):
     max_attempts: Annotated[int, Field(ge=1)] = 12
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     backoff_s: Annotated[float, Field(ge=0)] = 0.25
+
+
+class Measure(StrEnum):
+    """Ways to free memory, cheapest first.
+
+    There is none for single idle sequences: llama.cpp allocates the KV buffer of a context as a whole, so their memory comes back with the
+    context, whose release saves them.
+    """
+
+    RAM_TIER = "ram_tier"  # objects of a store's tier in RAM that a lower tier has, too
+    CONTEXT = "context"  # the context of an idle model, once what it holds is saved
+    WEIGHTS = "weights"  # the weights of an idle model, and its context with them
 
 
 class SchedulerSpec(_Strict):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from deployments.batch import complete_batch
+from deployments.jobs.batch import complete_batch
 
 HERE = Path(__file__).resolve().parent
 RULES = " ".join(f"Rule {i}: answer question number {i} in short and simple words." for i in range(1, 41))

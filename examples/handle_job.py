@@ -8,7 +8,7 @@ The job needs no CPU of the cluster: its driver only waits for the replicas.
 
 import sys
 
-from deployments.cluster import Cluster
+from deployments.jobs.cluster import Cluster
 from erllama.events import Done, Failed, Tokens
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import openai
 
-from deployments.http_options import HttpOptions
-from deployments.ingress import make_http_app
-from deployments.ports import ServedModel
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ServedModel
+from deployments.ingress.http_app import make_http_app
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.request import GenerationRequest

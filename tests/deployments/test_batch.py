@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.batch import Answering, BatchSpec, answer_batch, complete_batch, shared_prefixes
+from deployments.jobs.batch import Answering, BatchSpec, answer_batch, complete_batch, shared_prefixes
 from erllama import Model
 from erllama.cache.policy import CachePolicy
 from erllama.errors import ContextOverflow, EngineStopped, ErllamaError, InvalidParameter, QueueFull
@@ -198,7 +198,10 @@ def test_an_empty_batch_stays_empty():
 
 
 def test_importing_and_making_one_needs_neither_ray_nor_pandas():
-    code = "import sys; sys.modules |= {'ray': None, 'pandas': None}; from deployments.batch import complete_batch; complete_batch('demo')"
+    code = (
+        "import sys; sys.modules |= {'ray': None, 'pandas': None}; "
+        "from deployments.jobs.batch import complete_batch; complete_batch('demo')"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.cluster import Cluster, ClusterUnavailable, ModelState
+from deployments.jobs.cluster import Cluster, ClusterUnavailable, ModelState
 from erllama.stats import Counters, EngineStats
 
 

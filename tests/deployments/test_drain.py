@@ -12,8 +12,8 @@ from ray._private import worker
 from ray.serve._private import replica as serve_replica_module
 
 from deployments.config import ModelSpec
-from deployments.drain import DrainWatch, serve_is_stopping, serve_replica
-from deployments.model_replica import ModelReplica
+from deployments.model.drain import DrainWatch, serve_is_stopping, serve_replica
+from deployments.model.replica import ModelReplica
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
 from erllama.model import Model
@@ -103,7 +103,7 @@ def test_every_attempt_of_a_request_is_cancelled_by_the_requests_own_id(replica,
 
 
 def test_the_watch_tells_once_and_only_while_it_is_open(monkeypatch):
-    monkeypatch.setattr("deployments.drain.PERIOD_S", 0.001)
+    monkeypatch.setattr("deployments.model.drain.PERIOD_S", 0.001)
     asked, told = threading.Event(), threading.Event()
     stopping = False
 

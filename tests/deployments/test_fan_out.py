@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 from http_fakes import FakeModel, replies
 
-from deployments.fan_out import MAX_IN_FLIGHT, fan_out
+from deployments.http.fan_out import MAX_IN_FLIGHT, fan_out
 from erllama.events import Tokens
 from erllama.request import GenerationRequest
 

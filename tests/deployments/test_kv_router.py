@@ -9,8 +9,8 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest
 
 from deployments.config import BuildArgs
-from deployments.kv_router import KvRouter, router_config
-from deployments.route_prompt import extend_chain, pack_hashes
+from deployments.routing.prompt import extend_chain, pack_hashes
+from deployments.routing.router import KvRouter, router_config
 from erllama.request import GenerationRequest
 
 DEPLOYMENT = DeploymentID(name="model-demo", app_name="erllama")
@@ -115,13 +115,13 @@ async def test_whatever_goes_wrong_falls_back_and_is_logged_once(monkeypatch, ca
 
     for name in ("views", "chosen", "routed", "completed", "update", "forget"):
         monkeypatch.setattr(fixture.router._table, name, broken)
-    with caplog.at_level(logging.WARNING, "deployments.kv_router"):
+    with caplog.at_level(logging.WARNING, "deployments.routing.router"):
         for _ in range(3):
             (rank,) = await fixture.generate(0)
             assert len(set(rank)) == 2
         fixture.router.update_replicas(fixture.replicas)
         fixture.router.on_replica_actor_died(fixture.replicas[0].replica_id)
-    (record,) = [record for record in caplog.records if record.name == "deployments.kv_router"]
+    (record,) = [record for record in caplog.records if record.name == "deployments.routing.router"]
     assert "injected" in record.getMessage()
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deployments.mailbox import Mailbox
+from deployments.model.mailbox import Mailbox
 from erllama.events import Tokens
 
 A, B, C = (Tokens((i,), str(i)) for i in range(3))

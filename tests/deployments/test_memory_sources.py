@@ -9,9 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from deployments.memory_sources import CallableMemory, NvidiaMemory, make_sources, read_all
-from deployments.memory_sources_system import SystemMemory
-from deployments.pressure import RAM, Reading
+from deployments.memory.messages import RAM, Reading
+from deployments.memory.sources import CallableMemory, NvidiaMemory, SystemMemory, make_sources, read_all
 
 GB = 1 << 30
 

@@ -14,9 +14,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
 from deployments.config import Failover
-from deployments.fan_out import fan_out
-from deployments.model_client import ModelClient
-from deployments.remote_model import RemoteModel
+from deployments.http.fan_out import fan_out
+from deployments.model.blocking import RemoteModel
+from deployments.model.client import ModelClient
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams

@@ -11,7 +11,7 @@ from gated_stub import WAIT_S, GatedStub
 
 from cache_store import StoreConfig, TierConfig
 from deployments.config import ModelSpec
-from deployments.model_replica import ModelReplica
+from deployments.model.replica import ModelReplica
 from erllama.config import EngineConfig
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, QueueFull
 from erllama.events import Completion, Done, Event, Failed, FinishReason, Tokens

@@ -246,7 +246,7 @@ async def test_a_reply_that_was_cut_while_calling_says_length():
 
 
 async def test_minus_infinity_is_written_as_openais_floor():
-    from deployments.dialects.openai_reply import chat_logprobs
+    from deployments.dialects.openai.reply import chat_logprobs
     from erllama.events import TokenLogprob
 
     assert chat_logprobs([TokenLogprob(1, b"a", float("-inf"))])[0]["logprob"] == -9999.0

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deployments.dialects.openai_tools import calls_schema, chat_grammar, check_tools, offered_tools, prefixed
-from deployments.dialects.openai_wire import ChatBody
+from deployments.dialects.openai.tools import calls_schema, chat_grammar, check_tools, offered_tools, prefixed
+from deployments.dialects.openai.wire import ChatBody
 from erllama.errors import InvalidParameter
 from erllama.grammar.gbnf import JSON_OBJECT_GBNF, check_gbnf
 from erllama.grammar.json_schema import schema_to_gbnf

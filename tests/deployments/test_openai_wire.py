@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.dialects.openai_wire import IGNORED, NEUTRAL, ChatBody, CompletionBody, EmbeddingBody, parse_body
+from deployments.dialects.openai.wire import IGNORED, NEUTRAL, ChatBody, CompletionBody, EmbeddingBody, parse_body
 from erllama.errors import InvalidParameter, NotSupported, RequestError
 
 ANY = st.recursive(

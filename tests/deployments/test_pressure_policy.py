@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.config import SchedulerSpec
-from deployments.pressure import RAM, Measure, Offer, Reading, Reason, Relief, ReplicaReport
-from deployments.pressure_policy import PressurePolicy, fullest
+from deployments.config import Measure, SchedulerSpec
+from deployments.memory.messages import RAM, Offer, Reading, Reason, Relief, ReplicaReport
+from deployments.memory.policy import PressurePolicy, fullest
 
 GB = 1 << 30
 SPEC = SchedulerSpec(min_bytes=GB // 16)

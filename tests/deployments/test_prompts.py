@@ -6,8 +6,8 @@ import threading
 import pytest
 from http_fakes import FakeModel, FakePrompts, app_of, http_client, served
 
-from deployments import prompts as prompts_module
-from deployments.prompts import PromptSource
+from deployments.ingress import prompts as prompts_module
+from deployments.ingress.prompts import PromptSource
 from erllama.errors import InvalidParameter, ModelLoadError, NotSupported
 
 

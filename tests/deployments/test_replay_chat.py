@@ -11,8 +11,8 @@ from http_fakes import FakeModel, app_of, http_client, openai_client, served, st
 
 from cache_store.format.keys import root_key
 from demo_model.template import CHAT_TEMPLATE
-from deployments import prompts as prompts_module
-from deployments.prompts import PromptSource
+from deployments.ingress import prompts as prompts_module
+from deployments.ingress.prompts import PromptSource
 from erllama.chat.transcript import replay_block
 from erllama.chat.transcript_book import ReplayBook
 from erllama.errors import DecodeFailed

@@ -14,11 +14,11 @@ import pytest
 
 from cache_store import Store, StoreConfig, TierConfig
 from cache_store.records import StoreStats, TierStats
-from deployments.config import ModelSpec
-from deployments.memory_sources import NvidiaMemory
-from deployments.model_replica import ModelReplica
-from deployments.pressure import RAM, Collect, Measure, Offer, Reading, Relief, Relieved, ReplicaPlace
-from deployments.replica_memory import ReplicaMemory, tier_offers
+from deployments.config import Measure, ModelSpec
+from deployments.memory.messages import RAM, Collect, Offer, Reading, Relief, Relieved, ReplicaPlace
+from deployments.memory.replica import ReplicaMemory, tier_offers
+from deployments.memory.sources import NvidiaMemory
+from deployments.model.replica import ModelReplica
 from erllama.cache.policy import CachePolicy
 from erllama.events import Completion
 from erllama.model import Model

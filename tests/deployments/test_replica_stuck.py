@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from deployments.config import ModelSpec
-from deployments.model_replica import ModelReplica, stuck_after_s
+from deployments.model.replica import ModelReplica, stuck_after_s
 
 
 class FakeModel:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.attempt_id import attempt_id, is_attempt_of
 from deployments.config import Failover
-from deployments.resumption import Attempts, Resumption, attempt_id, is_attempt_of
+from deployments.model.failover import Attempts, Resumption
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import CacheHitKind, Done, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams

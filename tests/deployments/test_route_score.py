@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.route_score import ReplicaView, RouteWeights, cost, ranked
+from deployments.routing.score import ReplicaView, RouteWeights, cost, ranked
 
 WEIGHTS = RouteWeights(guard_tokens=512, node_share=0.75)
 

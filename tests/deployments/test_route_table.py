@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.route_prompt import RoutedPrompt, extend_chain, pack_hashes, session_hash
-from deployments.route_table import RouteTable
+from deployments.routing.prompt import RoutedPrompt, extend_chain, pack_hashes, session_hash
+from deployments.routing.table import RouteTable
 
 CHUNK = 32
 LAG_NS = 3_000_000_000

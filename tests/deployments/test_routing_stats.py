@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.config import ModelSpec, RoutingSpec
-from deployments.model_replica import ModelReplica
-from deployments.route_prompt import extend_chain, pack_hashes, prompt_of, session_hash, unpack_hashes
-from deployments.routing_stats import Published, RoutingStats, thinned
+from deployments.model.replica import ModelReplica
+from deployments.routing.prompt import extend_chain, pack_hashes, prompt_of, session_hash, unpack_hashes
+from deployments.routing.stats import Published, RoutingStats, thinned
 from erllama.cache.live import LivePrefixes
 from erllama.errors import EngineStopped
 from erllama.model import Model

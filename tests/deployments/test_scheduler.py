@@ -11,13 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from cache_store import Collected, News
-from deployments.app import _tells_news, build_app
-from deployments.config import BuildArgs, SchedulerSpec
-from deployments.pressure import (
+from deployments.app import build_app
+from deployments.config import BuildArgs, Measure, SchedulerSpec
+from deployments.memory.messages import (
     RAM,
     Action,
     Collect,
-    Measure,
     Offer,
     Reading,
     Reason,
@@ -27,8 +26,9 @@ from deployments.pressure import (
     SchedulerStatus,
     TierPlace,
 )
-from deployments.scheduler import Scheduler
-from deployments.scheduler_service import gathered
+from deployments.memory.scheduler import Scheduler
+from deployments.memory.service import gathered
+from deployments.serve_log import _tells_news
 
 GB = 1 << 30
 MARKS = frozenset({"aa"})
@@ -149,7 +149,7 @@ def test_an_action_is_done_counted_shown_and_logged_in_one_line(caplog):
     async def story() -> None:
         replica = FakeReplica("m")
         it = Fixture(FakeGroup(replica))
-        with caplog.at_level(logging.INFO, "deployments.scheduler"):
+        with caplog.at_level(logging.INFO, "deployments.memory.scheduler"):
             status = await it.round()
         assert [order.measure for order in replica.orders] == [Measure.CONTEXT]
         (action,) = status.last

@@ -22,7 +22,7 @@ from ray import serve
 
 from deployments.app import build_app
 from deployments.config import Failover
-from deployments.remote_model import RemoteModel
+from deployments.model.blocking import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
 from erllama.request import GenerationRequest, SamplingParams
@@ -225,7 +225,7 @@ def test_an_update_loses_no_request_and_moves_what_runs(server, both, args, logs
         over.set()
         assert [problem for work in load for problem in work.result(90)] == []
     assert all(len(seen) == 1 for seen in texts.values()), "a prompt had two replies"
-    assert moves(logs) > moved, "no stream was moved: has Ray changed what deployments/drain.py looks at?"
+    assert moves(logs) > moved, "no stream was moved: has Ray changed what deployments/model/drain.py looks at?"
 
 
 def moves(logs: Path) -> int:

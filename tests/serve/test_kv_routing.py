@@ -20,8 +20,8 @@ import psutil
 import pytest
 import ray
 
-from deployments import kv_router
-from deployments.remote_model import RemoteModel
+from deployments.model.blocking import RemoteModel
+from deployments.routing import router as kv_router
 from erllama.errors import EngineStopped
 from tests.support.serve_process import ServeProcess
 

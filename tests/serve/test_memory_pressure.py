@@ -20,8 +20,9 @@ import psutil
 import pytest
 from ray import serve
 
-from deployments.memory_sources_system import SystemMemory
-from deployments.pressure import Measure, Reason, SchedulerStatus
+from deployments.config import Measure
+from deployments.memory.messages import Reason, SchedulerStatus
+from deployments.memory.sources import SystemMemory
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES, ModelShape
 from tests.support.driver import driver

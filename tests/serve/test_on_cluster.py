@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from deployments.cluster import Cluster, ClusterUnavailable, ModelState, chat
+from deployments.jobs.cluster import Cluster, ClusterUnavailable, ModelState, chat
 from erllama.errors import ModelNotFound
 from erllama.stats import EvictResult
 from tests.support.serve_process import ROOT, ServeProcess

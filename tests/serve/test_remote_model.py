@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployments.model_client import ModelClient
-from deployments.remote_model import RemoteModel
+from deployments.model.blocking import RemoteModel
+from deployments.model.client import ModelClient
 from erllama import Model
 from erllama.errors import ContextOverflow, InvalidParameter, NotSupported
 from erllama.events import Done, FinishReason, Tokens

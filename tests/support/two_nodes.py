@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 from deployments.app import build_app
-from deployments.remote_model import RemoteModel
+from deployments.model.blocking import RemoteModel
 from erllama.events import Done, Tokens
 from erllama.request import GenerationRequest, SamplingParams
 from tests.support.serve_process import free_port

@@ -1,0 +1,1 @@
+"""OpenAI's API: wire types and pure mapping to the engine's requests and events."""

@@ -1,0 +1,129 @@
+"""Replies of `/v1/chat/completions`: streamed chunks and whole bodies, tool calls split out of the text when tools were offered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import uuid4
+
+from deployments.dialects.openai.reply import (
+    DONE,
+    ChoiceCollector,
+    ReplyHead,
+    UsageMeter,
+    chat_logprobs,
+    encode,
+    finish_reason,
+    usage_chunk,
+)
+from erllama.chat.tool_calls import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.events import Done, Event, Tokens
+
+KIND = "chat.completion.chunk"
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": f"call_{uuid4().hex[:24]}", "type": "function", "function": {"name": call.name, "arguments": call.arguments_json}}
+
+
+class _Choice:
+    """What the stream of one choice remembers."""
+
+    __slots__ = ("begun", "n_calls", "prefix", "tools")
+
+    def __init__(self, prefix: str, tools: ToolCallStream | None) -> None:
+        self.prefix = prefix
+        self.tools = tools
+        self.n_calls = 0
+        self.begun = False
+
+
+class ChatWriter:
+    """The stream of a chat reply. Per token it encodes the text and joins it with strings made once."""
+
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, parse_tools: bool) -> None:
+        self._head = head
+        self._meter = UsageMeter(n)
+        self._include_usage = include_usage
+        prefix = f'data: {{"id":{encode(head.id)},"object":"{KIND}","created":{head.created},"model":{encode(head.model)},"choices":['
+        self._choices = [_Choice(f'{prefix}{{"index":{index},"delta":{{', ToolCallStream() if parse_tools else None) for index in range(n)]
+
+    def feed(self, index: int, events: Iterable[Event]) -> bytes:
+        choice = self._choices[index]
+        prefix = choice.prefix
+        out = ""
+        if not choice.begun:
+            choice.begun = True
+            out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
+        for event in events:
+            if isinstance(event, Tokens):
+                if choice.tools is not None or event.logprobs is not None:
+                    out += self._rich(choice, event)
+                elif event.text:
+                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
+            elif isinstance(event, Done):
+                self._meter.add(index, event.stats)
+                if choice.tools is not None:
+                    out += self._parts(choice, choice.tools.finish())
+                reason = finish_reason(event.stats)
+                if choice.n_calls and reason == "stop":
+                    reason = "tool_calls"
+                out += f'{prefix}}},"finish_reason":"{reason}"}}]}}\n\n'
+        return out.encode()
+
+    def close(self) -> bytes:
+        return (usage_chunk(self._head, KIND, self._meter.usage()) if self._include_usage else b"") + DONE
+
+    def _rich(self, choice: _Choice, event: Tokens) -> str:
+        """The slow path. Logprobs go with the text of their tokens, or alone when that is held back or belongs to a call."""
+        out = ""
+        text = event.text
+        if choice.tools is not None:
+            parts = choice.tools.push(text)
+            text = "".join(part.text for part in parts if isinstance(part, TextDelta)) if event.logprobs is not None else ""
+            out = self._parts(choice, [part for part in parts if isinstance(part, ToolCall)] if event.logprobs is not None else parts)
+        if event.logprobs is not None:
+            logprobs = encode({"content": chat_logprobs(event.logprobs), "refusal": None})
+            out = f'{choice.prefix}"content":{encode(text)}}},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n' + out
+        return out
+
+    def _parts(self, choice: _Choice, parts: Iterable[TextDelta | ToolCall]) -> str:
+        out = ""
+        for part in parts:
+            if isinstance(part, TextDelta):
+                delta = f'"content":{encode(part.text)}'
+            else:
+                delta = f'"tool_calls":[{encode({"index": choice.n_calls} | _call(part))}]'
+                choice.n_calls += 1
+            out += f'{choice.prefix}{delta}}},"finish_reason":null}}]}}\n\n'
+        return out
+
+
+class ChatCollector(ChoiceCollector):
+    """The body of a chat reply that is not streamed."""
+
+    def __init__(self, head: ReplyHead, n: int, *, parse_tools: bool, logprobs: bool) -> None:
+        super().__init__(head, n, [""] * n, logprobs=logprobs)
+        self._parse_tools = parse_tools
+
+    def body(self) -> bytes:
+        reply = {"id": self._head.id, "object": "chat.completion", "created": self._head.created, "model": self._head.model}
+        choices = [self._choice(index) for index in range(len(self._texts))]
+        return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        text = "".join(self._texts[index])
+        reason = self._reasons[index]
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._parse_tools:
+            content, calls = parse_tool_calls(text)
+            if calls:
+                message |= {"content": content or None, "tool_calls": [_call(call) for call in calls]}
+                reason = "tool_calls" if reason == "stop" else reason
+        logprobs = self._logprobs[index]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": None if logprobs is None else {"content": chat_logprobs(logprobs), "refusal": None},
+            "finish_reason": reason,
+        }

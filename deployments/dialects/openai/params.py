@@ -1,0 +1,136 @@
+"""From OpenAI's bodies to `GenerationRequest`s. Pure: prompts arrive here already as tokens, grammars already as GBNF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
+from erllama.grammar.gbnf import JSON_OBJECT_GBNF
+from erllama.request import SEED_BITS, GenerationRequest, SamplingParams
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
+
+
+def sampling_params(body: GenerationBody) -> SamplingParams:
+    """What the body does not say keeps the engine's default."""
+    penalty = body.repetition_penalty if body.repeat_penalty is None else body.repeat_penalty
+    if body.repetition_penalty not in (None, penalty):
+        raise InvalidParameter("repeat_penalty and repetition_penalty are two names of one option; send one", param="repeat_penalty")
+    given: dict[str, Any] = {
+        name: value
+        for name in ("temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repeat_last_n", "seed")
+        if (value := getattr(body, name)) is not None
+    }
+    if penalty is not None:
+        given["repetition_penalty"] = penalty
+    try:
+        return SamplingParams(**given, logit_bias=body.logit_bias)
+    except ErllamaError as error:
+        if error.param == "repetition_penalty" and body.repeat_penalty is not None:
+            raise InvalidParameter(error.message.replace("repetition_penalty", "repeat_penalty"), param="repeat_penalty") from None
+        raise
+
+
+def _chat_logprobs(body: ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidParameter("top_logprobs needs logprobs: true", param="top_logprobs")
+    return None
+
+
+def _limit(max_tokens: int | None) -> int | None:
+    return None if max_tokens == -1 else max_tokens
+
+
+def _choice_seed(seed: int | None, choice: int) -> int | None:
+    """Choices differ, and each can be asked for alone by its own seed."""
+    if seed is None:
+        return None
+    return seed + choice if seed + choice < 2**SEED_BITS else seed + choice - 2**SEED_BITS
+
+
+def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
+    if n == 1:
+        return [base]
+    return [
+        replace(base, request_id=f"{base.request_id}.{i}", sampling=replace(base.sampling, seed=_choice_seed(base.sampling.seed, i)))
+        for i in range(n)
+    ]
+
+
+def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: str | None, engine_id: str) -> list[GenerationRequest]:
+    """One request per choice."""
+    base = GenerationRequest(
+        request_id=engine_id,
+        prompt_tokens=tuple(prompt_tokens),
+        sampling=sampling_params(body),
+        max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
+        stop=body.stop,
+        grammar=grammar,
+        logprobs=_chat_logprobs(body),
+        ignore_eos=bool(body.ignore_eos),
+        record_replay=True,
+    )
+    return _choices(base, body.n or 1)
+
+
+def completion_requests(
+    body: CompletionBody, prompts: Sequence[Sequence[int]], grammar: str | None, engine_id: str
+) -> list[GenerationRequest]:
+    """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
+    sampling = sampling_params(body)
+    requests: list[GenerationRequest] = []
+    for p, prompt_tokens in enumerate(prompts):
+        base = GenerationRequest(
+            request_id=engine_id if len(prompts) == 1 else f"{engine_id}.p{p}",
+            prompt_tokens=tuple(prompt_tokens),
+            sampling=sampling,
+            max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else _limit(body.max_tokens),
+            stop=body.stop,
+            grammar=grammar,
+            logprobs=body.logprobs,
+            ignore_eos=bool(body.ignore_eos),
+        )
+        requests += _choices(base, body.n or 1)
+    return requests
+
+
+def check_completion(body: CompletionBody) -> None:
+    """Combinations that the legacy endpoint has and we have not. Raises `NotSupported`."""
+    if body.suffix:
+        raise NotSupported("suffix (fill in the middle) is not supported", param="suffix")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise NotSupported("best_of is supported only when it equals n", param="best_of")
+    if body.echo and body.logprobs is not None:
+        raise NotSupported("echo with logprobs is not supported: prompt tokens have no logprobs here", param="logprobs")
+
+
+def reply_grammar(body: GenerationBody, compile_schema: Callable[[Mapping[str, Any]], str]) -> str | None:
+    """GBNF that the text of the reply must follow, or None for free text. `grammar` and `response_format` are two ways, so not both."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return body.grammar
+    if body.grammar is not None:
+        raise InvalidParameter("grammar and response_format exclude each other", param="grammar")
+    if wanted.type == "json_object":
+        return JSON_OBJECT_GBNF if wanted.object_schema is None else compile_schema(wanted.object_schema)
+    if wanted.json_schema is None or wanted.json_schema.json_schema is None:
+        path = "response_format.json_schema.schema"
+        raise InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
+    return compile_schema(wanted.json_schema.json_schema)
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it: only what was said, tool calls with their id, content never None."""
+    # "developer" is OpenAI's newer name of the system role; hardly any template knows it
+    fields: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.content or ""}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            fields[name] = value
+    if message.tool_calls:
+        fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+    return fields

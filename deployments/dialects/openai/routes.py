@@ -1,0 +1,139 @@
+"""The routes under `/v1`, in OpenAI's dialect. Each reads as the life of its request; what the bodies mean is in `dialects`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from deployments.dialects.openai.chat import ChatCollector, ChatWriter
+from deployments.dialects.openai.completions import CompletionCollector, CompletionWriter
+from deployments.dialects.openai.embeddings import embedding_body
+from deployments.dialects.openai.errors import error_event
+from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_grammar, template_message
+from deployments.dialects.openai.reply import ReplyHead
+from deployments.dialects.openai.tools import chat_grammar, check_tools, offered_tools
+from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Prompt, parse_body
+from deployments.http.disconnect import unless_disconnected
+from deployments.http.middleware import engine_id
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.reply import INLINE_CHARS, ReplyRecorder, check_fits, collected, prepare, read_body, streamed
+from erllama.errors import InvalidParameter
+
+
+def _model_card(model: ServedModel) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "erllama"}
+
+
+def _head(prefix: str, model: ServedModel) -> ReplyHead:
+    return ReplyHead(id=f"{prefix}-{uuid4().hex}", model=model.id, created=int(time.time()))
+
+
+def _prompt_tokens(prompt: Prompt, prompts: PromptPort, param: str) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        prompts.check_tokens(prompt, param)
+        return prompt
+    tokens = tuple(prompts.tokenize(prompt, add_special=True))
+    if not tokens:
+        raise InvalidParameter(f"{param} is empty", param=param)
+    return tokens
+
+
+def _checked(grammar: str | None, prompts: PromptPort, body: GenerationBody) -> str | None:
+    if grammar is not None:
+        prompts.check_grammar(grammar, param="grammar" if body.grammar is not None else "response_format")
+    return grammar
+
+
+def _prompt_text(prompt: Prompt, prompts: PromptPort) -> str:
+    return prompt if isinstance(prompt, str) else prompts.detokenize(prompt)
+
+
+def _recorder(body: ChatBody, model: ServedModel, tokens: Sequence[int]) -> ReplyRecorder | None:
+    prompt = None if model.replays is None else model.replays.prompt_key(tokens)
+    return None if model.replays is None or prompt is None else ReplyRecorder(model.replays, prompt, body.n or 1)
+
+
+def _may_wait(body: ChatBody, model: ServedModel) -> bool:
+    return model.replays is not None and model.replays.may_wait and any(message.role == "assistant" for message in body.messages)
+
+
+def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], str | None, ReplyRecorder | None]:
+    prompts = model.prompts
+    messages = [template_message(message) for message in body.messages]
+    tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
+    check_fits(tokens, prompts.n_ctx, "messages")
+    grammar = _checked(chat_grammar(body, reply_grammar(body, prompts.schema_grammar), prompts.schema_grammar), prompts, body)
+    return tokens, grammar, _recorder(body, model, tokens)
+
+
+def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[tuple[int, ...]], list[str], str | None]:
+    tokens = [_prompt_tokens(prompt, prompts, "prompt") for prompt in body.prompts]
+    for prompt_tokens in tokens:
+        check_fits(prompt_tokens, prompts.n_ctx, "prompt")
+    echoes = [_prompt_text(prompt, prompts) if body.echo else "" for prompt in body.prompts for _ in range(body.n or 1)]
+    return tokens, echoes, _checked(reply_grammar(body, prompts.schema_grammar), prompts, body)
+
+
+def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
+    return [list(_prompt_tokens(text, prompts, "input")) for text in body.inputs]
+
+
+def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+
+    @router.get("/models/{model_id:path}")
+    async def get_model(model_id: str) -> Response:
+        return JSONResponse(_model_card(models.resolve(model_id)))
+
+    @router.post("/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        raw = await read_body(request, options.max_body_bytes)
+        body = parse_body(ChatBody, raw)
+        check_tools(body)
+        model = models.resolve(body.model)
+        cost = INLINE_CHARS + 1 if _may_wait(body, model) else len(raw)
+        tokens, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
+        requests = chat_requests(body, tokens, grammar, engine_id(request))
+        head, n, parse_tools = _head("chatcmpl", model), len(requests), offered_tools(body) is not None
+        if not body.stream:
+            collector = ChatCollector(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs))
+            return await collected(request, model, requests, collector, recorder)
+        writer = ChatWriter(head, n, include_usage=body.include_usage, parse_tools=parse_tools)
+        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event, recorder=recorder)
+
+    @router.post("/completions")
+    async def completions(request: Request) -> Response:
+        raw = await read_body(request, options.max_body_bytes)
+        body = parse_body(CompletionBody, raw)
+        check_completion(body)
+        model = models.resolve(body.model)
+        prompts, echoes, grammar = await prepare(model.prompts, len(raw), _prepare_completion, body, model.prompts)
+        requests = completion_requests(body, prompts, grammar, engine_id(request))
+        head, n = _head("cmpl", model), body.n or 1
+        if not body.stream:
+            return await collected(request, model, requests, CompletionCollector(head, n, echoes, logprobs=body.logprobs is not None))
+        writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event)
+
+    @router.post("/embeddings")
+    async def embeddings(request: Request) -> Response:
+        raw = await read_body(request, options.max_body_bytes)
+        body = parse_body(EmbeddingBody, raw)
+        model = models.resolve(body.model)
+        inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
+        vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
+        n_floats = sum(len(vector) for vector in vectors)
+        reply = await prepare(model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs)))
+        return Response(reply, media_type="application/json")
+
+    return router

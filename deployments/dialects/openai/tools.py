@@ -1,0 +1,99 @@
+"""Tools of a chat request: which are offered to the template, and the grammar that makes the model call one.
+
+The form of a call is that of `erllama.chat.tool_calls`: `<tool_call>`, a line break, `{"name": ..., "arguments": {...}}`, a line break,
+`</tool_call>`; several calls are separated by line breaks. A forced call (`tool_choice` "required" or named) is enforced by GBNF. When the
+model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
+from erllama.errors import InvalidParameter
+
+# What is no rule name in GBNF: comments, literals, classes, repetition counts, token references. Then the names.
+_LEXEME = re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{[^}]*\}|<[^>]*>|(?P<name>[A-Za-z][A-Za-z0-9-]*)', re.DOTALL)
+
+CompileSchema = Callable[[Mapping[str, Any]], str]
+
+
+def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
+    """Tools as the template shows them, None for none. With `tool_choice` "none" the model is not told of them, so it cannot call one.
+
+    Keys come in one order whatever the client's, so that equal tools are equal tokens; `strict` is for us, not for the model.
+    """
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [{"type": "function", "function": tool.function.model_dump(exclude_none=True, exclude={"strict"})} for tool in body.tools]
+
+
+def check_tools(body: ChatBody) -> None:
+    """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there."""
+    choice = body.tool_choice
+    if choice not in (None, "none") and not body.tools:
+        raise InvalidParameter("tool_choice is only allowed when tools are specified", param="tool_choice")
+    if isinstance(choice, NamedTool) and not _forced(body):
+        raise InvalidParameter(f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice")
+    constrained = body.response_format is not None and body.response_format.type != "text"
+    if (choice == "required" or isinstance(choice, NamedTool)) and (constrained or body.grammar is not None):
+        other = "grammar" if body.grammar is not None else "response_format"
+        raise InvalidParameter(f"{other} and a forced tool_choice exclude each other", param="tool_choice")
+
+
+def _forced(body: ChatBody) -> list[Tool]:
+    choice, tools = body.tool_choice, body.tools or []
+    if isinstance(choice, NamedTool):
+        return [tool for tool in tools if tool.function.name == choice.function.name]
+    return tools if choice == "required" else []
+
+
+def chat_grammar(body: ChatBody, reply_gbnf: str | None, compile_schema: CompileSchema) -> str | None:
+    """The grammar of the whole reply; `reply_gbnf` constrains its text (`response_format`)."""
+    parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
+    forced = _forced(body)
+    if forced:
+        return _calls_gbnf(forced, compile_schema, parallel=parallel) + "root ::= calls\n"
+    if reply_gbnf is not None and offered_tools(body) is not None:
+        calls = _calls_gbnf(body.tools or [], compile_schema, parallel=parallel)
+        return calls + prefixed(reply_gbnf, "reply-") + "\nroot ::= calls | reply-root\n"
+    return reply_gbnf
+
+
+def _calls_gbnf(tools: Sequence[Tool], compile_schema: CompileSchema, *, parallel: bool) -> str:
+    call = r'"<tool_call>\n" call-root "\n</tool_call>"'
+    more = rf' ( "\n" {call} )*' if parallel else ""
+    try:
+        gbnf = compile_schema(calls_schema(tools))
+    except InvalidParameter as error:
+        raise InvalidParameter(f"the parameters of the tools cannot be enforced: {error.message}", param="tools") from None
+    return f"{prefixed(gbnf, 'call-')}\ncalls ::= {call}{more}\n"
+
+
+def calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+    """The JSON schema of one call of one of the tools."""
+    variants: list[dict[str, Any]] = []
+    definitions: dict[str, Any] = {}
+    for index, tool in enumerate(tools):
+        parameters = tool.function.parameters or {"type": "object"}
+        definitions[f"tool{index}"] = _rebased({"type": "object"} | parameters, f"#/$defs/tool{index}")
+        properties = {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/tool{index}"}}
+        variants.append({"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False})
+    return (variants[0] if len(variants) == 1 else {"anyOf": variants}) | {"$defs": definitions}
+
+
+def _rebased(schema: Any, base: str) -> Any:
+    """The schema with its own references (`#/...`) pointing to where it now hangs."""
+    if isinstance(schema, dict):
+        return {
+            key: base + value[1:] if key == "$ref" and isinstance(value, str) and value.startswith("#") else _rebased(value, base)
+            for key, value in schema.items()
+        }
+    return [_rebased(item, base) for item in schema] if isinstance(schema, list) else schema
+
+
+def prefixed(gbnf: str, prefix: str) -> str:
+    """The grammar with `prefix` before every rule name, so that two grammars can live in one text."""
+    return _LEXEME.sub(lambda match: prefix + match["name"] if match["name"] else match[0], gbnf)

@@ -1,0 +1,102 @@
+"""The boundary where every exception becomes an HTTP answer. The shape of the body belongs to the dialect, the status to the error.
+
+The classes here are faults that only HTTP knows; those of the engine come from `erllama.errors`. `as_erllama_error` is the one place
+where a foreign exception is mapped: it is logged with its traceback, and the client learns only the request id.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from deployments.dialects.openai.errors import error_body
+from erllama.errors import ErllamaError, RequestError
+
+logger = logging.getLogger("deployments.http")
+
+
+class Unauthorized(RequestError):
+    """API keys are configured and the request carries none of them."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class RouteNotFound(RequestError):
+    """No such path."""
+
+    http_status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, for another method."""
+
+    http_status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(RequestError):
+    """The body exceeds `HttpOptions.max_body_bytes`."""
+
+    http_status = 413
+    code = "request_too_large"
+
+
+class ClientDisconnected(RequestError):
+    """The client went away before the reply; nobody reads this answer, the access log does (499 is nginx's number for it)."""
+
+    http_status = 499
+    code = "client_disconnected"
+
+
+class InternalError(ErllamaError):
+    """A bug of ours. The message carries no detail."""
+
+
+def as_erllama_error(exc: Exception, request_id: str) -> ErllamaError:
+    """The error itself if it is one of ours, else a logged `InternalError` that names the request."""
+    if isinstance(exc, ErllamaError):
+        return exc
+    logger.error("event=internal_error request_id=%s", request_id, exc_info=exc)
+    return InternalError(f"The server had an error while processing your request; it is logged under request id {request_id}.")
+
+
+def error_response(error: ErllamaError, *, headers: dict[str, str] | None = None) -> Response:
+    """A whole answer for an error that is known before the status line."""
+    headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    elif error.http_status in (429, 503):
+        headers["retry-after"] = "1"  # clients back off blindly without it
+    if error.http_status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(error_body(error), status_code=error.http_status, headers=headers, media_type="application/json")
+
+
+async def _on_erllama_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, ErllamaError)
+    return error_response(exc)
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    error: ErllamaError
+    match exc.status_code:
+        case 404:
+            error = RouteNotFound(f"Unknown request URL: {where}. Please check the URL for typos.")
+        case 405:
+            error = MethodNotAllowed(f"Not allowed method: {where}.")
+        case _:  # only our own routes could raise others, and they raise ErllamaError
+            return Response(error_body(RequestError(str(exc.detail))), status_code=exc.status_code, media_type="application/json")
+    return error_response(error, headers=dict(exc.headers or {}))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Errors that routing or a handler raises. What no handler takes reaches `RequestScope`, which answers 500."""
+    app.add_exception_handler(ErllamaError, _on_erllama_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)

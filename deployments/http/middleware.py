@@ -1,0 +1,114 @@
+"""The outermost layer of the HTTP app (inside CORS): request id, API key, log line, and the last-resort 500. Pure ASGI.
+
+The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the same header, and is found at
+`scope["state"]["request_id"]`. Ray Serve gives every request that comes without one an id and always adds the header to the answer: there
+`echo_request_id` is off, or clients would read "id, id".
+
+`engine_id` is the id under which the engine may know the request: unique even when clients repeat theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Iterable
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
+from erllama.errors import ErllamaError
+
+logger = logging.getLogger("deployments.http")
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
+_OPEN_PATHS = frozenset({"/health", "/health/ready"})  # probes carry no keys
+
+
+def request_id(request: Request) -> str:
+    """The id that the client sees."""
+    return str(request.scope["state"]["request_id"])
+
+
+def engine_id(request: Request) -> str:
+    """The id for the engine: the client's own may come twice at once, so it gets a suffix."""
+    state = request.scope["state"]
+    return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""
+
+
+class KeyCheck:
+    """Bearer keys, compared as digests in constant time: neither length nor prefix of a key shows in the time."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+    def allows(self, scope: Scope) -> bool:
+        if not self._digests or scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN_PATHS:
+            return True
+        scheme, _, key = _header(scope, b"authorization").partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class RequestScope:
+    """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an exception."""
+
+    def __init__(self, app: ASGIApp, api_keys: Iterable[str] = (), *, echo_request_id: bool = True) -> None:
+        self._app = app
+        self._echo = echo_request_id
+        self._keys = KeyCheck(api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = _header(scope, b"x-request-id")
+        sane = bool(_SANE_ID.match(given))
+        rid = given.decode("ascii") if sane else f"req-{uuid4().hex}"
+        id_headers = [(b"x-request-id", rid.encode("ascii"))] if self._echo else []
+        state = scope.setdefault("state", {})
+        state["request_id"], state["request_id_given"] = rid, sane
+        status = 0
+        started_ns = time.monotonic_ns()
+
+        async def tagged_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *id_headers]
+            await send(message)
+
+        try:
+            error: ErllamaError | None = None
+            try:
+                if self._keys.allows(scope):
+                    await self._app(scope, receive, tagged_send)
+                else:
+                    error = Unauthorized("Incorrect or missing API key. Send it as 'Authorization: Bearer <key>'.")
+            except ClientDisconnected as exc:
+                error = exc
+            except Exception as exc:
+                error = as_erllama_error(exc, rid)
+            if error is not None and status == 0:
+                await error_response(error)(scope, receive, tagged_send)
+        finally:
+            logger.info(
+                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f",
+                rid,
+                scope["method"],
+                scope["path"],
+                status or ClientDisconnected.http_status,  # no status and no error: Serve cancelled us, because the client has gone
+                (time.monotonic_ns() - started_ns) / 1e6,
+            )

@@ -1,0 +1,168 @@
+"""What the HTTP half needs from the rest: a model that generates and a vocabulary that renders. Tests plug fakes in here.
+
+`ModelClient` (a Serve handle) is the real `ModelPort`, `PromptSource` the real `PromptPort`. Nothing here imports ray or llama_cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cache_store import ChainKey
+from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.events import Event
+from erllama.request import GenerationRequest
+from erllama.stats import ModelInfo
+
+
+class ModelPort(Protocol):
+    """One served model, wherever its replicas are. Every method may raise an `ErllamaError`; anything else is a bug."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """Events in lists of one or more, in order; the last event of the last list is a `Done` or a `Failed`.
+
+        Closing the generator, or cancelling the task that awaits it, cancels the request in the engine. Does not start before the
+        first item is asked for.
+        """
+        ...
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """One vector per input, all of the model's native size."""
+        ...
+
+    async def model_info(self) -> ModelInfo:
+        """What the model is. May wake a model that is scaled to zero."""
+        ...
+
+    async def ready(self) -> bool | None:
+        """Whether a replica answers; None when that cannot be told without waking a model that is scaled to zero."""
+        ...
+
+    def end_all(self, error: ErllamaError) -> None:
+        """End what runs with `error` and refuse what comes: this process is going away. Any thread; returns at once."""
+        ...
+
+
+class PromptPort(Protocol):
+    """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds per 10 kB: see `loaded`."""
+
+    @property
+    def loaded(self) -> bool:
+        """False while the next call would first read the file (a second or so), so callers go through a thread."""
+        ...
+
+    def load(self) -> None:
+        """Read the file now, unless it is loaded. Raises `ModelLoadError`."""
+        ...
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Context of one sequence in tokens; None when only the engine knows."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
+    ) -> list[int]:
+        """Tokens of a conversation up to where the assistant speaks. Raises `NotSupported` without a template, `InvalidParameter`
+        when the template refuses the messages."""
+        ...
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Tokens of raw text; special tokens in the text are recognised. May be empty."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+        ...
+
+    def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
+        """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
+        ...
+
+    def schema_grammar(self, schema: Mapping[str, Any]) -> str:
+        """GBNF of a JSON schema. Raises `InvalidParameter` for what it cannot express."""
+        ...
+
+    def check_grammar(self, gbnf: str, param: str = "grammar") -> None:
+        """Raises `InvalidParameter`, which names `param`, when the grammar does not parse."""
+        ...
+
+
+class ReplayPort(Protocol):
+    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where the reply comes back as history."""
+
+    @property
+    def may_wait(self) -> bool:
+        """True when `render_chat` may wait for a store, so callers go through a thread."""
+        ...
+
+    def prompt_key(self, prompt_tokens: Sequence[int]) -> ChainKey | None:
+        """What replies to this prompt are remembered under; None when they are not. Thread-safe; some 10 ms per 100,000 tokens."""
+        ...
+
+    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
+        """A reply has reached the client as `text`. Ids that the text does not show are not kept. Thread-safe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed. `replays` None: chat history
+    is tokenised from its text."""
+
+    id: str
+    client: ModelPort
+    prompts: PromptPort
+    created: int
+    aliases: tuple[str, ...] = ()
+    replays: ReplayPort | None = None
+
+
+class ReplyWriter(Protocol):
+    """Events in, a stream of bytes out; one per reply. Only `Tokens` and good `Done` events arrive here."""
+
+    def feed(self, index: int, events: Iterable[Event]) -> bytes:
+        """Whole SSE events for what choice `index` produced; may be empty."""
+        ...
+
+    def close(self) -> bytes:
+        """The end of the stream, after every choice is done."""
+        ...
+
+
+class ReplyCollector(Protocol):
+    """Events in, one JSON body out."""
+
+    def feed(self, index: int, events: Iterable[Event]) -> None: ...
+
+    def body(self) -> bytes:
+        """The whole reply, after every choice is done."""
+        ...
+
+
+class ModelRegistry:
+    """Fixed once built. An id wins over an alias of another model; two models may not share a name otherwise."""
+
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
+        self._models = dict(models)
+        self._by_name: dict[str, ServedModel] = {}
+        for model in models.values():
+            for alias in model.aliases:
+                if self._by_name.setdefault(alias, model) is not model:
+                    raise InvalidParameter(f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases")
+        self._by_name.update(self._models)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def resolve(self, name: str | None) -> ServedModel:
+        """The model that a request means; without a name the only one there is. Raises `ModelNotFound` or `InvalidParameter`."""
+        if name is None or name == "":
+            if len(self._models) == 1:
+                return next(iter(self))
+            raise InvalidParameter(f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model")
+        model = self._by_name.get(name)
+        if model is None:
+            raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {', '.join(self._models) or 'none'}", param="model")
+        return model

@@ -1,0 +1,130 @@
+"""The path of a request that every dialect shares: read the body, prepare off the loop, generate, answer as a whole or as a stream.
+
+The event loop never does more than a few milliseconds of work at once, since all streams of the ingress share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import ParamSpec, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from cache_store import ChainKey
+from deployments.http.disconnect import unless_disconnected
+from deployments.http.errors import BodyTooLarge, ClientDisconnected
+from deployments.http.fan_out import Indexed, fan_out
+from deployments.http.middleware import request_id
+from deployments.http.ports import PromptPort, ReplayPort, ReplyCollector, ReplyWriter, ServedModel
+from deployments.http.sse import SseResponse
+from erllama.errors import ContextOverflow, ErllamaError
+from erllama.events import Done, Event, Tokens
+from erllama.request import GenerationRequest
+
+INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected` if it never ends."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise BodyTooLarge(f"The body has {announced} bytes, at most {max_bytes} are accepted.")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
+    except ClientDisconnect as exc:
+        raise ClientDisconnected("The client closed the connection.") from exc
+    return bytes(body)
+
+
+async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work`, in a thread when it is long or would first load the vocabulary."""
+    if prompts.loaded and n_chars <= INLINE_CHARS:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+class ReplyRecorder:
+    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it is complete."""
+
+    def __init__(self, replays: ReplayPort, prompt: ChainKey, n: int) -> None:
+        self._replays = replays
+        self._prompt = prompt
+        self._ids: list[list[int]] = [[] for _ in range(n)]
+        self._texts: list[list[str]] = [[] for _ in range(n)]
+
+    def feed(self, index: int, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Tokens):
+                self._ids[index] += event.ids
+                self._texts[index].append(event.text)
+            elif isinstance(event, Done):
+                self._replays.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
+
+
+def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> None:
+    """Refuse here what the engine would refuse, before the tokens travel."""
+    if n_ctx is not None and len(prompt_tokens) + 1 > n_ctx:
+        raise ContextOverflow(
+            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt_tokens)}.", param=param
+        )
+
+
+async def _items(model: ServedModel, requests: Sequence[GenerationRequest], recorder: ReplyRecorder | None) -> Indexed:
+    """What the choices produce. A reply is recorded before its end leaves: the client may answer at once."""
+    async with aclosing(fan_out(model.client, requests)) as items:
+        async for index, events in items:
+            if recorder is not None:
+                recorder.feed(index, events)
+            yield index, events
+
+
+async def collected(
+    request: Request,
+    model: ServedModel,
+    requests: Sequence[GenerationRequest],
+    collector: ReplyCollector,
+    recorder: ReplyRecorder | None = None,
+) -> Response:
+    """The whole reply in one body. A client that goes away cancels all choices at once."""
+
+    async def work() -> bytes:
+        async with aclosing(_items(model, requests, recorder)) as items:
+            async for index, events in items:
+                collector.feed(index, events)
+        return collector.body()
+
+    return Response(await unless_disconnected(request.receive, work()), media_type="application/json")
+
+
+async def _chunks(
+    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, recorder: ReplyRecorder | None
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(_items(model, requests, recorder)) as items:
+        async for index, events in items:
+            yield writer.feed(index, events)
+    yield writer.close()
+
+
+def streamed(
+    request: Request,
+    model: ServedModel,
+    requests: Sequence[GenerationRequest],
+    writer: ReplyWriter,
+    *,
+    keepalive_s: float,
+    error_event: Callable[[ErllamaError], bytes],
+    recorder: ReplyRecorder | None = None,
+) -> SseResponse:
+    """The reply as it is made; see `SseResponse` for when the status leaves."""
+    chunks = _chunks(model, requests, writer, recorder)
+    return SseResponse(chunks, request_id=request_id(request), keepalive_s=keepalive_s, error_event=error_event)

@@ -1,0 +1,107 @@
+"""A stream of server-sent events that decides its status late.
+
+The status line leaves with the first chunk, so an error before it is a real 4xx or 5xx. A prefill may take minutes and proxies drop
+silent connections: after `keepalive_s` without a byte the line leaves anyway, followed by comments (`: keep-alive`) at that interval,
+and later errors travel as an event. Bytes of one `send` are always whole events, so a comment cannot fall into the middle of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.http.disconnect import unless_disconnected
+from deployments.http.errors import ClientDisconnected, as_erllama_error
+from erllama.errors import ErllamaError
+
+logger = logging.getLogger("deployments.http")
+
+KEEPALIVE = b": keep-alive\n\n"
+_HEADERS = {
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would hold events back
+}
+
+
+class SseResponse(Response):
+    """Sends chunks as they come. Closes `chunks` on every way out, the client's disconnect included. Use once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        request_id: str,
+        keepalive_s: float,
+        error_event: Callable[[ErllamaError], bytes],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers(_HEADERS)
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._request_id = request_id
+        self._keepalive_s = keepalive_s
+        self._error_event = error_event
+        self._started = False
+        self._finished = False
+        self._starting = asyncio.Lock()
+        self._last_sent = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_disconnected(receive, self._pump(send), tick=lambda: self._tick(send))
+        except ClientDisconnected:
+            if not self._started:
+                raise
+            logger.info("event=client_left request_id=%s", self._request_id)  # the log line of the request will say 200
+
+    async def _pump(self, send: Send) -> None:
+        try:
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    if chunk:
+                        await self._send(send, chunk)
+        except Exception as exc:
+            if not self._started:
+                raise
+            await self._send(send, self._error_event(as_erllama_error(exc, self._request_id)))
+        await self._start(send)
+        self._finished = True  # from here on no tick may write: the final message is the last one
+        await self._write(send, b"", more=False)
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        if not self._started:
+            await self._start(send)
+        self._last_sent = time.monotonic()
+        await self._write(send, chunk, more=True)
+
+    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+        except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
+            raise ClientDisconnected("The client closed the connection.") from exc
+
+    async def _start(self, send: Send) -> None:
+        async with self._starting:  # the pump and a tick may both be first
+            if not self._started:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                self._started = True
+
+    async def _tick(self, send: Send) -> float:
+        """Sends a comment if it is due; seconds until the next may be."""
+        silent_s = time.monotonic() - self._last_sent
+        if self._finished:
+            return self._keepalive_s
+        if silent_s < self._keepalive_s:
+            return self._keepalive_s - silent_s
+        await self._send(send, KEEPALIVE)
+        return self._keepalive_s

@@ -1,0 +1,1 @@
+"""The HTTP front: the deployment, its app, and prompts that become tokens."""

@@ -1,0 +1,100 @@
+"""The deployment of the HTTP front: one process that holds a handle, a vocabulary and a template per model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from cache_store import ObjectReader, StoreError
+from deployments.config import BuildArgs, Failover, ModelSpec, StoreSpec
+from deployments.http.ports import ServedModel
+from deployments.ingress.http_app import make_http_app
+from deployments.ingress.prompts import PromptSource
+from deployments.model.client import ModelClient
+from deployments.model.drain import DrainWatch, app_is_deleted
+from deployments.serve_log import share_serve_log
+from erllama.cache.setup import replay_root
+from erllama.chat.transcript_book import ReplayBook
+from erllama.config import padded_context
+from erllama.errors import EngineStopped, ErllamaError
+
+log = logging.getLogger(__name__)
+
+_GOODBYE_S = 5.0  # before Serve kills an ingress replica
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP front. Serve asks for the ASGI app once, in the replica."""
+
+    def __init__(self, args: dict[str, Any], handles: dict[str, Any], scheduler: Any | None = None) -> None:
+        """`scheduler` makes it part of the application; nothing here asks it."""
+        share_serve_log()
+        config = BuildArgs.model_validate(args)
+        self._options = config.http.options()
+        self._drain_s = max(spec.drain_s for spec in config.models)
+        self._grace_s = ingress_grace_s(config)
+        book, salt = _replay_book(config.store), config.store.salt
+        self._models = {spec.id: _served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models}
+        threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
+        reference = weakref.ref(self)
+        self._watch = DrainWatch(lambda: _end_streams(reference))
+
+    def _load_prompts(self) -> None:
+        """Open vocabularies and templates before the first request needs them: half a second for 152 k tokens."""
+        for model_id, model in self._models.items():
+            try:
+                model.prompts.load()
+            except ErllamaError as error:  # told to whoever asks for this model
+                log.warning("prompts of %s cannot be loaded: %s", model_id, error)
+
+    def served(self) -> dict[str, tuple[str, ...]]:
+        """Model ids with their aliases: what `Cluster` asks."""
+        return {model_id: model.aliases for model_id, model in self._models.items()}
+
+    def end_streams(self) -> None:
+        """Serve stops this process: tell the clients whose streams are too long to end in it.
+
+        A connection cannot move. After an update streams have nearly all of the grace time to end by themselves; when the application
+        itself goes, no model is left to finish them. Blocks; not for an event loop.
+        """
+        time.sleep(self._drain_s if app_is_deleted() else max(0.0, self._grace_s - _GOODBYE_S))
+        for model in self._models.values():
+            model.client.end_all(EngineStopped("the server is going away; send the request again", retry_after_s=1))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_http_app(self._models, self._options, echo_request_id=False)  # Serve does
+
+
+def _end_streams(reference: weakref.ref[Any]) -> None:
+    ingress = reference()
+    if ingress is not None:
+        ingress.end_streams()
+
+
+def ingress_grace_s(args: BuildArgs) -> float:
+    return max(spec.graceful_shutdown_timeout_s for spec in args.models)
+
+
+def _replay_book(store: StoreSpec) -> ReplayBook:
+    """What this process knows of earlier replies, with the store behind it. A tier that cannot be used here costs hits, not the ingress."""
+    config = store.config()
+    try:
+        reader = None if config is None else ObjectReader(config)
+    except StoreError as error:
+        log.warning("replies of earlier runs cannot be looked up here: %s", error)
+        reader = None
+    return ReplayBook(None if reader is None else reader.get)
+
+
+def _served(spec: ModelSpec, handle: Any, book: ReplayBook, salt: str, failover: Failover) -> ServedModel:
+    scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
+    client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
+    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=replay_root(spec.id, salt), book=book)
+    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, replays=prompts)

@@ -1,0 +1,69 @@
+"""The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI without ray, so it runs anywhere.
+
+Read on: `openai_routes` (the endpoints), `generation` (the path that they share), `http_scope` (request id, keys, log), `http_errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+
+from deployments.dialects.openai.routes import openai_router
+from deployments.http.errors import install_error_handlers
+from deployments.http.middleware import RequestScope
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ModelPort, ModelRegistry, PromptPort, ServedModel
+
+__all__ = ["HttpOptions", "ModelPort", "PromptPort", "ServedModel", "make_http_app"]
+
+logger = logging.getLogger("deployments.http")
+
+
+async def _state(model: ServedModel, timeout_s: float) -> str:
+    try:
+        ready = await asyncio.wait_for(model.client.ready(), timeout_s)
+    except Exception as exc:  # a probe must answer, whatever the reason
+        logger.warning("event=not_ready model=%s error=%r", model.id, exc)
+        return "not_ready"
+    return "unknown" if ready is None else "ready" if ready else "not_ready"
+
+
+def make_http_app(models: Mapping[str, ServedModel], options: HttpOptions | None = None, *, echo_request_id: bool = True) -> FastAPI:
+    """The application for these models. Raises `InvalidParameter` when their names clash.
+
+    `echo_request_id` is False under Ray Serve, which answers with the request id itself.
+    """
+    options = options or HttpOptions()
+    registry = ModelRegistry(models)
+    app = FastAPI(title="erllama", openapi_url=None)  # bodies are parsed by the dialects, so a generated schema would be empty
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """A model that sleeps ("unknown") does not count against us: a request would wake it, and a probe must not."""
+        served = list(registry)
+        states = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in served))
+        ok = "not_ready" not in states
+        by_id = {model.id: state for model, state in zip(served, states, strict=True)}
+        return JSONResponse({"status": "ready" if ok else "not_ready", "models": by_id}, status_code=200 if ok else 503)
+
+    app.include_router(openai_router(registry, options))
+    install_error_handlers(app)
+    app.add_middleware(RequestScope, api_keys=options.api_keys, echo_request_id=echo_request_id)
+    if options.cors_origins:  # outermost, so that refusals carry the headers too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app

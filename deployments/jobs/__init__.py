@@ -1,0 +1,1 @@
+"""For Ray jobs: models, status and batches by handle."""

@@ -1,0 +1,213 @@
+"""`Cluster`: a running erllama application from inside its Ray cluster, for jobs, drivers, tasks and actors. Blocking.
+
+    from deployments.cluster import Cluster
+    with Cluster.connect() as cluster:
+        print(cluster.models(), cluster.model("demo").complete("Once upon a time", response_tokens=16).text)
+
+Everything goes by Serve handle, nothing over HTTP. Asking never wakes a model that is scaled to zero; only a request does. Not for use on
+an event loop: `ModelClient` is.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray import serve
+
+from cache_store import StoreStats
+from deployments.config import deployment_name
+from deployments.model.blocking import RemoteModel, blocking_handle
+from deployments.model.client import APP_NAME
+from deployments.model.ray_errors import mapped_errors
+from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
+from erllama.events import Completion
+from erllama.stats import EngineStats, EvictResult
+
+INGRESS = "ingress"
+SCHEDULER = "scheduler"
+_CONNECT_S = 5.0
+_ANSWER_S = 30.0  # for what the ingress and the scheduler have at hand; a start of either takes a few seconds
+
+
+class ClusterUnavailable(ErllamaError):
+    """There is no cluster at the address, or no such application runs on it. The message says what does."""
+
+    http_status = 503
+    code = "cluster_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One model as it runs. `state` and `message` are Serve's; `replicas` counts those that run, `engines` has one entry for each.
+
+    The totals are sums over the replicas that run now, since each of them started. `hit_ratio` is the share of prompt tokens that were
+    taken over instead of computed.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    state: str
+    message: str
+    replicas: int
+    engines: tuple[EngineStats, ...]
+
+    @property
+    def running(self) -> int:
+        return sum(engine.n_running for engine in self.engines)
+
+    @property
+    def queued(self) -> int:
+        return sum(engine.n_queued for engine in self.engines)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(engine.counts.prompt_tokens for engine in self.engines)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(engine.counts.cached_tokens for engine in self.engines)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(engine.counts.completion_tokens for engine in self.engines)
+
+    @property
+    def hit_ratio(self) -> float:
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+class Cluster:
+    """Client of one application. Close it, or use it as a context manager, to leave a cluster that `connect` joined."""
+
+    def __init__(self, app_name: str, *, joined: bool = False) -> None:
+        self._app = app_name
+        self._joined = joined
+        self._clients: dict[str, RemoteModel] = {}
+        self._handles: dict[str, Any] = {}
+
+    @classmethod
+    def connect(cls, app_name: str = APP_NAME, address: str = "auto") -> Cluster:
+        """The application `app_name`. A process that is part of a cluster already stays in it, whatever `address` says."""
+        joined = not ray.is_initialized()
+        if joined:
+            _join(address)
+        cluster = cls(app_name, joined=joined)
+        try:
+            cluster._application()
+        except BaseException:
+            cluster.close()
+            raise
+        return cluster
+
+    def close(self) -> None:
+        """Leave the cluster if `connect` joined it. Idempotent."""
+        if self._joined:
+            self._joined = False
+            ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models that the application serves, in the order of its config."""
+        return tuple(self._served())
+
+    def model(self, name: str) -> RemoteModel:
+        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is served."""
+        return self._client(self._resolve(name))
+
+    def status(self) -> tuple[ModelState, ...]:
+        """Every model with its replicas and what their engines count."""
+        served, application = self._served(), self._application()
+        return tuple(self._state(model_id, aliases, application) for model_id, aliases in served.items())
+
+    def evict(self, name: str) -> list[EvictResult]:
+        """Save and release the context of every running replica of a model; none for one that is scaled to zero."""
+        model_id = self._resolve(name)
+        return self._client(model_id).evict() if self._n_running(model_id, self._application()) else []
+
+    def store_stats(self) -> dict[str, list[StoreStats | None]]:
+        """By model id, one snapshot per running replica; None for a replica without a store."""
+        application = self._application()
+        running = [model_id for model_id in self.models() if self._n_running(model_id, application)]
+        return {model_id: self._client(model_id).store_stats() for model_id in running}
+
+    def scheduler_status(self) -> Any | None:
+        """What the memory scheduler says of itself; None when the application runs none."""
+        if SCHEDULER not in self._application().deployments:
+            return None
+        return self._ask(SCHEDULER, "status")
+
+    def _application(self) -> Any:
+        applications = serve.status().applications
+        if self._app not in applications:
+            raise ClusterUnavailable(f"no application {self._app!r} runs on this cluster; there is {', '.join(applications) or 'none'}")
+        return applications[self._app]
+
+    def _served(self) -> Mapping[str, tuple[str, ...]]:
+        served: Mapping[str, tuple[str, ...]] = self._ask(INGRESS, "served")
+        return served
+
+    def _resolve(self, name: str) -> str:
+        served = self._served()
+        for model_id, aliases in served.items():
+            if name == model_id or name in aliases:
+                return model_id
+        raise ModelNotFound(f"the model {name!r} does not exist; served are: {', '.join(served)}", param="model")
+
+    def _state(self, model_id: str, aliases: tuple[str, ...], application: Any) -> ModelState:
+        deployment = application.deployments[deployment_name(model_id)]
+        engines: list[EngineStats] = []
+        if self._n_running(model_id, application):
+            try:
+                engines = self._client(model_id).stats()
+            except EngineStopped:  # it went away since we looked: what Serve says is what there is to say
+                engines = []
+        return ModelState(model_id, aliases, str(deployment.status.value), deployment.message, len(engines), tuple(engines))
+
+    @staticmethod
+    def _n_running(model_id: str, application: Any) -> int:
+        return int(application.deployments[deployment_name(model_id)].replica_states.get("RUNNING", 0))
+
+    def _client(self, model_id: str) -> RemoteModel:
+        if model_id not in self._clients:
+            self._clients[model_id] = RemoteModel(blocking_handle(deployment_name(model_id), self._app))
+        return self._clients[model_id]
+
+    def _ask(self, deployment: str, method: str) -> Any:
+        if deployment not in self._application().deployments:
+            raise ClusterUnavailable(f"the application {self._app!r} has no deployment {deployment!r}: is it erllama's?")
+        if deployment not in self._handles:
+            self._handles[deployment] = blocking_handle(deployment, self._app)
+        try:
+            with mapped_errors():
+                return getattr(self._handles[deployment], method).remote().result(timeout_s=_ANSWER_S)
+        except TimeoutError:
+            raise ClusterUnavailable(f"the {deployment} of {self._app!r} has not answered for {_ANSWER_S:.0f} s") from None
+
+
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ClusterUnavailable(
+            "Ray Client (ray://) cannot stream from a deployment: run on a node of the cluster, or use `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for minutes, and ends the process then
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
+        ray.init(address=address, namespace="serve", log_to_driver=False)
+    except (OSError, ValueError) as error:
+        raise ClusterUnavailable(f"no Ray cluster at address {address!r}: {error}") from None
+
+
+def chat(model: RemoteModel, messages: Sequence[Mapping[str, Any]], **params: Any) -> Completion:
+    """The assistant's reply to a conversation, rendered by the model's own template. Raises the error that ended it."""
+    return model.complete(model.apply_chat_template(messages), **params)

@@ -1,0 +1,229 @@
+"""The memory scheduler: asks all replicas every `interval_s`, decides with `PressurePolicy`, orders, relays news, has garbage collected.
+
+Invariants: nobody needs it. It holds nothing that the next one could not ask for again, and requests never pass through it. A round never
+waits for an order: orders run as tasks, and what they freed counts until a younger reading shows it. No replica that is slow, hung or gone
+holds up the others, and a model that is scaled to zero is not woken. One event loop owns everything here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
+
+from cache_store import Collected, News
+from deployments.config import SchedulerSpec
+from deployments.memory.messages import Action, Collect, Reading, Relief, Relieved, ReplicaReport, SchedulerStatus
+from deployments.memory.policy import Plan, PressurePolicy
+from deployments.memory.status import SchedulerBook
+from deployments.memory.store_upkeep import Chores
+
+log = logging.getLogger(__name__)
+
+_STUCK_ROUNDS = 20
+_JITTER = 0.1  # of the interval: Serve samples the load of replicas at fixed intervals too, and must not meet our questions each time
+
+
+class Group(Protocol):
+    """The replicas of one model."""
+
+    async def ask(self, method: str, *args: Any, timeout_s: float, first: bool = False) -> list[Any]:
+        """Call a method on every running replica: its results, and for those that raised or did not answer in time, the exceptions.
+
+        Empty where no replica runs. `first`: wait for no more once one has answered something that is not None. Raises nothing for what
+        happens to a replica.
+        """
+        ...
+
+
+class Meter(Protocol):
+    """Where numbers go that outlive a status: metrics."""
+
+    def reading(self, reading: Reading) -> None: ...
+
+    def action(self, action: Action) -> None: ...
+
+
+class Scheduler:
+    """`groups` by model id. `order_timeout_s` bounds one order: an evict waits for its save. `clock` is monotonic in ns."""
+
+    def __init__(
+        self,
+        spec: SchedulerSpec,
+        groups: Mapping[str, Group],
+        keep_alive_s: Mapping[str, float],
+        *,
+        order_timeout_s: float,
+        meter: Meter | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        unix_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._spec = spec
+        self._groups = dict(groups)
+        self._order_timeout_s = order_timeout_s
+        self._meter = meter
+        self._clock = clock
+        self._unix_s = unix_s
+        self._policy = PressurePolicy(spec, keep_alive_s)
+        self._chores = Chores(spec)
+        self._book = SchedulerBook(spec.enabled, unix_s())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[None] | None = None
+        self._silent: set[tuple[str, str]] = set()  # whose failure to answer has been logged
+        self._round_ns = clock()
+
+    # --- life --------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the rounds on the running loop."""
+        self._main = asyncio.get_running_loop().create_task(self._run(), name="erllama-scheduler")
+
+    async def close(self) -> None:
+        """Stop asking and wait for no one. Idempotent."""
+        tasks = [*self._tasks, *([self._main] if self._main is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def check_alive(self) -> None:
+        """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another scheduler."""
+        silent_s = (self._clock() - self._round_ns) / 1e9
+        if self._main is not None and (self._main.done() or silent_s > _STUCK_ROUNDS * (self._spec.interval_s + self._spec.timeout_s)):
+            raise RuntimeError(f"the scheduler has not finished a round for {silent_s:.0f} s")
+
+    def status(self) -> SchedulerStatus:
+        return self._book.status()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.tick()
+            except Exception as error:  # the next round may go well; a scheduler that stops frees nothing
+                log.exception("event=scheduler_error")
+                self._book.error("round", error)
+            await asyncio.sleep(self._spec.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    # --- a round -----------------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """One round: ask, decide, order, relay."""
+        asked_ns = self._clock()
+        reports = await self._reports()
+        plan = self._policy.plan(reports, self._clock(), asked_ns)
+        self._note(plan, reports)
+        for order in plan.orders:
+            self._spawn(self._carry_out(order))
+        for model_id, group in self._groups.items():
+            news = self._chores.news_for(model_id, reports)
+            if news:
+                self._spawn(self._relay(model_id, group, news))
+        for collect in self._chores.collections(reports, self._clock()):
+            self._spawn(self._collect(collect))
+        self._round_ns = self._clock()
+
+    async def settled(self) -> None:
+        """Until all that the rounds so far have begun has ended."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    async def _reports(self) -> list[ReplicaReport]:
+        asked = [self._ask(model_id, group, "memory_report", self._spec.relay) for model_id, group in self._groups.items()]
+        answers = await asyncio.gather(*asked)
+        return [report for reports in answers for report in reports if isinstance(report, ReplicaReport)]
+
+    async def _ask(self, model_id: str, group: Group, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
+        answers = await group.ask(method, *args, timeout_s=self._spec.timeout_s if timeout_s is None else timeout_s)
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        for failure in failures:
+            self._book.error(method, failure)
+        if failures and (model_id, method) not in self._silent:
+            log.warning("event=scheduler_no_answer model=%s method=%s replicas=%d error=%r", model_id, method, len(failures), failures[0])
+        (self._silent.add if failures else self._silent.discard)((model_id, method))
+        return [answer for answer in answers if answer is not None and not isinstance(answer, BaseException)]
+
+    def _note(self, plan: Plan, reports: Sequence[ReplicaReport]) -> None:
+        self._book.round(plan, reports, self._unix_s())
+        if self._meter is not None:
+            for reading in plan.readings:
+                self._meter.reading(reading)
+        by_memory = {(reading.node_id, reading.resource): reading for reading in plan.readings}
+        for node_id, resource in plan.told:
+            log.warning(
+                "event=memory_exhausted node=%s resource=%s share=%.3f: nothing idle is left to free",
+                node_id,
+                resource,
+                by_memory[node_id, resource].share,
+            )
+        for report in reports:
+            for problem in self._book.new_problems(report):
+                log.warning("event=memory_source_failed node=%s problem=%s", report.node_id, problem)
+
+    # --- orders ------------------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, order: Relief) -> None:
+        began_ns = self._clock()
+        freed, outcome = 0, "cut short"
+        try:
+            freed, outcome = await self._order(order)
+        finally:  # whatever happened: a replica whose order never ends would never get another
+            self._policy.ended(order, freed, self._clock())
+        self._done(order, freed, outcome, (self._clock() - began_ns) / 1e9)
+
+    async def _order(self, order: Relief) -> tuple[int, str]:
+        answers = await self._groups[order.model_id].ask("relieve", order, timeout_s=self._order_timeout_s, first=True)
+        for answer in answers:
+            if isinstance(answer, Relieved):
+                return answer.freed_bytes, answer.kept or "done"
+        failure = next((answer for answer in answers if isinstance(answer, BaseException)), None)
+        if failure is None:
+            return 0, "gone"
+        self._book.error("relieve", failure)
+        return 0, f"failed: {failure!r}"
+
+    def _done(self, order: Relief, freed: int, outcome: str, seconds: float) -> None:
+        action = Action(
+            self._unix_s(),
+            order.reason,
+            order.measure,
+            order.model_id,
+            order.replica_id,
+            order.node_id,
+            order.resource,
+            order.n_bytes,
+            freed,
+            seconds,
+            outcome,
+        )
+        self._book.action(action)
+        if self._meter is not None:
+            self._meter.action(action)
+        if self._spec.log:
+            log.info("event=memory_freed %s", action.line())
+
+    # --- chores ------------------------------------------------------------------------------------------------------------
+
+    async def _relay(self, model_id: str, group: Group, news: Sequence[News]) -> None:
+        await self._ask(model_id, group, "hear", news)
+        self._book.relayed(len(news))
+
+    async def _collect(self, order: Collect) -> None:
+        asked = [
+            self._ask(model_id, group, "collect", order, timeout_s=order.deadline_s + self._spec.timeout_s)
+            for model_id, group in self._groups.items()
+        ]
+        collected = [answer for answers in await asyncio.gather(*asked) for answer in answers]
+        self._book.collected(sum(isinstance(answer, Collected) and answer.is_done for answer in collected))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._book.error("task", error)
+            log.error("event=scheduler_error error=%r", error)

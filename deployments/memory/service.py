@@ -1,0 +1,140 @@
+"""The memory scheduler as Serve runs it: handles for groups of replicas, Ray's metrics for numbers. One per application: see `app.py`.
+
+Reaching replicas goes by `handle.broadcast`, which does not wake a model that is scaled to zero. Not thread-safe: one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter, Gauge
+
+from deployments.config import BuildArgs
+from deployments.memory.messages import Action, Reading, ReplicaPlace, SchedulerStatus
+from deployments.memory.scheduler import Scheduler
+from deployments.serve_log import share_serve_log
+
+_ORDER_SLACK_S = 30.0  # beyond the save: a context of gigabytes is freed, a queue of threads is waited for
+
+
+class ServeGroup:
+    """The replicas behind a handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def ask(self, method: str, *args: Any, timeout_s: float, first: bool = False) -> list[Any]:
+        """See `scheduler.Group`."""
+        try:
+            # The public `results_async` knows one timeout for all: one hung replica would cost us the answers of the others.
+            response: Any = self._handle.broadcast(method, *args)
+            results = await asyncio.wait_for(response._fetch_replica_results_async(), timeout_s)
+        except DeploymentUnavailableError:
+            return []
+        except (TimeoutError, RayError, RayServeException) as error:
+            return [error]
+        return await gathered([_answer(result, timeout_s) for result in results], first=first)
+
+
+async def _answer(result: Any, timeout_s: float) -> Any:
+    try:
+        return await asyncio.wait_for(result.get_async(), timeout_s)
+    except TimeoutError:
+        result.cancel()
+        return TimeoutError(f"no answer within {timeout_s:g} s")
+    except Exception as error:  # raised by the replica's method, or by Ray for a replica that died
+        return error
+
+
+async def gathered(answers: Sequence[Coroutine[Any, Any, Any]], *, first: bool) -> list[Any]:
+    """All answers, in the order of their arrival; with `first` up to the first that says something."""
+    tasks = [asyncio.get_running_loop().create_task(answer) for answer in answers]
+    found: list[Any] = []
+    try:
+        for task in asyncio.as_completed(tasks):
+            found.append(await task)
+            if first and found[-1] is not None and not isinstance(found[-1], BaseException):
+                return found
+    finally:
+        for left in tasks:
+            left.cancel()
+    return found
+
+
+class RayMeter:
+    """Gauges and counters at Ray's metrics endpoint."""
+
+    def __init__(self) -> None:
+        tags = ("node", "resource")
+        self._used = Gauge("erllama_memory_used_bytes", "Used bytes of a node's RAM or of a GPU.", tag_keys=tags)
+        self._total = Gauge("erllama_memory_total_bytes", "Bytes that a node's RAM or a GPU has.", tag_keys=tags)
+        why = ("reason", "measure", "model")
+        self._actions = Counter("erllama_memory_actions", "Times that memory was taken from a model or tier.", tag_keys=why)
+        self._freed = Counter("erllama_memory_freed_bytes", "Bytes that went back to the system or the GPU.", tag_keys=why)
+
+    def reading(self, reading: Reading) -> None:
+        tags = {"node": reading.node_id, "resource": reading.resource}
+        self._used.set(reading.used_bytes, tags)
+        self._total.set(reading.total_bytes, tags)
+
+    def action(self, action: Action) -> None:
+        tags = {"reason": str(action.reason), "measure": str(action.measure), "model": action.model_id}
+        self._actions.inc(1, tags)
+        if action.freed_bytes > 0:
+            self._freed.inc(action.freed_bytes, tags)
+
+
+def replica_place() -> ReplicaPlace:
+    """Where the replica that asks is."""
+    context = ray.get_runtime_context()
+    gpu_ids = context.get_accelerator_ids().get("GPU", [])
+    return ReplicaPlace(serve.get_replica_context().replica_id.unique_id, context.get_node_id(), tuple(gpu_ids))
+
+
+class SchedulerService:
+    """The deployment. `handles` by model id."""
+
+    def __init__(self, args: dict[str, Any], handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        config = BuildArgs.model_validate(args)
+        self._scheduler = Scheduler(
+            config.scheduler,
+            {model_id: ServeGroup(handle) for model_id, handle in handles.items()},
+            {model.id: model.keep_alive_s for model in config.models if model.keep_alive_s is not None},
+            order_timeout_s=config.policy.evict_save_timeout_s + _ORDER_SLACK_S,
+            meter=RayMeter(),
+        )
+
+    def start(self) -> None:
+        """Begin the rounds on the running loop."""
+        self._scheduler.start()
+
+    async def status(self) -> SchedulerStatus:
+        """What it knows and did since it started."""
+        return self._scheduler.status()
+
+    async def check_health(self) -> None:
+        """Raises when the rounds have stopped: Serve then replaces this replica."""
+        self._scheduler.check_alive()
+
+    async def close(self) -> None:
+        """Stop. Idempotent."""
+        await self._scheduler.close()
+
+
+class MemoryScheduler(SchedulerService):
+    """`SchedulerService` with Serve's log, running while its replica lives."""
+
+    async def __init__(self, args: dict[str, Any], handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it: a loop runs
+        share_serve_log()
+        super().__init__(args, handles)
+        self.start()
+
+    async def __del__(self) -> None:
+        await self.close()

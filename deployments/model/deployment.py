@@ -1,0 +1,74 @@
+"""The deployment of one model: `ModelReplica` as Serve starts and stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import weakref
+
+from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
+from deployments.memory.service import replica_place
+from deployments.memory.sources import make_sources
+from deployments.model.drain import DrainWatch
+from deployments.model.replica import ModelReplica
+from deployments.serve_log import share_serve_log
+from erllama.cache.policy import CachePolicy
+from erllama.errors import EngineStopped
+
+log = logging.getLogger(__name__)
+
+_LAST_FLUSH_S = 5.0
+
+
+class Replica(ModelReplica):
+    """`ModelReplica` with Serve's log and both ways a replica is told to go.
+
+    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls the destructor. SIGTERM (a node that is going away) makes
+    Ray's worker leave through `sys.exit`, hence the exit handler: what the context holds is saved either way.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, store: StoreSpec, policy: CachePolicy, *, n_cpus: int, routing: RoutingSpec | None, scheduler: SchedulerSpec
+    ) -> None:
+        share_serve_log()
+        sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
+        super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy, routing=routing, place=replica_place(), sources=sources)
+        # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
+        # but what concurrent.futures itself uses.
+        register = getattr(threading, "_register_atexit", atexit.register)
+        register(_stop, weakref.ref(self))
+        reference = weakref.ref(self)
+        self._watch = DrainWatch(lambda: _drain(reference, spec.drain_s))
+
+    async def check_health(self) -> None:
+        """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three failures, and its clients with it."""
+        try:
+            await super().check_health()
+        except EngineStopped as error:
+            if self._draining:
+                raise
+            log.error("this replica cannot go on and leaves: %s", error)
+            store = self._model.store
+            if store is not None:
+                await asyncio.to_thread(store.flush, _LAST_FLUSH_S)
+            os._exit(1)  # a thread that hangs in llama.cpp would keep any gentler exit waiting
+
+    def __del__(self) -> None:
+        model = getattr(self, "_model", None)  # absent when the load failed
+        if model is not None:
+            model.shutdown()
+
+
+def _drain(reference: weakref.ref[Replica], seconds: float) -> None:
+    replica = reference()
+    if replica is not None:
+        replica.drain(seconds)
+
+
+def _stop(reference: weakref.ref[Replica]) -> None:
+    replica = reference()
+    if replica is not None:
+        replica.__del__()

@@ -1,0 +1,126 @@
+"""What becomes of a request whose replica is gone: whether it is tried again, when, and what is sent then.
+
+Pure: events and errors in, decisions out; the clock (`monotonic_ns`) is passed in and nothing here waits. One object per call, used by one
+task or thread.
+
+What the caller has got is never sent again: the next attempt carries the ids delivered so far, and the seed is fixed before the first
+attempt, so that another replica draws the tokens that this one would have drawn. Ids and text leave a replica in one message, so the ids
+say exactly which text has arrived.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from deployments.attempt_id import attempt_id
+from deployments.config import Failover
+from erllama.errors import DecodeAborted, ErllamaError, QueueFull
+from erllama.events import Done, Event, Failed, RequestStats, Tokens
+from erllama.request import GenerationRequest
+
+Clock = Callable[[], int]
+
+_MAX_BACKOFF_S = 5.0
+_MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode in time must not end one engine after the other
+
+
+class Attempts:
+    """The tries of one call: at most `max_attempts`, and at most `timeout_s` from a failure to the next answer.
+
+    A call that goes on for `timeout_s` after it was moved has all its tries again: a stream of hours outlives any number of updates, a
+    request that kills its replicas does not kill many.
+    """
+
+    def __init__(self, limits: Failover, clock: Clock = time.monotonic_ns) -> None:
+        self.number = 1
+        self._limits = limits
+        self._clock = clock
+        self._n_failed = 0
+        self._n_aborted = 0
+        self._failing_since: int | None = None
+        self._moved_at: int | None = None
+
+    def progressed(self) -> None:
+        """The current attempt has answered."""
+        if self._failing_since is not None:
+            self._failing_since, self._moved_at = None, self._clock()
+
+    def failed(self, error: ErllamaError) -> float | None:
+        """The current attempt has ended with `error`: seconds to wait before the next one, None when the error is final."""
+        now = self._clock()
+        if self._moved_at is not None and self._failing_since is None and now - self._moved_at >= self._limits.timeout_s * 1e9:
+            self._n_failed = 0
+        # who was let in once has had its turn in the queue: the next replica's queue may be full for the moment
+        if not (error.resumable or (self.number > 1 and isinstance(error, QueueFull))):
+            return None
+        if self._failing_since is None:
+            self._failing_since = now
+        self._n_failed += 1
+        if isinstance(error, DecodeAborted):
+            self._n_aborted += 1
+            if self._n_aborted >= _MAX_ABORTED:
+                return None
+        wait_s = 0.0 if self._n_failed == 1 else min(_MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (self._n_failed - 2))
+        if self._n_failed >= self._limits.max_attempts or wait_s >= self._left_s(now):
+            return None
+        self.number += 1
+        return wait_s
+
+    @property
+    def left_s(self) -> float | None:
+        """How long the current attempt may take to its next answer; None: as long as it likes, nothing has failed."""
+        return None if self._failing_since is None else max(0.0, self._left_s(self._clock()))
+
+    def _left_s(self, now: int) -> float:
+        assert self._failing_since is not None
+        return self._limits.timeout_s - (now - self._failing_since) / 1e9
+
+
+class Resumption:
+    """One request over all its attempts: what has been delivered, and what to send next."""
+
+    def __init__(self, request: GenerationRequest, limits: Failover, clock: Clock = time.monotonic_ns) -> None:
+        if request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
+        self.attempts = Attempts(limits, clock)
+        self._request = request
+        self._ids: list[int] = []
+        self._clock = clock
+        self._started_at = clock()
+        self._first_token_at: int | None = None
+
+    @property
+    def request(self) -> GenerationRequest:
+        """What the current attempt sends."""
+        number = self.attempts.number
+        if number == 1:
+            return self._request
+        resumed = (*self._request.resumed, *self._ids)
+        return replace(self._request, request_id=attempt_id(self._request.request_id, number), resumed=resumed)
+
+    def take(self, events: list[Event]) -> tuple[list[Event], ErllamaError | None]:
+        """Note what a replica has sent: what the caller gets of it, and the error when it ended with `Failed`."""
+        for event in events:
+            if isinstance(event, Tokens):
+                self._ids += event.ids
+        last = events[-1]
+        if isinstance(last, Failed):
+            events = events[:-1]
+        elif isinstance(last, Done):
+            events = [*events[:-1], replace(last, stats=self._whole(last.stats))]
+        if events:
+            self.attempts.progressed()
+            if self._first_token_at is None:
+                self._first_token_at = self._clock()
+        return events, last.error if isinstance(last, Failed) else None
+
+    def _whole(self, stats: RequestStats) -> RequestStats:
+        """The last attempt counts the tokens of the whole reply; its times become those that the caller has lived, moves included."""
+        if self.attempts.number == 1:
+            return stats
+        now = self._clock()
+        first = now if self._first_token_at is None else self._first_token_at
+        return replace(stats, queue_ms=0.0, prefill_ms=(first - self._started_at) / 1e6, generation_ms=(now - first) / 1e6)

@@ -1,0 +1,287 @@
+"""One replica of a model deployment: owns one `Model`, turns its events into generator responses.
+
+A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the events of a step to the event loop in one
+call (`_on_events`), whatever the number of requests; each request's generator takes what has gathered for it. Correct on Serve's separate
+user loop and on its main loop: nothing here blocks a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from cache_store import CachedPrefix, Collected, News, StoreConfig, StoreStats
+from deployments.attempt_id import is_attempt_of
+from deployments.config import ModelSpec, RoutingSpec
+from deployments.memory.messages import Collect, Relief, Relieved, ReplicaPlace, ReplicaReport
+from deployments.memory.replica import ReplicaMemory
+from deployments.memory.sources import MemorySource
+from deployments.model.mailbox import Mailbox
+from deployments.routing.stats import RoutingStats
+from erllama.cache.policy import CachePolicy
+from erllama.config import EngineConfig
+from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
+from erllama.events import Completion, CompletionParts, Done, Event, Failed, merge_events
+from erllama.model import Model
+from erllama.request import GenerationRequest, build_request
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
+
+log = logging.getLogger(__name__)
+
+MakeModel = Callable[..., Model]
+
+# A busy engine that has not finished a step for this long is stuck, beyond what aborting a decode can cure: twice the budget of a decode,
+# for the one that was aborted and the first in its new context, and what loading unloaded weights, saves and restores may take besides.
+_STUCK_MARGIN_S = 300.0
+_STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
+_DRAIN_POLL_S = 0.1
+
+
+def stuck_after_s(decode_budget_s: float) -> float:
+    """Seconds after which a replica whose decodes have this budget (0: none) is replaced."""
+    return 2 * decode_budget_s + _STUCK_MARGIN_S if decode_budget_s else _STUCK_WITHOUT_BUDGET_S
+
+
+class ModelReplica:
+    """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among live requests."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        n_cpus: int,
+        store: StoreConfig | None = None,
+        policy: CachePolicy | None = None,
+        routing: RoutingSpec | None = None,
+        place: ReplicaPlace | None = None,
+        sources: Sequence[MemorySource] = (),
+        make_model: MakeModel = Model,
+    ) -> None:
+        """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing` None: no router wants to know."""
+        self._spec = spec
+        self._mail: dict[str, Mailbox] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining = False
+        config: EngineConfig = spec.engine_config(n_threads=n_cpus)
+        started = time.monotonic()
+        self._model = make_model(config, sink=self._on_events, store=store, policy=policy)
+        try:
+            for adapter in spec.adapters:
+                handle = self._model.load_adapter(adapter.path)
+                self._model.set_adapter_scale(handle, adapter.scale)
+            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
+        except BaseException:
+            self._model.shutdown()
+            raise
+        seconds = time.monotonic() - started
+        log.info(
+            "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", spec.id, spec.path, config.n_threads, n_warm, seconds
+        )
+        self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
+        self._memory = ReplicaMemory(self._model, spec.id, place or ReplicaPlace(), sources)
+
+    # --- generation -------------------------------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """The events of one request, in lists: the first token at once, then whatever has gathered since the last list was taken.
+
+        The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that their type survives the way to the caller.
+        Closing the generator cancels the request.
+        """
+        self._loop = asyncio.get_running_loop()
+        request_id = request.request_id
+        mailbox = Mailbox()
+        try:
+            if self._draining:
+                raise EngineStopped("this replica is going away", retry_after_s=1)
+            if request_id in self._mail:  # also one whose reader left and whose last event is still on its way
+                raise InvalidParameter(f"a request with id {request_id!r} is in flight", param="request_id")
+            self._model.post(request)
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        self._mail[request_id] = mailbox  # no event can be dispatched before this coroutine yields to the loop
+
+        def left(_: asyncio.Task[Any] | None) -> None:
+            self._model.cancel(request_id)
+
+        # Serve's gRPC path drops a generator that is suspended at a yield without closing it, and then only the garbage collector would
+        # tell us; the end of the task that reads is certain. Hence one task must read a stream to its end.
+        reader = asyncio.current_task()
+        assert reader is not None
+        reader.add_done_callback(left)
+        ended = False
+        try:
+            while not ended:
+                events = await mailbox.take()
+                ended = isinstance(events[-1], Done | Failed)
+                yield merge_events(events)
+        finally:
+            reader.remove_done_callback(left)
+            if not ended:
+                left(None)
+
+    async def infer(self, tokens: Sequence[int], params: Mapping[str, Any], request_id: str) -> AsyncGenerator[list[Event], None]:
+        """Like `generate`, from token ids and parameters by name."""
+        try:
+            request = build_request(request_id, tokens, params)
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        async with aclosing(self.generate(request)) as stream:  # a closed reader must close it now, not when it is collected
+            async for events in stream:
+                yield events
+
+    async def complete(self, prompt: str | Sequence[int], params: Mapping[str, Any], request_id: str) -> Completion | Failed:
+        """A whole reply, or the `Failed` that ended it."""
+        try:
+            tokens = self._model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        except ErllamaError as error:
+            return Failed(error)
+        parts = CompletionParts()
+        async with aclosing(self.infer(tokens, params, request_id)) as stream:
+            async for events in stream:
+                for event in events:
+                    whole = parts.add(event)
+                    if whole is not None:
+                        return whole
+        raise AssertionError("a request ended without Done or Failed")
+
+    async def continue_(
+        self, session_id: str, suffix: Sequence[int], expect: Sequence[int] | int | None, params: Mapping[str, Any], request_id: str
+    ) -> AsyncGenerator[list[Event], None]:
+        """The events of a request that continues a session. A session lives on one replica; another one answers `SessionNotFound`."""
+        try:
+            committed = await asyncio.to_thread(self._model.transcript, session_id, expect)
+            request = build_request(request_id, [*committed, *suffix], {**params, "session_id": session_id})
+        except ErllamaError as error:
+            yield [Failed(error)]
+            return
+        async with aclosing(self.generate(request)) as stream:
+            async for events in stream:
+                yield events
+
+    async def end_session(self, session_id: str) -> None:
+        await asyncio.to_thread(self._model.end_session, session_id)
+
+    async def reset_session(self, session_id: str) -> None:
+        await asyncio.to_thread(self._model.reset_session, session_id)
+
+    async def evict(self) -> EvictResult:
+        """See `Model.evict`."""
+        return await asyncio.to_thread(self._model.evict)
+
+    async def cancel(self, ref: str) -> None:
+        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are fine (another replica may know them)."""
+        for request_id in list(self._mail):
+            if is_attempt_of(request_id, ref):
+                self._model.cancel(request_id)
+
+    # --- the rest of the engine API -------------------------------------------------------------------------------------------
+
+    async def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._model.detokenize(tokens)
+
+    async def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        return await asyncio.to_thread(self._model.apply_chat_template, messages, system, tools)
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await asyncio.to_thread(self._model.embed_many, inputs)
+
+    async def load_adapter(self, path: str) -> str:
+        return await asyncio.to_thread(self._model.load_adapter, path)
+
+    async def unload_adapter(self, handle: str) -> None:
+        await asyncio.to_thread(self._model.unload_adapter, handle)
+
+    async def set_adapter_scale(self, handle: str, scale: float) -> None:
+        await asyncio.to_thread(self._model.set_adapter_scale, handle, scale)
+
+    async def list_adapters(self) -> tuple[AdapterInfo, ...]:
+        return await asyncio.to_thread(self._model.list_adapters)  # not from stats(): those are as old as the last step
+
+    async def model_info(self) -> ModelInfo:
+        return self._model.model_info()
+
+    async def status(self) -> ModelStatus:
+        return self._model.status()
+
+    async def stats(self) -> EngineStats:
+        return self._model.stats()
+
+    async def store_stats(self) -> StoreStats | None:
+        return self._model.store_stats()
+
+    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
+
+    # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------------------------------------
+
+    async def memory_report(self, with_news: bool) -> ReplicaReport:
+        return await asyncio.to_thread(self._memory.report, with_news=with_news)
+
+    async def relieve(self, order: Relief) -> Relieved | None:
+        return await asyncio.to_thread(self._memory.relieve, order)
+
+    async def hear(self, news: Sequence[News]) -> None:
+        await asyncio.to_thread(self._memory.hear, news)
+
+    async def collect(self, order: Collect) -> Collected | None:
+        return await asyncio.to_thread(self._memory.collect, order)
+
+    # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
+
+    async def check_health(self) -> None:
+        """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never waits for the engine."""
+        self._model.check_alive(stuck_after_s=stuck_after_s(self._spec.decode_budget_s))
+
+    def drain(self, seconds: float) -> None:
+        """Admit nothing more, let what runs go on for `seconds`, then save everything and end the rest, so that it goes on elsewhere.
+
+        Blocks; not for an event loop. Serve stops the replica once its streams have ended.
+        """
+        self._draining = True
+        give_up = time.monotonic() + seconds
+        log.info("draining: running=%d seconds=%g", self._model.pending_len, seconds)
+        while self._model.pending_len and time.monotonic() < give_up:
+            time.sleep(_DRAIN_POLL_S)
+        log.info("drained: moved=%d", self._model.pending_len)
+        self._model.shutdown()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What `KvRouter`s learn of this replica, twice a second by default."""
+        return {} if self._routing is None else await self._routing.collect(self._model.stats())
+
+    async def shutdown(self) -> None:
+        """End what runs and free the model. Idempotent."""
+        await asyncio.to_thread(self._model.shutdown)
+
+    # --- events ---------------------------------------------------------------------------------------------------------------------
+
+    def _on_events(self, events: list[tuple[str, Event]]) -> None:
+        """Engine thread: one hand-over per step."""
+        loop = self._loop
+        if loop is None:
+            return
+        try:
+            loop.call_soon_threadsafe(self._dispatch, events)
+        except RuntimeError:  # the loop has closed: Serve stops this replica, nobody reads any more
+            log.debug("events of %d requests have no reader", len({request_id for request_id, _ in events}))
+
+    def _dispatch(self, events: list[tuple[str, Event]]) -> None:
+        for request_id, event in events:
+            mailbox = self._mail.get(request_id)
+            if mailbox is None:
+                continue
+            mailbox.put(event)
+            if isinstance(event, Done | Failed):
+                del self._mail[request_id]

@@ -1,0 +1,83 @@
+"""What a router compares: the prompt of a call as a chain of hashes, and the session it belongs to. Pure.
+
+    h_i = xxh3_64(tokens of chunk i as little-endian u32, seed = h_{i-1})        h_{-1} = 0
+
+Equal hashes mean equal prefixes up to the end of their chunk, so one number stands for all tokens before it. Tokens are what the engine
+will see, with every message and tool rendered into them: a chain over them is finer than one over messages or raw text, and needs neither
+(our clients tokenise raw text first). Tokens after the last full chunk are not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from deployments.attempt_id import split_attempt
+from erllama.request import GenerationRequest
+
+Tokens = Sequence[int] | NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedPrompt:
+    """`chain` has one hash per full chunk of the `n_tokens`, in order. `session` is the hash of the session's id.
+
+    From `attempt` 2 on it has failed on another replica, as the client of `request` says.
+    """
+
+    n_tokens: int = 0
+    chain: tuple[int, ...] = ()
+    session: int | None = None
+    request: str = ""
+    attempt: int = 1
+
+
+def extend_chain(chain: Sequence[int], tokens: Tokens, chunk_tokens: int) -> list[int]:
+    """The whole chain of `tokens`, given the part of it that is known."""
+    ids = np.ascontiguousarray(tokens, dtype="<u4")
+    hashes = list(chain)
+    previous = hashes[-1] if hashes else 0
+    for start in range(len(hashes) * chunk_tokens, len(ids) - chunk_tokens + 1, chunk_tokens):
+        previous = xxhash.xxh3_64_intdigest(ids[start : start + chunk_tokens].data, seed=previous)
+        hashes.append(previous)
+    return hashes
+
+
+def session_hash(session_id: str) -> int:
+    """What stands for a session's id."""
+    return xxhash.xxh3_64_intdigest(session_id.encode(errors="surrogatepass"))
+
+
+def pack_hashes(hashes: Iterable[int]) -> bytes:
+    """Eight bytes each: what replicas publish."""
+    return np.fromiter(hashes, dtype="<u8").tobytes()
+
+
+def unpack_hashes(data: bytes) -> frozenset[int]:
+    """The reverse. Raises `ValueError` for a length that is no multiple of eight."""
+    return frozenset(np.frombuffer(data, dtype="<u8").tolist())
+
+
+def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedPrompt | None:
+    """What a call of `ModelReplica` asks for; None for one that any replica may answer."""
+    match method, args:
+        case "generate", [GenerationRequest() as request, *_]:
+            prompt = _prompt((*request.prompt_tokens, *request.resumed), request.session_id, chunk_tokens)
+            name, attempt = split_attempt(request.request_id)
+            return replace(prompt, request=name, attempt=attempt)
+        case "infer" | "complete", [tokens, Mapping() as params, *_]:
+            return _prompt(() if isinstance(tokens, str) else tokens, params.get("session_id"), chunk_tokens)
+        case "continue_", [session_id, *_]:
+            return _prompt((), session_id, chunk_tokens)
+        case _:
+            return None
+
+
+def _prompt(tokens: Tokens, session_id: str | None, chunk_tokens: int) -> RoutedPrompt:
+    session = None if session_id is None else session_hash(session_id)
+    return RoutedPrompt(len(tokens), tuple(extend_chain((), tokens, chunk_tokens)), session)
