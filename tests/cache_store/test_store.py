@@ -4,10 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from store_kit import Restored, end_block, files_below, key_of, logits_of, opened, prompt, restore, rows_block, save, wait_until
 
 from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig
 from cache_store.testing import FakeClock
+from tests.support.store_kit import (
+    Restored,
+    end_block,
+    files_below,
+    key_of,
+    logits_of,
+    opened,
+    prompt,
+    restore,
+    rows_block,
+    save,
+    wait_until,
+)
 
 
 @pytest.fixture

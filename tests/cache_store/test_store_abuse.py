@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_kit import FaultyTiers, Restored, files_below, logits_of, prompt, restore, rows_of, save
 
 from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
 from cache_store.format.file import decode
 from cache_store.testing import Fault
+from tests.support.store_kit import FaultyTiers, Restored, files_below, logits_of, prompt, restore, rows_of, save
 
 TOKENS = prompt(2048)
 
@@ -281,10 +281,12 @@ def test_a_clock_that_jumps_disturbs_nothing(tmp_path):
     assert sum(path.stat().st_size for path in files_below(tmp_path / "tier")) <= 100_000
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
 _WRITER = """
 import sys
-sys.path[:0] = [{tests!r}, {repo!r}]
-from store_kit import prompt, save
+sys.path.insert(0, {repo!r})
+from tests.support.store_kit import prompt, save
 from cache_store import Store, StoreConfig, TierConfig
 store = Store(StoreConfig(tiers=(TierConfig({fast!r}), TierConfig({slow!r}))))
 print("ready", flush=True)
@@ -298,8 +300,7 @@ while True:
 
 
 def test_a_writer_that_is_killed_leaves_nothing_but_good_objects(tmp_path):
-    here = Path(__file__).parent
-    code = _WRITER.format(tests=str(here), repo=str(here.parent.parent), fast=str(tmp_path / "fast"), slow=str(tmp_path / "slow"))
+    code = _WRITER.format(repo=str(ROOT), fast=str(tmp_path / "fast"), slow=str(tmp_path / "slow"))
     for wait_for in (2, 1, 3):
         writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(1 + wait_for):

@@ -1,0 +1,197 @@
+"""A tier as the store uses it: measured, left alone while it fails, and never waited for beyond a deadline."""
+
+import threading
+import time
+import weakref
+
+import pytest
+
+from cache_store import TierConfig, TierError
+from cache_store.errors import StoreClosed
+from cache_store.in_flight import Pending
+from cache_store.testing import Fault, FaultyTier
+from cache_store.tiers.bandwidth import Bandwidth
+from cache_store.tiers.breaker import FIRST_S, LONGEST_S, THRESHOLD, Breaker
+from cache_store.tiers.deadline_pool import THREADS, Lane
+from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.open import open_tier
+from tests.support.store_kit import wait_until
+
+
+def soon(seconds=10.0):
+    return time.monotonic_ns() + int(seconds * 1e9)
+
+
+@pytest.fixture
+def tier(tmp_path):
+    tier = FaultyTier(open_tier(TierConfig(str(tmp_path))))
+    yield tier
+    tier.heal()
+
+
+@pytest.fixture
+def shelf(tier):
+    shelf = Shelf(0, tier, "disk")
+    yield shelf
+    shelf.close()
+
+
+def test_latency_and_bandwidth_are_learnt_from_reads():
+    speed = Bandwidth(1.0, 1e6)
+    for n in range(200):
+        size = (n % 7 + 1) << 20
+        speed.observe(size, 0.01 + size / 100e6)
+    assert speed.latency_s == pytest.approx(0.01, rel=0.05)
+    assert speed.bytes_per_s == pytest.approx(100e6, rel=0.05)
+    assert speed.estimate_s(50_000_000, 5) == pytest.approx(0.55, rel=0.05)
+
+
+def test_reads_of_one_size_give_estimates_that_fit_that_size():
+    speed = Bandwidth(0.001, 1e9)
+    for _ in range(500):
+        speed.observe(3_000_000, 0.03)
+    assert speed.estimate_s(3_000_000) == pytest.approx(0.03, rel=0.05)
+
+
+def test_noise_never_gives_a_negative_estimate():
+    speed = Bandwidth(0.001, 1e9)
+    for n in range(100):
+        speed.observe(n * 1000, 1.0 / (n + 1))
+        assert speed.estimate_s(0) >= 0
+        assert speed.estimate_s(10_000_000) > 0
+
+
+def test_a_guess_is_used_until_something_was_read():
+    assert Bandwidth(0.05, 100e6).estimate_s(100_000_000) == pytest.approx(1.05)
+
+
+def test_a_breaker_opens_after_failures_in_a_row_only():
+    breaker = Breaker()
+    for _ in range(5):
+        for _ in range(THRESHOLD - 1):
+            breaker.failed(0)
+        breaker.succeeded()
+    assert breaker.allows(0)
+
+
+def test_a_breaker_stays_open_longer_each_time_up_to_a_limit_and_closes_with_a_success():
+    breaker, now = Breaker(), 0
+    for _ in range(THRESHOLD - 1):
+        breaker.failed(now)
+    waits = []
+    for _ in range(9):
+        breaker.failed(now)
+        wait = next(s for s in (1, 2, 4, 8, 16, 32, 60, 61) if breaker.allows(now + int(s * 1e9)))
+        assert not breaker.allows(now + int(wait * 1e9) - 1)
+        waits.append(wait)
+        now += int(wait * 1e9)
+    assert waits == [FIRST_S, 2, 4, 8, 16, 32, LONGEST_S, LONGEST_S, LONGEST_S]
+    breaker.succeeded()
+    assert breaker.allows(now)
+
+
+def test_a_result_that_nobody_waits_for_any_more_is_handed_back():
+    lane, go, wasted = Lane("x"), threading.Event(), []
+    returned = threading.Event()
+    call = lane.call(lambda: go.wait(10), lambda result: (wasted.append(result), returned.set()))
+    with pytest.raises(TierError):
+        call.wait(soon(0.01))
+    go.set()
+    assert returned.wait(10)
+    assert wasted == [True]
+    lane.close()
+
+
+def test_a_dropped_result_is_handed_back_once():
+    lane, wasted = Lane("x"), []
+    call = lane.call(lambda: 7, wasted.append)
+    assert lane.call(lambda: 8).wait(soon()) == 8
+    while not call._finished:
+        time.sleep(0)
+    call.drop()
+    call.drop()
+    assert wasted == [7]
+    lane.close()
+
+
+def test_what_a_call_raises_reaches_its_waiter_as_a_tier_error():
+    lane = Lane("x")
+    with pytest.raises(TierError, match="broken"):
+        lane.call(lambda: (_ for _ in ()).throw(OSError("broken"))).wait(soon())
+    lane.close()
+    with pytest.raises(StoreClosed):
+        lane.call(lambda: 1)
+
+
+def test_a_lane_runs_calls_side_by_side():
+    lane = Lane("x")
+    together = threading.Barrier(THREADS)
+    calls = [lane.call(lambda: together.wait(10)) for _ in range(THREADS)]
+    assert sorted(call.wait(soon()) for call in calls) == list(range(THREADS))
+    lane.close()
+
+
+def test_a_thread_without_work_keeps_nothing_of_its_last_call():
+    class Result:
+        pass
+
+    lane = Lane("test")
+    result = weakref.ref(lane.call(Result).wait(time.monotonic_ns() + 10**10))
+    wait_until(lambda: result() is None)
+    lane.close()
+
+
+def test_a_missing_object_is_none_and_gives_its_buffer_back(shelf):
+    assert shelf.wait(shelf.start_read("no/such"), soon()) is None
+    assert len(shelf._buffers) == 1
+
+
+def test_a_tier_that_fails_again_and_again_is_put_aside(shelf, tier):
+    tier.inject("stat", Fault.FAIL, times=None)
+    for _ in range(THRESHOLD):
+        assert shelf.available
+        with pytest.raises(TierError):
+            shelf.stat("x", soon())
+    assert not shelf.available
+    assert shelf.stats(0, 0).errors == THRESHOLD
+
+
+def test_a_full_file_system_is_no_failing_tier(shelf, tier):
+    tier.inject("publish", Fault.NO_SPACE, times=None)
+    for _ in range(THRESHOLD + 1):
+        with pytest.raises(TierError):
+            shelf.publish_now("x", memoryview(b"x"))
+    assert shelf.available
+
+
+def test_a_tier_that_lets_its_callers_wait_in_vain_is_put_aside(shelf, tier):
+    tier.inject("stat", Fault.HANG, times=None)
+    for _ in range(THRESHOLD):
+        with pytest.raises(TierError):
+            shelf.stat("x", soon(0.2))  # of which more than 0.05 must be left when waiting begins, on a busy machine too
+    assert not shelf.available
+
+
+def test_a_deadline_that_was_too_short_says_nothing_about_the_tier(shelf, tier):
+    tier.inject("stat", Fault.HANG, times=THRESHOLD)
+    for _ in range(THRESHOLD):
+        with pytest.raises(TierError):
+            shelf.stat("x", soon(0.001))
+    assert shelf.available
+
+
+def test_waiting_for_pending_work_covers_what_was_open_and_not_what_comes_later():
+    pending = Pending()
+    pending.opened("a")
+    assert not pending.wait(0.01)
+    waiter = threading.Thread(target=lambda: pending.wait(20))
+    waiter.start()
+    pending.opened("a")
+    pending.settled("a")
+    assert len(pending) == 1
+    pending.opened("b")
+    pending.settled("a")
+    waiter.join(10)
+    assert len(pending) == 1
+    pending.settled("b")
+    assert pending.wait(0)

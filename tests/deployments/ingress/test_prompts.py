@@ -1,0 +1,135 @@
+"""The prompt source: loaded once, late, from threads; and on the demo model, the rule about BOS."""
+
+import asyncio
+import threading
+
+import pytest
+
+from deployments.ingress import prompts as prompts_module
+from deployments.ingress.prompts import PromptSource
+from erllama.errors import InvalidParameter, ModelLoadError, NotSupported
+from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
+
+
+class FakeVocab:
+    """Token n is byte n; 1 is BOS, written "<s>"."""
+
+    n_vocab = 256
+    bos_text, eos_text, adds_bos, pointer = "<s>", "</s>", True, 0
+    chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ extra }}"
+    loads = 0
+
+    @classmethod
+    def load(cls, path):
+        cls.loads += 1
+        return cls()
+
+    def tokenize(self, text, *, add_special, parse_special):
+        assert parse_special
+        text = text.replace("<s>", "\x01")
+        return [1] * add_special + list(text.encode())
+
+    def detokenize(self, ids):
+        return bytes(ids).decode()
+
+    def piece(self, token):
+        return bytes([token])
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def vocab(monkeypatch):
+    monkeypatch.setattr(prompts_module, "LlamaVocab", FakeVocab)
+    monkeypatch.setattr(FakeVocab, "loads", 0)
+    return FakeVocab
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_the_file_is_opened_once_however_many_threads_ask(vocab):
+    source = PromptSource("x.gguf")
+    assert repr(source) == "<PromptSource x.gguf not loaded>"
+    threads = [threading.Thread(target=source.tokenize, args=("a",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert vocab.loads == 1
+    assert repr(source) == "<PromptSource x.gguf loaded>"
+    source.close()
+    assert not source.loaded
+
+
+def test_a_prompt_gets_exactly_one_bos(vocab):
+    assert PromptSource("x").render_chat(HI, None, {}) == [1, *b"hi"]
+    assert PromptSource("x", template="{{ messages[0].content }}").render_chat(HI, None, {}) == [1, *b"hi"]
+    assert PromptSource("x").tokenize("hi") == [1, *b"hi"]
+    assert PromptSource("x").tokenize("hi", add_special=False) == [*b"hi"]
+
+
+def test_template_kwargs_reach_the_template_but_not_its_own_variables(vocab):
+    source = PromptSource("x")
+    assert source.render_chat(HI, None, {"extra": "!"}) == [1, *b"hi!"]
+    for name in ("messages", "tools", "self", "add_generation_prompt", "bos_token"):
+        with pytest.raises(InvalidParameter) as caught:
+            source.render_chat(HI, None, {name: "x"})
+        assert caught.value.param == "chat_template_kwargs"
+
+
+def test_ids_outside_of_the_vocabulary_are_named(vocab):
+    source = PromptSource("x")
+    source.check_tokens([0, 255])
+    source.check_tokens([])
+    with pytest.raises(InvalidParameter, match="token id 256") as caught:
+        source.check_tokens([1, 256], "input")
+    assert caught.value.param == "input"
+    with pytest.raises(InvalidParameter):
+        source.piece(-1)
+
+
+def test_a_context_of_zero_is_unknown():
+    assert PromptSource("x", n_ctx=0).n_ctx is None
+    assert PromptSource("x", n_ctx=512).n_ctx == 512
+
+
+def test_a_missing_file_says_so_each_time():
+    source = PromptSource("/nowhere/x.gguf")
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match=r"x\.gguf"):
+            source.tokenize("a")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("loaded", "n_chars", "off_loop"), [(True, 10, False), (True, 20_000, True), (False, 10, True)])
+async def test_loading_and_long_prompts_stay_off_the_event_loop(loaded, n_chars, off_loop):
+    seen = []
+
+    class Watching(FakePrompts):
+        def render_chat(self, *args):
+            seen.append(threading.current_thread() is not threading.main_thread())
+            return super().render_chat(*args)
+
+    prompts = Watching(n_ctx=None)
+    prompts.loaded = loaded
+    async with http_client(app_of(served(FakeModel(), prompts))) as client:
+        await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x" * n_chars}]})
+    assert seen == [off_loop]
+    await asyncio.sleep(0)
+
+
+@pytest.mark.model
+def test_the_demo_model_renders_checks_grammars_and_detokenizes():
+    source = PromptSource("demo", n_ctx=4096)
+    tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {})
+    assert source.detokenize(source.tokenize("Hello, wörld!", add_special=False)) == "Hello, wörld!"
+    assert b"".join(source.piece(token) for token in tokens).decode().count("Hello") == 1
+    source.check_grammar(source.schema_grammar({"type": "object", "properties": {"a": {"type": "integer"}}}), "response_format")
+    with pytest.raises(InvalidParameter) as caught:
+        source.check_grammar("root ::= (", "response_format")
+    assert caught.value.param == "response_format"
+    with pytest.raises(NotSupported):
+        PromptSource("demo", template="{% nonsense %}").render_chat(HI, None, {})
+    source.close()

@@ -1,0 +1,254 @@
+"""Chats over HTTP: what a client sends back reaches the engine as the ids that were sampled."""
+
+import asyncio
+import codecs
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+
+from cache_store.format.keys import root_key
+from demo_model.template import CHAT_TEMPLATE
+from deployments.ingress import prompts as prompts_module
+from deployments.ingress.prompts import PromptSource
+from erllama.chat.transcript import replay_block
+from erllama.chat.transcript_book import ReplayBook
+from erllama.errors import DecodeFailed
+from erllama.events import Done, Failed, FinishReason, Tokens
+from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats
+
+pytestmark = pytest.mark.anyio
+
+ROOT = root_key("test")
+HI = [{"role": "user", "content": "hello"}]
+MORE = {"role": "user", "content": "and now?"}
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+CALL = '<tool_call>\n{"name":"get_weather",  "arguments":{"city":"Ulm","days":2.0}}\n</tool_call>'
+
+
+class PairVocab:
+    """Ids 0-255 are bytes, 256 is "ll", 257 and 258 open and close a turn. The tokenizer prefers "ll"; the fake models sample bytes."""
+
+    n_vocab = 259
+    bos_text, eos_text, adds_bos, pointer = "", "", False, 0
+    chat_template = CHAT_TEMPLATE
+    names = (*(bytes([i]) for i in range(256)), b"ll", b"<|im_start|>", b"<|im_end|>")
+
+    @classmethod
+    def load(cls, path):
+        return cls()
+
+    def tokenize(self, text, *, add_special=True, parse_special=True):
+        data, ids, position = text.encode(), [], 0
+        while position < len(data):
+            token = next((i for i in (258, 257, 256) if data.startswith(self.names[i], position)), data[position])
+            ids.append(token)
+            position += len(self.names[token])
+        return ids
+
+    def piece(self, token):
+        return self.names[token] if token <= 256 else b""
+
+    def detokenize(self, ids, *, special=False):
+        return b"".join(self.names[i] if special else self.piece(i) for i in ids).decode(errors="replace")
+
+    def close(self):
+        pass
+
+
+def samples(text, *, beyond="", reason=FinishReason.STOP, error=None):
+    """Samples `text` byte by byte, three at a time, then `beyond`, whose text a stop string held back."""
+
+    async def script(request):
+        data, decoder = text.encode(), codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, len(data), 3):
+            ids = tuple(data[start : start + 3])
+            await asyncio.sleep(0)
+            yield [Tokens(ids, decoder.decode(bytes(ids)))]
+        yield [Tokens(tuple(beyond.encode()), ""), Failed(error) if error else Done(stats(request, len(data), reason), "key")]
+
+    return script
+
+
+class Chat:
+    """A served model with a book, and the conversation so far."""
+
+    def __init__(self, text, book=None, source=None, **script):
+        self.book = book or ReplayBook()
+        self.prompts = source or PromptSource("x", root=ROOT, book=self.book)
+        self.model = FakeModel(samples(text, **script))
+        self.app = app_of(replace(served(self.model, self.prompts), replays=self.prompts))
+        self.ids = tuple(text.encode())
+
+    @property
+    def first(self):
+        """The first prompt and its reply as it was sampled."""
+        return (*self.model.requests[0].prompt_tokens, *self.ids)
+
+    def replayed(self):
+        return self.model.requests[-1].prompt_tokens[: len(self.first)] == self.first
+
+    def canonical(self, messages, tools=None):
+        return tuple(PromptSource("x").render_chat(messages, tools, {}))
+
+
+@pytest.fixture
+def vocab(monkeypatch):
+    monkeypatch.setattr(prompts_module, "LlamaVocab", PairVocab)
+
+
+async def ask(client, messages, **params):
+    return (await client.chat.completions.create(model="demo", messages=messages, **params)).choices
+
+
+async def test_a_reply_comes_back_as_sampled(vocab):
+    chat = Chat("well, well")
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI)
+        await ask(client, [*HI, choice.message, MORE])
+    assert chat.replayed()
+    assert all(request.record_replay for request in chat.model.requests)
+
+
+async def test_a_streamed_reply_is_remembered_before_its_last_chunk_leaves(vocab):
+    chat = Chat("well, 😀 well")
+    known = []
+
+    async def watched(scope, receive, send):
+        async def sending(message):
+            if b'"finish_reason":"stop"' in message.get("body", b""):
+                known.append(repr(chat.book))
+            await send(message)
+
+        await chat.app(scope, receive, sending)
+
+    async with openai_client(watched) as client:
+        chunks = [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, stream=True)]
+        assert [book[:22] for book in known] == ["<ReplayBook 1 replies,"]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        await ask(client, [*HI, {"role": "assistant", "content": text}, MORE])
+    assert chat.replayed()
+
+
+async def test_a_call_replays_although_the_client_wrote_its_json_anew(vocab):
+    chat = Chat(f"Let me tell.\n{CALL}\n{CALL}")
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI, tools=TOOLS)
+        message = choice.message.model_dump(exclude_none=True)
+        for call in message["tool_calls"]:
+            call["function"]["arguments"] = json.dumps({"days": 2, "city": "Ulm"}, indent=1)
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "wet"} for call in message["tool_calls"]]
+        await ask(client, [*HI, message, *results], tools=TOOLS)
+    assert chat.replayed()
+
+
+async def test_a_streamed_call_replays(vocab):
+    chat = Chat(CALL)
+    async with openai_client(chat.app) as client:
+        chunks = [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)]
+        [call] = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        message = {"role": "assistant", "tool_calls": [call.model_dump()]}
+        await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call.id, "content": "wet"}], tools=TOOLS)
+    assert chat.replayed()
+
+
+async def test_each_of_several_choices_can_be_continued(vocab):
+    chat = Chat("well")
+    replies = iter(["all well", "call me"])
+
+    async def script(request):
+        async for item in samples(next(replies, "x"))(request):
+            yield item
+
+    chat.model.script = script
+    async with openai_client(chat.app) as client:
+        for choice in await ask(client, HI, n=2):
+            await ask(client, [*HI, choice.message, MORE])
+            chat.ids = tuple(choice.message.content.encode())
+            assert chat.replayed()
+
+
+@pytest.mark.parametrize("reason", list(FinishReason)[:2])
+async def test_what_a_stop_string_cut_off_does_not_come_back(vocab, reason):
+    chat = Chat("well", beyond="###", reason=reason)
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI, stop="###")
+        await ask(client, [*HI, choice.message, MORE])
+    assert chat.replayed()
+    assert chat.model.requests[-1].prompt_tokens[len(chat.first)] == 258
+
+
+async def test_an_edited_reply_is_tokenised_from_its_text(vocab):
+    chat = Chat("well, well")
+    async with openai_client(chat.app) as client:
+        await ask(client, HI)
+        edited = [*HI, {"role": "assistant", "content": "well, hell"}, MORE]
+        await ask(client, edited)
+    assert chat.model.requests[-1].prompt_tokens == chat.canonical(edited)
+
+
+async def test_a_reply_that_failed_is_not_remembered(vocab):
+    chat = Chat("well", error=DecodeFailed("lost"))
+    async with http_client(chat.app) as client:
+        assert (await client.post("/v1/chat/completions", json={"messages": HI})).status_code == 500
+    assert "0 replies" in repr(chat.book)
+
+
+async def test_completions_are_not_remembered(vocab):
+    chat = Chat("well")
+    prompt = chat.canonical(HI)
+    async with http_client(chat.app) as client:
+        assert (await client.post("/v1/completions", json={"prompt": list(prompt)})).status_code == 200
+    assert "0 replies" in repr(chat.book)
+    assert not chat.model.requests[0].record_replay
+
+
+async def test_without_a_book_history_is_tokenised_from_its_text(vocab):
+    chat = Chat("well", source=PromptSource("x"))
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI)
+        messages = [*HI, {"role": "assistant", "content": choice.message.content}, MORE]
+        await ask(client, messages)
+    assert chat.model.requests[-1].prompt_tokens == chat.canonical(messages)
+
+
+async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(vocab):
+    prompt = PromptSource("x").render_chat(HI, None, {})
+    block = replay_block(ROOT, prompt, b"well", "well", PairVocab().piece)
+    on_loop = []
+
+    def fetch(id, deadline_s):
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return block if id == block.id else None
+
+    chat = Chat("x", ReplayBook(fetch))
+    async with openai_client(chat.app) as client:
+        await ask(client, HI)
+        assert on_loop == []
+        await ask(client, [*HI, {"role": "assistant", "content": "well"}, MORE])
+    assert on_loop == [False]
+    assert chat.model.requests[-1].prompt_tokens[: len(prompt) + 4] == (*prompt, *b"well")
+
+
+@pytest.mark.model
+async def test_the_demo_model_gets_its_own_tokens_back():
+    source = PromptSource("demo", root=ROOT, book=ReplayBook())
+    source.load()
+    text = "The weather in Ulm is fine, well."
+    ids = [token for char in text for token in source.tokenize(char, add_special=False)]
+    assert ids != source.tokenize(text, add_special=False)
+
+    async def script(request):
+        for token in ids:
+            yield [Tokens((token,), source.detokenize([token]))]
+        yield [Done(stats(request, len(ids)), "key")]
+
+    chat = Chat(text, source=source)
+    chat.ids = tuple(ids)
+    chat.model.script = script
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI)
+        await ask(client, [*HI, choice.message, MORE])
+    assert chat.replayed()
+    source.close()

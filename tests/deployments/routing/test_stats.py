@@ -1,0 +1,176 @@
+"""What a replica publishes: chains of hashes, thinned to a bound, and what its engine really holds."""
+
+import asyncio
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.config import ModelSpec, RoutingSpec
+from deployments.model.replica import ModelReplica
+from deployments.routing.prompt import extend_chain, pack_hashes, prompt_of, session_hash, unpack_hashes
+from deployments.routing.stats import Published, RoutingStats, thinned
+from erllama.cache.live import LivePrefixes
+from erllama.errors import EngineStopped
+from erllama.model import Model
+from erllama.request import GenerationRequest
+from erllama.stats import EngineStats
+from tests.support.gated_stub import GatedStub
+
+CHUNK = 8
+ROUTING = RoutingSpec(chunk_tokens=CHUNK, max_published=64)
+STATS = EngineStats(n_parallel=2, n_free_seq_ids=0, n_queued=1, n_generating=2)
+
+tokens_strategy = st.lists(st.integers(0, 2**32 - 1), max_size=40)
+
+
+@given(tokens_strategy, tokens_strategy, st.integers(1, 9))
+def test_chains_are_equal_exactly_as_far_as_tokens_are(a, b, chunk):
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))) // chunk
+    ours, theirs = extend_chain((), a, chunk), extend_chain((), b, chunk)
+    assert len(ours) == len(a) // chunk
+    assert ours[:common] == theirs[:common]
+    assert set(ours[common:]).isdisjoint(theirs)
+
+
+@given(tokens_strategy, st.integers(0, 40), st.integers(1, 9))
+def test_a_chain_may_be_made_in_parts(tokens, at, chunk):
+    whole = extend_chain((), tokens, chunk)
+    assert extend_chain(whole[: at // chunk], np.asarray(tokens, np.uint32), chunk) == whole
+
+
+@given(st.lists(st.integers(0, 2**64 - 1)))
+def test_hashes_survive_the_way(hashes):
+    assert unpack_hashes(pack_hashes(hashes)) == frozenset(hashes)
+
+
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=50, unique=True), max_size=8), st.integers(1, 40))
+def test_thinned_chains_keep_the_bound_and_all_hashes_where_they_fit(chains, limit):
+    everything = {h for chain in chains for h in chain}
+    kept = thinned(chains, limit)
+    assert len(kept) == len(set(kept)) <= limit
+    assert set(kept) <= everything
+    assert len(everything) > limit or set(kept) == everything
+    assert len(kept) >= min(limit, sum(bool(chain) for chain in chains), len(everything)) // 2
+
+
+def test_every_second_hash_goes_before_any_chain_loses_its_end():
+    chains = [list(range(10, 20)), list(range(20, 27))]
+    assert thinned(chains, 10) == [11, 13, 15, 17, 19, 21, 23, 25, 26]
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "expected"),
+    [
+        ("generate", (GenerationRequest("q~r3", (1,) * 17, session_id="s", resumed=(2,) * 8),), (25, 3, "s", "q", 3)),
+        ("infer", ([1] * 17, {"session_id": "s"}, "id"), (17, 2, "s", "", 1)),
+        ("complete", ([1] * 17, {}, "id"), (17, 2, None, "", 1)),
+        ("complete", ("text", {"session_id": "s"}, "id"), (0, 0, "s", "", 1)),
+        ("continue_", ("s", [1], None, {}, "id"), (0, 0, "s", "", 1)),
+        ("tokenize", ("text",), None),
+        ("status", (), None),
+        ("generate", ("not a request",), None),
+    ],
+)
+def test_the_prompt_of_a_call(method, args, expected):
+    prompt = prompt_of(method, list(args), CHUNK)
+    if expected is None:
+        assert prompt is None
+        return
+    n_tokens, n_chunks, session, request, attempt = expected
+    assert prompt is not None
+    assert (prompt.n_tokens, len(prompt.chain), prompt.request, prompt.attempt) == (n_tokens, n_chunks, request, attempt)
+    assert prompt.session == (None if session is None else session_hash(session))
+
+
+def live(*idle: np.ndarray, **more: object) -> LivePrefixes:
+    return LivePrefixes(**{"running": (), "idle": tuple(enumerate(idle)), "n_empty": 1, "sessions": (), "whole": False, **more})
+
+
+def done(snapshot: LivePrefixes) -> Future[LivePrefixes]:
+    future: Future[LivePrefixes] = Future()
+    future.set_result(snapshot)
+    return future
+
+
+def test_published_stats_are_equal_while_nothing_changes_and_follow_what_does():
+    tokens = np.arange(40, dtype=np.uint32)
+    snapshots = [live(tokens), live(tokens.copy()), live(np.append(tokens[:24], np.full(16, 7, np.uint32))), live()]
+    stats = RoutingStats(lambda: done(snapshots.pop(0)), ROUTING)
+
+    async def collect() -> list[dict]:
+        return [await stats.collect(STATS) for _ in range(4)]
+
+    first, again, branched, empty = asyncio.run(collect())
+    assert first == again
+    assert unpack_hashes(first["prefixes"]) == set(extend_chain((), tokens, CHUNK))
+    assert unpack_hashes(branched["prefixes"]) == set(extend_chain((), [*range(24), *[7] * 16], CHUNK))
+    assert Published.parse(empty) == Published(load=3, n_parallel=2, n_empty=1)
+
+
+def test_a_model_whose_kv_cannot_be_cut_publishes_ends_alone():
+    stats = RoutingStats(lambda: done(live(np.arange(40, dtype=np.uint32), whole=True)), ROUTING)
+    published = Published.parse(asyncio.run(stats.collect(STATS)))
+    assert published.prefixes == published.tails == {extend_chain((), range(40), CHUNK)[-1]}
+
+
+def test_sessions_beyond_the_bound_are_left_out_and_the_replica_says_so():
+    stats = RoutingStats(lambda: done(live(sessions=tuple(f"s{i}" for i in range(65)))), ROUTING)
+    published = Published.parse(asyncio.run(stats.collect(STATS)))
+    assert len(published.sessions) == 64
+    assert session_hash("s0") in published.sessions
+    assert not published.all_sessions
+
+
+def test_an_engine_in_a_long_step_delays_nothing_and_its_answer_is_taken_when_it_comes():
+    waiting: Future[LivePrefixes] = Future()
+    stats = RoutingStats(lambda: waiting, ROUTING.model_copy(update={"stats_period_s": 0.01}))
+
+    async def run() -> tuple[dict, dict]:
+        early = await stats.collect(STATS)
+        waiting.set_result(live(np.arange(8, dtype=np.uint32)))
+        return early, await stats.collect(STATS)
+
+    early, late = asyncio.run(run())
+    assert early == {"load": 3, "n_parallel": 2}
+    assert len(late["prefixes"]) == 8
+
+
+def test_an_engine_that_has_stopped_publishes_that_it_holds_nothing():
+    def stopped() -> Future[LivePrefixes]:
+        raise EngineStopped("it died")
+
+    assert asyncio.run(RoutingStats(stopped, ROUTING).collect(STATS)) == {"load": 3, "n_parallel": 2}
+
+
+def test_a_replica_publishes_what_its_context_holds(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"not read by the stub")
+    spec = ModelSpec(id="stub", path=str(tmp_path / "model.gguf"), fingerprint="trusted", n_ctx=256, n_parallel=2)
+
+    async def run() -> tuple[Published, list[int]]:
+        backends: list[GatedStub] = []
+
+        def backend(config: object) -> GatedStub:
+            backends.append(GatedStub(config.n_ctx, config.n_parallel))  # type: ignore[attr-defined]
+            return backends[-1]
+
+        replica = ModelReplica(spec, n_cpus=1, routing=ROUTING, make_model=partial(Model, make_backend=backend))
+        try:
+            backends[0].release()
+            ids = [97 + i % 20 for i in range(50)]
+            reply = await replica.complete(ids, {"response_tokens": 20, "temperature": 0, "session_id": "s", "ignore_eos": True}, "1")
+            published = Published.parse(await replica.record_routing_stats())
+            return published, [*ids, *reply.tokens]  # type: ignore[union-attr]
+        finally:
+            await replica.shutdown()
+
+    published, tokens = asyncio.run(run())
+    chain = extend_chain((), tokens[:-1], CHUNK)  # the last token was sampled and is in no context
+    assert published.prefixes == set(chain)
+    assert published.tails == {chain[-1]}
+    assert published.sessions == {session_hash("s")}
+    assert (published.load, published.n_parallel, published.n_empty) == (0, 2, 1)
