@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 STAMP  := $(VENV)/.setup-done
+# Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
+LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
 
 .PHONY: serve test lint types setup clean
 serve: setup
@@ -23,12 +25,15 @@ types: setup
 setup: $(STAMP)
 
 # -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
+# pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
 $(STAMP): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory check-tools
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="
-	$(BIN)/python -m pip install -v -c constraints.txt "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
+	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)"; \
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
+	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
