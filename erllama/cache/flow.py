@@ -21,7 +21,7 @@ from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.read import KvReader, ReadJob, Restored
 from erllama.cache.save import KvSaver
 from erllama.errors import ErllamaError
-from erllama.sequence.machine import Event as Step
+from erllama.sequence.machine import Step
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
 from erllama.stats import CacheCounters

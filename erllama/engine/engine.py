@@ -29,8 +29,7 @@ from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaErro
 from erllama.events import CacheHitKind, Failed
 from erllama.request import GenerationRequest
 from erllama.sequence.adapter_set import AdapterSet
-from erllama.sequence.machine import Event as Step
-from erllama.sequence.machine import State, model_status
+from erllama.sequence.machine import State, Step, model_status
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
 from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from cache_store import BLOCK_TOKENS, tail_key
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
-from erllama.sequence.machine import Event as Step
+from erllama.sequence.machine import Step
 from erllama.sequence.sampling import Logits, log_softmax_at, top_candidates
 from erllama.sequence.sequence import Sequence
 

@@ -8,7 +8,7 @@ Rule 1: every state and every transition of a sequence lives in this file. Nothi
     GENERATING  every prompt token is computed; each step adds one token
     FINISHED    terminal; owns nothing
 
-`apply` looks an event up and returns the next state. An event that the table does not list raises `IllegalTransition` and, because the
+`apply` looks a step up and returns the next state. A step that the table does not list raises `IllegalTransition` and, because the
 caller assigns only what `apply` returned, changes nothing. What a model as a whole is doing is derived from its sequences (`model_status`).
 With one sequence the machine reads: idle -> prefilling -> generating -> idle.
 """
@@ -31,7 +31,7 @@ class State(StrEnum):
     FINISHED = "finished"
 
 
-class Event(StrEnum):
+class Step(StrEnum):
     ADMIT_COLD = "admit_cold"  # a sequence id is free and nothing is stored for the prompt
     ADMIT_WARM = "admit_warm"  # a sequence id is free and a stored prefix will be restored
     RESTORED = "restored"  # stored KV is back; prompt tokens are still missing
@@ -47,34 +47,34 @@ class Event(StrEnum):
     EVICT = "evict"
 
 
-ENDINGS = (Event.STOP, Event.LENGTH, Event.CANCEL, Event.ERROR, Event.EVICT)
+ENDINGS = (Step.STOP, Step.LENGTH, Step.CANCEL, Step.ERROR, Step.EVICT)
 
 _LIVE = {
-    State.QUEUED: {Event.ADMIT_COLD: State.PREFILLING, Event.ADMIT_WARM: State.RESTORING},
+    State.QUEUED: {Step.ADMIT_COLD: State.PREFILLING, Step.ADMIT_WARM: State.RESTORING},
     State.RESTORING: {
-        Event.RESTORED: State.PREFILLING,
-        Event.RESTORED_ALL: State.GENERATING,
-        Event.RESTORE_MISSED: State.PREFILLING,
+        Step.RESTORED: State.PREFILLING,
+        Step.RESTORED_ALL: State.GENERATING,
+        Step.RESTORE_MISSED: State.PREFILLING,
     },
-    State.PREFILLING: {Event.SLICE: State.PREFILLING, Event.PREFILLED: State.GENERATING},
-    State.GENERATING: {Event.TOKEN: State.GENERATING},
+    State.PREFILLING: {Step.SLICE: State.PREFILLING, Step.PREFILLED: State.GENERATING},
+    State.GENERATING: {Step.TOKEN: State.GENERATING},
 }
 
 # An ending is legal in every live state: a queued request can be cancelled, a prompt of length n_ctx ends before its first token.
 TRANSITIONS = MappingProxyType(
     {
-        **{state: MappingProxyType({**events, **dict.fromkeys(ENDINGS, State.FINISHED)}) for state, events in _LIVE.items()},
+        **{state: MappingProxyType({**steps, **dict.fromkeys(ENDINGS, State.FINISHED)}) for state, steps in _LIVE.items()},
         State.FINISHED: MappingProxyType({}),
     }
 )
 
 
-def apply(state: State, event: Event) -> State:
-    """The state after `event`. Raises `IllegalTransition` for an event that `TRANSITIONS` does not list."""
+def apply(state: State, step: Step) -> State:
+    """The state after `step`. Raises `IllegalTransition` for a step that `TRANSITIONS` does not list."""
     try:
-        return TRANSITIONS[state][event]
+        return TRANSITIONS[state][step]
     except KeyError:
-        raise IllegalTransition(f"{event.value!r} in state {state.value!r}") from None
+        raise IllegalTransition(f"{step.value!r} in state {state.value!r}") from None
 
 
 def model_status(states: Iterable[State]) -> ModelStatus:

@@ -20,7 +20,7 @@ from cache_store import ChainKey
 from erllama.events import CacheHitKind, FinishReason, RequestStats
 from erllama.request import GenerationRequest
 from erllama.sequence.adapter_set import AdapterSet
-from erllama.sequence.machine import Event, State, apply
+from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
 from erllama.sequence.text_stream import TextStream
 
@@ -57,7 +57,7 @@ class Sequence:
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     reply: list[str] = field(default_factory=list)
-    story: list[Event] = field(default_factory=list)
+    story: list[Step] = field(default_factory=list)
     given_ids: NDArray[np.uint32] = field(init=False)  # what is given as an array, for comparisons with others
 
     def __post_init__(self) -> None:
@@ -123,15 +123,15 @@ class Sequence:
     def live(self) -> bool:
         return self.state is not State.FINISHED
 
-    def apply(self, event: Event) -> None:
-        """Move to the next state. An illegal event raises with the sequence's story and changes nothing."""
+    def apply(self, step: Step) -> None:
+        """Move to the next state. An illegal step raises with the sequence's story and changes nothing."""
         try:
-            self.state = apply(self.state, event)
+            self.state = apply(self.state, step)
         except AssertionError as error:
             error.add_note(f"{self!r} after {' '.join(self.story)}")
             raise
-        if not self.story or self.story[-1] is not event:  # a thousand TOKENs say no more than one
-            self.story.append(event)
+        if not self.story or self.story[-1] is not step:  # a thousand TOKENs say no more than one
+            self.story.append(step)
 
     def check(self) -> None:
         """Assert the length algebra."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erllama.engine.admission import Admission
-from erllama.sequence.machine import Event, State
+from erllama.sequence.machine import State, Step
 from erllama.sequence.sequence import Sequence
 from tests.support.engine_kit import make_sequence
 
@@ -21,7 +21,7 @@ def filled(n_parallel: int, n: int) -> tuple[Admission, list[Sequence]]:
 def admit(admission: Admission) -> list[Sequence]:
     admitted = []
     for sequence in admission.admit():
-        sequence.apply(Event.ADMIT_COLD)
+        sequence.apply(Step.ADMIT_COLD)
         admitted.append(sequence)
     return admitted
 
@@ -105,7 +105,7 @@ def running_on(n_parallel: int, *seq_ids: int) -> tuple[Admission, list[Sequence
     admission, waiting = filled(n_parallel, len(seq_ids))
     wanted = iter(seq_ids)
     for sequence in admission.admit(lambda _: next(wanted)):
-        sequence.apply(Event.ADMIT_COLD)
+        sequence.apply(Step.ADMIT_COLD)
     return admission, waiting
 
 
@@ -132,7 +132,7 @@ def test_who_chooses_sees_what_is_free_at_that_moment():
         return max(admission.free)
 
     for sequence in admission.admit(choose):
-        sequence.apply(Event.ADMIT_COLD)
+        sequence.apply(Step.ADMIT_COLD)
     assert seen == [("0", {0, 1, 2}, 0), ("1", {0, 1}, 1), ("2", {0}, 2)]
 
 

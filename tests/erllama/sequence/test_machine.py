@@ -1,4 +1,4 @@
-"""Every cell of the state table, the note an illegal event carries, and the status that follows from sequences."""
+"""Every cell of the state table, the note an illegal step carries, and the status that follows from sequences."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ import pytest
 from cache_store import root_key
 from erllama.errors import IllegalTransition
 from erllama.request import GenerationRequest, SamplingParams
-from erllama.sequence.machine import ENDINGS, TRANSITIONS, Event, State, apply, model_status
+from erllama.sequence.machine import ENDINGS, TRANSITIONS, State, Step, apply, model_status
 from erllama.sequence.sampling import TokenSampler
 from erllama.sequence.sequence import Sequence
 from erllama.sequence.text_stream import TextStream
@@ -15,27 +15,27 @@ from erllama.stats import ModelStatus
 
 Q, R, P, G, F = State.QUEUED, State.RESTORING, State.PREFILLING, State.GENERATING, State.FINISHED
 
-# Written out a second time, on purpose: rows are events, columns the state before; None is illegal.
+# Written out a second time, on purpose: rows are steps, columns the state before; None is illegal.
 #                        QUEUED RESTORING PREFILLING GENERATING FINISHED
 TABLE = {
-    Event.ADMIT_COLD:     (P,   None,     None,      None,      None),
-    Event.ADMIT_WARM:     (R,   None,     None,      None,      None),
-    Event.RESTORED:       (None, P,       None,      None,      None),
-    Event.RESTORED_ALL:   (None, G,       None,      None,      None),
-    Event.RESTORE_MISSED: (None, P,       None,      None,      None),
-    Event.SLICE:          (None, None,    P,         None,      None),
-    Event.PREFILLED:      (None, None,    G,         None,      None),
-    Event.TOKEN:          (None, None,    None,      G,         None),
-    Event.STOP:           (F,    F,       F,         F,         None),
-    Event.LENGTH:         (F,    F,       F,         F,         None),
-    Event.CANCEL:         (F,    F,       F,         F,         None),
-    Event.ERROR:          (F,    F,       F,         F,         None),
-    Event.EVICT:          (F,    F,       F,         F,         None),
+    Step.ADMIT_COLD:     (P,   None,     None,      None,      None),
+    Step.ADMIT_WARM:     (R,   None,     None,      None,      None),
+    Step.RESTORED:       (None, P,       None,      None,      None),
+    Step.RESTORED_ALL:   (None, G,       None,      None,      None),
+    Step.RESTORE_MISSED: (None, P,       None,      None,      None),
+    Step.SLICE:          (None, None,    P,         None,      None),
+    Step.PREFILLED:      (None, None,    G,         None,      None),
+    Step.TOKEN:          (None, None,    None,      G,         None),
+    Step.STOP:           (F,    F,       F,         F,         None),
+    Step.LENGTH:         (F,    F,       F,         F,         None),
+    Step.CANCEL:         (F,    F,       F,         F,         None),
+    Step.ERROR:          (F,    F,       F,         F,         None),
+    Step.EVICT:          (F,    F,       F,         F,         None),
 }  # fmt: skip
 
-CELLS = [(state, event, TABLE[event][column]) for event in Event for column, state in enumerate(State)]
+CELLS = [(state, step, TABLE[step][column]) for step in Step for column, state in enumerate(State)]
 LEGAL = [cell for cell in CELLS if cell[2] is not None]
-ILLEGAL = [(state, event) for state, event, after in CELLS if after is None]
+ILLEGAL = [(state, step) for state, step, after in CELLS if after is None]
 
 
 def sequence(state: State) -> Sequence:
@@ -50,61 +50,61 @@ def sequence(state: State) -> Sequence:
         tokens=tokens,
         submitted_ns=0,
         state=state,
-        story=[Event.ADMIT_COLD],
+        story=[Step.ADMIT_COLD],
     )
 
 
-def test_the_table_has_a_cell_for_every_state_and_event():
-    assert set(TABLE) == set(Event)
+def test_the_table_has_a_cell_for_every_state_and_step():
+    assert set(TABLE) == set(Step)
     assert all(len(row) == len(State) for row in TABLE.values())
     assert set(TRANSITIONS) == set(State)
 
 
-@pytest.mark.parametrize(("state", "event", "after"), LEGAL)
-def test_a_legal_event_gives_exactly_the_expected_state(state: State, event: Event, after: State):
-    assert apply(state, event) is after
+@pytest.mark.parametrize(("state", "step", "after"), LEGAL)
+def test_a_legal_step_gives_exactly_the_expected_state(state: State, step: Step, after: State):
+    assert apply(state, step) is after
 
 
-@pytest.mark.parametrize(("state", "event"), ILLEGAL)
-def test_an_illegal_event_raises_and_names_both(state: State, event: Event):
-    with pytest.raises(IllegalTransition, match=f"'{event}' in state '{state}'"):
-        apply(state, event)
+@pytest.mark.parametrize(("state", "step"), ILLEGAL)
+def test_an_illegal_step_raises_and_names_both(state: State, step: Step):
+    with pytest.raises(IllegalTransition, match=f"'{step}' in state '{state}'"):
+        apply(state, step)
 
 
-@pytest.mark.parametrize(("state", "event", "after"), LEGAL)
-def test_a_sequence_follows_a_legal_event_and_adds_it_to_its_story(state: State, event: Event, after: State):
+@pytest.mark.parametrize(("state", "step", "after"), LEGAL)
+def test_a_sequence_follows_a_legal_step_and_adds_it_to_its_story(state: State, step: Step, after: State):
     seq = sequence(state)
-    seq.apply(event)
+    seq.apply(step)
     assert seq.state is after
-    assert seq.story[-1] is event
+    assert seq.story[-1] is step
 
 
-@pytest.mark.parametrize(("state", "event"), ILLEGAL)
-def test_an_illegal_event_changes_nothing_in_a_sequence_and_tells_its_story(state: State, event: Event):
+@pytest.mark.parametrize(("state", "step"), ILLEGAL)
+def test_an_illegal_step_changes_nothing_in_a_sequence_and_tells_its_story(state: State, step: Step):
     seq = sequence(state)
     before = repr(seq)
     with pytest.raises(IllegalTransition) as caught:
-        seq.apply(event)
+        seq.apply(step)
     assert repr(seq) == before
-    assert seq.story == [Event.ADMIT_COLD]
+    assert seq.story == [Step.ADMIT_COLD]
     assert caught.value.__notes__ == [f"{before} after admit_cold"]
 
 
 def test_a_story_says_a_repeated_event_once():
     seq = sequence(State.QUEUED)
     seq.story.clear()
-    for event in (Event.ADMIT_COLD, Event.SLICE, Event.SLICE, Event.PREFILLED, Event.TOKEN, Event.TOKEN, Event.STOP):
-        seq.apply(event)
-    assert seq.story == [Event.ADMIT_COLD, Event.SLICE, Event.PREFILLED, Event.TOKEN, Event.STOP]
+    for step in (Step.ADMIT_COLD, Step.SLICE, Step.SLICE, Step.PREFILLED, Step.TOKEN, Step.TOKEN, Step.STOP):
+        seq.apply(step)
+    assert seq.story == [Step.ADMIT_COLD, Step.SLICE, Step.PREFILLED, Step.TOKEN, Step.STOP]
 
 
 def test_the_table_cannot_be_changed():
     with pytest.raises(TypeError):
-        TRANSITIONS[State.FINISHED][Event.TOKEN] = State.GENERATING  # type: ignore[index]
+        TRANSITIONS[State.FINISHED][Step.TOKEN] = State.GENERATING  # type: ignore[index]
 
 
 def test_every_ending_finishes_every_live_state():
-    assert all(apply(state, event) is F for state in (Q, R, P, G) for event in ENDINGS)
+    assert all(apply(state, step) is F for state in (Q, R, P, G) for step in ENDINGS)
 
 
 @pytest.mark.parametrize("states", list(product([False, True], repeat=len(State))))
@@ -122,8 +122,8 @@ def test_the_status_of_a_model_follows_from_its_sequences(states: tuple[bool, ..
 
 def test_one_sequence_reads_idle_prefilling_generating_idle():
     state, statuses = State.QUEUED, [ModelStatus.IDLE]
-    for event in (Event.ADMIT_COLD, Event.SLICE, Event.PREFILLED, Event.TOKEN, Event.STOP):
-        state = apply(state, event)
+    for step in (Step.ADMIT_COLD, Step.SLICE, Step.PREFILLED, Step.TOKEN, Step.STOP):
+        state = apply(state, step)
         if model_status([state]) is not statuses[-1]:
             statuses.append(model_status([state]))
     assert statuses == [ModelStatus.IDLE, ModelStatus.PREFILLING, ModelStatus.GENERATING, ModelStatus.IDLE]
