@@ -23,7 +23,11 @@ class FinishReason(StrEnum):
 
 
 class CacheHitKind(StrEnum):
-    """How much of the prompt was restored: all of it, some of it, nothing."""
+    """How much of the prompt (and of what was resumed) was taken over instead of computed.
+
+    `exact`: all but the last token at most, which is computed for its logits where those are not stored; `partial`: less; `cold`: nothing.
+    Where it came from is another question (`RequestStats.cache_tier`), and so is whether the request named a `parent_key`.
+    """
 
     EXACT = "exact"
     PARTIAL = "partial"

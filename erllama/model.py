@@ -202,14 +202,6 @@ class Model:
         """
         return self._give_back(lambda engine: engine.unload())
 
-    def drop_idle(self) -> EvictResult:
-        """Save, then forget, the KV of ended sequences; the context stays, and with it all of its memory (`freed_bytes` is 0).
-
-        The context's KV buffer is allocated as a whole when it is made: this makes nothing free by itself, it only makes `evict` and
-        a death cheap, because everything idle is in the store.
-        """
-        return self._give_back(lambda engine: engine.drop_idle())
-
     def _give_back(self, order: Callable[[Engine], EvictResult]) -> EvictResult:
         give_up = time.monotonic() + self._policy.evict_save_timeout_s
         result = self._call(order)

@@ -65,15 +65,15 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EvictResult:
-    """What an evict, an unload or a `drop_idle` did.
+    """What an evict or an unload did.
 
-    `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run). `n_running` requests ran
-    or waited and keep the context. `weights_unloaded`: an unload did what its name says, so that nothing but the vocabulary is loaded.
+    `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run). `n_live` requests ran or
+    waited and keep the context. `weights_unloaded`: an unload did what its name says, so that nothing but the vocabulary is loaded.
     """
 
     n_tokens: int = 0
     freed_bytes: int = 0
-    n_running: int = 0
+    n_live: int = 0
     weights_unloaded: bool = False
 
 
@@ -107,12 +107,13 @@ class ModelMemory:
 class CacheCounters:
     """What the engine's KV cache did since the start.
 
-    `hits` counts requests by "kind:tier": kinds are exact, resume (the parent key's state) and prefix; tiers are live (another sequence of
-    this context), staged (the store has not written it yet) and the labels of the store's. `stall_ms` sums the time that saves and restores
-    took on the engine thread, `max_stall_ms` is the longest one.
+    `hits` counts requests by "kind:tier": kinds are those of `CacheHitKind`, exact and partial; tiers are live (another sequence of this
+    context), staged (the store has not written it yet) and the labels of the store's. `parent_hits` of them named a parent key, `misses`
+    were cold. `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is the longest one.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
+    parent_hits: int = 0
     misses: int = 0
     restores_skipped: int = 0
     failed_reads: int = 0

@@ -81,7 +81,7 @@ class ReplicaMemory:
         if memory.idle_s < order.idle_s:
             return Relieved(order.replica_id, 0, "used since")
         result = self._model.evict() if order.measure is Measure.CONTEXT else self._model.unload()
-        return Relieved(order.replica_id, result.freed_bytes // max(1, len(self._homes(memory))), "in use" if result.n_running else "")
+        return Relieved(order.replica_id, result.freed_bytes // max(1, len(self._homes(memory))), "in use" if result.n_live else "")
 
     def hear(self, news: Sequence[News]) -> None:
         """Take over what the stores of other replicas did; our own news are skipped by the store."""

@@ -4,8 +4,9 @@
     upcoming  a running prefill will soon hold more of it: wait for that instead of computing it twice
     store     a prefix was saved, by whomever: read on a reader thread, put back here
 
-Admission picks a sequence id (`choose_id`), `begin` takes over what is live and starts the reading, `ready` yields sequences that may
-go on, `ended` keeps the KV of a finished one in its id. Saves that are due are done by `save_due`, after the step's events have left.
+`choose` finds the sequence id that a newcomer runs on, `begin` takes over what is live and starts the reading, `ready` yields sequences
+that may go on, `ended` keeps the KV of a finished one in its id. Saves that are due are done by `save_due`, once per step, after its events
+have left; idle KV whose save is due is saved before its id is given to someone else.
 """
 
 from __future__ import annotations
@@ -61,13 +62,18 @@ class CacheFlow:
         self._reader = reader
         self._saver = saver
         self.live = LiveKv(align)
-        self._choices: dict[Sequence, Choice] = {}
+        self._jobs: dict[Sequence, ReadJob] = {}  # of live sequences, also after their results have come: they may have claimed blocks
         self._reading: set[Sequence] = set()
         self._waiting: dict[Sequence, _Wait] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
-        self._due_held: list[int] = []
-        self._ended: list[Sequence] = []  # since the last saves
+        self._ended: list[ReadJob] = []  # since the last saves
         self._prefill_rate = 0.0  # tokens per second, 0: not measured yet
+
+    def __repr__(self) -> str:
+        n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
+        n_claims = 0 if self._reader is None else self._reader.n_claims
+        waits = f"reading={len(self._reading)} waiting={len(self._waiting)}"
+        return f"<CacheFlow {self.live!r} {waits} saves_due={n_due} claims={n_claims}>"
 
     @property
     def _cuttable(self) -> bool:
@@ -75,21 +81,19 @@ class CacheFlow:
 
     # --- admission ----------------------------------------------------------------------------------------------------------
 
-    def choose_id(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> int:
-        """The id that `sequence` shall run on."""
-        choice = self.live.choose(
+    def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
+        """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
+        return self.live.choose(
             sequence.given_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
         )
-        self._choices[sequence] = choice
-        return choice.seq_id
 
-    def begin(self, sequence: Sequence, running: tuple[Sequence, ...]) -> Step:
+    def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
         """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was found."""
-        self._take_live(sequence, self._choices.pop(sequence))
+        self._take_live(sequence, choice)
         if self._reader is not None and self._worth_asking(sequence):
+            job = ReadJob(sequence, sequence.request, sequence.root, sequence.given_ids, sequence.n_kv, self._prefill_rate)
+            self._jobs[sequence] = job
             self._reading.add(sequence)
-            request = sequence.request
-            job = ReadJob(sequence, sequence.root, sequence.given_ids, sequence.n_kv, request.parent_key, self._prefill_rate)
             self._reader.start(job)
         elif not self._wait_for_upcoming(sequence, running, 0) and sequence.n_kv == 0:
             self._count_hit(sequence)
@@ -101,7 +105,7 @@ class CacheFlow:
 
     def _take_live(self, sequence: Sequence, choice: Choice) -> None:
         target, source, n = choice.seq_id, choice.source, choice.n_tokens
-        held = self.live.take(target)
+        held = self._take_held(target)
         if source == target and held is not None:
             done = n == held.n_tokens or self._backend.cut(target, n)
         else:
@@ -146,12 +150,12 @@ class CacheFlow:
         """
         for result in self._reader.take() if self._reader is not None else ():
             self._note(result)
-            if result.sequence not in self._reading:  # it ended while its prefix was read
+            if result.job.cancelled.is_set():
                 result.close()
-                self._ended.append(result.sequence)  # it may have claimed something since
+                self._ended.append(result.job)  # it may have claimed something since its sequence ended
                 continue
-            self._reading.discard(result.sequence)
-            if self._wait_for_upcoming(result.sequence, running, result.n_tokens):
+            self._reading.discard(result.job.sequence)
+            if self._wait_for_upcoming(result.job.sequence, running, result.n_tokens):
                 result.close()
                 continue
             yield self._arrived(result, running)
@@ -172,7 +176,7 @@ class CacheFlow:
 
     def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
         """What was read, unless a neighbour has computed more in the meantime."""
-        sequence = result.sequence
+        sequence = result.job.sequence
         if result.logits is None and self._copy_longest(sequence, running, longer_than=max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN):
             result.close()
         else:
@@ -229,10 +233,9 @@ class CacheFlow:
         if sequence.n_kv == 0:
             self.counts.misses += 1
             return
-        complete = sequence.n_kv >= sequence.n_given - 1
-        kind = "resume" if sequence.request.parent_key is not None else "exact" if complete else "prefix"
-        hit = f"{kind}:{sequence.hit_tier}"
+        hit = f"{sequence.cache_hit_kind}:{sequence.hit_tier}"
         self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
+        self.counts.parent_hits += sequence.request.parent_key is not None
 
     def _note(self, result: Restored) -> None:
         self.counts.restores_skipped += result.skipped
@@ -261,11 +264,13 @@ class CacheFlow:
 
     def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
         """`sequence` has ended and `seq_id` is free. Its KV stays there, unless it is not `intact`."""
-        self._choices.pop(sequence, None)
         self._reading.discard(sequence)
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
-        self._ended.append(sequence)
+        job = self._jobs.pop(sequence, None)
+        if job is not None:
+            job.cancelled.set()
+            self._ended.append(job)
         if not intact or sequence.n_kv == 0:
             self._backend.drop(seq_id)
             return
@@ -276,10 +281,9 @@ class CacheFlow:
             n_given=sequence.n_given,
             prompt_logits=sequence.prompt_logits,
             stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
+            save_due=self._saver is not None and sequence.n_kv >= self._policy.min_tokens,
         )
         self.live.keep(seq_id, held)
-        if self._saver is not None and sequence.n_kv >= self._policy.min_tokens:
-            self._due_held.append(seq_id)
 
     def record_replay(self, sequence: Sequence) -> None:
         """A chat reply is complete: store which ids it was sampled as, for when its text comes back as history."""
@@ -289,23 +293,22 @@ class CacheFlow:
     def save_due(self) -> None:
         """Do the saves that are due. KV is quiescent."""
         if self._saver is None:
-            self._ended.clear()
             return
         due, self._due = list(self._due), {}
         for sequence in due:
             if sequence.readable:
                 self._saver.progress(sequence)
-        held, self._due_held = self._due_held, []
-        for seq_id in held:
-            self._save_held(seq_id, SaveReason.FINISH)
+        for held in self.live.held.values():
+            if held.save_due:
+                self._save_held(held, SaveReason.FINISH)
         self._release_claims()
 
     def _release_claims(self) -> None:
         """Of sequences that have ended, once the store has what they computed: others look for it when a claim is gone."""
         ended, self._ended = self._ended, []
-        for sequence in ended:
+        for job in ended:
             if self._reader is not None:
-                self._reader.ended(sequence)
+                self._reader.ended(job)
 
     def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
         """Hand everything in the context that is worth it to the store. `waits`: for room in its queue, within the policy's bound."""
@@ -317,24 +320,30 @@ class CacheFlow:
         def left_s() -> float:
             return max(0.0, give_up - time.monotonic())
 
-        for seq_id in self.live.held:
-            self._save_held(seq_id, reason, left_s())
+        for held in self.live.held.values():
+            self._save_held(held, reason, left_s())
         for sequence in running:
             if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
                 self._saver.save(sequence.id, sequence.root, sequence.kv_ids, sequence.n_kv, reason, wait_s=left_s())
 
-    def _save_held(self, seq_id: int, reason: SaveReason, wait_s: float = 0.0) -> None:
-        held = self.live.held.get(seq_id)
-        if self._saver is None or held is None or held.n_tokens < self._policy.min_tokens:
+    def _save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
+        held.save_due = False
+        if self._saver is None or held.n_tokens < self._policy.min_tokens:
             return
         logits = held.prompt_logits if held.stores_logits else None
-        self._saver.save(seq_id, held.root, held.tokens, held.n_tokens, reason, logits=logits, wait_s=wait_s)
+        self._saver.save(held.seq_id, held.root, held.tokens, held.n_tokens, reason, logits=logits, wait_s=wait_s)
+
+    def _take_held(self, seq_id: int) -> Held | None:
+        """Forget what an idle id holds, which is about to change; a save of it that is due comes first."""
+        held = self.live.take(seq_id)
+        if held is not None and held.save_due:
+            self._save_held(held, SaveReason.FINISH)
+        return held
 
     # --- the rest -----------------------------------------------------------------------------------------------------------
 
     def swap(self, a: int, b: int) -> None:
-        """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any. No save may be due: it is known by its id."""
-        assert not [*self._due, *self._due_held], (self._due, self._due_held)
+        """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any."""
         self.live.swap(a, b)
         try:
             self._backend.swap(a, b)
@@ -345,18 +354,18 @@ class CacheFlow:
 
     def drop_idle(self) -> None:
         """Forget the KV of all ended sequences."""
-        self.save_due()
         for seq_id in list(self.live.held):
-            self.live.take(seq_id)
-            self._backend.drop(seq_id)
+            self._drop_held(seq_id)
+
+    def _drop_held(self, seq_id: int) -> None:
+        self._take_held(seq_id)
+        self._backend.drop(seq_id)
 
     def end_session(self, session_id: str, *, drop: bool) -> None:
         """Take a session's pin away; with `drop`, its idle KV as well."""
         if drop:
-            self.save_due()
             for seq_id in [i for i, held in self.live.held.items() if held.session_id == session_id]:
-                self.live.take(seq_id)
-                self._backend.drop(seq_id)
+                self._drop_held(seq_id)
         self.live.unpin(session_id)
 
     def check_integrity(self, free: frozenset[int], running: tuple[Sequence, ...]) -> None:
@@ -364,7 +373,7 @@ class CacheFlow:
         assert set(self.live.held) <= free, (self.live.held, free)
         waiting = self._reading | set(self._waiting)
         assert waiting == {s for s in running if s.restoring}, waiting
-        assert not self._choices
+        assert set(self._jobs) <= set(running), self._jobs
 
     def close(self) -> None:
         """Stop reading. Idempotent."""

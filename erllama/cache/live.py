@@ -26,7 +26,10 @@ _LONG = 1024  # held sequences from this length on are given up after shorter on
 
 @dataclass(slots=True)
 class Held:
-    """KV of `tokens` that nobody runs on. `prompt_logits` are those after the first `n_given` of them; `used` is a tick of the owner's."""
+    """KV of `tokens` in the id `seq_id` that nobody runs on. `prompt_logits` are those after the first `n_given` of them.
+
+    `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a tick, are kept by `LiveKv`.
+    """
 
     tokens: Ids
     root: ChainKey
@@ -34,6 +37,8 @@ class Held:
     n_given: int = 0
     prompt_logits: Logits | None = None
     stores_logits: bool = False
+    save_due: bool = False
+    seq_id: int = -1
     used: int = 0
 
     @property
@@ -81,6 +86,9 @@ class LiveKv:
         self._held: dict[int, Held] = {}
         self._tick = 0
 
+    def __repr__(self) -> str:
+        return f"<LiveKv {self.n_tokens} idle tokens in ids {sorted(self._held)}>"
+
     @property
     def held(self) -> Mapping[int, Held]:
         return self._held
@@ -94,7 +102,7 @@ class LiveKv:
         self._tick += 1
         if held.session_id is not None:
             self.unpin(held.session_id)
-        held.used = self._tick
+        held.seq_id, held.used = seq_id, self._tick
         self._held[seq_id] = held
 
     def take(self, seq_id: int) -> Held | None:
@@ -103,8 +111,9 @@ class LiveKv:
 
     def swap(self, a: int, b: int) -> None:
         """The KV of two ids was exchanged."""
-        held = {a: self._held.pop(b, None), b: self._held.pop(a, None)}
-        self._held.update({seq_id: one for seq_id, one in held.items() if one is not None})
+        for seq_id, held in ((a, self._held.pop(b, None)), (b, self._held.pop(a, None))):
+            if held is not None:
+                held.seq_id, self._held[seq_id] = seq_id, held
 
     def unpin(self, session_id: str) -> None:
         """The session's KV may be given up like any other. Idempotent."""

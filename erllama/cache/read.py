@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from erllama.backend.base import Backend
 from erllama.cache.live import Ids
 from erllama.cache.policy import CachePolicy, worth_restoring
 from erllama.kv.layout import KvImage
+from erllama.request import GenerationRequest
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
 
@@ -36,21 +37,26 @@ _RELEASE_AFTER_S = 1.0  # at most so long are claims kept for blocks that are no
 _CLAIM_MARGIN = 2.0  # a claim lasts this many times as long as the prefill should: neighbours slow it down
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ReadJob:
-    """What to look for: a prefix of `tokens` longer than the `n_live` at hand. `prefill_rate` is in tokens per second, 0 unknown."""
+    """What to look for: a prefix of `tokens` longer than the `n_live` at hand. `prefill_rate` is in tokens per second, 0 unknown.
+
+    Reader threads read everything but `sequence`, which belongs to the engine thread and is only carried along. The engine thread sets
+    `cancelled` when the sequence ends.
+    """
 
     sequence: Sequence
+    request: GenerationRequest
     root: ChainKey
     tokens: Ids
     n_live: int
-    parent_key: str | None
     prefill_rate: float
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def computes(self) -> bool:
         """Whether what is not found will be computed."""
-        return not self.sequence.request.restore_only
+        return not self.request.restore_only
 
     def n_have(self, plan: Plan) -> int:
         """Tokens that need not be computed, if `plan` is carried out."""
@@ -63,12 +69,12 @@ class ReadJob:
 
 @dataclass(slots=True)
 class Restored:
-    """What was found for `sequence`: an image of its first `n_tokens`, and the logits after them if they were stored. 0 tokens: a miss.
+    """What was found for `job`: an image of its first `n_tokens`, and the logits after them if they were stored. 0 tokens: a miss.
 
     `skipped`: something was there, and computing is faster than reading it. `problem` tells what went wrong.
     """
 
-    sequence: Sequence
+    job: ReadJob
     n_tokens: int = 0
     image: KvImage | None = None
     logits: Logits | None = None
@@ -105,22 +111,27 @@ class KvReader:
         self._done: deque[Restored] = deque()
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._claims: dict[Sequence, list[ChainKey]] = {}
+        self._claims: dict[ReadJob, list[ChainKey]] = {}
+
+    @property
+    def n_claims(self) -> int:
+        """How many jobs have claimed blocks that are not released yet."""
+        return len(self._claims)
 
     # --- engine thread ------------------------------------------------------------------------------------------------------
 
     def start(self, job: ReadJob) -> None:
-        """Begin; a result for `job.sequence` will follow."""
+        """Begin; a result for `job` will follow."""
         try:
             self._executor.submit(self._run, job)
         except RuntimeError as error:  # the interpreter is on its way out: compute
-            self._done.append(Restored(job.sequence, problem=repr(error)))
+            self._done.append(Restored(job, problem=repr(error)))
             self._wake()
 
-    def ended(self, sequence: Sequence) -> None:
-        """`sequence` computes no more: whoever waits for its blocks need not."""
+    def ended(self, job: ReadJob) -> None:
+        """The sequence of `job` computes no more: whoever waits for its blocks need not."""
         with self._lock:
-            keys = self._claims.pop(sequence, None)
+            keys = self._claims.pop(job, None)
         if keys and not self._closing.is_set():
             with suppress(RuntimeError):  # the interpreter is on its way out: claims expire by themselves
                 self._executor.submit(self._release, keys)
@@ -146,8 +157,8 @@ class KvReader:
         try:
             result = self._read(job, job.tokens)
         except Exception as error:  # failing open: the prompt is computed
-            log.exception("restore failed: request_id=%s", job.sequence.request.request_id)
-            result = Restored(job.sequence, problem=repr(error))
+            log.exception("restore failed: request_id=%s", job.request.request_id)
+            result = Restored(job, problem=repr(error))
         self._done.append(result)
         self._wake()
 
@@ -156,12 +167,10 @@ class KvReader:
         plan = self._lookup(job, tokens, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, tokens, share_until)  # someone was faster by a moment: wait for what they compute
-        if not job.sequence.live:
-            return Restored(job.sequence)
-        if not self._gains(job, plan, len(tokens)):
-            return Restored(job.sequence)
+        if job.cancelled.is_set() or not self._gains(job, plan, len(tokens)):
+            return Restored(job)
         if not self._is_faster(job, plan):
-            return Restored(job.sequence, skipped=True)
+            return Restored(job, skipped=True)
         image = self._backend.new_image(plan.n_tokens)
         try:
             fetched = self._store.read(plan, _into(image), self._policy.read_timeout_s)
@@ -194,7 +203,7 @@ class KvReader:
         if not self._store.claim(keys, _CLAIM_MARGIN * seconds):
             return False
         with self._lock:
-            self._claims[job.sequence] = keys
+            self._claims[job] = keys
         return True
 
     def _release(self, keys: list[ChainKey]) -> None:
@@ -218,15 +227,15 @@ class KvReader:
         lacks_logits = n == len(job.tokens) and logits is None and job.computes
         if kind.has_checkpoint:
             if fetched.checkpoint is None or lacks_logits:
-                return Restored(job.sequence)
+                return Restored(job)
             image.put_checkpoint(fetched.checkpoint)
         elif lacks_logits:
             n -= 1  # one token is computed again, for its logits
         if logits is None and kind.cuttable:
             n -= n % self._align
         if n <= job.n_live:
-            return Restored(job.sequence)
-        return Restored(job.sequence, n, image, logits, fetched.tier or STAGED)
+            return Restored(job)
+        return Restored(job, n, image, logits, fetched.tier or STAGED)
 
     def _lookup(self, job: ReadJob, tokens: Ids, share_until: float) -> Plan:
         """The plan; with a parent key, waits for that save while it is in flight in another process. A cancelled job waits for nothing."""
@@ -237,7 +246,7 @@ class KvReader:
         while True:
             wait_s = 0.0 if need_end else min(_SHARE_SLICE_S, max(0.0, share_until - time.monotonic()))
             plan = self._store.lookup(job.root, tokens, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
-            if not job.sequence.live:
+            if job.cancelled.is_set():
                 return plan
             if wait_s and not self._closing.is_set() and self._is_claimed(job, plan, len(tokens)):
                 waited = True
@@ -245,9 +254,9 @@ class KvReader:
             if waited and not self._closing.wait(_SETTLE_S):  # a claimed block has just appeared: the tail saved with it is a moment behind
                 waited = False
                 continue
-            if job.parent_key is None or time.monotonic() >= give_up:
+            if job.request.parent_key is None or time.monotonic() >= give_up:
                 return plan
-            n_parent = n_parent or length_of_key(job.root, tokens, BLOCK_TOKENS, job.parent_key)
+            n_parent = n_parent or length_of_key(job.root, tokens, BLOCK_TOKENS, job.request.parent_key)
             # the last token of a state was sampled: as a rule it is not computed, and its KV not saved
             if n_parent < policy.min_tokens or job.n_have(plan) >= n_parent - 1 or self._closing.wait(_PARENT_POLL_S):
                 return plan

@@ -2,15 +2,14 @@
 
 Invariant: ids in `free` and ids of running sequences together are exactly 0 .. n_parallel - 1.
 
-Which free id a sequence gets is the caller's choice: ids hold KV beyond a sequence's end (`live_kv`). Holes between running ids are filled
-(`fill_hole`): with one KV stream per sequence llama.cpp computes together only sequences whose ids follow each other, so ids {0, 2, 5} cost
-three passes over the weights where {1, 2, 3} cost one.
+Which free id a sequence gets is the caller's choice: ids hold KV beyond a sequence's end (`cache.live`). Gaps between running ids are
+closed (`close_gap`): with one KV stream per sequence llama.cpp computes together only sequences whose ids follow each other, so ids
+{0, 2, 5} cost three passes over the weights where {1, 2, 3} cost one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
 
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
@@ -46,18 +45,18 @@ class Admission:
         assert sequence.state is State.QUEUED, repr(sequence)
         self._waiting.append(sequence)
 
-    def admit(self, choose: Callable[[Sequence], int] | None = None) -> Iterator[Sequence]:
-        """Give free ids to waiting sequences, oldest first, until either runs out. The caller moves their state.
+    @property
+    def next(self) -> Sequence | None:
+        """The sequence that has waited longest, if an id is free for it."""
+        return self._waiting[0] if self._free and self._waiting else None
 
-        `choose` picks one of `free` for a sequence; the default is the lowest.
-        """
-        while self._free and self._waiting:
-            sequence = self._waiting.popleft()
-            seq_id = min(self._free) if choose is None else choose(sequence)
-            self._free.remove(seq_id)
-            sequence.seq_id = seq_id
-            self._running.append(sequence)
-            yield sequence
+    def start(self, sequence: Sequence, seq_id: int) -> None:
+        """Give `next` one of the `free` ids. The caller moves its state."""
+        assert sequence is self.next, repr(sequence)
+        self._free.remove(seq_id)
+        self._waiting.popleft()
+        sequence.seq_id = seq_id
+        self._running.append(sequence)
 
     def release(self, sequence: Sequence) -> int | None:
         """Forget `sequence`; returns the id it held (its KV is the caller's to drop), None if it held none. Idempotent."""
@@ -70,8 +69,8 @@ class Admission:
         self._free.add(seq_id)
         return seq_id
 
-    def fill_hole(self) -> tuple[Sequence, int] | None:
-        """Give the running sequence with the highest id a free one between the others; returns it and its old id, None without a hole.
+    def close_gap(self) -> tuple[Sequence, int] | None:
+        """Give the running sequence with the highest id a free one between the others; returns it and its old id, None without a gap.
 
         The caller exchanges the KV of the two ids.
         """

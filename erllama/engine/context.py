@@ -1,6 +1,7 @@
-"""What one engine holds in memory, context and weights: given back when told to, made again when needed, and anew after an abort.
+"""The life of one engine's context and weights: made when needed, saved before they go, given back when told to, made anew after an abort.
 
-Engine thread only. Saving before anything is given up is `CacheFlow`'s; which requests end is the engine's.
+Engine thread only. `ContextOwner` alone makes and releases the context: nothing is given up that was not handed to the store before. Which
+requests end is the engine's business.
 """
 
 from __future__ import annotations
@@ -23,61 +24,40 @@ log = logging.getLogger(__name__)
 _MAX_ABORTS = 3  # in a row: a device, not a decode, is what hangs
 
 
-class ContextKeeper:
+class ContextOwner:
     """`watchdog` bounds each decode; somebody must run its `watch`, or decodes last as long as they last."""
 
     def __init__(self, backend: Backend, flow: CacheFlow, decode_budget_s: float) -> None:
         self._backend = backend
         self._flow = flow
         self.watchdog = Watchdog(decode_budget_s, backend.abort)
-        self._n_aborts = 0  # since the last decode that came to its end
+        self.n_aborts = 0  # since the last decode that came to its end
 
     def decode(self, plan: BatchPlan) -> list[Logits | None]:
         """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild` before the next one."""
         with self.watchdog.armed():
             rows = self._backend.decode(plan)
-        self._n_aborts = 0
+        self.n_aborts = 0
         return rows
 
     def ensure(self) -> bool:
         """Make context and weights again; True when there was no context. Raises `ModelLoadError`."""
         return self._backend.ensure_context()
 
-    def rebuild(self) -> None:
-        """A new context in place of one whose decode was aborted. Raises `EngineStopped` when that helps no more."""
-        self._n_aborts += 1
-        if self._n_aborts >= _MAX_ABORTS:
-            raise EngineStopped(f"{self._n_aborts} decodes in a row took longer than {self.watchdog.budget_s:g} s")
-        try:
-            self._backend.release_context()
-            with self.watchdog.armed():
-                self._backend.ensure_context()
-        except ErllamaError as error:
-            raise EngineStopped(f"no new context could be made after an aborted decode: {error.message}") from error
-
-    # --- giving memory back ---------------------------------------------------------------------------------------------------
-
-    def save(self, running: tuple[Sequence, ...], *, waits: bool) -> None:
-        """Hand what the context holds, of `running` and of ended sequences, to the store before it goes."""
+    def save(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
+        """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`: for room in its queue."""
         if self._backend.has_context:
-            self._flow.save_all(running, SaveReason.EVICT, waits=waits)
-
-    def drop_idle(self, n_live: int) -> EvictResult:
-        """Save and forget the KV of ended sequences. `n_live` requests run or wait: then their streams wait for no store."""
-        n_tokens = self._flow.live.n_tokens
-        self.save((), waits=not n_live)
-        self._flow.drop_idle()
-        return EvictResult(n_tokens=n_tokens, n_running=n_live)
+            self._flow.save_all(running, reason, waits=waits)
 
     def evict(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
-        """Save everything and release the context; while requests run or wait, save everything and drop what is idle."""
+        """Save everything and release the context; while any of `n_live` requests runs or waits, drop only what is idle."""
         if not self._backend.has_context:
-            return EvictResult(freed_bytes=self._backend.release_context(), n_running=n_live)  # an embedder has a context of its own
+            return EvictResult(freed_bytes=self._backend.release_context(), n_live=n_live)  # an embedder has a context of its own
         idle_tokens = self._flow.live.n_tokens
-        self.save(running, waits=not n_live)
+        self.save(running, SaveReason.EVICT, waits=not n_live)
         self._flow.drop_idle()
         freed = 0 if n_live else self._backend.release_context()
-        return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_running=n_live)
+        return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_live=n_live)
 
     def unload(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
         """`evict`, and with no request in sight free the weights, too."""
@@ -90,3 +70,19 @@ class ContextKeeper:
             log.warning("the weights stay loaded, they could not be loaded again: %s", error)
             return result
         return replace(result, freed_bytes=result.freed_bytes + freed, weights_unloaded=True)
+
+    def rebuild(self) -> None:
+        """A new context in place of one whose decode was aborted; nobody runs on it any more, and what was intact is saved.
+
+        Raises `EngineStopped` when a new one cannot be made, or has been made too often.
+        """
+        self._flow.drop_idle()
+        self.n_aborts += 1
+        if self.n_aborts >= _MAX_ABORTS:
+            raise EngineStopped(f"{self.n_aborts} decodes in a row took longer than {self.watchdog.budget_s:g} s")
+        try:
+            self._backend.release_context()
+            with self.watchdog.armed():
+                self._backend.ensure_context()
+        except ErllamaError as error:
+            raise EngineStopped(f"no new context could be made after an aborted decode: {error.message}") from error

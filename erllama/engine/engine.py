@@ -21,7 +21,7 @@ from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.config import EngineConfig
 from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
-from erllama.engine.context import ContextKeeper
+from erllama.engine.context import ContextOwner
 from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
 from erllama.engine.sessions import Sessions
 from erllama.engine.submission import check_request, new_sequence
@@ -58,7 +58,7 @@ class Engine:
         self._clock = clock
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
-        self._keeper = ContextKeeper(backend, self._flow, config.decode_budget_s)
+        self._context = ContextOwner(backend, self._flow, config.decode_budget_s)
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
@@ -69,15 +69,19 @@ class Engine:
         self._counts = Counters()
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
 
+    def __repr__(self) -> str:
+        sequences = " ".join(map(repr, self._sequences.values()))
+        free = sorted(self._admission.free)
+        return f"<Engine {self.stats.status} [{sequences}] free={free} aborts={self._context.n_aborts} {self._flow!r}>"
+
     # --- the spine -----------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Admit, restore, decode once, advance every sequence of the batch, retire, save. False when there is nothing left to do."""
-        self._flow.save_due()
         self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
         self._admit_waiting()
         self._go_on_restored()
-        self._fill_hole()
+        self._close_gap()
         plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
@@ -113,15 +117,11 @@ class Engine:
 
         Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
         """
-        return self._gave_back(self._keeper.evict(self._admission.running, len(self._sequences)))
+        return self._gave_back(self._context.evict(self._admission.running, len(self._sequences)))
 
     def unload(self) -> EvictResult:
         """`evict`, then free the weights as well, unless requests wait or run. What needs them next loads them again."""
-        return self._gave_back(self._keeper.unload(self._admission.running, len(self._sequences)))
-
-    def drop_idle(self) -> EvictResult:
-        """Save, then forget, the KV of ended sequences; the context stays."""
-        return self._gave_back(self._keeper.drop_idle(len(self._sequences)))
+        return self._gave_back(self._context.unload(self._admission.running, len(self._sequences)))
 
     def _gave_back(self, result: EvictResult) -> EvictResult:
         self.stats = self._snapshot()
@@ -129,16 +129,15 @@ class Engine:
 
     def cut_short(self) -> None:
         """Abort the decode that is going on, if it has a budget. The one call that another thread may make beside the engine's."""
-        self._keeper.watchdog.cut_short()
+        self._context.watchdog.cut_short()
 
     def watch(self) -> None:
         """Abort decodes that exceed their budget, until `close`: for a thread of its own."""
-        self._keeper.watchdog.watch()
+        self._context.watchdog.watch()
 
     def save_all(self, reason: SaveReason) -> None:
         """Hand the KV of every sequence, running or ended, to the store."""
-        if self._backend.has_context:
-            self._flow.save_all(self._admission.running, reason, waits=True)
+        self._context.save(self._admission.running, reason, waits=True)
 
     def end_session(self, session_id: str, *, drop: bool = False) -> None:
         """Forget a session's transcript and its claim on the context; with `drop` its KV there, too. Idempotent."""
@@ -147,7 +146,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
-        self._keeper.watchdog.close()
+        self._context.watchdog.close()
         self._flow.close()
 
     def fail_all(self, error: ErllamaError) -> None:
@@ -169,6 +168,12 @@ class Engine:
     def n_empty_ids(self) -> int:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
+
+    @property
+    def held_ids(self) -> dict[int, Ids]:
+        """The token ids whose KV each sequence id holds, of sequences that run and of those that have ended. Engine thread only."""
+        held = {seq_id: held.tokens for seq_id, held in self._flow.live.held.items()}
+        return held | {sequence.id: sequence.kv_ids for sequence in self._admission.running}
 
     def is_live(self, tokens: Ids) -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
@@ -205,7 +210,7 @@ class Engine:
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
-        """Nobody's KV is given up for what is only restored, and no id that someone waits for."""
+        """End restore-only requests that find no empty id: such a request evicts no idle KV and takes no id that another one waits for."""
         restores = [s for s in self._admission.waiting if s.request.restore_only]
         n_left = self.n_empty_ids - (len(self._admission.waiting) - len(restores))
         for sequence in restores[max(0, n_left) :]:
@@ -215,20 +220,21 @@ class Engine:
         self._give_up_restores()
         if not self._admission.waiting or not self._ensure_context():
             return
-        for sequence in self._admission.admit(lambda s: self._flow.choose_id(s, self._admission.free, self._admission.running)):
+        while (sequence := self._admission.next) is not None:
+            choice = self._flow.choose(sequence, self._admission.free, self._admission.running)
+            self._admission.start(sequence, choice.seq_id)
             sequence.admitted_ns = self._clock()
-            sequence.apply(self._flow.begin(sequence, self._admission.running))
+            sequence.apply(self._flow.begin(sequence, choice, self._admission.running))
             self._counts.requests_admitted += 1
-            if sequence.request.restore_only:
-                if not sequence.restoring:
-                    self._finish(sequence, Step.LENGTH)
-                continue
-            self._counts.prompt_tokens += sequence.n_given
-            self._last_cache_hit = sequence.cache_hit_kind
+            if not sequence.request.restore_only:
+                self._counts.prompt_tokens += sequence.n_given
+                self._last_cache_hit = sequence.cache_hit_kind
+            elif not sequence.restoring:
+                self._finish(sequence, Step.LENGTH)
 
     def _ensure_context(self) -> bool:
         try:
-            self._keeper.ensure()
+            self._context.ensure()
         except ErllamaError as error:  # memory that was given back is not to be had again, or the file has gone
             for sequence in self._admission.waiting:
                 self._finish(sequence, Step.ERROR, error)
@@ -246,10 +252,9 @@ class Engine:
             if logits is not None:
                 self._try_generate(sequence, logits)
 
-    def _fill_hole(self) -> None:
+    def _close_gap(self) -> None:
         """At most one exchange per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
-        self._flow.save_due()  # what is due is known by its id, which is about to change
-        moved = self._admission.fill_hole()
+        moved = self._admission.close_gap()
         if moved is None:
             return
         sequence, old = moved
@@ -261,7 +266,7 @@ class Engine:
     def _decode(self, plan: BatchPlan) -> list[Logits | None]:
         started = self._clock()
         try:
-            rows = self._keeper.decode(plan)
+            rows = self._context.decode(plan)
         except DecodeAborted:
             self._recover(plan)
             rows = [None] * len(plan.rows)
@@ -282,18 +287,17 @@ class Engine:
         """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run in a new context."""
         self._counts.decode_aborts += 1
         error = DecodeAborted(
-            f"a decode took longer than {self._keeper.watchdog.budget_s:g} s and was aborted; the request may be sent again"
+            f"a decode took longer than {self._context.watchdog.budget_s:g} s and was aborted; the request may be sent again"
         )
         log.warning("decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting))
         for row in plan.rows:
             self._finish(row.sequence, Step.ERROR, error)
-        self._keeper.save(self._admission.running, waits=False)
+        self._context.save(self._admission.running, SaveReason.EVICT, waits=False)
         lost = ContextLost("the context went with a neighbour's aborted decode; the request may be sent again")
         for sequence in self._admission.running:
             self._finish(sequence, Step.ERROR, lost)
-        self._flow.drop_idle()
         self._publish()  # they go on elsewhere, however long the rest takes
-        self._keeper.rebuild()
+        self._context.rebuild()
 
     def _advance(self, row: PlanRow, logits: Logits | None) -> None:
         """The row's tokens are in the context now: on to the next slice, or to the next token."""

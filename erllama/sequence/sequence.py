@@ -114,10 +114,10 @@ class Sequence:
 
     @property
     def cache_hit_kind(self) -> CacheHitKind:
-        """How much of what is given was restored."""
+        """How much of what is given was taken over instead of computed; its last token may be computed for its logits."""
         if self.n_cached == 0:
             return CacheHitKind.COLD
-        return CacheHitKind.EXACT if self.n_cached >= self.n_given else CacheHitKind.PARTIAL
+        return CacheHitKind.EXACT if self.n_cached >= self.n_given - 1 else CacheHitKind.PARTIAL
 
     @property
     def live(self) -> bool:

@@ -218,7 +218,7 @@ def test_after_an_evict_the_next_request_is_restored(place: Place):
     with place.open() as model:
         model.complete(TEXT, response_tokens=5)
         result = model.evict()
-        assert (result.n_tokens, result.n_running) == (1004, 0)
+        assert (result.n_tokens, result.n_live) == (1004, 0)
         assert result.freed_bytes > 0
         assert not model.stats().has_context
         assert model.store_stats().pending == 0
@@ -266,7 +266,7 @@ def test_a_prefill_is_stored_and_its_key_names_it(place: Place):
     with place.open() as model:
         resumed = model.complete([*TEXT, *TEXT[:50]], parent_key=done.finish_key, response_tokens=1)
         assert resumed.stats.cached_tokens == 1000
-        assert model.stats().cache.hits == {"resume:disk": 1}
+        assert (model.stats().cache.hits, model.stats().cache.parent_hits) == ({"partial:disk": 1}, 1)
 
 
 def test_the_tiers_of_the_store_are_told(place: Place):

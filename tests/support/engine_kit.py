@@ -139,13 +139,8 @@ class Rig:
 
     def believed(self) -> list[list[int]]:
         """The KV of every id as the engine has it in its books: of those that run, and of those that have ended."""
-        engine = self.engine
-        kv: list[list[int]] = [[] for _ in self.backend.kv]
-        for seq_id, held in engine._flow.live.held.items():
-            kv[seq_id] = held.tokens.tolist()
-        for sequence in engine._admission.running:
-            kv[sequence.id] = sequence.tokens[: sequence.n_kv]
-        return kv
+        held = self.engine.held_ids
+        return [held[seq_id].tolist() if seq_id in held else [] for seq_id in range(len(self.backend.kv))]
 
     def computed(self, since: int = 0) -> int:
         """Tokens that were decoded since the plan of that number."""

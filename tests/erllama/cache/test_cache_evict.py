@@ -17,7 +17,7 @@ def test_an_evict_tells_what_it_freed_and_the_next_request_makes_a_new_context(s
     rig = rig_of(store)
     ask(rig, "it", prompt(600))
     result = rig.engine.evict()
-    assert (result.n_tokens, result.n_running) == (603, 0)
+    assert (result.n_tokens, result.n_live) == (603, 0)
     assert result.freed_bytes > 0
     assert (rig.engine.stats.has_context, rig.engine.stats.idle_kv_tokens) == (False, 0)
     ask(rig, "next", prompt(600))
@@ -39,7 +39,7 @@ def test_an_evict_beside_a_running_request_keeps_the_context_and_drops_the_idle(
     rig.submit(request("running", prompt(300, 1), max_tokens=40))
     rig.step(5)
     result = rig.engine.evict()
-    assert (result.n_tokens, result.freed_bytes, result.n_running) == (603, 0, 1)
+    assert (result.n_tokens, result.freed_bytes, result.n_live) == (603, 0, 1)
     rig.check()
     rig.run()
     assert rig.ids("running") == reply(prompt(300, 1), max_tokens=40)
@@ -114,7 +114,9 @@ def test_a_parent_that_is_stored_is_not_waited_for(store: Store, lookups: list[i
     rig = rig_of(store, WAITING)
     assert resumed(rig, done, longer).stats.cached_tokens == 600 + n_generated - 1
     assert lookups == [600 + n_generated - 1]
-    assert next(iter(rig.engine.stats.cache.hits)).startswith("resume:")
+    (hit,) = rig.engine.stats.cache.hits
+    assert hit in ("partial:disk", "partial:staged")  # the file may not be written yet
+    assert rig.engine.stats.cache.parent_hits == 1
 
 
 def test_a_parent_too_short_to_be_saved_is_not_waited_for(store: Store, lookups: list[int]):

@@ -8,7 +8,6 @@ import pytest
 from cache_store import Block, Store
 from cache_store.testing import Fault
 from erllama.events import FinishReason
-from erllama.sequence.machine import State
 from tests.support.engine_kit import OnCall, Rig, request
 from tests.support.flow_kit import POLICY, WAIT_S, Faulty, ask, open_store, problem, prompt, reply, rig_of
 
@@ -22,7 +21,7 @@ def restoring_rig(store: Store) -> tuple[Rig, OnCall]:
     rig = rig_of(store, executor=executor)
     rig.submit(request("it", prompt(1000), max_tokens=4))
     rig.step()
-    assert rig.engine._sequences["it"].state is State.RESTORING
+    assert "<Sequence it restoring " in repr(rig.engine)
     assert rig.engine.stats.n_prefilling == 1
     return rig, executor
 
@@ -44,7 +43,7 @@ def test_a_request_cancelled_while_it_is_restored_leaves_nothing_behind(store: S
     executor.run()
     assert not rig.step()
     assert rig.reason("it") is FinishReason.CANCELLED
-    assert rig.engine._admission.free == {0, 1, 2, 3}
+    assert "free=[0, 1, 2, 3]" in repr(rig.engine)
     assert rig.backend.kv == [[], [], [], []]
     assert bool(rig.backend.images) == read_first  # nobody reads for a request that is gone
     assert all(image.closed for image in rig.backend.images)

@@ -27,7 +27,7 @@ def test_after_an_evict_the_same_prompt_is_restored(store: Store):
     flushed(store)
     n_plans = len(rig.backend.plans)
     stats = ask(rig, "second", prompt(1000)).stats
-    assert (stats.cached_tokens, stats.cache_tier, stats.cache_hit_kind) == (999, "disk", CacheHitKind.PARTIAL)
+    assert (stats.cached_tokens, stats.cache_tier, stats.cache_hit_kind) == (999, "disk", CacheHitKind.EXACT)
     assert rig.computed(n_plans) == 1 + 3
     assert rig.ids("second") == rig.ids("first")
     assert rig.engine.stats.cache.hits == {"exact:disk": 1}

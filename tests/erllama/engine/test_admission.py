@@ -1,5 +1,7 @@
 """The queue and the sequence ids: first in, first out, and no id is ever lost or given twice."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +20,11 @@ def filled(n_parallel: int, n: int) -> tuple[Admission, list[Sequence]]:
     return admission, waiting
 
 
-def admit(admission: Admission) -> list[Sequence]:
+def admit(admission: Admission, choose: Callable[[frozenset[int]], int] = min) -> list[Sequence]:
+    """Start whoever may run, as the engine does; `choose` picks an id of those that are free."""
     admitted = []
-    for sequence in admission.admit():
+    while (sequence := admission.next) is not None:
+        admission.start(sequence, choose(admission.free))
         sequence.apply(Step.ADMIT_COLD)
         admitted.append(sequence)
     return admitted
@@ -104,16 +108,26 @@ def running_on(n_parallel: int, *seq_ids: int) -> tuple[Admission, list[Sequence
     """Sequences that run on these ids, admitted in this order."""
     admission, waiting = filled(n_parallel, len(seq_ids))
     wanted = iter(seq_ids)
-    for sequence in admission.admit(lambda _: next(wanted)):
-        sequence.apply(Step.ADMIT_COLD)
+    admit(admission, lambda _: next(wanted))
     return admission, waiting
 
 
-def test_without_a_choice_the_lowest_free_id_is_given():
-    admission, waiting = running_on(4, 0, 1)
+def test_nobody_is_next_without_a_free_id_or_without_somebody_who_waits():
+    admission, waiting = filled(1, 2)
+    assert admission.next is waiting[0]
+    admission.start(waiting[0], 0)
+    assert admission.next is None
+    admission.release(waiting[1])
     admission.release(waiting[0])
-    admission.enqueue(make_sequence("next"))
-    assert [s.seq_id for s in admit(admission)] == [0]
+    assert admission.next is None
+
+
+def test_whoever_came_later_is_not_started_first():
+    admission, waiting = filled(2, 2)
+    with pytest.raises(AssertionError):
+        admission.start(waiting[1], 0)
+    assert list(admission.waiting) == waiting
+    admission.check_integrity()
 
 
 def test_the_chosen_id_is_given_and_is_free_no_more():
@@ -127,34 +141,34 @@ def test_who_chooses_sees_what_is_free_at_that_moment():
     admission, _ = filled(3, 3)
     seen = []
 
-    def choose(sequence: Sequence) -> int:
-        seen.append((sequence.request.request_id, admission.free, len(admission.running)))
-        return max(admission.free)
+    def choose(free: frozenset[int]) -> int:
+        seen.append((free, len(admission.running)))
+        return max(free)
 
-    for sequence in admission.admit(choose):
-        sequence.apply(Step.ADMIT_COLD)
-    assert seen == [("0", {0, 1, 2}, 0), ("1", {0, 1}, 1), ("2", {0}, 2)]
+    admit(admission, choose)
+    assert seen == [({0, 1, 2}, 0), ({0, 1}, 1), ({0}, 2)]
 
 
 def test_only_a_free_id_can_be_chosen():
     admission, _ = running_on(2, 1)
     admission.enqueue(make_sequence("next"))
     with pytest.raises(KeyError):
-        next(admission.admit(lambda _: 1))
+        admit(admission, lambda _: 1)
+    assert len(admission.waiting) == 1
 
 
 @pytest.mark.parametrize("seq_ids", [(), (0,), (3,), (0, 1), (2, 3), (3, 1, 2), (0, 1, 2, 3)], ids=str)
-def test_ids_that_follow_each_other_are_no_hole_wherever_they_begin(seq_ids: tuple[int, ...]):
+def test_ids_that_follow_each_other_are_no_gap_wherever_they_begin(seq_ids: tuple[int, ...]):
     admission, _ = running_on(4, *seq_ids)
-    assert admission.fill_hole() is None
+    assert admission.close_gap() is None
 
 
 @pytest.mark.parametrize(
     ("seq_ids", "after"), [((0, 2), {0, 1}), ((1, 5), {1, 2}), ((0, 1, 5), {0, 1, 2}), ((0, 2, 5), {0, 1, 2}), ((5, 3), {3, 4})], ids=str
 )
-def test_the_highest_id_fills_the_lowest_hole(seq_ids: tuple[int, ...], after: set[int]):
+def test_the_highest_id_closes_the_lowest_gap(seq_ids: tuple[int, ...], after: set[int]):
     admission, waiting = running_on(6, *seq_ids)
-    moved = admission.fill_hole()
+    moved = admission.close_gap()
     assert moved == (waiting[seq_ids.index(max(seq_ids))], max(seq_ids))
     assert {s.seq_id for s in admission.running} == after
     assert max(seq_ids) in admission.free
@@ -162,10 +176,10 @@ def test_the_highest_id_fills_the_lowest_hole(seq_ids: tuple[int, ...], after: s
 
 
 @given(st.integers(1, 8), st.data())
-def test_filling_holes_ends_with_ids_that_follow_each_other(n_parallel: int, data: st.DataObject):
+def test_closing_gaps_ends_with_ids_that_follow_each_other(n_parallel: int, data: st.DataObject):
     seq_ids = data.draw(st.lists(st.integers(0, n_parallel - 1), unique=True))
     admission, _ = running_on(n_parallel, *seq_ids)
     lowest = min(seq_ids, default=0)
-    while admission.fill_hole() is not None:
+    while admission.close_gap() is not None:
         admission.check_integrity()
     assert sorted(s.id for s in admission.running) == list(range(lowest, lowest + len(seq_ids)))

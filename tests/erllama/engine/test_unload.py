@@ -70,7 +70,7 @@ def test_while_a_request_runs_or_waits_an_unload_is_an_evict_that_says_so(store:
     ask(rig, "ended", prompt(600))
     rig.submit(request("it", prompt(300, 1), max_tokens=40))
     rig.step(steps)
-    assert rig.engine.unload() == EvictResult(n_tokens=603, n_running=1)
+    assert rig.engine.unload() == EvictResult(n_tokens=603, n_live=1)
     rig.run()
     assert rig.ids("it") == reply(prompt(300, 1), max_tokens=40)
 
@@ -79,7 +79,7 @@ def test_a_request_that_waits_without_a_context_keeps_the_weights():
     rig = rig_of(None)
     rig.engine.evict()
     rig.submit(request("it", prompt(300)))
-    assert rig.engine.unload() == EvictResult(n_running=1)
+    assert rig.engine.unload() == EvictResult(n_live=1)
     assert rig.backend.weights_loaded
 
 
@@ -118,37 +118,6 @@ def test_embeddings_load_the_weights(model: Model):
     assert model.embed([1, 2]) == expected
     model._loop.call(lambda _: None).result(WAIT_S)  # the step behind it has published
     assert model.stats().weights_loaded
-
-
-# --- idle KV ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_dropping_idle_kv_saves_it_first_and_keeps_the_context(store: Store):
-    rig = rig_of(store)
-    ask(rig, "it", prompt(600))
-    assert rig.engine.drop_idle() == EvictResult(n_tokens=603)
-    assert (rig.engine.stats.idle_kv_tokens, rig.engine.stats.has_context) == (0, True)
-    rig.check()
-    flushed(store)
-    stats = ask(rig, "again", [*prompt(600), *rig.ids("it"), 1]).stats
-    assert (stats.cached_tokens, stats.cache_tier) == (603, "disk")
-
-
-def test_dropping_idle_kv_leaves_what_runs_alone(store: Store):
-    rig = rig_of(store)
-    ask(rig, "ended", prompt(600))
-    rig.submit(request("it", prompt(300, 1), max_tokens=40))
-    rig.step(5)
-    assert rig.engine.drop_idle() == EvictResult(n_tokens=603, n_running=1)
-    rig.check()
-    rig.run()
-    assert rig.ids("it") == reply(prompt(300, 1), max_tokens=40)
-
-
-def test_dropping_idle_kv_without_a_context_does_nothing():
-    rig = rig_of(None)
-    rig.engine.evict()
-    assert rig.engine.drop_idle() == EvictResult()
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------------------
