@@ -1,6 +1,6 @@
 """`Cluster`: a running erllama application from inside its Ray cluster, for jobs, drivers, tasks and actors. Blocking.
 
-    from deployments.cluster import Cluster
+    from deployments.jobs.cluster import Cluster
     with Cluster.connect() as cluster:
         print(cluster.models(), cluster.model("demo").complete("Once upon a time", response_tokens=16).text)
 

@@ -1,6 +1,6 @@
 """Blocking access to a model deployment from plain code: Ray jobs, tasks, threads.
 
-    from deployments.remote_model import RemoteModel
+    from deployments.model.blocking import RemoteModel
     model = RemoteModel.connect("demo")
     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
 

@@ -330,7 +330,7 @@ WRITER = """
 import random, sys
 from cache_store import StoreConfig, TierConfig
 from erllama import Model
-from erllama.cache_policy import CachePolicy
+from erllama.cache.policy import CachePolicy
 policy = CachePolicy(min_tokens=32, cold_min_tokens=32, cold_step_tokens=256, restore_always=True, logits_share=1e9)
 store = StoreConfig(tiers=(TierConfig(sys.argv[1]), TierConfig(sys.argv[2])), min_probe_tokens=1)
 model = Model(path="demo", n_ctx=1024, n_parallel=4, n_threads=1, type_k="q8_0", type_v="q8_0", store=store, policy=policy)
