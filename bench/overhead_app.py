@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from deployments import app
 from deployments.config import BuildArgs, ModelSpec, deployment_name
+from deployments.ingress.deployment import Ingress
 from deployments.model.replica import ModelReplica
+from deployments.serve_log import share_serve_log
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.model import Model
@@ -35,17 +36,17 @@ class ZeroBackend(StubBackend):
         self._row[REPLY_TOKEN] = 1.0
         self._step_s = step_s
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         if self._step_s:
             time.sleep(self._step_s)
-        return [self._row if row.wants_logits else None for row in plan.rows]
+        return [(self._row,) * row.n_logits for row in plan.rows]
 
 
 class ZeroReplica(ModelReplica):
     """What `deployments.model.deployment.Replica` is, with a `ZeroBackend`."""
 
     def __init__(self, spec: ModelSpec, *, n_cpus: int, step_ms: float) -> None:
-        app.share_serve_log()
+        share_serve_log()
         make_backend = partial(ZeroBackend, step_s=step_ms / 1e3)
         super().__init__(spec, n_cpus=n_cpus, make_model=partial(Model, make_backend=make_backend))
 
@@ -65,5 +66,5 @@ def build_app(config: dict[str, Any]) -> serve.Application:
             ZeroReplica, name=deployment_name(spec.id), max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0.1}
         )
         handles[spec.id] = deployment.bind(spec, n_cpus=1, step_ms=step_ms[spec.id])
-    ingress = serve.deployment(app.Ingress, name="ingress", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0})
+    ingress = serve.deployment(Ingress, name="ingress", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0})
     return ingress.bind(args.model_dump(mode="json"), handles)

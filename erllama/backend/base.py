@@ -52,12 +52,16 @@ class Backend(Protocol):
     def embeds(self) -> bool:
         """Whether `embed` works."""
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
-        """Compute the plan; one entry per row: logits after its last token, shape (n_vocab,), or None where none were wanted.
+    @property
+    def max_logits(self) -> int:
+        """How many rows of logits one decode may want in all: a buffer of so many rows of `n_vocab` floats is kept."""
 
-        A row is a view that is valid, and may be changed, until the next call. Raises `DecodeFailed`; then the KV of the plan's
-        sequences is in an unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is the context, and
-        the caller reads what it still wants and makes a new one.
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
+        """Compute the plan; one entry per row: the logits after its last `n_logits` tokens, in order, each of shape (n_vocab,).
+
+        Logits are views that are valid, and may be changed, until the next call. Raises `DecodeFailed`, also beyond `max_logits`; then the
+        KV of the plan's sequences is in an unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is the
+        context, and the caller reads what it still wants and makes a new one.
         """
 
     def abort(self) -> None:

@@ -32,12 +32,15 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """Compute `sequence.tokens[start : start + n_tokens]`. `wants_logits` when that reaches the last known token."""
+    """Compute `sequence.tokens[start : start + n_tokens]`, with the logits after the last `n_logits` of them.
+
+    One row of logits where that reaches the last known token, else none.
+    """
 
     sequence: Sequence
     start: int
     n_tokens: int
-    wants_logits: bool
+    n_logits: int
 
     @property
     def tokens(self) -> list[int]:
@@ -67,11 +70,11 @@ def _slice(sequence: Sequence, limits: BatchLimits) -> PlanRow:
     """From where the KV ends to the next boundary, or to the end of the prompt."""
     length = min(limits.prefill_slice, limits.n_batch)
     n_tokens = min(length - sequence.n_kv % length, sequence.n_pending)
-    return PlanRow(sequence, sequence.n_kv, n_tokens, wants_logits=n_tokens == sequence.n_pending)
+    return PlanRow(sequence, sequence.n_kv, n_tokens, n_logits=int(n_tokens == sequence.n_pending))
 
 
 def _token(sequence: Sequence) -> PlanRow:
-    return PlanRow(sequence, sequence.n_kv, 1, wants_logits=sequence.n_pending == 1)
+    return PlanRow(sequence, sequence.n_kv, 1, n_logits=int(sequence.n_pending == 1))
 
 
 def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) -> BatchPlan:

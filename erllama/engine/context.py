@@ -33,7 +33,7 @@ class ContextOwner:
         self.watchdog = Watchdog(decode_budget_s, backend.abort)
         self.n_aborts = 0  # since the last decode that came to its end
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild` before the next one."""
         with self.watchdog.armed():
             rows = self._backend.decode(plan)

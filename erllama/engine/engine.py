@@ -263,18 +263,18 @@ class Engine:
         except DecodeFailed as error:
             self._finish(sequence, Step.ERROR, error)
 
-    def _decode(self, plan: BatchPlan) -> list[Logits | None]:
+    def _decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         started = self._clock()
         try:
             rows = self._context.decode(plan)
         except DecodeAborted:
             self._recover(plan)
-            rows = [None] * len(plan.rows)
+            rows = [()] * len(plan.rows)
         except DecodeFailed as error:
             log.warning("decode failed: rows=%d tokens=%d error=%s", len(plan.rows), plan.n_tokens, error)
             for row in plan.rows:
                 self._finish(row.sequence, Step.ERROR, error)
-            rows = [None] * len(plan.rows)
+            rows = [()] * len(plan.rows)
         seconds = (self._clock() - started) / 1e9
         self._counts.steps += 1
         self._counts.decode_ms += seconds * 1e3
@@ -299,7 +299,7 @@ class Engine:
         self._publish()  # they go on elsewhere, however long the rest takes
         self._context.rebuild()
 
-    def _advance(self, row: PlanRow, logits: Logits | None) -> None:
+    def _advance(self, row: PlanRow, logits: tuple[Logits, ...]) -> None:
         """The row's tokens are in the context now: on to the next slice, or to the next token."""
         sequence = row.sequence
         if not sequence.live:
@@ -307,13 +307,13 @@ class Engine:
         sequence.n_kv += row.n_tokens
         if sequence.state is State.PREFILLING:
             sequence.n_computed += row.n_tokens
-            sequence.apply(Step.PREFILLED if row.wants_logits else Step.SLICE)
-            if logits is not None:
-                self._flow.keep_logits(sequence, logits)
+            sequence.apply(Step.PREFILLED if row.n_logits else Step.SLICE)
+            if logits:
+                self._flow.keep_logits(sequence, logits[-1])
         else:
             self._flow.progressed(sequence)
-        if logits is not None:
-            self._try_generate(sequence, logits)
+        if logits:
+            self._try_generate(sequence, logits[-1])
 
     def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
         try:

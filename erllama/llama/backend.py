@@ -112,8 +112,16 @@ class LlamaBackend:
 
     # --- decode ----------------------------------------------------------------------------------------------------------------
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+    @property
+    def max_logits(self) -> int:
+        """One row a sequence: a row of 152 k floats for each token of a batch would be 300 MB."""
+        return self._config.n_parallel
+
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert self._ctx, "decode without a context"
+        n_logits = sum(row.n_logits for row in plan.rows)
+        if n_logits > self.max_logits:  # llama.cpp would end the process
+            raise DecodeFailed(f"a decode wants {n_logits} rows of logits, at most {self.max_logits}")
         self._use_adapters(plan.adapters)
         ends = self._views.fill(plan)
         self._abort.clear()
@@ -122,7 +130,7 @@ class LlamaBackend:
             raise DecodeAborted(f"a decode of {plan.n_tokens} tokens of {len(plan.rows)} sequences was aborted")
         if status != 0:
             raise DecodeFailed(f"llama_decode answered {status} for {plan.n_tokens} tokens of {len(plan.rows)} sequences")
-        return [self._logits(end) if row.wants_logits else None for row, end in zip(plan.rows, ends, strict=True)]
+        return [tuple(map(self._logits, range(end - row.n_logits, end))) for row, end in zip(plan.rows, ends, strict=True)]
 
     def abort(self) -> None:
         self._abort.set()
@@ -240,7 +248,7 @@ class LlamaBackend:
         params.n_seq_max = config.n_parallel
         params.n_batch = config.n_batch
         params.n_ubatch = min(512, config.n_batch)
-        params.n_outputs_max = config.n_parallel  # one row of logits a sequence: a row of 152 k floats for each batch token would be 300 MB
+        params.n_outputs_max = self.max_logits
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k = _ggml_type(config.type_k)

@@ -35,7 +35,7 @@ class BatchViews:
         batch.seq_id = ctypes.cast(self._own, pointer_type)
 
     def fill(self, plan: BatchPlan) -> list[int]:
-        """Write the plan into the batch, by ascending sequence id; returns the batch index of each row's last token, in plan order."""
+        """Write the plan into the batch, by ascending sequence id; returns the batch index after each row's last token, in plan order."""
         ends = [0] * len(plan.rows)
         at = 0
         for i, row in sorted(enumerate(plan.rows), key=lambda item: item[1].seq_id):
@@ -44,9 +44,8 @@ class BatchViews:
             self._pos[at:end] = np.arange(row.start, row.start + row.n_tokens, dtype=np.int32)
             self._seq_id[at:end] = row.seq_id
             self._logits[at:end] = 0
-            self._logits[end - 1] = row.wants_logits
-            ends[i] = end - 1
-            at = end
+            self._logits[end - row.n_logits : end] = 1
+            ends[i] = at = end
         self._batch.n_tokens = at
         return ends
 

@@ -127,23 +127,29 @@ class StubBackend:
         """The tokens that each sequence holds."""
         return [sequence.tokens for sequence in self._sequences]
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+    @property
+    def max_logits(self) -> int:
+        return len(self.kv)
+
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert not self.closed, "decode after close"
         assert self.has_context, "decode without a context"
         self._end_reading()
+        if sum(row.n_logits for row in plan.rows) > self.max_logits:
+            raise DecodeFailed(f"a decode may want {self.max_logits} rows of logits")
         assert {use.handle for use in plan.adapters} <= set(self.adapters), "an adapter of the plan is not loaded"
         self.plans.append([(row.seq_id, row.start, row.n_tokens) for row in plan.rows])
         if self.hangs:
             self._hang(plan)
         if any(token in self._fail_tokens for row in plan.rows for token in row.tokens):
             raise DecodeFailed("the stub was told to fail on this token")
-        rows: list[Logits | None] = []
+        rows: list[tuple[Logits, ...]] = []
         for row in plan.rows:
             kv = self.kv[row.seq_id]
             assert len(kv) == row.start, f"sequence {row.seq_id} holds {len(kv)} tokens, the plan starts at {row.start}"
             self._sequences[row.seq_id].extend(row.tokens, set_name(plan.adapters))
             assert len(kv) <= self.n_ctx, "context overflow"
-            rows.append(self._logits(kv, plan.adapters) if row.wants_logits else None)
+            rows.append(tuple(self._logits(kv[:n], plan.adapters) for n in range(len(kv) - row.n_logits + 1, len(kv) + 1)))
         return rows
 
     def abort(self) -> None:

@@ -73,8 +73,8 @@ def decode(backend: LlamaBackend, seq_id: int, tokens: list[int], start: int, ad
     at, end, logits = start, start + len(tokens), None
     while at < end:
         n = min(SLICE - at % SLICE, end - at)
-        row = SimpleNamespace(seq_id=seq_id, tokens=tokens[at - start : at - start + n], start=at, n_tokens=n, wants_logits=True)
-        (logits,) = backend.decode(BatchPlan((row,), adapters))  # type: ignore[arg-type]
+        row = SimpleNamespace(seq_id=seq_id, tokens=tokens[at - start : at - start + n], start=at, n_tokens=n, n_logits=1)
+        ((logits,),) = backend.decode(BatchPlan((row,), adapters))  # type: ignore[arg-type]
         at += n
     assert logits is not None
     return logits.copy()
@@ -114,6 +114,23 @@ def put_back(backend: LlamaBackend, seq_id: int, rows: tuple[np.ndarray, ...], c
     image = image_of(backend, rows, checkpoint, n_tokens)
     backend.restore(seq_id, image, n_tokens)
     image.close()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_row_may_want_the_logits_after_several_of_its_tokens(open_backend: Open, kind: str):
+    """Each is what a row that ends there gives, up to the kernels of another number of tokens or of rows."""
+    backend, tokens = open_backend(kind), prompt(12)
+    wide = SimpleNamespace(seq_id=0, tokens=tokens, start=0, n_tokens=12, n_logits=N_SEQ)
+    ((*rows,),) = backend.decode(BatchPlan((wide,), ()))  # type: ignore[arg-type]
+    rows = [row.copy() for row in rows]
+    assert len(rows) == N_SEQ
+    assert np.abs(rows[-1] - decode(backend, 1, tokens, 0)).max() < 1e-4
+    for n, row in enumerate(rows, start=10):
+        backend.drop(2)
+        assert np.abs(decode(backend, 2, tokens[:n], 0) - row).max() < 0.05
+        assert np.abs(row - rows[n - 11]).max() > 0.1, "rows of different tokens differ"
+    with pytest.raises(DecodeFailed, match=f"wants {N_SEQ + 1} rows of logits, at most {N_SEQ}"):
+        backend.decode(BatchPlan((SimpleNamespace(seq_id=0, tokens=tokens, start=12, n_tokens=12, n_logits=N_SEQ + 1),), ()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -374,9 +391,9 @@ import numpy as np
 from types import SimpleNamespace
 from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed
-from erllama.llama_backend import LlamaBackend
+from erllama.llama.backend import LlamaBackend
 backend = LlamaBackend(EngineConfig(path=sys.argv[1], n_ctx=256, n_parallel=2, n_threads=1))
-row = SimpleNamespace(seq_id=0, tokens=[5] * 40, start=0, n_tokens=40, wants_logits=True)
+row = SimpleNamespace(seq_id=0, tokens=[5] * 40, start=0, n_tokens=40, n_logits=1)
 backend.decode(SimpleNamespace(rows=(row,), adapters=(), n_tokens=40))
 reading = backend.read_kv(0, 40)
 rows, good = tuple(r.copy() for r in reading.rows(0, 40)), reading.checkpoint.copy()

@@ -33,7 +33,7 @@ class GatedStub(StubBackend):
             self._n_free = None
             self._gate.notify_all()
 
-    def decode(self, plan: BatchPlan) -> list[Logits | None]:
+    def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         with self._gate:
             self._held = self._n_free == 0
             self._gate.notify_all()

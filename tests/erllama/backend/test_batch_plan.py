@@ -54,7 +54,7 @@ def test_a_slice_ends_at_a_boundary_or_with_its_prompt(running, limits, turn):
     for row in by_state(plan_batch(running, limits, turn), State.PREFILLING):
         length = min(limits.prefill_slice, limits.n_batch)
         assert row.n_tokens <= length
-        assert row.wants_logits or (row.start + row.n_tokens) % length == 0
+        assert row.n_logits or (row.start + row.n_tokens) % length == 0
 
 
 @given(sequences(), limits, turns)
@@ -97,7 +97,7 @@ def test_a_row_continues_where_the_kv_of_its_sequence_ends(running, limits, turn
 @given(sequences(), limits, turns)
 def test_logits_are_wanted_exactly_where_a_row_reaches_the_last_token(running, limits, turn):
     for row in plan_batch(running, limits, turn).rows:
-        assert row.wants_logits == (row.start + row.n_tokens == row.sequence.n_tokens)
+        assert row.n_logits == (row.start + row.n_tokens == row.sequence.n_tokens)
 
 
 @given(sequences(), limits, turns)
@@ -136,7 +136,7 @@ def compute(plan: BatchPlan) -> None:
     """What the engine would do, with replies that never end."""
     for row in plan.rows:
         row.sequence.n_kv += row.n_tokens
-        if row.wants_logits:
+        if row.n_logits:
             row.sequence.state = State.GENERATING
             row.sequence.tokens.append(97)
 

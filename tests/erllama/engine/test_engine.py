@@ -360,7 +360,7 @@ def test_a_row_without_a_choice_fails_its_sequence_alone(rig: Rig, poison: float
         rows = decode(plan)
         for row, logits in zip(plan.rows, rows, strict=True):
             if row.sequence.request.request_id == "bad" and row.sequence.n_generated == 2:
-                logits[:] = poison
+                logits[-1][:] = poison
         return rows
 
     rig.backend.decode = poisoned  # type: ignore[method-assign]

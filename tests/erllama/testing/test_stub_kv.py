@@ -20,8 +20,19 @@ def fill(stub: StubBackend, seq_id: int, text: bytes, adapters=()) -> np.ndarray
     start = len(stub.kv[seq_id])
     sequence = make_sequence(seq_id=seq_id)
     sequence.tokens[:] = [*stub.kv[seq_id], *text]
-    (logits,) = stub.decode(BatchPlan((PlanRow(sequence, start, len(text), True),), adapters))
+    ((logits,),) = stub.decode(BatchPlan((PlanRow(sequence, start, len(text), 1),), adapters))
     return logits
+
+
+def test_a_row_may_want_the_logits_after_several_of_its_tokens():
+    together, singly = StubBackend(n_ctx=64, n_parallel=3), StubBackend(n_ctx=64, n_parallel=1)
+    sequence = make_sequence(seq_id=0)
+    sequence.tokens[:] = list(b"abcde")
+    (rows,) = together.decode(BatchPlan((PlanRow(sequence, 0, 5, 3),), ()))
+    expected = [fill(singly, 0, text) for text in (b"abc", b"d", b"e")]
+    assert all(np.array_equal(row, one) for row, one in zip(rows, expected, strict=True))
+    (none,) = StubBackend(n_ctx=64, n_parallel=1).decode(BatchPlan((PlanRow(sequence, 0, 5, 0),), ()))
+    assert none == ()
 
 
 def saved(stub: StubBackend, seq_id: int):
