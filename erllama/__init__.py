@@ -4,12 +4,10 @@
     with Model(path="demo") as model:
         print(model.complete("Hello", response_tokens=16).text)
 
-`Model` and what needs llama.cpp load on first use, so that importing the request types stays light.
+llama.cpp itself is loaded with the first model.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from erllama.config import EngineConfig
 from erllama.errors import (
@@ -25,12 +23,10 @@ from erllama.errors import (
     RequestError,
 )
 from erllama.events import Completion, Done, Event, Failed, FinishReason, RequestStats, Tokens
+from erllama.model import Model
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
-
-if TYPE_CHECKING:
-    from erllama.model import Model
-    from erllama.stream import InferStream
+from erllama.stream import InferStream
 
 __all__ = [
     "Completion",
@@ -59,11 +55,3 @@ __all__ = [
     "SamplingParams",
     "Tokens",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Model", "InferStream"):
-        from erllama import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

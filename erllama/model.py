@@ -27,7 +27,6 @@ from erllama.engine.reply_events import Deliver
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.events import Completion, Done, Event, Failed
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
-from erllama.llama.backend import LlamaBackend
 from erllama.model_info import make_model_info, make_model_memory, make_template
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
@@ -71,7 +70,7 @@ class Model:
         sink: Deliver | None = None,
         store: Store | StoreConfig | None = None,
         policy: CachePolicy | None = None,
-        make_backend: Callable[[EngineConfig], ModelBackend] = LlamaBackend,
+        make_backend: Callable[[EngineConfig], ModelBackend] | None = None,
         **settings: Any,
     ) -> None:
         """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`, `n_parallel`, ...).
@@ -80,8 +79,8 @@ class Model:
         close. Without one, prefixes are shared between the sequences of the context only. `policy` says what is saved when.
 
         `sink` receives, on the engine thread and once per step, the events of requests that `post` queued. Raises `ModelLoadError` when the
-        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting. `make_backend` loads the file; tests pass
-        `StubBackend.from_config`.
+        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting. `make_backend` loads the file, by default
+        through llama.cpp; tests pass `StubBackend.from_config`.
         """
         config = make_config(config, settings)
         self._sink = sink
@@ -91,7 +90,7 @@ class Model:
         self._lock = threading.Lock()
         self._shutdown_lock = threading.Lock()
         self._policy = policy or CachePolicy()
-        self._backend = make_backend(config)
+        self._backend = (make_backend or _load_with_llama_cpp)(config)
         self._owned_store: Store | None = None
         try:
             if isinstance(store, StoreConfig):
@@ -423,3 +422,9 @@ def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> Eng
     elif settings:
         config = replace(config, **settings)
     return replace(config, path=str(demo_model_path())) if config.path == "demo" else config
+
+
+def _load_with_llama_cpp(config: EngineConfig) -> ModelBackend:
+    from erllama.llama.backend import LlamaBackend  # with the first model: importing the request types stays light
+
+    return LlamaBackend(config)
