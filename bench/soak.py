@@ -11,7 +11,7 @@ requests, completed, aborted     what the clients sent; `aborted` by themselves
 failed                           anything but a whole reply: an error, a broken connection, a status other than 200 (aim 0)
 differing                        replies that are not the expected ones: tokens lost, repeated, others (aim 0)
 wrong                            questions answered wrong that were answered right before (aim 0)
-moved                            calls that went on from another replica
+failovers                        calls that went on from another replica
 gap_*, ttft_*                    longest pause inside a stream, time to its first event; a kill shows as a pause
 kills.*, relieved.*              what was killed; what the scheduler did, bytes by measure
 memory.*                         PSS (or RSS) of all processes of the server: start, peak, end, without the page cache
@@ -245,21 +245,21 @@ def settled(server: Ours, args: Any) -> dict[str, Any]:
             "ids_not_free": sum(engine.n_parallel for engine in model.engines) - free,
             "corrupt": sum(sum(stats.corrupt.values()) for stats in stores),
             "scheduler": cluster.scheduler_status(),
-            "moved": n_moved(),
+            "failovers": n_failovers(),
         }
 
 
-def n_moved() -> int:
+def n_failovers() -> int:
     """Calls that the ingress sent on to another replica, as its log tells; only inside `connected`."""
     folder = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "serve")
-    return sum(path.read_text().count("event=moving") for path in folder.glob("replica_erllama_ingress_*.log"))
+    return sum(path.read_text().count("event=failover") for path in folder.glob("replica_erllama_ingress_*.log"))
 
 
 def report(figures: Figures, tally: Tally, kills: Counter[str], shots: list[float], left: dict[str, Any]) -> None:
     for name in ("requests", "completed", "aborted", "failed", "differing", "wrong", "tokens"):
         figures.add(name, tally.counts[name], "1")
     figures.add("cached_share", tally.cached / max(1, tally.prompt), "1")
-    figures.add("moved", left.pop("moved"), "1")
+    figures.add("failovers", left.pop("failovers"), "1")
     for name, values in (("ttft", tally.ttft_ms), ("gap", tally.gap_ms)):
         for percent in (50, 95, 100):
             figures.add(f"{name}_p{percent}", percentile(values, percent), "ms")

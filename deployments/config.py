@@ -210,7 +210,7 @@ class HttpSpec(_Strict):
 
 
 class RoutingSpec(_Strict):
-    """Which of a model's replicas gets a request. `route_score` has the rules; times in seconds, sizes in tokens of the prompt."""
+    """Which of a model's replicas gets a request. `routing/score.py` has the rules; times in seconds, sizes in tokens of the prompt."""
 
     enabled: bool = True
     chunk_tokens: Annotated[int, Field(ge=8, le=1024)] = 32
@@ -219,7 +219,7 @@ class RoutingSpec(_Strict):
     max_published: Annotated[int, Field(ge=64, le=65536)] = 2048
 
 
-class Failover(_Strict):
+class FailoverPolicy(_Strict):
     """How often and how long a call whose replica is gone is tried on others; seconds.
 
     `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before the second retry; it doubles.
@@ -243,10 +243,11 @@ class Measure(StrEnum):
 
 
 class SchedulerSpec(_Strict):
-    """The memory scheduler: shares of a memory, times in seconds. `pressure_policy` has the rules.
+    """The memory scheduler: shares of a memory, times in seconds. `memory/policy.py` has the rules.
 
-    `sources` are "system", "nvidia", "none" or "module:function" (called with a node id, returns `pressure.Reading`s) and are read on every
-    node. `total_bytes` makes "system" believe in less RAM than the machine has.
+    `sources` are "system", "nvidia", "none" or "module:function" (called with a node id, returns
+    `memory.messages.Reading`s) and are read on every node. `total_bytes` makes "system" believe in
+    less RAM than the machine has.
     """
 
     enabled: bool = True
@@ -294,7 +295,7 @@ class BuildArgs(_Strict):
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
-    failover: Failover = Failover()
+    failover: FailoverPolicy = FailoverPolicy()
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from cache_store import ObjectReader, StoreError
-from deployments.config import BuildArgs, Failover, ModelSpec, StoreSpec
+from deployments.config import BuildArgs, FailoverPolicy, ModelSpec, StoreSpec
 from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
 from deployments.ingress.prompts import PromptSource
@@ -93,7 +93,7 @@ def _replay_book(store: StoreSpec) -> ReplayBook:
     return ReplayBook(None if reader is None else reader.get)
 
 
-def _served(spec: ModelSpec, handle: Any, book: ReplayBook, salt: str, failover: Failover) -> ServedModel:
+def _served(spec: ModelSpec, handle: Any, book: ReplayBook, salt: str, failover: FailoverPolicy) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
     prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=replay_root(spec.id, salt), book=book)

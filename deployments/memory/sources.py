@@ -1,6 +1,6 @@
 """Who says how full memory is. A source answers with readings of the node that it runs on; the scheduler learns them from the replicas.
 
-    system               RAM: the machine or the cgroup around it    `memory_sources_system`
+    system               RAM: the machine or the cgroup around it    `SystemMemory`
     nvidia               every GPU that NVML sees; nothing where there is no NVML
     module:function      called with the node's id, returns `Reading`s: any other memory, any other way to look
     none                 nothing is ever full

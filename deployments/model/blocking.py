@@ -19,9 +19,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cache_store import CachedPrefix, StoreStats
-from deployments.config import Failover, deployment_name
-from deployments.model.client import APP_NAME, log_moving, unwrap
-from deployments.model.failover import Attempts, Resumption
+from deployments.config import FailoverPolicy, deployment_name
+from deployments.model.client import APP_NAME, log_failover, unwrap
+from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import mapped_errors
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
@@ -35,13 +35,13 @@ class RemoteModel:
     It cannot give up on a call that waits in Serve for a replica to start: `failover.timeout_s` bounds the tries alone.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], *, failover: Failover | None = None) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], *, failover: FailoverPolicy | None = None) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
-        self._failover = failover or Failover()
+        self._failover = failover or FailoverPolicy()
 
     @classmethod
-    def connect(cls, model_id: str, app_name: str = APP_NAME, *, failover: Failover | None = None) -> RemoteModel:
+    def connect(cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None) -> RemoteModel:
         """The client of a model of a running application; needs a driver or worker that is connected to the cluster."""
         return cls(blocking_handle(deployment_name(model_id), app_name), failover=failover)
 
@@ -61,7 +61,7 @@ class RemoteModel:
 
     def generate(self, request: GenerationRequest) -> Generator[list[Event], None, None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
-        run = Resumption(request, self._failover)
+        run = FailoverCall(request, self._failover)
         error: ErllamaError | None = None
         while True:
             try:
@@ -81,7 +81,7 @@ class RemoteModel:
             if wait_s is None:
                 yield [Failed(error)]
                 return
-            log_moving(request.request_id, error, wait_s)
+            log_failover(request.request_id, error, wait_s)
             time.sleep(wait_s)
 
     def _singly(self, stream: Generator[list[Event], None, None]) -> Generator[Event, None, None]:
@@ -185,7 +185,7 @@ class RemoteModel:
                 wait_s = attempts.failed(error)
                 if wait_s is None:
                     raise
-                log_moving(method, error, wait_s)
+                log_failover(method, error, wait_s)
             time.sleep(wait_s)
 
     def _broadcast(self, method: str, *args: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant of a Serve handle costs a metrics
 pusher and a long poll.
 
-A call whose replica is gone goes on from another one, see `resumption`: generation without a lost or repeated token, calls that change
+A call whose replica is gone goes on from another one, see `FailoverCall`: generation without a lost or repeated token, calls that change
 nothing by asking again. Not so calls about a session (it went with the replica) and calls to all replicas.
 """
 
@@ -20,8 +20,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cache_store import CachedPrefix, StoreStats
-from deployments.config import Failover, deployment_name
-from deployments.model.failover import Attempts, Resumption
+from deployments.config import FailoverPolicy, deployment_name
+from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import mapped_errors
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
@@ -36,23 +36,23 @@ APP_NAME = "erllama"
 class ModelClient:
     """Async client of one model deployment. Use it on one event loop."""
 
-    def __init__(self, handle: DeploymentHandle[Any], *, scales_to_zero: bool = False, failover: Failover | None = None) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], *, scales_to_zero: bool = False, failover: FailoverPolicy | None = None) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
-        self._failover = failover or Failover()
+        self._failover = failover or FailoverPolicy()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Any] = set()
         self._closing: ErllamaError | None = None
 
     @classmethod
-    def connect(cls, model_id: str, app_name: str = APP_NAME, *, failover: Failover | None = None) -> ModelClient:
+    def connect(cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None) -> ModelClient:
         """The client of a model of a running application."""
         return cls(serve.get_deployment_handle(deployment_name(model_id), app_name), failover=failover)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
-        run = Resumption(request, self._failover)
+        run = FailoverCall(request, self._failover)
         error: ErllamaError | None = None
         while True:
             try:
@@ -74,7 +74,7 @@ class ModelClient:
             if wait_s is None:
                 yield [Failed(self._closing or error)]
                 return
-            log_moving(request.request_id, error, wait_s)
+            log_failover(request.request_id, error, wait_s)
             await asyncio.sleep(wait_s)
 
     def infer(self, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
@@ -220,7 +220,7 @@ class ModelClient:
                 wait_s = attempts.failed(error)
                 if wait_s is None:
                     raise
-                log_moving(method, error, wait_s)
+                log_failover(method, error, wait_s)
             await asyncio.sleep(wait_s)
 
     async def _broadcast(self, method: str, *args: Any) -> list[Any]:
@@ -228,9 +228,9 @@ class ModelClient:
             return list(await self._unary.broadcast(method, *args).results_async())
 
 
-def log_moving(request_id: str, error: ErllamaError, wait_s: float) -> None:
+def log_failover(request_id: str, error: ErllamaError, wait_s: float) -> None:
     """A call goes on elsewhere."""
-    log.warning("event=moving request_id=%s wait_s=%.2f error=%s", request_id, wait_s, error.message)
+    log.warning("event=failover request_id=%s wait_s=%.2f error=%s", request_id, wait_s, error.message)
 
 
 def unwrap(result: Completion | Failed) -> Completion:

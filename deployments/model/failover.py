@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from deployments.attempt_id import attempt_id
-from deployments.config import Failover
+from deployments.config import FailoverPolicy
 from erllama.errors import DecodeAborted, ErllamaError, QueueFull
 from erllama.events import Done, Event, Failed, RequestStats, Tokens
 from erllama.request import GenerationRequest
@@ -30,28 +30,28 @@ _MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode
 class Attempts:
     """The tries of one call: at most `max_attempts`, and at most `timeout_s` from a failure to the next answer.
 
-    A call that goes on for `timeout_s` after it was moved has all its tries again: a stream of hours outlives any number of updates, a
+    A call that goes on for `timeout_s` after a failover has all its tries again: a stream of hours outlives any number of updates, a
     request that kills its replicas does not kill many.
     """
 
-    def __init__(self, limits: Failover, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns) -> None:
         self.number = 1
         self._limits = limits
         self._clock = clock
         self._n_failed = 0
         self._n_aborted = 0
         self._failing_since: int | None = None
-        self._moved_at: int | None = None
+        self._failed_over_at: int | None = None
 
     def progressed(self) -> None:
         """The current attempt has answered."""
         if self._failing_since is not None:
-            self._failing_since, self._moved_at = None, self._clock()
+            self._failing_since, self._failed_over_at = None, self._clock()
 
     def failed(self, error: ErllamaError) -> float | None:
         """The current attempt has ended with `error`: seconds to wait before the next one, None when the error is final."""
         now = self._clock()
-        if self._moved_at is not None and self._failing_since is None and now - self._moved_at >= self._limits.timeout_s * 1e9:
+        if self._failed_over_at is not None and self._failing_since is None and now - self._failed_over_at >= self._limits.timeout_s * 1e9:
             self._n_failed = 0
         # who was let in once has had its turn in the queue: the next replica's queue may be full for the moment
         if not (error.resumable or (self.number > 1 and isinstance(error, QueueFull))):
@@ -79,10 +79,10 @@ class Attempts:
         return self._limits.timeout_s - (now - self._failing_since) / 1e9
 
 
-class Resumption:
+class FailoverCall:
     """One request over all its attempts: what has been delivered, and what to send next."""
 
-    def __init__(self, request: GenerationRequest, limits: Failover, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(self, request: GenerationRequest, limits: FailoverPolicy, clock: Clock = time.monotonic_ns) -> None:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self.attempts = Attempts(limits, clock)
@@ -118,7 +118,7 @@ class Resumption:
         return events, last.error if isinstance(last, Failed) else None
 
     def _whole(self, stats: RequestStats) -> RequestStats:
-        """The last attempt counts the tokens of the whole reply; its times become those that the caller has lived, moves included."""
+        """The last attempt counts the tokens of the whole reply; its times become those that the caller has lived, failovers included."""
         if self.attempts.number == 1:
             return stats
         now = self._clock()

@@ -254,7 +254,7 @@ class ModelReplica:
         log.info("draining: running=%d seconds=%g", self._model.pending_len, seconds)
         while self._model.pending_len and time.monotonic() < give_up:
             time.sleep(_DRAIN_POLL_S)
-        log.info("drained: moved=%d", self._model.pending_len)
+        log.info("drained: unfinished=%d", self._model.pending_len)
         self._model.shutdown()
 
     async def record_routing_stats(self) -> dict[str, Any]:

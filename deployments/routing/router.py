@@ -1,7 +1,7 @@
 """A Serve request router for model deployments: the replica that has most of the prompt, unless it is too busy.
 
 It lives wherever a handle is called: in each ingress replica, in the driver of a Ray job. What is known and what that is worth is in
-`route_table` and `route_score`; here is Serve's side. Serve must never see an exception from here: one in `choose_replicas` is only logged
+`table.py` and `score.py`; here is Serve's side. Serve must never see an exception from here: one in `choose_replicas` is only logged
 and the request waits for ever, one in a callback loses the request. Then, and for calls that any replica may answer, two random replicas
 are offered and Serve takes the one with the shorter queue, which is its default.
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cache_store import StoreConfig
 from deployments.app import cpu_share, replica_cpus
-from deployments.config import BuildArgs, Failover, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
+from deployments.config import BuildArgs, FailoverPolicy, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -40,8 +40,8 @@ def test_the_shipped_config_names_every_knob_and_only_defaults():
     assert StoreSpec.model_validate(shipped_args()["store"]) == StoreSpec()
     assert set(shipped_args()["policy"]) == set(CachePolicy.__dataclass_fields__)
     assert BuildArgs.model_validate(shipped_args()).policy == CachePolicy()
-    assert set(shipped_args()["failover"]) == set(Failover.model_fields)
-    assert Failover.model_validate(shipped_args()["failover"]) == Failover()
+    assert set(shipped_args()["failover"]) == set(FailoverPolicy.model_fields)
+    assert FailoverPolicy.model_validate(shipped_args()["failover"]) == FailoverPolicy()
     assert set(shipped_args()["scheduler"]) == set(SchedulerSpec.model_fields)
     assert SchedulerSpec.model_validate(shipped_args()["scheduler"]) == SchedulerSpec()
     assert set(shipped_args()) == set(BuildArgs.model_fields)

@@ -21,7 +21,7 @@ from openai import OpenAI
 from ray import serve
 
 from deployments.app import build_app
-from deployments.config import Failover
+from deployments.config import FailoverPolicy
 from deployments.model.blocking import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
@@ -85,7 +85,7 @@ def both(server: ServeProcess, logs: Path) -> None:
 def wait_both() -> None:
     def running() -> bool:
         try:
-            return len(RemoteModel.connect("demo", failover=Failover(max_attempts=1)).status()) == 2
+            return len(RemoteModel.connect("demo", failover=FailoverPolicy(max_attempts=1)).status()) == 2
         except EngineStopped:
             return False
 
@@ -157,7 +157,7 @@ def test_with_no_replica_left_a_stream_waits_for_the_next_one(server, both):
 
 
 def test_a_client_without_tries_sees_the_error_itself(server, both):
-    model = RemoteModel.connect("demo", failover=Failover(max_attempts=1))
+    model = RemoteModel.connect("demo", failover=FailoverPolicy(max_attempts=1))
     events: list[Event] = []
     for arrived in model.generate(GenerationRequest("one", (5, 6, 7), SamplingParams(seed=3), max_tokens=N, ignore_eos=True)):
         if not events:
@@ -193,7 +193,7 @@ def test_a_request_that_loses_every_replica_ends_with_an_error_after_its_tries(s
     assert uninterrupted(server, asked).startswith(stream.finish())
 
 
-def test_an_update_loses_no_request_and_moves_what_runs(server, both, args, logs):
+def test_an_update_loses_no_request_and_what_runs_fails_over(server, both, args, logs):
     """A constant load of short requests and long streams, while every process of the application is replaced."""
     over = threading.Event()
     texts: dict[str, set[str]] = {}
@@ -216,7 +216,7 @@ def test_an_update_loses_no_request_and_moves_what_runs(server, both, args, logs
                 problems.append(f"{stream.error} {stream.broken!r}")
         return problems
 
-    moved = moves(logs)
+    before = n_failovers(logs)
     with ThreadPoolExecutor(4) as pool:
         load = [pool.submit(work, name) for work in (short, long) for name in range(2)]
         old = set(replica_pids(REPLICAS))
@@ -225,11 +225,11 @@ def test_an_update_loses_no_request_and_moves_what_runs(server, both, args, logs
         over.set()
         assert [problem for work in load for problem in work.result(90)] == []
     assert all(len(seen) == 1 for seen in texts.values()), "a prompt had two replies"
-    assert moves(logs) > moved, "no stream was moved: has Ray changed what deployments/model/drain.py looks at?"
+    assert n_failovers(logs) > before, "no stream failed over: has Ray changed what deployments/model/drain.py looks at?"
 
 
-def moves(logs: Path) -> int:
-    return sum(path.read_text(errors="replace").count("event=moving") for path in logs.glob("replica_erllama_ingress_*.log"))
+def n_failovers(logs: Path) -> int:
+    return sum(path.read_text(errors="replace").count("event=failover") for path in logs.glob("replica_erllama_ingress_*.log"))
 
 
 def test_the_official_client_survives_the_death_of_a_front_and_its_retries_are_warm(server, both):

@@ -1,4 +1,4 @@
-"""A replica that is told to go: nothing new, time for what runs, then everything saved and moved."""
+"""A replica that is told to go: nothing new, time for what runs, then everything saved, to fail over."""
 
 import asyncio
 import inspect
@@ -66,7 +66,7 @@ def test_a_draining_replica_sends_newcomers_elsewhere_and_lets_others_finish(rep
     asyncio.run(asyncio.wait_for(story(), WAIT_S))
 
 
-def test_what_runs_on_beyond_the_time_ends_with_an_error_that_moves_it(replica, stub):
+def test_what_runs_on_beyond_the_time_ends_with_an_error_that_lets_it_fail_over(replica, stub):
     async def story() -> None:
         stub.hold(n_free=3)
         running = asyncio.create_task(events_of(replica, request("a", None)))

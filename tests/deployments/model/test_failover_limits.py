@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.attempt_id import attempt_id, is_attempt_of
-from deployments.config import Failover
-from deployments.model.failover import Attempts, Resumption
+from deployments.config import FailoverPolicy
+from deployments.model.failover import Attempts, FailoverCall
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import CacheHitKind, Done, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams
 
-LIMITS = Failover(max_attempts=4, timeout_s=60, backoff_s=1)
+LIMITS = FailoverPolicy(max_attempts=4, timeout_s=60, backoff_s=1)
 GONE = EngineStopped("gone")
 
 
@@ -34,11 +34,11 @@ def done(n: int) -> Done:
 
 
 def test_the_first_attempt_is_the_request_itself():
-    assert Resumption(request(), LIMITS).request == request()
+    assert FailoverCall(request(), LIMITS).request == request()
 
 
 def test_a_seed_is_drawn_once_for_all_attempts():
-    run = Resumption(request(sampling=SamplingParams()), LIMITS)
+    run = FailoverCall(request(sampling=SamplingParams()), LIMITS)
     seed = run.request.sampling.seed
     assert seed is not None
     run.attempts.failed(GONE)
@@ -48,7 +48,7 @@ def test_a_seed_is_drawn_once_for_all_attempts():
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple), max_size=8), st.sets(st.integers(0, 7)))
 def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
     """Cut anywhere: the next attempt carries all that has come and nothing else; what the caller got is the whole reply, once."""
-    run = Resumption(request(), Failover(max_attempts=20), Clock())
+    run = FailoverCall(request(), FailoverPolicy(max_attempts=20), Clock())
     got: list[int] = []
     for number, ids in enumerate(messages):
         if number in cuts:
@@ -62,21 +62,21 @@ def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
 
 
 def test_the_ids_of_an_earlier_life_of_the_request_stay_in_front():
-    run = Resumption(request(resumed=(9,)), LIMITS)
+    run = FailoverCall(request(resumed=(9,)), LIMITS)
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
     assert run.request.resumed == (9, 4, 5)
 
 
 def test_what_came_before_a_failure_in_one_message_is_delivered():
-    run = Resumption(request(), LIMITS)
+    run = FailoverCall(request(), LIMITS)
     assert run.take([Tokens((4,), "a"), Failed(GONE)]) == ([Tokens((4,), "a")], GONE)
     run.attempts.failed(GONE)
     assert run.request.resumed == (4,)
 
 
 def test_every_attempt_has_an_id_of_its_own_that_names_the_request():
-    run = Resumption(request(), LIMITS)
+    run = FailoverCall(request(), LIMITS)
     ids = [run.request.request_id]
     for _ in range(2):
         run.attempts.failed(GONE)
@@ -92,14 +92,14 @@ def test_another_request_is_no_attempt_of_this_one(other):
 
 
 def test_stats_of_an_undisturbed_request_are_those_of_the_engine():
-    run = Resumption(request(), LIMITS)
+    run = FailoverCall(request(), LIMITS)
     run.take([Tokens((4,), "a")])
     assert run.take([done(1)]) == ([done(1)], None)
 
 
-def test_the_times_of_a_moved_request_are_those_that_its_caller_has_lived():
+def test_the_times_of_a_request_that_failed_over_are_those_that_its_caller_has_lived():
     clock = Clock()
-    run = Resumption(request(), LIMITS, clock)
+    run = FailoverCall(request(), LIMITS, clock)
     clock.seconds = 2
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
@@ -121,7 +121,7 @@ def test_an_error_that_is_the_requests_own_is_final():
     assert Attempts(LIMITS, Clock()).failed(DecodeFailed("no")) is None
 
 
-def test_a_full_queue_is_final_for_a_newcomer_but_not_for_a_stream_that_has_been_moved():
+def test_a_full_queue_is_final_for_a_newcomer_but_not_for_a_stream_that_has_failed_over():
     attempts = Attempts(LIMITS, Clock())
     assert attempts.failed(QueueFull("full")) is None
     attempts.failed(GONE)
@@ -129,7 +129,7 @@ def test_a_full_queue_is_final_for_a_newcomer_but_not_for_a_stream_that_has_been
 
 
 def test_a_request_that_kills_each_replica_after_a_token_is_given_up():
-    run = Resumption(request(), LIMITS, Clock())
+    run = FailoverCall(request(), LIMITS, Clock())
     for _ in range(3):
         run.take([Tokens((1,), "x")])
         assert run.attempts.failed(GONE) is not None
@@ -139,7 +139,7 @@ def test_a_request_that_kills_each_replica_after_a_token_is_given_up():
 
 def test_a_stream_that_goes_on_long_enough_after_a_move_has_all_its_tries_again():
     clock = Clock()
-    run = Resumption(request(), LIMITS, clock)
+    run = FailoverCall(request(), LIMITS, clock)
     for _ in range(20):
         run.take([Tokens((1,), "x")])
         assert run.attempts.failed(GONE) == 0
@@ -149,7 +149,7 @@ def test_a_stream_that_goes_on_long_enough_after_a_move_has_all_its_tries_again(
 
 def test_time_without_an_answer_is_bounded():
     clock = Clock()
-    attempts = Attempts(Failover(max_attempts=1000, timeout_s=60, backoff_s=1), clock)
+    attempts = Attempts(FailoverPolicy(max_attempts=1000, timeout_s=60, backoff_s=1), clock)
     assert attempts.left_s is None
     while (wait_s := attempts.failed(GONE)) is not None:
         clock.seconds += wait_s + 1
@@ -158,7 +158,7 @@ def test_time_without_an_answer_is_bounded():
 
 
 def test_an_answer_ends_the_countdown():
-    run = Resumption(request(), LIMITS, Clock())
+    run = FailoverCall(request(), LIMITS, Clock())
     run.attempts.failed(GONE)
     assert run.attempts.left_s == LIMITS.timeout_s
     run.take([Tokens((1,), "x")])

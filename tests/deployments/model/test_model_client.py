@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, 
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
-from deployments.config import Failover
+from deployments.config import FailoverPolicy
 from deployments.http.fan_out import fan_out
 from deployments.model.blocking import RemoteModel
 from deployments.model.client import ModelClient
@@ -21,7 +21,7 @@ from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, Requ
 from erllama.request import GenerationRequest, SamplingParams
 from tests.support.http_fakes import app_of, http_client, served
 
-LIMITS = Failover(max_attempts=4, timeout_s=30, backoff_s=0.001)
+LIMITS = FailoverPolicy(max_attempts=4, timeout_s=30, backoff_s=0.001)
 REPLY = tuple(range(100, 112))
 
 GONE: list[Callable[[], BaseException]] = [
@@ -133,7 +133,7 @@ def breaking(*cuts: int, by: Callable[[], BaseException]) -> Callable[[Generatio
     return script
 
 
-async def collect(handle: Handle, limits: Failover = LIMITS, **more: Any) -> list[Event]:
+async def collect(handle: Handle, limits: FailoverPolicy = LIMITS, **more: Any) -> list[Event]:
     async with aclosing(ModelClient(handle, failover=limits).generate(request(**more))) as lists:
         return [event async for events in lists for event in events]
 
@@ -163,7 +163,7 @@ def test_a_reply_is_whole_and_nothing_comes_twice_however_its_replicas_die(by, c
         assert all(response.cancelled for response in handle.responses[:-1]), "an attempt that may still run somewhere is cancelled"
 
 
-def test_a_failure_that_arrives_as_an_event_moves_the_request_as_well():
+def test_a_failure_that_arrives_as_an_event_lets_the_request_fail_over_as_well():
     handle = Handle(lambda sent, n: [[Tokens(REPLY[:2], "de"), Failed(EngineStopped("bye"))]] if n == 1 else rest(sent))
     assert reply(asyncio.run(collect(handle))) == WHOLE
     assert handle.requests[1].resumed == REPLY[:2]
@@ -188,7 +188,7 @@ def test_tries_are_bounded_and_the_last_error_is_the_end():
 
 def test_a_retry_that_nobody_answers_is_given_up():
     handle = Handle(lambda sent, n: [ActorDiedError()] if n == 1 else ["hang"])
-    (last,) = asyncio.run(collect(handle, Failover(timeout_s=0.05)))
+    (last,) = asyncio.run(collect(handle, FailoverPolicy(timeout_s=0.05)))
     assert isinstance(last, Failed)
     assert isinstance(last.error, EngineStopped)
     assert handle.responses[-1].cancelled
