@@ -13,7 +13,7 @@ differing                        replies that are not the expected ones: tokens 
 wrong                            questions answered wrong that were answered right before (aim 0)
 failovers                        calls that went on from another replica
 gap_*, ttft_*                    longest pause inside a stream, time to its first event; a kill shows as a pause
-kills.*, relieved.*              what was killed; what the scheduler did, bytes by measure
+kills.*, released.*              what was killed; what the scheduler did, bytes by kind
 memory.*                         PSS (or RSS) of all processes of the server: start, peak, end, without the page cache
 left.*                           afterwards: running or queued requests, ids that are not free, temporary files in the store
 The store's tiers lie under --ram-dir and --disk-dir and are removed at the end.
@@ -221,7 +221,7 @@ def app_args(args: Any, ram: str, disk: str) -> dict[str, Any]:
             "low": 0.8,
             "min_bytes": 1 << 20,
             "cooldown_s": 5.0,
-            "collect_s": 60.0,
+            "gc_s": 60.0,
         },
     }
 
@@ -266,9 +266,9 @@ def report(figures: Figures, tally: Tally, kills: Counter[str], shots: list[floa
     for name, n in sorted(kills.items()):
         figures.add(f"kills.{name}", n, "1")
     status = left.pop("scheduler")
-    for measure, n_bytes in sorted(status.freed_bytes.items() if status is not None else ()):
-        figures.add(f"relieved.{measure}.actions", status.actions[measure], "1")
-        figures.add(f"relieved.{measure}.bytes", n_bytes / 1e6, "MB")
+    for kind, n_bytes in sorted(status.freed_bytes.items() if status is not None else ()):
+        figures.add(f"released.{kind}.times", status.releases[kind], "1")
+        figures.add(f"released.{kind}.bytes", n_bytes / 1e6, "MB")
     for name, value in (("start", shots[0]), ("peak", max(shots)), ("end", shots[-1])):
         figures.add(f"memory.{name}", value, "MB")
     for name, n in left.items():

@@ -230,11 +230,11 @@ class FailoverPolicy(_Strict):
     backoff_s: Annotated[float, Field(ge=0)] = 0.25
 
 
-class Measure(StrEnum):
-    """Ways to free memory, cheapest first.
+class ReleaseKind(StrEnum):
+    """What can be released, cheapest first.
 
-    There is none for single idle sequences: llama.cpp allocates the KV buffer of a context as a whole, so their memory comes back with the
-    context, whose release saves them.
+    There is no kind for single idle sequences: llama.cpp allocates the KV buffer of a context as a
+    whole, so their memory comes back with the context, whose release saves them.
     """
 
     RAM_TIER = "ram_tier"  # objects of a store's tier in RAM that a lower tier has, too
@@ -256,15 +256,15 @@ class SchedulerSpec(_Strict):
     low: Annotated[float, Field(gt=0, le=1)] = 0.75
     min_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    order: tuple[Measure, ...] = tuple(Measure)
+    release_kinds: tuple[ReleaseKind, ...] = tuple(ReleaseKind)
     sources: tuple[str, ...] = ("system", "nvidia")
     total_bytes: Annotated[int, Field(gt=0)] | None = None
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
-    relay: bool = True
-    collect_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
+    gossip: bool = True
+    gc_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
     log: bool = True
 
-    @field_validator("order", "sources")
+    @field_validator("release_kinds", "sources")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         twice = {str(name) for name in value if value.count(name) > 1}

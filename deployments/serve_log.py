@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 
-_ROUTINE = ("CALL memory_report OK", "CALL hear OK")  # as Serve's access log begins
+_ROUTINE = ("CALL memory_report OK", "CALL apply_deltas OK")  # as Serve's access log begins
 
 
 def share_serve_log() -> None:
     """Send our packages' log lines where Serve's own go: the replica's file, with the request id in every line."""
     serve_log = logging.getLogger("ray.serve")
-    serve_log.addFilter(_tells_news)
+    serve_log.addFilter(_is_worth_a_line)
     for name in ("deployments", "erllama", "cache_store"):
         ours = logging.getLogger(name)
         ours.handlers = serve_log.handlers
@@ -18,6 +18,6 @@ def share_serve_log() -> None:
         ours.propagate = False
 
 
-def _tells_news(record: logging.LogRecord) -> bool:
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
     """False for Serve's lines about what the memory scheduler asks every replica every few seconds."""
     return not (getattr(record, "serve_access_log", False) and record.getMessage().startswith(_ROUTINE))

@@ -1,7 +1,11 @@
-"""The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders and what came of them.
+"""The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders and results.
 
-Invariants: plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in seconds. A reading says how
-full one memory of one node is; an offer, what a replica could give back of it. Everything else about pressure follows from these two.
+    ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could release (`ReleaseOffer`)
+    ReleaseOrder       what the scheduler tells one replica to release
+    ReleaseResult      what the replica answers
+    ReleaseRecord      order and result, for status, log and metrics
+
+Plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in seconds.
 """
 
 from __future__ import annotations
@@ -10,12 +14,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cache_store import News
-from deployments.config import Measure
+from deployments.config import ReleaseKind
 
 RAM = "ram"
 
 
-class Reason(StrEnum):
+class ReleaseReason(StrEnum):
     PRESSURE = "pressure"
     KEEP_ALIVE = "keep_alive"
 
@@ -35,26 +39,28 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a measure would give back to `resource`. `tier` names the store's tier, which all replicas of a node share."""
+class ReleaseOffer:
+    """What a release of this kind would give back to `resource`. `tier` names the store's tier, which all replicas of a
+    node share; "" for the model's own memory."""
 
-    measure: Measure
+    kind: ReleaseKind
     resource: str
     n_bytes: int
     tier: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class TierPlace:
-    """A tier of the store as one replica has it. Tiers that share a mark are one place; without marks nobody knows."""
+class TierReport:
+    """A tier of the store as one replica has it. Tiers that share an id are one directory or bucket, whoever mounts it
+    where; of tiers without ids nobody knows."""
 
     label: str
-    marks: frozenset[str]
+    ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaPlace:
-    """Who a replica is and where. `gpu_ids` are indices or UUIDs, as CUDA_VISIBLE_DEVICES has them."""
+class ReplicaLocation:
+    """Who a replica is and where it runs. `gpu_ids` are indices or UUIDs, as CUDA_VISIBLE_DEVICES has them."""
 
     replica_id: str = "local"
     node_id: str = "local"
@@ -65,8 +71,8 @@ class ReplicaPlace:
 class ReplicaReport:
     """One replica at one moment. `idle_s` counts from the end of its last request, 0.0 while one waits or runs.
 
-    `loaded` is False when neither context nor weights are in memory. `news` is what its store did since the last report, None when nothing.
-    `problems` are sources that could not be read.
+    `loaded` is False when neither context nor weights are in memory. `delta` is what its store did since the last
+    report, None when nothing. `problems` are sources that could not be read.
     """
 
     replica_id: str
@@ -77,9 +83,9 @@ class ReplicaReport:
     idle_s: float = 0.0
     loaded: bool = True
     readings: tuple[Reading, ...] = ()
-    offers: tuple[Offer, ...] = ()
-    tiers: tuple[TierPlace, ...] = ()
-    news: News | None = None
+    offers: tuple[ReleaseOffer, ...] = ()
+    tiers: tuple[TierReport, ...] = ()
+    delta: News | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -88,78 +94,75 @@ class ReplicaReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Relief:
-    """An order to one replica. `idle_s` is what its report said: a replica that was used since then keeps what it has.
+class ReleaseOrder:
+    """What one replica is to release. `idle_s` is what its report said: a replica that was used since then keeps what
+    it has.
 
-    `n_bytes` is how much is wanted of a tier; of a model's own memory it is what the order is expected to free.
+    `n_bytes` is how much is wanted of a tier; of a model's own memory it is what the release is expected to free.
     """
 
     replica_id: str
     model_id: str
     node_id: str
     resource: str
-    measure: Measure
+    kind: ReleaseKind
     n_bytes: int
     idle_s: float = 0.0
     tier: str = ""
-    reason: Reason = Reason.PRESSURE
+    reason: ReleaseReason = ReleaseReason.PRESSURE
 
     @property
     def subject(self) -> tuple[str, str, str]:
         """What the order empties: two orders with one subject are about the same memory."""
-        return (self.measure, self.node_id, f"tier:{self.tier}") if self.tier else (self.measure, self.node_id, self.replica_id)
+        return (self.kind, self.node_id, f"tier:{self.tier}" if self.tier else self.replica_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Relieved:
-    """What came of an order. `kept` tells why nothing was freed ("" when it was carried out)."""
+class ReleaseResult:
+    """What came of an order. `kept` tells why nothing was released ("" when the order was carried out)."""
 
-    replica_id: str
     freed_bytes: int
     kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Collect:
-    """One replica collects the garbage of a place within `deadline_s`; for `for_s` all others that have the place leave it to that one."""
+class ReleaseRecord:
+    """One finished order: when it ended (unix seconds) and how long it took."""
+
+    at: float
+    order: ReleaseOrder
+    result: ReleaseResult
+    seconds: float
+
+    def line(self) -> str:
+        """For a log: key=value."""
+        order, result = self.order, self.result
+        return (
+            f"reason={order.reason} kind={order.kind} model={order.model_id} replica={order.replica_id} node={order.node_id} "
+            f"resource={order.resource} expected_bytes={order.n_bytes} freed_bytes={result.freed_bytes} seconds={self.seconds:.3f} "
+            f"outcome={result.kept or 'done'!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageOrder:
+    """One replica collects the garbage of the tier with these ids within `deadline_s`; for `for_s` all others that have
+    the tier leave it to that one."""
 
     replica_id: str
-    marks: frozenset[str]
+    tier_ids: frozenset[str]
     deadline_s: float
     for_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
-    """One finished order, for people: `at` in unix seconds."""
-
-    at: float
-    reason: Reason
-    measure: Measure
-    model_id: str
-    replica_id: str
-    node_id: str
-    resource: str
-    expected_bytes: int
-    freed_bytes: int
-    seconds: float
-    outcome: str  # "done", why the replica kept it, or what failed
-
-    def line(self) -> str:
-        """For a log: key=value."""
-        return (
-            f"reason={self.reason} measure={self.measure} model={self.model_id} replica={self.replica_id} node={self.node_id} "
-            f"resource={self.resource} expected_bytes={self.expected_bytes} freed_bytes={self.freed_bytes} seconds={self.seconds:.3f} "
-            f"outcome={self.outcome!r}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class SchedulerStatus:
-    """What the scheduler of an application knows and did since `started` (unix seconds, as `ticked`, its last round; 0.0 before the first).
+    """What the scheduler of an application knows and did since `started` (unix seconds, as `ticked`, its last round; 0.0
+    before the first).
 
-    `freed_bytes` and `actions` are totals by measure, `last` the newest actions, oldest first. `errors` counts by what failed; `exhausted`
-    names the memories that are too full with nothing left to free. `news` counts pieces of news relayed, `collected` tiers cleaned up.
+    `releases` (how many) and `freed_bytes` are totals by kind, `last` the newest records, oldest first. `errors` counts
+    by what failed; `exhausted` names the memories that are too full with nothing left to release. `deltas` counts index
+    deltas that were spread, `tiers_collected` tiers whose garbage was collected to the end.
     """
 
     enabled: bool
@@ -167,11 +170,11 @@ class SchedulerStatus:
     ticked: float = 0.0
     readings: tuple[Reading, ...] = ()
     replicas: tuple[ReplicaReport, ...] = ()
-    last: tuple[Action, ...] = ()
-    actions: dict[str, int] = field(default_factory=dict)
+    last: tuple[ReleaseRecord, ...] = ()
+    releases: dict[str, int] = field(default_factory=dict)
     freed_bytes: dict[str, int] = field(default_factory=dict)
     exhausted: tuple[str, ...] = ()
     errors: dict[str, int] = field(default_factory=dict)
     last_error: str = ""
-    news: int = 0
-    collected: int = 0
+    deltas: int = 0
+    tiers_collected: int = 0

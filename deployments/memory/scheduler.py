@@ -1,4 +1,5 @@
-"""The memory scheduler: asks all replicas every `interval_s`, decides with `PressurePolicy`, orders, relays news, has garbage collected.
+"""The memory scheduler: asks all replicas every `interval_s`, decides with `ReleasePolicy`, orders releases, spreads index deltas, has
+garbage collected.
 
 Invariants: nobody needs it. It holds nothing that the next one could not ask for again, and requests never pass through it. A round never
 waits for an order: orders run as tasks, and what they freed counts until a younger reading shows it. No replica that is slow, hung or gone
@@ -16,10 +17,10 @@ from typing import Any, Protocol
 
 from cache_store import Collected, News
 from deployments.config import SchedulerSpec
-from deployments.memory.messages import Action, Collect, Reading, Relief, Relieved, ReplicaReport, SchedulerStatus
-from deployments.memory.policy import Plan, PressurePolicy
-from deployments.memory.status import SchedulerBook
-from deployments.memory.store_upkeep import Chores
+from deployments.memory.messages import GarbageOrder, Reading, ReleaseOrder, ReleaseRecord, ReleaseResult, ReplicaReport, SchedulerStatus
+from deployments.memory.policy import ReleasePlan, ReleasePolicy
+from deployments.memory.status import StatusRecorder
+from deployments.memory.store_upkeep import StoreUpkeep
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Meter(Protocol):
 
     def reading(self, reading: Reading) -> None: ...
 
-    def action(self, action: Action) -> None: ...
+    def release(self, record: ReleaseRecord) -> None: ...
 
 
 class Scheduler:
@@ -67,9 +68,9 @@ class Scheduler:
         self._meter = meter
         self._clock = clock
         self._unix_s = unix_s
-        self._policy = PressurePolicy(spec, keep_alive_s)
-        self._chores = Chores(spec)
-        self._book = SchedulerBook(spec.enabled, unix_s())
+        self._policy = ReleasePolicy(spec, keep_alive_s)
+        self._upkeep = StoreUpkeep(spec)
+        self._status = StatusRecorder(spec.enabled, unix_s())
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._silent: set[tuple[str, str]] = set()  # whose failure to answer has been logged
@@ -95,7 +96,7 @@ class Scheduler:
             raise RuntimeError(f"the scheduler has not finished a round for {silent_s:.0f} s")
 
     def status(self) -> SchedulerStatus:
-        return self._book.status()
+        return self._status.status()
 
     async def _run(self) -> None:
         while True:
@@ -103,25 +104,25 @@ class Scheduler:
                 await self.tick()
             except Exception as error:  # the next round may go well; a scheduler that stops frees nothing
                 log.exception("event=scheduler_error")
-                self._book.error("round", error)
+                self._status.error("round", error)
             await asyncio.sleep(self._spec.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
 
     # --- a round -----------------------------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """One round: ask, decide, order, relay."""
+        """One round: ask, decide, order."""
         asked_ns = self._clock()
         reports = await self._reports()
         plan = self._policy.plan(reports, self._clock(), asked_ns)
         self._note(plan, reports)
         for order in plan.orders:
-            self._spawn(self._carry_out(order))
+            self._spawn(self._release(order))
         for model_id, group in self._groups.items():
-            news = self._chores.news_for(model_id, reports)
-            if news:
-                self._spawn(self._relay(model_id, group, news))
-        for collect in self._chores.collections(reports, self._clock()):
-            self._spawn(self._collect(collect))
+            deltas = self._upkeep.deltas_for(model_id, reports)
+            if deltas:
+                self._spawn(self._spread_deltas(model_id, group, deltas))
+        for garbage in self._upkeep.garbage_orders(reports, self._clock()):
+            self._spawn(self._collect_garbage(garbage))
         self._round_ns = self._clock()
 
     async def settled(self) -> None:
@@ -130,7 +131,7 @@ class Scheduler:
             await asyncio.gather(*self._tasks)
 
     async def _reports(self) -> list[ReplicaReport]:
-        asked = [self._ask(model_id, group, "memory_report", self._spec.relay) for model_id, group in self._groups.items()]
+        asked = [self._ask(model_id, group, "memory_report", self._spec.gossip) for model_id, group in self._groups.items()]
         answers = await asyncio.gather(*asked)
         return [report for reports in answers for report in reports if isinstance(report, ReplicaReport)]
 
@@ -138,84 +139,71 @@ class Scheduler:
         answers = await group.ask(method, *args, timeout_s=self._spec.timeout_s if timeout_s is None else timeout_s)
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         for failure in failures:
-            self._book.error(method, failure)
+            self._status.error(method, failure)
         if failures and (model_id, method) not in self._silent:
             log.warning("event=scheduler_no_answer model=%s method=%s replicas=%d error=%r", model_id, method, len(failures), failures[0])
         (self._silent.add if failures else self._silent.discard)((model_id, method))
         return [answer for answer in answers if answer is not None and not isinstance(answer, BaseException)]
 
-    def _note(self, plan: Plan, reports: Sequence[ReplicaReport]) -> None:
-        self._book.round(plan, reports, self._unix_s())
+    def _note(self, plan: ReleasePlan, reports: Sequence[ReplicaReport]) -> None:
+        self._status.round(plan, reports, self._unix_s())
         if self._meter is not None:
             for reading in plan.readings:
                 self._meter.reading(reading)
         by_memory = {(reading.node_id, reading.resource): reading for reading in plan.readings}
-        for node_id, resource in plan.told:
+        for node_id, resource in plan.newly_exhausted:
             log.warning(
-                "event=memory_exhausted node=%s resource=%s share=%.3f: nothing idle is left to free",
+                "event=memory_exhausted node=%s resource=%s share=%.3f: nothing idle is left to release",
                 node_id,
                 resource,
                 by_memory[node_id, resource].share,
             )
         for report in reports:
-            for problem in self._book.new_problems(report):
+            for problem in self._status.new_problems(report):
                 log.warning("event=memory_source_failed node=%s problem=%s", report.node_id, problem)
 
     # --- orders ------------------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, order: Relief) -> None:
+    async def _release(self, order: ReleaseOrder) -> None:
         began_ns = self._clock()
-        freed, outcome = 0, "cut short"
+        result = ReleaseResult(0, "cut short")
         try:
-            freed, outcome = await self._order(order)
+            result = await self._result(order)
         finally:  # whatever happened: a replica whose order never ends would never get another
-            self._policy.ended(order, freed, self._clock())
-        self._done(order, freed, outcome, (self._clock() - began_ns) / 1e9)
+            self._policy.ended(order, result.freed_bytes, self._clock())
+        self._record(ReleaseRecord(self._unix_s(), order, result, (self._clock() - began_ns) / 1e9))
 
-    async def _order(self, order: Relief) -> tuple[int, str]:
-        answers = await self._groups[order.model_id].ask("relieve", order, timeout_s=self._order_timeout_s, first=True)
+    async def _result(self, order: ReleaseOrder) -> ReleaseResult:
+        answers = await self._groups[order.model_id].ask("release", order, timeout_s=self._order_timeout_s, first=True)
         for answer in answers:
-            if isinstance(answer, Relieved):
-                return answer.freed_bytes, answer.kept or "done"
+            if isinstance(answer, ReleaseResult):
+                return answer
         failure = next((answer for answer in answers if isinstance(answer, BaseException)), None)
         if failure is None:
-            return 0, "gone"
-        self._book.error("relieve", failure)
-        return 0, f"failed: {failure!r}"
+            return ReleaseResult(0, "gone")
+        self._status.error("release", failure)
+        return ReleaseResult(0, f"failed: {failure!r}")
 
-    def _done(self, order: Relief, freed: int, outcome: str, seconds: float) -> None:
-        action = Action(
-            self._unix_s(),
-            order.reason,
-            order.measure,
-            order.model_id,
-            order.replica_id,
-            order.node_id,
-            order.resource,
-            order.n_bytes,
-            freed,
-            seconds,
-            outcome,
-        )
-        self._book.action(action)
+    def _record(self, record: ReleaseRecord) -> None:
+        self._status.release(record)
         if self._meter is not None:
-            self._meter.action(action)
+            self._meter.release(record)
         if self._spec.log:
-            log.info("event=memory_freed %s", action.line())
+            log.info("event=memory_released %s", record.line())
 
-    # --- chores ------------------------------------------------------------------------------------------------------------
+    # --- the store's upkeep --------------------------------------------------------------------------------------------------
 
-    async def _relay(self, model_id: str, group: Group, news: Sequence[News]) -> None:
-        await self._ask(model_id, group, "hear", news)
-        self._book.relayed(len(news))
+    async def _spread_deltas(self, model_id: str, group: Group, deltas: Sequence[News]) -> None:
+        await self._ask(model_id, group, "apply_deltas", deltas)
+        self._status.deltas_spread(len(deltas))
 
-    async def _collect(self, order: Collect) -> None:
+    async def _collect_garbage(self, order: GarbageOrder) -> None:
         asked = [
-            self._ask(model_id, group, "collect", order, timeout_s=order.deadline_s + self._spec.timeout_s)
+            self._ask(model_id, group, "collect_garbage", order, timeout_s=order.deadline_s + self._spec.timeout_s)
             for model_id, group in self._groups.items()
         ]
-        collected = [answer for answers in await asyncio.gather(*asked) for answer in answers]
-        self._book.collected(sum(isinstance(answer, Collected) and answer.is_done for answer in collected))
+        reports = [answer for answers in await asyncio.gather(*asked) for answer in answers]
+        self._status.tiers_collected(sum(isinstance(report, Collected) and report.is_done for report in reports))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -225,5 +213,5 @@ class Scheduler:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._book.error("task", error)
+            self._status.error("task", error)
             log.error("event=scheduler_error error=%r", error)

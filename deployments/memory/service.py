@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge
 
 from deployments.config import BuildArgs
-from deployments.memory.messages import Action, Reading, ReplicaPlace, SchedulerStatus
+from deployments.memory.messages import Reading, ReleaseRecord, ReplicaLocation, SchedulerStatus
 from deployments.memory.scheduler import Scheduler
 from deployments.serve_log import share_serve_log
 
@@ -75,8 +75,8 @@ class RayMeter:
         tags = ("node", "resource")
         self._used = Gauge("erllama_memory_used_bytes", "Used bytes of a node's RAM or of a GPU.", tag_keys=tags)
         self._total = Gauge("erllama_memory_total_bytes", "Bytes that a node's RAM or a GPU has.", tag_keys=tags)
-        why = ("reason", "measure", "model")
-        self._actions = Counter("erllama_memory_actions", "Times that memory was taken from a model or tier.", tag_keys=why)
+        why = ("reason", "kind", "model")
+        self._releases = Counter("erllama_memory_releases", "Times that a model or tier released memory.", tag_keys=why)
         self._freed = Counter("erllama_memory_freed_bytes", "Bytes that went back to the system or the GPU.", tag_keys=why)
 
     def reading(self, reading: Reading) -> None:
@@ -84,18 +84,19 @@ class RayMeter:
         self._used.set(reading.used_bytes, tags)
         self._total.set(reading.total_bytes, tags)
 
-    def action(self, action: Action) -> None:
-        tags = {"reason": str(action.reason), "measure": str(action.measure), "model": action.model_id}
-        self._actions.inc(1, tags)
-        if action.freed_bytes > 0:
-            self._freed.inc(action.freed_bytes, tags)
+    def release(self, record: ReleaseRecord) -> None:
+        order, freed_bytes = record.order, record.result.freed_bytes
+        tags = {"reason": str(order.reason), "kind": str(order.kind), "model": order.model_id}
+        self._releases.inc(1, tags)
+        if freed_bytes > 0:
+            self._freed.inc(freed_bytes, tags)
 
 
-def replica_place() -> ReplicaPlace:
-    """Where the replica that asks is."""
+def replica_location() -> ReplicaLocation:
+    """Where the replica runs whose process asks."""
     context = ray.get_runtime_context()
     gpu_ids = context.get_accelerator_ids().get("GPU", [])
-    return ReplicaPlace(serve.get_replica_context().replica_id.unique_id, context.get_node_id(), tuple(gpu_ids))
+    return ReplicaLocation(serve.get_replica_context().replica_id.unique_id, context.get_node_id(), tuple(gpu_ids))
 
 
 class SchedulerService:

@@ -6,17 +6,17 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deployments.memory.messages import Action, ReplicaReport, SchedulerStatus
-from deployments.memory.policy import Plan
+from deployments.memory.messages import ReleaseRecord, ReplicaReport, SchedulerStatus
+from deployments.memory.policy import ReleasePlan
 
 _LAST = 100
 
 
-class SchedulerBook:
+class StatusRecorder:
     def __init__(self, enabled: bool, started: float) -> None:
         self._status = SchedulerStatus(enabled, started)
-        self._last: deque[Action] = deque(maxlen=_LAST)
-        self._actions: Counter[str] = Counter()
+        self._last: deque[ReleaseRecord] = deque(maxlen=_LAST)
+        self._releases: Counter[str] = Counter()
         self._freed: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._problems: dict[str, frozenset[str]] = {}  # of each replica in its last report
@@ -25,15 +25,15 @@ class SchedulerBook:
         return replace(
             self._status,
             last=tuple(self._last),
-            actions=dict(self._actions),
+            releases=dict(self._releases),
             freed_bytes=dict(self._freed),
             errors=dict(self._errors),
         )
 
-    def round(self, plan: Plan, reports: Sequence[ReplicaReport], at: float) -> None:
-        """News are left out: a status is for people, and they can be megabytes."""
+    def round(self, plan: ReleasePlan, reports: Sequence[ReplicaReport], at: float) -> None:
+        """Deltas are left out: a status is for people, and they can be megabytes."""
         exhausted = tuple(f"{node_id} {resource}" for node_id, resource in plan.exhausted)
-        replicas = tuple(replace(report, news=None) for report in reports)
+        replicas = tuple(replace(report, delta=None) for report in reports)
         self._status = replace(self._status, ticked=at, readings=plan.readings, replicas=replicas, exhausted=exhausted)
 
     def new_problems(self, report: ReplicaReport) -> frozenset[str]:
@@ -47,19 +47,19 @@ class SchedulerBook:
             self._count("source", problem)
         return found - known
 
-    def action(self, action: Action) -> None:
-        self._last.append(action)
-        self._actions[action.measure] += 1
-        self._freed[action.measure] += action.freed_bytes
+    def release(self, record: ReleaseRecord) -> None:
+        self._last.append(record)
+        self._releases[record.order.kind] += 1
+        self._freed[record.order.kind] += record.result.freed_bytes
 
     def error(self, what: str, error: BaseException) -> None:
         self._count(what, repr(error))
 
-    def relayed(self, n_news: int) -> None:
-        self._status = replace(self._status, news=self._status.news + n_news)
+    def deltas_spread(self, n_deltas: int) -> None:
+        self._status = replace(self._status, deltas=self._status.deltas + n_deltas)
 
-    def collected(self, n_tiers: int) -> None:
-        self._status = replace(self._status, collected=self._status.collected + n_tiers)
+    def tiers_collected(self, n_tiers: int) -> None:
+        self._status = replace(self._status, tiers_collected=self._status.tiers_collected + n_tiers)
 
     def _count(self, what: str, message: str) -> None:
         self._errors[what] += 1

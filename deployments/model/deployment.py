@@ -10,7 +10,7 @@ import threading
 import weakref
 
 from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
-from deployments.memory.service import replica_place
+from deployments.memory.service import replica_location
 from deployments.memory.sources import make_sources
 from deployments.model.drain import DrainWatch
 from deployments.model.replica import ModelReplica
@@ -35,7 +35,9 @@ class Replica(ModelReplica):
     ) -> None:
         share_serve_log()
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
-        super().__init__(spec, n_cpus=n_cpus, store=store.config(), policy=policy, routing=routing, place=replica_place(), sources=sources)
+        super().__init__(
+            spec, n_cpus=n_cpus, store=store.config(), policy=policy, routing=routing, location=replica_location(), sources=sources
+        )
         # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
         # but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)

@@ -17,7 +17,7 @@ from typing import Any
 from cache_store import CachedPrefix, Collected, News, StoreConfig, StoreStats
 from deployments.attempt_id import is_attempt_of
 from deployments.config import ModelSpec, RoutingSpec
-from deployments.memory.messages import Collect, Relief, Relieved, ReplicaPlace, ReplicaReport
+from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
 from deployments.memory.replica import ReplicaMemory
 from deployments.memory.sources import MemorySource
 from deployments.model.mailbox import Mailbox
@@ -57,7 +57,7 @@ class ModelReplica:
         store: StoreConfig | None = None,
         policy: CachePolicy | None = None,
         routing: RoutingSpec | None = None,
-        place: ReplicaPlace | None = None,
+        location: ReplicaLocation | None = None,
         sources: Sequence[MemorySource] = (),
         make_model: MakeModel = Model,
     ) -> None:
@@ -82,7 +82,7 @@ class ModelReplica:
             "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", spec.id, spec.path, config.n_threads, n_warm, seconds
         )
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
-        self._memory = ReplicaMemory(self._model, spec.id, place or ReplicaPlace(), sources)
+        self._memory = ReplicaMemory(self._model, spec.id, location or ReplicaLocation(), sources)
 
     # --- generation -------------------------------------------------------------------------------------------------------
 
@@ -226,17 +226,17 @@ class ModelReplica:
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------------------------------------
 
-    async def memory_report(self, with_news: bool) -> ReplicaReport:
-        return await asyncio.to_thread(self._memory.report, with_news=with_news)
+    async def memory_report(self, with_delta: bool) -> ReplicaReport:
+        return await asyncio.to_thread(self._memory.report, with_delta=with_delta)
 
-    async def relieve(self, order: Relief) -> Relieved | None:
-        return await asyncio.to_thread(self._memory.relieve, order)
+    async def release(self, order: ReleaseOrder) -> ReleaseResult | None:
+        return await asyncio.to_thread(self._memory.release, order)
 
-    async def hear(self, news: Sequence[News]) -> None:
-        await asyncio.to_thread(self._memory.hear, news)
+    async def apply_deltas(self, deltas: Sequence[News]) -> None:
+        await asyncio.to_thread(self._memory.apply_deltas, deltas)
 
-    async def collect(self, order: Collect) -> Collected | None:
-        return await asyncio.to_thread(self._memory.collect, order)
+    async def collect_garbage(self, order: GarbageOrder) -> Collected | None:
+        return await asyncio.to_thread(self._memory.collect_garbage, order)
 
     # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class ModelReplica:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What `KvRouter`s learn of this replica, twice a second by default."""
-        return {} if self._routing is None else await self._routing.collect(self._model.stats())
+        return {} if self._routing is None else await self._routing.gather(self._model.stats())
 
     async def shutdown(self) -> None:
         """End what runs and free the model. Idempotent."""

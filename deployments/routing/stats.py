@@ -42,7 +42,7 @@ class Published:
 
     @classmethod
     def parse(cls, stats: Mapping[str, Any]) -> Self:
-        """From what `RoutingStats.collect` made. A replica that has published nothing yet is empty. Raises `ValueError` for other bytes."""
+        """From what `RoutingStats.gather` made. A replica that has published nothing yet is empty. Raises `ValueError` for other bytes."""
         values = {name: stats[name] for name in cls.__dataclass_fields__ if name in stats}
         for name in ("prefixes", "tails", "sessions"):
             values[name] = unpack_hashes(values.get(name, b""))
@@ -63,7 +63,7 @@ class _Chain:
 
 
 class RoutingStats:
-    """Collects what one replica publishes. `snapshot` asks the engine thread for its prefixes."""
+    """Gathers what one replica publishes. `snapshot` asks the engine thread for its prefixes."""
 
     def __init__(self, snapshot: Callable[[], Future[LivePrefixes]], routing: RoutingSpec) -> None:
         self._snapshot = snapshot
@@ -74,7 +74,7 @@ class RoutingStats:
         self._chains: dict[int, _Chain] = {}
         self._held: dict[str, Any] = {}
 
-    async def collect(self, stats: EngineStats) -> dict[str, Any]:
+    async def gather(self, stats: EngineStats) -> dict[str, Any]:
         """What to publish now. While a long step holds the engine, its prefixes are those of the last time."""
         try:
             await self._refresh()

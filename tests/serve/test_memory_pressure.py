@@ -20,8 +20,8 @@ import psutil
 import pytest
 from ray import serve
 
-from deployments.config import Measure
-from deployments.memory.messages import Reason, SchedulerStatus
+from deployments.config import ReleaseKind
+from deployments.memory.messages import ReleaseReason, SchedulerStatus
 from deployments.memory.sources import SystemMemory
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES, ModelShape
@@ -82,7 +82,7 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
             "min_bytes": 64 << 20,  # demo's context is smaller than that
             "sources": ["system"],
             "order": ["context"],
-            "collect_s": 2,
+            "gc_s": 2,
         },
     }
     server = ServeProcess(folder, args)
@@ -171,13 +171,13 @@ def test_an_idle_model_gives_its_context_back_while_another_streams_and_comes_ba
     stream = Stream(it.server.url)
     stream.start()
     assert stream.started.wait(WITHIN_S)
-    assert not scheduler_status().last or all(action.model_id != "big" for action in scheduler_status().last), "there is no pressure yet"
+    assert all(record.order.model_id != "big" for record in scheduler_status().last), "there is no pressure yet"
 
     ballast(int(0.9 * it.total_bytes) - it.used_bytes())
-    status = until(lambda status: any(action.model_id == "big" for action in status.last))
-    (action,) = (action for action in status.last if action.model_id == "big")
-    assert (action.reason, action.measure, action.outcome) == (Reason.PRESSURE, Measure.CONTEXT, "done")
-    assert action.freed_bytes > 0.9 * BIG_KV_BYTES
+    status = until(lambda status: any(record.order.model_id == "big" for record in status.last))
+    (record,) = (record for record in status.last if record.order.model_id == "big")
+    assert (record.order.reason, record.order.kind, record.result.kept) == (ReleaseReason.PRESSURE, ReleaseKind.CONTEXT, "")
+    assert record.result.freed_bytes > 0.9 * BIG_KV_BYTES
     assert before - replica.memory_info().rss > 0.9 * BIG_KV_BYTES, "the bytes are back with the system"
     assert any(reading.share > 0.8 for reading in status.readings)
     assert {report.model_id for report in status.replicas} == {"big", "demo", "brief"}
@@ -196,9 +196,9 @@ def test_an_idle_model_gives_its_context_back_while_another_streams_and_comes_ba
 def test_a_model_is_unloaded_when_it_has_been_idle_for_its_keep_alive(it):
     it.post("brief", prompt=PROMPT[:100], max_tokens=4)
     asked = time.time()
-    status = until(lambda status: any(action.model_id == "brief" and action.at > asked for action in status.last))
-    action = next(action for action in status.last if action.model_id == "brief" and action.at > asked)
-    assert (action.reason, action.measure, action.outcome) == (Reason.KEEP_ALIVE, Measure.WEIGHTS, "done")
+    status = until(lambda status: any(record.order.model_id == "brief" and record.at > asked for record in status.last))
+    record = next(record for record in status.last if record.order.model_id == "brief" and record.at > asked)
+    assert (record.order.reason, record.order.kind, record.result.kept) == (ReleaseReason.KEEP_ALIVE, ReleaseKind.WEIGHTS, "")
     (unloaded,) = until(lambda status: not any(report.loaded for report in status.replicas if report.model_id == "brief")).replicas[-1:]
     assert unloaded.model_id == "brief"
     assert it.post("brief", prompt=PROMPT[:100], max_tokens=4)["usage"]["prompt_tokens_details"]["cached_tokens"] >= 99
@@ -215,10 +215,10 @@ def test_requests_go_on_without_the_scheduler_and_it_comes_back(it):
     assert after.errors.get("round", 0) == 0
 
 
-def test_news_are_relayed_and_the_tier_is_kept_by_one_of_the_replicas(it):
+def test_deltas_are_spread_and_the_garbage_is_collected_by_one_of_the_replicas(it):
     it.post("demo", prompt="The river runs through " * 40, max_tokens=4)
-    status = until(lambda status: status.news > 0 and status.collected > 0)
-    assert not {"round", "task", "hear", "collect", "relieve"} & set(status.errors), status.last_error
+    status = until(lambda status: status.deltas > 0 and status.tiers_collected > 0)
+    assert not {"round", "task", "apply_deltas", "collect_garbage", "release"} & set(status.errors), status.last_error
 
 
 def test_a_model_that_is_scaled_to_zero_is_not_woken_and_not_missed(it):

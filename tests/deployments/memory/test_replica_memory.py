@@ -14,8 +14,8 @@ import pytest
 
 from cache_store import Store, StoreConfig, TierConfig
 from cache_store.records import StoreStats, TierStats
-from deployments.config import Measure, ModelSpec
-from deployments.memory.messages import RAM, Collect, Offer, Reading, Relief, Relieved, ReplicaPlace
+from deployments.config import ModelSpec, ReleaseKind
+from deployments.memory.messages import RAM, GarbageOrder, Reading, ReleaseOffer, ReleaseOrder, ReleaseResult, ReplicaLocation
 from deployments.memory.replica import ReplicaMemory, tier_offers
 from deployments.memory.sources import NvidiaMemory
 from deployments.model.replica import ModelReplica
@@ -39,7 +39,7 @@ IDLE = ModelMemory(
     weights_loaded=True,
     on_gpu=False,
 )
-HERE = ReplicaPlace("r1", "node")
+HERE = ReplicaLocation("r1", "node")
 
 
 class FakeModel:
@@ -61,37 +61,37 @@ class FakeModel:
         return EvictResult(10, 1100, weights_unloaded=True)
 
 
-def order(measure: Measure = Measure.CONTEXT, replica_id: str = "r1", idle_s: float = 60.0) -> Relief:
-    return Relief(replica_id, "m", "node", RAM, measure, 1000, idle_s)
+def order(kind: ReleaseKind = ReleaseKind.CONTEXT, replica_id: str = "r1", idle_s: float = 60.0) -> ReleaseOrder:
+    return ReleaseOrder(replica_id, "m", "node", RAM, kind, 1000, idle_s)
 
 
-def relieve(memory: ModelMemory, one: Relief) -> tuple[Relieved | None, list[str]]:
+def release(memory: ModelMemory, one: ReleaseOrder) -> tuple[ReleaseResult | None, list[str]]:
     model = FakeModel(memory)
-    return ReplicaMemory(model, "m", HERE, ()).relieve(one), model.calls
+    return ReplicaMemory(model, "m", HERE, ()).release(one), model.calls
 
 
 @pytest.mark.parametrize(
     ("memory", "one", "expected", "calls"),
     [
-        (IDLE, order(), Relieved("r1", 1000), ["evict"]),
-        (IDLE, order(Measure.WEIGHTS), Relieved("r1", 1100), ["unload"]),
+        (IDLE, order(), ReleaseResult(1000), ["evict"]),
+        (IDLE, order(ReleaseKind.WEIGHTS), ReleaseResult(1100), ["unload"]),
         (IDLE, order(replica_id="r2"), None, []),
-        (replace(IDLE, n_running=1, idle_s=0.0), order(), Relieved("r1", 0, "in use"), []),
-        (replace(IDLE, n_queued=1, idle_s=0.0), order(Measure.WEIGHTS), Relieved("r1", 0, "in use"), []),
-        (replace(IDLE, idle_s=2.0), order(), Relieved("r1", 0, "used since"), []),
-        (IDLE, Relief("r1", "m", "node", RAM, Measure.RAM_TIER, 1000, tier="ram_file"), Relieved("r1", 0), []),
+        (replace(IDLE, n_running=1, idle_s=0.0), order(), ReleaseResult(0, "in use"), []),
+        (replace(IDLE, n_queued=1, idle_s=0.0), order(ReleaseKind.WEIGHTS), ReleaseResult(0, "in use"), []),
+        (replace(IDLE, idle_s=2.0), order(), ReleaseResult(0, "used since"), []),
+        (IDLE, ReleaseOrder("r1", "m", "node", RAM, ReleaseKind.RAM_TIER, 1000, tier="ram_file"), ReleaseResult(0), []),
     ],
 )
 def test_an_order_is_carried_out_by_whom_it_names_if_nobody_needs_the_memory(memory, one, expected, calls):
-    assert relieve(memory, one) == (expected, calls)
+    assert release(memory, one) == (expected, calls)
 
 
 def test_a_report_offers_the_context_and_what_of_the_weights_is_not_mapped_from_the_file():
-    report = ReplicaMemory(FakeModel(), "m", HERE, ()).report(with_news=True)
-    assert report.offers == (Offer(Measure.CONTEXT, RAM, 1000), Offer(Measure.WEIGHTS, RAM, 100))
+    report = ReplicaMemory(FakeModel(), "m", HERE, ()).report(with_delta=True)
+    assert report.offers == (ReleaseOffer(ReleaseKind.CONTEXT, RAM, 1000), ReleaseOffer(ReleaseKind.WEIGHTS, RAM, 100))
     assert (report.replica_id, report.model_id, report.node_id, report.loaded, report.idle_s) == ("r1", "m", "node", True, 60.0)
     gone = replace(IDLE, kv_bytes=0, weights_bytes=0, weights_private_bytes=0, has_context=False, weights_loaded=False)
-    report = ReplicaMemory(FakeModel(gone), "m", HERE, ()).report(with_news=True)
+    report = ReplicaMemory(FakeModel(gone), "m", HERE, ()).report(with_delta=True)
     assert (report.offers, report.loaded) == ((), False)
 
 
@@ -109,18 +109,18 @@ class TwoGpus(NvidiaMemory):
 def test_what_is_on_gpus_is_offered_to_them_in_equal_parts_and_freed_in_equal_parts():
     model = FakeModel(replace(IDLE, on_gpu=True))
     memory = ReplicaMemory(model, "m", replace(HERE, gpu_ids=("x", "y")), [TwoGpus()])
-    offers = memory.report(with_news=True).offers
+    offers = memory.report(with_delta=True).offers
     assert offers == tuple(
-        Offer(measure, gpu, n) for measure, n in ((Measure.CONTEXT, 500), (Measure.WEIGHTS, 250)) for gpu in ("gpu:x", "gpu:y")
+        ReleaseOffer(kind, gpu, n) for kind, n in ((ReleaseKind.CONTEXT, 500), (ReleaseKind.WEIGHTS, 250)) for gpu in ("gpu:x", "gpu:y")
     )
-    assert memory.relieve(replace(order(), resource="gpu:x")) == Relieved("r1", 500)
+    assert memory.release(replace(order(), resource="gpu:x")) == ReleaseResult(500)
 
 
 def test_a_tier_in_ram_is_offered_where_a_lower_tier_outlives_it():
     def stats(*tiers: tuple[str, int]) -> StoreStats:
         return StoreStats(tuple(TierStats(label, n, 1, None, 0, 0, 0.0, 0.0, 0, 0, True) for label, n in tiers), 0, 0)
 
-    assert list(tier_offers(stats(("ram_file", 7), ("disk", 9)))) == [Offer(Measure.RAM_TIER, RAM, 7, "ram_file")]
+    assert list(tier_offers(stats(("ram_file", 7), ("disk", 9)))) == [ReleaseOffer(ReleaseKind.RAM_TIER, RAM, 7, "ram_file")]
     assert list(tier_offers(stats(("ram_file", 7), ("ram_file2", 9)))) == []
     assert list(tier_offers(stats(("disk", 7), ("ram_file", 9)))) == []
     assert list(tier_offers(stats(("ram_file", 0), ("s3", 9)))) == []
@@ -138,7 +138,7 @@ def make_replica(folder: Path, name: str, *above: TierConfig) -> ModelReplica:
         n_cpus=1,
         store=store,
         policy=CachePolicy(min_tokens=32, cold_min_tokens=32),
-        place=ReplicaPlace(name, "node"),
+        location=ReplicaLocation(name, "node"),
         make_model=partial(Model, make_backend=StubBackend.from_config),
     )
 
@@ -168,8 +168,8 @@ def test_what_one_replica_stored_another_knows_once_it_has_heard(replicas):
         assert result.n_tokens
         assert store_of(other).prefixes() == ()
         report = pickle.loads(pickle.dumps(await one.memory_report(True)))
-        assert (await one.memory_report(True)).news is None, "told once"
-        await other.hear([report.news])
+        assert (await one.memory_report(True)).delta is None, "told once"
+        await other.apply_deltas([report.delta])
         assert [prefix.n_tokens for prefix in store_of(other).prefixes()] == [prefix.n_tokens for prefix in store_of(one).prefixes()]
 
     asyncio.run(story())
@@ -181,13 +181,13 @@ def test_a_place_is_collected_by_whom_the_order_names_and_left_alone_by_the_othe
             await asyncio.to_thread(store_of(replica).wait_loaded, 30)
         reports = [await replica.memory_report(True) for replica in replicas]
         (mine,), (others,) = (report.tiers for report in reports)
-        assert mine.marks & others.marks, "both know that it is one directory"
-        one = Collect("r1", mine.marks, deadline_s=10.0, for_s=60.0)
-        collected = await replicas[0].collect(one)
+        assert mine.ids & others.ids, "both know that it is one directory"
+        one = GarbageOrder("r1", mine.ids, deadline_s=10.0, for_s=60.0)
+        collected = await replicas[0].collect_garbage(one)
         assert collected is not None
         assert collected.is_done, collected
-        assert await replicas[1].collect(one) is None
-        assert await replicas[1].collect(replace(one, replica_id="r2", marks=frozenset({"elsewhere"}))) is None
+        assert await replicas[1].collect_garbage(one) is None
+        assert await replicas[1].collect_garbage(replace(one, replica_id="r2", tier_ids=frozenset({"elsewhere"}))) is None
 
     asyncio.run(story())
 
@@ -198,8 +198,8 @@ def test_of_a_real_tier_in_ram_goes_what_the_disk_has_too(tmp_path):
         await replica.complete(list(range(3, 103)), {"response_tokens": 1, "seed": 1}, "req")
         await replica.evict()  # waits until the lower tier has it
         (offer,) = (offer for offer in (await replica.memory_report(False)).offers if offer.tier)
-        relieved = await replica.relieve(Relief("r1", "stub", "node", RAM, Measure.RAM_TIER, offer.n_bytes, tier=offer.tier))
-        assert relieved == Relieved("r1", offer.n_bytes)
+        result = await replica.release(ReleaseOrder("r1", "stub", "node", RAM, ReleaseKind.RAM_TIER, offer.n_bytes, tier=offer.tier))
+        assert result == ReleaseResult(offer.n_bytes)
         assert not [offer for offer in (await replica.memory_report(False)).offers if offer.tier]
         assert store_of(replica).prefixes()[0].tiers == ("disk",)
 
@@ -218,11 +218,11 @@ def test_a_real_context_goes_by_order_and_not_while_it_is_in_use(replicas):
         report = await replica.memory_report(False)
         assert report.idle
         assert report.loaded
-        order = Relief("r1", "stub", "node", RAM, Measure.WEIGHTS, 1, report.idle_s)
-        assert await replica.relieve(replace(order, idle_s=report.idle_s + 99)) == Relieved("r1", 0, "used since")
-        relieved = await replica.relieve(order)
-        assert relieved is not None
-        assert relieved.kept == ""
+        order = ReleaseOrder("r1", "stub", "node", RAM, ReleaseKind.WEIGHTS, 1, report.idle_s)
+        assert await replica.release(replace(order, idle_s=report.idle_s + 99)) == ReleaseResult(0, "used since")
+        result = await replica.release(order)
+        assert result is not None
+        assert result.kept == ""
         assert not (await replica.memory_report(False)).loaded
         await replica.complete([1, 2, 3], {"response_tokens": 1, "seed": 1}, "req2")
         assert (await replica.memory_report(False)).loaded

@@ -12,27 +12,27 @@ from pydantic import ValidationError
 
 from cache_store import Collected, News
 from deployments.app import build_app
-from deployments.config import BuildArgs, Measure, SchedulerSpec
+from deployments.config import BuildArgs, ReleaseKind, SchedulerSpec
 from deployments.memory.messages import (
     RAM,
-    Action,
-    Collect,
-    Offer,
+    GarbageOrder,
     Reading,
-    Reason,
-    Relief,
-    Relieved,
+    ReleaseOffer,
+    ReleaseOrder,
+    ReleaseReason,
+    ReleaseRecord,
+    ReleaseResult,
     ReplicaReport,
     SchedulerStatus,
-    TierPlace,
+    TierReport,
 )
 from deployments.memory.scheduler import Scheduler
 from deployments.memory.service import gathered
-from deployments.serve_log import _tells_news
+from deployments.serve_log import _is_worth_a_line
 
 GB = 1 << 30
-MARKS = frozenset({"aa"})
-SPEC = SchedulerSpec(min_bytes=1, interval_s=1, timeout_s=1, collect_s=10)
+TIER_IDS = frozenset({"aa"})
+SPEC = SchedulerSpec(min_bytes=1, interval_s=1, timeout_s=1, gc_s=10)
 
 
 class FakeReplica:
@@ -42,10 +42,10 @@ class FakeReplica:
         self.name = name
         self.held = gb * GB
         self.elsewhere = elsewhere * GB
-        self.news: News | None = None
+        self.delta: News | None = None
         self.heard: list[News] = []
-        self.chores: list[Collect] = []
-        self.orders: list[Relief] = []
+        self.garbage_orders: list[GarbageOrder] = []
+        self.orders: list[ReleaseOrder] = []
         self.failure: Exception | None = None
         self.problems: tuple[str, ...] = ()
         self.go = asyncio.Event()
@@ -54,24 +54,24 @@ class FakeReplica:
     async def call(self, method: str, *args: Any) -> Any:
         return await getattr(self, method)(*args)
 
-    async def memory_report(self, with_news: bool) -> ReplicaReport:
+    async def memory_report(self, with_delta: bool) -> ReplicaReport:
         await self.go.wait()
         if self.failure is not None:
             raise self.failure
-        news, self.news = self.news, None
+        delta, self.delta = self.delta, None
         return ReplicaReport(
             self.name,
             self.name,
             "node",
             idle_s=99.0,
             readings=(Reading("node", RAM, self.elsewhere + self.held, 100 * GB),),
-            offers=(Offer(Measure.CONTEXT, RAM, self.held),) if self.held else (),
-            tiers=(TierPlace("disk", MARKS),),
-            news=news if with_news else None,
+            offers=(ReleaseOffer(ReleaseKind.CONTEXT, RAM, self.held),) if self.held else (),
+            tiers=(TierReport("disk", TIER_IDS),),
+            delta=delta if with_delta else None,
             problems=self.problems,
         )
 
-    async def relieve(self, order: Relief) -> Relieved | None:
+    async def release(self, order: ReleaseOrder) -> ReleaseResult | None:
         await self.go.wait()
         if self.failure is not None:
             raise self.failure
@@ -79,13 +79,13 @@ class FakeReplica:
             return None
         self.orders.append(order)
         freed, self.held = self.held, 0
-        return Relieved(self.name, freed)
+        return ReleaseResult(freed)
 
-    async def hear(self, news: list[News]) -> None:
-        self.heard += news
+    async def apply_deltas(self, deltas: list[News]) -> None:
+        self.heard += deltas
 
-    async def collect(self, order: Collect) -> Collected | None:
-        self.chores.append(order)
+    async def collect_garbage(self, order: GarbageOrder) -> Collected | None:
+        self.garbage_orders.append(order)
         return Collected("disk", 0, None, 0, 0, 0, 0.0, is_done=True) if order.replica_id == self.name else None
 
 
@@ -117,13 +117,13 @@ class Clock:
 class FakeMeter:
     def __init__(self) -> None:
         self.readings: list[Reading] = []
-        self.actions: list[Action] = []
+        self.releases: list[ReleaseRecord] = []
 
     def reading(self, reading: Reading) -> None:
         self.readings.append(reading)
 
-    def action(self, action: Action) -> None:
-        self.actions.append(action)
+    def release(self, record: ReleaseRecord) -> None:
+        self.releases.append(record)
 
 
 class Fixture:
@@ -151,14 +151,14 @@ def test_an_action_is_done_counted_shown_and_logged_in_one_line(caplog):
         it = Fixture(FakeGroup(replica))
         with caplog.at_level(logging.INFO, "deployments.memory.scheduler"):
             status = await it.round()
-        assert [order.measure for order in replica.orders] == [Measure.CONTEXT]
-        (action,) = status.last
-        assert (action.reason, action.model_id, action.freed_bytes, action.outcome) == (Reason.PRESSURE, "m", 20 * GB, "done")
-        assert (status.actions, status.freed_bytes) == ({"context": 1}, {"context": 20 * GB})
-        assert it.meter.actions == [action]
+        assert [order.kind for order in replica.orders] == [ReleaseKind.CONTEXT]
+        (record,) = status.last
+        assert (record.order.reason, record.order.model_id, record.result) == (ReleaseReason.PRESSURE, "m", ReleaseResult(20 * GB))
+        assert (status.releases, status.freed_bytes) == ({"context": 1}, {"context": 20 * GB})
+        assert it.meter.releases == [record]
         assert it.meter.readings == list(status.readings) == [Reading("node", RAM, 90 * GB, 100 * GB)]
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("event=memory_freed reason=pressure measure=context model=m replica=m node=node resource=ram ")
+        assert line.startswith("event=memory_released reason=pressure kind=context model=m replica=m node=node resource=ram ")
         assert f"freed_bytes={20 * GB}" in line
         status = await it.round()
         assert len(status.last) == 1
@@ -185,7 +185,7 @@ def test_a_replica_that_hangs_or_fails_holds_up_nobody(caplog):
         failing.failure = RuntimeError("out of order")
         it = Fixture(FakeGroup(well, hung), FakeGroup(failing), FakeGroup())
         status = await it.round()
-        assert [action.replica_id for action in status.last] == ["well"]
+        assert [record.order.replica_id for record in status.last] == ["well"]
         assert [report.replica_id for report in status.replicas] == ["well"]
         status = await it.round()
         assert status.errors == {"memory_report": 4}
@@ -200,11 +200,11 @@ def test_an_order_that_does_not_end_stops_neither_the_rounds_nor_later_orders():
         it = Fixture(FakeGroup(slow), FakeGroup(quick))
         waiting = asyncio.Event()
 
-        async def wait(order: Relief) -> Relieved:
+        async def wait(order: ReleaseOrder) -> ReleaseResult:
             await waiting.wait()
-            return Relieved("slow", 20 * GB)
+            return ReleaseResult(20 * GB)
 
-        slow.relieve = wait  # type: ignore[method-assign]
+        slow.release = wait  # type: ignore[method-assign]
         await it.scheduler.tick()
         await asyncio.sleep(0)
         quick.held = 10 * GB
@@ -215,7 +215,7 @@ def test_an_order_that_does_not_end_stops_neither_the_rounds_nor_later_orders():
         assert [order.replica_id for order in quick.orders] == ["quick"]
         waiting.set()
         await it.scheduler.settled()
-        assert {action.replica_id for action in it.scheduler.status().last} == {"slow", "quick"}
+        assert {record.order.replica_id for record in it.scheduler.status().last} == {"slow", "quick"}
 
     run(story)
 
@@ -224,16 +224,16 @@ def test_an_order_that_fails_is_reported_and_tried_again_after_the_cooldown():
     async def story() -> None:
         replica = FakeReplica("m")
         it = Fixture(FakeGroup(replica))
-        original = replica.relieve
+        original = replica.release
 
-        async def fail(order: Relief) -> Relieved:
+        async def fail(order: ReleaseOrder) -> ReleaseResult:
             raise RuntimeError("no")
 
-        replica.relieve = fail  # type: ignore[method-assign]
+        replica.release = fail  # type: ignore[method-assign]
         status = await it.round()
-        assert "no" in status.last[0].outcome
-        assert status.errors == {"relieve": 1}
-        replica.relieve = original  # type: ignore[method-assign]
+        assert "no" in status.last[0].result.kept
+        assert status.errors == {"release": 1}
+        replica.release = original  # type: ignore[method-assign]
         await it.round(10)
         assert not replica.orders
         await it.round(60)
@@ -246,35 +246,35 @@ def test_news_go_to_all_but_a_model_whose_only_replica_told_them():
     async def story() -> None:
         one, twin, other = FakeReplica("one", gb=0), FakeReplica("twin", gb=0), FakeReplica("other", gb=0)
         it = Fixture(FakeGroup(one), FakeGroup(other))
-        news = one.news = News("owner")
+        delta = one.delta = News("owner")
         status = await it.round()
-        assert (one.heard, other.heard) == ([], [news])
-        assert status.news == 1
+        assert (one.heard, other.heard) == ([], [delta])
+        assert status.deltas == 1
         await it.round()
-        assert other.heard == [news], "told once"
-        off = Fixture(FakeGroup(twin), FakeGroup(other), spec=SchedulerSpec(relay=False))
-        twin.news = news
+        assert other.heard == [delta], "told once"
+        off = Fixture(FakeGroup(twin), FakeGroup(other), spec=SchedulerSpec(gossip=False))
+        twin.delta = delta
         await off.round()
-        assert other.heard == [news]
+        assert other.heard == [delta]
 
     run(story)
 
 
-def test_one_replica_collects_a_place_at_each_interval_and_all_others_hear_of_it():
+def test_one_replica_collects_the_garbage_of_a_tier_at_each_interval_and_all_others_hear_of_it():
     async def story() -> None:
         one, other = FakeReplica("one", gb=0), FakeReplica("other", gb=0)
         it = Fixture(FakeGroup(one), FakeGroup(other))
         await it.round()
-        assert not one.chores, "not at once: whoever has just started has better things to do"
+        assert not one.garbage_orders, "not at once: whoever has just started has better things to do"
         await it.round(9)
         await it.round(1)
         status = await it.round(1)
-        assert one.chores == other.chores
-        (order,) = one.chores
-        assert (order.marks, status.collected) == (MARKS, 1)
-        assert order.for_s > SPEC.collect_s, "until it is told again"
+        assert one.garbage_orders == other.garbage_orders
+        (order,) = one.garbage_orders
+        assert (order.tier_ids, status.tiers_collected) == (TIER_IDS, 1)
+        assert order.for_s > SPEC.gc_s, "until it is told again"
         await it.round(10)
-        assert len(one.chores) == 2
+        assert len(one.garbage_orders) == 2
 
     run(story)
 
@@ -351,16 +351,16 @@ def test_an_order_waits_for_the_one_it_names_and_a_question_for_all(first, expec
         ({"interval_s": ".inf"}, "interval_s"),
         ({"min_bytes": 0}, "min_bytes"),
         ({"cooldown_s": -1}, "cooldown_s"),
-        ({"order": ["context", "weight"]}, "order"),
-        ({"order": ["context", "context"]}, "order"),
+        ({"release_kinds": ["context", "weight"]}, "release_kinds"),
+        ({"release_kinds": ["context", "context"]}, "release_kinds"),
         ({"sources": ["sistem"]}, "sources"),
         ({"sources": ["system", "system"]}, "sources"),
         ({"sources": ["none", "system"]}, "sources"),
         ({"sources": ["module:"]}, "sources"),
         ({"total_bytes": 0}, "total_bytes"),
         ({"timeout_s": 0}, "timeout_s"),
-        ({"collect_s": 0}, "collect_s"),
-        ({"relai": True}, "relai"),
+        ({"gc_s": 0}, "gc_s"),
+        ({"gosip": True}, "gosip"),
     ],
 )
 def test_a_wrong_scheduler_is_refused_by_name(section, named):
@@ -372,9 +372,10 @@ def test_a_wrong_scheduler_is_refused_by_name(section, named):
 
 def test_a_config_survives_the_way_to_the_replica_and_keep_alive_needs_a_scheduler():
     model = {"id": "x", "path": "a", "keep_alive_s": 60}
-    args = BuildArgs.model_validate({"models": [model], "scheduler": {"order": ["weights", "context"], "sources": ["my.probe:read"]}})
+    scheduler = {"release_kinds": ["weights", "context"], "sources": ["my.probe:read"]}
+    args = BuildArgs.model_validate({"models": [model], "scheduler": scheduler})
     assert BuildArgs.model_validate(args.model_dump(mode="json")) == args
-    assert args.scheduler.order == (Measure.WEIGHTS, Measure.CONTEXT)
+    assert args.scheduler.release_kinds == (ReleaseKind.WEIGHTS, ReleaseKind.CONTEXT)
     with pytest.raises(ValidationError, match=r"keep_alive_s needs scheduler\.enabled"):
         BuildArgs.model_validate({"models": [model], "scheduler": {"enabled": False}})
     with pytest.raises(ValidationError, match="keep_alive_s"):
@@ -388,10 +389,10 @@ def test_what_the_scheduler_asks_all_the_time_is_not_in_the_log_unless_it_fails(
     def line(message: str, **extra: Any) -> logging.LogRecord:
         return logging.makeLogRecord({"name": "ray.serve", "msg": message, **extra})
 
-    assert not _tells_news(line("CALL memory_report OK 1.0ms", serve_access_log=True))
-    assert _tells_news(line("CALL memory_report ERROR 1.0ms", serve_access_log=True))
-    assert _tells_news(line("CALL generate OK 1.0ms", serve_access_log=True))
-    assert _tells_news(line("CALL memory_report OK 1.0ms"))
+    assert not _is_worth_a_line(line("CALL memory_report OK 1.0ms", serve_access_log=True))
+    assert _is_worth_a_line(line("CALL memory_report ERROR 1.0ms", serve_access_log=True))
+    assert _is_worth_a_line(line("CALL generate OK 1.0ms", serve_access_log=True))
+    assert _is_worth_a_line(line("CALL memory_report OK 1.0ms"))
 
 
 def test_the_application_has_one_scheduler_unless_it_is_switched_off():

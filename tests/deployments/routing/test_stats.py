@@ -103,7 +103,7 @@ def test_published_stats_are_equal_while_nothing_changes_and_follow_what_does():
     stats = RoutingStats(lambda: done(snapshots.pop(0)), ROUTING)
 
     async def collect() -> list[dict]:
-        return [await stats.collect(STATS) for _ in range(4)]
+        return [await stats.gather(STATS) for _ in range(4)]
 
     first, again, branched, empty = asyncio.run(collect())
     assert first == again
@@ -114,13 +114,13 @@ def test_published_stats_are_equal_while_nothing_changes_and_follow_what_does():
 
 def test_a_model_whose_kv_cannot_be_cut_publishes_ends_alone():
     stats = RoutingStats(lambda: done(live(np.arange(40, dtype=np.uint32), whole=True)), ROUTING)
-    published = Published.parse(asyncio.run(stats.collect(STATS)))
+    published = Published.parse(asyncio.run(stats.gather(STATS)))
     assert published.prefixes == published.tails == {extend_chain((), range(40), CHUNK)[-1]}
 
 
 def test_sessions_beyond_the_bound_are_left_out_and_the_replica_says_so():
     stats = RoutingStats(lambda: done(live(sessions=tuple(f"s{i}" for i in range(65)))), ROUTING)
-    published = Published.parse(asyncio.run(stats.collect(STATS)))
+    published = Published.parse(asyncio.run(stats.gather(STATS)))
     assert len(published.sessions) == 64
     assert session_hash("s0") in published.sessions
     assert not published.all_sessions
@@ -131,9 +131,9 @@ def test_an_engine_in_a_long_step_delays_nothing_and_its_answer_is_taken_when_it
     stats = RoutingStats(lambda: waiting, ROUTING.model_copy(update={"stats_period_s": 0.01}))
 
     async def run() -> tuple[dict, dict]:
-        early = await stats.collect(STATS)
+        early = await stats.gather(STATS)
         waiting.set_result(live(np.arange(8, dtype=np.uint32)))
-        return early, await stats.collect(STATS)
+        return early, await stats.gather(STATS)
 
     early, late = asyncio.run(run())
     assert early == {"load": 3, "n_parallel": 2}
@@ -144,7 +144,7 @@ def test_an_engine_that_has_stopped_publishes_that_it_holds_nothing():
     def stopped() -> Future[LivePrefixes]:
         raise EngineStopped("it died")
 
-    assert asyncio.run(RoutingStats(stopped, ROUTING).collect(STATS)) == {"load": 3, "n_parallel": 2}
+    assert asyncio.run(RoutingStats(stopped, ROUTING).gather(STATS)) == {"load": 3, "n_parallel": 2}
 
 
 def test_a_replica_publishes_what_its_context_holds(tmp_path: Path):

@@ -9,57 +9,59 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.config import Measure, SchedulerSpec
-from deployments.memory.messages import RAM, Offer, Reading, Reason, Relief, ReplicaReport
-from deployments.memory.policy import PressurePolicy, fullest
+from deployments.config import ReleaseKind, SchedulerSpec
+from deployments.memory.messages import RAM, Reading, ReleaseOffer, ReleaseOrder, ReleaseReason, ReplicaReport
+from deployments.memory.policy import ReleasePolicy, fullest
 
 GB = 1 << 30
 SPEC = SchedulerSpec(min_bytes=GB // 16)
 S = 1_000_000_000
 
 
-def report(name: str, *offers: Offer, used: int = 90, total: int = 100, node: str = "a", idle_s: float = 10.0, **more) -> ReplicaReport:
+def report(
+    name: str, *offers: ReleaseOffer, used: int = 90, total: int = 100, node: str = "a", idle_s: float = 10.0, **more
+) -> ReplicaReport:
     """A replica of the model of the same name on a node of `total` GB."""
     reading = Reading(node, RAM, used * GB, total * GB)
     return ReplicaReport(name, name, node, idle_s=idle_s, **{"readings": (reading,), "offers": offers, **more})
 
 
-def context(gb: float, resource: str = RAM) -> Offer:
-    return Offer(Measure.CONTEXT, resource, int(gb * GB))
+def context(gb: float, resource: str = RAM) -> ReleaseOffer:
+    return ReleaseOffer(ReleaseKind.CONTEXT, resource, int(gb * GB))
 
 
-def weights(gb: float, resource: str = RAM) -> Offer:
-    return Offer(Measure.WEIGHTS, resource, int(gb * GB))
+def weights(gb: float, resource: str = RAM) -> ReleaseOffer:
+    return ReleaseOffer(ReleaseKind.WEIGHTS, resource, int(gb * GB))
 
 
-def tier(gb: float, label: str = "ram_file") -> Offer:
-    return Offer(Measure.RAM_TIER, RAM, int(gb * GB), label)
+def tier(gb: float, label: str = "ram_file") -> ReleaseOffer:
+    return ReleaseOffer(ReleaseKind.RAM_TIER, RAM, int(gb * GB), label)
 
 
-def orders_of(*reports: ReplicaReport, spec: SchedulerSpec = SPEC) -> list[tuple[str, Measure]]:
-    return [(order.replica_id, order.measure) for order in PressurePolicy(spec).plan(reports, 0, 0).orders]
+def orders_of(*reports: ReplicaReport, spec: SchedulerSpec = SPEC) -> list[tuple[str, ReleaseKind]]:
+    return [(order.replica_id, order.kind) for order in ReleasePolicy(spec).plan(reports, 0, 0).orders]
 
 
 @pytest.mark.parametrize(
     ("reports", "expected"),
     [
         ([report("m", context(50), used=85)], []),  # at high, not above
-        ([report("m", context(50), used=86)], [("m", Measure.CONTEXT)]),
+        ([report("m", context(50), used=86)], [("m", ReleaseKind.CONTEXT)]),
         ([report("m", context(50), idle_s=0.0, n_running=1)], []),
         ([report("m", context(50), idle_s=0.0, n_queued=1)], []),
-        ([report("m", tier(30), idle_s=0.0, n_running=1)], [("m", Measure.RAM_TIER)]),  # its request does not feel that
-        ([report("m", tier(30), context(50), weights(50))], [("m", Measure.RAM_TIER)]),
-        ([report("m", tier(10), context(50))], [("m", Measure.RAM_TIER), ("m", Measure.CONTEXT)]),
+        ([report("m", tier(30), idle_s=0.0, n_running=1)], [("m", ReleaseKind.RAM_TIER)]),  # its request does not feel that
+        ([report("m", tier(30), context(50), weights(50))], [("m", ReleaseKind.RAM_TIER)]),
+        ([report("m", tier(10), context(50))], [("m", ReleaseKind.RAM_TIER), ("m", ReleaseKind.CONTEXT)]),
         ([report("m", context(0.01))], []),  # below min_bytes
-        ([report("new", context(20), idle_s=1), report("old", context(20), idle_s=99)], [("old", Measure.CONTEXT)]),
+        ([report("new", context(20), idle_s=1), report("old", context(20), idle_s=99)], [("old", ReleaseKind.CONTEXT)]),
         (
             [report("new", context(10), idle_s=1), report("old", context(10), idle_s=99)],
-            [("old", Measure.CONTEXT), ("new", Measure.CONTEXT)],
+            [("old", ReleaseKind.CONTEXT), ("new", ReleaseKind.CONTEXT)],
         ),
-        ([report("x", weights(50), idle_s=99), report("y", context(15), idle_s=1)], [("y", Measure.CONTEXT)]),  # cheaper first
-        ([report("m", context(10), weights(10))], [("m", Measure.CONTEXT)]),  # one order at a time; the next reading tells
-        ([report("a1", tier(30)), report("a2", tier(31))], [("a2", Measure.RAM_TIER)]),  # one place, seen by two
-        ([report("m", context(50), used=50), report("n", context(50), node="b")], [("n", Measure.CONTEXT)]),
+        ([report("x", weights(50), idle_s=99), report("y", context(15), idle_s=1)], [("y", ReleaseKind.CONTEXT)]),  # cheaper first
+        ([report("m", context(10), weights(10))], [("m", ReleaseKind.CONTEXT)]),  # one order at a time; the next reading tells
+        ([report("a1", tier(30)), report("a2", tier(31))], [("a2", ReleaseKind.RAM_TIER)]),  # one place, seen by two
+        ([report("m", context(50), used=50), report("n", context(50), node="b")], [("n", ReleaseKind.CONTEXT)]),
         ([report("m", context(50, "gpu:x"))], []),  # RAM is full, the GPU is not known to be
     ],
 )
@@ -67,11 +69,11 @@ def test_a_round_orders_what_is_cheapest_of_whom_it_disturbs_least(reports, expe
     assert orders_of(*reports) == expected
 
 
-def test_measures_that_are_not_listed_are_not_taken_and_the_list_gives_the_order():
+def test_kinds_that_are_not_listed_are_not_taken_and_the_list_gives_the_order():
     one = report("m", tier(30), context(30), weights(30))
-    assert orders_of(one, spec=replaced(order=(Measure.CONTEXT,))) == [("m", Measure.CONTEXT)]
-    assert orders_of(one, spec=replaced(order=(Measure.WEIGHTS, Measure.RAM_TIER))) == [("m", Measure.WEIGHTS)]
-    assert orders_of(one, spec=replaced(order=())) == []
+    assert orders_of(one, spec=replaced(release_kinds=(ReleaseKind.CONTEXT,))) == [("m", ReleaseKind.CONTEXT)]
+    assert orders_of(one, spec=replaced(release_kinds=(ReleaseKind.WEIGHTS, ReleaseKind.RAM_TIER))) == [("m", ReleaseKind.WEIGHTS)]
+    assert orders_of(one, spec=replaced(release_kinds=())) == []
 
 
 def replaced(**changes) -> SchedulerSpec:
@@ -79,7 +81,7 @@ def replaced(**changes) -> SchedulerSpec:
 
 
 def test_of_a_tier_only_what_is_needed_is_asked_for():
-    (order,) = PressurePolicy(SPEC).plan([report("m", tier(80))], 0, 0).orders
+    (order,) = ReleasePolicy(SPEC).plan([report("m", tier(80))], 0, 0).orders
     assert order.n_bytes == 90 * GB - int(0.75 * 100 * GB)
     assert order.tier == "ram_file"
 
@@ -88,7 +90,7 @@ def test_a_full_gpu_is_relieved_by_the_models_on_it():
     gpus = (Reading("a", "gpu:x", 95 * GB, 100 * GB), Reading("a", "gpu:y", 10 * GB, 100 * GB), Reading("a", RAM, 10 * GB, 100 * GB))
     on_x, on_y = (report(name, context(30, f"gpu:{name}"), readings=gpus) for name in ("x", "y"))
     in_ram = report("z", context(30), readings=gpus)
-    assert orders_of(on_x, on_y, in_ram) == [("x", Measure.CONTEXT)]
+    assert orders_of(on_x, on_y, in_ram) == [("x", ReleaseKind.CONTEXT)]
 
 
 def test_the_fullest_look_at_a_memory_counts_and_each_memory_is_listed_once():
@@ -100,7 +102,7 @@ def test_the_fullest_look_at_a_memory_counts_and_each_memory_is_listed_once():
 
 
 def test_draining_starts_above_high_and_goes_on_until_low():
-    policy = PressurePolicy(SPEC)
+    policy = ReleasePolicy(SPEC)
     assert not policy.plan([report("m", context(5), used=84)], 0, 0).orders
     assert [order.replica_id for order in policy.plan([report("m", context(5), used=86)], 1 * S, 1 * S).orders] == ["m"]
     policy.ended(one_order("m", 5), 5 * GB, 2 * S)
@@ -110,12 +112,12 @@ def test_draining_starts_above_high_and_goes_on_until_low():
     assert not policy.plan([report("o", context(5), used=84)], 6 * S, 6 * S).orders, "below high nothing begins"
 
 
-def one_order(name: str, gb: int, measure: Measure = Measure.CONTEXT) -> Relief:
-    return Relief(name, name, "a", RAM, measure, gb * GB)
+def one_order(name: str, gb: int, kind: ReleaseKind = ReleaseKind.CONTEXT) -> ReleaseOrder:
+    return ReleaseOrder(name, name, "a", RAM, kind, gb * GB)
 
 
 def test_an_order_under_way_counts_as_freed_and_its_replica_gets_no_other():
-    policy = PressurePolicy(SPEC)
+    policy = ReleasePolicy(SPEC)
     first, second = report("m", context(20), weights(5)), report("n", context(20), idle_s=1)
     assert len(policy.plan([first, second], 0, 0).orders) == 1
     for now in range(1, 50):
@@ -123,7 +125,7 @@ def test_an_order_under_way_counts_as_freed_and_its_replica_gets_no_other():
 
 
 def test_what_was_freed_counts_until_a_reading_that_was_asked_for_later():
-    policy = PressurePolicy(SPEC)
+    policy = ReleasePolicy(SPEC)
     reports = [report("m", context(20)), report("n", context(20), idle_s=1)]
     (order,) = policy.plan(reports, 0, 0).orders
     policy.ended(order, 20 * GB, 10 * S)
@@ -132,7 +134,7 @@ def test_what_was_freed_counts_until_a_reading_that_was_asked_for_later():
 
 
 def test_a_replica_that_gave_its_context_up_is_left_alone_for_the_cooldown():
-    policy = PressurePolicy(SPEC)
+    policy = ReleasePolicy(SPEC)
     one = [report("m", context(20))]
     (order,) = policy.plan(one, 0, 0).orders
     policy.ended(order, 20 * GB, 1 * S)
@@ -141,7 +143,7 @@ def test_a_replica_that_gave_its_context_up_is_left_alone_for_the_cooldown():
 
 
 def test_a_tier_may_be_asked_again_at_once_unless_it_had_next_to_nothing_to_give():
-    policy = PressurePolicy(SPEC)
+    policy = ReleasePolicy(SPEC)
     one = [report("m", tier(80))]
     (order,) = policy.plan(one, 0, 0).orders
     policy.ended(order, 15 * GB, 1 * S)
@@ -152,8 +154,10 @@ def test_a_tier_may_be_asked_again_at_once_unless_it_had_next_to_nothing_to_give
 
 
 def test_with_nothing_left_it_says_so_once_until_the_memory_has_recovered():
-    policy = PressurePolicy(SPEC)
-    told = [policy.plan([report("m", used=used)], now * S, now * S).told for now, used in enumerate([90, 90, 80, 90, 74, 80, 90, 90])]
+    policy = ReleasePolicy(SPEC)
+    told = [
+        policy.plan([report("m", used=used)], now * S, now * S).newly_exhausted for now, used in enumerate([90, 90, 80, 90, 74, 80, 90, 90])
+    ]
     assert [len(memories) for memories in told] == [1, 0, 0, 0, 0, 0, 1, 0]
     assert policy.plan([report("m")], 9 * S, 9 * S).exhausted == (("a", RAM),)
 
@@ -162,10 +166,10 @@ def test_with_nothing_left_it_says_so_once_until_the_memory_has_recovered():
 
 
 def test_a_model_that_outlived_its_keep_alive_is_unloaded_without_any_pressure():
-    policy = PressurePolicy(SPEC, {"m": 30.0})
+    policy = ReleasePolicy(SPEC, {"m": 30.0})
     assert not policy.plan([report("m", context(5), used=10, idle_s=29.9)], 0, 0).orders
     plan = policy.plan([report("m", context(5), weights(2), used=10, idle_s=30.0), report("n", context(5), used=10, idle_s=99)], S, S)
-    assert plan.orders == (Relief("m", "m", "a", RAM, Measure.WEIGHTS, 7 * GB, 30.0, reason=Reason.KEEP_ALIVE),)
+    assert plan.orders == (ReleaseOrder("m", "m", "a", RAM, ReleaseKind.WEIGHTS, 7 * GB, 30.0, reason=ReleaseReason.KEEP_ALIVE),)
     assert not policy.plan([report("m", context(5), used=10, idle_s=31)], 2 * S, 2 * S).orders, "under way"
     policy.ended(plan.orders[0], 7 * GB, 3 * S)
     assert not policy.plan([report("m", used=10, idle_s=99, loaded=False)], 99 * S, 99 * S).orders, "there is nothing to unload"
@@ -173,7 +177,7 @@ def test_a_model_that_outlived_its_keep_alive_is_unloaded_without_any_pressure()
 
 
 def test_a_model_with_work_never_outlives_its_keep_alive():
-    policy = PressurePolicy(SPEC, {"m": 30.0})
+    policy = ReleasePolicy(SPEC, {"m": 30.0})
     assert not policy.plan([report("m", context(5), used=10, idle_s=99, n_queued=1)], 0, 0).orders
 
 
@@ -203,10 +207,10 @@ class World:
     models: list[Model]
     ballast: dict[str, list[int]]  # GB on each node, by minute
     latency: int
-    policy: PressurePolicy = field(default_factory=lambda: PressurePolicy(SPEC))
-    under_way: list[tuple[int, Relief]] = field(default_factory=list)
-    actions: Counter = field(default_factory=Counter)
-    told: int = 0
+    policy: ReleasePolicy = field(default_factory=lambda: ReleasePolicy(SPEC))
+    under_way: list[tuple[int, ReleaseOrder]] = field(default_factory=list)
+    releases: Counter = field(default_factory=Counter)
+    newly_exhausted: int = 0
 
     def used(self, node: str, second: int) -> int:
         ballast = self.ballast[node]
@@ -236,21 +240,21 @@ class World:
             self.policy.ended(order, self.carry_out(order, second), second * S)
         if second % 5 == 0:
             plan = self.policy.plan(self.reports(second), second * S, second * S)
-            self.told += len(plan.told)
+            self.newly_exhausted += len(plan.newly_exhausted)
             for order in plan.orders:
                 (model,) = (model for model in self.models if model.name == order.replica_id)
                 assert not self.busy(model, second), "a model was to give something up while it ran"
                 assert self.used(model.node, second) > 75, "a node was relieved that had room"
                 self.under_way.append((second + self.latency, order))
 
-    def carry_out(self, order: Relief, second: int) -> int:
+    def carry_out(self, order: ReleaseOrder, second: int) -> int:
         (model,) = (model for model in self.models if model.name == order.replica_id)
         if self.busy(model, second) or second - model.used_at < order.idle_s:
             return 0
         before = model.held
         model.has_context = False
-        model.has_weights = model.has_weights and order.measure is Measure.CONTEXT
-        self.actions[order.replica_id, order.measure] += 1
+        model.has_weights = model.has_weights and order.kind is ReleaseKind.CONTEXT
+        self.releases[order.replica_id, order.kind] += 1
         return (before - model.held) * GB
 
 
@@ -268,12 +272,12 @@ def worlds(draw: st.DrawFn) -> World:
 
 @settings(max_examples=40, deadline=None)
 @given(worlds())
-def test_in_an_hour_nobody_is_disturbed_actions_are_few_and_full_nodes_recover(world):
+def test_in_an_hour_nobody_is_disturbed_releases_are_few_and_full_nodes_recover(world):
     for second in range(3600):
         world.step(second)
-    assert all(n <= 3600 / SPEC.cooldown_s + 1 for n in world.actions.values()), "once per cooldown at most"
+    assert all(n <= 3600 / SPEC.cooldown_s + 1 for n in world.releases.values()), "once per cooldown at most"
     uses = {model.name: len(model.uses) for model in world.models}
-    assert all(n <= uses[name] + 1 for (name, _), n in world.actions.items()), "nothing is freed more often than it was taken"
+    assert all(n <= uses[name] + 1 for (name, _), n in world.releases.items()), "nothing is freed more often than it was taken"
     for model in world.models:  # from now on everything is quiet
         model.uses = []
     for second in range(3600, 3600 + 600):
@@ -282,10 +286,10 @@ def test_in_an_hour_nobody_is_disturbed_actions_are_few_and_full_nodes_recover(w
         here = [model for model in world.models if model.node == node]
         was_full = world.used(node, 4200) > 85
         assert not was_full or not any(model.held for model in here), "something idle was left on a full node"
-    told, actions = world.told, world.actions.copy()
+    told, releases = world.newly_exhausted, world.releases.copy()
     for second in range(4200, 4800):
         world.step(second)
-    assert (world.told, world.actions) == (told, actions), "in a world that stands still nothing goes on"
+    assert (world.newly_exhausted, world.releases) == (told, releases), "in a world that stands still nothing goes on"
 
 
 def test_two_models_that_do_not_fit_together_take_turns_at_the_pace_of_the_cooldown():
@@ -295,8 +299,8 @@ def test_two_models_that_do_not_fit_together_take_turns_at_the_pace_of_the_coold
     world = World([one, other], {"a": [10]}, latency=1)
     for second in range(3600):
         world.step(second)
-    assert 2 <= sum(world.actions.values()) <= 2 * 2 * 60
-    assert world.actions["one", Measure.CONTEXT] <= 61
+    assert 2 <= sum(world.releases.values()) <= 2 * 2 * 60
+    assert world.releases["one", ReleaseKind.CONTEXT] <= 61
 
 
 def test_a_reading_that_flickers_around_high_costs_one_eviction():
@@ -304,4 +308,4 @@ def test_a_reading_that_flickers_around_high_costs_one_eviction():
     world = World([model, replace(model, name="n")], {"a": [76, 74] * 30}, latency=1)
     for second in range(3600):
         world.step(second)
-    assert sum(world.actions.values()) <= 4
+    assert sum(world.releases.values()) <= 4
