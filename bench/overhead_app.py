@@ -51,9 +51,8 @@ class ZeroReplica(ModelReplica):
         super().__init__(spec, n_cpus=n_cpus, make_model=partial(Model, make_backend=make_backend))
 
     def __del__(self) -> None:
-        model = getattr(self, "_model", None)  # absent when the load failed
-        if model is not None:
-            model.shutdown()
+        if hasattr(self, "_model"):  # not when the load failed
+            self.close()
 
 
 def build_app(config: dict[str, Any]) -> serve.Application:

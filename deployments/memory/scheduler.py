@@ -82,12 +82,10 @@ class Scheduler:
         """Begin the rounds on the running loop."""
         self._main = asyncio.get_running_loop().create_task(self._run(), name="erllama-scheduler")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop asking and wait for no one. Idempotent."""
-        tasks = [*self._tasks, *([self._main] if self._main is not None else [])]
-        for task in tasks:
+        for task in (*self._tasks, *([self._main] if self._main is not None else [])):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def check_alive(self) -> None:
         """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another scheduler."""

@@ -99,10 +99,14 @@ def replica_location() -> ReplicaLocation:
     return ReplicaLocation(serve.get_replica_context().replica_id.unique_id, context.get_node_id(), tuple(gpu_ids))
 
 
-class SchedulerService:
-    """The deployment. `handles` by model id."""
+class MemoryScheduler:
+    """The deployment: `Scheduler` with Serve's log, from the start of its replica to the end. `handles` by model id.
+
+    Serve runs `__init__` on the event loop that calls the other methods, so the rounds can begin there.
+    """
 
     def __init__(self, args: dict[str, Any], handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        share_serve_log()
         config = BuildArgs.model_validate(args)
         self._scheduler = Scheduler(
             config.scheduler,
@@ -111,9 +115,6 @@ class SchedulerService:
             order_timeout_s=config.policy.evict_save_timeout_s + _ORDER_SLACK_S,
             meter=RayMeter(),
         )
-
-    def start(self) -> None:
-        """Begin the rounds on the running loop."""
         self._scheduler.start()
 
     async def status(self) -> SchedulerStatus:
@@ -124,18 +125,11 @@ class SchedulerService:
         """Raises when the rounds have stopped: Serve then replaces this replica."""
         self._scheduler.check_alive()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop. Idempotent."""
-        await self._scheduler.close()
+        self._scheduler.close()
 
-
-class MemoryScheduler(SchedulerService):
-    """`SchedulerService` with Serve's log, running while its replica lives."""
-
-    async def __init__(self, args: dict[str, Any], handles: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it: a loop runs
-        share_serve_log()
-        super().__init__(args, handles)
-        self.start()
-
-    async def __del__(self) -> None:
-        await self.close()
+    def __del__(self) -> None:
+        """How Serve stops a replica."""
+        if hasattr(self, "_scheduler"):  # not when `__init__` failed
+            self.close()

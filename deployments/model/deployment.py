@@ -26,7 +26,7 @@ _LAST_FLUSH_S = 5.0
 class Replica(ModelReplica):
     """`ModelReplica` with Serve's log and both ways a replica is told to go.
 
-    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls the destructor. SIGTERM (a node that is going away) makes
+    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls `__del__`. SIGTERM (a node that is going away) makes
     Ray's worker leave through `sys.exit`, hence the exit handler: what the context holds is saved either way.
     """
 
@@ -41,7 +41,7 @@ class Replica(ModelReplica):
         # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
         # but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)
-        register(_stop, weakref.ref(self))
+        register(_close, weakref.ref(self))
         reference = weakref.ref(self)
         self._watch = DrainWatch(lambda: _drain(reference, spec.drain_s))
 
@@ -59,9 +59,9 @@ class Replica(ModelReplica):
             os._exit(1)  # a thread that hangs in llama.cpp would keep any gentler exit waiting
 
     def __del__(self) -> None:
-        model = getattr(self, "_model", None)  # absent when the load failed
-        if model is not None:
-            model.shutdown()
+        """How Serve stops a replica whose requests have ended."""
+        if hasattr(self, "_model"):  # not when the load failed
+            self.close()
 
 
 def _drain(reference: weakref.ref[Replica], seconds: float) -> None:
@@ -70,7 +70,7 @@ def _drain(reference: weakref.ref[Replica], seconds: float) -> None:
         replica.drain(seconds)
 
 
-def _stop(reference: weakref.ref[Replica]) -> None:
+def _close(reference: weakref.ref[Replica]) -> None:
     replica = reference()
     if replica is not None:
-        replica.__del__()
+        replica.close()

@@ -25,7 +25,7 @@ from deployments.routing.stats import RoutingStats
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
-from erllama.events import Completion, CompletionParts, Done, Event, Failed, merge_events
+from erllama.events import Done, Event, Failed, merge_events
 from erllama.model import Model
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
@@ -125,32 +125,6 @@ class ModelReplica:
             if not ended:
                 left(None)
 
-    async def infer(self, tokens: Sequence[int], params: Mapping[str, Any], request_id: str) -> AsyncGenerator[list[Event], None]:
-        """Like `generate`, from token ids and parameters by name."""
-        try:
-            request = build_request(request_id, tokens, params)
-        except ErllamaError as error:
-            yield [Failed(error)]
-            return
-        async with aclosing(self.generate(request)) as stream:  # a closed reader must close it now, not when it is collected
-            async for events in stream:
-                yield events
-
-    async def complete(self, prompt: str | Sequence[int], params: Mapping[str, Any], request_id: str) -> Completion | Failed:
-        """A whole reply, or the `Failed` that ended it."""
-        try:
-            tokens = self._model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        except ErllamaError as error:
-            return Failed(error)
-        parts = CompletionParts()
-        async with aclosing(self.infer(tokens, params, request_id)) as stream:
-            async for events in stream:
-                for event in events:
-                    whole = parts.add(event)
-                    if whole is not None:
-                        return whole
-        raise AssertionError("a request ended without Done or Failed")
-
     async def continue_(
         self, session_id: str, suffix: Sequence[int], expect: Sequence[int] | int | None, params: Mapping[str, Any], request_id: str
     ) -> AsyncGenerator[list[Event], None]:
@@ -161,7 +135,7 @@ class ModelReplica:
         except ErllamaError as error:
             yield [Failed(error)]
             return
-        async with aclosing(self.generate(request)) as stream:
+        async with aclosing(self.generate(request)) as stream:  # a closed reader must close it now, not when it is collected
             async for events in stream:
                 yield events
 
@@ -261,9 +235,9 @@ class ModelReplica:
         """What `KvRouter`s learn of this replica, twice a second by default."""
         return {} if self._routing is None else await self._routing.gather(self._model.stats())
 
-    async def shutdown(self) -> None:
-        """End what runs and free the model. Idempotent."""
-        await asyncio.to_thread(self._model.shutdown)
+    def close(self) -> None:
+        """End what runs, save it, and free the model. Idempotent. Blocks; not for an event loop."""
+        self._model.shutdown()
 
     # --- events ---------------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ will see, with every message and tool rendered into them: a chain over them is f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,8 +70,6 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             prompt = _prompt((*request.prompt_tokens, *request.resumed), request.session_id, chunk_tokens)
             name, attempt = split_attempt(request.request_id)
             return replace(prompt, request=name, attempt=attempt)
-        case "infer" | "complete", [tokens, Mapping() as params, *_]:
-            return _prompt(() if isinstance(tokens, str) else tokens, params.get("session_id"), chunk_tokens)
         case "continue_", [session_id, *_]:
             return _prompt((), session_id, chunk_tokens)
         case _:

@@ -20,10 +20,10 @@ from deployments.memory.replica import ReplicaMemory, tier_offers
 from deployments.memory.sources import NvidiaMemory
 from deployments.model.replica import ModelReplica
 from erllama.cache.policy import CachePolicy
-from erllama.events import Completion
 from erllama.model import Model
 from erllama.stats import EvictResult, ModelMemory
 from erllama.testing.stub_backend import StubBackend
+from tests.support.replica_kit import complete
 
 IDLE = ModelMemory(
     kv_bytes=1000,
@@ -148,7 +148,7 @@ def replicas(tmp_path):
     made = [make_replica(tmp_path, name) for name in ("r1", "r2")]
     yield made
     for replica in made:
-        asyncio.run(replica.shutdown())
+        replica.close()
 
 
 def store_of(replica: ModelReplica) -> Store:
@@ -162,8 +162,8 @@ def test_what_one_replica_stored_another_knows_once_it_has_heard(replicas):
         one, other = replicas
         for replica in replicas:
             await asyncio.to_thread(store_of(replica).wait_loaded, 30)
-        done = await one.complete(list(range(3, 103)), {"response_tokens": 1, "seed": 1}, "req")
-        assert isinstance(done, Completion)
+        done = await complete(one, range(3, 103), response_tokens=1, seed=1)
+        assert len(done.tokens) == 1
         result = await one.evict()  # waits for the store
         assert result.n_tokens
         assert store_of(other).prefixes() == ()
@@ -175,7 +175,7 @@ def test_what_one_replica_stored_another_knows_once_it_has_heard(replicas):
     asyncio.run(story())
 
 
-def test_a_place_is_collected_by_whom_the_order_names_and_left_alone_by_the_others(replicas):
+def test_a_tiers_garbage_is_collected_by_whom_the_order_names_and_left_alone_by_the_others(replicas):
     async def story() -> None:
         for replica in replicas:
             await asyncio.to_thread(store_of(replica).wait_loaded, 30)
@@ -195,7 +195,7 @@ def test_a_place_is_collected_by_whom_the_order_names_and_left_alone_by_the_othe
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no file system in RAM")
 def test_of_a_real_tier_in_ram_goes_what_the_disk_has_too(tmp_path):
     async def story(replica: ModelReplica) -> None:
-        await replica.complete(list(range(3, 103)), {"response_tokens": 1, "seed": 1}, "req")
+        await complete(replica, range(3, 103), response_tokens=1, seed=1)
         await replica.evict()  # waits until the lower tier has it
         (offer,) = (offer for offer in (await replica.memory_report(False)).offers if offer.tier)
         result = await replica.release(ReleaseOrder("r1", "stub", "node", RAM, ReleaseKind.RAM_TIER, offer.n_bytes, tier=offer.tier))
@@ -208,13 +208,13 @@ def test_of_a_real_tier_in_ram_goes_what_the_disk_has_too(tmp_path):
         try:
             asyncio.run(story(replica))
         finally:
-            asyncio.run(replica.shutdown())
+            replica.close()
 
 
 def test_a_real_context_goes_by_order_and_not_while_it_is_in_use(replicas):
     async def story() -> None:
         replica = replicas[0]
-        await replica.complete([1, 2, 3], {"response_tokens": 1, "seed": 1}, "req")
+        await complete(replica, [1, 2, 3], response_tokens=1, seed=1)
         report = await replica.memory_report(False)
         assert report.idle
         assert report.loaded
@@ -224,7 +224,7 @@ def test_a_real_context_goes_by_order_and_not_while_it_is_in_use(replicas):
         assert result is not None
         assert result.kept == ""
         assert not (await replica.memory_report(False)).loaded
-        await replica.complete([1, 2, 3], {"response_tokens": 1, "seed": 1}, "req2")
+        await complete(replica, [1, 2, 3], response_tokens=1, seed=1)
         assert (await replica.memory_report(False)).loaded
 
     asyncio.run(story())

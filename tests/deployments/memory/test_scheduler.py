@@ -312,8 +312,8 @@ def test_the_loop_goes_on_after_a_round_that_failed_and_its_end_is_noticed(caplo
         it.clock.now += 10**15
         with pytest.raises(RuntimeError, match="has not finished a round"):
             it.scheduler.check_alive()
-        await it.scheduler.close()
-        await it.scheduler.close()
+        it.scheduler.close()
+        it.scheduler.close()
         with pytest.raises(RuntimeError):
             it.scheduler.check_alive()
 

@@ -32,7 +32,7 @@ def replica(tmp_path: Path, stub: GatedStub):
     replica = ModelReplica(spec, n_cpus=1, make_model=partial(Model, make_backend=lambda config: stub))
     yield replica
     stub.release()
-    asyncio.run(replica.shutdown())
+    replica.close()
 
 
 def request(name: str, max_tokens: int | None) -> GenerationRequest:

@@ -12,13 +12,14 @@ from cache_store import StoreConfig, TierConfig
 from deployments.config import ModelSpec
 from deployments.model.replica import ModelReplica
 from erllama.config import EngineConfig
-from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, QueueFull
+from erllama.errors import ContextOverflow, EngineStopped, ErllamaError, InvalidParameter, ModelLoadError, QueueFull
 from erllama.events import Completion, Done, Event, Failed, FinishReason, Tokens
 from erllama.model import Model
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelStatus
 from erllama.testing.stub_backend import StubBackend
 from tests.support.gated_stub import WAIT_S, GatedStub
+from tests.support.replica_kit import complete
 
 
 class Fixture:
@@ -59,7 +60,7 @@ def serve(tmp_path: Path) -> Callable[..., None]:
             yield fixture
         finally:
             fixture.backend.release()
-            await fixture.replica.shutdown()
+            await asyncio.to_thread(fixture.replica.close)
 
     def run(story: Callable[[Fixture], Awaitable[None]], **settings: object) -> None:
         async def main() -> None:
@@ -137,15 +138,17 @@ def test_closing_a_generator_cancels_its_request_before_the_next_step(serve):
     serve(story)
 
 
-def test_closing_infer_cancels_as_well(serve):
+def test_closing_a_continued_session_cancels_as_well(serve):
     async def story(it: Fixture) -> None:
+        await events_of(it.replica, request("first", session_id="s"))
+        _, n_steps = await it.idle_now()
         it.backend.hold(n_free=1)
-        stream = it.replica.infer([1, 2, 3], {"seed": 1}, "req")
+        stream = it.replica.continue_("s", [1, 2, 3], None, {"seed": 1}, "req")
         await anext(stream)
         await it.held()
         await stream.aclose()
         it.backend.release()
-        assert await it.idle_now() == (True, 2)
+        assert await it.idle_now() == (True, n_steps + 2)
 
     serve(story)
 
@@ -171,7 +174,7 @@ def test_a_reader_whose_task_ends_without_closing_the_generator_cancels_as_well(
 def test_a_cancelled_task_cancels_the_request_that_it_waits_for(serve):
     async def story(it: Fixture) -> None:
         it.backend.hold()
-        task = asyncio.create_task(it.replica.complete("hello", {"seed": 1}, "req"))
+        task = asyncio.create_task(events_of(it.replica, request(max_tokens=None)))
         await it.held()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -236,10 +239,15 @@ def test_a_request_that_cannot_be_served_fails_as_an_event(serve):
     async def story(it: Fixture) -> None:
         assert isinstance(error_of(await events_of(it.replica, request(prompt="x" * 999))), ContextOverflow)
         assert isinstance(error_of(await events_of(it.replica, request(grammar="nonsense"))), InvalidParameter)
-        assert [isinstance(error_of(e), InvalidParameter) async for e in it.replica.infer([1], {"temprature": 1}, "req")] == [True]
-        failed = await it.replica.complete("hello", {"temperature": -1}, "req")
-        assert isinstance(failed, Failed)
-        assert failed.error.param == "temperature"
+        await events_of(it.replica, request(session_id="s"))
+        for session, params, expected in (
+            ("s", {"temperature": -1}, "temperature"),
+            ("s", {"temprature": 1}, "temprature"),
+            ("t", {}, "session_id"),
+        ):
+            error = error_of([e async for events in it.replica.continue_(session, [1], None, params, "req") for e in events])
+            assert isinstance(error, ErllamaError)
+            assert error.param == expected
 
     serve(story)
 
@@ -310,11 +318,11 @@ def test_shutdown_ends_running_requests_with_an_event_and_is_idempotent(serve):
         with pytest.raises(TimeoutError):  # told to stop, inside a decode
             it.replica._model.shutdown(timeout_s=0.01)
         it.backend.release()
-        await it.replica.shutdown()
+        await asyncio.to_thread(it.replica.close)
         last = [event async for events in stream for event in events][-1]
         assert isinstance(last, Failed)
         assert isinstance(last.error, EngineStopped)
-        await it.replica.shutdown()
+        await asyncio.to_thread(it.replica.close)
         assert it.backend.closed
 
     serve(story)
@@ -323,10 +331,9 @@ def test_shutdown_ends_running_requests_with_an_event_and_is_idempotent(serve):
 # --- the rest of the engine API ------------------------------------------------------------------------------------------
 
 
-def test_complete_returns_the_whole_reply(serve):
+def test_text_and_logprobs_of_a_reply_belong_to_its_tokens(serve):
     async def story(it: Fixture) -> None:
-        reply = await it.replica.complete("hello", {"seed": 3, "response_tokens": 7, "logprobs": 1}, "req")
-        assert isinstance(reply, Completion)
+        reply = await complete(it.replica, b"hello", seed=3, response_tokens=7, logprobs=1)
         assert reply.text == bytes(reply.tokens).decode()
         assert reply.logprobs is not None
         assert len(reply.tokens) == len(reply.logprobs) == 7
@@ -440,9 +447,7 @@ def test_a_new_replica_has_the_hottest_prefixes_live_before_it_answers(tmp_path)
         return ModelReplica(spec, n_cpus=1, store=store, make_model=partial(Model, make_backend=StubBackend.from_config))
 
     async def asked(one: ModelReplica) -> Completion:
-        reply = await one.complete([1 + i * 7 % 250 for i in range(600)], {"response_tokens": 2, "temperature": 0}, "r")
-        assert isinstance(reply, Completion)
-        return reply
+        return await complete(one, [1 + i * 7 % 250 for i in range(600)], response_tokens=2, temperature=0)
 
     async def run() -> None:
         first = replica()
@@ -450,13 +455,13 @@ def test_a_new_replica_has_the_hottest_prefixes_live_before_it_answers(tmp_path)
         try:
             cold = await asked(first)
         finally:
-            await first.shutdown()
+            await asyncio.to_thread(first.close)
         second = replica()
         try:
             assert second._model.stats().idle_kv_tokens >= 600
             warm = await asked(second)
         finally:
-            await second.shutdown()
+            await asyncio.to_thread(second.close)
         assert (warm.tokens, warm.stats.cache_tier) == (cold.tokens, "live")
 
     asyncio.run(run())

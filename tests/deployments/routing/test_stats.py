@@ -20,6 +20,7 @@ from erllama.model import Model
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats
 from tests.support.gated_stub import GatedStub
+from tests.support.replica_kit import complete
 
 CHUNK = 8
 ROUTING = RoutingSpec(chunk_tokens=CHUNK, max_published=64)
@@ -67,9 +68,7 @@ def test_every_second_hash_goes_before_any_chain_loses_its_end():
     ("method", "args", "expected"),
     [
         ("generate", (GenerationRequest("q~r3", (1,) * 17, session_id="s", resumed=(2,) * 8),), (25, 3, "s", "q", 3)),
-        ("infer", ([1] * 17, {"session_id": "s"}, "id"), (17, 2, "s", "", 1)),
-        ("complete", ([1] * 17, {}, "id"), (17, 2, None, "", 1)),
-        ("complete", ("text", {"session_id": "s"}, "id"), (0, 0, "s", "", 1)),
+        ("generate", (GenerationRequest("q", (1,) * 17),), (17, 2, None, "q", 1)),
         ("continue_", ("s", [1], None, {}, "id"), (0, 0, "s", "", 1)),
         ("tokenize", ("text",), None),
         ("status", (), None),
@@ -162,11 +161,11 @@ def test_a_replica_publishes_what_its_context_holds(tmp_path: Path):
         try:
             backends[0].release()
             ids = [97 + i % 20 for i in range(50)]
-            reply = await replica.complete(ids, {"response_tokens": 20, "temperature": 0, "session_id": "s", "ignore_eos": True}, "1")
+            reply = await complete(replica, ids, response_tokens=20, temperature=0, session_id="s", ignore_eos=True)
             published = Published.parse(await replica.record_routing_stats())
-            return published, [*ids, *reply.tokens]  # type: ignore[union-attr]
+            return published, [*ids, *reply.tokens]
         finally:
-            await replica.shutdown()
+            await asyncio.to_thread(replica.close)
 
     published, tokens = asyncio.run(run())
     chain = extend_chain((), tokens[:-1], CHUNK)  # the last token was sampled and is in no context
