@@ -40,8 +40,8 @@ import numpy as np
 from harness import Figure, Figures, int_list, make_parser, percentile, say
 from numpy.typing import NDArray
 
-from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.format.keys import ChainKey, chain_keys, root_key
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.index import Index
 from cache_store.index.snapshot import dump, load
 
@@ -172,7 +172,7 @@ def measure_lookups(out: Figures, index: Index, traffic: Traffic) -> None:
         out.add(f"lookup.{case}.p50", percentile(times, 50), "us")
         out.add(f"lookup.{case}.p99", percentile(times, 99), "us")
         out.add(f"lookup.{case}.cpu99", percentile(each_us(partial(index.longest_prefix, ROOT), prompts, time.thread_time), 99), "us")
-    times = each_us(lambda prompt: chain_keys(ROOT, prompt, BLOCK_TOKENS), cases["full"])
+    times = each_us(lambda prompt: TokenChain(ROOT, prompt).block_keys(), cases["full"])
     out.add("chain", percentile(times, 50), "us")
 
 

@@ -14,7 +14,7 @@ from harness import Figures, median, spread
 from numpy.typing import NDArray
 from servers import ServerFailed
 
-from cache_store import Block, ChainKey, Plan, Store, StoreConfig, StoreStats, TierConfig
+from cache_store import Block, ChainKey, Plan, Store, StoreConfig, StoreStats, TierConfig, TokenChain
 
 DEADLINE_S = 60.0
 UPLOAD_S = 300.0
@@ -35,7 +35,7 @@ def measure_reads(disk: Path, prefixes: Sequence[list[int]], repeats: int, befor
         store.wait_loaded(DEADLINE_S)
         for repeat in range(repeats + 1):
             for prefix in prefixes:
-                plan = store.lookup(root, np.asarray(prefix, dtype=np.uint32), deadline_s=DEADLINE_S)
+                plan = store.lookup(TokenChain(root, np.asarray(prefix, dtype=np.uint32)), deadline_s=DEADLINE_S)
                 assert plan.n_tokens == len(prefix), (plan.n_tokens, len(prefix))
                 files = [disk / hop.id.name for hop in plan.hops]
                 n_bytes = sum(file.stat().st_size for file in files)
@@ -104,7 +104,7 @@ def lookup_ms(store: Store, root: ChainKey, prompts: Sequence[list[int]]) -> flo
     times = []
     for prompt in prompts:
         started = time.monotonic_ns()
-        plan = store.lookup(root, np.asarray(prompt, dtype=np.uint32), deadline_s=DEADLINE_S)
+        plan = store.lookup(TokenChain(root, np.asarray(prompt, dtype=np.uint32)), deadline_s=DEADLINE_S)
         times.append((time.monotonic_ns() - started) / 1e6)
         assert plan.n_tokens > 0
     return median(times)

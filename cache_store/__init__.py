@@ -20,9 +20,9 @@ when it stops, each is back to itself.
 
     config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"), TierConfig("s3://bucket/kv")))
     with Store(config) as store:
-        root = store.root("digest of everything that decides KV bytes")
-        store.save([Block(piece.id, ...) for piece in store.missing(root, tokens, len(tokens))])
-        plan = store.lookup(root, tokens, deadline_s=1.0)
+        chain = TokenChain(store.root("digest of everything that decides KV bytes"), tokens)
+        store.save([Block(piece.id, ...) for piece in store.missing(chain)])
+        plan = store.lookup(chain, deadline_s=1.0)
         fetched = store.read(plan, lambda block, n_use: ..., deadline_s=5.0)
 """
 
@@ -30,8 +30,8 @@ from __future__ import annotations
 
 from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
-from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
-from cache_store.format.keys import ChainKey, chain_keys, length_of_key, root_key, tail_key
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.delta import BadNews, News, PlaceNews
 from cache_store.index.index import Hop
 from cache_store.read.object_reader import ObjectReader
@@ -66,9 +66,7 @@ __all__ = [
     "TierConfig",
     "TierError",
     "TierStats",
-    "chain_keys",
-    "length_of_key",
+    "TokenChain",
     "open_tier",
     "root_key",
-    "tail_key",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId
-from cache_store.format.keys import ChainKey
+from cache_store.format.keys import ChainKey, TokenChain
 from cache_store.index.index import Hop
 
 
@@ -26,11 +26,10 @@ class Plan:
     """What could be restored. A promise of nothing: objects may be gone when they are read.
 
     `end` is the END object at n_tokens: the checkpoint of a model that needs one (`need_end`), else stored logits for the whole prompt.
-    `other_ends` are shorter choices for `need_end`, longest first. `tokens` are the prompt's first n_tokens.
+    `other_ends` are shorter choices for `need_end`, longest first. `chain` is the whole prompt, of which the first n_tokens are stored.
     """
 
-    root: ChainKey
-    tokens: NDArray[np.uint32]
+    chain: TokenChain
     n_tokens: int
     hops: tuple[Hop, ...]
     end: BlockId | None

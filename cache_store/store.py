@@ -21,6 +21,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -29,8 +30,8 @@ from numpy.typing import NDArray
 
 from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import StoreError
-from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
-from cache_store.format.keys import ChainKey, chain_keys, root_key, tail_key
+from cache_store.format.block import Block, BlockId
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.in_flight import Pending
 from cache_store.index.catalogue import Catalogue
 from cache_store.index.delta import News, NewsLog
@@ -50,8 +51,6 @@ from cache_store.tiers.stack import Stockroom
 from cache_store.write.copier import Move, Mover
 from cache_store.write.worker import seconds_left
 from cache_store.write.writer import Writer
-
-Tokens = NDArray[np.uint32]
 
 _CLAIM_S = 1.0  # for a call about claims: requests wait for it, and a hint may at best spare them work
 
@@ -130,15 +129,15 @@ class Store:
 
     # --- reading -----------------------------------------------------------------------------------------------------------
 
-    def lookup(self, root: ChainKey, tokens: Tokens, *, need_end: bool = False, deadline_s: float, share_wait_s: float = 0.0) -> Plan:
-        """The longest prefix of `tokens` that can be restored.
+    def lookup(self, chain: TokenChain, *, need_end: bool = False, deadline_s: float, share_wait_s: float = 0.0) -> Plan:
+        """The longest prefix of a prompt that can be restored.
 
         `need_end`: of a model whose state cannot be cut, so only lengths with an END object count. What this store accepted and has not
         written yet is included, and read from memory. `share_wait_s` is how long to wait, beyond `deadline_s`, for blocks that another
         process of this machine claims to be computing.
         """
         deadline_ns = _deadline(deadline_s)
-        return self._finder.lookup(root, _ids(tokens), need_end=need_end, share_wait_s=share_wait_s, deadline_ns=deadline_ns)
+        return self._finder.lookup(chain, need_end=need_end, share_wait_s=share_wait_s, deadline_ns=deadline_ns)
 
     def read(self, plan: Plan, consume: Consume, deadline_s: float) -> Fetched:
         """Read what `plan` names and call `consume(block, n_use)` in order of position; arrays are valid during that call only.
@@ -157,20 +156,15 @@ class Store:
 
     # --- writing -----------------------------------------------------------------------------------------------------------
 
-    def missing(self, root: ChainKey, tokens: Tokens, upto: int) -> list[Piece]:
-        """The ROWS objects that a save of tokens[:upto] would write: beyond the stored chain, cut at block boundaries. No I/O."""
-        tokens = _ids(tokens)[:upto]
-        start = self._stock.catalogue.node_at(root, tokens, len(tokens))
-        keys = [root, *chain_keys(root, tokens, BLOCK_TOKENS)]
-        pieces: list[Piece] = []
-        while start < len(tokens):
-            stop = min(start - start % BLOCK_TOKENS + BLOCK_TOKENS, len(tokens))
-            parent, key = (
-                keys[n // BLOCK_TOKENS] if n % BLOCK_TOKENS == 0 else tail_key(root, tokens[:n], BLOCK_TOKENS) for n in (start, stop)
-            )
-            pieces.append(Piece(start, stop - start, BlockId(root, Kind.ROWS, parent, key, start, stop - start)))
-            start = stop
-        return pieces
+    def missing(self, chain: TokenChain, upto: int | None = None) -> list[Piece]:
+        """The ROWS objects that a save of the first `upto` tokens (None: all) would write: beyond what is stored, cut at block boundaries.
+
+        No I/O.
+        """
+        chain = chain if upto is None else chain.prefix(upto)
+        start = self._stock.catalogue.node_at(chain.root, chain.ids, len(chain))
+        cuts = [start, *range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, len(chain), BLOCK_TOKENS), len(chain)]
+        return [Piece(start, stop - start, BlockId.of_rows(chain, start, stop)) for start, stop in pairwise(cuts) if start < stop]
 
     def save(self, blocks: Sequence[Block], *, wait_s: float = 0.0) -> int:
         """Copy `blocks` and write them in the background; how many were accepted, from the first on (what is stored already counts).
@@ -192,23 +186,26 @@ class Store:
 
     # --- keeping -----------------------------------------------------------------------------------------------------------
 
-    def pin(self, root: ChainKey, tokens: Tokens, upto: int) -> None:
-        """Never evict the rows of tokens[:upto]: the objects that hold them now, and those that a save would make of the rest.
+    def pin(self, chain: TokenChain, upto: int) -> None:
+        """Never evict the rows of the first `upto` tokens: the objects that hold them now, and those that a save would make of the rest.
 
-        Counted: every pin wants one `unpin` with the same arguments.
+        Counted: every pin wants one `unpin` of the same tokens.
         """
-        ids = self._chain(root, tokens, upto)
+        chain = chain.prefix(upto)
+        stored = self._stock.catalogue.longest_prefix(chain.root, chain.ids).hops
+        ids = [hop.id for hop in stored] + [piece.id for piece in self.missing(chain)]
         self._stock.catalogue.pin(ids)
         with self._pin_lock:
-            self._pins.setdefault((tail_key(root, _ids(tokens)[:upto], BLOCK_TOKENS), upto), []).append(ids)
+            self._pins.setdefault((chain.key_at(len(chain)), len(chain)), []).append(ids)
 
-    def unpin(self, root: ChainKey, tokens: Tokens, upto: int) -> None:
+    def unpin(self, chain: TokenChain, upto: int) -> None:
         """Raises `ValueError` for what is not pinned."""
-        pin = (tail_key(root, _ids(tokens)[:upto], BLOCK_TOKENS), upto)
+        chain = chain.prefix(upto)
+        pin = (chain.key_at(len(chain)), len(chain))
         with self._pin_lock:
             pinned = self._pins.get(pin)
             if not pinned:
-                raise ValueError(f"tokens[:{upto}] are not pinned")
+                raise ValueError(f"the first {len(chain)} tokens are not pinned")
             ids = pinned.pop()
             if not pinned:
                 del self._pins[pin]
@@ -242,7 +239,7 @@ class Store:
         """Stored prefixes that nothing longer continues, most recently used first."""
         return leaf_prefixes(self._stock, root, limit)
 
-    def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[Tokens]:
+    def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[NDArray[np.uint32]]:
         """The token ids of the `limit` prefixes of a root that are worth most, best first: the longest, none the beginning of another.
 
         Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
@@ -366,11 +363,6 @@ class Store:
         except StoreError:
             self._stock.tally.add("dropped", "checkpoint")
 
-    def _chain(self, root: ChainKey, tokens: Tokens, upto: int) -> list[BlockId]:
-        """The objects on the way to tokens[:upto], as they are stored; beyond that, as a save would cut them."""
-        stored = self._stock.catalogue.longest_prefix(root, _ids(tokens)[:upto]).hops
-        return [hop.id for hop in stored] + [piece.id for piece in self.missing(root, tokens, upto)]
-
     def _shelf(self, tier: str | int) -> Shelf:
         found = [shelf for shelf in self._stock.shelves if tier in (shelf.label, shelf.level)]
         if not found:
@@ -382,10 +374,6 @@ class Store:
 
     def _claim_deadline(self) -> int:
         return _deadline(min(self._config.op_timeout_s, _CLAIM_S))
-
-
-def _ids(tokens: Tokens) -> Tokens:
-    return np.asarray(tokens, dtype=np.uint32)
 
 
 def _deadline(seconds: float) -> int:

@@ -23,9 +23,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.keys import ChainKey
-
-BLOCK_TOKENS = 256
+from cache_store.format.keys import ChainKey, TokenChain
 
 _NAME = re.compile(
     r"([0-9a-f]{64})/([0-9a-f]{2})/([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{1,8})-([0-9a-f]{1,3})\.(rows|end|replay)\.arrow\Z"
@@ -63,6 +61,17 @@ class BlockId:
         root, _, parent, key, start, n_tokens, kind = match.groups()
         found = cls(ChainKey(root), Kind(kind), ChainKey(parent), ChainKey(key), int(start, 16), int(n_tokens, 16))
         return found if found.name == name else None
+
+    @classmethod
+    def of_rows(cls, chain: TokenChain, start: int, stop: int) -> Self:
+        """The ROWS object that holds the tokens start .. stop - 1 of a prompt."""
+        return cls(chain.root, Kind.ROWS, chain.key_at(start), chain.key_at(stop), start, stop - start)
+
+    @classmethod
+    def of_end(cls, chain: TokenChain) -> Self:
+        """The END object of a prompt."""
+        key = chain.key_at(len(chain))
+        return cls(chain.root, Kind.END, key, key, len(chain))
 
     @staticmethod
     def children_prefix(root: ChainKey, parent: ChainKey) -> str:

@@ -1,10 +1,11 @@
-"""Chain keys: content addresses of token prefixes. Pure.
+"""Chain keys: content addresses of token prefixes, and the chain of a prompt, which computes each of them once. Pure.
 
     h_0 = sha256(format version || namespace || salt)
     h_i = sha256(h_{i-1} || tokens of block i as little-endian u32)
 
 Every field of h_0 is preceded by its length as little-endian u64, so that no two different triples hash the same bytes. A key names
-*all* tokens up to the end of its block, hence equal keys mean equal prefixes wherever they were computed. Keys are lower-case hex (64
+*all* tokens up to the end of its block, hence equal keys mean equal prefixes wherever they were computed. A prefix that ends inside a
+block has a key, too: that of its whole blocks, then the shorter rest hashed as a block of its own. Keys are lower-case hex (64
 characters). Python's `hash()` is never used: it differs between processes.
 """
 
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NewType
+from typing import NewType, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 ChainKey = NewType("ChainKey", str)
 
-Tokens = Sequence[int] | NDArray[np.uint32]
+BLOCK_TOKENS = 256
+_TOKEN_BYTES = 4
 
 FORMAT_VERSION = 1
 
@@ -33,36 +35,78 @@ def root_key(namespace: str, salt: str = "") -> ChainKey:
     return ChainKey(digest.hexdigest())
 
 
-def _extend(parent: ChainKey, tokens: np.ndarray) -> ChainKey:
-    return ChainKey(hashlib.sha256(bytes.fromhex(parent) + tokens.tobytes()).hexdigest())
+class TokenChain:
+    """The token ids of a prompt under a root, and the keys of its prefixes: made once per prompt and handed on.
 
+    ids     (n,) uint32, read-only; a copy of what the chain was made from. `OverflowError` for an id that is no uint32.
+    root    the key of the empty prefix
 
-def chain_keys(root: ChainKey, tokens: Tokens, block_tokens: int) -> list[ChainKey]:
-    """Keys of the full blocks of `tokens`, in order. Tokens after the last full block are not covered."""
-    ids = np.asarray(tokens, dtype="<u4")
-    keys: list[ChainKey] = []
-    parent = root
-    for start in range(0, len(ids) - block_tokens + 1, block_tokens):
-        parent = _extend(parent, ids[start : start + block_tokens])
-        keys.append(parent)
-    return keys
+    A key is computed when it is first asked for and then kept; prefixes and extensions of a chain share what is known. Any thread: keys are
+    functions of the ids, so two threads that compute one at the same moment keep the same value.
+    """
 
+    __slots__ = ("_block_tokens", "_keys", "ids", "root")
 
-def tail_key(root: ChainKey, tokens: Tokens, block_tokens: int) -> ChainKey:
-    """The key of the whole of `tokens`: its full blocks, then the shorter tail as a block of its own if there is one."""
-    keys = chain_keys(root, tokens, block_tokens)
-    parent = keys[-1] if keys else root
-    tail = np.asarray(tokens[len(keys) * block_tokens :], dtype="<u4")
-    return _extend(parent, tail) if len(tail) else parent
+    def __init__(self, root: ChainKey, ids: Sequence[int] | NDArray[np.uint32], block_tokens: int = BLOCK_TOKENS) -> None:
+        self._set(root, np.array(ids, dtype=np.uint32), block_tokens, {0: root})
 
+    def _set(self, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> None:
+        ids.flags.writeable = False
+        self.root, self.ids = root, ids
+        self._block_tokens = block_tokens
+        self._keys = keys  # by length of the prefix; may hold lengths beyond ours, of the chain that this one is a prefix of
 
-def length_of_key(root: ChainKey, tokens: Tokens, block_tokens: int, key: str) -> int:
-    """The n for which `tail_key(root, tokens[:n], block_tokens)` is `key`; 0 when there is none."""
-    ids = np.asarray(tokens, dtype="<u4")
-    boundaries = [root, *chain_keys(root, tokens, block_tokens)]
-    for i in range(len(boundaries) - 1, -1, -1):  # from the end: what is looked for is most of the tokens as a rule
-        block = ids[i * block_tokens : (i + 1) * block_tokens]
-        for n in range(len(block), 0, -1):
-            if _extend(boundaries[i], block[:n]) == key:
-                return i * block_tokens + n
-    return 0
+    @classmethod
+    def _sharing(cls, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> Self:
+        chain = cls.__new__(cls)
+        chain._set(root, ids, block_tokens, keys)
+        return chain
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<TokenChain of {len(self)} tokens under {self.root[:8]}>"
+
+    def key_at(self, n: int) -> ChainKey:
+        """The key of ids[:n]; the root for 0. `IndexError` for a prefix that there is not."""
+        if not 0 <= n <= len(self):
+            raise IndexError(f"no prefix of {n} tokens in a chain of {len(self)}")
+        known = n
+        while known not in self._keys:
+            known = (known - 1) // self._block_tokens * self._block_tokens
+        key = self._keys[known]
+        for begin in range(known, n, self._block_tokens):
+            end = min(begin + self._block_tokens, n)
+            key = self._keys[end] = ChainKey(hashlib.sha256(bytes.fromhex(key) + self._bytes(begin, end)).hexdigest())
+        return key
+
+    def block_keys(self, start: int = 0, stop: int | None = None) -> list[ChainKey]:
+        """The keys of the whole blocks that end after token `start` and not after token `stop` (None: the end), in order."""
+        size = self._block_tokens
+        stop = len(self) if stop is None else min(stop, len(self))
+        return [self.key_at(end) for end in range((start // size + 1) * size, stop + 1, size)]
+
+    def length_of(self, key: str) -> int:
+        """The n for which `key_at(n)` is `key`; 0 when there is none, and for the root."""
+        size = self._block_tokens
+        for begin in range((len(self) - 1) // size * size, -1, -size):  # from the end: what is looked for is most of the tokens as a rule
+            digest, block = hashlib.sha256(bytes.fromhex(self.key_at(begin))), self._bytes(begin, begin + size)
+            for at in range(0, len(block), _TOKEN_BYTES):
+                digest.update(block[at : at + _TOKEN_BYTES])
+                if digest.hexdigest() == key:
+                    return begin + at // _TOKEN_BYTES + 1
+        return 0
+
+    def prefix(self, n: int) -> TokenChain:
+        """The chain of ids[:n], or this one where it is no longer."""
+        return self if n >= len(self) else self._sharing(self.root, self.ids[: max(0, n)], self._block_tokens, self._keys)
+
+    def extended(self, ids: Sequence[int] | NDArray[np.uint32]) -> TokenChain:
+        """The chain of these ids and then `ids`."""
+        known = {n: key for n, key in self._keys.copy().items() if n <= len(self)}
+        longer = np.concatenate([self.ids, np.array(ids, dtype=np.uint32)])
+        return self._sharing(self.root, longer, self._block_tokens, known)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        return self.ids[start:stop].astype("<u4", copy=False).tobytes()

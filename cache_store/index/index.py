@@ -25,8 +25,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BLOCK_TOKENS, BlockId
-from cache_store.format.keys import ChainKey
+from cache_store.format.block import BlockId
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey
 from cache_store.index import frecency
 from cache_store.index.eviction import EvictionQueue
 from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of

@@ -19,8 +19,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from operator import attrgetter
 
-from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.format.keys import ChainKey
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey
 
 KEY_BYTES = 32
 TOKEN_BYTES = 4

@@ -26,8 +26,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache_store.errors import StoreError
-from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.format.keys import ChainKey
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey
 from cache_store.index.index import Entry, Index
 from cache_store.index.radix import KEY_BYTES, MAX_FIELD, TOKEN_BYTES
 

@@ -14,8 +14,7 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BLOCK_TOKENS
-from cache_store.format.keys import ChainKey
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey
 from cache_store.index.radix import TOKEN_BYTES, Edge, Graph, Node
 
 

@@ -21,20 +21,15 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cache_store.errors import CorruptBlock, Damage, StoreError
-from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
+from cache_store.format.block import BlockId
 from cache_store.format.file import PEEK_BYTES, peek_tokens
-from cache_store.format.keys import ChainKey, chain_keys, tail_key
+from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.index import Path
 from cache_store.records import Plan
 from cache_store.sharing.claims import Claims
 from cache_store.tiers.guarded import Shelf
 from cache_store.tiers.stack import Stockroom
-
-Tokens = NDArray[np.uint32]
 
 _POLL_S = 0.02  # how often a claimed block is looked for: a hundredth of the prefill that it stands for
 _HEADS = 8  # heads read per lookup: more branches than that at one point are rare, and the next lookup goes on
@@ -45,27 +40,17 @@ _STATS_AHEAD = 16
 class _Search:
     """One lookup under way. `probed`: (level, length of the prefix) that need no second look."""
 
-    root: ChainKey
-    tokens: Tokens
+    chain: TokenChain
     need_end: bool
     deadline_ns: int
     wait_until_ns: int
-    keys: list[ChainKey] = field(default_factory=list)
     probed: set[tuple[int, int]] = field(default_factory=set)
     peeked: set[BlockId] = field(default_factory=set)
 
-    def key_at(self, n: int) -> ChainKey:
-        if n % BLOCK_TOKENS == 0:
-            return self.keys[n // BLOCK_TOKENS]
-        return tail_key(self.root, self.tokens[:n], BLOCK_TOKENS)
-
     def full_blocks(self, start: int, limit: int) -> list[BlockId]:
         """The ids of up to `limit` full blocks of the prompt from the block boundary `start` on."""
-        first = start // BLOCK_TOKENS
-        pairs = list(zip(self.keys[first:], self.keys[first + 1 :], strict=False))[:limit]
-        return [
-            BlockId(self.root, Kind.ROWS, parent, key, (first + i) * BLOCK_TOKENS, BLOCK_TOKENS) for i, (parent, key) in enumerate(pairs)
-        ]
+        stops = range(start + BLOCK_TOKENS, len(self.chain) + 1, BLOCK_TOKENS)[:limit]
+        return [BlockId.of_rows(self.chain, stop - BLOCK_TOKENS, stop) for stop in stops]
 
     @property
     def in_time(self) -> bool:
@@ -85,30 +70,29 @@ class Finder:
         self._closing = closing
         self._min_probe_tokens = min_probe_tokens
 
-    def lookup(self, root: ChainKey, tokens: Tokens, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
-        self._stock.tally.add("tokens", "looked_up", len(tokens))
-        path = self._catalogue.longest_prefix(root, tokens)
-        if len(tokens) >= self._min_probe_tokens and not _is_complete(path, len(tokens)):
+    def lookup(self, chain: TokenChain, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
+        self._stock.tally.add("tokens", "looked_up", len(chain))
+        path = self._catalogue.longest_prefix(chain.root, chain.ids)
+        if len(chain) >= self._min_probe_tokens and not _is_complete(path, len(chain)):
             wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
-            path = self._explore(_Search(root, tokens, need_end, deadline_ns, wait_until_ns))
-        return self._plan_to_an_end(root, tokens, path) if need_end else self._plan(root, tokens, path)
+            path = self._explore(_Search(chain, need_end, deadline_ns, wait_until_ns))
+        return self._plan_to_an_end(chain, path) if need_end else self._plan(chain, path)
 
     # --- exploring ---------------------------------------------------------------------------------------------------------
 
     def _explore(self, search: _Search) -> Path:
-        search.keys = [search.root, *chain_keys(search.root, search.tokens, BLOCK_TOKENS)]
         while True:
-            path = self._catalogue.longest_prefix(search.root, search.tokens)
-            if _is_complete(path, len(search.tokens)):
+            path = self._catalogue.longest_prefix(search.chain.root, search.chain.ids)
+            if _is_complete(path, len(search.chain)):
                 return path
             if not (search.in_time and (self._probe(search) or self._peek(search))) and not self._wait_for_claimed(search):
-                return self._catalogue.longest_prefix(search.root, search.tokens)
+                return self._catalogue.longest_prefix(search.chain.root, search.chain.ids)
 
     def _probe(self, search: _Search) -> bool:
         """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
-        n = self._catalogue.node_at(search.root, search.tokens, len(search.tokens))
+        n = self._catalogue.node_at(search.chain.root, search.chain.ids, len(search.chain))
         boundary = n - n % BLOCK_TOKENS
-        n_unknown = len(search.tokens) - self._catalogue.longest_prefix(search.root, search.tokens).n_tokens
+        n_unknown = len(search.chain) - self._catalogue.longest_prefix(search.chain.root, search.chain.ids).n_tokens
         for shelf in self._stock.shelves:
             if not shelf.tier.local and n_unknown < BLOCK_TOKENS and not search.need_end:
                 continue  # asking an object store takes longer than computing what it could spare
@@ -146,7 +130,7 @@ class Finder:
     def _list_children(self, search: _Search, shelf: Shelf, start: int) -> bool:
         self._stock.tally.add("probes", shelf.label)
         is_news = False
-        for stat in shelf.listing(BlockId.children_prefix(search.root, search.key_at(start)), search.deadline_ns):
+        for stat in shelf.listing(BlockId.children_prefix(search.chain.root, search.chain.key_at(start)), search.deadline_ns):
             id = BlockId.parse(stat.name)
             if id is not None:
                 is_news = is_news or not self._catalogue.has(id)
@@ -157,7 +141,7 @@ class Finder:
 
     def _peek(self, search: _Search) -> bool:
         """Read the tokens of blocks that might share more of the prompt; True when some were learnt."""
-        ids = self._catalogue.unknown_beyond(search.root, search.tokens, _HEADS + len(search.peeked))
+        ids = self._catalogue.unknown_beyond(search.chain.root, search.chain.ids, _HEADS + len(search.peeked))
         wanted = [id for id in ids if id not in search.peeked][: max(0, _HEADS - len(search.peeked))]
         search.peeked.update(wanted)
         n_learnt = sum(self.learn(id, search.deadline_ns) for id in wanted if search.in_time)
@@ -193,7 +177,7 @@ class Finder:
 
     def _wait_for_claimed(self, search: _Search) -> bool:
         """If someone says that they compute the next full block, wait for it; True when it has come."""
-        n = self._catalogue.node_at(search.root, search.tokens, len(search.tokens))
+        n = self._catalogue.node_at(search.chain.root, search.chain.ids, len(search.chain))
         ids = search.full_blocks(n - n % BLOCK_TOKENS, 1)
         if not ids or time.monotonic_ns() >= search.wait_until_ns:
             return False
@@ -220,27 +204,27 @@ class Finder:
 
     # --- planning ----------------------------------------------------------------------------------------------------------
 
-    def _plan(self, root: ChainKey, tokens: Tokens, path: Path) -> Plan:
+    def _plan(self, chain: TokenChain, path: Path) -> Plan:
         n_tokens, hops = path.n_tokens, path.hops
         for i, hop in enumerate(hops):
             if not self._is_reachable(hop.id):  # in a tier that is put aside
                 n_tokens, hops = hop.id.start, hops[:i]
                 break
-        covered = n_tokens == len(tokens) and n_tokens > 0
-        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == len(tokens) else None
-        return self._priced(Plan(root, tokens[:n_tokens], n_tokens, hops, end, 0, 0.0, ()))
+        covered = n_tokens == len(chain) and n_tokens > 0
+        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == len(chain) else None
+        return self._priced(Plan(chain, n_tokens, hops, end, 0, 0.0, ()))
 
     def _is_reachable(self, id: BlockId) -> bool:
         return any(tier == self._stock.staged or self._stock.shelves[tier].available for tier in self._catalogue.tiers_of(id))
 
-    def _plan_to_an_end(self, root: ChainKey, tokens: Tokens, path: Path) -> Plan:
+    def _plan_to_an_end(self, chain: TokenChain, path: Path) -> Plan:
         """The longest prefix with an END: its rows are those of its own shortest way."""
         ends = path.ends[::-1]
         if not ends:
-            return Plan(root, tokens[:0], 0, (), None, 0, 0.0, (), need_end=True)
+            return Plan(chain, 0, (), None, 0, 0.0, (), need_end=True)
         n_tokens = ends[0].start
-        hops = self._catalogue.longest_prefix(root, tokens[:n_tokens]).hops
-        return self._priced(Plan(root, tokens[:n_tokens], n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:]))
+        hops = self._catalogue.longest_prefix(chain.root, chain.ids[:n_tokens]).hops
+        return self._priced(Plan(chain, n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:]))
 
     def _priced(self, plan: Plan) -> Plan:
         """`plan` with what reading it costs, each object from the fastest tier that has it."""
@@ -253,7 +237,7 @@ class Finder:
                 seconds += self._stock.shelves[levels[0]].speed.estimate_s(known.n_bytes)
                 used.add(levels[0])
         labels = tuple(self._stock.shelves[level].label for level in sorted(used))
-        return replace(plan, tokens=plan.tokens.copy(), n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
+        return replace(plan, n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
 
 
 def _is_complete(path: Path, n_tokens: int) -> bool:

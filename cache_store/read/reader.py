@@ -141,7 +141,7 @@ class _Reading:
             block = self._result(fetch)
             if block is None:
                 return False
-            wanted = self._plan.tokens[fetch.id.start : fetch.id.start + n_use]
+            wanted = self._plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
             if not np.array_equal(block.tokens[:n_use], wanted):
                 self._stock.catalogue.learn(fetch.id, block.tokens)  # the index was told something else, by a checkpoint that lies
                 self._stock.tally.add("mismatched", "tokens")

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BLOCK_TOKENS, Kind
+from cache_store.format.block import Kind
+from cache_store.format.keys import BLOCK_TOKENS
 from cache_store.index.delta import BadNews, Changes, Item, News, NewsLog, Packer, PlaceNews
 from cache_store.index.radix import MAX_FIELD
 from cache_store.sharing.identity import Places

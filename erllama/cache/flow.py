@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cache_store import TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.live import Choice, Held, LiveKv, upcoming
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -91,7 +92,7 @@ class CacheFlow:
         """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was found."""
         self._take_live(sequence, choice)
         if self._reader is not None and self._worth_asking(sequence):
-            job = ReadJob(sequence, sequence.request, sequence.root, sequence.given_ids, sequence.n_kv, self._prefill_rate)
+            job = ReadJob(sequence, sequence.request, TokenChain(sequence.root, sequence.given_ids), sequence.n_kv, self._prefill_rate)
             self._jobs[sequence] = job
             self._reading.add(sequence)
             self._reader.start(job)

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cache_store import BLOCK_TOKENS, Block, ChainKey, Fetched, Plan, Store, chain_keys, length_of_key
+from cache_store import BLOCK_TOKENS, Block, ChainKey, Fetched, Plan, Store, TokenChain
 from erllama.backend.base import Backend
-from erllama.cache.live import Ids
 from erllama.cache.policy import CachePolicy, worth_restoring
 from erllama.kv.layout import KvImage
 from erllama.request import GenerationRequest
@@ -39,7 +38,7 @@ _CLAIM_MARGIN = 2.0  # a claim lasts this many times as long as the prefill shou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadJob:
-    """What to look for: a prefix of `tokens` longer than the `n_live` at hand. `prefill_rate` is in tokens per second, 0 unknown.
+    """What to look for: a prefix of `chain` longer than the `n_live` at hand. `prefill_rate` is in tokens per second, 0 unknown.
 
     Reader threads read everything but `sequence`, which belongs to the engine thread and is only carried along. The engine thread sets
     `cancelled` when the sequence ends.
@@ -47,8 +46,7 @@ class ReadJob:
 
     sequence: Sequence
     request: GenerationRequest
-    root: ChainKey
-    tokens: Ids
+    chain: TokenChain
     n_live: int
     prefill_rate: float
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -64,7 +62,7 @@ class ReadJob:
 
     def keys_beyond(self, plan: Plan, n_tokens: int) -> list[ChainKey]:
         """Keys of the whole blocks of the first `n_tokens` that would still be computed."""
-        return chain_keys(self.root, self.tokens[:n_tokens], BLOCK_TOKENS)[self.n_have(plan) // BLOCK_TOKENS :]
+        return self.chain.block_keys(self.n_have(plan), n_tokens)
 
 
 @dataclass(slots=True)
@@ -155,33 +153,33 @@ class KvReader:
 
     def _run(self, job: ReadJob) -> None:
         try:
-            result = self._read(job, job.tokens)
+            result = self._read(job, job.chain)
         except Exception as error:  # failing open: the prompt is computed
             log.exception("restore failed: request_id=%s", job.request.request_id)
             result = Restored(job, problem=repr(error))
         self._done.append(result)
         self._wake()
 
-    def _read(self, job: ReadJob, tokens: Ids) -> Restored:
+    def _read(self, job: ReadJob, chain: TokenChain) -> Restored:
         share_until = time.monotonic() + (self._policy.share_wait_s if job.computes else 0.0)
-        plan = self._lookup(job, tokens, share_until)
+        plan = self._lookup(job, chain, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
-            plan = self._lookup(job, tokens, share_until)  # someone was faster by a moment: wait for what they compute
-        if job.cancelled.is_set() or not self._gains(job, plan, len(tokens)):
+            plan = self._lookup(job, chain, share_until)  # someone was faster by a moment: wait for what they compute
+        if job.cancelled.is_set() or not self._gains(job, plan, len(chain)):
             return Restored(job)
         if not self._is_faster(job, plan):
             return Restored(job, skipped=True)
         image = self._backend.new_image(plan.n_tokens)
         try:
             fetched = self._store.read(plan, _into(image), self._policy.read_timeout_s)
-            result = self._result(job, tokens, image, fetched)
+            result = self._result(job, image, fetched)
         except BaseException:
             image.close()
             raise
         if result.image is None:
             image.close()
-        needs_earlier = plan.need_end and fetched.n_tokens == len(tokens) > 1  # a checkpoint at the very end, but no logits
-        return self._read(job, tokens[:-1]) if result.n_tokens == 0 and needs_earlier else result
+        needs_earlier = plan.need_end and fetched.n_tokens == len(chain) > 1  # a checkpoint at the very end, but no logits
+        return self._read(job, chain.prefix(len(chain) - 1)) if result.n_tokens == 0 and needs_earlier else result
 
     def _computes_rest(self, job: ReadJob, plan: Plan) -> bool:
         """Whether this request will compute blocks that others may be about to compute as well."""
@@ -190,12 +188,12 @@ class KvReader:
             policy.share_wait_s > 0
             and job.computes
             and not plan.need_end
-            and len(job.tokens) - job.n_have(plan) >= max(policy.cold_min_tokens, BLOCK_TOKENS)
+            and len(job.chain) - job.n_have(plan) >= max(policy.cold_min_tokens, BLOCK_TOKENS)
         )
 
     def _claim(self, job: ReadJob, plan: Plan) -> bool:
         """Tell the other replicas of this machine. False when the first of the blocks is theirs."""
-        n_saved_soon = min(len(job.tokens) - self._policy.boundary_trim_tokens, job.n_have(plan) + self._policy.cold_max_tokens)
+        n_saved_soon = min(len(job.chain) - self._policy.boundary_trim_tokens, job.n_have(plan) + self._policy.cold_max_tokens)
         keys = job.keys_beyond(plan, n_saved_soon)
         if not keys:
             return True
@@ -219,12 +217,12 @@ class KvReader:
             return True
         return worth_restoring(plan.n_tokens - job.n_live, read_s=plan.estimated_s, prefill_tokens_per_s=job.prefill_rate)
 
-    def _result(self, job: ReadJob, tokens: Ids, image: KvImage, fetched: Fetched) -> Restored:
+    def _result(self, job: ReadJob, image: KvImage, fetched: Fetched) -> Restored:
         n, logits = fetched.n_tokens, fetched.logits
         kind = self._backend.kv_layout.kind
-        if logits is not None and (n < len(job.tokens) or len(logits) != self._backend.n_vocab):
+        if logits is not None and (n < len(job.chain) or len(logits) != self._backend.n_vocab):
             logits = None
-        lacks_logits = n == len(job.tokens) and logits is None and job.computes
+        lacks_logits = n == len(job.chain) and logits is None and job.computes
         if kind.has_checkpoint:
             if fetched.checkpoint is None or lacks_logits:
                 return Restored(job)
@@ -237,7 +235,7 @@ class KvReader:
             return Restored(job)
         return Restored(job, n, image, logits, fetched.tier or STAGED)
 
-    def _lookup(self, job: ReadJob, tokens: Ids, share_until: float) -> Plan:
+    def _lookup(self, job: ReadJob, chain: TokenChain, share_until: float) -> Plan:
         """The plan; with a parent key, waits for that save while it is in flight in another process. A cancelled job waits for nothing."""
         policy = self._policy
         give_up = time.monotonic() + policy.session_resume_wait_ms / 1000
@@ -245,10 +243,10 @@ class KvReader:
         n_parent, waited = 0, False
         while True:
             wait_s = 0.0 if need_end else min(_SHARE_SLICE_S, max(0.0, share_until - time.monotonic()))
-            plan = self._store.lookup(job.root, tokens, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
+            plan = self._store.lookup(chain, need_end=need_end, deadline_s=policy.read_timeout_s, share_wait_s=wait_s)
             if job.cancelled.is_set():
                 return plan
-            if wait_s and not self._closing.is_set() and self._is_claimed(job, plan, len(tokens)):
+            if wait_s and not self._closing.is_set() and self._is_claimed(job, plan, len(chain)):
                 waited = True
                 continue
             if waited and not self._closing.wait(_SETTLE_S):  # a claimed block has just appeared: the tail saved with it is a moment behind
@@ -256,7 +254,7 @@ class KvReader:
                 continue
             if job.request.parent_key is None or time.monotonic() >= give_up:
                 return plan
-            n_parent = n_parent or length_of_key(job.root, tokens, BLOCK_TOKENS, job.request.parent_key)
+            n_parent = n_parent or chain.length_of(job.request.parent_key)
             # the last token of a state was sampled: as a rule it is not computed, and its KV not saved
             if n_parent < policy.min_tokens or job.n_have(plan) >= n_parent - 1 or self._closing.wait(_PARENT_POLL_S):
                 return plan

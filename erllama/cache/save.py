@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Piece, Store, tail_key
+from cache_store import Block, BlockId, ChainKey, Piece, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.live import Ids
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
@@ -136,9 +136,9 @@ class KvSaver:
         self._counts.last_problem = f"save: {error}"
 
     def _blocks(self, seq_id: int, root: ChainKey, tokens: Ids, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
-        layout = self._backend.kv_layout
-        pieces = self._store.missing(root, tokens, upto)
-        end = self._end_id(root, tokens) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
+        layout, chain = self._backend.kv_layout, TokenChain(root, tokens)
+        pieces = self._store.missing(chain, upto)
+        end = BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
         if end is not None and self._store.has(end):
             end = None
         if not pieces:  # the whole state need not be read out for an END
@@ -149,11 +149,6 @@ class KvSaver:
         if end is not None:
             blocks.append(self._end(end, reading.checkpoint, reason, logits))
         return blocks
-
-    @staticmethod
-    def _end_id(root: ChainKey, tokens: Ids) -> BlockId:
-        key = tail_key(root, tokens, BLOCK_TOKENS)
-        return BlockId(root, Kind.END, key, key, start=len(tokens))
 
     def _rows(self, piece: Piece, tokens: Ids, reading: KvReading, reason: SaveReason) -> Block:
         stop = piece.start + piece.n_tokens

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.format.block import BLOCK_TOKENS, Block, BlockId, Kind
-from cache_store.format.keys import ChainKey, tail_key
+from cache_store.format.block import Block, BlockId, Kind
+from cache_store.format.keys import ChainKey, TokenChain
 from erllama.chat.tool_calls import CLOSE, OPEN, parse_tool_calls
 
 Piece = Callable[[int], bytes]
@@ -60,7 +60,7 @@ def replay_of(root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: 
 
 def prompt_key(root: ChainKey, prompt_tokens: Sequence[int]) -> ChainKey:
     """What the replies to a prompt hang on."""
-    return tail_key(root, prompt_tokens, BLOCK_TOKENS)
+    return TokenChain(root, prompt_tokens).key_at(len(prompt_tokens))
 
 
 def replay_id(root: ChainKey, parent: ChainKey, signature: ChainKey) -> BlockId:

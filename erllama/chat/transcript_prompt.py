@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Any, Protocol
 
-from cache_store.format.block import BLOCK_TOKENS
-from cache_store.format.keys import ChainKey, chain_keys, tail_key
+from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, normalise_messages, tokenize_chat
 from erllama.chat.transcript import Find, message_signature, replay_id, reply_signature
@@ -248,24 +247,22 @@ class _Joiner:
     def __init__(self, vocab: ReplayVocab, root: ChainKey, *, limit: int) -> None:
         self._vocab = vocab
         self._root = root
-        self._settled: list[int] = []
+        self._settled = TokenChain(root, [])
         self._open = ""
         self._tail: list[int] | None = None  # the ids of the open text, once somebody asked
         self._begun = False  # whether BOS, where there is one, is among the settled ids
         self._left = limit  # characters that look-ups may still tokenise
-        self._key, self._n_keyed = root, 0  # the chain key of the first n_keyed settled ids, a multiple of BLOCK_TOKENS
 
     def write(self, text: str) -> None:
         self._open, self._tail = self._open + text, None
 
     def replay(self, ids: Sequence[int]) -> None:
         """Put `ids` behind all text so far."""
-        self._settled += self._open_ids()
-        self._settled += ids
+        self._settled = self._settled.extended([*self._open_ids(), *ids])
         self._open, self._tail, self._begun = "", [], True
 
     def ids(self) -> list[int]:
-        return self._settled + self._open_ids()
+        return [*self._settled.ids.tolist(), *self._open_ids()]
 
     def look_up(self, gap: _Gap, following: str, find: Find) -> Sequence[int] | None:
         """The ids of the reply in `gap`, if they are known, say what the gap says, and `following` may stand behind them."""
@@ -288,16 +285,15 @@ class _Joiner:
         return self._tail
 
     def _parent(self, open_ids: list[int]) -> ChainKey:
-        full = chain_keys(self._key, self._settled[self._n_keyed :], BLOCK_TOKENS)
-        if full:
-            self._key, self._n_keyed = full[-1], self._n_keyed + len(full) * BLOCK_TOKENS
-        return tail_key(self._key, self._settled[self._n_keyed :] + open_ids, BLOCK_TOKENS)
+        self._settled.key_at(len(self._settled))  # whatever is computed here, the longer chains need not compute again
+        chain = self._settled.extended(open_ids)
+        return chain.key_at(len(chain))
 
     def _settle(self, open_ids: list[int]) -> None:
         control = next((i for i in range(len(open_ids) - 1, 0, -1) if not self._vocab.piece(open_ids[i])), 0)
         rest = self._vocab.detokenize(open_ids[control:], special=True)
         if control and self._open.endswith(rest):
-            self._settled += open_ids[:control]
+            self._settled = self._settled.extended(open_ids[:control])
             self._open, self._tail, self._begun = rest, None, True
 
     def _adds_end(self, open_ids: list[int]) -> bool:

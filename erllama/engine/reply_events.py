@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cache_store import BLOCK_TOKENS, tail_key
+from cache_store import TokenChain
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
 from erllama.sequence.machine import Step
@@ -47,7 +47,7 @@ def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, cl
         yield Tokens((), tail, None if sequence.request.logprobs is None else ())
     # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
     reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
-    yield Done(sequence.stats(reason, clock()), tail_key(sequence.root, sequence.tokens, BLOCK_TOKENS))
+    yield Done(sequence.stats(reason, clock()), TokenChain(sequence.root, sequence.tokens).key_at(len(sequence.tokens)))
 
 
 def _note(sequence: Sequence, text: str) -> None:

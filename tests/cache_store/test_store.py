@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig
+from cache_store import BLOCK_TOKENS, Block, BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig, TokenChain
 from cache_store.testing import FakeClock
 from tests.support.store_kit import (
     Restored,
@@ -73,10 +73,10 @@ def test_a_start_copies_down_what_no_lower_tier_has(store, config, tmp_path):
 
 def test_nothing_is_missing_after_a_save_and_only_the_rest_after_a_longer_prompt(store):
     root, tokens = root_of(store), prompt(1000)
-    assert [(p.start, p.n_tokens) for p in store.missing(root, tokens, 600)] == [(0, 256), (256, 256), (512, 88)]
+    assert [(p.start, p.n_tokens) for p in store.missing(TokenChain(root, tokens), 600)] == [(0, 256), (256, 256), (512, 88)]
     save(store, root, tokens, 600)
-    assert store.missing(root, tokens, 600) == []
-    assert [(p.start, p.n_tokens) for p in store.missing(root, tokens, 1000)] == [(600, 168), (768, 232)]
+    assert store.missing(TokenChain(root, tokens), 600) == []
+    assert [(p.start, p.n_tokens) for p in store.missing(TokenChain(root, tokens), 1000)] == [(600, 168), (768, 232)]
 
 
 def test_an_incremental_conversation_writes_each_token_once(store, tmp_path):
@@ -103,11 +103,11 @@ def test_a_prompt_that_differs_inside_a_block_is_restored_to_the_token(store):
 def test_stored_logits_come_with_a_prompt_that_they_end_and_with_no_other(store):
     root, tokens = root_of(store), prompt(600)
     save(store, root, tokens, end=True)
-    plan = store.lookup(root, tokens, deadline_s=5)
+    plan = store.lookup(TokenChain(root, tokens), deadline_s=5)
     fetched = store.read(plan, Restored(tokens), 5)
     assert np.array_equal(fetched.logits, logits_of(tokens))
     longer = np.append(tokens, np.uint32(7))
-    fetched = store.read(store.lookup(root, longer, deadline_s=5), Restored(longer), 5)
+    fetched = store.read(store.lookup(TokenChain(root, longer), deadline_s=5), Restored(longer), 5)
     assert (fetched.n_tokens, fetched.logits) == (600, None)
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_needs_checkpoints_is_restored_to_the_longest_one(store):
     save(store, root, tokens, 400, end=True, checkpoint=True)
     save(store, root, tokens, 900, end=True, checkpoint=True)
     save(store, root, tokens, 1000)
-    plan = store.lookup(root, tokens, need_end=True, deadline_s=5)
+    plan = store.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5)
     assert (plan.n_tokens, plan.end.start, [e.start for e in plan.other_ends]) == (900, 900, [400])
     restored = Restored(tokens)
     fetched = store.read(plan, restored, 5)
@@ -131,7 +131,7 @@ def test_a_lost_checkpoint_is_a_shorter_prefix_for_those_who_need_one(store, con
     assert store.flush(10)
     store.close(10)
     with opened(config) as again:
-        plan = again.lookup(root, tokens, need_end=True, deadline_s=5)
+        plan = again.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5)
         key = key_of(root, tokens[:900])
         for tier in ("fast", "slow"):
             (tmp_path / tier / BlockId(root, Kind.END, key, key, 900).name).unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def test_rows_that_end_early_leave_the_longest_checkpoint_within_them(store, con
     save(store, root, tokens, 900, end=True, checkpoint=True)
     store.close(10)
     with opened(config) as again:
-        plan = again.lookup(root, tokens, need_end=True, deadline_s=5)
+        plan = again.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5)
         for tier in ("fast", "slow"):
             (tmp_path / tier / plan.hops[-1].id.name).unlink(missing_ok=True)
         fetched = again.read(plan, Restored(tokens), 5)
@@ -154,11 +154,13 @@ def test_rows_that_end_early_leave_the_longest_checkpoint_within_them(store, con
 
 def test_a_model_without_rows_is_restored_by_tokens_and_a_checkpoint(store):
     root, tokens = root_of(store), prompt(600)
-    blocks = [Block(p.id, tokens[p.start : p.start + p.n_tokens]) for p in store.missing(root, tokens, 600)]
+    blocks = [Block(p.id, tokens[p.start : p.start + p.n_tokens]) for p in store.missing(TokenChain(root, tokens), 600)]
     assert store.save([*blocks, end_block(root, tokens, checkpoint=True)]) == 4
     assert store.flush(10)
     seen = []
-    fetched = store.read(store.lookup(root, tokens, need_end=True, deadline_s=5), lambda block, n: seen.append((block.rows, n)), 5)
+    fetched = store.read(
+        store.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5), lambda block, n: seen.append((block.rows, n)), 5
+    )
     assert (fetched.n_tokens, fetched.checkpoint is None, seen) == (600, False, [((), 256), ((), 256), ((), 88)])
 
 
@@ -223,7 +225,7 @@ def test_a_stale_checkpoint_is_corrected_by_the_listing(config, tmp_path):
         path.unlink()
     with opened(config) as again:
         assert again.stats().tiers[0].n_bytes == 0
-        assert len(again.missing(root, tokens, 1000)) == 4
+        assert len(again.missing(TokenChain(root, tokens), 1000)) == 4
         assert restore(again, root, tokens).n_tokens == 0
 
 
@@ -245,17 +247,17 @@ def test_another_store_finds_ends_by_probing(config):
         root, tokens = root_of(one), prompt(1000)
         save(one, root, tokens, 900, end=True, checkpoint=True)
         assert one.flush(10)
-        assert other.lookup(root, tokens, need_end=True, deadline_s=5).n_tokens == 900
+        assert other.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5).n_tokens == 900
 
 
 def test_a_miss_costs_one_probe_per_tier(store):
     assert store.wait_loaded(10)
-    store.lookup(root_of(store), prompt(8000), deadline_s=5)
+    store.lookup(TokenChain(root_of(store), prompt(8000)), deadline_s=5)
     assert store.stats().probes == 2
 
 
 def test_short_prompts_are_not_probed(store):
-    store.lookup(root_of(store), prompt(100), deadline_s=5)
+    store.lookup(TokenChain(root_of(store), prompt(100)), deadline_s=5)
     assert store.stats().probes == 0
 
 
@@ -311,26 +313,26 @@ def test_a_pinned_prefix_survives_eviction(tmp_path):
         save(store, root, tokens)
         save(store, root, other)
         assert store.flush(10)
-        store.pin(root, tokens, 512)
+        store.pin(TokenChain(root, tokens), 512)
         assert store.evict_bytes(0, 1 << 30) > 0
         assert restore(store, root, tokens).n_tokens == 512
         assert restore(store, root, other).n_tokens == 0
-        store.unpin(root, tokens, 512)
+        store.unpin(TokenChain(root, tokens), 512)
         store.evict_bytes(0, 1 << 30)
         assert restore(store, root, tokens).n_tokens == 0
 
 
 def test_a_pin_is_taken_back_whatever_was_saved_meanwhile(store):
     root, tokens = root_of(store), prompt(600)
-    store.pin(root, tokens, 600)
-    store.pin(root, tokens, 600)
+    store.pin(TokenChain(root, tokens), 600)
+    store.pin(TokenChain(root, tokens), 600)
     save(store, root, tokens, 300)
     save(store, root, tokens, 600)
     assert store.flush(10)
-    store.unpin(root, tokens, 600)
-    store.unpin(root, tokens, 600)
+    store.unpin(TokenChain(root, tokens), 600)
+    store.unpin(TokenChain(root, tokens), 600)
     with pytest.raises(ValueError, match="not pinned"):
-        store.unpin(root, tokens, 600)
+        store.unpin(TokenChain(root, tokens), 600)
     store.evict_bytes(0, 1 << 30)
     assert store.stats().tiers[0].n_bytes == 0
 
@@ -409,7 +411,7 @@ def test_a_chain_with_lost_files_is_whole_again_after_the_next_save(tmp_path):
     rows = np.arange(len(tokens) * 8, dtype=np.uint8).reshape(-1, 8)
 
     def save(store: Store, root: ChainKey) -> int:
-        pieces = store.missing(root, tokens, len(tokens))
+        pieces = store.missing(TokenChain(root, tokens))
         blocks = [Block(p.id, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],)) for p in pieces]
         assert store.save(blocks) == len(blocks)
         assert store.flush(10)
@@ -420,8 +422,8 @@ def test_a_chain_with_lost_files_is_whole_again_after_the_next_save(tmp_path):
         assert save(store, root) == 5
         for file in tmp_path.rglob("*.rows.arrow"):
             file.unlink()
-        plan = store.lookup(root, tokens, deadline_s=5)
+        plan = store.lookup(TokenChain(root, tokens), deadline_s=5)
         assert store.read(plan, lambda block, n_use: None, 5).n_tokens == 0
         assert save(store, root) == 5
-        plan = store.lookup(root, tokens, deadline_s=5)
+        plan = store.lookup(TokenChain(root, tokens), deadline_s=5)
         assert store.read(plan, lambda block, n_use: None, 5).n_tokens == len(tokens)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
+from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig, TokenChain
 from cache_store.format.file import decode
 from cache_store.testing import Fault
 from tests.support.store_kit import FaultyTiers, Restored, files_below, logits_of, prompt, restore, rows_of, save
@@ -82,7 +82,7 @@ def test_a_thousand_damaged_chains_are_restored_up_to_the_damage(config, tmp_pat
         pristine = {path: path.read_bytes() for path in files_below(tmp_path / "tier")}
         starts = {path: BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start for path in pristine}
         for _ in range(1000):
-            plan = store.lookup(root, TOKENS, deadline_s=5)
+            plan = store.lookup(TokenChain(root, TOKENS), deadline_s=5)
             assert (plan.n_tokens, plan.end is not None) == (2048, True)
             for path in (bad := rng.sample(sorted(pristine), rng.randrange(1, 4))):
                 path.write_bytes(damaged(rng, pristine[path], list(pristine.values())))
@@ -209,12 +209,12 @@ def test_a_tier_that_hangs_does_not_hold_a_reader_beyond_its_deadline(config):
     with Store(config, open=faulty) as store:
         assert store.wait_loaded(10)
         root = store.root("model")
-        plan = store.lookup(root, TOKENS, deadline_s=5)
+        plan = store.lookup(TokenChain(root, TOKENS), deadline_s=5)
         assert plan.n_tokens == 2048
         faulty.tiers[0].inject("*", Fault.HANG, times=None)
         began = time.monotonic()
         assert store.read(plan, Restored(TOKENS), 0.2).n_tokens == 0
-        store.lookup(root, prompt(600, seed=7), deadline_s=0.2)
+        store.lookup(TokenChain(root, prompt(600, seed=7)), deadline_s=0.2)
         assert store.get(plan.hops[0].id, 0.2) is None
         assert store.claim([plan.hops[0].id.key], 10) in (0, 1)
         assert time.monotonic() - began < 7
@@ -226,7 +226,7 @@ def test_a_tier_whose_every_call_hangs_is_refused_at_once(config):
     filled(config).close(10)
     with Store(config, open=faulty) as store:
         assert store.wait_loaded(10)
-        plan = store.lookup(store.root("model"), TOKENS, deadline_s=5)
+        plan = store.lookup(TokenChain(store.root("model"), TOKENS), deadline_s=5)
         faulty.tiers[0].inject("read", Fault.HANG, times=None)
         for _ in range(3):
             store.read(plan, Restored(TOKENS), 0.1)
@@ -244,14 +244,14 @@ def test_a_read_goes_on_in_the_next_tier_where_the_first_fails(tmp_path):
         assert store.wait_loaded(10)
         faulty.tiers[0].inject("read", Fault.FAIL, skip=3, times=1)
         faulty.tiers[0].inject("read", Fault.TEAR, n_bytes=500, skip=2, times=1)
-        plan = store.lookup(store.root("model"), TOKENS, deadline_s=5)
+        plan = store.lookup(TokenChain(store.root("model"), TOKENS), deadline_s=5)
         fetched = store.read(plan, Restored(TOKENS), 10)
         assert (fetched.n_tokens, fetched.tier, fetched.corrupt) == (2048, "disk2", 1)
 
 
 def test_a_deadline_that_has_passed_is_a_miss(config):
     with filled(config) as store:
-        plan = store.lookup(store.root("model"), TOKENS, deadline_s=0)
+        plan = store.lookup(TokenChain(store.root("model"), TOKENS), deadline_s=0)
         assert store.read(plan, Restored(TOKENS), 0).n_tokens == 0
 
 
@@ -264,7 +264,7 @@ def test_a_consumer_that_raises_is_heard_and_leaks_nothing(config):
 
         for _ in range(50):
             with pytest.raises(KeyError):
-                store.read(store.lookup(root, TOKENS, deadline_s=5), refuse, 5)
+                store.read(store.lookup(TokenChain(root, TOKENS), deadline_s=5), refuse, 5)
         assert restore(store, root, TOKENS).n_tokens == 2048
 
 
@@ -330,9 +330,9 @@ def test_a_block_whose_tokens_are_not_the_prompts_is_not_consumed(config):
     """What an index that was told wrong (by a checkpoint) makes a plan of."""
     with filled(config) as store:
         root = store.root("model")
-        plan = store.lookup(root, TOKENS, deadline_s=5)
-        lie = replace(plan, tokens=np.concatenate([TOKENS[:600], TOKENS[601:], TOKENS[:1]]))
-        assert store.read(lie, Restored(lie.tokens), 5).n_tokens == 512
+        plan = store.lookup(TokenChain(root, TOKENS), deadline_s=5)
+        lie = replace(plan, chain=TokenChain(root, np.concatenate([TOKENS[:600], TOKENS[601:], TOKENS[:1]])))
+        assert store.read(lie, Restored(lie.chain.ids), 5).n_tokens == 512
         assert restore(store, root, TOKENS).n_tokens == 2048
 
 

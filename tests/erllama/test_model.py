@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_store import BLOCK_TOKENS, Store, StoreConfig, TierConfig, TierError, chain_keys, open_tier
+from cache_store import Store, StoreConfig, TierConfig, TierError, TokenChain, open_tier
 from cache_store.testing import Fault, FaultyTier
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -344,7 +344,7 @@ def test_a_model_that_stops_waits_for_no_other_replica(place: Place):
         model.complete(TEXT[:20], response_tokens=1)
         root = model.kv_root
     with Store(place.config) as other:
-        assert other.claim(chain_keys(root, TEXT, BLOCK_TOKENS), expires_s=WAIT_S)
+        assert other.claim(TokenChain(root, TEXT).block_keys(), expires_s=WAIT_S)
         model = place.open(policy=replace(POLICY, share_wait_s=WAIT_S))
         stream = model.infer(TEXT, response_tokens=5)
         while model.stats().n_prefilling == 0:

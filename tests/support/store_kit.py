@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cache_store.config import StoreConfig, TierConfig
-from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.keys import ChainKey, tail_key
+from cache_store.format.block import Block, BlockId
+from cache_store.format.keys import ChainKey, TokenChain
 from cache_store.store import Store
 from cache_store.testing import FaultyTier
 from cache_store.tiers.open import open_tier
@@ -39,19 +39,25 @@ def logits_of(tokens: np.ndarray) -> np.ndarray:
 
 
 def key_of(root: ChainKey, tokens: np.ndarray) -> ChainKey:
-    return tail_key(root, tokens, BLOCK)
+    return TokenChain(root, tokens).key_at(len(tokens))
 
 
 def rows_block(root: ChainKey, tokens: np.ndarray, start: int, stop: int, reason: str = "cold") -> Block:
-    id = BlockId(root, Kind.ROWS, key_of(root, tokens[:start]), key_of(root, tokens[:stop]), start, stop - start)
-    return Block(id, tokens[start:stop], COLUMNS, rows_of(tokens, start, stop), reason=reason, created_s=1.0)
+    return Block(
+        BlockId.of_rows(TokenChain(root, tokens), start, stop),
+        tokens[start:stop],
+        COLUMNS,
+        rows_of(tokens, start, stop),
+        reason=reason,
+        created_s=1.0,
+    )
 
 
 def end_block(root: ChainKey, tokens: np.ndarray, *, checkpoint: bool = False) -> Block:
-    key = key_of(root, tokens)
-    id = BlockId(root, Kind.END, key, key, len(tokens), 0)
     state = (np.arange(300) + len(tokens)).astype(np.uint8) if checkpoint else None
-    return Block(id, tokens[:0], logits=logits_of(tokens), checkpoint=state, reason="cold", created_s=1.0)
+    return Block(
+        BlockId.of_end(TokenChain(root, tokens)), tokens[:0], logits=logits_of(tokens), checkpoint=state, reason="cold", created_s=1.0
+    )
 
 
 def opened(config: StoreConfig, **options: Any) -> Store:
@@ -70,7 +76,7 @@ def written(store: Store, tokens: np.ndarray, upto: int | None = None, **options
 def save(store: Store, root: ChainKey, tokens: np.ndarray, upto: int | None = None, *, end: bool = False, checkpoint: bool = False) -> int:
     """Save what is missing of tokens[:upto]; returns how many objects were accepted."""
     upto = len(tokens) if upto is None else upto
-    blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(root, tokens, upto)]
+    blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens), upto)]
     if end:
         blocks.append(end_block(root, tokens[:upto], checkpoint=checkpoint))
     return store.save(blocks)
@@ -104,7 +110,7 @@ class Restored:
 
 
 def restore(store: Store, root: ChainKey, tokens: np.ndarray, **options: object) -> Restored:
-    plan = store.lookup(root, tokens, deadline_s=20.0, **options)  # type: ignore[arg-type]
+    plan = store.lookup(TokenChain(root, tokens), deadline_s=20.0, **options)  # type: ignore[arg-type]
     restored = Restored(tokens)
     fetched = store.read(plan, restored, deadline_s=20.0)
     assert fetched.n_tokens == restored.n_tokens

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cache_store.format.block import BLOCK_TOKENS, BlockId, Kind
-from cache_store.format.keys import ChainKey, root_key, tail_key
+from cache_store.format.block import BlockId, Kind
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index import radix as index_graph
 from cache_store.index.index import Hop, Index, Path
 
@@ -36,7 +36,7 @@ class Clock:
 
 @cache
 def key_of(tokens: Tokens, root: ChainKey = ROOT) -> ChainKey:
-    return tail_key(root, tokens, BLOCK_TOKENS)
+    return TokenChain(root, tokens).key_at(len(tokens))
 
 
 def array(tokens: Tokens | list[int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cache_store import BLOCK_TOKENS, Block, Store, StoreConfig, TierConfig
+from cache_store import BLOCK_TOKENS, Block, Store, StoreConfig, TierConfig, TokenChain
 from cache_store.testing import FaultyTier
 from cache_store.tiers.open import open_tier
 
@@ -23,7 +23,7 @@ class Spy:
 
 def saved(store: Store, tokens: np.ndarray) -> str:
     root = store.root("namespace")
-    pieces = store.missing(root, tokens, len(tokens))
+    pieces = store.missing(TokenChain(root, tokens))
     rows = np.zeros((len(tokens), 8), dtype=np.uint8)
     blocks = [
         Block(p.id, tokens[p.start : p.start + p.n_tokens], columns=("k0",), rows=(rows[p.start : p.start + p.n_tokens],)) for p in pieces
@@ -45,6 +45,6 @@ def test_an_object_store_is_asked_only_where_a_block_could_be_won(tmp_path, n_mo
         remote = spy.tiers[1]
         before = Counter(remote.calls)
         longer = np.concatenate([tokens, np.arange(5000, 5000 + n_more, dtype=np.uint32)])
-        assert store.lookup(root, longer, deadline_s=5).n_tokens == 600
+        assert store.lookup(TokenChain(root, longer), deadline_s=5).n_tokens == 600
         asked = {name: n for name, n in (remote.calls - before).items() if name in ("list", "stat")}
     assert bool(asked) == asks, asked

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cache_store import Store, StoreConfig, TierConfig
+from cache_store import Store, StoreConfig, TierConfig, TokenChain
 from cache_store.testing import Fault
 from tests.support.store_kit import FaultyTiers, opened, prompt, restore, rows_block, written
 
@@ -84,7 +84,7 @@ def test_what_a_lost_block_cut_off_is_left_out(config, tmp_path):
         root = store.root("model")
         written(store, prompt(1000))
         written(store, prompt(300, seed=2))
-        lost = store.lookup(root, prompt(1000), deadline_s=5).hops[1].id
+        lost = store.lookup(TokenChain(root, prompt(1000)), deadline_s=5).hops[1].id
         (tmp_path / "tier" / lost.name).unlink()
         store.rescan()
         assert sorted(map(len, store.hottest(root, 5))) == [256, 300]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cache_store import Store, StoreConfig, TierConfig
+from cache_store import Store, StoreConfig, TierConfig, TokenChain
 from cache_store.sharing.claims import LONGEST_S
 from cache_store.testing import Fault
 from tests.support.store_kit import FaultyTiers, key_of, prompt, restore, save
@@ -122,7 +122,7 @@ def test_a_lookup_waits_for_what_another_store_claims_and_then_has_it(pair):
     root = one.root("model")
     one.claim([first_key(one), key_of(root, TOKENS[:512])], 30)
     found = []
-    waiter = threading.Thread(target=lambda: found.append(other.lookup(root, TOKENS, deadline_s=5, share_wait_s=20)))
+    waiter = threading.Thread(target=lambda: found.append(other.lookup(TokenChain(root, TOKENS), deadline_s=5, share_wait_s=20)))
     waiter.start()
     save(one, root, TOKENS)
     assert one.flush(10)
@@ -136,7 +136,7 @@ def test_a_lookup_waits_no_longer_than_it_may_for_a_claimer_that_died(pair):
     one, other = pair
     one.claim([first_key(one)], 30)
     began = time.monotonic()
-    assert other.lookup(one.root("model"), TOKENS, deadline_s=5, share_wait_s=0.1).n_tokens == 0
+    assert other.lookup(TokenChain(one.root("model"), TOKENS), deadline_s=5, share_wait_s=0.1).n_tokens == 0
     assert 0.1 <= time.monotonic() - began < 3
 
 
@@ -144,14 +144,14 @@ def test_a_lookup_that_may_not_wait_does_not(pair):
     one, other = pair
     one.claim([first_key(one)], 30)
     began = time.monotonic()
-    other.lookup(one.root("model"), TOKENS, deadline_s=5)
+    other.lookup(TokenChain(one.root("model"), TOKENS), deadline_s=5)
     assert time.monotonic() - began < 3
 
 
 def test_closing_ends_the_wait_for_a_claim(pair):
     one, other = pair
     one.claim([first_key(one)], 300)
-    waiter = threading.Thread(target=lambda: other.lookup(one.root("model"), TOKENS, deadline_s=5, share_wait_s=200))
+    waiter = threading.Thread(target=lambda: other.lookup(TokenChain(one.root("model"), TOKENS), deadline_s=5, share_wait_s=200))
     waiter.start()
     other.close(5)
     waiter.join(20)

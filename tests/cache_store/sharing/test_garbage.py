@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig
+from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig, TokenChain
 from cache_store.testing import FakeClock, Fault
 from tests.support import store_kit
 from tests.support.store_kit import FaultyTiers, Restored, files_below, prompt, restore, rows_block, save, written
@@ -99,7 +99,7 @@ def test_pinned_objects_and_what_they_hang_on_stay(tmp_path):
         root = store.root("model")
         written(store, prompt(2000, 1))
         written(store, prompt(2000, 2))
-        store.pin(root, prompt(2000, 1), 1500)
+        store.pin(TokenChain(root, prompt(2000, 1)), 1500)
         done = store.collect("disk", target_share=0.001, deadline_s=20)
         assert (done.is_done, done.failure) == (False, "")
         assert restore(store, root, prompt(2000, 1)).n_tokens >= 1500
@@ -227,8 +227,8 @@ def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_fact
         relay([collector, writer])
         assert holes(ids_below(directory), root) == []
         pinned = base[: 1 + seed * 10]
-        collector.pin(root, pinned, len(pinned))
-        n_pinned = collector.lookup(root, pinned, deadline_s=5).n_tokens
+        collector.pin(TokenChain(root, pinned), len(pinned))
+        n_pinned = collector.lookup(TokenChain(root, pinned), deadline_s=5).n_tokens
         if fail_at is not None:
             tiers.tiers[0].inject("delete", Fault.FAIL, skip=fail_at)
         done = collector.collect(0, target_share=share, deadline_s=20)
@@ -317,7 +317,7 @@ def test_readers_beside_a_collector_have_misses_and_nothing_worse(tmp_path, plac
             try:
                 while not done.is_set():
                     tokens = prompt(3000, rng.randrange(4))
-                    plan = reader.lookup(root, tokens, deadline_s=20)
+                    plan = reader.lookup(TokenChain(root, tokens), deadline_s=20)
                     restored = Restored(tokens)
                     assert reader.read(plan, restored, 20).n_tokens == restored.n_tokens
                     seen.append(restored.n_tokens)

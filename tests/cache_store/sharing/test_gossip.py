@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import BadNews, Block, BlockId, Kind, News, PlaceNews, Store, StoreConfig, TierConfig
+from cache_store import BadNews, Block, BlockId, Kind, News, PlaceNews, Store, StoreConfig, TierConfig, TokenChain
 from cache_store.index.delta import Item, NewsLog, Packer
 from cache_store.testing import Fault
 from tests.support.store_kit import FaultyTiers, files_below, key_of, opened, prompt, restore, save, written
@@ -39,7 +39,7 @@ def test_a_prefix_shorter_than_a_block_is_found_as_soon_as_it_is_heard_of(pair):
     one, other = pair
     root, tokens = one.root("model"), prompt(100)
     written(one, tokens, end=True)
-    assert other.lookup(root, tokens, deadline_s=5).n_tokens == 0
+    assert other.lookup(TokenChain(root, tokens), deadline_s=5).n_tokens == 0
     assert other.hear([one.news()]) == 2
     assert restore(other, root, tokens).n_tokens == 100
     assert restore(other, root, np.append(tokens[:60], prompt(50, seed=2))).n_tokens == 60
@@ -77,7 +77,7 @@ def test_what_another_removed_is_forgotten(pair):
     one.evict_bytes(0, 1 << 30)
     assert other.hear([one.news()]) == 3
     assert other.stats().tiers[0].n_bytes == 0
-    assert len(other.missing(one.root("model"), prompt(600), 600)) == 3
+    assert len(other.missing(TokenChain(one.root("model"), prompt(600)), 600)) == 3
 
 
 def test_of_a_write_and_a_removal_the_last_one_counts(pair):
@@ -137,7 +137,7 @@ def test_a_replay_and_an_end_are_news(pair):
     written(one, prompt(300), end=True, checkpoint=True)
     other.hear([one.news()])
     assert other.has(replay)
-    assert other.lookup(root, prompt(300), need_end=True, deadline_s=5).n_tokens == 300
+    assert other.lookup(TokenChain(root, prompt(300)), need_end=True, deadline_s=5).n_tokens == 300
 
 
 # --- places ------------------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_tokens_that_a_name_does_not_prove_are_not_believed(pair):
     forged = tuple(replace(p, written=p.written.replace(tokens.astype(">u4").tobytes(), lie.astype(">u4").tobytes())) for p in news.places)
     assert forged != news.places
     other.hear([replace(news, places=forged)])
-    assert other.lookup(root, lie, deadline_s=5).n_tokens == 0
+    assert other.lookup(TokenChain(root, lie), deadline_s=5).n_tokens == 0
     assert restore(other, root, tokens).n_tokens == 100
 
 
@@ -365,7 +365,7 @@ def test_a_chain_that_goes_on_from_objects_that_are_gone_heals_with_the_next_sav
     one.hear([other.news()])
     for store in (one, other):
         assert restore(store, root, tokens).n_tokens == 1024 - n_lost * 256
-        assert store.missing(root, tokens, 1500)[0].start == 1024 - n_lost * 256
+        assert store.missing(TokenChain(root, tokens), 1500)[0].start == 1024 - n_lost * 256
     written(one, tokens)
     other.hear([one.news()])
     for store in (one, other):
@@ -377,10 +377,10 @@ def test_what_found_no_room_once_may_be_continued_when_another_has_written_it(tm
     with opened(StoreConfig(tiers=(tier,))) as one, opened(StoreConfig(tiers=(replace(tier, max_bytes=None),))) as other:
         root, pinned, tokens = one.root("model"), prompt(512, seed=2), prompt(512)
         written(one, pinned)
-        one.pin(root, pinned, 512)
+        one.pin(TokenChain(root, pinned), 512)
         written(one, tokens, upto=256)
         assert one.stats().dropped == {"full": 1}
-        one.unpin(root, pinned, 512)
+        one.unpin(TokenChain(root, pinned), 512)
         one.evict_bytes(0, 1 << 30)
         written(other, tokens, upto=256)
         one.hear([other.news()])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache_store import Store, StoreConfig, TierConfig, root_key
+from cache_store import Store, StoreConfig, TierConfig, TokenChain, root_key
 from cache_store.testing import Fault
 from cache_store.write.staging import StagingPool
 from tests.support.store_kit import FaultyTiers, files_below, prompt, restore, rows_block, save, wait_until
@@ -67,7 +67,7 @@ def test_what_finds_no_room_in_the_queue_is_dropped_with_all_that_follows(config
 def test_a_save_that_may_wait_waits_for_room(config, faulty):
     with Store(replace(config, queue_bytes=1 << 20), open=faulty) as store:
         root, tokens = store.root("model"), prompt(256 * 200)
-        blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(root, tokens, len(tokens))]
+        blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens))]
         assert store.save(blocks, wait_s=30) == 200
         assert store.flush(30)
         assert restore(store, root, tokens).n_tokens == len(tokens)
@@ -78,7 +78,7 @@ def test_what_is_under_way_counts_as_stored(store, root, faulty):
     tokens = prompt(1000)
     save(store, root, tokens)
     assert faulty.tiers[0].wait_hanging()
-    assert store.missing(root, tokens, 1000) == []
+    assert store.missing(TokenChain(root, tokens), 1000) == []
     assert save(store, root, tokens) == 0
     assert restore(store, root, tokens).n_tokens == 1000
     assert not store.flush(0.05)
@@ -123,7 +123,7 @@ def test_what_no_tier_takes_is_dropped_counted_and_forgotten(store, root, faulty
     save(store, root, tokens)
     assert store.flush(10)
     assert sum(store.stats().dropped.values()) == 4
-    assert len(store.missing(root, tokens, 1000)) == 4
+    assert len(store.missing(TokenChain(root, tokens), 1000)) == 4
     assert (store.stats().queue_bytes, store.stats().pending) == (0, 0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_store import BLOCK_TOKENS, Store, chain_keys
+from cache_store import BLOCK_TOKENS, Store, TokenChain
 from cache_store.testing import Fault
 from erllama.errors import DecodeFailed
 from erllama.events import CacheHitKind, FinishReason
@@ -227,7 +227,7 @@ def test_a_claim_is_kept_until_what_it_stands_for_is_written(faulty: Faulty, tmp
     executor.run()
     faulty.tier.inject("publish", Fault.HANG, times=None)
     rig.run()
-    key = chain_keys(root_of(()), prompt(1000), BLOCK_TOKENS)[0]
+    key = TokenChain(root_of(()), prompt(1000)).key_at(BLOCK_TOKENS)
     with open_store(tmp_path / "kv") as other, ThreadPoolExecutor() as threads:
         releasing = threads.submit(executor.run)
         assert faulty.tier.wait_hanging()
@@ -236,7 +236,7 @@ def test_a_claim_is_kept_until_what_it_stands_for_is_written(faulty: Faulty, tmp
         faulty.tier.release()
         releasing.result(WAIT_S)
         assert other.claimed(key) == 0
-        assert other.lookup(root_of(()), np.asarray(prompt(1000), np.uint32), deadline_s=WAIT_S).n_tokens >= 768
+        assert other.lookup(TokenChain(root_of(()), np.asarray(prompt(1000), np.uint32)), deadline_s=WAIT_S).n_tokens >= 768
 
 
 @pytest.mark.parametrize("when", ["reading", "read", "computing"])
@@ -255,6 +255,6 @@ def test_the_claim_of_a_cancelled_request_is_taken_back(tmp_path: Path, when: st
         executor.run()
         first.step()
         executor.run()
-        key = chain_keys(root_of(()), prompt(1000), BLOCK_TOKENS)[0]
+        key = TokenChain(root_of(()), prompt(1000)).key_at(BLOCK_TOKENS)
         assert there.claimed(key) == 0
         assert "claims=0" in repr(first.engine)

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import root_key, tail_key
+from cache_store.format.keys import ChainKey, TokenChain, root_key
 from demo_model.template import CHAT_TEMPLATE
 from erllama.chat.template import ChatTemplate, tokenize_chat
 from erllama.chat.transcript import message_signature, replay_block, reply_signature, spelling
@@ -18,6 +18,10 @@ from erllama.errors import InvalidParameter
 ROOT = root_key("test")
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["th", "the", " the", "aa", "aaa", "ab", "ba", "bab", "\n\n", "user", "assistant", "tool_call", "xReply", '": "', '{"']
+
+
+def key_of(prompt: list[int]) -> ChainKey:
+    return TokenChain(ROOT, prompt).key_at(len(prompt))
 
 
 class ToyVocab:
@@ -169,7 +173,7 @@ def test_look_ups_name_the_prompts_that_were_answered_also_behind_replies_that_a
     for question, (text, ids), recorded in turns:
         messages.append(user(question))
         prompt = server.prompt(messages)
-        parents.append(tail_key(ROOT, prompt, 256))
+        parents.append(key_of(prompt))
         if recorded:
             server.record(prompt, ids)
         messages.append(said(text))
@@ -217,7 +221,7 @@ def test_a_vocabulary_that_puts_a_space_behind_control_tokens_is_asked_for_the_p
     messages, parents = [], []
     for turn in ("one", "two", "three"):
         messages.append(user(turn))
-        parents.append(tail_key(ROOT, server.canonical(messages), 256))
+        parents.append(key_of(server.canonical(messages)))
         messages.append(said("the reply"))
     server.prompt([*messages, user("x")])
     assert [id.parent for id in server.asked] == parents
@@ -417,7 +421,7 @@ def test_a_reply_that_looks_like_a_call_replays_as_text_when_the_client_took_it_
 def test_the_object_hangs_on_the_prompt_and_holds_the_sampled_ids():
     prompt = list(range(300))
     block = replay_block(ROOT, prompt, by_bytes("the"), "the", ToyVocab().piece)
-    assert block.id == BlockId(ROOT, Kind.REPLAY, tail_key(ROOT, prompt, 256), reply_signature("the"))
+    assert block.id == BlockId(ROOT, Kind.REPLAY, key_of(prompt), reply_signature("the"))
     assert block.tokens.tolist() == by_bytes("the")
     assert BlockId.parse(block.id.name) == block.id
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cache_store import BLOCK_TOKENS, tail_key
+from cache_store import TokenChain
 from erllama.engine.submission import check_token_ids
 from erllama.errors import ContextOverflow, DecodeFailed, EngineStopped, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, FinishReason, Tokens
@@ -541,7 +541,8 @@ def test_alternatives_come_likeliest_first_with_their_bytes(rig: Rig):
 def test_the_finish_key_names_prompt_and_reply(rig: Rig):
     rig.submit(request("it", max_tokens=4))
     rig.run()
-    assert rig.done("it").finish_key == tail_key(ROOT, [*b"hello", *rig.ids("it")], BLOCK_TOKENS)
+    chain = TokenChain(ROOT, [*b"hello", *rig.ids("it")])
+    assert rig.done("it").finish_key == chain.key_at(len(chain))
 
 
 # --- stats ------------------------------------------------------------------------------------------------------------------------------
