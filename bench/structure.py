@@ -2,9 +2,11 @@
 
     python bench/structure.py [--root CHECKOUT] [--json FILE]
 
-For each package: `files` and `lines` (all lines, as `wc -l` counts them), `folders`, `largest_folder` (files in it), `short` and `long` (files
-of fewer than 60 and of more than 400 lines, package docstrings apart), `floors` (the longest chain of modules of the package that import
-each other), `folder_floors` (the same for folders), `circles` (groups of modules that import each other, `TYPE_CHECKING` included).
+For each package: `files` and `lines` (all lines, as `wc -l` counts them), `folders`,
+`largest_folder` (files in it), `short` and `long` (files of fewer than 60 and of more than 400
+lines, package docstrings apart), `floors` (the longest chain of modules of the package that import
+each other), `folder_floors` (the same for folders), `circles` (groups of modules that import each
+other, `TYPE_CHECKING` included).
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cache_store import TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.live import Choice, Held, LiveKv, upcoming
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -84,15 +83,14 @@ class CacheFlow:
 
     def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
         """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
-        return self.live.choose(
-            sequence.given_ids, sequence.root, sequence.request.session_id, free=free, running=running, cuttable=self._cuttable
-        )
+        session_id = sequence.request.session_id
+        return self.live.choose(sequence.given, session_id, free=free, running=running, cuttable=self._cuttable)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
         """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was found."""
         self._take_live(sequence, choice)
         if self._reader is not None and self._worth_asking(sequence):
-            job = ReadJob(sequence, sequence.request, TokenChain(sequence.root, sequence.given_ids), sequence.n_kv, self._prefill_rate)
+            job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)
             self._jobs[sequence] = job
             self._reading.add(sequence)
             self._reader.start(job)
@@ -136,7 +134,7 @@ class CacheFlow:
     def _wait_for_upcoming(self, sequence: Sequence, running: tuple[Sequence, ...], n_stored: int) -> bool:
         if not self._cuttable or sequence.request.restore_only:
             return False
-        found = upcoming(sequence.given_ids, sequence.root, [s for s in running if s is not sequence])
+        found = upcoming(sequence.given, [s for s in running if s is not sequence])
         if found is None or found[1] - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
         self._waiting[sequence] = _Wait(*found)
@@ -186,7 +184,7 @@ class CacheFlow:
 
     def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
         others = [s for s in running if s is not sequence]
-        source, n_tokens, logits = self.live.longest(sequence.given_ids, sequence.root, others, cuttable=self._cuttable)
+        source, n_tokens, logits = self.live.longest(sequence.given, others, cuttable=self._cuttable)
         if source is None or n_tokens <= longer_than:
             return False
         self._forget(sequence)
@@ -276,8 +274,7 @@ class CacheFlow:
             self._backend.drop(seq_id)
             return
         held = Held(
-            sequence.kv_ids,
-            sequence.root,
+            sequence.kv,
             sequence.request.session_id,
             n_given=sequence.n_given,
             prompt_logits=sequence.prompt_logits,
@@ -325,14 +322,14 @@ class CacheFlow:
             self._save_held(held, reason, left_s())
         for sequence in running:
             if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
-                self._saver.save(sequence.id, sequence.root, sequence.kv_ids, sequence.n_kv, reason, wait_s=left_s())
+                self._saver.save(sequence.id, sequence.kv, sequence.n_kv, reason, wait_s=left_s())
 
     def _save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
         held.save_due = False
         if self._saver is None or held.n_tokens < self._policy.min_tokens:
             return
         logits = held.prompt_logits if held.stores_logits else None
-        self._saver.save(held.seq_id, held.root, held.tokens, held.n_tokens, reason, logits=logits, wait_s=wait_s)
+        self._saver.save(held.seq_id, held.chain, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
     def _take_held(self, seq_id: int) -> Held | None:
         """Forget what an idle id holds, which is about to change; a save of it that is due comes first."""

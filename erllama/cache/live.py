@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store import ChainKey
+from cache_store import ChainKey, TokenChain
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -26,13 +26,12 @@ _LONG = 1024  # held sequences from this length on are given up after shorter on
 
 @dataclass(slots=True)
 class Held:
-    """KV of `tokens` in the id `seq_id` that nobody runs on. `prompt_logits` are those after the first `n_given` of them.
+    """KV of the tokens of `chain` in the id `seq_id` that nobody runs on. `prompt_logits` are those after the first `n_given` of them.
 
     `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a tick, are kept by `LiveKv`.
     """
 
-    tokens: Ids
-    root: ChainKey
+    chain: TokenChain
     session_id: str | None = None
     n_given: int = 0
     prompt_logits: Logits | None = None
@@ -43,7 +42,7 @@ class Held:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.tokens)
+        return len(self.chain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,60 +121,62 @@ class LiveKv:
                 held.session_id = None
 
     def choose(
-        self, tokens: Ids, root: ChainKey, session_id: str | None, *, free: Iterable[int], running: Iterable[Sequence], cuttable: bool
+        self, prompt: TokenChain, session_id: str | None, *, free: Iterable[int], running: Iterable[Sequence], cuttable: bool
     ) -> Choice:
-        """Where a prompt of `tokens` runs and what it can take over now. At least one id must be free."""
+        """Where a prompt runs and what it can take over now. At least one id must be free."""
         free = sorted(free)
-        source, n_tokens, logits = self.longest(tokens, root, running, cuttable=cuttable)
+        source, n_tokens, logits = self.longest(prompt, running, cuttable=cuttable)
         if source is not None and source in free:
             held = self._held[source]
             if held.session_id in (None, session_id) and held.n_tokens - n_tokens <= _NEGLIGIBLE:
                 return Choice(source, source, n_tokens, logits)
         return Choice(self._cheapest(free, session_id), source, n_tokens, logits)  # its source, if that is least worth keeping
 
-    def longest(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int, Logits | None]:
-        """The id to take most of `tokens` from, how many, and the logits after them where that is the whole prompt."""
-        same = self.same_prompt(tokens, root, running, cuttable=cuttable)
+    def longest(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int, Logits | None]:
+        """The id to take most of `prompt` from, how many, and the logits after them where that is the whole prompt."""
+        same = self.same_prompt(prompt, running, cuttable=cuttable)
         if same is not None:
-            return same[0], len(tokens), same[1]
-        return *self.best_source(tokens, root, running, cuttable=cuttable), None
+            return same[0], len(prompt), same[1]
+        return *self.best_source(prompt, running, cuttable=cuttable), None
 
-    def same_prompt(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
+    def same_prompt(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
         """An id where exactly this prompt was computed, and the logits at its end: going on from them is bit-exact."""
         for seq_id, held in self._held.items():
             whole = cuttable or held.n_tokens == held.n_given
-            if held.root == root and held.prompt_logits is not None and whole and np.array_equal(held.tokens[: held.n_given], tokens):
+            if held.prompt_logits is not None and whole and _same(held.chain.prefix(held.n_given), prompt):
                 return seq_id, held.prompt_logits
         for s in running:
             whole = cuttable or s.n_kv == s.n_given
-            if s.root == root and s.prompt_logits is not None and s.readable and whole and np.array_equal(s.given_ids, tokens):
+            if s.prompt_logits is not None and s.readable and whole and _same(s.given, prompt):
                 return s.id, s.prompt_logits
         return None
 
-    def best_source(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
-        """The id whose KV covers most of `tokens`, and how many tokens of it are usable; (None, 0) when none does."""
+    def best_source(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
+        """The id whose KV covers most of `prompt`, and how many tokens of it are usable; (None, 0) when none does."""
         best: int | None = None
         most = length = 0
-        candidates = [(seq_id, held.tokens) for seq_id, held in self._held.items() if held.root == root]
-        candidates += [(s.id, s.kv_ids) for s in running if s.root == root and s.readable]
-        for seq_id, theirs in candidates:
-            n = common_prefix(theirs, tokens)
+        for seq_id, theirs in self._held_under(prompt.root, running):
+            n = common_prefix(theirs.ids, prompt.ids)
             if not cuttable and n < len(theirs):
                 continue  # its state belongs to its end and to nothing before
             if cuttable:
-                n = min(n, len(tokens) - 1)  # one token must be computed for the logits
+                n = min(n, len(prompt) - 1)  # one token must be computed for the logits
                 n -= n % self._align
-            elif n == len(tokens):
+            elif n == len(prompt):
                 continue
             if n > most or (n == most and n and len(theirs) < length):  # the whole of a source is copied before it is cut
                 best, most, length = seq_id, n, len(theirs)
         return best, most
 
-    def covers(self, tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> bool:
-        """Whether some id holds all of `tokens`, or all but the last, whose logits are needed to go on."""
-        kv = [held.tokens for held in self._held.values() if held.root == root]
-        kv += [s.kv_ids for s in running if s.root == root and s.readable]
-        return any(common_prefix(theirs, tokens) >= len(tokens) - 1 for theirs in kv)
+    def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
+        """Whether some id holds all of `prompt`, or all but its last token, whose logits are needed to go on."""
+        held = self._held_under(prompt.root, running)
+        return any(common_prefix(theirs.ids, prompt.ids) >= len(prompt) - 1 for _, theirs in held)
+
+    def _held_under(self, root: ChainKey, running: Iterable[Sequence]) -> list[tuple[int, TokenChain]]:
+        """What each id holds of a root, idle ids first."""
+        held = [(seq_id, held.chain) for seq_id, held in self._held.items() if held.chain.root == root]
+        return held + [(s.id, s.kv) for s in running if s.root == root and s.readable]
 
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
         """The free id whose KV is least worth keeping: none at all, then short and old, long and old, pinned by other sessions."""
@@ -190,13 +191,17 @@ class LiveKv:
         return min(free, key=worth)
 
 
-def upcoming(tokens: Ids, root: ChainKey, running: Iterable[Sequence]) -> tuple[Sequence, int] | None:
-    """The running prefill that will have most of `tokens` in its context, and how many of them; None when there is none."""
+def _same(a: TokenChain, b: TokenChain) -> bool:
+    return a.root == b.root and np.array_equal(a.ids, b.ids)
+
+
+def upcoming(prompt: TokenChain, running: Iterable[Sequence]) -> tuple[Sequence, int] | None:
+    """The running prefill that will have most of `prompt` in its context, and how many of them; None when there is none."""
     best: tuple[Sequence, int] | None = None
     for other in running:
-        if other.state is not State.PREFILLING or other.root != root:
+        if other.state is not State.PREFILLING or other.root != prompt.root:
             continue
-        n = common_prefix(other.given_ids, tokens)
+        n = common_prefix(other.given.ids, prompt.ids)
         if n > other.n_kv and (best is None or n > best[1]):
             best = (other, n)
     return best

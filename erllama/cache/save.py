@@ -15,7 +15,6 @@ import numpy as np
 
 from cache_store import Block, BlockId, ChainKey, Piece, Store, TokenChain
 from erllama.backend.base import Backend
-from erllama.cache.live import Ids
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.chat.transcript import replay_block
 from erllama.kv.layout import KvReading, Rows
@@ -87,7 +86,7 @@ class KvSaver:
 
     def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
         logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_given else None
-        self.save(sequence.id, sequence.root, sequence.kv_ids, upto, reason, logits=logits)
+        self.save(sequence.id, sequence.kv, upto, reason, logits=logits)
         sequence.n_saved = max(sequence.n_saved, upto)
 
     def record_replay(self, sequence: Sequence) -> None:
@@ -105,22 +104,21 @@ class KvSaver:
     def save(
         self,
         seq_id: int,
-        root: ChainKey,
-        tokens: Ids,
+        chain: TokenChain,
         upto: int,
         reason: SaveReason,
         *,
         logits: Logits | None = None,
         wait_s: float = 0.0,
     ) -> None:
-        """Hand the first `upto` of `tokens`, all of which are in the context of `seq_id`, to the store.
+        """Hand the first `upto` tokens of `chain`, all of which is in the context of `seq_id`, to the store.
 
-        `logits` are those after the last of `tokens`; a checkpoint belongs to that point, too. `wait_s` bounds the wait for room in the
+        `logits` are those after the end of `chain`; a checkpoint belongs to that point, too. `wait_s` bounds the wait for room in the
         store's queue; without it what finds no room is dropped and counted.
         """
         started = time.monotonic_ns()
         try:
-            blocks = self._blocks(seq_id, root, tokens, upto, reason, logits)
+            blocks = self._blocks(seq_id, chain, upto, reason, logits)
             accepted = self._store.save(blocks, wait_s=wait_s) if blocks else 0
         except Exception as error:  # whatever a store does: the engine thread lives
             self._failed(error)
@@ -135,26 +133,26 @@ class KvSaver:
         self._counts.failed_saves += 1
         self._counts.last_problem = f"save: {error}"
 
-    def _blocks(self, seq_id: int, root: ChainKey, tokens: Ids, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
-        layout, chain = self._backend.kv_layout, TokenChain(root, tokens)
+    def _blocks(self, seq_id: int, chain: TokenChain, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
+        layout = self._backend.kv_layout
         pieces = self._store.missing(chain, upto)
-        end = BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(tokens)) else None
+        end = BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(chain)) else None
         if end is not None and self._store.has(end):
             end = None
         if not pieces:  # the whole state need not be read out for an END
             checkpoint = self._backend.read_checkpoint(seq_id) if layout.kind.has_checkpoint else None
             return [self._end(end, checkpoint, reason, logits)] if end is not None else []
-        reading = self._backend.read_kv(seq_id, len(tokens))
-        blocks = [self._rows(piece, tokens, reading, reason) for piece in pieces]
+        reading = self._backend.read_kv(seq_id, len(chain))
+        blocks = [self._rows(piece, chain, reading, reason) for piece in pieces]
         if end is not None:
             blocks.append(self._end(end, reading.checkpoint, reason, logits))
         return blocks
 
-    def _rows(self, piece: Piece, tokens: Ids, reading: KvReading, reason: SaveReason) -> Block:
+    def _rows(self, piece: Piece, chain: TokenChain, reading: KvReading, reason: SaveReason) -> Block:
         stop = piece.start + piece.n_tokens
         return Block(
             id=piece.id,
-            tokens=tokens[piece.start : stop],
+            tokens=chain.ids[piece.start : stop],
             columns=self._backend.kv_layout.columns,
             rows=reading.rows(piece.start, stop),
             reason=reason,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 
-from cache_store import ChainKey, root_key
+from cache_store import ChainKey, TokenChain, root_key
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
@@ -172,20 +172,20 @@ class Engine:
     @property
     def held_ids(self) -> dict[int, Ids]:
         """The token ids whose KV each sequence id holds, of sequences that run and of those that have ended. Engine thread only."""
-        held = {seq_id: held.tokens for seq_id, held in self._flow.live.held.items()}
-        return held | {sequence.id: sequence.kv_ids for sequence in self._admission.running}
+        held = {seq_id: held.chain.ids for seq_id, held in self._flow.live.held.items()}
+        return held | {sequence.id: sequence.kv.ids for sequence in self._admission.running}
 
     def is_live(self, tokens: Ids) -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
-        return self._flow.live.covers(tokens, self.kv_root, self._admission.running)
+        return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: hashing and publishing are up to whoever asks."""
         root = self.kv_root
         idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
         return LivePrefixes(
-            running=tuple((s.id, s.given_ids if s.n_kv <= s.n_given else s.kv_ids) for s in self._admission.running if s.root == root),
-            idle=tuple((seq_id, held.tokens) for seq_id, held in idle if held.root == root),
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root),
+            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
             n_empty=self.n_empty_ids,
             sessions=self.sessions.recent(),
             whole=not self._backend.kv_layout.kind.cuttable,

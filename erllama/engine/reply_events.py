@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cache_store import TokenChain
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
 from erllama.sequence.machine import Step
@@ -47,7 +46,7 @@ def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, cl
         yield Tokens((), tail, None if sequence.request.logprobs is None else ())
     # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
     reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
-    yield Done(sequence.stats(reason, clock()), TokenChain(sequence.root, sequence.tokens).key_at(len(sequence.tokens)))
+    yield Done(sequence.stats(reason, clock()), sequence.chain(sequence.n_tokens).key_at(sequence.n_tokens))
 
 
 def _note(sequence: Sequence, text: str) -> None:

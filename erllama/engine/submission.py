@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import replace
 
-from cache_store import ChainKey
+from cache_store import ChainKey, TokenChain
 from erllama.backend.base import Backend
 from erllama.engine.reply_events import replay
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
@@ -65,7 +65,7 @@ def new_sequence(request: GenerationRequest, backend: Backend, adapters: Adapter
     tokens = [*request.prompt_tokens, *request.resumed]
     sequence = Sequence(
         request=request,
-        root=root,
+        given=TokenChain(root, tokens),
         n_ctx=backend.n_ctx,
         adapters=adapters,
         sampler=TokenSampler(params, tokens, grammar, banned=backend.eog_tokens if request.ignore_eos else ()),

@@ -3,7 +3,7 @@
     0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_given <= n_tokens
 
 `tokens` is the prompt followed by the reply. The first `n_given` of them, the prompt and what an earlier run of the request delivered
-(`resumed`), are given: the context must hold them before a token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have
+(`resumed`), are `given`: the context must hold them before a token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have
 their KV in the context; the rest, `tokens[n_kv:]`, is pending: the missing part of what is given while prefilling, the newest token while
 generating. `n_prompt`, `n_generated` and `n_max_generated` are the client's view and know nothing of a resume. The engine thread owns every
 sequence; nobody else reads or writes one.
@@ -13,10 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cache_store import ChainKey
+from cache_store import ChainKey, TokenChain
 from erllama.events import CacheHitKind, FinishReason, RequestStats
 from erllama.request import GenerationRequest
 from erllama.sequence.adapter_set import AdapterSet
@@ -31,14 +28,14 @@ _NS_PER_MS = 1e6
 class Sequence:
     """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`.
 
-    `root` is the chain root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens have been handed to the store, or need
-    not be. `n_computed` of the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits` are those at the
-    end of what was given, for whoever sends the same; `stores_logits`: the store wants them, too. `reply` gathers the text of the whole
-    reply, if it will come back as chat history.
+    `given` is the chain of what it was given, under the root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens have
+    been handed to the store, or need not be. `n_computed` of the given ones were computed here. `hit_tier` says where `n_cached` came from.
+    `prompt_logits` are those at the end of what was given, for whoever sends the same; `stores_logits`: the store wants them, too. `reply`
+    gathers the text of the whole reply, if it will come back as chat history.
     """
 
     request: GenerationRequest
-    root: ChainKey
+    given: TokenChain
     n_ctx: int
     adapters: AdapterSet
     sampler: TokenSampler
@@ -58,10 +55,6 @@ class Sequence:
     stores_logits: bool = False
     reply: list[str] = field(default_factory=list)
     story: list[Step] = field(default_factory=list)
-    given_ids: NDArray[np.uint32] = field(init=False)  # what is given as an array, for comparisons with others
-
-    def __post_init__(self) -> None:
-        self.given_ids = np.asarray(self.request.prompt_tokens + self.request.resumed, dtype=np.uint32)
 
     @property
     def id(self) -> int:
@@ -78,12 +71,18 @@ class Sequence:
     def restoring(self) -> bool:
         return self.state is State.RESTORING
 
+    def chain(self, n: int) -> TokenChain:
+        """The chain of its first `n` tokens."""
+        return self.given.prefix(n) if n <= self.n_given else self.given.extended(self.tokens[self.n_given : n])
+
     @property
-    def kv_ids(self) -> NDArray[np.uint32]:
-        """The ids of the tokens whose KV is in the context, shape (n_kv,)."""
-        if self.n_kv <= self.n_given:
-            return self.given_ids[: self.n_kv]
-        return np.concatenate([self.given_ids, np.asarray(self.tokens[self.n_given : self.n_kv], dtype=np.uint32)])
+    def kv(self) -> TokenChain:
+        """The tokens whose KV is in the context, n_kv of them."""
+        return self.chain(self.n_kv)
+
+    @property
+    def root(self) -> ChainKey:
+        return self.given.root
 
     @property
     def n_prompt(self) -> int:
@@ -91,7 +90,7 @@ class Sequence:
 
     @property
     def n_given(self) -> int:
-        return len(self.given_ids)
+        return len(self.given)
 
     @property
     def n_tokens(self) -> int:

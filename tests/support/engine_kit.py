@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from cache_store import ChainKey, Store, root_key
+from cache_store import ChainKey, Store, TokenChain, root_key
 from erllama.cache.flow import CacheFlow
 from erllama.cache.policy import CachePolicy
 from erllama.cache.read import KvReader
@@ -51,7 +51,7 @@ def make_sequence(
     tokens = [97] * (n_prompt + n_generated) if tokens is None else list(tokens)
     return Sequence(
         request=GenerationRequest(name, tuple(tokens[: len(tokens) - n_generated])),
-        root=root,
+        given=TokenChain(root, tokens[: len(tokens) - n_generated]),
         n_ctx=4096,
         adapters=adapters,
         sampler=TokenSampler(SamplingParams(seed=0), tokens),

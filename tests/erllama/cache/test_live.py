@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import ChainKey, root_key
-from erllama.cache.live import Choice, Held, Ids, LiveKv, common_prefix, upcoming
+from cache_store import ChainKey, TokenChain, root_key
+from erllama.cache.live import Choice, Held, LiveKv, common_prefix, upcoming
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 from tests.support.engine_kit import ROOT, make_sequence
@@ -17,15 +17,15 @@ OTHER_ROOT = root_key("another model")
 LONG = range(2000)  # a conversation worth keeping
 
 
-def ids(tokens: Iterable[int]) -> Ids:
-    return np.fromiter(tokens, dtype=np.uint32)
+def chain(tokens: Iterable[int], root: ChainKey = ROOT) -> TokenChain:
+    return TokenChain(root, list(tokens))
 
 
 def live_kv(*held: tuple[int, Iterable[int]], align: int = 1, sessions: dict[int, str] | None = None) -> LiveKv:
     """Idle KV by id, in the order in which it became idle."""
     live = LiveKv(align)
     for seq_id, tokens in held:
-        live.keep(seq_id, Held(ids(tokens), ROOT, (sessions or {}).get(seq_id)))
+        live.keep(seq_id, Held(chain(tokens), (sessions or {}).get(seq_id)))
     return live
 
 
@@ -38,7 +38,7 @@ def choose(
     session_id: str | None = None,
     cuttable: bool = True,
 ) -> Choice:
-    return live.choose(ids(tokens), ROOT, session_id, free=free, running=running, cuttable=cuttable)
+    return live.choose(chain(tokens), session_id, free=free, running=running, cuttable=cuttable)
 
 
 def running(seq_id: int, tokens: Iterable[int], *, n_kv: int | None = None, state: State = State.GENERATING) -> Sequence:
@@ -85,7 +85,7 @@ def test_one_token_is_left_to_compute_for_the_logits():
 
 
 def with_logits(tokens: Iterable[int], n_prompt: int, root: ChainKey = ROOT) -> Held:
-    return Held(ids(tokens), root, n_given=n_prompt, prompt_logits=np.zeros(3, dtype=np.float32))
+    return Held(chain(tokens, root), n_given=n_prompt, prompt_logits=np.zeros(3, dtype=np.float32))
 
 
 def test_the_same_prompt_is_covered_whole_where_the_logits_at_its_end_are_known():
@@ -121,7 +121,7 @@ def test_logits_of_a_state_that_cannot_be_cut_are_used_at_its_very_end_only():
 
 def test_the_longest_common_prefix_wins():
     live = live_kv((0, [*range(100), 5, 5]), (1, [*range(300), 5, 5]), (2, [*range(200), 5, 5]))
-    assert live.best_source(ids(range(1000)), ROOT, (), cuttable=True) == (1, 300)
+    assert live.best_source(chain(range(1000)), (), cuttable=True) == (1, 300)
 
 
 def test_nothing_in_common_takes_nothing_over():
@@ -131,7 +131,7 @@ def test_nothing_in_common_takes_nothing_over():
 
 def test_kv_of_another_root_is_never_taken_over():
     live = LiveKv()
-    live.keep(0, Held(ids(LONG), OTHER_ROOT))
+    live.keep(0, Held(chain(LONG, OTHER_ROOT)))
     other = make_sequence(state=State.GENERATING, seq_id=1, tokens=LONG, n_kv=2000, root=OTHER_ROOT)
     assert choose(live, [*LONG, 7], free=[0, 2], running=[other]) == Choice(2)
 
@@ -165,8 +165,8 @@ def test_a_short_side_request_never_destroys_a_long_conversation_while_another_i
     live = LiveKv()
     for seq_id, n_tokens in others:
         if seq_id < n:
-            live.keep(seq_id, Held(ids([*range(n_tokens // 2), *[7000] * (n_tokens // 2)]), ROOT))
-    live.keep(n, Held(ids(LONG), ROOT))
+            live.keep(seq_id, Held(chain([*range(n_tokens // 2), *[7000] * (n_tokens // 2)])))
+    live.keep(n, Held(chain(LONG)))
     side = [*range(data.draw(st.integers(0, 1900))), *[7000] * data.draw(st.integers(0, 30)), 5000]
     assert choose(live, side, free=range(n + 1)).seq_id != n
 
@@ -191,7 +191,7 @@ def test_the_kv_of_a_session_is_given_up_when_nothing_else_is_free():
 
 def test_the_oldest_session_is_given_up_first():
     live = live_kv((0, range(20)), (1, range(20)), sessions={0: "new", 1: "old"})
-    live.keep(0, Held(ids(range(20)), ROOT, "new"))
+    live.keep(0, Held(chain(range(20)), "new"))
     assert choose(live, [99], free=[0, 1]).seq_id == 1
 
 
@@ -207,7 +207,7 @@ def test_a_session_goes_on_in_place():
 
 def test_a_session_has_one_pin():
     live = live_kv((0, LONG), sessions={0: "chat"})
-    live.keep(1, Held(ids(range(20)), ROOT, "chat"))
+    live.keep(1, Held(chain(range(20)), "chat"))
     assert [live.held[i].session_id for i in (0, 1)] == [None, "chat"]
 
 
@@ -235,7 +235,7 @@ def test_a_state_that_cannot_be_cut_is_not_taken_over_in_part(prompt: Iterable[i
 
 def test_a_shorter_state_that_fits_beats_a_longer_one_that_would_have_to_be_cut():
     live = live_kv((0, [*range(300), 7]), (1, range(200)))
-    assert live.best_source(ids(range(1000)), ROOT, (), cuttable=False) == (1, 200)
+    assert live.best_source(chain(range(1000)), (), cuttable=False) == (1, 200)
 
 
 # --- alignment ---------------------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_what_is_taken_is_gone():
 
 @given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=12))
 def test_the_common_prefix_is_common_and_the_longest(a: list[int], b: list[int]):
-    n = common_prefix(ids(a), ids(b))
+    n = common_prefix(chain(a).ids, chain(b).ids)
     assert a[:n] == b[:n]
     assert n == min(len(a), len(b)) or a[n] != b[n]
 
@@ -285,30 +285,30 @@ def prefilling(seq_id: int, tokens: Iterable[int], n_kv: int = 0) -> Sequence:
 
 def test_a_prefill_that_shares_a_prefix_will_have_it():
     source = prefilling(0, range(500), 16)
-    assert upcoming(ids([*range(300), 9, 9]), ROOT, [source]) == (source, 300)
+    assert upcoming(chain([*range(300), 9, 9]), [source]) == (source, 300)
 
 
 def test_the_prefill_with_the_longest_shared_prefix_is_named():
     short, long = prefilling(0, [*range(100), 5]), prefilling(1, [*range(200), 5])
-    assert upcoming(ids(range(1000)), ROOT, [long, short]) == (long, 200)
-    assert upcoming(ids(range(1000)), ROOT, [short, long]) == (long, 200)
+    assert upcoming(chain(range(1000)), [long, short]) == (long, 200)
+    assert upcoming(chain(range(1000)), [short, long]) == (long, 200)
 
 
 def test_what_is_in_the_context_already_is_not_upcoming():
-    assert upcoming(ids([*range(300), 9]), ROOT, [prefilling(0, range(500), 300)]) is None
+    assert upcoming(chain([*range(300), 9]), [prefilling(0, range(500), 300)]) is None
 
 
 @pytest.mark.parametrize("state", sorted(set(State) - {State.PREFILLING}))
 def test_only_prefills_are_upcoming(state: State):
     seq_id = None if state in (State.QUEUED, State.FINISHED) else 0
-    assert upcoming(ids(range(300)), ROOT, [make_sequence(state=state, seq_id=seq_id, tokens=range(500))]) is None
+    assert upcoming(chain(range(300)), [make_sequence(state=state, seq_id=seq_id, tokens=range(500))]) is None
 
 
 def test_prefills_of_another_root_are_not_upcoming():
     other = make_sequence(state=State.PREFILLING, seq_id=0, tokens=range(500), root=OTHER_ROOT)
-    assert upcoming(ids(range(300)), ROOT, [other]) is None
+    assert upcoming(chain(range(300)), [other]) is None
 
 
 def test_a_prompt_may_be_upcoming_whole():
     source = prefilling(0, range(500))
-    assert upcoming(ids(range(300)), ROOT, [source]) == (source, 300)
+    assert upcoming(chain(range(300)), [source]) == (source, 300)

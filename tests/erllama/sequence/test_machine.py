@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from cache_store import root_key
+from cache_store import TokenChain, root_key
 from erllama.errors import IllegalTransition
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.sequence.machine import ENDINGS, TRANSITIONS, State, Step, apply, model_status
@@ -42,7 +42,7 @@ def sequence(state: State) -> Sequence:
     tokens = [1, 2, 3]
     return Sequence(
         request=GenerationRequest("req-1", (1, 2, 3)),
-        root=root_key("tests"),
+        given=TokenChain(root_key("tests"), tokens),
         n_ctx=16,
         adapters=(),
         sampler=TokenSampler(SamplingParams(seed=0), tokens),
