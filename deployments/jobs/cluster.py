@@ -5,11 +5,12 @@
         print(cluster.models(), cluster.model("demo").complete("Once upon a time", response_tokens=16).text)
 
 Everything goes by Serve handle, nothing over HTTP. Asking never wakes a model that is scaled to zero; only a request does. Not for use on
-an event loop: `ModelClient` is.
+an event loop: `ModelClient` is for that.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cache_store import StoreStats
 from deployments.config import deployment_name
 from deployments.model.blocking import RemoteModel, blocking_handle
 from deployments.model.client import APP_NAME
+from deployments.model.loop_thread import LoopThread
 from deployments.model.ray_errors import mapped_errors
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
 from erllama.events import Completion
@@ -87,7 +89,8 @@ class Cluster:
     def __init__(self, app_name: str, *, joined: bool = False) -> None:
         self._app = app_name
         self._joined = joined
-        self._clients: dict[str, RemoteModel] = {}
+        self._loop = LoopThread()
+        self._clients: dict[tuple[str, float | None], RemoteModel] = {}
         self._handles: dict[str, Any] = {}
 
     @classmethod
@@ -108,6 +111,7 @@ class Cluster:
         """Leave the cluster if `connect` joined it. Idempotent."""
         if self._joined:
             self._joined = False
+            self._loop.close()
             ray.shutdown()
 
     def __enter__(self) -> Self:
@@ -120,9 +124,12 @@ class Cluster:
         """Ids of the models that the application serves, in the order of its config."""
         return tuple(self._served())
 
-    def model(self, name: str) -> RemoteModel:
-        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is served."""
-        return self._client(self._resolve(name))
+    def model(self, name: str, *, timeout_s: float | None = None) -> RemoteModel:
+        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is served.
+
+        A call ends with `ModelUnavailable` when no replica has answered after `timeout_s`; None waits as long as a model takes to start.
+        """
+        return self._client(self._resolve(name), timeout_s)
 
     def status(self) -> tuple[ModelState, ...]:
         """Every model with its replicas and what their engines count."""
@@ -177,10 +184,12 @@ class Cluster:
     def _n_running(model_id: str, application: Any) -> int:
         return int(application.deployments[deployment_name(model_id)].replica_states.get("RUNNING", 0))
 
-    def _client(self, model_id: str) -> RemoteModel:
-        if model_id not in self._clients:
-            self._clients[model_id] = RemoteModel(blocking_handle(deployment_name(model_id), self._app))
-        return self._clients[model_id]
+    def _client(self, model_id: str, timeout_s: float | None = None) -> RemoteModel:
+        key = (model_id, timeout_s)
+        if key not in self._clients:
+            handle = blocking_handle(deployment_name(model_id), self._app)
+            self._clients[key] = RemoteModel(handle, timeout_s=timeout_s, loop=self._loop)
+        return self._clients[key]
 
     def _ask(self, deployment: str, method: str) -> Any:
         if deployment not in self._application().deployments:
@@ -188,10 +197,15 @@ class Cluster:
         if deployment not in self._handles:
             self._handles[deployment] = blocking_handle(deployment, self._app)
         try:
-            with mapped_errors():
-                return getattr(self._handles[deployment], method).remote().result(timeout_s=_ANSWER_S)
+            return self._loop.run(_answer(self._handles[deployment], method))
         except TimeoutError:
             raise ClusterUnavailable(f"the {deployment} of {self._app!r} has not answered for {_ANSWER_S:.0f} s") from None
+
+
+async def _answer(handle: Any, method: str) -> Any:
+    async with asyncio.timeout(_ANSWER_S):
+        with mapped_errors():
+            return await getattr(handle, method).remote()
 
 
 def _join(address: str) -> None:

@@ -1,4 +1,4 @@
-"""Typed access to a model deployment for asyncio, wherever in the cluster. `remote_model` is for plain code.
+"""Typed access to a model deployment for asyncio, wherever in the cluster. `blocking.py` has the same client for plain code.
 
 The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant of a Serve handle costs a metrics
 pusher and a long poll.
@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from cache_store import CachedPrefix, StoreStats
 from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
-from deployments.model.ray_errors import mapped_errors
+from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -34,25 +34,41 @@ APP_NAME = "erllama"
 
 
 class ModelClient:
-    """Async client of one model deployment. Use it on one event loop."""
+    """Async client of one model deployment. Use it on one event loop.
 
-    def __init__(self, handle: DeploymentHandle[Any], *, scales_to_zero: bool = False, failover: FailoverPolicy | None = None) -> None:
+    While no replica runs, because the model is scaled to zero or starts, Serve holds a call back. `timeout_s` bounds how long a call waits
+    for its first answer, that and a full queue included; then it ends with `ModelUnavailable`. None waits as long as it takes. Calls to all
+    replicas never wait for one to start.
+    """
+
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        *,
+        scales_to_zero: bool = False,
+        failover: FailoverPolicy | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
+        self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Any] = set()
         self._closing: ErllamaError | None = None
 
     @classmethod
-    def connect(cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None) -> ModelClient:
+    def connect(
+        cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None, timeout_s: float | None = None
+    ) -> ModelClient:
         """The client of a model of a running application."""
-        return cls(serve.get_deployment_handle(deployment_name(model_id), app_name), failover=failover)
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment_name(model_id), app_name)
+        return cls(handle, failover=failover, timeout_s=timeout_s)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
-        run = FailoverCall(request, self._failover)
+        run = FailoverCall(request, self._failover, timeout_s=self._timeout_s)
         error: ErllamaError | None = None
         while True:
             try:
@@ -69,7 +85,7 @@ class ModelClient:
             except ErllamaError as gone:
                 error = gone
             except TimeoutError:
-                error = error or EngineStopped("no replica answered in time; send the request again", retry_after_s=1)
+                error = error or _unanswered()
             wait_s = run.attempts.failed(error) if self._closing is None else None
             if wait_s is None:
                 yield [Failed(self._closing or error)]
@@ -77,11 +93,11 @@ class ModelClient:
             log_failover(request.request_id, error, wait_s)
             await asyncio.sleep(wait_s)
 
-    def infer(self, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
+    def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
         """The events of a request given by token ids and parameters. Closing the generator cancels the request."""
         return self._singly(self.generate(build_request(uuid.uuid4().hex, tokens, params)))
 
-    async def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
+    async def complete(self, /, prompt: str | Sequence[int], **params: Any) -> Completion:
         """A whole reply. Raises the error that ended it."""
         tokens = await self.tokenize(prompt) if isinstance(prompt, str) else prompt
         parts = CompletionParts()
@@ -97,7 +113,7 @@ class ModelClient:
         return await self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
 
     def continue_(
-        self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+        self, /, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that continues a session of the replica that serves it. It ends with that replica."""
         return self._singly(self._events("continue_", session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
@@ -208,24 +224,38 @@ class ModelClient:
 
     async def _call(self, method: str, *args: Any) -> Any:
         """A call that changes nothing, hence may be made again."""
-        attempts = Attempts(self._failover)
+        error: ErllamaError | None = None
+        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
         while True:
             try:
                 async with asyncio.timeout(attempts.left_s):
-                    with mapped_errors():
-                        return await getattr(self._unary, method).remote(*args)
+                    return await self._attempt(method, *args)
             except TimeoutError:
-                raise EngineStopped("no replica answered in time; send the request again", retry_after_s=1) from None
-            except ErllamaError as error:
+                raise error or _unanswered() from None
+            except ErllamaError as failed:
+                error = failed
                 wait_s = attempts.failed(error)
                 if wait_s is None:
                     raise
                 log_failover(method, error, wait_s)
             await asyncio.sleep(wait_s)
 
+    async def _attempt(self, method: str, *args: Any) -> Any:
+        with mapped_errors():
+            response: Any = getattr(self._unary, method).remote(*args)
+            try:
+                return await response
+            except asyncio.CancelledError:  # nobody waits any more: a call that Serve still holds must not be made later
+                response.cancel()
+                raise
+
     async def _broadcast(self, method: str, *args: Any) -> list[Any]:
         with mapped_errors():
             return list(await self._unary.broadcast(method, *args).results_async())
+
+
+def _unanswered() -> ModelUnavailable:
+    return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)
 
 
 def log_failover(request_id: str, error: ErllamaError, wait_s: float) -> None:

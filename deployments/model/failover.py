@@ -10,6 +10,7 @@ say exactly which text has arrived.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -28,16 +29,18 @@ _MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode
 
 
 class Attempts:
-    """The tries of one call: at most `max_attempts`, and at most `timeout_s` from a failure to the next answer.
+    """The tries of one call: at most `max_attempts`, and at most `limits.timeout_s` from a failure to the next answer.
 
-    A call that goes on for `timeout_s` after a failover has all its tries again: a stream of hours outlives any number of updates, a
-    request that kills its replicas does not kill many.
+    A call that goes on for `limits.timeout_s` after a failover has all its tries again: a stream of hours outlives any number of updates,
+    a request that kills its replicas does not kill many. `timeout_s` bounds the time to the first answer, over all tries; None does not.
     """
 
-    def __init__(self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None) -> None:
         self.number = 1
         self._limits = limits
         self._clock = clock
+        self._timeout_s = timeout_s  # until the first answer has come
+        self._started_at = clock()
         self._n_failed = 0
         self._n_aborted = 0
         self._failing_since: int | None = None
@@ -45,6 +48,7 @@ class Attempts:
 
     def progressed(self) -> None:
         """The current attempt has answered."""
+        self._timeout_s = None
         if self._failing_since is not None:
             self._failing_since, self._failed_over_at = None, self._clock()
 
@@ -71,21 +75,25 @@ class Attempts:
 
     @property
     def left_s(self) -> float | None:
-        """How long the current attempt may take to its next answer; None: as long as it likes, nothing has failed."""
-        return None if self._failing_since is None else max(0.0, self._left_s(self._clock()))
+        """How long the current attempt may take to its next answer; None: as long as it likes."""
+        left_s = self._left_s(self._clock())
+        return None if left_s == math.inf else max(0.0, left_s)
 
     def _left_s(self, now: int) -> float:
-        assert self._failing_since is not None
-        return self._limits.timeout_s - (now - self._failing_since) / 1e9
+        """Seconds to the nearer bound, that of a failover or that of the first answer."""
+        bounds = ((self._failing_since, self._limits.timeout_s), (self._started_at, self._timeout_s))
+        return min((span - (now - since) / 1e9 for since, span in bounds if since is not None and span is not None), default=math.inf)
 
 
 class FailoverCall:
     """One request over all its attempts: what has been delivered, and what to send next."""
 
-    def __init__(self, request: GenerationRequest, limits: FailoverPolicy, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(
+        self, request: GenerationRequest, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None
+    ) -> None:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
-        self.attempts = Attempts(limits, clock)
+        self.attempts = Attempts(limits, clock, timeout_s=timeout_s)
         self._request = request
         self._ids: list[int] = []
         self._clock = clock

@@ -26,7 +26,8 @@ _REPLICA_GONE = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryEr
 
 
 class ModelUnavailable(EngineStopped):
-    """No replica runs and Serve has stopped trying to start one: asking again at once is pointless."""
+    """No replica runs and Serve has stopped trying to start one, or none answered within a caller's `timeout_s`: asking again at once is
+    pointless."""
 
     resumable = False
 

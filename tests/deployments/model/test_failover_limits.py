@@ -163,3 +163,25 @@ def test_an_answer_ends_the_countdown():
     assert run.attempts.left_s == LIMITS.timeout_s
     run.take([Tokens((1,), "x")])
     assert run.attempts.left_s is None
+
+
+def test_the_first_answer_has_its_own_bound_and_what_follows_has_none():
+    clock = Clock()
+    attempts = Attempts(FailoverPolicy(timeout_s=60), clock, timeout_s=5)
+    assert attempts.left_s == 5
+    clock.seconds = 3.0
+    assert attempts.left_s == 2
+    assert attempts.failed(EngineStopped("gone")) == 0.0
+    assert attempts.left_s == 2, "the nearer bound counts, and a failure does not extend it"
+    attempts.progressed()
+    assert attempts.left_s is None
+    assert attempts.failed(EngineStopped("gone")) is not None
+    assert attempts.left_s == 60
+
+
+def test_a_failure_when_the_time_for_a_first_answer_is_up_is_final():
+    clock = Clock()
+    attempts = Attempts(FailoverPolicy(timeout_s=60), clock, timeout_s=5)
+    clock.seconds = 6.0
+    assert attempts.left_s == 0.0
+    assert attempts.failed(EngineStopped("gone")) is None

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,6 +18,8 @@ from deployments.config import FailoverPolicy
 from deployments.http.fan_out import fan_out
 from deployments.model.blocking import RemoteModel
 from deployments.model.client import ModelClient
+from deployments.model.loop_thread import LoopThread
+from deployments.model.ray_errors import ModelUnavailable
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams
@@ -38,7 +42,7 @@ NAMES = ["died", "unavailable", "cancelled", "request cancelled", "grpc", "unexp
 
 
 class Response:
-    """Both kinds of a streaming response: the messages of a replica, then what it ends with."""
+    """A streaming response: the messages of a replica, then what it ends with. At "hang" it says nothing more."""
 
     def __init__(self, messages: list[Any]) -> None:
         self._messages = iter(messages)
@@ -47,40 +51,38 @@ class Response:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        message = next(self._messages)
-        if isinstance(message, BaseException):
-            raise message
-        return message
-
     def __aiter__(self):
         return self
 
     async def __anext__(self):
         try:
-            message = next(self)
+            message = next(self._messages)
         except StopIteration:
             raise StopAsyncIteration from None
+        if isinstance(message, BaseException):
+            raise message
         if message == "hang":
             await asyncio.Event().wait()
         return message
 
 
 class Answer:
+    """That of a unary call; "hang" never comes."""
+
     def __init__(self, value: Any) -> None:
         self._value = value
+        self.cancelled = False
 
-    def result(self):
-        if isinstance(self._value, BaseException):
-            raise self._value
-        return self._value
+    def cancel(self) -> None:
+        self.cancelled = True
 
     def __await__(self):
         yield from asyncio.sleep(0).__await__()
-        return self.result()
+        if isinstance(self._value, BaseException):
+            raise self._value
+        if self._value == "hang":
+            yield from asyncio.Event().wait().__await__()
+        return self._value
 
 
 class Handle:
@@ -88,7 +90,7 @@ class Handle:
 
     def __init__(self, script: Callable[[GenerationRequest, int], list[Any]] | None = None, answers: list[Any] | None = None) -> None:
         self.requests: list[GenerationRequest] = []
-        self.responses: list[Response] = []
+        self.responses: list[Response | Answer] = []
         self._script = script
         self._answers = iter(answers or [])
 
@@ -100,7 +102,8 @@ class Handle:
 
     def remote(self, *args: Any) -> Any:
         if self._script is None:
-            return Answer(next(self._answers))
+            self.responses.append(Answer(next(self._answers)))
+            return self.responses[-1]
         self.requests.append(args[0])
         self.responses.append(Response(self._script(args[0], len(self.requests))))
         return self.responses[-1]
@@ -138,8 +141,16 @@ async def collect(handle: Handle, limits: FailoverPolicy = LIMITS, **more: Any) 
         return [event async for events in lists for event in events]
 
 
-def collect_sync(handle: Handle) -> list[Event]:
-    return [event for events in RemoteModel(handle, failover=LIMITS).generate(request()) for event in events]
+@pytest.fixture
+def remote() -> Iterator[Callable[..., RemoteModel]]:
+    """Makes blocking clients."""
+    loop = LoopThread()
+    yield partial(RemoteModel, failover=LIMITS, loop=loop)
+    loop.close()
+
+
+def collect_sync(model: RemoteModel) -> list[Event]:
+    return [event for events in model.generate(request()) for event in events]
 
 
 def reply(events: list[Event]) -> tuple[tuple[int, ...], str]:
@@ -152,8 +163,8 @@ WHOLE = (REPLY, "".join(map(chr, REPLY)))
 
 @pytest.mark.parametrize("by", GONE, ids=NAMES)
 @pytest.mark.parametrize("cuts", [(0,), (5,), (len(REPLY),), (3, 0, 4)])
-def test_a_reply_is_whole_and_nothing_comes_twice_however_its_replicas_die(by, cuts):
-    for run in (lambda handle: asyncio.run(collect(handle)), collect_sync):
+def test_a_reply_is_whole_and_nothing_comes_twice_however_its_replicas_die(by, cuts, remote):
+    for run in (lambda handle: asyncio.run(collect(handle)), lambda handle: collect_sync(remote(handle))):
         handle = Handle(breaking(*cuts, by=by))
         events = run(handle)
         assert reply(events) == WHOLE
@@ -169,16 +180,16 @@ def test_a_failure_that_arrives_as_an_event_lets_the_request_fail_over_as_well()
     assert handle.requests[1].resumed == REPLY[:2]
 
 
-def test_a_stream_that_just_ends_is_no_reply():
+def test_a_stream_that_just_ends_is_no_reply(remote):
     handle = Handle(lambda sent, n: rest(sent)[:4] if n == 1 else rest(sent))
     assert reply(asyncio.run(collect(handle))) == WHOLE
     handle = Handle(lambda sent, n: rest(sent)[:4] if n == 1 else rest(sent))
-    assert reply(collect_sync(handle)) == WHOLE
+    assert reply(collect_sync(remote(handle))) == WHOLE
 
 
-def test_tries_are_bounded_and_the_last_error_is_the_end():
+def test_tries_are_bounded_and_the_last_error_is_the_end(remote):
     handle = Handle(lambda sent, n: [ActorDiedError()])
-    for events in (asyncio.run(collect(handle)), collect_sync(Handle(lambda sent, n: [ActorDiedError()]))):
+    for events in (asyncio.run(collect(handle)), collect_sync(remote(Handle(lambda sent, n: [ActorDiedError()])))):
         (last,) = events
         assert isinstance(last, Failed)
         assert isinstance(last.error, EngineStopped)
@@ -236,7 +247,7 @@ def test_a_consumer_that_is_cancelled_cancels_the_attempt_that_runs(dies_first):
     asyncio.run(story())
 
 
-def test_leaving_the_generator_cancels_the_attempt_that_runs():
+def test_leaving_the_generator_cancels_the_attempt_that_runs(remote):
     async def story() -> None:
         handle = Handle(breaking(2, by=ActorDiedError))
         async with aclosing(ModelClient(handle, failover=LIMITS).generate(request())) as lists:
@@ -246,50 +257,102 @@ def test_leaving_the_generator_cancels_the_attempt_that_runs():
         assert handle.responses[-1].cancelled
 
     asyncio.run(story())
-    handle = Handle(breaking(2, by=ActorDiedError))
-    lists = RemoteModel(handle, failover=LIMITS).generate(request())
+    handle = Handle(lambda sent, n: [*rest(sent)[:2], ActorDiedError() if n == 1 else "hang"])
+    lists = remote(handle).generate(request())
     for _ in range(4):
         next(lists)
     lists.close()
+    assert len(handle.requests) == 2
     assert handle.responses[-1].cancelled
 
 
-def test_complete_and_prefill_go_on_elsewhere_as_well():
-    remote = RemoteModel(Handle(breaking(5, by=ActorDiedError)), failover=LIMITS)
-    assert remote.complete([1, 2, 3], response_tokens=12).tokens == REPLY
+def test_complete_and_prefill_go_on_elsewhere_as_well(remote):
+    assert remote(Handle(breaking(5, by=ActorDiedError))).complete([1, 2, 3], response_tokens=12).tokens == REPLY
     client = ModelClient(Handle(breaking(5, by=ActorDiedError)), failover=LIMITS)
     assert asyncio.run(client.complete([1, 2, 3], response_tokens=12)).text == WHOLE[1]
     handle = Handle(lambda sent, n: [ActorDiedError()] if n == 1 else [[done(0)]])
-    assert RemoteModel(handle, failover=LIMITS).prefill_only([1, 2]).tokens == ()
+    assert remote(handle).prefill_only([1, 2]).tokens == ()
     assert [sent.max_tokens for sent in handle.requests] == [0, 0]
 
 
-def test_a_wrong_parameter_is_refused_before_anything_is_sent():
+def test_a_wrong_parameter_is_refused_before_anything_is_sent(remote):
     handle = Handle(lambda sent, n: [])
     with pytest.raises(InvalidParameter, match="temperature"):
-        RemoteModel(handle).complete([1], temperature=-1)
+        remote(handle).complete([1], temperature=-1)
     with pytest.raises(InvalidParameter, match="temperature"):
         asyncio.run(ModelClient(handle).complete([1], temperature=-1))
     assert handle.requests == []
 
 
 @pytest.mark.parametrize("by", GONE, ids=NAMES)
-def test_calls_that_change_nothing_are_made_again(by):
-    assert RemoteModel(Handle(answers=[by(), [[0.5]]]), failover=LIMITS).embed([1]) == [0.5]
+def test_calls_that_change_nothing_are_made_again(by, remote):
+    assert remote(Handle(answers=[by(), [[0.5]]])).embed([1]) == [0.5]
     assert asyncio.run(ModelClient(Handle(answers=[by(), [[0.5]]]), failover=LIMITS).embed([[1]])) == [[0.5]]
 
 
-def test_calls_that_change_nothing_are_not_made_forever():
+def test_calls_that_change_nothing_are_not_made_forever(remote):
     with pytest.raises(EngineStopped):
-        RemoteModel(Handle(answers=[ActorDiedError()] * 4), failover=LIMITS).embed([1])
+        remote(Handle(answers=[ActorDiedError()] * 4)).embed([1])
     with pytest.raises(EngineStopped):
         asyncio.run(ModelClient(Handle(answers=[ActorDiedError()] * 4), failover=LIMITS).embed([[1]]))
 
 
-def test_a_session_ends_with_its_replica():
+def test_a_reply_whose_first_answer_does_not_come_in_time_ends_as_unavailable(remote):
+    async def story(handle: Handle) -> list[Event]:
+        lists = ModelClient(handle, failover=LIMITS, timeout_s=0.01).generate(request())
+        return [event async for events in lists for event in events]
+
+    for run in (
+        lambda handle: asyncio.run(story(handle)),
+        lambda handle: [event for events in remote(handle, timeout_s=0.01).generate(request()) for event in events],
+    ):
+        handle = Handle(lambda sent, n: ["hang"])
+        (last,) = run(handle)
+        assert isinstance(last, Failed)
+        assert isinstance(last.error, ModelUnavailable)
+        assert last.error.retry_after_s
+        assert [response.cancelled for response in handle.responses] == [True], "Serve must not start a model for it later"
+
+
+def test_calls_whose_answer_does_not_come_in_time_end_as_unavailable(remote):
+    handle = Handle(answers=["hang"])
+    with pytest.raises(ModelUnavailable):
+        asyncio.run(ModelClient(handle, timeout_s=0.01).tokenize("x"))
+    assert handle.responses[0].cancelled
+    handle = Handle(answers=["hang"])
+    with pytest.raises(ModelUnavailable):
+        remote(handle, timeout_s=0.01).tokenize("x")
+    assert handle.responses[0].cancelled
+    with pytest.raises(ModelUnavailable):
+        remote(Handle(lambda sent, n: ["hang"]), timeout_s=0.01).complete([1])
+
+
+def test_when_time_is_up_after_a_failure_the_failure_is_what_is_told(remote):
+    handle = Handle(answers=[ActorDiedError(), "hang"])
+    with pytest.raises(EngineStopped, match="gone") as caught:
+        remote(handle, timeout_s=0.05).tokenize("x")
+    assert not isinstance(caught.value, ModelUnavailable)
+    assert handle.responses[1].cancelled
+
+
+def test_a_blocking_client_serves_many_threads_at_once(remote):
+    handle = Handle(lambda sent, n: rest(sent))
+    model = remote(handle)
+    with ThreadPoolExecutor(8) as threads:
+        replies = list(threads.map(lambda _: model.complete([1, 2, 3], response_tokens=12).tokens, range(32)))
+    assert replies == [REPLY] * 32
+
+
+def test_both_clients_have_the_same_methods():
+    """But for what only the ingress asks."""
+    methods = {name for name in vars(ModelClient) if not name.startswith("_")}
+    assert methods - set(vars(RemoteModel)) == {"ready", "end_all"}
+
+
+def test_a_session_ends_with_its_replica(remote):
     handle = Handle(lambda sent, n: [[Tokens((1,), "x")], ActorDiedError()])
     with pytest.raises(EngineStopped):
-        list(RemoteModel(handle, failover=LIMITS).continue_("s"))
+        list(remote(handle).continue_("s"))
     assert len(handle.responses) == 1
 
 
@@ -324,11 +387,11 @@ def test_a_front_that_goes_away_ends_its_streams_with_an_error():
     asyncio.run(story())
 
 
-def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper():
+def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):
     cause = InvalidParameter("x", param="p")
     wrapped = RayTaskError("embed", "traceback", cause).as_instanceof_cause()
     with pytest.raises(InvalidParameter) as caught:
-        RemoteModel(Handle(answers=[wrapped])).embed([1])
+        remote(Handle(answers=[wrapped])).embed([1])
     assert caught.value is cause
 
 
