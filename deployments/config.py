@@ -1,7 +1,8 @@
 """The `args` of `serve_config.yaml`, typed. An unknown key or a wrong value is refused at start with its path and the reason.
 
-The keys of a model are those of `EngineConfig` (llama.cpp's own names) and Ray's own names for what Ray owns; one list, so that
-nobody has to know which layer a knob belongs to.
+Each key is defined once, by whom it configures: a model's are those of `EngineConfig` (llama.cpp's own names) and Ray's own names for what
+Ray owns, in one list, so that nobody has to know which layer a knob belongs to; the store's are `StoreConfig`'s, the HTTP front's
+`HttpOptions`'.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
 from deployments.http.options import HttpOptions
 from erllama.cache.policy import CachePolicy
-from erllama.config import MODEL_ID, EngineConfig, Fingerprint, KvType
+from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter
 from erllama.gguf.fingerprint import user_cache_dir
 
@@ -32,8 +37,20 @@ _SHM_BYTES = 2 << 30
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+_STRICT = ConfigDict(extra="forbid", protected_namespaces=())
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(**_STRICT, frozen=True)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A value that the engine or the HTTP front refuses, as the error that pydantic gathers."""
+    try:
+        yield
+    except InvalidParameter as error:
+        raise ValueError(error.message) from None
 
 
 class Autoscaling(_Strict):
@@ -59,32 +76,12 @@ class AdapterSpec(_Strict):
     scale: float = 1.0
 
 
-class ModelSpec(_Strict):
-    """One model: one Serve deployment named `model-<id>`."""
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelSpec(EngineConfig):
+    """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs to run it."""
 
     id: str
-    path: str
     aliases: tuple[str, ...] = ()
-
-    # the engine: see EngineConfig for meaning and limits
-    n_ctx: int = 4096
-    n_parallel: int = 4
-    n_batch: int = 512
-    prefill_slice: int = 256
-    max_queue: int = 128
-    stream_interval_ms: float = 50.0
-    decode_budget_s: float = 120.0
-    n_threads: int | Literal["auto"] = "auto"
-    n_gpu_layers: int | Literal["auto"] = "auto"
-    flash_attn: bool = True
-    type_k: KvType = "f16"
-    type_v: KvType = "f16"
-    use_mmap: bool = True
-    use_mlock: bool = False
-    fingerprint: Fingerprint = "safe"
-    deterministic: bool = False
-    rope_freq_base: float = 0.0
-    rope_freq_scale: float = 0.0
     adapters: tuple[AdapterSpec, ...] = ()
 
     # Ray
@@ -93,7 +90,7 @@ class ModelSpec(_Strict):
     num_cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     num_gpus: Annotated[float, Field(ge=0)] = 0
     memory: Annotated[int, Field(ge=0)] | None = None
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = field(default_factory=dict)
     graceful_shutdown_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     drain_s: Annotated[float, Field(ge=0)] = 30.0
     max_surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
@@ -101,19 +98,9 @@ class ModelSpec(_Strict):
     prewarm: Annotated[int, Field(ge=0)] = 0
     prewarm_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
 
-    @field_validator("id")
-    @classmethod
-    def _valid_id(cls, value: str) -> str:
-        if not MODEL_ID.match(value):
-            raise ValueError(f"must match {MODEL_ID.pattern}, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        try:
-            self.engine_config(n_threads=1)
-        except InvalidParameter as error:
-            raise ValueError(error.message) from None
+    def __post_init__(self) -> None:
+        with _refusals():
+            super().__post_init__()
         if self.autoscaling is not None and self.num_replicas != 1:
             raise ValueError("num_replicas and autoscaling exclude each other")
         if self.drain_s > self.graceful_shutdown_timeout_s:
@@ -121,58 +108,33 @@ class ModelSpec(_Strict):
             raise ValueError(f"drain_s ({self.drain_s:g}) must not exceed {limit}: the replica is killed then")
         if isinstance(self.n_gpu_layers, int) and self.n_gpu_layers != 0 and self.num_gpus == 0:
             raise ValueError(f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers")
-        return self
 
     def engine_config(self, *, n_threads: int) -> EngineConfig:
-        """The engine's part. `n_threads` is what Ray gave the replica; a number in the config wins. No GPU, no GPU layers."""
-        names = EngineConfig.__dataclass_fields__.keys() & ModelSpec.model_fields.keys()
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if values["n_threads"] == "auto":
-            values["n_threads"] = n_threads
-        if self.num_gpus == 0:
-            values["n_gpu_layers"] = 0
-        return EngineConfig(**values)
+        """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the config wins. No GPU, no GPU layers."""
+        threads = n_threads if self.n_threads == "auto" else self.n_threads
+        return replace(self, n_threads=threads, n_gpu_layers=self.n_gpu_layers if self.num_gpus else 0)
 
 
-class TierSpec(_Strict):
-    """One KV tier: any fsspec URL, a byte budget, compression of what is written to it, and arguments of the fsspec driver."""
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StoreSpec(StoreConfig):
+    """The KV store of all models: a `StoreConfig` that may leave its tiers open.
 
-    url: str
-    max_bytes: int | str | None = None
-    compression: Literal["zstd", "lz4"] | None = None
-    storage_options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        self.config()
-        return self
-
-    def config(self) -> TierConfig:
-        """What the store takes. Raises `ValueError` that names the field."""
-        return TierConfig(**self.model_dump())
-
-
-class StoreSpec(_Strict):
-    """The KV store of all models: `tiers`, fastest first. Null stands for `default_tiers`, an empty list for no store at all.
-
-    `salt` isolates tenants; the other keys are those of `StoreConfig`.
+    None stands for the `default_tiers` of the machine where a process of ours starts, an empty list for no store at all.
     """
 
-    tiers: tuple[TierSpec, ...] | None = None
-    salt: str = ""
-    queue_bytes: int = 256 << 20
-    rescan_s: float = 300.0
-    checkpoint_s: float = 900.0
+    tiers: tuple[TierConfig, ...] | None = None  # type: ignore[assignment]
 
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        self.config()
-        return self
+    def __post_init__(self) -> None:
+        self._with(self.tiers or default_tiers())  # raises for a wrong value
 
     def config(self) -> StoreConfig | None:
-        """What the store takes; None without tiers. Raises `ValueError` that names the field."""
-        tiers = default_tiers() if self.tiers is None else tuple(tier.config() for tier in self.tiers)
-        return StoreConfig(tiers=tiers, **self.model_dump(exclude={"tiers"})) if tiers else None
+        """What the store takes here; None without tiers."""
+        tiers = default_tiers() if self.tiers is None else self.tiers
+        return self._with(tiers) if tiers else None
+
+    def _with(self, tiers: tuple[TierConfig, ...]) -> StoreConfig:
+        values = {name: getattr(self, name) for name in StoreConfig.__dataclass_fields__}
+        return StoreConfig(**{**values, "tiers": tiers})
 
 
 def default_tiers() -> tuple[TierConfig, ...]:
@@ -186,27 +148,15 @@ def default_tiers() -> tuple[TierConfig, ...]:
     return tuple(tiers)
 
 
-class HttpSpec(_Strict):
-    """The HTTP front: see `HttpOptions`. `ingress_replicas` share the work of rendering, tokenising and encoding."""
+@dataclass(frozen=True, kw_only=True, config=_STRICT, repr=False)  # the repr of `HttpOptions` leaves the keys out
+class HttpSpec(HttpOptions):
+    """`HttpOptions`, and how many `ingress_replicas` share the work of rendering, tokenising and encoding."""
 
-    max_body_bytes: int = HttpOptions().max_body_bytes
-    keepalive_s: float = HttpOptions().keepalive_s
-    ready_timeout_s: float = HttpOptions().ready_timeout_s
-    cors_origins: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = ()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
 
-    @model_validator(mode="after")
-    def _valid(self) -> Self:
-        try:
-            self.options()
-        except InvalidParameter as error:
-            raise ValueError(error.message) from None
-        return self
-
-    def options(self) -> HttpOptions:
-        """What the ingress takes."""
-        return HttpOptions(**self.model_dump(exclude={"ingress_replicas"}))
+    def __post_init__(self) -> None:
+        with _refusals():
+            super().__post_init__()
 
 
 class RoutingSpec(_Strict):
@@ -292,7 +242,7 @@ class SchedulerSpec(_Strict):
 class BuildArgs(_Strict):
     """The whole of `args`."""
 
-    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    models: tuple[ModelSpec, ...]
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
     failover: FailoverPolicy = FailoverPolicy()
@@ -300,13 +250,18 @@ class BuildArgs(_Strict):
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
 
+    @field_validator("models")
+    @classmethod
+    def _some(cls, value: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+        if not value:
+            raise ValueError("at least one model is needed")
+        return value
+
     @field_validator("policy", mode="wrap")
     @classmethod
     def _valid_policy(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> CachePolicy:
-        try:
+        with _refusals():
             return handler(value)  # type: ignore[no-any-return]
-        except InvalidParameter as error:
-            raise ValueError(error.message) from None
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

@@ -60,6 +60,9 @@ SWITCHES: Mapping[str, str] = {
 }
 
 
+_UNKNOWN = dict.fromkeys(("extra_forbidden", "unexpected_keyword_argument"), "there is no such key")  # by pydantic's names of errors
+
+
 class ConfigError(Exception):
     """A serve config that cannot be deployed; the message names the file, the key and the reason."""
 
@@ -85,7 +88,7 @@ def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
     try:
         return BuildArgs.model_validate(app.get("args") or {})
     except ValidationError as error:
-        lines = [f"  args.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"  args.{'.'.join(map(str, e['loc']))}: {_UNKNOWN.get(e['type'], e['msg'])}" for e in error.errors()]
         raise ConfigError("\n".join([f"{path}, application {app.get('name')!r}:", *lines])) from None
 
 

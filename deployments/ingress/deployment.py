@@ -37,7 +37,7 @@ class Ingress:
         """`scheduler` makes it part of the application; nothing here asks it."""
         share_serve_log()
         config = BuildArgs.model_validate(args)
-        self._options = config.http.options()
+        self._options = config.http
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
         book, salt = _replay_book(config.store), config.store.salt

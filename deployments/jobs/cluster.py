@@ -84,7 +84,10 @@ class ModelState:
 
 
 class Cluster:
-    """Client of one application. Close it, or use it as a context manager, to leave a cluster that `connect` joined."""
+    """Client of one application. Close it, or use it as a context manager, to leave a cluster that `connect` joined.
+
+    The clients that `model` gave end with it.
+    """
 
     def __init__(self, app_name: str, *, joined: bool = False) -> None:
         self._app = app_name
@@ -108,10 +111,10 @@ class Cluster:
         return cluster
 
     def close(self) -> None:
-        """Leave the cluster if `connect` joined it. Idempotent."""
+        """End the clients of models, and leave the cluster if `connect` joined it. Idempotent."""
+        self._loop.close()
         if self._joined:
             self._joined = False
-            self._loop.close()
             ray.shutdown()
 
     def __enter__(self) -> Self:

@@ -58,6 +58,7 @@ class RemoteModel:
     ) -> None:
         """`handle` is one of `blocking_handle`'s."""
         self._loop = loop or LoopThread()
+        self._shares_loop = loop is not None
         self._client = ModelClient(handle, failover=failover, timeout_s=timeout_s)
 
     @classmethod
@@ -66,6 +67,11 @@ class RemoteModel:
     ) -> RemoteModel:
         """The client of a model of a running application; needs a driver or worker that is connected to the cluster."""
         return cls(blocking_handle(deployment_name(model_id), app_name), failover=failover, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End what runs, and the client's thread unless it is shared. Idempotent; a client that nobody refers to closes itself."""
+        if not self._shares_loop:
+            self._loop.close()
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         return self._loop.run(self._client.embed([list(tokens)]))[0]

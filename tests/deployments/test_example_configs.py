@@ -23,13 +23,8 @@ GPU = ROOT / "examples" / "serve_config_gpu.yaml"
 
 def sections(kind: Any) -> set[type]:
     """Every class of settings that can stand somewhere below `kind`."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        found = {kind}
-        for field in kind.model_fields.values():
-            found |= sections(field.annotation)
-        return found
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return {kind}
+    if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
+        return {kind}.union(*(sections(annotation) for annotation in typing.get_type_hints(kind).values()))
     return {section for inner in typing.get_args(kind) for section in sections(inner)}
 
 
@@ -38,7 +33,7 @@ def fields(section: type) -> set[str]:
 
 
 def test_all_sections_are_found():
-    assert {"BuildArgs", "ModelSpec", "Autoscaling", "AdapterSpec", "StoreSpec", "TierSpec", "HttpSpec", "CachePolicy"} <= {
+    assert {"BuildArgs", "ModelSpec", "Autoscaling", "AdapterSpec", "StoreSpec", "TierConfig", "HttpSpec", "CachePolicy"} <= {
         section.__name__ for section in sections(BuildArgs)
     }
 

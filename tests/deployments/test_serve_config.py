@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cache_store import StoreConfig
+from cache_store import StoreConfig, TierConfig
 from deployments.app import cpu_share, replica_cpus
 from deployments.config import BuildArgs, FailoverPolicy, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
+from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -30,14 +32,14 @@ def args(**model) -> BuildArgs:
 
 def test_the_shipped_config_names_every_knob_and_only_defaults():
     (model,) = shipped_args()["models"]
-    assert set(model) == set(ModelSpec.model_fields)
-    assert ModelSpec.model_validate(model) == ModelSpec(id="demo", path="demo")
-    assert set(shipped_args()["http"]) == set(HttpSpec.model_fields)
-    assert HttpSpec.model_validate(shipped_args()["http"]) == HttpSpec()
+    assert set(model) == set(ModelSpec.__dataclass_fields__)
+    assert ModelSpec(**model) == ModelSpec(id="demo", path="demo")
+    assert set(shipped_args()["http"]) == set(HttpSpec.__dataclass_fields__)
+    assert HttpSpec(**shipped_args()["http"]) == HttpSpec()
     assert set(shipped_args()["routing"]) == set(RoutingSpec.model_fields)
     assert RoutingSpec.model_validate(shipped_args()["routing"]) == RoutingSpec()
-    assert set(shipped_args()["store"]) == set(StoreSpec.model_fields)
-    assert StoreSpec.model_validate(shipped_args()["store"]) == StoreSpec()
+    assert set(shipped_args()["store"]) == set(StoreSpec.__dataclass_fields__)
+    assert StoreSpec(**shipped_args()["store"]) == StoreSpec()
     assert set(shipped_args()["policy"]) == set(CachePolicy.__dataclass_fields__)
     assert BuildArgs.model_validate(shipped_args()).policy == CachePolicy()
     assert set(shipped_args()["failover"]) == set(FailoverPolicy.model_fields)
@@ -57,18 +59,40 @@ def test_every_gate_of_the_cache_can_be_set_in_the_config_and_arrives_at_the_rep
 
 
 def test_the_store_has_the_defaults_of_the_store():
-    shared = StoreSpec.model_fields.keys() & StoreConfig.__dataclass_fields__.keys() - {"tiers"}
-    assert shared == StoreSpec.model_fields.keys() - {"tiers"}
-    assert {name: StoreSpec.model_fields[name].default for name in shared} == {
-        name: StoreConfig.__dataclass_fields__[name].default for name in shared
-    }
+    tiers = (TierConfig("file:///x"),)
+    assert with_store(tiers=[{"url": "file:///x"}]).store.config() == StoreConfig(tiers=tiers)
+
+
+def test_every_setting_of_the_store_can_be_set_in_the_config():
+    defaults = {name: field.default for name, field in StoreConfig.__dataclass_fields__.items() if name != "tiers"}
+    other = {name: "t" if name == "salt" else 2 * value for name, value in defaults.items()}
+    config = with_store(tiers=[{"url": "file:///x"}], **other).store.config()
+    assert config == StoreConfig(tiers=(TierConfig("file:///x"),), **other)
+    assert type(config) is StoreConfig
 
 
 def test_every_setting_of_the_engine_can_be_set_in_the_config():
-    assert set(EngineConfig.__dataclass_fields__) <= set(ModelSpec.model_fields)
+    assert EngineConfig.__dataclass_fields__.keys() <= ModelSpec.__dataclass_fields__.keys()
     for name, field in EngineConfig.__dataclass_fields__.items():
         if name not in ("id", "path"):
-            assert ModelSpec.model_fields[name].default == field.default, name
+            assert ModelSpec.__dataclass_fields__[name].default == field.default, name
+    config = args(n_ctx=512, rope_freq_base=2.0, type_k="q8_0").models[0].engine_config(n_threads=3)
+    assert isinstance(config, EngineConfig)
+    assert (config.n_ctx, config.rope_freq_base, config.type_k, config.n_threads) == (512, 2.0, "q8_0", 3)
+
+
+def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
+    parsed = BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}})
+    assert isinstance(parsed.http, HttpOptions)
+    assert (parsed.http.api_keys, parsed.http.ingress_replicas) == (("secret",), 2)
+    assert "secret" not in repr(parsed)
+    assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
+
+
+def test_all_sections_of_a_config_survive_the_ways_to_replicas_and_ingress():
+    parsed = args(autoscaling={"max_replicas": 2}, adapters=[{"path": "x"}], resources={"fast": 1}, memory=1)
+    assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed
+    assert pickle.loads(pickle.dumps(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,8 @@ def test_without_tiers_memory_of_the_machine_and_the_users_cache_directory_are_u
         ({"store": {"tiers": [{"url": "file:///x", "compression": "rar"}]}}, "compression"),
         ({"store": {"tiers": [{"urls": "file:///x"}]}}, "urls"),
         ({"store": {"queue_bytes": 1}}, "queue_bytes"),
+        ({"store": {"tiers": [], "queue_bytes": 1}}, "queue_bytes"),
+        ({"store": {"tiers": [], "queue_byte": 1}}, "queue_byte"),
         ({"policy": {"min_tokens": -1}}, "min_tokens"),
         ({"policy": {"checkpoint_interval": 100}}, "checkpoint_interval"),
         ({"policy": {"min_token": 1}}, "min_token"),
@@ -182,7 +208,11 @@ def test_the_shipped_config_passes_the_launcher():
         ("a: 1", "no list of applications"),
         ("applications: [{name: x, import_path: other:app}]", IMPORT_PATH),
         (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{models: []}}}}]", "args.models"),
-        (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{modelz: []}}}}]", "args.modelz"),
+        (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{modelz: []}}}}]", "args.modelz: there is no such key"),
+        (
+            f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{models: [{{id: x, path: a, n_ctxx: 1}}]}}}}]",
+            "args.models.0.n_ctxx: there is no such key",
+        ),
     ],
 )
 def test_the_launcher_says_what_is_wrong_and_where(tmp_path, text, complaint):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -36,13 +38,15 @@ def wait_idle(model: RemoteModel) -> None:
 
 
 @pytest.fixture
-def demo() -> RemoteModel:
-    return RemoteModel.connect("demo")
+def demo() -> Iterator[RemoteModel]:
+    with closing(RemoteModel.connect("demo")) as model:
+        yield model
 
 
 @pytest.fixture
-def tiny() -> RemoteModel:
-    return RemoteModel.connect("tiny")
+def tiny() -> Iterator[RemoteModel]:
+    with closing(RemoteModel.connect("tiny")) as model:
+        yield model
 
 
 def test_complete_equals_the_same_call_in_process(demo):
