@@ -1,6 +1,6 @@
 """What a router compares: the prompt of a call as a chain of hashes, and the session it belongs to. Pure.
 
-    h_i = xxh3_64(tokens of chunk i as little-endian u32, seed = h_{i-1})        h_{-1} = 0
+    h_i = the first 8 bytes of the chain key at the end of chunk i       (`TokenChain`, with chunks for blocks and one root for all)
 
 Equal hashes mean equal prefixes up to the end of their chunk, so one number stands for all tokens before it. Tokens are what the engine
 will see, with every message and tool rendered into them: a chain over them is finer than one over messages or raw text, and needs neither
@@ -17,10 +17,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from cache_store import ChainKey, TokenChain
 from deployments.attempt_id import split_attempt
 from erllama.request import GenerationRequest
 
 Tokens = Sequence[int] | NDArray[np.uint32]
+
+_ROOT = ChainKey("00" * 32)  # a deployment has one model: what else decides KV bytes is the same for all its prompts
+_HASH_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +41,14 @@ class RoutedPrompt:
     attempt: int = 1
 
 
-def extend_chain(chain: Sequence[int], tokens: Tokens, chunk_tokens: int) -> list[int]:
-    """The whole chain of `tokens`, given the part of it that is known."""
-    ids = np.ascontiguousarray(tokens, dtype="<u4")
-    hashes = list(chain)
-    previous = hashes[-1] if hashes else 0
-    for start in range(len(hashes) * chunk_tokens, len(ids) - chunk_tokens + 1, chunk_tokens):
-        previous = xxhash.xxh3_64_intdigest(ids[start : start + chunk_tokens].data, seed=previous)
-        hashes.append(previous)
-    return hashes
+def chunk_chain(tokens: Tokens, chunk_tokens: int) -> TokenChain:
+    """The chain of `tokens`, with a key per chunk instead of one per block."""
+    return TokenChain(_ROOT, tokens, chunk_tokens)
+
+
+def chunk_hashes(chain: TokenChain) -> list[int]:
+    """One hash per full chunk, in order."""
+    return [int(key[:_HASH_DIGITS], 16) for key in chain.block_keys()]
 
 
 def session_hash(session_id: str) -> int:
@@ -78,4 +81,4 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
 
 def _prompt(tokens: Tokens, session_id: str | None, chunk_tokens: int) -> RoutedPrompt:
     session = None if session_id is None else session_hash(session_id)
-    return RoutedPrompt(len(tokens), tuple(extend_chain((), tokens, chunk_tokens)), session)
+    return RoutedPrompt(len(tokens), tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens))), session)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
+from cache_store import TokenChain
 from deployments.config import RoutingSpec
-from deployments.routing.prompt import extend_chain, pack_hashes, session_hash, unpack_hashes
+from deployments.routing.prompt import chunk_chain, chunk_hashes, pack_hashes, session_hash, unpack_hashes
 from erllama.cache.live import Ids, LivePrefixes, common_prefix
 from erllama.errors import ErllamaError
 from erllama.stats import EngineStats
@@ -49,19 +48,6 @@ class Published:
         return cls(**values)
 
 
-@dataclass(slots=True)
-class _Chain:
-    tokens: Ids
-    hashes: list[int] = field(default_factory=list)
-
-    def update(self, tokens: Ids, chunk_tokens: int) -> list[int]:
-        """The chain of `tokens`, which mostly are the ones of before and some more."""
-        if tokens is not self.tokens:
-            same = common_prefix(self.tokens, tokens) // chunk_tokens
-            self.tokens, self.hashes = tokens, extend_chain(self.hashes[:same], tokens, chunk_tokens)
-        return self.hashes
-
-
 class RoutingStats:
     """Gathers what one replica publishes. `snapshot` asks the engine thread for its prefixes."""
 
@@ -71,7 +57,7 @@ class RoutingStats:
         self._max = routing.max_published
         self._wait_s = routing.stats_period_s
         self._pending: asyncio.Future[LivePrefixes] | None = None
-        self._chains: dict[int, _Chain] = {}
+        self._chains: dict[int, TokenChain] = {}
         self._held: dict[str, Any] = {}
 
     async def gather(self, stats: EngineStats) -> dict[str, Any]:
@@ -91,9 +77,8 @@ class RoutingStats:
             self._held = self._published(pending.result())
 
     def _published(self, live: LivePrefixes) -> dict[str, Any]:
-        held = [*live.running, *live.idle]
-        chains = [self._chain(seq_id, tokens) for seq_id, tokens in held]
-        self._chains = {seq_id: self._chains[seq_id] for seq_id, _ in held}
+        self._chains = {seq_id: self._chain(seq_id, tokens) for seq_id, tokens in (*live.running, *live.idle)}
+        chains = [chunk_hashes(chain) for chain in self._chains.values()]
         tails = [chain[-1] for chain in chains if chain]
         sessions = live.sessions[: self._max]
         return {
@@ -105,9 +90,13 @@ class RoutingStats:
             "whole": live.whole,
         }
 
-    def _chain(self, seq_id: int, tokens: Ids) -> list[int]:
-        chain = self._chains.setdefault(seq_id, _Chain(np.empty(0, np.uint32)))
-        return chain.update(tokens, self._chunk_tokens)
+    def _chain(self, seq_id: int, tokens: Ids) -> TokenChain:
+        """The chain of `tokens`, which mostly are the ones of before and some more."""
+        before = self._chains.get(seq_id)
+        if before is None:
+            return chunk_chain(tokens, self._chunk_tokens)
+        same = common_prefix(before.ids, tokens)
+        return before if same == len(before) == len(tokens) else before.prefix(same).extended(tokens[same:])
 
 
 def thinned(chains: Sequence[Sequence[int]], limit: int) -> list[int]:

@@ -9,7 +9,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest
 
 from deployments.config import BuildArgs
-from deployments.routing.prompt import extend_chain, pack_hashes
+from deployments.routing.prompt import chunk_chain, chunk_hashes, pack_hashes
 from deployments.routing.router import KvRouter, router_config
 from erllama.request import GenerationRequest
 
@@ -85,7 +85,7 @@ async def test_unknown_prompts_go_round():
 
 async def test_what_another_router_sent_is_known_from_the_replica():
     fixture = Fixture()
-    fixture.replicas[2].routing_stats = {"prefixes": pack_hashes(extend_chain((), range(600), 32)), "load": 0, "n_parallel": 4}
+    fixture.replicas[2].routing_stats = {"prefixes": pack_hashes(chunk_hashes(chunk_chain(range(600), 32))), "load": 0, "n_parallel": 4}
     fixture.router.update_replicas(fixture.replicas)
     assert (await fixture.generate(0))[0] == ["r2"]
 

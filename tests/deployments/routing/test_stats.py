@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.model.replica import ModelReplica
-from deployments.routing.prompt import extend_chain, pack_hashes, prompt_of, session_hash, unpack_hashes
+from deployments.routing.prompt import chunk_chain, chunk_hashes, pack_hashes, prompt_of, session_hash, unpack_hashes
 from deployments.routing.stats import Published, RoutingStats, thinned
 from erllama.cache.live import LivePrefixes
 from erllama.errors import EngineStopped
@@ -32,7 +32,7 @@ tokens_strategy = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 @given(tokens_strategy, tokens_strategy, st.integers(1, 9))
 def test_chains_are_equal_exactly_as_far_as_tokens_are(a, b, chunk):
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))) // chunk
-    ours, theirs = extend_chain((), a, chunk), extend_chain((), b, chunk)
+    ours, theirs = chunk_hashes(chunk_chain(a, chunk)), chunk_hashes(chunk_chain(b, chunk))
     assert len(ours) == len(a) // chunk
     assert ours[:common] == theirs[:common]
     assert set(ours[common:]).isdisjoint(theirs)
@@ -40,8 +40,10 @@ def test_chains_are_equal_exactly_as_far_as_tokens_are(a, b, chunk):
 
 @given(tokens_strategy, st.integers(0, 40), st.integers(1, 9))
 def test_a_chain_may_be_made_in_parts(tokens, at, chunk):
-    whole = extend_chain((), tokens, chunk)
-    assert extend_chain(whole[: at // chunk], np.asarray(tokens, np.uint32), chunk) == whole
+    whole = chunk_hashes(chunk_chain(tokens, chunk))
+    part = chunk_chain(tokens[:at], chunk)
+    chunk_hashes(part)
+    assert chunk_hashes(part.extended(tokens[at:])) == whole
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)))
@@ -106,15 +108,15 @@ def test_published_stats_are_equal_while_nothing_changes_and_follow_what_does():
 
     first, again, branched, empty = asyncio.run(collect())
     assert first == again
-    assert unpack_hashes(first["prefixes"]) == set(extend_chain((), tokens, CHUNK))
-    assert unpack_hashes(branched["prefixes"]) == set(extend_chain((), [*range(24), *[7] * 16], CHUNK))
+    assert unpack_hashes(first["prefixes"]) == set(chunk_hashes(chunk_chain(tokens, CHUNK)))
+    assert unpack_hashes(branched["prefixes"]) == set(chunk_hashes(chunk_chain([*range(24), *[7] * 16], CHUNK)))
     assert Published.parse(empty) == Published(load=3, n_parallel=2, n_empty=1)
 
 
 def test_a_model_whose_kv_cannot_be_cut_publishes_ends_alone():
     stats = RoutingStats(lambda: done(live(np.arange(40, dtype=np.uint32), whole=True)), ROUTING)
     published = Published.parse(asyncio.run(stats.gather(STATS)))
-    assert published.prefixes == published.tails == {extend_chain((), range(40), CHUNK)[-1]}
+    assert published.prefixes == published.tails == {chunk_hashes(chunk_chain(range(40), CHUNK))[-1]}
 
 
 def test_sessions_beyond_the_bound_are_left_out_and_the_replica_says_so():
@@ -168,7 +170,7 @@ def test_a_replica_publishes_what_its_context_holds(tmp_path: Path):
             await asyncio.to_thread(replica.close)
 
     published, tokens = asyncio.run(run())
-    chain = extend_chain((), tokens[:-1], CHUNK)  # the last token was sampled and is in no context
+    chain = chunk_hashes(chunk_chain(tokens[:-1], CHUNK))  # the last token was sampled and is in no context
     assert published.prefixes == set(chain)
     assert published.tails == {chain[-1]}
     assert published.sessions == {session_hash("s")}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.routing.prompt import RoutedPrompt, extend_chain, pack_hashes, session_hash
+from deployments.routing.prompt import RoutedPrompt, chunk_chain, chunk_hashes, pack_hashes, session_hash
 from deployments.routing.table import RouteTable
 
 CHUNK = 32
@@ -47,7 +47,7 @@ class Fixture:
 
 def prompt(tokens: Iterable[int], session: str | None = None, **more: Any) -> RoutedPrompt:
     ids = list(tokens)
-    return RoutedPrompt(len(ids), tuple(extend_chain((), ids, CHUNK)), None if session is None else session_hash(session), **more)
+    return RoutedPrompt(len(ids), tuple(chunk_hashes(chunk_chain(ids, CHUNK))), None if session is None else session_hash(session), **more)
 
 
 LONG = prompt(range(1000))
