@@ -26,8 +26,9 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from harness import Figures, PromptMaker, int_list, make_parser, median, percentile, say, setting, spread
@@ -62,12 +63,14 @@ class Measured:
     texts: list[str] = field(default_factory=list)
 
 
-async def complete(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[Stream]:
-    """One stream per prompt, all sent at once; parsed when all have ended."""
+async def complete(
+    port: int, prompts: Sequence[list[int]], max_tokens: int, more: Mapping[str, Any] = MappingProxyType({})
+) -> list[Stream]:
+    """One stream per prompt, all sent at once; parsed when all have ended. `more` are further fields of the body."""
     bodies = [
         {
             "model": MODEL_ID, "prompt": prompt, "max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True},
-            "temperature": 0, "ignore_eos": True, "cache_prompt": False,
+            "temperature": 0, "ignore_eos": True, "cache_prompt": False, **more,
         }
         for prompt in prompts
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from erllama.errors import InvalidParameter
+from erllama.grammar.constraint import Constraint, ConstraintKind
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
 MAX_STOP_BYTES = 1024
@@ -93,9 +94,10 @@ class GenerationRequest:
     """One prompt to continue. Token ids are those of the model's own vocabulary; everything has been rendered and tokenised.
 
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings end the text before them and never
-    appear in it. `grammar` is GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token and the n likeliest ones.
-    `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error); the request waits a moment for a save
-    of that state that is in flight. `session_id` keeps the sequence in the context after its end for the next request of the session.
+    appear in it. `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the
+    chosen token and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error);
+    the request waits a moment for a save of that state that is in flight. `session_id` keeps the sequence in the context after its end for
+    the next request of the session.
     `record_replay` says that the reply will come back as chat history: the ids it was sampled as are stored.
     `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text that became certain with them:
     generation goes on after them, and only what is new is delivered. `max_tokens` counts them. The seed must then be that of the earlier
@@ -109,7 +111,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    grammar: str | None = None
+    grammar: Constraint | str | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
     parent_key: str | None = None
@@ -128,8 +130,9 @@ class GenerationRequest:
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         _check_stop(self.stop)
-        if self.grammar is not None:
-            _check_type("grammar", self.grammar, str, "a GBNF string")
+        if not isinstance(self.grammar, Constraint | None):
+            _check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
+            Constraint(ConstraintKind.GBNF, self.grammar)
         _check_type("ignore_eos", self.ignore_eos, bool, "true or false")
         if self.parent_key is not None:
             _check_type("parent_key", self.parent_key, str, "a string")
@@ -144,6 +147,11 @@ class GenerationRequest:
         _check_type("restore_only", self.restore_only, bool, "true or false")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only")
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text must follow."""
+        return Constraint(ConstraintKind.GBNF, self.grammar) if isinstance(self.grammar, str) else self.grammar
 
 
 def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:

@@ -17,8 +17,8 @@ ORDER = {
         *("tiers", "sharing", "write", "read", "store", "__init__", "testing"),
     ),
     "erllama": (
-        *("errors", "events", "request", "kv", "stats", "gguf", "sequence", "backend", "chat", "config", "cache", "stream"),
-        *("engine", "model_info", "demo", "grammar", "llama", "model", "__init__", "cli", "testing"),
+        *("errors", "events", "grammar", "request", "kv", "stats", "gguf", "sequence", "backend", "chat", "config", "cache", "stream"),
+        *("engine", "model_info", "demo", "llama", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *("__init__", "http", "dialects", "config", "serve_log", "memory", "attempt_id", "routing", "model"),
@@ -56,6 +56,8 @@ def may_import_llama(path: str) -> bool:
 def violations(path: str, source: str) -> list[str]:
     """What `source`, if it lay at `path` (relative to the root), must not import."""
     forbidden = FORBIDDEN[path.split("/")[0]]
+    if not path.startswith("erllama/grammar/"):
+        forbidden = forbidden | {"llguidance"}
     if not may_import_llama(path):
         forbidden = forbidden | {"llama_cpp"}
     names = {name.split(".")[0] for name in imported(source)}
@@ -162,6 +164,12 @@ def test_only_the_llama_files_may_import_llama_cpp():
     assert not violations("erllama/llama/backend.py", "import llama_cpp")
     assert violations("deployments/app.py", "import llama_cpp")
     assert violations("erllama/engine/llama.py", "import llama_cpp")
+
+
+def test_only_the_grammar_package_may_import_llguidance():
+    assert not violations("erllama/grammar/matcher.py", "import llguidance")
+    assert violations("erllama/llama/backend.py", "from llguidance import LLMatcher")
+    assert violations("deployments/ingress/prompts.py", "import llguidance")
 
 
 def test_names_that_only_begin_alike_are_fine():

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from cache_store import ChainKey
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Event
+from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest
 from erllama.stats import ModelInfo
 
@@ -80,12 +81,8 @@ class PromptPort(Protocol):
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
         ...
 
-    def schema_grammar(self, schema: Mapping[str, Any]) -> str:
-        """GBNF of a JSON schema. Raises `InvalidParameter` for what it cannot express."""
-        ...
-
-    def check_grammar(self, gbnf: str, param: str = "grammar") -> None:
-        """Raises `InvalidParameter`, which names `param`, when the grammar does not parse."""
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Raises `InvalidParameter`, which names its field, for a constraint that no model could follow. May take many milliseconds."""
         ...
 
 

@@ -6,11 +6,9 @@ methods are thread-safe: the vocabulary is static, and a template renders withou
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from cache_store import ChainKey
@@ -20,8 +18,9 @@ from erllama.chat.transcript_book import ReplayBook
 from erllama.chat.transcript_prompt import replayed_chat
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
-from erllama.grammar.json_schema import schema_to_gbnf
-from erllama.llama.grammar import check_grammar
+from erllama.grammar.constraint import Constraint
+from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
@@ -56,6 +55,7 @@ class PromptSource:
         self._template = template
         self._root = root
         self._book = book
+        self._grammars = GrammarCompiler(AnyTable)
         self._lock = threading.Lock()
         self._state: _Loaded | None = None
 
@@ -137,13 +137,5 @@ class PromptSource:
             wrong = next(token for token in ids if not 0 <= token < n_vocab)
             raise InvalidParameter(f"token id {wrong} is not in the vocabulary, which has ids 0 to {n_vocab - 1}", param=param)
 
-    def schema_grammar(self, schema: Mapping[str, Any]) -> str:
-        return _schema_grammar(json.dumps(schema))  # the order of keys is the order in the reply, so it is part of the key
-
-    def check_grammar(self, gbnf: str, param: str = "grammar") -> None:
-        check_grammar(gbnf, self._get().vocab.pointer, param=param)
-
-
-@lru_cache(maxsize=256)  # agents send the same schemas with every turn; an entry is a few kB
-def _schema_grammar(schema_json: str) -> str:
-    return schema_to_gbnf(json.loads(schema_json))
+    def check_constraint(self, constraint: Constraint) -> None:
+        self._grammars.check(constraint)

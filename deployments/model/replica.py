@@ -73,6 +73,7 @@ class ModelReplica:
             for adapter in spec.adapters:
                 handle = self._model.load_adapter(adapter.path)
                 self._model.set_adapter_scale(handle, adapter.scale)
+            self._model.prepare_grammars()
             n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
         except BaseException:
             self._model.shutdown()
@@ -98,6 +99,8 @@ class ModelReplica:
         try:
             if self._draining:
                 raise EngineStopped("this replica is going away", retry_after_s=1)
+            if request.grammar is not None:  # compiling takes milliseconds, and `post` then finds it compiled
+                await asyncio.to_thread(self._model.check, request)
             if request_id in self._mail:  # also one whose reader left and whose last event is still on its way
                 raise InvalidParameter(f"a request with id {request_id!r} is in flight", param="request_id")
             self._model.post(request)

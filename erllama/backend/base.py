@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from erllama.backend.batch_plan import BatchPlan
 from erllama.gguf.check import GgufInfo
+from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.layout import KvImage, KvLayout, KvReading, Rows
-from erllama.sequence.sampling import GrammarGate, Logits
+from erllama.sequence.sampling import Logits
 from erllama.stats import GpuDevice
 
 
@@ -147,8 +148,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes of a token; control tokens give b""."""
 
-    def new_grammar(self, gbnf: str) -> GrammarGate:
-        """A gate at the start of the grammar. Raises `InvalidParameter` when it does not parse."""
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what replies must follow. Any thread."""
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`, `ContextOverflow` or `ModelLoadError`."""

@@ -61,6 +61,10 @@ class EngineLoop:
 
     # --- the door ----------------------------------------------------------------------------------------------------------
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raise a `RequestError` when the model can never serve `request`. Any thread; does not wait for the engine."""
+        self._engine.validate(request)
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises a `RequestError` (invalid, too long, `QueueFull`) or `EngineStopped`; else events will follow."""
         self._engine.validate(request)

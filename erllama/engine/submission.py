@@ -1,7 +1,7 @@
 """A request becomes a sequence: first the checks that only the model can make, then the sequence itself.
 
-Any thread may check: the checks read only what never changes. llama.cpp refuses a whole batch, or ends the process, where they would have
-refused one request. Only the engine thread makes sequences.
+Any thread may check: the checks read only what never changes. A grammar takes milliseconds, the first of a model a second. llama.cpp
+refuses a whole batch, or ends the process, where the checks would have refused one request. Only the engine thread makes sequences.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def check_request(request: GenerationRequest, backend: Backend) -> None:
     check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
     _check_resumed(request, backend)
     check_token_ids([token for token, _ in request.sampling.logit_bias], backend.n_vocab, "logit_bias")
+    constraint = request.constraint
+    if constraint is not None:
+        backend.grammars.check(constraint)
 
 
 def _check_resumed(request: GenerationRequest, backend: Backend) -> None:
@@ -61,14 +64,17 @@ def new_sequence(request: GenerationRequest, backend: Backend, adapters: Adapter
     params = request.sampling
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
-    grammar = None if request.grammar is None else backend.new_grammar(request.grammar)
+    constraint = request.constraint
     tokens = [*request.prompt_tokens, *request.resumed]
+    matcher = None if constraint is None else backend.grammars.matcher(constraint)
+    sampler = TokenSampler(params, tokens, matcher, banned=backend.eog_tokens if request.ignore_eos else ())
+    del matcher  # the sampler lets go of it, also where an error keeps this frame
     sequence = Sequence(
         request=request,
         given=TokenChain(root, tokens),
         n_ctx=backend.n_ctx,
         adapters=adapters,
-        sampler=TokenSampler(params, tokens, grammar, banned=backend.eog_tokens if request.ignore_eos else ()),
+        sampler=sampler,
         text=TextStream(request.stop),
         tokens=tokens,
         submitted_ns=submitted_ns,

@@ -1,1 +1,1 @@
-"""Grammars of replies: GBNF, JSON schema, regular expressions."""
+"""What the text of a reply must follow, and how a sequence is held to it (llguidance)."""

@@ -1,136 +1,124 @@
-"""Checks on a GBNF grammar before llama.cpp may see it.
+"""GBNF, the grammar language of llama.cpp, as Lark for llguidance.
 
-llama.cpp takes grammars from its own tools and is not hardened against others. Measured on the build we pin (llama-cpp-python 0.3.36):
+A rule that is regular (it refers to no recursive rule and to no token) becomes a Lark terminal, so that it is matched as one regular
+expression, as precisely as llama.cpp matches it character by character. The other rules stay rules; the regular parts between their
+references become terminals. A terminal inside a recursive rule takes the longest text that it matches.
 
-    a ::= b, b may be empty, root ::= a root "x" | "y"   std::bad_alloc, uncaught: the process aborts (its left-recursion check misses
-                                                         rules that are empty only through another rule)
-    30 rules a_i ::= a_j a_j over one that may be empty  the same: 2^30 parser stacks
-    30 rules a_i ::= a_j | a_j | "y"                     14 s in its left-recursion check, which visits every path
-    30,000 nested parentheses                            stack overflow, SIGSEGV
-    "x"{5,2}                                             an endless loop that eats all memory (5 - 2 wraps around)
-    ("a"? "b"?){64}                                      minutes for one token: every optional item is one more stack
-    "x"{0,3000}                                          silently unbounded
-    the empty string                                     a sampler that constrains nothing
+llguidance ships a converter of its own; it renames rules so that they may collide, knows neither token references nor `\\U` escapes, and
+leaves regular rules apart, whose longest matches then exclude sentences of the grammar.
 
-So this module parses GBNF itself, expands repetitions into rules exactly as llama.cpp does, and refuses what would be dangerous, with a
-reason for the caller. What it accepts, llama.cpp may still refuse (by returning NULL): see `llama_grammar.check_grammar`.
-
-Left open, because it cannot be decided by looking at the grammar: ambiguity. `s ::= "x" s "1" | "x" s "2" | "y"` doubles the stacks with
-every "x" that the model writes (20 s for the 14th), and llama.cpp's filter takes time exponential in the length of a token where several
-stacks survive each character. Nothing here or there bounds that: whoever lets strangers send grammars trusts them with the engine's time.
-
-Pure: no clock, no thread, no llama_cpp. Sizes in bytes and counts as named.
+The escapes, repetitions and white space follow `llama_grammar_parser` of llama.cpp. Refused beside what is malformed: whatever is so large
+or so deep that llguidance's recursive passes could run out of stack. Pure; errors are `MalformedGrammar`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
-from erllama.errors import InvalidParameter
+MAX_NESTING = 100  # of parentheses
+MAX_REPETITIONS = 2000
+MAX_DEPTH = 800  # rules, and the parentheses in each: 8 MB of stack hold twice as many
 
-MAX_GRAMMAR_BYTES = 64 * 1024
-MAX_NESTING = 100  # of parentheses; llama.cpp recurses once per level
-MAX_REPETITIONS = 2000  # MAX_REPETITION_THRESHOLD of llama.cpp; beyond it {0,n} silently means {0,}
-MAX_RULES = 16_384  # after expansion; its left-recursion check may recurse through all of them
-MAX_ELEMENTS = 262_144  # after expansion, of 8 bytes each
-MAX_PATHS = 1_000_000  # what that check may visit, about 13 ns each
-MAX_STACKS = 4096  # parser stacks that one position may expand to; an enum of n strings needs n
-MAX_SKIPPED = 48  # items in a row that may be empty; 48 cost 0.9 s to try on a vocabulary of 50k, 64 cost 4 s
+_MAX_EXPRESSION = 4000  # terminals in one regular expression, unless the whole text has more: compiling takes time quadratic in them
 
-JSON_OBJECT_GBNF = r"""
-root ::= object
-value ::= object | array | string | number | "true" | "false" | "null"
-object ::= "{" ws ( member ( "," ws member )* )? "}"
-member ::= string ":" ws value ws
-array ::= "[" ws ( value ws ( "," ws value ws )* )? "]"
-string ::= "\"" char* "\""
-char ::= [^"\\\x00-\x1F\x7F] | "\\" ( ["\\/bfnrt] | "u" [0-9a-fA-F]{4} )
-number ::= "-"? ( "0" | [1-9] [0-9]{0,15} ) ( "." [0-9]{1,16} )? ( [eE] [-+]? [0-9]{1,3} )?
-# Bounded, so that a model cannot emit blanks until its budget is spent.
-ws ::= ( " " | "\n" [ \t]{0,20} )?
-"""
-"""Any JSON object, and nothing after it: only the end of the reply may follow the closing brace."""
-
-_TERMINAL = -1
 _NAME = re.compile(r"[A-Za-z0-9-]+")
 _DIGITS = re.compile(r"[0-9]+")
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
-_PLAIN_ESCAPES = frozenset('trn\\"[]-')
+_PLAIN_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
-_Sequence = list[int]  # elements: _TERMINAL, or the index of a rule
-_Rule = list[_Sequence]  # alternates
-
-
-class _Malformed(Exception):
-    """A grammar that we refuse; becomes `InvalidParameter` at the boundary."""
+TokenId = Callable[[str], int]
+"""The id of a token reference, `<[id]>` or `<text>` with its brackets. Raises `MalformedGrammar` for none of the vocabulary."""
 
 
-def check_gbnf(gbnf: str, *, param: str = "grammar") -> None:
-    """Raise `InvalidParameter(param=param)` with the reason unless the grammar is well-formed and safe to hand to llama.cpp."""
-    try:
-        _check_text(gbnf)
-        rules = _Parser(gbnf).parse()
-        _check_cost(rules)
-    except _Malformed as error:
-        raise InvalidParameter(f"the grammar is refused: {error}", param=param) from None
-
-
-def _check_text(gbnf: str) -> None:
-    if not isinstance(gbnf, str):
-        raise _Malformed(f"it must be a GBNF string, got {type(gbnf).__name__}")
-    if not gbnf.strip():
-        raise _Malformed("it is empty")
-    if "\0" in gbnf:
-        raise _Malformed("it contains a NUL character")
-    try:
-        n_bytes = len(gbnf.encode())
-    except UnicodeEncodeError:
-        raise _Malformed("it contains a lone surrogate") from None
-    if n_bytes > MAX_GRAMMAR_BYTES:
-        raise _Malformed(f"it has {n_bytes} bytes, at most {MAX_GRAMMAR_BYTES}")
+class MalformedGrammar(Exception):
+    """A grammar that is refused; the message is a reason for its author."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Rules:
-    """Rules by index, as llama.cpp would number them, with the names that the author gave (None for expansions)."""
+class _Text:
+    """A literal or a character class, as a Lark terminal."""
 
-    bodies: list[_Rule]
-    names: list[str | None]
+    lark: str
 
-    def name(self, index: int) -> str:
-        return self.names[index] or "a repetition or group"
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A reference to tokens by id, as Lark writes it; allowed in rules only."""
+
+    lark: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    alternates: list[list[_Item]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Repeat:
+    item: _Item
+    least: int
+    most: int | None
+
+
+_Item = _Text | _Token | _Ref | _Group | _Repeat
+_Sequence = list[_Item]
+
+
+@dataclass(slots=True)
+class _Rule:
+    """`depth` counts the parentheses around its innermost item."""
+
+    alternates: list[_Sequence] = field(default_factory=list)
+    depth: int = 0
+
+
+def gbnf_to_lark(text: str, token_id: TokenId, start: str = "start") -> str:
+    """Lark rules of which `start` derives what the rule `root` of `text` derives. All other names begin with `start`, too.
+
+    Raises `MalformedGrammar`, with a line number where there is one.
+    """
+    rules = _Parser(text, token_id).parse()
+    if sum(1 + rule.depth for rule in rules.values()) > MAX_DEPTH:
+        raise MalformedGrammar(f"its rules and the parentheses in them are more than {MAX_DEPTH}")
+    return _Writer(rules, start).write()
 
 
 class _Parser:
-    """GBNF to rules, following llama_grammar_parser statement by statement. Raises `_Malformed` with a line number."""
+    """GBNF to rules by name, following llama_grammar_parser statement by statement."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, token_id: TokenId) -> None:
         self._text = text
+        self._token_id = token_id
         self._at = 0
-        self._ids: dict[str, int] = {}
-        self._names: list[str | None] = []
-        self._bodies: list[_Rule | None] = []
-        self._n_elements = 0
+        self._rules: dict[str, _Rule] = {}
+        self._rule = _Rule()  # the one that is being parsed
+        self._used: dict[str, None] = {}
 
-    def parse(self) -> _Rules:
+    def parse(self) -> dict[str, _Rule]:
         self._skip_space(newlines=True)
         while self._at < len(self._text):
             self._parse_rule()
-        if "root" not in self._ids:
-            raise _Malformed('it has no rule named "root"')
-        bodies = [body for body in self._bodies if body is not None]
-        if len(bodies) < len(self._bodies):
-            missing = self._names[self._bodies.index(None)]
-            raise _Malformed(f'rule "{missing}" is used but not defined')
-        return _Rules(bodies, self._names)
+        if "root" not in self._rules:
+            raise MalformedGrammar('it has no rule named "root"')
+        missing = next((name for name in self._used if name not in self._rules), None)
+        if missing is not None:
+            raise MalformedGrammar(f'rule "{missing}" is used but not defined')
+        return self._rules
 
     # -- lexical
 
     def _fail(self, reason: str) -> NoReturn:
-        raise _Malformed(f"{reason} (line {self._text.count(chr(10), 0, self._at) + 1})")
+        raise MalformedGrammar(f"{reason} (line {self._text.count(chr(10), 0, self._at) + 1})")
 
     def _peek(self, offset: int = 0) -> str:
         at = self._at + offset
@@ -157,58 +145,50 @@ class _Parser:
             self._fail(f"expected {token!r}")
         self._at += len(token)
 
-    def _take_char(self) -> None:
-        """One character of a literal or a class, escaped or not."""
+    def _take_char(self) -> int:
+        """The code point of one character of a literal or a class, escaped or not."""
         char = self._peek()
         if not char:
             self._fail("unexpected end of the grammar")
         if char != "\\":
             self._at += 1
-            return
+            return ord(char)
         escape = self._peek(1)
         if escape in _HEX_DIGITS:
-            n_digits = _HEX_DIGITS[escape]
-            digits = _HEX.match(self._text, self._at + 2, self._at + 2 + n_digits)
-            if digits is None or len(digits.group()) < n_digits:
-                self._fail(f"expected {n_digits} hexadecimal digits after \\{escape}")
-            self._at += 2 + n_digits
-        elif escape and escape in _PLAIN_ESCAPES:
-            self._at += 2
-        else:
+            return self._take_hex(escape)
+        if escape not in _PLAIN_ESCAPES:
             self._fail(f"unknown escape \\{escape}")
+        self._at += 2
+        return ord(_PLAIN_ESCAPES[escape])
+
+    def _take_hex(self, escape: str) -> int:
+        n_digits = _HEX_DIGITS[escape]
+        digits = _HEX.match(self._text, self._at + 2, self._at + 2 + n_digits)
+        if digits is None or len(digits.group()) < n_digits:
+            self._fail(f"expected {n_digits} hexadecimal digits after \\{escape}")
+        code = int(digits.group(), 16)
+        if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+            self._fail(f"\\{escape}{digits.group()} is no character")
+        self._at += 2 + n_digits
+        return code
 
     # -- rules
 
-    def _rule_id(self, name: str) -> int:
-        if name not in self._ids:
-            self._ids[name] = self._new_rule(name)
-        return self._ids[name]
-
-    def _new_rule(self, name: str | None = None) -> int:
-        if len(self._bodies) >= MAX_RULES:
-            self._fail(f"it expands to more than {MAX_RULES} rules")
-        self._bodies.append(None)
-        self._names.append(name)
-        return len(self._bodies) - 1
-
-    def _count(self, n_elements: int) -> None:
-        self._n_elements += n_elements
-        if self._n_elements > MAX_ELEMENTS:
-            self._fail(f"it expands to more than {MAX_ELEMENTS} elements")
-
     def _parse_rule(self) -> None:
-        rule = self._rule_id(self._take(_NAME, "a rule name"))
+        name = self._take(_NAME, "a rule name")
         self._skip_space(newlines=False)
         self._expect("::=")
         self._skip_space(newlines=True)
-        self._bodies[rule] = self._parse_alternates(depth=0)
+        self._rule = self._rules[name] = _Rule()
+        self._rule.alternates = self._parse_alternates(depth=0)
         if self._at < len(self._text) and self._peek() not in "\r\n":
             self._fail(f"expected a new line, got {self._peek()!r}")
         self._skip_space(newlines=True)
 
-    def _parse_alternates(self, depth: int) -> _Rule:
+    def _parse_alternates(self, depth: int) -> list[_Sequence]:
         if depth > MAX_NESTING:
             self._fail(f"parentheses are nested more than {MAX_NESTING} deep")
+        self._rule.depth = max(self._rule.depth, depth)
         alternates = [self._parse_sequence(depth)]
         while self._peek() == "|":
             self._at += 1
@@ -218,84 +198,98 @@ class _Parser:
 
     def _parse_sequence(self, depth: int) -> _Sequence:
         sequence: _Sequence = []
-        last = 0  # where the item begins that a repetition would apply to
         while char := self._peek():
             if char in "*+?{":
                 least, most = self._take_bounds(nested=depth > 0)
-                if last == len(sequence):
+                if not sequence:
                     self._fail("a repetition needs an item before it")
-                self._repeat(sequence, last, least, most)
+                sequence[-1] = self._repeat(sequence[-1], least, most)
                 continue
             item = self._take_item(char, depth)
             if item is None:
                 break
-            self._count(len(item))
-            last = len(sequence)
-            sequence += item
+            sequence.append(item)
             self._skip_space(newlines=depth > 0)
         return sequence
 
-    def _take_item(self, char: str, depth: int) -> _Sequence | None:
+    def _repeat(self, item: _Item, least: int, most: int | None) -> _Repeat:
+        nested, n_nested = item, 1
+        while isinstance(nested, _Repeat):
+            nested, n_nested = nested.item, n_nested + 1
+        self._rule.depth = max(self._rule.depth, n_nested)
+        return _Repeat(item, least, most)
+
+    def _take_item(self, char: str, depth: int) -> _Item | None:
         """The next item; None if what follows is none, i.e. ends the sequence."""
         match char:
             case '"':
                 return self._take_literal()
             case "[":
-                self._take_class()
+                return self._take_class()
             case "<" | "!":
-                self._take_token()
+                return self._take_token()
             case ".":
                 self._at += 1
+                return _Text("/(?s:.)/")
             case "(":
                 return self._take_group(depth)
             case _ if _NAME.match(char):
-                return [self._rule_id(self._take(_NAME, "a rule name"))]
+                name = self._take(_NAME, "a rule name")
+                self._used[name] = None
+                return _Ref(name)
             case _:
                 return None
-        return [_TERMINAL]
 
-    def _take_literal(self) -> _Sequence:
+    def _take_literal(self) -> _Item:
         self._at += 1
-        n_chars = 0
+        chars = ""
         while self._peek() != '"':
-            self._take_char()
-            n_chars += 1
+            chars += _escaped(self._take_char())
         self._at += 1
-        return [_TERMINAL] * n_chars
+        return _Text(f"/{chars}/" if chars else '""')
 
-    def _take_class(self) -> None:
-        self._at += 2 if self._peek(1) == "^" else 1
+    def _take_class(self) -> _Item:
+        negated = self._peek(1) == "^"
+        self._at += 2 if negated else 1
         if self._peek() == "]":
-            self._fail("a character class is empty")  # llama.cpp reads it as the empty string, even [^]
+            self._fail("a character class is empty")
+        ranges = ""
         while self._peek() != "]":
-            self._take_char()
+            low = high = self._take_char()
             if self._peek() == "-" and self._peek(1) != "]":
                 self._at += 1
-                self._take_char()
+                high = self._take_char()
+            if high < low:
+                self._fail("a character range is reversed")
+            ranges += _escaped(low) if low == high else f"{_escaped(low)}-{_escaped(high)}"
         self._at += 1
+        return _Text(f"/[{'^' if negated else ''}{ranges}]/")
 
-    def _take_token(self) -> None:
-        """<[id]>, <text of one token>, either negated with "!". llama.cpp looks the token up; here only the form matters."""
-        self._at += self._peek() == "!"
+    def _take_token(self) -> _Item:
+        """<[id]>, or <text of one token> with its brackets; either negated with "!"."""
+        negated = self._peek() == "!"
+        self._at += negated
+        begin = self._at
         self._expect("<")
         if self._peek() == "[":
             self._at += 1
             if int(self._take(_DIGITS, "a token id")[:11]) >= 2**31:
                 self._fail("a token id is too large")
             self._expect("]>")
-            return
-        end = self._text.find(">", self._at)
-        if end < 0:
-            self._fail("expected '>'")
-        self._at = end + 1
+        else:
+            self._at = self._text.find(">", self._at) + 1
+            if not self._at:
+                self._at = begin
+                self._fail("expected '>'")
+        token = self._token_id(self._text[begin : self._at])
+        return _Token(f"<[{'^' if negated else ''}{token}]>")
 
-    def _take_group(self, depth: int) -> _Sequence:
+    def _take_group(self, depth: int) -> _Item:
         self._at += 1
         self._skip_space(newlines=True)
-        rule = self._new_rule()
-        self._bodies[rule] = self._parse_alternates(depth + 1)
+        alternates = self._parse_alternates(depth + 1)
         self._expect(")")
-        return [rule]
+        return _Group(alternates)
 
     def _take_bounds(self, *, nested: bool) -> tuple[int, int | None]:
         char = self._peek()
@@ -322,125 +316,144 @@ class _Parser:
         self._skip_space(newlines=nested)
         return count
 
-    def _repeat(self, sequence: _Sequence, last: int, least: int, most: int | None) -> None:
-        """Rewrite the item at the end of `sequence`: S{m,n} -> m times S, then S'(n-m) ::= S S'(n-m-1) |; without n, S' ::= S S' |."""
-        item = sequence[last:]
-        n_optional = 1 if most is None else most - least
-        self._count(len(item) * max(least - 1, 0) + (len(item) + 1) * n_optional)
-        sequence[last:] = item * least
-        rest: int | None = None
-        for _ in range(n_optional):
-            rule = self._new_rule()
-            following = rule if most is None else rest
-            self._bodies[rule] = [item if following is None else [*item, following], []]
-            rest = rule
-        if rest is not None:
-            sequence.append(rest)
+
+def _escaped(code: int) -> str:
+    """A character in a regular expression, inside a class or outside."""
+    char = chr(code)
+    return char if char.isascii() and char.isalnum() else f"\\x{{{code:x}}}"
 
 
-# -- cost: what llama.cpp would do with the rules at run time
+class _Writer:
+    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a terminal."""
+
+    def __init__(self, rules: dict[str, _Rule], start: str) -> None:
+        self._rules = rules
+        self._start = start
+        self._number = {name: number for number, name in enumerate(rules)}
+        self._regular = _regular_rules(rules)
+        self._runs: dict[str, str] = {}  # what regular items in a row of a recursive rule match -> the name of its terminal
+
+    def write(self) -> str:
+        lines = [f"{self._start}: {self._name('root')}"]
+        lines += [f"{self._name(name)}: {self._body(name, rule)}" for name, rule in self._rules.items()]
+        lines += [f"{name}: {body}" for body, name in self._runs.items()]
+        return "\n".join(lines) + "\n"
+
+    def _name(self, rule: str) -> str:
+        name = f"{self._start}_{self._number[rule]}"
+        return name.upper() if rule in self._regular else name
+
+    def _body(self, name: str, rule: _Rule) -> str:
+        if name not in self._regular:
+            return self._choice(rule.alternates, self._mixed)
+        again, ends = _split_tail_recursion(name, rule.alternates)
+        end = self._choice(ends, self._plain)
+        return f"({self._choice(again, self._plain)})* ({end})" if again else end
+
+    def _choice(self, alternates: list[_Sequence], write: Callable[[_Sequence], str]) -> str:
+        return " | ".join(write(sequence) for sequence in alternates)
+
+    def _plain(self, sequence: _Sequence) -> str:
+        return " ".join(self._item(item, self._plain) for item in sequence) or '""'
+
+    def _mixed(self, sequence: _Sequence) -> str:
+        """A sequence of a recursive rule: regular items in a row become one terminal."""
+        parts: list[str] = []
+        run: _Sequence = []
+        for item in [*sequence, None]:
+            if item is not None and _is_regular([item], self._regular):
+                run.append(item)
+                continue
+            if run:
+                parts.append(self._run(self._plain(run)))
+                run = []
+            if item is not None:
+                parts.append(self._item(item, self._mixed))
+        return " ".join(parts) or '""'
+
+    def _run(self, body: str) -> str:
+        return self._runs.setdefault(body, f"{self._start.upper()}_T{len(self._runs)}")
+
+    def _item(self, item: _Item, write: Callable[[_Sequence], str]) -> str:
+        match item:
+            case _Text(lark) | _Token(lark):
+                return lark
+            case _Ref(name):
+                return self._name(name)
+            case _Group(alternates):
+                return f"({self._choice(alternates, write)})"
+            case _Repeat(_, _, 0):
+                return '""'
+            case _Repeat(repeated, least, most):
+                return f"({write([repeated])}){{{least},{'' if most is None else most}}}"
 
 
-def _check_cost(rules: _Rules) -> None:
-    empty = _may_be_empty(rules.bodies)
-    corners = [_left_corners(index, body, empty) for index, body in enumerate(rules.bodies)]
-    order = _callees_first(rules, corners)
-    paths, stacks, skipped = ([0] * len(order) for _ in range(3))
-    for rule in order:
-        paths[rule] = 1 + sum(paths[ref] for ref in corners[rule])
-        stacks[rule] = skipped[rule] = 0
-        for sequence in rules.bodies[rule]:
-            n_stacks, n_skipped = _expand(rule, sequence, empty, stacks, skipped)
-            stacks[rule] += n_stacks
-            skipped[rule] += n_skipped
-        if paths[rule] > MAX_PATHS or stacks[rule] > MAX_STACKS:
-            raise _Malformed(f'rule "{rules.name(rule)}" has too many ways to begin')
-        if skipped[rule] > MAX_SKIPPED:
-            raise _Malformed(f'rule "{rules.name(rule)}" has more than {MAX_SKIPPED} items in a row that may be empty')
+def _regular_rules(rules: dict[str, _Rule]) -> set[str]:
+    """The rules that a finite automaton can match, a rule that only ends with itself (`ws ::= ([ \\t] ws)?`) among them.
 
-
-def _expand(rule: int, sequence: _Sequence, empty: list[bool], stacks: list[int], skipped: list[int]) -> tuple[int, int]:
-    """How many parser stacks `sequence` expands to before a character is read, and how many optional items that skips.
-
-    Callees are known already. A repetition's reference to itself at its end expands to what is there already and counts nothing.
+    One whose expression would be huge (30 rules that each double the next) stays a rule: rules share what terminals repeat.
     """
-    n_stacks = n_skipped = 0
-    for element in sequence:
-        if element == _TERMINAL:
-            return n_stacks + 1, n_skipped
-        if element != rule:
-            n_stacks += stacks[element]
-            n_skipped += skipped[element]
-        if not empty[element]:
-            return n_stacks, n_skipped
-        n_skipped += 1
-    return n_stacks + 1, n_skipped
+    sizes: dict[str, int] = {}
+    rest = {name: _items_but_tail(name, rule) for name, rule in rules.items()}
+    most = max(_MAX_EXPRESSION, sum(_size(items, defaultdict(int)) for items in rest.values()))
+    while found := {name: _size(items, sizes) for name, items in rest.items() if _is_regular(items, sizes)}:
+        sizes |= {name: size for name, size in found.items() if size <= most}
+        for name in found:
+            del rest[name]
+    return set(sizes)
 
 
-def _may_be_empty(bodies: list[_Rule]) -> list[bool]:
-    """Which rules derive the empty string, also through others (which llama.cpp's own check misses). Linear in the grammar."""
-    empty = [False] * len(bodies)
-    users: list[list[tuple[int, int]]] = [[] for _ in bodies]  # rule -> (rule, alternate) that mentions it
-    missing: list[list[int]] = []  # per alternate: elements not known to be empty
-    found: list[int] = []
-    for index, body in enumerate(bodies):
-        missing.append([len(sequence) for sequence in body])
-        for alternate, sequence in enumerate(body):
-            for element in sequence:
-                if element != _TERMINAL:
-                    users[element].append((index, alternate))
-        if 0 in missing[index]:
-            empty[index] = True
-            found.append(index)
-    while found:
-        for index, alternate in users[found.pop()]:
-            missing[index][alternate] -= 1
-            if not missing[index][alternate] and not empty[index]:
-                empty[index] = True
-                found.append(index)
-    return empty
+def _items_but_tail(name: str, rule: _Rule) -> _Sequence:
+    return [item for sequences in _split_tail_recursion(name, rule.alternates) for sequence in sequences for item in sequence]
 
 
-def _left_corners(index: int, body: _Rule, empty: list[bool]) -> list[int]:
-    """The rules that `index` may begin with, once per mention. A reference to itself at the very end is harmless: it adds no stack."""
-    corners: list[int] = []
-    for sequence in body:
-        for position, element in enumerate(sequence):
-            if element == _TERMINAL:
-                break
-            if element != index or position < len(sequence) - 1 or position == 0:
-                corners.append(element)
-            if not empty[element]:
-                break
-    return corners
+def _is_regular(items: Iterable[_Item], regular: Container[str]) -> bool:
+    for item in items:
+        match item:
+            case _Token():
+                return False
+            case _Ref(name) if name not in regular:
+                return False
+            case _Group() | _Repeat() if not _is_regular(_inner(item), regular):
+                return False
+    return True
 
 
-def _callees_first(rules: _Rules, corners: list[list[int]]) -> list[int]:
-    """Rules in an order in which each follows all that it may begin with. A cycle is left recursion and refused."""
-    users: list[list[int]] = [[] for _ in corners]
-    open_calls = [len(refs) for refs in corners]
-    for index, refs in enumerate(corners):
-        for ref in refs:
-            users[ref].append(index)
-    order = [index for index, count in enumerate(open_calls) if not count]
-    for index in order:  # grows while it is walked
-        for user in users[index]:
-            open_calls[user] -= 1
-            if not open_calls[user]:
-                order.append(user)
-    if len(order) < len(corners):
-        cycle = _find_cycle(corners, open_calls)
-        name = next((rules.names[index] for index in cycle if rules.names[index]), None) or rules.name(cycle[0])
-        raise _Malformed(f'rule "{name}" is left-recursive: it may begin with itself')
-    return order
+def _size(items: Iterable[_Item], sizes: Mapping[str, int]) -> int:
+    """How many terminals an expression of regular items has, those of rules counted at each mention."""
+    return sum(sizes[item.name] if isinstance(item, _Ref) else 1 + _size(_inner(item), sizes) for item in items)
 
 
-def _find_cycle(corners: list[list[int]], open_calls: list[int]) -> list[int]:
-    """A cycle among the rules with open calls; each of them has one to follow, so that walking on must meet itself."""
-    walked: dict[int, None] = {}
-    node = next(index for index, count in enumerate(open_calls) if count)
-    while node not in walked:
-        walked[node] = None
-        node = next(ref for ref in corners[node] if open_calls[ref])
-    path = list(walked)
-    return path[path.index(node) :]
+def _inner(item: _Item) -> list[_Item]:
+    match item:
+        case _Group(alternates):
+            return [inner for sequence in alternates for inner in sequence]
+        case _Repeat(repeated):
+            return [repeated]
+        case _:
+            return []
+
+
+def _split_tail_recursion(name: str, alternates: list[_Sequence]) -> tuple[list[_Sequence], list[_Sequence]]:
+    """Alternates that end with the rule itself, without that end, and the others."""
+    again: list[_Sequence] = []
+    ends: list[_Sequence] = []
+    for sequence in _unwrapped(alternates):
+        if len(sequence) > 1 and sequence[-1] == _Ref(name):
+            again.append(sequence[:-1])
+        else:
+            ends.append(sequence)
+    return again, ends
+
+
+def _unwrapped(alternates: list[_Sequence]) -> Iterator[_Sequence]:
+    """The alternates, with those of a group (perhaps an optional one) that is all there is of one."""
+    for sequence in alternates:
+        match sequence:
+            case [_Group(inner)]:
+                yield from _unwrapped(inner)
+            case [_Repeat(_Group(inner), 0, 1)]:
+                yield from _unwrapped(inner)
+                yield []
+            case _:
+                yield sequence

@@ -28,19 +28,19 @@ from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
 from erllama.gguf.check import GgufInfo, inspect_gguf
+from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.codec import StateReading
 from erllama.kv.image import StateImage
 from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import BatchViews
 from erllama.llama.embed import LlamaEmbedder
-from erllama.llama.grammar import LlamaGate
 from erllama.llama.library import captured_errors, gpu_devices, initialise, trim_heap
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
 from erllama.sequence.adapter_set import AdapterSet
-from erllama.sequence.sampling import GrammarGate, Logits
+from erllama.sequence.sampling import Logits
 from erllama.stats import GpuDevice
 
 _ALL_LAYERS = -1
@@ -79,6 +79,7 @@ class LlamaBackend:
         try:
             self._weights = LlamaWeights(config.path, self._model_params(), self.info)
             self.vocab: LlamaVocab = self._weights.vocab
+            self.grammars = GrammarCompiler(self.vocab.token_table)
             self.generates = bool(llama_cpp.llama_model_has_decoder(self._model)) and not self.info.is_encoder
             self.n_ctx = self._context_size()
             if self.generates:
@@ -138,9 +139,6 @@ class LlamaBackend:
     def _logits(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, index)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
-
-    def new_grammar(self, gbnf: str) -> GrammarGate:
-        return LlamaGate(self.vocab, gbnf)
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self._embedder is None:

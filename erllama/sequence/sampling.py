@@ -7,7 +7,7 @@ give, computed another way, because a candidate array of a whole vocabulary (152
 - `top_k` finds a bound from the maxima of blocks of the row and sorts only what lies above it;
 - `top_p` and `min_p` without `top_k` first drop tokens that cannot be in the nucleus: those below (1 - top_p) / n_vocab sum up to less than
   1 - top_p, so the nucleus lies above that line;
-- a grammar is asked about the one token that was drawn; only when it refuses is the whole vocabulary masked (53 ms at 152 k) and another
+- a grammar is asked about the one token that was drawn; only when it refuses is the whole vocabulary masked (0.1 ms at 152 k) and another
   draw made, as llama.cpp's common_sampler_sample does. That draw has a random number of its own: the refused one is known to lie where the
   refused token was, and using it again would favour whatever moved there.
 
@@ -36,8 +36,11 @@ _DRAW_GAMMA = 0xD1B54A32D192ED03  # odd, no small multiple of _GAMMA
 _MIN_TEMPERATURE = 1e-100  # dividing a float32 difference by it stays within float64
 
 
-class GrammarGate(Protocol):
-    """A grammar in some state of its derivation. Not thread-safe; engine thread only."""
+class GrammarMatcher(Protocol):
+    """A grammar in some state of its derivation. Not thread-safe; engine thread only.
+
+    Every method raises `InvalidParameter` when the grammar turns out to be too costly to follow.
+    """
 
     def allows(self, token: int) -> bool:
         """Whether `token` may come next. Does not change the state."""
@@ -46,10 +49,7 @@ class GrammarGate(Protocol):
         """Set the logits of every token that may not come next to -inf, in place."""
 
     def accept(self, token: int) -> None:
-        """Advance by a token that `allows` said yes to."""
-
-    def close(self) -> None:
-        """Free what the gate holds. Idempotent."""
+        """Advance by a token. Raises `InvalidParameter` for one that may not come next."""
 
 
 def uniform(seed: int, position: int, draw: int = 0) -> float:
@@ -97,7 +97,7 @@ class TokenSampler:
     """
 
     def __init__(
-        self, params: SamplingParams, history: Sequence[int], grammar: GrammarGate | None = None, *, banned: Iterable[int] = ()
+        self, params: SamplingParams, history: Sequence[int], grammar: GrammarMatcher | None = None, *, banned: Iterable[int] = ()
     ) -> None:
         if params.seed is None:
             raise InvalidParameter("a sampler needs a seed", param="seed")
@@ -139,15 +139,13 @@ class TokenSampler:
 
     def replay(self, token: int) -> None:
         """Accept a token that an earlier run drew. Raises `InvalidParameter` for one that the grammar does not allow here."""
-        if self._grammar is not None and not self._grammar.allows(token):  # accepting it would end the process
+        if self._grammar is not None and not self._grammar.allows(token):
             raise InvalidParameter(f"resumed holds token id {token} where the grammar does not allow it", param="resumed")
         self.accept(token)
 
     def close(self) -> None:
-        """Free the grammar. Idempotent."""
-        if self._grammar is not None:
-            self._grammar.close()
-            self._grammar = None
+        """Let go of the grammar. Idempotent."""
+        self._grammar = None
 
     def _penalise(self, logits: Logits) -> None:
         """Repetition (divide or multiply, as in the CTRL paper), frequency and presence penalties, as llama_sampler_penalties does."""

@@ -21,10 +21,12 @@ from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig
 from erllama.errors import DecodeAborted, DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf.check import GgufInfo
+from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.tokenizer import TokenTable
 from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
 from erllama.kv.state_bytes import KvUnreadable
 from erllama.sequence.adapter_set import AdapterSet
-from erllama.sequence.sampling import GrammarGate, Logits
+from erllama.sequence.sampling import Logits
 from erllama.stats import GpuDevice
 from erllama.testing.stub_kv import ROW_BYTES, StubImage, StubReading, StubSequence, set_name, stub_layout
 
@@ -46,6 +48,9 @@ class StubVocab:
 
     def __init__(self, chat_template: str | None = CHATML) -> None:
         self.chat_template = chat_template
+
+    def token_table(self) -> TokenTable:
+        return TokenTable([*(bytes([byte]) for byte in range(EOG)), b"<end>"], frozenset({EOG}), frozenset({EOG}))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         return list(text.encode())
@@ -100,6 +105,7 @@ class StubBackend:
         self.adapters: dict[str, str] = {}
         self.closed = False
         self.vocab = StubVocab()
+        self.grammars = GrammarCompiler(self.vocab.token_table)
         self.info = GgufInfo(
             path=Path("stub.gguf"),
             architecture="stub",
@@ -309,14 +315,6 @@ class StubBackend:
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])
 
-    def new_grammar(self, gbnf: str) -> GrammarGate:
-        """The stub's grammars: `root ::= "text"` allows exactly that text, then the end."""
-        head, _, rest = gbnf.partition("::=")
-        text = rest.strip()
-        if head.strip() != "root" or len(text) < 2 or text[0] != '"' or text[-1] != '"':
-            raise InvalidParameter("grammar does not parse", param="grammar")
-        return _LiteralGate([*text[1:-1].encode(), EOG])
-
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self._ensure_weights()
         vectors = []
@@ -333,28 +331,6 @@ class StubBackend:
 
     def free_adapter(self, handle: str) -> None:
         del self.adapters[handle]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class _LiteralGate:
-    def __init__(self, expected: list[int]) -> None:
-        self._expected = expected
-        self.closed = False
-
-    def allows(self, token: int) -> bool:
-        return bool(self._expected) and token == self._expected[0]
-
-    def mask(self, logits: Logits) -> None:
-        keep = logits[self._expected[0]] if self._expected else None
-        logits[:] = -np.inf
-        if keep is not None:
-            logits[self._expected[0]] = keep
-
-    def accept(self, token: int) -> None:
-        assert self.allows(token)
-        self._expected.pop(0)
 
     def close(self) -> None:
         self.closed = True

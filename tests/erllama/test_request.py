@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from erllama import errors
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Completion, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens, merge_events
-from erllama.request import MAX_LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOP_STRINGS, PARAM_NAMES, GenerationRequest, SamplingParams, build_request
+from erllama.grammar.constraint import MAX_GRAMMAR_BYTES, Constraint, ConstraintKind
+from erllama.request import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_BYTES,
+    MAX_STOP_STRINGS,
+    PARAM_NAMES,
+    GenerationRequest,
+    SamplingParams,
+    build_request,
+)
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
 
@@ -83,6 +92,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name(name: str, value: ob
         ("stop", "\u00e9" * (MAX_STOP_BYTES // 2 + 1)),
         ("grammar", 5),
         ("grammar", b"root ::= x"),
+        ("grammar", ""),
+        ("grammar", "x" * (MAX_GRAMMAR_BYTES + 1)),
         ("ignore_eos", "yes"),
         ("ignore_eos", 1),
         ("parent_key", 5),
@@ -238,11 +249,19 @@ def test_merging_in_parts_is_merging_at_once(events: list[Event]):
         STATS,
         Completion("text", (1,), "key", STATS),
         build(stop="x", grammar="root ::= x", logit_bias={1: 2}),
+        build(grammar=Constraint.of_schema({"type": "object"}, "response_format")),
     ],
     ids=lambda v: type(v).__name__,
 )
 def test_what_crosses_a_boundary_pickles(value: object):
     assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_a_grammar_in_text_is_gbnf_and_a_constraint_is_itself():
+    constraint = Constraint(ConstraintKind.REGEX, "a+", "pattern")
+    assert build(grammar="root ::= x").constraint == Constraint(ConstraintKind.GBNF, "root ::= x")
+    assert build(grammar=constraint).constraint is constraint
+    assert build().constraint is None
 
 
 def test_only_a_cancelled_request_says_so():

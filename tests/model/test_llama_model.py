@@ -13,6 +13,8 @@ import pytest
 from erllama import Model
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, NotSupported
 from erllama.events import Done, FinishReason, Tokens
+from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.request import build_request
 from erllama.stats import ModelStatus
 from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
@@ -146,11 +148,20 @@ def test_a_grammar_is_followed_to_its_end(demo):
     assert ask(demo, "Is it good?", grammar='root ::= ("yes" | "no") "!"', temperature=1.5, seed=4).text in ("yes!", "no!")
 
 
-def test_an_ambiguous_grammar_ends_its_request_and_not_the_engine(tiny):
+def test_an_ambiguous_grammar_is_followed(tiny):
     (x,) = tiny.tokenize("x", add_special=False)
     gbnf = 'root ::= s\ns ::= "x" s "1" | "x" s "2" | "y"'
-    with pytest.raises(InvalidParameter, match="ambiguous"):
-        tiny.complete("Hello", response_tokens=60, grammar=gbnf, logit_bias={x: 100}, temperature=0)
+    reply = tiny.complete("Hello", response_tokens=60, grammar=gbnf, logit_bias={x: 100}, temperature=0)
+    assert reply.text == "x" * 60
+
+
+def test_a_grammar_that_gets_too_costly_ends_its_request_and_not_the_engine(tiny):
+    (a,) = tiny.tokenize("a", add_special=False)
+    costly = Constraint(ConstraintKind.REGEX, "(((a{0,50}|b){0,50}|c){0,50}|d){0,50}", "response_format")
+    request = build_request("costly", tiny.tokenize("Hello"), {"response_tokens": 100, "grammar": costly, "logit_bias": {a: 100}})
+    with pytest.raises(InvalidParameter) as caught:
+        tiny.submit(request).result()
+    assert caught.value.param == "response_format"
     assert tiny.complete("Hello", response_tokens=2).stats.completion_tokens <= 2
 
 

@@ -18,7 +18,7 @@ from erllama import Model
 from erllama.cache.policy import CachePolicy
 from erllama.errors import InvalidParameter
 from erllama.events import FinishReason, RequestStats, TokenLogprob, Tokens
-from erllama.grammar.gbnf import JSON_OBJECT_GBNF
+from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from erllama.request import GenerationRequest, SamplingParams
 
 pytestmark = pytest.mark.model
@@ -145,7 +145,7 @@ def test_a_stop_string_over_the_cut_is_found(questions: list, wholes: list):
 
 
 def test_a_json_grammar_goes_on_inside_the_object():
-    questions = requests("json", 6, max_tokens=60, grammar=JSON_OBJECT_GBNF)
+    questions = requests("json", 6, max_tokens=60, grammar=Constraint.of_schema(JSON_OBJECT, "grammar"))
     with model() as one:
         for question in questions:
             events, stats = run(one, question)
@@ -171,7 +171,7 @@ def test_what_is_most_asked_for_is_live_after_a_restart_and_answers_the_same(que
 
 
 def test_an_id_that_the_grammar_does_not_allow_fails_its_request_and_the_model_lives():
-    question = requests("json", 1, max_tokens=60, grammar=JSON_OBJECT_GBNF)[0]
+    question = requests("json", 1, max_tokens=60, grammar=Constraint.of_schema(JSON_OBJECT, "grammar"))[0]
     with model() as one:
         events, _ = run(one, question)
         for text in ("no object", "}", "[1]"):

@@ -1,5 +1,6 @@
 """What the engine's tests share: sequences made by hand, and an engine on the stub that is stepped by hand under a clock of its own."""
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
@@ -15,6 +16,8 @@ from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
 from erllama.engine.engine import Engine
 from erllama.events import Done, Event, Failed, FinishReason, Tokens
+from erllama.grammar.constraint import Constraint
+from erllama.grammar.matcher import ConstraintMatcher
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.sequence.adapter_set import AdapterSet, AdapterUse
 from erllama.sequence.machine import State
@@ -104,6 +107,24 @@ class Rig:
         for one in requests:
             self.engine.validate(one)
             self.engine.submit(one)
+
+    def submit_unchecked(self, *requests: GenerationRequest) -> None:
+        """What `validate` would refuse."""
+        for one in requests:
+            self.engine.submit(one)
+
+    def kept_matchers(self) -> list[weakref.ref[ConstraintMatcher]]:
+        """The matchers of the requests that are submitted from now on, each as long as something holds it."""
+        matchers: list[weakref.ref[ConstraintMatcher]] = []
+        make = self.backend.grammars.matcher
+
+        def noted(constraint: Constraint) -> ConstraintMatcher:
+            matcher = make(constraint)
+            matchers.append(weakref.ref(matcher))
+            return matcher
+
+        self.backend.grammars.matcher = noted  # type: ignore[method-assign]
+        return matchers
 
     def step(self, times: int = 1) -> bool:
         """Steps, each followed by every check there is. True if the last one decoded."""

@@ -30,7 +30,6 @@ class FakePrompts:
         self.n_ctx = n_ctx
         self.template = template
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
-        self.schemas: list[Any] = []
 
     def render_chat(self, messages, tools, template_kwargs):
         if not self.template:
@@ -50,15 +49,9 @@ class FakePrompts:
             if not 0 <= token < 256:
                 raise InvalidParameter(f"token id {token} is not in the vocabulary", param=param)
 
-    def schema_grammar(self, schema):
-        if schema.get("type") == "bad":
-            raise InvalidParameter("cannot express this schema", param="response_format")
-        self.schemas.append(schema)
-        return f"root ::= {json.dumps(json.dumps(schema))}\n"
-
-    def check_grammar(self, gbnf, param="grammar"):
-        if "root" not in gbnf:
-            raise InvalidParameter("the grammar has no root rule", param=param)
+    def check_constraint(self, constraint):
+        if any(word in constraint.text for word in ("bad", "nothing")):
+            raise constraint.refusal("the fake refuses it")
 
 
 def stats(request: GenerationRequest, n: int, reason: FinishReason = FinishReason.STOP, cached: int = 3) -> RequestStats:

@@ -1,14 +1,14 @@
-"""From OpenAI's bodies to `GenerationRequest`s. Pure: prompts arrive here already as tokens, grammars already as GBNF."""
+"""From OpenAI's bodies to `GenerationRequest`s. Pure: prompts arrive here already as tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
-from erllama.grammar.gbnf import JSON_OBJECT_GBNF
+from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
@@ -62,7 +62,7 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
     ]
 
 
-def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: str | None, engine_id: str) -> list[GenerationRequest]:
+def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: Constraint | None, engine_id: str) -> list[GenerationRequest]:
     """One request per choice."""
     base = GenerationRequest(
         request_id=engine_id,
@@ -79,7 +79,7 @@ def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: str | N
 
 
 def completion_requests(
-    body: CompletionBody, prompts: Sequence[Sequence[int]], grammar: str | None, engine_id: str
+    body: CompletionBody, prompts: Sequence[Sequence[int]], grammar: Constraint | None, engine_id: str
 ) -> list[GenerationRequest]:
     """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
     sampling = sampling_params(body)
@@ -109,19 +109,19 @@ def check_completion(body: CompletionBody) -> None:
         raise NotSupported("echo with logprobs is not supported: prompt tokens have no logprobs here", param="logprobs")
 
 
-def reply_grammar(body: GenerationBody, compile_schema: Callable[[Mapping[str, Any]], str]) -> str | None:
-    """GBNF that the text of the reply must follow, or None for free text. `grammar` and `response_format` are two ways, so not both."""
+def reply_constraint(body: GenerationBody) -> Constraint | None:
+    """What the text of the reply must follow, or None for free text. `grammar` and `response_format` are two ways, so not both."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
-        return body.grammar
+        return None if body.grammar is None else Constraint(ConstraintKind.GBNF, body.grammar)
     if body.grammar is not None:
         raise InvalidParameter("grammar and response_format exclude each other", param="grammar")
     if wanted.type == "json_object":
-        return JSON_OBJECT_GBNF if wanted.object_schema is None else compile_schema(wanted.object_schema)
+        return Constraint.of_schema(JSON_OBJECT if wanted.object_schema is None else wanted.object_schema, "response_format")
     if wanted.json_schema is None or wanted.json_schema.json_schema is None:
         path = "response_format.json_schema.schema"
         raise InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
-    return compile_schema(wanted.json_schema.json_schema)
+    return Constraint.of_schema(wanted.json_schema.json_schema, "response_format")
 
 
 def template_message(message: Message) -> dict[str, Any]:

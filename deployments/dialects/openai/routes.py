@@ -14,9 +14,9 @@ from deployments.dialects.openai.chat import ChatCollector, ChatWriter
 from deployments.dialects.openai.completions import CompletionCollector, CompletionWriter
 from deployments.dialects.openai.embeddings import embedding_body
 from deployments.dialects.openai.errors import error_event
-from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_grammar, template_message
+from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_constraint, template_message
 from deployments.dialects.openai.reply import ReplyHead
-from deployments.dialects.openai.tools import chat_grammar, check_tools, offered_tools
+from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Prompt, parse_body
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
@@ -24,6 +24,7 @@ from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.http.reply import INLINE_CHARS, ReplyRecorder, check_fits, collected, prepare, read_body, streamed
 from erllama.errors import InvalidParameter
+from erllama.grammar.constraint import Constraint
 
 
 def _model_card(model: ServedModel) -> dict[str, Any]:
@@ -44,10 +45,16 @@ def _prompt_tokens(prompt: Prompt, prompts: PromptPort, param: str) -> tuple[int
     return tokens
 
 
-def _checked(grammar: str | None, prompts: PromptPort, body: GenerationBody) -> str | None:
-    if grammar is not None:
-        prompts.check_grammar(grammar, param="grammar" if body.grammar is not None else "response_format")
-    return grammar
+def _checked(constraint: Constraint | None, prompts: PromptPort) -> Constraint | None:
+    if constraint is not None:
+        prompts.check_constraint(constraint)
+    return constraint
+
+
+def _cost(raw: bytes, body: GenerationBody) -> int:
+    """What preparing a body costs, in characters to tokenise: compiling a constraint is never done on the event loop."""
+    constrained = body.grammar is not None or body.response_format is not None or (isinstance(body, ChatBody) and bool(body.tools))
+    return len(raw) + INLINE_CHARS * constrained
 
 
 def _prompt_text(prompt: Prompt, prompts: PromptPort) -> str:
@@ -63,21 +70,21 @@ def _may_wait(body: ChatBody, model: ServedModel) -> bool:
     return model.replays is not None and model.replays.may_wait and any(message.role == "assistant" for message in body.messages)
 
 
-def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], str | None, ReplyRecorder | None]:
+def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], Constraint | None, ReplyRecorder | None]:
     prompts = model.prompts
     messages = [template_message(message) for message in body.messages]
     tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(tokens, prompts.n_ctx, "messages")
-    grammar = _checked(chat_grammar(body, reply_grammar(body, prompts.schema_grammar), prompts.schema_grammar), prompts, body)
+    grammar = _checked(chat_constraint(body, reply_constraint(body)), prompts)
     return tokens, grammar, _recorder(body, model, tokens)
 
 
-def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[tuple[int, ...]], list[str], str | None]:
+def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[tuple[int, ...]], list[str], Constraint | None]:
     tokens = [_prompt_tokens(prompt, prompts, "prompt") for prompt in body.prompts]
     for prompt_tokens in tokens:
         check_fits(prompt_tokens, prompts.n_ctx, "prompt")
     echoes = [_prompt_text(prompt, prompts) if body.echo else "" for prompt in body.prompts for _ in range(body.n or 1)]
-    return tokens, echoes, _checked(reply_grammar(body, prompts.schema_grammar), prompts, body)
+    return tokens, echoes, _checked(reply_constraint(body), prompts)
 
 
 def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
@@ -101,7 +108,7 @@ def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(ChatBody, raw)
         check_tools(body)
         model = models.resolve(body.model)
-        cost = INLINE_CHARS + 1 if _may_wait(body, model) else len(raw)
+        cost = INLINE_CHARS + 1 if _may_wait(body, model) else _cost(raw, body)
         tokens, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
         requests = chat_requests(body, tokens, grammar, engine_id(request))
         head, n, parse_tools = _head("chatcmpl", model), len(requests), offered_tools(body) is not None
@@ -117,7 +124,7 @@ def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(CompletionBody, raw)
         check_completion(body)
         model = models.resolve(body.model)
-        prompts, echoes, grammar = await prepare(model.prompts, len(raw), _prepare_completion, body, model.prompts)
+        prompts, echoes, grammar = await prepare(model.prompts, _cost(raw, body), _prepare_completion, body, model.prompts)
         requests = completion_requests(body, prompts, grammar, engine_id(request))
         head, n = _head("cmpl", model), body.n or 1
         if not body.stream:

@@ -1,23 +1,18 @@
 """Tools of a chat request: which are offered to the template, and the grammar that makes the model call one.
 
 The form of a call is that of `erllama.chat.tool_calls`: `<tool_call>`, a line break, `{"name": ..., "arguments": {...}}`, a line break,
-`</tool_call>`; several calls are separated by line breaks. A forced call (`tool_choice` "required" or named) is enforced by GBNF. When the
+`</tool_call>`; several calls are separated by line breaks. A forced call (`tool_choice` "required" or named) is enforced. When the
 model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
 from erllama.errors import InvalidParameter
-
-# What is no rule name in GBNF: comments, literals, classes, repetition counts, token references. Then the names.
-_LEXEME = re.compile(r'#[^\n]*|"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{[^}]*\}|<[^>]*>|(?P<name>[A-Za-z][A-Za-z0-9-]*)', re.DOTALL)
-
-CompileSchema = Callable[[Mapping[str, Any]], str]
+from erllama.grammar.constraint import Constraint, ConstraintKind
 
 
 def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
@@ -50,26 +45,27 @@ def _forced(body: ChatBody) -> list[Tool]:
     return tools if choice == "required" else []
 
 
-def chat_grammar(body: ChatBody, reply_gbnf: str | None, compile_schema: CompileSchema) -> str | None:
-    """The grammar of the whole reply; `reply_gbnf` constrains its text (`response_format`)."""
+def chat_constraint(body: ChatBody, reply: Constraint | None) -> Constraint | None:
+    """What the whole reply must follow; `reply` constrains its text (`response_format`, `grammar`)."""
     parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     forced = _forced(body)
     if forced:
-        return _calls_gbnf(forced, compile_schema, parallel=parallel) + "root ::= calls\n"
-    if reply_gbnf is not None and offered_tools(body) is not None:
-        calls = _calls_gbnf(body.tools or [], compile_schema, parallel=parallel)
-        return calls + prefixed(reply_gbnf, "reply-") + "\nroot ::= calls | reply-root\n"
-    return reply_gbnf
+        return _calls_or(None, forced, parallel=parallel)
+    if reply is not None and offered_tools(body) is not None:
+        return _calls_or(reply, body.tools or [], parallel=parallel)
+    return reply
 
 
-def _calls_gbnf(tools: Sequence[Tool], compile_schema: CompileSchema, *, parallel: bool) -> str:
-    call = r'"<tool_call>\n" call-root "\n</tool_call>"'
-    more = rf' ( "\n" {call} )*' if parallel else ""
-    try:
-        gbnf = compile_schema(calls_schema(tools))
-    except InvalidParameter as error:
-        raise InvalidParameter(f"the parameters of the tools cannot be enforced: {error.message}", param="tools") from None
-    return f"{prefixed(gbnf, 'call-')}\ncalls ::= {call}{more}\n"
+def _calls_or(reply: Constraint | None, tools: Sequence[Tool], *, parallel: bool) -> Constraint:
+    more = r' ("\n" CALL_BEGIN call CALL_END)*' if parallel else ""
+    lark = rf"""
+start: calls{"" if reply is None else " | reply"}
+calls: CALL_BEGIN call CALL_END{more}
+CALL_BEGIN: "<tool_call>\n"
+CALL_END: "\n</tool_call>"
+"""
+    call = ("call", Constraint.of_schema(calls_schema(tools), "tools"))
+    return Constraint(ConstraintKind.LARK, lark, "tools", (call,) if reply is None else (call, ("reply", reply)))
 
 
 def calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:
@@ -92,8 +88,3 @@ def _rebased(schema: Any, base: str) -> Any:
             for key, value in schema.items()
         }
     return [_rebased(item, base) for item in schema] if isinstance(schema, list) else schema
-
-
-def prefixed(gbnf: str, prefix: str) -> str:
-    """The grammar with `prefix` before every rule name, so that two grammars can live in one text."""
-    return _LEXEME.sub(lambda match: prefix + match["name"] if match["name"] else match[0], gbnf)

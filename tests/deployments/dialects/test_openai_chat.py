@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from erllama.events import FinishReason
-from erllama.grammar.gbnf import JSON_OBJECT_GBNF
+from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served, sse_events
 
 pytestmark = pytest.mark.anyio
@@ -133,10 +133,10 @@ async def test_logprobs_have_one_entry_per_token_streamed_or_not():
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "é!"
 
 
-async def test_response_format_becomes_a_grammar():
-    model, prompts = FakeModel(), FakePrompts()
+async def test_response_format_becomes_a_constraint():
+    model = FakeModel()
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    async with openai_client(app_of(served(model, prompts))) as client:
+    async with openai_client(app_of(served(model))) as client:
         for wanted in (
             {"type": "text"},
             {"type": "json_object"},
@@ -144,7 +144,12 @@ async def test_response_format_becomes_a_grammar():
         ):
             await client.chat.completions.create(model="demo", messages=HI, response_format=wanted)
         await client.chat.completions.create(model="demo", messages=HI, extra_body={"grammar": 'root ::= "a"'})
-    assert [request.grammar for request in model.requests] == [None, JSON_OBJECT_GBNF, prompts.schema_grammar(schema), 'root ::= "a"']
+    assert [request.constraint for request in model.requests] == [
+        None,
+        Constraint.of_schema(JSON_OBJECT, "response_format"),
+        Constraint.of_schema(schema, "response_format"),
+        Constraint(ConstraintKind.GBNF, 'root ::= "a"'),
+    ]
 
 
 async def test_messages_reach_the_template_as_templates_expect_them():
@@ -232,10 +237,10 @@ async def test_a_forced_tool_choice_is_a_grammar():
         for choice in ("required", named):
             reply = await client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER], tool_choice=choice)
             assert reply.choices[0].finish_reason == "tool_calls"
-    required, named = (request.grammar for request in model.requests)
-    assert "root ::= calls" in required
-    assert ")*" in required
-    assert ")*" not in named
+    required, named = (request.constraint for request in model.requests)
+    assert "start: calls\n" in required.text
+    assert ")*" in required.text
+    assert ")*" not in named.text
 
 
 async def test_a_reply_that_was_cut_while_calling_says_length():

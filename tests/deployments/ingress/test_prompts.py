@@ -8,6 +8,7 @@ import pytest
 from deployments.ingress import prompts as prompts_module
 from deployments.ingress.prompts import PromptSource
 from erllama.errors import InvalidParameter, ModelLoadError, NotSupported
+from erllama.grammar.constraint import Constraint, ConstraintKind
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
 
 
@@ -126,9 +127,10 @@ def test_the_demo_model_renders_checks_grammars_and_detokenizes():
     tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {})
     assert source.detokenize(source.tokenize("Hello, wörld!", add_special=False)) == "Hello, wörld!"
     assert b"".join(source.piece(token) for token in tokens).decode().count("Hello") == 1
-    source.check_grammar(source.schema_grammar({"type": "object", "properties": {"a": {"type": "integer"}}}), "response_format")
+    source.check_constraint(Constraint.of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}, "response_format"))
+    source.check_constraint(Constraint(ConstraintKind.GBNF, "root ::= <any token> <[99999999]>"))
     with pytest.raises(InvalidParameter) as caught:
-        source.check_grammar("root ::= (", "response_format")
+        source.check_constraint(Constraint.of_schema({"type": "nothing"}, "response_format"))
     assert caught.value.param == "response_format"
     with pytest.raises(NotSupported):
         PromptSource("demo", template="{% nonsense %}").render_chat(HI, None, {})

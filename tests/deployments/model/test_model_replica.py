@@ -1,6 +1,7 @@
 """ModelReplica as a plain class over the real `Model`, engine and engine thread, on the stub backend; no Ray."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from deployments.model.replica import ModelReplica
 from erllama.config import EngineConfig
 from erllama.errors import ContextOverflow, EngineStopped, ErllamaError, InvalidParameter, ModelLoadError, QueueFull
 from erllama.events import Completion, Done, Event, Failed, FinishReason, Tokens
+from erllama.grammar.matcher import GrammarCompiler
 from erllama.model import Model
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelStatus
@@ -235,10 +237,36 @@ def error_of(events: list[Event]) -> Exception:
     return event.error
 
 
+def test_grammars_are_compiled_neither_on_the_event_loop_nor_on_the_engine_thread(serve):
+    async def story(it: Fixture) -> None:
+        (backend,) = it.backends
+        compiling: list[threading.Thread] = []
+        read = backend.vocab.token_table
+        backend.grammars = GrammarCompiler(lambda: compiling.append(threading.current_thread()) or read())
+        events = await events_of(it.replica, request(grammar='root ::= "abc"'))
+        assert isinstance(events[-1], Done)
+        (thread,) = compiling
+        assert thread is not threading.current_thread()
+        assert thread.name.startswith("asyncio")
+
+    serve(story)
+
+
+def test_the_table_of_the_vocabulary_is_built_before_the_first_request(serve, monkeypatch):
+    built: list[GrammarCompiler] = []
+    monkeypatch.setattr(GrammarCompiler, "prepare", lambda compiler: built.append(compiler))
+
+    async def story(it: Fixture) -> None:
+        assert built == [it.backends[0].grammars]
+
+    serve(story)
+
+
 def test_a_request_that_cannot_be_served_fails_as_an_event(serve):
     async def story(it: Fixture) -> None:
         assert isinstance(error_of(await events_of(it.replica, request(prompt="x" * 999))), ContextOverflow)
         assert isinstance(error_of(await events_of(it.replica, request(grammar="nonsense"))), InvalidParameter)
+        assert isinstance(error_of(await events_of(it.replica, request(grammar="root ::= <no such token>"))), InvalidParameter)
         await events_of(it.replica, request(session_id="s"))
         for session, params, expected in (
             ("s", {"temperature": -1}, "temperature"),

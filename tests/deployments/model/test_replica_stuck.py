@@ -9,6 +9,9 @@ from deployments.model.replica import ModelReplica, stuck_after_s
 
 
 class FakeModel:
+    def prepare_grammars(self) -> None:
+        pass
+
     def __init__(self, *_: object, **__: object) -> None:
         self.asked: list[float] = []
 

@@ -286,24 +286,24 @@ def test_the_end_of_a_grammar_ends_the_reply_even_of_a_request_that_ignores_the_
 
 
 def test_a_grammar_that_does_not_parse_fails_its_request_alone(rig: Rig):
-    rig.submit(request("bad", grammar="root ::= ("), request("good", max_tokens=2))
+    with pytest.raises(InvalidParameter):
+        rig.engine.validate(request("bad", grammar="root ::= ("))
+    rig.submit_unchecked(request("bad", grammar="root ::= ("), request("good", max_tokens=2))
     rig.run()
     assert isinstance(rig.error("bad"), InvalidParameter)
     assert rig.error("bad").param == "grammar"
     assert rig.reason("good") is FinishReason.LENGTH
 
 
-def test_the_gate_of_a_grammar_is_closed_however_the_request_ends(rig: Rig):
-    gates = []
-    new_grammar = rig.backend.new_grammar
-    rig.backend.new_grammar = lambda gbnf: gates.append(new_grammar(gbnf)) or gates[-1]  # type: ignore[method-assign]
+def test_the_matcher_of_a_grammar_is_freed_however_the_request_ends(rig: Rig):
+    matchers = rig.kept_matchers()
     rig.submit(*(request(name, grammar='root ::= "abcdef"') for name in ("ended", "cancelled", "failed")))
     rig.prefill()
     rig.engine.cancel("cancelled")
     while not rig.ended("ended"):
         rig.step()
     rig.engine.fail_all(EngineStopped("bye"))
-    assert [gate.closed for gate in gates] == [True] * 3
+    assert [matcher() for matcher in matchers] == [None] * 3
 
 
 # --- failures -----------------------------------------------------------------------------------------------------------------------
@@ -560,7 +560,7 @@ def test_counters_add_up(rig: Rig):
     rig.submit(request("a", max_tokens=3), request("b", max_tokens=5), request("cancelled"))
     rig.prefill()
     rig.engine.cancel("cancelled")
-    rig.submit(request("bad grammar", grammar="?"))
+    rig.submit_unchecked(request("bad grammar", grammar="?"))
     rig.run()
     counts = rig.engine.stats.counts
     assert (counts.requests_admitted, counts.requests_finished, counts.requests_cancelled, counts.requests_failed) == (3, 3, 1, 1)

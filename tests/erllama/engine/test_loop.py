@@ -365,7 +365,7 @@ def test_commands_behind_one_that_kills_the_engine_are_answered_all_the_same(har
     def deadly(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    harness.backend.new_grammar = deadly  # type: ignore[assignment,method-assign]
+    harness.backend.grammars.matcher = deadly  # type: ignore[assignment,method-assign]
     harness.loop.submit(request("deadly", grammar='root ::= "x"'))
     future = harness.loop.call(lambda _: None)
     harness.loop.submit(request("behind"))

@@ -1,0 +1,83 @@
+"""What a request wants its reply to follow: a value that is frozen, picklable and knows nothing of how it is enforced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Self
+
+from erllama.errors import InvalidParameter
+
+MAX_GRAMMAR_BYTES = 64 * 1024  # of GBNF or a regular expression
+MAX_SCHEMA_BYTES = 256 * 1024  # of JSON Schema
+
+
+class ConstraintKind(StrEnum):
+    """The language of a constraint's text. `lark` is llguidance's dialect, with a rule `start`."""
+
+    GBNF = "gbnf"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+_MAX_BYTES = {
+    ConstraintKind.GBNF: MAX_GRAMMAR_BYTES,
+    ConstraintKind.REGEX: MAX_GRAMMAR_BYTES,
+    ConstraintKind.JSON_SCHEMA: MAX_SCHEMA_BYTES,
+    ConstraintKind.LARK: MAX_GRAMMAR_BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """`text` in the language `kind`. `param` is the request's field that it came from: errors name it.
+
+    `parts` are constraints of other kinds that a Lark text refers to as rules, by name.
+    Raises `InvalidParameter` for a text that is empty, too long or not text; whether it can be followed tells `GrammarCompiler.check`.
+    """
+
+    kind: ConstraintKind
+    text: str
+    param: str = "grammar"
+    parts: tuple[tuple[str, Constraint], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in _MAX_BYTES:
+            raise InvalidParameter(f"the kind of a constraint is one of {', '.join(_MAX_BYTES)}, got {self.kind!r:.40}", param=self.param)
+        if self.parts and (self.kind != ConstraintKind.LARK or any(part.kind == ConstraintKind.LARK for _, part in self.parts)):
+            raise self.refusal("only Lark has parts, and they are of other kinds")
+        if not isinstance(self.text, str):
+            raise self.refusal(f"it must be a string, got {type(self.text).__name__}")
+        if not self.text.strip():
+            raise self.refusal("it is empty")
+        if "\0" in self.text:
+            raise self.refusal("it contains a NUL character")
+        try:
+            n_bytes = len(self.text.encode())
+        except UnicodeEncodeError:
+            raise self.refusal("it contains a lone surrogate") from None
+        if n_bytes > _MAX_BYTES[self.kind]:
+            raise self.refusal(f"it has {n_bytes} bytes, at most {_MAX_BYTES[self.kind]}")
+
+    @classmethod
+    def of_schema(cls, schema: Mapping[str, Any], param: str) -> Self:
+        """The JSON texts that fit `schema`; the order of its properties is their order in the reply."""
+        try:
+            return cls(ConstraintKind.JSON_SCHEMA, json.dumps(dict(schema), allow_nan=False), param)
+        except RecursionError:
+            raise InvalidParameter("the JSON schema is refused: it is nested too deeply", param=param) from None
+        except (ValueError, TypeError) as error:
+            raise InvalidParameter(f"the JSON schema is refused: it is not JSON: {error}", param=param) from None
+
+    def refusal(self, reason: str) -> InvalidParameter:
+        """The error for a constraint that cannot be followed."""
+        what = "JSON schema" if self.kind == ConstraintKind.JSON_SCHEMA else "grammar"
+        return InvalidParameter(f"the {what} is refused: {reason}", param=self.param)
+
+
+JSON_OBJECT: Mapping[str, Any] = MappingProxyType({"type": "object"})
+"""The schema of any JSON object."""
