@@ -142,7 +142,7 @@ def stored_by_kind(directory: Path) -> dict[Kind, list[int]]:
 def kv_bytes_per_token(directory: Path) -> int:
     """What a row of all KV columns weighs, as the stored files have it."""
     with pa.ipc.open_file(next(directory.rglob("*.rows.arrow"))) as file:
-        return sum(field.type.byte_width for field in file.schema if field.name != "token")
+        return sum(json.loads(file.schema.metadata[b"erllama.block"])["row_bytes"])
 
 
 def run_hold(settings: dict[str, Any], hold: str, words: PromptMaker, sizes: Sizes, args: Any, figures: Figures) -> list[str]:

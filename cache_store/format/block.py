@@ -10,11 +10,27 @@ A *prefix key* names a token prefix: `tail_key(root, tokens[:n])`, a function of
     REPLAY  the ids that a reply was sampled as, found by what the client sends back (`key` is a digest of that). parent is the prefix
             key of the prompt that was answered. start == n_tokens == 0 in the name; the ids are the object's tokens.
 
-The name of an object starts with its parent, so one listing by prefix finds everything that continues from a prefix.
+The name of an object starts with its parent, so one listing by prefix finds everything that
+continues from a prefix. The name carries the version of the format, so that readers of another
+version take the object for a foreign file.
+
+The words of the store:
+
+    object      what a tier keeps under one name: a ROWS, an END or a REPLAY
+    block       BLOCK_TOKENS tokens that begin at a multiple of it; a `Block` is an object in memory
+    rows        the KV bytes of tokens: one row per token in each KV buffer, which are the columns
+    END         the object that belongs to the point after a prefix, not to tokens
+    root        the key of the empty prefix: of namespace (what decides KV bytes) and salt (tenant)
+    key         the content address of a token prefix (`keys`)
+    tail        the tokens of a prefix behind its last full block
+    edge        a ROWS object in the index: it leads from one prefix to a longer one
+    hop         an edge on a prompt's way, with how many of its tokens the prompt shares
+    piece       a ROWS object that a save has still to write
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,10 +39,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.keys import ChainKey, TokenChain
+from cache_store.format.keys import FORMAT_VERSION, ChainKey, TokenChain
 
 _NAME = re.compile(
-    r"([0-9a-f]{64})/([0-9a-f]{2})/([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{1,8})-([0-9a-f]{1,3})\.(rows|end|replay)\.arrow\Z"
+    r"([0-9a-f]{64})/([0-9a-f]{2})/(\2[0-9a-f]{62})-([0-9a-f]{64})-([0-9a-f]{1,8})-([0-9a-f]{1,3})"
+    r"(?:\.v([1-9][0-9]{0,3}))?\.(rows|end|replay)\.arrow\Z"
 )
 
 
@@ -50,15 +67,17 @@ class BlockId:
     @property
     def name(self) -> str:
         """Path below a tier's directory."""
-        return f"{self.root}/{self.parent[:2]}/{self.parent}-{self.key}-{self.start:x}-{self.n_tokens:x}.{self.kind}.arrow"
+        return (
+            f"{self.root}/{self.parent[:2]}/{self.parent}-{self.key}-{self.start:x}-{self.n_tokens:x}.v{FORMAT_VERSION}.{self.kind}.arrow"
+        )
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
         """The id that `name` stands for; None for a foreign file (left alone and not counted)."""
         match = _NAME.match(name)
-        if match is None or match[2] != match[3][:2]:
+        if match is None:
             return None
-        root, _, parent, key, start, n_tokens, kind = match.groups()
+        root, _, parent, key, start, n_tokens, _, kind = match.groups()
         found = cls(ChainKey(root), Kind(kind), ChainKey(parent), ChainKey(key), int(start, 16), int(n_tokens, 16))
         return found if found.name == name else None
 
@@ -72,6 +91,15 @@ class BlockId:
         """The END object of a prompt."""
         key = chain.key_at(len(chain))
         return cls(chain.root, Kind.END, key, key, len(chain))
+
+    @staticmethod
+    def is_outdated(name: str) -> bool:
+        """Whether `name` is of an object of an older version, which this and later ones never read.
+
+        Version 1 did not write its number.
+        """
+        match = _NAME.match(name)
+        return match is not None and int(match[7] or 1) < FORMAT_VERSION
 
     @staticmethod
     def children_prefix(root: ChainKey, parent: ChainKey) -> str:
@@ -107,3 +135,42 @@ class Block:
         """Bytes of KV, logits and checkpoint."""
         parts = [*self.rows, self.logits, self.checkpoint]
         return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def contradiction(self) -> str | None:
+        """Where the block is not what `Block` says it is, so that it cannot be stored; None for a good one."""
+        kind = self.id.kind
+        if self.tokens.dtype != np.uint32 or self.tokens.ndim != 1:
+            return "token ids are not a list of uint32"
+        if not math.isfinite(self.created_s):
+            return f"created_s is {self.created_s}"
+        if kind is Kind.ROWS:
+            return self._rows_problem()
+        if self.columns or self.rows:
+            return "rows in an object without rows"
+        return self._end_problem() if kind is Kind.END else self._extras_problem()
+
+    def _extras_problem(self) -> str | None:
+        return "logits or a checkpoint outside an END" if self.logits is not None or self.checkpoint is not None else None
+
+    def _rows_problem(self) -> str | None:
+        n = self.id.n_tokens
+        if len(self.tokens) != n:
+            return f"{len(self.tokens)} token ids, {n} in the name"
+        if len(self.columns) != len(self.rows):
+            return f"{len(self.columns)} column names, {len(self.rows)} columns"
+        if len(set(self.columns)) != len(self.columns):
+            return "column names repeat"
+        for name, rows in zip(self.columns, self.rows, strict=True):
+            if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != n or rows.shape[1] < 1:
+                return f"column {name} is {rows.dtype}{rows.shape}, not {n} rows of bytes"
+        return self._extras_problem()
+
+    def _end_problem(self) -> str | None:
+        if len(self.tokens):
+            return f"an END with {len(self.tokens)} token ids"
+        if self.logits is not None and (self.logits.dtype != np.float32 or self.logits.ndim != 1):
+            return "logits are not a list of float32"
+        if self.checkpoint is not None and (self.checkpoint.dtype != np.uint8 or self.checkpoint.ndim != 1):
+            return "the checkpoint is not a list of bytes"
+        return None

@@ -1,57 +1,72 @@
-"""One stored object as bytes: an Arrow IPC file that plain `pyarrow.ipc.open_file` reads, sealed so that Arrow never sees a damaged one.
+"""One stored object as bytes: an Arrow IPC file that plain `pyarrow.ipc.open_file` reads, and of which
+digests cover every byte.
 
-The table, always one record batch (no field is nullable but END's two):
+The table is one record batch of one row and three columns, none nullable:
 
-    ROWS    token uint32, then one fixed_size_binary(row_bytes) column per KV buffer, named as `Block.columns`; a row is a token
-    REPLAY  token uint32
-    END     logits list<float32>, checkpoint large_binary; one row, either value may be null
+    seal        fixed_size_binary(56), see below
+    tokens      fixed_size_list<uint32>(n_ids): token ids; none for an END
+    payload     fixed_size_binary(stored_bytes): the parts one behind the other, compressed as a
+                whole where the header says so
 
-The header is JSON text, padded with spaces, in the schema metadata under "erllama.block":
+The parts of ROWS are the KV buffers in the order of `Block.columns`, which is layer by layer; each
+is (n_tokens, row_bytes) uint8. The parts of an END are "logits" (float32) and "checkpoint" (bytes),
+one row each; either may be missing. A REPLAY has none.
+
+The header is JSON text in the schema metadata under "erllama.block":
 
     format          "erllama-block"
-    version         1
+    version         2, as `keys.FORMAT_VERSION`
     kind            "rows" | "end" | "replay"
     root parent key start n_tokens      as in `BlockId`: three keys in hex, two counts of tokens
-    rows            rows of the table
+    n_ids           token ids in the file: n_tokens for ROWS, 0 for an END
+    parts row_bytes the names of the parts in the order in which they lie, and the bytes of a row of each
     reason build    which save made it, which llama.cpp build computed it
     created_s       unix seconds
-    compression     null | "zstd" | "lz4": of the buffers, as Arrow defines it
-    payload_bytes   KV, logits and checkpoint, uncompressed
-    body_at body_bytes file_bytes       where the record batch's body lies, and the length of the file
-    payload_xxh3    xxh3_128 in hex of the body as it lies in the file (tokens first, then the columns in order)
+    compression     null | "zstd" | "lz4" (their frame formats): of the payload
+    stored_bytes    length of the payload as it lies in the file
+    tokens_xxh3 payload_xxh3            xxh3_128 in hex of both columns as they lie in the file
 
-The bytes; integers are little-endian:
+The bytes of the file; integers are little-endian:
 
     0               "ARROW1" 00 00
     8               schema message: FF FF FF FF, int32 length, flatbuffer (holds the header)
-    batch_at        record batch message: FF FF FF FF, int32 length, flatbuffer (holds the seal)
-    body_at         body: token ids, then the other columns, each begins at a multiple of 8
-    + body_bytes    end of stream FF FF FF FF 00 00 00 00, then the footer (holds the header again), its int32 length, "ARROW1"
+    ...             record batch message: FF FF FF FF, int32 length, flatbuffer
+    body_at         seal
+      + 56          tokens, 4 * n_ids bytes, then zeros up to a multiple of 8
+      ...           payload, stored_bytes, then zeros up to a multiple of 8
+    tail_at         end of stream FF FF FF FF 00 00 00 00, then the footer (holds the header again),
+                    its int32 length, "ARROW1"
 
-The seal is text in the custom metadata of the record batch under "erllama.seal", with lower-case hex numbers of fixed width:
+The bytes of the seal:
 
-    erllama-block/1 head_bytes=8 header_at=8 header_bytes=8 tail_xxh3=32 head_xxh3=32
+    0               "erllama"
+    7               uint8 version
+    8               uint64 length of the file
+    16              uint32 where in the file the header's text begins (in the schema message)
+    20              uint32 length of the header's text
+    24              tail_xxh3: xxh3_128 (16 bytes, big-endian) of everything from tail_at on
+    40              head_xxh3: xxh3_128 of everything before the body and the first 40 bytes of the seal
 
-    head_bytes      the head: bytes 0 .. head_bytes - 1, which is everything up to and with the token ids (and a little of what follows)
-    header_at header_bytes      the header inside the schema message
-    tail_xxh3       xxh3_128 of everything behind the body
-    head_xxh3       xxh3_128 of the head without these last 32 characters
+head_xxh3 covers everything before the body, the header included, and the seal. tail_xxh3 covers
+everything behind the body; tokens_xxh3 and payload_xxh3 cover the body, except for at most 4 + 7
+bytes of padding, which must be zero. So no byte of a file is outside, and its first kilobytes prove
+the token ids. The payload's digest is of what lies in the file: a damaged payload reaches no
+decompressor. The digests find accidents, not forgeries: who may write into a tier is trusted. Even
+so, what a header claims is bounded before memory is taken for it.
 
-So head_xxh3 covers all that comes before the body, payload_xxh3 (which it covers) the body, and tail_xxh3 (which it covers) the rest: no
-byte of a file is outside, and the first kilobytes alone prove the token ids. The digests find accidents, not forgeries: who can write into
-a tier can write what it likes there.
-
-All of it is checked before an array leaves `decode`, whatever a `BlockDecoder` has seen before: what it remembers is where Arrow found the
-columns in a file with the same metadata. Decoding may run on any thread; an encoder belongs to one thread.
+Arrow's flatbuffers follow from the header's text and the sizes of the columns, so an encoder lets
+Arrow make them first and writes the file in one go, with all digests known. A decoder does not ask
+Arrow (except to decompress): where everything lies follows from seal and header, once they are
+proven. Decoding may run on any thread; an encoder belongs to one thread.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from collections import OrderedDict
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -60,279 +75,268 @@ from numpy.typing import NDArray
 
 from cache_store.errors import CorruptBlock, Damage
 from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.header import HEADER_NAME, LEAST_WIDTH, SEAL_NAME, Header, Seal, header_width
-from cache_store.format.table import Frame, Layout, RowsShape, block_of, contradiction, frame_over, small_batch
+from cache_store.format.header import HEADER_NAME, SEAL_BYTES, SEAL_PROVEN, Header, Seal
 
-PEEK_BYTES = 1 << 16  # a head with 48 columns has 8 kB, with 160 columns 23 kB
+PEEK_BYTES = 1 << 14  # with 256 token ids and 48 KV buffers it takes 2.7 kB, with 160 3.7
 
 Bytes = bytes | bytearray | memoryview
 Compression = Literal["zstd", "lz4"] | None
 
 _MAGIC = b"ARROW1\0\0"
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_KEPT_FRAMES = 32  # full blocks repeat one shape; tails vary, and remaking a frame costs a tenth of a millisecond
+_Raw = NDArray[np.uint8]
 
 
 class BlockEncoder:
     """Writes blocks into one buffer that grows and is used again. One encoder per thread.
 
-    Rows are gathered once into scratch memory that Arrow then writes from; both stay warm. Fresh memory of a block's size would cost
-    more than everything else here.
+    Fresh memory of a block's size would cost more than everything else here.
     """
 
     def __init__(self, compression: Compression = None) -> None:
         self._compression = compression
-        # whoever encodes does so beside a busy decoder: it takes no more cores than its own
-        self._options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
-        self._out = np.empty(0, np.uint8)
-        self._scratch = np.empty(0, np.uint8)
-        self._frames: OrderedDict[Layout, Frame] = OrderedDict()
+        self._memory = memoryview(b"")
 
     def encode(self, block: Block) -> memoryview:
         """The file of `block`, read-only, valid until the next call. Raises ValueError for a block that contradicts itself."""
-        if problem := contradiction(block):
+        if problem := block.contradiction:
             raise ValueError(f"block {block.id.name}: {problem}")
-        batch = self._rows_batch(block) if block.id.kind is Kind.ROWS else small_batch(block)
-        file = self._write(batch, header_width(block))
-        return _seal(file, Header.of(block, rows=batch.num_rows, compression=self._compression))
+        tokens = _raw(block.tokens)
+        stored = _payload(block)
+        if self._compression is not None:
+            stored = [_packed(stored, self._compression)]
+        header = Header.of(
+            block,
+            compression=self._compression,
+            stored_bytes=sum(len(piece) for piece in stored),
+            tokens_xxh3=_digest(tokens).hex(),
+            payload_xxh3=_digest(*stored).hex(),
+        )
+        return self._written(header, tokens, stored)
 
-    def _rows_batch(self, block: Block) -> Any:
-        layout = Layout.of(block)
-        frame = self._frames.pop(layout, None) or self._new_frame(layout)
-        self._frames[layout] = frame
-        frame.fill(block)
-        return frame.batch
+    def _written(self, header: Header, tokens: memoryview, stored: Sequence[memoryview]) -> memoryview:
+        text = header.text
+        frame = _Frame.around(header, text, self._room(header.body_bytes))
+        file_bytes = len(frame.head) + header.body_bytes + len(frame.tail)
+        start = Seal.start(file_bytes, frame.head.index(text), len(text), _digest(frame.tail))
+        pieces: list[Bytes] = [
+            frame.head,
+            start,
+            _digest(frame.head, start),
+            tokens,
+            bytes(header.payload_at - header.tokens_end),
+            *stored,
+            bytes(header.body_bytes - header.payload_end),
+            frame.tail,
+        ]
+        file = self._room(file_bytes)[:file_bytes]
+        at = 0
+        for piece in pieces:
+            file[at : at + len(piece)] = piece
+            at += len(piece)
+        assert at == file_bytes
+        return file.toreadonly()
 
-    def _new_frame(self, layout: Layout) -> Frame:
-        if layout.bytes_needed > len(self._scratch):
-            self._frames.clear()  # they lie in the scratch memory that goes
-            self._scratch = _room(layout.bytes_needed)
-        while len(self._frames) >= _KEPT_FRAMES:
-            self._frames.popitem(last=False)
-        return frame_over(self._scratch, layout)
-
-    def _write(self, batch: Any, width: int) -> NDArray[np.uint8]:
-        """The file with blanks for header and seal."""
-        schema = batch.schema.with_metadata({HEADER_NAME: b" " * width})
-        # incompressible buffers grow by less than 1/64 and a kilobyte; schema (twice) and batch message take some 200 bytes per column
-        names = sum(len(name.encode()) for name in schema.names)
-        needed = batch.nbytes + batch.nbytes // 64 + 2 * (width + names) + 2048 * (len(schema) + 2)
-        if needed > len(self._out):
-            self._out = _room(needed)
-        sink = pa.FixedSizeBufferWriter(pa.py_buffer(self._out))
-        with pa.ipc.new_file(sink, schema, options=self._options) as writer:
-            writer.write_batch(batch, custom_metadata={SEAL_NAME: Seal().text})
-        return self._out[: sink.tell()]
-
-
-def _room(needed: int) -> NDArray[np.uint8]:
-    return np.empty(needed + needed // 4, np.uint8)
-
-
-def _seal(file: NDArray[np.uint8], header: Header) -> memoryview:
-    """Puts header and seal into the blanks of `file`."""
-    view = file.data
-    batch_at, body_at = _messages(view)
-    tail_at = _tail_at(view)
-    body = view[body_at:tail_at]
-    places = _blank(view, 0, batch_at), _blank(view, tail_at, len(view))
-    width = places[0].stop - places[0].start
-    header = replace(header, body_at=body_at, body_bytes=len(body), file_bytes=len(view), payload_xxh3=xxhash.xxh3_128_hexdigest(body))
-    text = header.text(width)
-    for place in places:
-        view[place] = text
-    blank, _, end = Seal.find(view[batch_at:body_at])
-    end += batch_at
-    seal = replace(
-        blank,
-        head_bytes=_head_bytes(header),
-        header_at=places[0].start,
-        header_bytes=width,
-        tail_xxh3=xxhash.xxh3_128_hexdigest(view[tail_at:]),
-    )
-    view[end - len(seal.text) : end] = seal.text.encode()
-    view[end - 32 : end] = _head_xxh3(view[: seal.head_bytes], end).encode()
-    return view.toreadonly()
+    def _room(self, n_bytes: int) -> memoryview:
+        if n_bytes > len(self._memory):
+            self._memory = np.empty(n_bytes + n_bytes // 4, np.uint8).data
+        return self._memory
 
 
-def _tail_at(view: memoryview) -> int:
-    (footer_bytes,) = struct.unpack_from("<i", view, len(view) - 10)
-    tail_at = len(view) - 10 - int(footer_bytes) - len(_END_OF_STREAM)
-    assert view[tail_at : tail_at + len(_END_OF_STREAM)] == _END_OF_STREAM, "pyarrow lays files out in another way"
-    return tail_at
+def _raw(values: NDArray[Any]) -> memoryview:
+    """The bytes of an array in the order of its items, copied only if they do not lie so."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _blank(view: memoryview, begin: int, end: int) -> slice:
-    found = re.compile(rb" {%d,}" % LEAST_WIDTH).search(view[begin:end])
-    assert found, "pyarrow keeps metadata in another way"
-    return slice(begin + found.start(), begin + found.end())
+def _payload(block: Block) -> list[memoryview]:
+    return [_raw(part) for part in (*block.rows, block.logits, block.checkpoint) if part is not None]
 
 
-def _messages(view: memoryview) -> tuple[int, int]:
-    """Where the record batch message and its body begin. Raises CorruptBlock."""
+def _packed(parts: Sequence[memoryview], compression: str) -> memoryview:
+    return memoryview(pa.Codec(compression).compress(b"".join(parts))).cast("B")
+
+
+def _digest(*pieces: Bytes) -> bytes:
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
+        digest.update(piece)
+    return bytes(digest.digest())
+
+
+class _Frame:
+    """What Arrow writes before and behind a body: a file-like object that keeps all but the body."""
+
+    closed = False
+
+    def __init__(self, n_bytes: int) -> None:
+        self.head, self.tail = bytearray(), bytearray()
+        self._n_left = n_bytes
+
+    @classmethod
+    def around(cls, header: Header, text: bytes, memory: memoryview) -> _Frame:
+        """`memory` lends its size to columns whose content does not matter."""
+        frame = cls(header.body_bytes)
+        batch = _batch(header, text, memory)
+        with pa.ipc.new_file(frame, batch.schema) as writer:
+            writer.write_batch(batch)
+        assert frame._n_left == 0, "pyarrow lays files out in another way"
+        return frame
+
+    def write(self, data: Any) -> int:
+        if _body_at(memoryview(self.head)) != len(self.head):
+            self.head += data
+        elif self._n_left > 0:
+            self._n_left -= len(data)
+        else:
+            self.tail += data
+        return len(data)
+
+    def tell(self) -> int:
+        return 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _batch(header: Header, text: bytes, memory: memoryview) -> Any:
+    def column(type_: Any, n_bytes: int) -> Any:
+        return pa.Array.from_buffers(type_, 1, [None, pa.py_buffer(memory[:n_bytes])])
+
+    ids = pa.Array.from_buffers(pa.uint32(), header.n_ids, [None, pa.py_buffer(memory[: 4 * header.n_ids])])
+    list_type = pa.list_(pa.field("item", pa.uint32(), nullable=False), header.n_ids)
+    columns = {
+        "seal": column(pa.binary(SEAL_BYTES), SEAL_BYTES),
+        "tokens": pa.Array.from_buffers(list_type, 1, [None], children=[ids]),
+        "payload": column(pa.binary(header.stored_bytes), header.stored_bytes),
+    }
+    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in columns.items()], {HEADER_NAME: text})
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
+
+
+def _body_at(view: memoryview) -> int | None:
+    """Where the body begins: behind two messages. None if `view` ends before it can be told. Raises CorruptBlock."""
     if view[: len(_MAGIC)] != _MAGIC[: len(view)]:
         raise CorruptBlock(Damage.NOT_ARROW, "the first bytes are not ARROW1")
-    ends, at = [], len(_MAGIC)
+    at = len(_MAGIC)
     for name in ("schema", "record batch"):
         if at + 8 > len(view):
-            raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end before the {name}")
+            return None
         mark, size = struct.unpack_from("<Ii", view, at)
         if mark != 0xFFFFFFFF or size <= 0:
             raise CorruptBlock(Damage.NOT_ARROW, f"no {name} message at {at}")
         at += 8 + size
-        ends.append(at)
-    if at > len(view):
-        raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end inside the record batch message")
-    return ends[0], ends[1]
-
-
-def _head_bytes(header: Header) -> int:
-    """The head ends behind the token ids; the allowance is for ids that a compressor makes longer."""
-    if header.kind == Kind.END:
-        return header.body_at
-    return header.body_at + min(header.body_bytes, 4 * header.rows + header.rows // 8 + 256)
-
-
-def _head_xxh3(head: memoryview, seal_end: int) -> str:
-    digest = xxhash.xxh3_128(head[: seal_end - 32])
-    digest.update(head[seal_end:])
-    return str(digest.hexdigest())
-
-
-class BlockDecoder:
-    """Reads blocks. Any number of threads may share one: what one learns twice or forgets costs the other some time.
-
-    The rows of an uncompressed file lie where they lay in an earlier one that equals it in all but header, seal and body. They are taken
-    from there without Arrow, to whom the parse of 49 columns is as much work as reading 2 MB.
-    """
-
-    def __init__(self) -> None:
-        self._shapes: dict[tuple[int, int], RowsShape] = {}
-
-    def decode(self, data: Bytes, expect: BlockId) -> Block:
-        """The object in `data`, as views of it (of new memory if compressed). Raises CorruptBlock if it is not wholly and exactly `expect`.
-
-        The only other error is a MemoryError while decompressing: lack of memory is no reason to drop a good object.
-        """
-        view = memoryview(data).cast("B")
-        head = _proven_head(view)
-        _check_rest(view, head)
-        _check_label(head.header, expect)
-        try:
-            if head.header.compression is None and head.header.kind == Kind.ROWS:
-                return self._rows(view, head, expect)
-            return block_of(_read_batch(view), head.header, expect)
-        except pa.ArrowMemoryError:
-            raise
-        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-            raise CorruptBlock(Damage.NOT_ARROW, str(error)) from error
-
-    def _rows(self, view: memoryview, head: _Head, expect: BlockId) -> Block:
-        frame = _frame_bytes(view, head)
-        kin = len(view), head.header.body_at
-        shape = self._shapes.get(kin)
-        if shape is not None and shape.frame == frame:
-            return shape.block(view, head.header, expect)
-        block = block_of(_read_batch(view), head.header, expect)
-        learned = RowsShape.of(block, view, frame) if frame is not None else None
-        if learned is not None:
-            if len(self._shapes) >= _KEPT_FRAMES:
-                self._shapes.clear()
-            self._shapes[kin] = learned
-        return block
+    return at
 
 
 def decode(data: Bytes, expect: BlockId) -> Block:
-    """`BlockDecoder.decode` of a file on its own."""
-    return BlockDecoder().decode(data, expect)
+    """The object in `data`, as read-only views of it; a compressed payload comes in new memory.
 
-
-def _frame_bytes(view: memoryview, head: _Head) -> tuple[bytes, ...] | None:
-    """What Arrow would go by: all but body, seal and both copies of the header. None where the copies differ."""
+    Raises CorruptBlock if `data` is not wholly and exactly `expect`. The only other error is a
+    MemoryError while decompressing: lack of memory is no reason to drop a good object.
+    """
+    view = memoryview(data).cast("B").toreadonly()
+    head = _proven_head(view, expect)
     header, seal = head.header, head.seal
-    tail = bytes(view[header.body_at + header.body_bytes :])
-    text = bytes(view[seal.header_at : seal.header_at + seal.header_bytes])
-    before, found, behind = tail.partition(text)
-    if not found:
-        return None
-    parts = view[: seal.header_at], view[seal.header_at + seal.header_bytes : head.seal_at], view[head.seal_end : header.body_at]
-    return *map(bytes, parts), before, behind
+    if len(view) != seal.file_bytes:
+        damage = Damage.SHORT if len(view) < seal.file_bytes else Damage.NOT_ARROW
+        raise CorruptBlock(damage, f"{len(view)} bytes instead of {seal.file_bytes}")
+    tail_at = head.body_at + header.body_bytes
+    if tail_at > len(view):
+        raise CorruptBlock(Damage.NOT_ARROW, f"a body of {header.body_bytes} bytes in a file of {len(view)}")
+    _prove(view[tail_at:], seal.tail_xxh3, "tail")
+    body = view[head.body_at : tail_at]
+    tokens = _tokens(body, header)
+    stored = body[header.payload_at : header.payload_end]
+    _prove(stored, header.payload_xxh3, "payload")
+    if any(body[header.payload_end :]):
+        raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
+    return _block(header, expect, tokens, stored if header.compression is None else _unpacked(stored, header))
 
 
 def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
-    """The token ids alone, from at least the head of a file: its first PEEK_BYTES nearly always hold it, otherwise the damage is SHORT.
+    """The token ids alone, from the beginning of a file: PEEK_BYTES nearly always hold them.
 
-    What lies behind the head is not looked at, so `decode` may still refuse the same file.
+    Raises CorruptBlock, with Damage.SHORT where more of the file is needed. What lies behind the
+    token ids is not looked at, so `decode` may still refuse the same file.
     """
-    view = memoryview(data).cast("B")
-    header, seal = _proven_head(view)[:2]
-    _check_label(header, expect)
-    if header.kind == Kind.END or header.rows == 0:
-        return np.empty(0, np.uint32)
-    stored = view[header.body_at : seal.head_bytes]
-    try:
-        ids = stored if header.compression is None else _unpacked(stored, header)
-        return np.frombuffer(ids, np.uint32, header.rows)
-    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
-        raise CorruptBlock(Damage.NOT_ARROW, str(error)) from error
+    view = memoryview(data).cast("B").toreadonly()
+    head = _proven_head(view, expect)
+    return _tokens(view[head.body_at :], head.header)
 
 
-def _unpacked(stored: memoryview, header: Header) -> Bytes:
-    """Arrow puts an int64 before a compressed buffer: its size, or -1 if it lies there as it was."""
-    (size,) = struct.unpack_from("<q", stored)
-    if size == -1:
-        return stored[8:]
-    if size != 4 * header.rows:
-        raise ValueError(f"{size} bytes of token ids for {header.rows} rows")
-    # a stream, because the compressed size is known only to Arrow's metadata: it reads no further than it needs
-    with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored[8:])), header.compression) as stream:
-        return bytes(stream.read(size))
-
-
-class _Head(NamedTuple):
-    """What the head of a file says, once it is proven, and where in the file its seal is."""
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the first bytes of a file say, once they are proven, and where in the file its body begins."""
 
     header: Header
     seal: Seal
-    seal_at: int
-    seal_end: int
+    body_at: int
 
 
-def _proven_head(view: memoryview) -> _Head:
-    batch_at, body_at = _messages(view)
-    seal, begin, end = Seal.find(view[batch_at:body_at])
-    if seal.head_bytes > len(view):
-        raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes, {seal.head_bytes} are the head")
-    if seal.head_bytes < body_at or _head_xxh3(view[: seal.head_bytes], batch_at + end) != seal.head_xxh3:
-        raise CorruptBlock(Damage.DIGEST, "the head does not hash to what the seal says")
+def _proven_head(view: memoryview, expect: BlockId) -> _Head:
+    body_at = _body_at(view)
+    if body_at is None or body_at + SEAL_BYTES > len(view):
+        raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end before the seal does")
+    seal = Seal.parse(view[body_at : body_at + SEAL_BYTES])
+    _prove(view[: body_at + SEAL_PROVEN], seal.head_xxh3, "head")
     header = Header.parse(bytes(view[seal.header_at : seal.header_at + seal.header_bytes]))
-    if header.body_at != body_at:
-        raise CorruptBlock(Damage.NOT_ARROW, f"the body is at {body_at}, not at {header.body_at}")
-    return _Head(header, seal, batch_at + begin, batch_at + end)
-
-
-def _check_rest(view: memoryview, head: _Head) -> None:
-    header = head.header
-    if len(view) != header.file_bytes:
-        damage = Damage.SHORT if len(view) < header.file_bytes else Damage.NOT_ARROW
-        raise CorruptBlock(damage, f"{len(view)} bytes instead of {header.file_bytes}")
-    tail_at = header.body_at + header.body_bytes
-    if xxhash.xxh3_128_hexdigest(view[header.body_at : tail_at]) != header.payload_xxh3:
-        raise CorruptBlock(Damage.DIGEST, "the body does not hash to what the header says")
-    if xxhash.xxh3_128_hexdigest(view[tail_at:]) != head.seal.tail_xxh3:
-        raise CorruptBlock(Damage.DIGEST, "the tail does not hash to what the seal says")
-
-
-def _check_label(header: Header, expect: BlockId) -> None:
     if header.id != expect:
         raise CorruptBlock(Damage.MISLABELLED, f"it is {header.id.name}, not {expect.name}")
+    return _Head(header, seal, body_at)
 
 
-def _read_batch(view: memoryview) -> Any:
-    options = pa.ipc.IpcReadOptions(use_threads=False)
-    with pa.ipc.open_file(pa.py_buffer(view), options=options) as reader:
-        if reader.num_record_batches != 1:
-            raise ValueError(f"{reader.num_record_batches} record batches")
-        batch = reader.get_batch(0)
-    batch.validate(full=True)
-    return batch
+def _prove(view: memoryview, xxh3: str, name: str) -> None:
+    if xxhash.xxh3_128_hexdigest(view) != xxh3:
+        raise CorruptBlock(Damage.DIGEST, f"the {name} does not hash to what the file says")
+
+
+def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
+    if header.payload_at > len(body):
+        raise CorruptBlock(Damage.SHORT, f"{len(body)} bytes of the body end before the token ids do")
+    ids = body[header.tokens_at : header.tokens_end]
+    _prove(ids, header.tokens_xxh3, "list of token ids")
+    if any(body[header.tokens_end : header.payload_at]):
+        raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
+    return np.frombuffer(ids, np.uint32)
+
+
+def _unpacked(stored: memoryview, header: Header) -> memoryview:
+    """Arrow's one-call decompression does not notice an lz4 frame that holds too little; a stream does."""
+    payload = np.empty(header.payload_bytes, np.uint8)
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored)), header.compression) as stream:
+            n_bytes = stream.readinto(payload)
+            is_all = n_bytes == len(payload) and not stream.read(1)
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptBlock(Damage.NOT_ARROW, f"{header.compression}: {error}") from error
+    if not is_all:
+        raise CorruptBlock(Damage.NOT_ARROW, f"the payload does not have the {header.payload_bytes} bytes that the header says")
+    return payload.data.toreadonly()
+
+
+def _block(header: Header, expect: BlockId, tokens: NDArray[np.uint32], payload: memoryview) -> Block:
+    parts = tuple(_parts(header, np.frombuffer(payload, np.uint8)))
+    if header.kind == Kind.ROWS:
+        values: dict[str, Any] = {"columns": tuple(header.parts), "rows": parts}
+    else:
+        values = _end_values(header.parts, parts)
+    return Block(expect, tokens, **values, reason=header.reason, created_s=header.created_s, build=header.build)
+
+
+def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
+    """Each part as (rows, bytes of a row), those of one width cut out together, which is faster."""
+    at = 0
+    for row_bytes, alike in groupby(header.row_bytes):
+        shape = len(list(alike)), header.n_rows, row_bytes
+        n_bytes = shape[0] * shape[1] * shape[2]
+        yield from payload[at : at + n_bytes].reshape(shape)
+        at += n_bytes
+
+
+def _end_values(names: Sequence[str], parts: tuple[_Raw, ...]) -> dict[str, Any]:
+    found = {name: part.reshape(-1) for name, part in zip(names, parts, strict=True)}
+    return {"logits": found["logits"].view(np.float32) if "logits" in found else None, "checkpoint": found.get("checkpoint")}

@@ -1,37 +1,39 @@
-"""Header and seal of a block file: their text, and reading it back. `block_file` documents the fields and says where they lie. Pure.
+"""Header and seal of a block file, and the sizes that follow from them. Pure.
 
-Both are text of a width known before the file is written, so that they can be put into a finished file in place.
+`file` documents the fields and says where they lie.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
+import struct
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cache_store.errors import CorruptBlock, Damage
 from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.keys import ChainKey
+from cache_store.format.keys import FORMAT_VERSION, ChainKey
 
-FILE_VERSION = 1
-HEADER_NAME = "erllama.block"
-SEAL_NAME = "erllama.seal"
-LEAST_WIDTH = 768  # the header's text with all numbers at their widest, without reason and build
+HEADER_NAME = b"erllama.block"
+SEAL_BYTES = 56
+SEAL_PROVEN = 40  # of them, by the digest that follows
+MAX_PAYLOAD_BYTES = (1 << 31) - 1  # what a fixed_size_binary can hold
+END_PARTS = {"logits": 4, "checkpoint": 1}  # name: bytes of an item
 
 _FORMAT = "erllama-block"
-_SEAL = "erllama-block/{:d} head_bytes={:08x} header_at={:08x} header_bytes={:08x} tail_xxh3={} head_xxh3={}"
-_ANY_SEAL = re.compile(rb"erllama-block/([0-9]{1,4}) ")
-_OUR_SEAL = re.compile(
-    rb"erllama-block/([0-9]{1,4}) head_bytes=([0-9a-f]{8}) header_at=([0-9a-f]{8}) header_bytes=([0-9a-f]{8})"
-    rb" tail_xxh3=([0-9a-f]{32}) head_xxh3=([0-9a-f]{32})"
-)
-_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
+_SEAL_MAGIC = b"erllama"
+_SEAL_START = struct.Struct("<7sBQII16s")
+_TOKEN_BYTES = 4
+# What one stored byte stands for at most: a zstd block of 4 bytes is 128 KiB of one value, and every
+# further byte of an lz4 length adds 255.
+_MOST_PER_BYTE = {None: 1, "zstd": 1 << 15, "lz4": 255}
+_MOST_EXTRA = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The header's fields; the last four follow from the written file."""
+    """The header's fields; sizes in bytes. What is made by `of` or `parse` does not contradict itself."""
 
     kind: str
     root: str
@@ -39,40 +41,48 @@ class Header:
     key: str
     start: int
     n_tokens: int
-    rows: int
+    n_ids: int
+    parts: list[str]
+    row_bytes: list[int]
     reason: str
     build: str
     created_s: float
     compression: str | None
-    payload_bytes: int
-    body_at: int = 0
-    body_bytes: int = 0
-    file_bytes: int = 0
-    payload_xxh3: str = ""
+    stored_bytes: int
+    tokens_xxh3: str
+    payload_xxh3: str
 
     @classmethod
-    def of(cls, block: Block, *, rows: int, compression: str | None) -> Self:
-        return cls(
+    def of(cls, block: Block, *, compression: str | None, stored_bytes: int, tokens_xxh3: str, payload_xxh3: str) -> Self:
+        """Raises ValueError for a block with more payload than a file takes, or that contradicts itself."""
+        parts = _parts_of(block)
+        header = cls(
             kind=block.id.kind.value,
             root=block.id.root,
             parent=block.id.parent,
             key=block.id.key,
             start=int(block.id.start),
             n_tokens=int(block.id.n_tokens),
-            rows=rows,
+            n_ids=len(block.tokens),
+            parts=list(parts),
+            row_bytes=list(parts.values()),
             reason=block.reason,
             build=block.build,
             created_s=float(block.created_s),
             compression=compression,
-            payload_bytes=block.payload_bytes,
+            stored_bytes=stored_bytes,
+            tokens_xxh3=tokens_xxh3,
+            payload_xxh3=payload_xxh3,
         )
+        header._check()
+        return header
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
         """Raises CorruptBlock for anything but our header."""
         try:
-            found = json.loads(text.decode().rstrip())  # bytes, and blanks behind, cost it as much as the rest
-            if not isinstance(found, dict) or (found.pop("format", None), found.pop("version", None)) != (_FORMAT, FILE_VERSION):
+            found = json.loads(text.decode())  # bytes cost it as much as the rest
+            if not isinstance(found, dict) or (found.pop("format", None), found.pop("version", None)) != (_FORMAT, FORMAT_VERSION):
                 raise ValueError("the header is not ours")
             header = cls(**found)
             header._check()
@@ -80,60 +90,123 @@ class Header:
             raise CorruptBlock(Damage.NOT_ARROW, f"header: {error}") from error
         return header
 
-    def _check(self) -> None:
-        for name, due in _DUE:
-            value = getattr(self, name)
-            if not isinstance(value, due) or value is True or value is False or (due is int and value < 0):
-                raise TypeError(f"{name} is {value!r}")
-        rows = {Kind.ROWS: self.n_tokens, Kind.END: 1}.get(Kind(self.kind), self.rows)
-        if self.rows != rows:
-            raise ValueError(f"{self.rows} rows instead of {rows}")
+    @property
+    def text(self) -> bytes:
+        values = {name: getattr(self, name) for name, _ in _DUE}
+        return json.dumps({"format": _FORMAT, "version": FORMAT_VERSION, **values}, separators=(",", ":")).encode()
 
     @property
     def id(self) -> BlockId:
         return BlockId(ChainKey(self.root), Kind(self.kind), ChainKey(self.parent), ChainKey(self.key), self.start, self.n_tokens)
 
-    def text(self, width: int) -> bytes:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        text = json.dumps({"format": _FORMAT, "version": FILE_VERSION, **values}, separators=(",", ":")).encode()
-        assert len(text) <= width, "a header outgrew its place"
-        return text.ljust(width)
-
-
-_DUE = tuple((field.name, _TYPES[str(field.type)]) for field in fields(Header))
-
-
-def header_width(block: Block) -> int:
-    """How wide the header of `block` is; in steps, so that files of one shape have one layout."""
-    return -(-(LEAST_WIDTH + len(json.dumps([block.reason, block.build]))) // 256) * 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seal:
-    """The seal's fields. The digests are 32 hex digits."""
-
-    head_bytes: int = 0
-    header_at: int = 0
-    header_bytes: int = 0
-    tail_xxh3: str = "0" * 32
-    head_xxh3: str = "0" * 32
+    @property
+    def n_rows(self) -> int:
+        """Of each part."""
+        if self.kind == Kind.ROWS:
+            return self.n_tokens
+        return 1
 
     @property
-    def text(self) -> str:
-        return _SEAL.format(FILE_VERSION, self.head_bytes, self.header_at, self.header_bytes, self.tail_xxh3, self.head_xxh3)
+    def payload_bytes(self) -> int:
+        """Uncompressed."""
+        return self.n_rows * sum(self.row_bytes)
+
+    @property
+    def tokens_at(self) -> int:
+        """In the body, as those that follow."""
+        return SEAL_BYTES
+
+    @property
+    def tokens_end(self) -> int:
+        return self.tokens_at + _TOKEN_BYTES * self.n_ids
+
+    @property
+    def payload_at(self) -> int:
+        return _to_8(self.tokens_end)
+
+    @property
+    def payload_end(self) -> int:
+        return self.payload_at + self.stored_bytes
+
+    @property
+    def body_bytes(self) -> int:
+        return _to_8(self.payload_end)
+
+    def _check(self) -> None:
+        for name, due in _DUE:
+            value = getattr(self, name)
+            if not isinstance(value, due) or value is True or value is False or (due is int and value < 0):
+                raise ValueError(f"{name} is {value!r}")
+        if not math.isfinite(self.created_s):
+            raise ValueError(f"created_s is {self.created_s}")
+        if self.n_ids != {Kind.ROWS: self.n_tokens, Kind.END: 0}.get(Kind(self.kind), self.n_ids):
+            raise ValueError(f"{self.n_ids} token ids in {self.kind} of {self.n_tokens} tokens")
+        self._check_parts()
+        self._check_sizes()
+
+    def _check_parts(self) -> None:
+        if {*map(type, self.parts)} - {str} or {*map(type, self.row_bytes)} - {int} or len(self.parts) != len(self.row_bytes):
+            raise ValueError(f"parts {self.parts!r} with rows of {self.row_bytes!r} bytes")
+        if len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"parts repeat: {self.parts}")
+        if min(self.row_bytes, default=1) < (self.kind == Kind.ROWS):
+            raise ValueError(f"rows of {self.row_bytes} bytes")
+        if self.kind != Kind.ROWS:
+            self._check_end_parts()
+
+    def _check_end_parts(self) -> None:
+        if self.parts != [name for name in END_PARTS if name in self.parts and self.kind == Kind.END]:
+            raise ValueError(f"{self.kind} with the parts {self.parts}")
+        if any(n_bytes % END_PARTS[name] for name, n_bytes in zip(self.parts, self.row_bytes, strict=True)):
+            raise ValueError(f"logits that are no float32: {self.row_bytes} bytes")
+
+    def _check_sizes(self) -> None:
+        """Before memory is taken for what the header claims."""
+        if self.compression not in _MOST_PER_BYTE:
+            raise ValueError(f"compression is {self.compression!r}")
+        if max(self.payload_bytes, self.stored_bytes) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"{self.payload_bytes} bytes of payload, {self.stored_bytes} stored; the limit is {MAX_PAYLOAD_BYTES}")
+        if self.compression is None and self.stored_bytes != self.payload_bytes:
+            raise ValueError(f"{self.stored_bytes} bytes are stored of {self.payload_bytes}")
+        if self.payload_bytes > _MOST_PER_BYTE[self.compression] * self.stored_bytes + _MOST_EXTRA:
+            raise ValueError(f"{self.payload_bytes} bytes cannot be the {self.stored_bytes} bytes stored")
+
+
+def _parts_of(block: Block) -> dict[str, int]:
+    if block.id.kind is Kind.ROWS:
+        return {name: rows.shape[1] for name, rows in zip(block.columns, block.rows, strict=True)}
+    values = {"logits": block.logits, "checkpoint": block.checkpoint}
+    return {name: value.nbytes for name, value in values.items() if value is not None}
+
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}
+_DUE = tuple((field.name, _TYPES.get(str(field.type), list)) for field in fields(Header))
+
+
+def _to_8(n_bytes: int) -> int:
+    return -(-n_bytes // 8) * 8
+
+
+class Seal(NamedTuple):
+    """The seal's fields; the digests in hex."""
+
+    file_bytes: int
+    header_at: int
+    header_bytes: int
+    tail_xxh3: str
+    head_xxh3: str
+
+    @staticmethod
+    def start(file_bytes: int, header_at: int, header_bytes: int, tail_xxh3: bytes) -> bytes:
+        """The first SEAL_PROVEN bytes."""
+        return _SEAL_START.pack(_SEAL_MAGIC, FORMAT_VERSION, file_bytes, header_at, header_bytes, tail_xxh3)
 
     @classmethod
-    def find(cls, message: memoryview) -> tuple[Self, int, int]:
-        """The seal in a record batch message, and where it begins and ends there. Raises CorruptBlock."""
-        found = _OUR_SEAL.search(message)
-        version = found or _ANY_SEAL.search(message)
-        if version is None:
+    def parse(cls, found: memoryview) -> Self:
+        """Raises CorruptBlock for SEAL_BYTES that are not a seal of this version."""
+        magic, version, file_bytes, header_at, header_bytes, tail_xxh3 = _SEAL_START.unpack_from(found)
+        if magic != _SEAL_MAGIC:
             raise CorruptBlock(Damage.NOT_ARROW, "no seal")
-        if int(version[1]) != FILE_VERSION:
-            raise CorruptBlock(Damage.VERSION, f"format version {int(version[1])}, this code reads {FILE_VERSION}")
-        if found is None:
-            raise CorruptBlock(Damage.DIGEST, "the seal is illegible")
-        head_bytes, header_at, header_bytes = (int(number, 16) for number in found.groups()[1:4])
-        tail, head = (digest.decode() for digest in found.groups()[4:])
-        seal = cls(head_bytes=head_bytes, header_at=header_at, header_bytes=header_bytes, tail_xxh3=tail, head_xxh3=head)
-        return seal, found.start(), found.end()
+        if version != FORMAT_VERSION:
+            raise CorruptBlock(Damage.VERSION, f"format version {version}, this code reads {FORMAT_VERSION}")
+        return cls(file_bytes, header_at, header_bytes, tail_xxh3.hex(), found[SEAL_PROVEN:].hex())

@@ -23,7 +23,7 @@ ChainKey = NewType("ChainKey", str)
 BLOCK_TOKENS = 256
 _TOKEN_BYTES = 4
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of keys, names and files
 
 
 def root_key(namespace: str, salt: str = "") -> ChainKey:

