@@ -5,6 +5,8 @@ everywhere (`index_eviction`): an object is deleted after all that hangs on it, 
 is no hole in a chain, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
 continues at the very moment in which its end goes is out of reach, and worth nothing until that is saved again.
 
+What dead writers left behind and objects of an older format go first; they count for no budget.
+
 Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon threads of their own: the caller is back at
 its deadline whatever the file system does, and what is still under way then settles its own accounts. All collections of a tier share these
 threads, so one that hangs for days does not take a few more each time.
@@ -61,11 +63,17 @@ class Collection:
             self._swept = self._call(lambda: self._shelf.sweep_now(TEMP_AGE_S))
             if self._keeper.listing_age_s(self._shelf) > self._listing_age_s:
                 self._call(lambda: self._keeper.list_again(self._shelf))
+            self._sweep_outdated()
             while victims := self._choose():
                 self._delete(victims)
         except StoreError as error:
             failure = str(error)
         return self._report(began_ns, failure)
+
+    def _sweep_outdated(self) -> None:
+        calls = [self._lane.call(lambda: self._keeper.sweep_outdated(self._shelf)) for _ in range(_AT_ONCE)]
+        for call in calls:
+            self._swept += call.wait(self._deadline_ns)
 
     def _report(self, began_ns: int, failure: str) -> Collected:
         return Collected(

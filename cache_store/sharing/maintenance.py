@@ -7,7 +7,9 @@
     every checkpoint_s, and at close    the index as Parquet, one file per store under `index/`, atomically; old ones go
 
 A listing is a hint: what was published while it ran is not forgotten, because only what was known before it began can be. Foreign files are
-neither counted nor touched.
+neither counted nor touched. Objects of an older format are not counted either, and are deleted: here
+a few each second, by a collection all at once. A process of the older version that still runs then
+misses them, nothing worse.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from cache_store.errors import StoreError
@@ -35,6 +38,7 @@ _LOADED_CHECKPOINTS = 4  # replicas that share a tier know mostly the same; the 
 _KEPT_CHECKPOINTS = 16
 TEMP_AGE_S = 3600.0  # no publish takes an hour; a temp file that old has no writer
 _TICK_S = 1.0
+_OUTDATED_PER_TICK = 64
 
 
 class Keeper:
@@ -70,6 +74,7 @@ class Keeper:
         self.scanned: set[int] = set()
         self._scanned_ns = [0] * len(stock.shelves)
         self._listed_ns: dict[int, int] = {}
+        self._outdated: list[deque[str]] = [deque() for _ in stock.shelves]
         self._written_at_scan = [0] * len(stock.shelves)
         self._checkpoint_ns = clock()
         self._thread = threading.Thread(target=self._run, name="cache-keeper", daemon=True)
@@ -96,14 +101,36 @@ class Keeper:
         """Bring the index of a shelf up to date. Background. Raises `TierError`."""
         began_ns = self._clock()
         known = {entry.id: entry.n_bytes for entry in self._stock.catalogue.entries(shelf.level)}
+        outdated: deque[str] = deque()
         for stat in shelf.list_now():
             id = BlockId.parse(stat.name)
-            if id is not None and known.pop(id, -1) != stat.n_bytes:
+            if id is None:
+                if BlockId.is_outdated(stat.name):
+                    outdated.append(stat.name)
+            elif known.pop(id, -1) != stat.n_bytes:
                 self._stock.catalogue.add(id, shelf.level, stat.n_bytes)
         for id in known:
             self._stock.catalogue.remove(id, shelf.level)
+        self._outdated[shelf.level] = outdated
         self._listed_ns[shelf.level] = began_ns
         self.scanned.add(shelf.level)
+
+    def sweep_outdated(self, shelf: Shelf, at_most: int | None = None) -> int:
+        """Delete objects of an older format that the last listing named; how many went. Background, any threads at once.
+
+        Raises `TierError` at the first that cannot be deleted; the next listing names those that are left.
+        """
+        names = self._outdated[shelf.level]
+        n_deleted = 0
+        try:
+            while at_most is None or n_deleted < at_most:
+                n_deleted += shelf.delete_now(names.popleft())
+        except IndexError:
+            return n_deleted
+        except StoreError:
+            names.clear()
+            raise
+        return n_deleted
 
     def write_checkpoint(self, shelf: Shelf) -> None:
         """Background. Raises `TierError`."""
@@ -139,6 +166,7 @@ class Keeper:
                 self._attempt(shelf, self._sweep_and_scan)
             elif shelf.available and self._wrote_much(shelf):
                 self._attempt(shelf, self._scan)
+            self._attempt(shelf, lambda shelf: self.sweep_outdated(shelf, _OUTDATED_PER_TICK))
         if self._clock() - self._checkpoint_ns >= self._checkpoint_s * 1e9:
             self._checkpoint_ns = self._clock()
             for shelf in self._stock.shelves:

@@ -22,6 +22,7 @@ from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.file import PEEK_BYTES, BlockEncoder, decode, peek_tokens
 from cache_store.format.header import Header
 from cache_store.format.keys import ChainKey
+from tests.support.version_1 import VERSION_1_FILE
 
 COMPRESSIONS = (None, "lz4", "zstd")
 SEED = 20
@@ -347,21 +348,9 @@ def test_files_written_by_the_first_release_are_read(name):
     assert_same(decode(unpacked(GOLDEN[name]), block.id), block)
 
 
-VERSION_1 = (
-    "c-rk(&2AGh5O$hu2&j}jAk+hgXiq(aviACCT~UcX0a7m<BYSPDQMTD?la@xnt8m~2sCWp(ks}Yn9mcy3jlz$(lZpH@KOWoToo|$r)6*9(F+$&g;s~J_dAf)8"
-    "P#;BT05hOY@27kh`d*Mf@A)~Xp?UcLdaoP6JPtbFy-r+JpQ}Z3l-Rl~)wz12%c__rqvXog^GP*Jj_@d%PG$y7>gv@TG<8+^1vJMQmDJ!&Sj;o5waQX#m@1U!"
-    "R%k7h611=w=gd&X;b$GgMr48up$T}pP_><TU(DIUYR;W2a_+L+NJd1?3vRgNg^&d?x*(Y}hFXa=<$_3Xq=;~u2`j<Z)Gomh*E!cjWX@&O!QRq<B&F6lrZUF_"
-    "70M`Tl_JDpLuHX-%ZM>r<br9c!O?u7YB&>Ne3Z<_i)w0T^W-QSwbySZR?U56lA<aNtk9Q}(#J<*U<%MKtQmtT7A$S)Fa<?*eo@<b8`RllS^E1g%SxHCUM?)y"
-    "69~1g%yR4>1Pj3f8`Kn>xJhYOe1=7O>*M<REQ2#B>olfH5|uhiA*|R)A{|6OFP!B(c{|+FmI8SgxDPEP|6!B-z;~gQ(9#wr&<$V^3=cfkJPa~VJJ7Dc=pE<*"
-    "qR`jB*iFIi6X^Xs2Cc`UI}JL;0mIOaA0Mx+^FEsl1k4+Nv=96+=sYfd27uc~E82s#EjGsBch8HuJ@gH=*m;0%>36tz6ZU<78;=$YpW@+}U1jNUlg|R@jm*}N"
-    "tF0*IbR}9dq-i=_s7cwR=P_5Akb)AHI!u_<V4Z3OIa;W~nN+s>w5FJFndMFqo0{Bl18EJ=SGY98Tw~UrfAwy2t4d!3_QQRA4R{mo-CetPAN`qj!x(SK<BhfZ"
-    "8~PRhU`^KD*cbf+|7e8Jhr0-Ubm3#@Mp5K9jiPQpLY=4|?esd`=G|B4+J*0^-@IZR&fi1N!dtKE-!N+Zed)C0!7n%8*3ND1+}6%5{U5b62gOPA-{J>vgfZ>"
-)
-
-
 def test_a_file_of_version_1_is_never_taken_for_a_block():
     """By its name no reader comes across one (`test_block`)."""
-    file, block = unpacked(VERSION_1), rows_block(3, (2, 5))
+    file, block = VERSION_1_FILE, rows_block(3, (2, 5))
     assert pa.ipc.open_file(pa.BufferReader(file)).schema.names == ["token", "k0", "v0"]
     assert damage_of(decode, file, block.id) is Damage.NOT_ARROW
     assert damage_of(peek_tokens, file, block.id) is Damage.NOT_ARROW

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store import BlockId, Kind, Store, StoreConfig, TierConfig, TokenChain
+from cache_store import BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig, TokenChain, root_key
 from cache_store.testing import FakeClock, Fault
 from tests.support import store_kit
-from tests.support.store_kit import FaultyTiers, Restored, files_below, prompt, restore, rows_block, save, written
+from tests.support.store_kit import FaultyTiers, Restored, end_block, files_below, prompt, restore, rows_block, save, wait_until, written
+from tests.support.version_1 import VERSION_1_FILE, version_1_name
 
 KB = 1 << 10
-BUDGET = 256 * KB  # 25 blocks of the kit, with their heads
+BUDGET = 256 * KB  # 28 blocks of the kit, with their heads
 
 
 def opened(url: object, budget: int | None = BUDGET, **options) -> Store:
@@ -120,6 +121,68 @@ def test_objects_that_wait_to_be_copied_down_stay(tmp_path):
         tiers.tiers[1].heal()
         store.close(20)
         assert ids_below(tmp_path / "slow") == ids_below(tmp_path / "fast")
+
+
+def left_by_version_1(tmp_path: Path, tokens: np.ndarray, root: ChainKey) -> list[Path]:
+    """The files of a prompt's blocks and its END under the names of the first format, and nothing else."""
+    paths = []
+    for block in [rows_block(root, tokens, at, at + 256) for at in range(0, len(tokens), 256)] + [end_block(root, tokens)]:
+        path = tmp_path / version_1_name(block.id)
+        assert path != tmp_path / block.id.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(VERSION_1_FILE)
+        paths.append(path)
+    return paths
+
+
+def test_objects_of_the_first_format_are_not_seen_and_are_collected(tmp_path):
+    tokens = prompt(1024)
+    with opened(tmp_path) as store:
+        root = store.root("model")
+        old = left_by_version_1(tmp_path, tokens, root)
+        (tmp_path / "mine.rows.arrow").write_bytes(VERSION_1_FILE)
+        store.rescan()
+        assert restore(store, root, tokens).n_tokens == 0
+        assert store.stats().tiers[0].objects == 0
+        written(store, tokens)
+        done = store.collect("disk", deadline_s=20)
+        assert (done.is_done, done.failure, done.evicted) == (True, "", 0)
+        assert done.swept <= len(old)  # the keeper may have been at it too
+        wait_until(lambda: not any(path.exists() for path in old))
+        assert (tmp_path / "mine.rows.arrow").exists()
+        assert restore(store, root, tokens).n_tokens == 1024
+        assert store.stats().corrupt == {}
+        assert store.collect("disk", deadline_s=20).swept == 0
+
+
+def test_objects_of_the_first_format_go_without_a_collection(tmp_path):
+    old = left_by_version_1(tmp_path, prompt(1024), root_key("model"))
+    with opened(tmp_path) as store:
+        wait_until(lambda: not any(path.exists() for path in old))
+        assert (store.stats().corrupt, store.stats().evicted) == ({}, {})
+
+
+def test_objects_of_the_first_format_are_not_copied_down(tmp_path):
+    old = left_by_version_1(tmp_path / "fast", prompt(1024), root_key("model"))
+    config = StoreConfig(tiers=(TierConfig(str(tmp_path / "fast")), TierConfig(str(tmp_path / "slow"))))
+    with store_kit.opened(config) as store:
+        wait_until(lambda: not any(path.exists() for path in old))
+        assert store.flush(10)
+        assert not files_below(tmp_path / "slow")
+        assert (store.stats().corrupt, store.stats().dropped) == ({}, {})
+
+
+def test_objects_of_the_first_format_that_cannot_be_deleted_are_tried_again_after_a_listing(tmp_path):
+    tiers = FaultyTiers()
+    with Store(StoreConfig(tiers=(TierConfig(str(tmp_path), max_bytes=BUDGET),)), open=tiers) as store:
+        assert store.wait_loaded(10)
+        old = left_by_version_1(tmp_path, prompt(1024), store.root("model"))
+        tiers.tiers[0].inject("delete", Fault.READ_ONLY, times=None)
+        store.collect("disk", deadline_s=20)
+        assert all(path.exists() for path in old)
+        tiers.tiers[0].heal()
+        assert store.collect("disk", deadline_s=20).failure == ""
+        wait_until(lambda: not any(path.exists() for path in old))
 
 
 def test_old_temp_files_are_swept_and_young_ones_are_not(tmp_path):
