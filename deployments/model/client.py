@@ -233,10 +233,10 @@ class ModelClient:
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
-                error = failed
-                wait_s = attempts.failed(error)
+                wait_s = attempts.failed(failed)
                 if wait_s is None:
                     raise
+                error = failed
                 log_failover(method, error, wait_s)
             await asyncio.sleep(wait_s)
 

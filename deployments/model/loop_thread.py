@@ -50,6 +50,7 @@ class LoopThread:
             raise _closed() from None
         finally:
             future.cancel()
+            del future  # with its error it would refer to this frame, and keep `self` until garbage is collected
 
     def stream(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """The items, read by one task as they come. Closing the generator ends that task and waits until it has closed `items`."""
@@ -66,7 +67,8 @@ class LoopThread:
         finally:
             if end is None:
                 self._cancel(task)
-                while not isinstance(arrived.get(), _End):
+                # Garbage collection closes a forgotten generator on any thread: the loop's own must not wait for itself.
+                while threading.current_thread() is not self._thread and not isinstance(arrived.get(), _End):
                     pass
         if end.error is not None:
             raise end.error

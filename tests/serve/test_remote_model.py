@@ -92,8 +92,8 @@ def test_errors_keep_their_type_and_parameter(demo, tiny):
     assert caught.value.param == "no_such_name"
     with pytest.raises(ContextOverflow):
         tiny.complete([5] * 300)
-    with pytest.raises(NotSupported):
-        RemoteModel.connect("encoder").complete("hello")
+    with closing(RemoteModel.connect("encoder")) as encoder, pytest.raises(NotSupported):
+        encoder.complete("hello")
 
 
 def test_embed(demo):

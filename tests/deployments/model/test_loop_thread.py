@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -81,6 +82,19 @@ def test_a_stream_that_nobody_reads_does_not_begin(loop):
     assert not source.closed.is_set()
 
 
+def test_a_stream_that_is_forgotten_may_be_closed_on_the_loop_itself(loop):
+    """Garbage is collected on any thread."""
+    source = Source(1, ends=False)
+    stream = loop.stream(source.items())
+    next(stream)
+
+    async def collect() -> None:
+        stream.close()
+
+    loop.run(collect())
+    assert source.closed.wait(WAIT_S)
+
+
 @pytest.mark.parametrize("interrupt", [GeneratorExit, KeyboardInterrupt, ValueError])
 def test_leaving_a_stream_closes_its_source_before_it_returns(loop, interrupt):
     source = Source(1, ends=False)
@@ -136,3 +150,21 @@ def test_a_loop_that_nobody_holds_ends():
     gc.collect()
     thread.join(WAIT_S)
     assert not thread.is_alive()
+
+
+def test_an_error_of_a_call_that_was_handled_holds_nothing():
+    loop = LoopThread()
+
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    gc.disable()  # what is left must go by itself
+    try:
+        with suppress(ValueError):  # `pytest.raises` would hold the error
+            loop.run(fail())
+        thread = loop._thread
+        del loop
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    finally:
+        gc.enable()
