@@ -83,7 +83,8 @@ def complete_batch(
     on_error: "raise" (the default) fails the batch with a row's error; "null" leaves such a reply null, its counts 0, and tells why in the
         column `error_column` ("error").
     seed: row i is drawn with seed + i, so that a batch which runs again gives the same texts. Default 0; None draws fresh seeds.
-    index_column: whole numbers that are the rows' i. Default None: the place in the batch, so the first rows of all batches share a seed.
+    index_column: whole numbers that are the rows' i. Default None: the row's number in the batch, so the first rows of all batches share
+        a seed.
     max_concurrency: requests of one actor in flight, 32 by default; those beyond the sequences of the replicas wait in the model's queue.
     patience_s: how long a row tries again while that queue is full or no replica answers; 600 by default.
     The rest are parameters of every request, as in `RemoteModel.complete`: response_tokens, temperature, stop, grammar, ...
@@ -139,33 +140,33 @@ class Answering:
     def run(self, cells: Sequence[Any], indexes: Sequence[int]) -> list[Completion | ErllamaError]:
         """One reply or error for each cell, in their order."""
         outcomes: dict[int, Completion | ErllamaError] = {}
-        prompts: list[tuple[Prompt, int]] = []  # with their places in the batch
+        prompts: list[tuple[Prompt, int]] = []  # with their rows in the batch
         with ThreadPoolExecutor(self._spec.max_concurrency, thread_name_prefix="erllama-batch") as pool:
-            for place, prompt in enumerate(pool.map(self._prompt, cells, range(len(cells)))):
+            for row, prompt in enumerate(pool.map(self._prompt, cells, range(len(cells)))):
                 if isinstance(prompt, ErllamaError):
-                    outcomes[place] = prompt
+                    outcomes[row] = prompt
                 else:
-                    prompts.append((prompt, place))
+                    prompts.append((prompt, row))
             prompts.sort(key=lambda entry: (isinstance(entry[0], str), entry[0]))
             for _ in pool.map(self._prefill, shared_prefixes(prompt for prompt, _ in prompts)):
                 pass
             replies = pool.map(lambda entry: self._reply(entry[0], entry[1], indexes[entry[1]]), prompts)
-            outcomes.update(zip((place for _, place in prompts), replies, strict=True))
-        return [outcomes[place] for place in range(len(cells))]
+            outcomes.update(zip((row for _, row in prompts), replies, strict=True))
+        return [outcomes[row] for row in range(len(cells))]
 
-    def _prompt(self, cell: Any, place: int) -> Prompt | ErllamaError:
+    def _prompt(self, cell: Any, row: int) -> Prompt | ErllamaError:
         """Messages become token ids here, so that what they share can be told."""
         if isinstance(cell, str) and self._spec.system is not None:
             cell = [{"role": "system", "content": self._spec.system}] * bool(self._spec.system) + [{"role": "user", "content": cell}]
         if isinstance(cell, str):
             return cell
         if isinstance(cell, list) and cell and all(isinstance(item, Mapping) for item in cell):
-            return self._attempt(place, lambda: self._model.apply_chat_template(cell))
+            return self._attempt(row, lambda: self._model.apply_chat_template(cell))
         if isinstance(cell, list) and cell and set(map(type, cell)) == {int}:
             return cell
         name = self._spec.prompt_column
         message = f"{name} must be text, token ids or chat messages, got {cell!r:.80}"
-        return self._attempt(place, lambda: _refuse(InvalidParameter(message, param=name)))
+        return self._attempt(row, lambda: _refuse(InvalidParameter(message, param=name)))
 
     def _prefill(self, prefix: Prompt) -> None:
         try:
@@ -173,11 +174,11 @@ class Answering:
         except ErllamaError as error:  # the rows that begin with it will meet the same, or compute it themselves
             log.info("a shared prefix was not computed ahead: %s", error)
 
-    def _reply(self, prompt: Prompt, place: int, index: int) -> Completion | ErllamaError:
+    def _reply(self, prompt: Prompt, row: int, index: int) -> Completion | ErllamaError:
         params = self._spec.row_params(index)
-        return self._attempt(place, lambda: self._model.complete(prompt, **params))
+        return self._attempt(row, lambda: self._model.complete(prompt, **params))
 
-    def _attempt(self, place: int, call: Callable[[], T]) -> T | ErllamaError:
+    def _attempt(self, row: int, call: Callable[[], T]) -> T | ErllamaError:
         deadline_ns = self._clock_ns() + int(self._spec.patience_s * 1e9)
         while True:
             try:
@@ -188,7 +189,7 @@ class Answering:
                 elif self._spec.on_error == "null":
                     return error
                 else:
-                    error.add_note(f"in row {place} of the batch")
+                    error.add_note(f"in row {row} of the batch")
                     raise
 
 

@@ -1,1 +1,4 @@
-"""Memory given back before anything is killed for it: the scheduler, its policy, and what replicas answer."""
+"""Memory is released before anything is killed for want of it: the scheduler, its policy, and the replicas' side.
+
+For others: `messages`, `replica.ReplicaMemory` and `sources` in a replica, `service.MemoryScheduler` for the graph.
+"""

@@ -4,6 +4,9 @@ Serve stops routing to the replica, waits for its requests and calls the destruc
 `graceful_shutdown_timeout_s`. It tells user code nothing before that. The only sign is a flag on its own replica object; the two private
 names that lead there are in `serve_is_stopping`. If another Ray lacks them, nothing is noticed early: requests then run to their end or to
 the kill, and go on elsewhere from what was saved by then.
+
+When the application is deleted its streams can end with an error event. A full shutdown (Ctrl-C) kills the HTTP proxies
+at once: streams break there, whatever a replica does.
 """
 
 from __future__ import annotations

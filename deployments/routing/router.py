@@ -97,24 +97,24 @@ class KvRouter(RequestRouter):
     # --- what Serve tells ----------------------------------------------------------------------------------------------------
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Some came, went or published."""
+        """Serve tells which replicas run now and what each last published."""
         super().update_replicas(replicas)
         with self._guarded():
             self._table.update({replica.replica_id: (replica.node_id or "", replica.routing_stats or {}) for replica in replicas})
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """Sooner than the controller notices."""
+        """A call of ours met a dead replica, sooner than the controller noticed."""
         super().on_replica_actor_died(replica_id)
         with self._guarded():
             self._table.forget(replica_id)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        """A replica has accepted it."""
+        """A replica has accepted the request."""
         with self._guarded():
             self._table.routed(pending_request.metadata.internal_request_id, replica_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """It ended, however."""
+        """The request has ended, however it did."""
         with self._guarded():
             self._table.completed(internal_request_id)
 

@@ -118,7 +118,7 @@ class RouteTable(Generic[K]):
         self._turns = 0
 
     def update(self, replicas: Mapping[K, tuple[str, Mapping[str, Any]]]) -> None:
-        """The replicas that there are, each with its node and what it published. Raises `ValueError` for what is not ours."""
+        """The replicas that run now, each with its node and what it published. Raises `ValueError` for stats that are not ours."""
         with self._lock:
             for gone in self._known.keys() - replicas.keys():
                 self._forget(gone)
@@ -132,7 +132,7 @@ class RouteTable(Generic[K]):
                 raise problem
 
     def forget(self, replica: K) -> None:
-        """It died. Idempotent."""
+        """The replica died. Idempotent."""
         with self._lock:
             self._forget(replica)
 
@@ -145,7 +145,7 @@ class RouteTable(Generic[K]):
             return [self._view(key, prompt, has_session=key == home, has_failed=key in failed) for key in candidates]
 
     def chosen(self, request_id: str, prompt: RoutedPrompt, replica: K) -> None:
-        """A replica was decided on. Forgotten after a while, unless `routed` follows: the caller may have gone meanwhile."""
+        """The router decided on a replica. That is forgotten after a while, unless `routed` follows: the caller may have gone."""
         with self._lock:
             self._record(request_id, prompt, replica)
 

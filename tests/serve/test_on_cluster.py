@@ -12,6 +12,7 @@ import pytest
 from openai import OpenAI
 
 from deployments.jobs.cluster import Cluster, ClusterUnavailable, ModelState, chat
+from deployments.model.ray_errors import ModelUnavailable
 from erllama.errors import ModelNotFound
 from erllama.stats import EvictResult
 from tests.support.serve_process import ROOT, ServeProcess
@@ -93,6 +94,16 @@ def test_store_stats_has_one_entry_for_every_running_replica(app):
     assert {"demo", "tiny", "narrow", "encoder"} <= set(stats)
     (demo,) = stats["demo"]
     assert len(demo.tiers) == 2
+
+
+def test_a_call_that_waits_for_a_sleeping_model_can_be_given_up_and_is_not_made_later(app):
+    if state(app, "sleepy").replicas:
+        pytest.skip("it is awake: another test asked it")
+    with pytest.raises(ModelUnavailable):
+        app.model("sleepy", timeout_s=0.05).complete([5, 6], response_tokens=1)
+    sleepy = app.model("sleepy")
+    assert len(sleepy.complete([5, 6], response_tokens=1).tokens) <= 1
+    assert [stats.counts.requests_admitted for stats in sleepy.stats()] == [1]
 
 
 def submit(script: str, *args: str) -> subprocess.Popen[str]:
