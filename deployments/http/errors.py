@@ -1,4 +1,4 @@
-"""The boundary where every exception becomes an HTTP answer. The shape of the body belongs to the dialect, the status to the error.
+"""The boundary where every exception becomes an HTTP answer. What is wrong and its status belong to the error, their form to the dialect.
 
 The classes here are faults that only HTTP knows; those of the engine come from `erllama.errors`. `as_erllama_error` is the one place
 where a foreign exception is mapped: it is logged with its traceback, and the client learns only the request id.
@@ -7,12 +7,13 @@ where a foreign exception is mapped: it is logged with its traceback, and the cl
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from deployments.dialects.openai.errors import error_body
+from deployments.http.dialect import Dialect, dialect_of
 from erllama.errors import ErllamaError, RequestError
 
 logger = logging.getLogger("deployments.http")
@@ -65,21 +66,27 @@ def as_erllama_error(exc: Exception, request_id: str) -> ErllamaError:
     return InternalError(f"The server had an error while processing your request; it is logged under request id {request_id}.")
 
 
-def error_response(error: ErllamaError, *, headers: dict[str, str] | None = None) -> Response:
+def error_response(error: ErllamaError, dialect: Dialect, request_id: str, *, headers: Mapping[str, str] | None = None) -> Response:
     """A whole answer for an error that is known before the status line."""
     headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     elif error.http_status in (429, 503):
         headers["retry-after"] = "1"  # clients back off blindly without it
-    if error.http_status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status_code=error.http_status, headers=headers, media_type="application/json")
+    schemes = [place.scheme for place in dialect.keys if place.scheme]
+    if error.http_status == 401 and schemes:
+        headers["www-authenticate"] = schemes[0]
+    body = dialect.error_body(error, request_id)
+    return Response(body, status_code=dialect.status(error), headers=headers, media_type="application/json")
+
+
+def _answer(request: Request, error: ErllamaError, headers: Mapping[str, str] | None = None) -> Response:
+    return error_response(error, dialect_of(request.scope), request.scope["state"]["request_id"], headers=headers)
 
 
 async def _on_erllama_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ErllamaError)
-    return error_response(exc)
+    return _answer(request, exc)
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
@@ -92,8 +99,8 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
         case 405:
             error = MethodNotAllowed(f"Not allowed method: {where}.")
         case _:  # only our own routes could raise others, and they raise ErllamaError
-            return Response(error_body(RequestError(str(exc.detail))), status_code=exc.status_code, media_type="application/json")
-    return error_response(error, headers=dict(exc.headers or {}))
+            raise exc
+    return _answer(request, error, exc.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The outermost layer of the HTTP app (inside CORS): request id, API key, log line, and the last-resort 500. Pure ASGI.
+"""The outermost layer of the HTTP app (inside CORS): dialect, request id, API key, log line, and the last-resort 500. Pure ASGI.
 
 The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the same header, and is found at
 `scope["state"]["request_id"]`. Ray Serve gives every request that comes without one an id and always adds the header to the answer: there
@@ -14,12 +14,13 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.http.dialect import Dialect, KeyHeader, choose_dialect, route_path
 from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
 from erllama.errors import ErllamaError
 
@@ -41,6 +42,7 @@ def engine_id(request: Request) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
+    """The value of a header (`name` in lower case), b"" without one."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)
@@ -48,25 +50,30 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 class KeyCheck:
-    """Bearer keys, compared as digests in constant time: neither length nor prefix of a key shows in the time."""
+    """API keys, compared as digests in constant time: neither length nor prefix of a key shows in the time."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
-    def allows(self, scope: Scope) -> bool:
-        if not self._digests or scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN_PATHS:
+    def allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
+        """Whether one of `places` has one of the keys, or the path needs none."""
+        if not self._digests or route_path(scope) in _OPEN_PATHS:
             return True
-        scheme, _, key = _header(scope, b"authorization").partition(b" ")
-        digest = hashlib.sha256(key.strip()).digest()
+        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
+
+    def _knows(self, key: bytes) -> bool:
+        digest = hashlib.sha256(key).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
 
 
 class RequestScope:
     """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an exception."""
 
-    def __init__(self, app: ASGIApp, api_keys: Iterable[str] = (), *, echo_request_id: bool = True) -> None:
+    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], api_keys: Iterable[str] = (), *, echo_request_id: bool = True) -> None:
+        """`dialects`: the first one answers for paths that nobody claims."""
         self._app = app
+        self._dialects = dialects
         self._echo = echo_request_id
         self._keys = KeyCheck(api_keys)
 
@@ -78,8 +85,9 @@ class RequestScope:
         sane = bool(_SANE_ID.match(given))
         rid = given.decode("ascii") if sane else f"req-{uuid4().hex}"
         id_headers = [(b"x-request-id", rid.encode("ascii"))] if self._echo else []
+        dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
-        state["request_id"], state["request_id_given"] = rid, sane
+        state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
         status = 0
         started_ns = time.monotonic_ns()
 
@@ -93,16 +101,16 @@ class RequestScope:
         try:
             error: ErllamaError | None = None
             try:
-                if self._keys.allows(scope):
+                if self._keys.allows(scope, dialect.keys):
                     await self._app(scope, receive, tagged_send)
                 else:
-                    error = Unauthorized("Incorrect or missing API key. Send it as 'Authorization: Bearer <key>'.")
+                    error = Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
             except ClientDisconnected as exc:
                 error = exc
             except Exception as exc:
                 error = as_erllama_error(exc, rid)
             if error is not None and status == 0:
-                await error_response(error)(scope, receive, tagged_send)
+                await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             logger.info(
                 "event=request request_id=%s method=%s path=%s status=%d ms=%.1f",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,28 +114,6 @@ class ServedModel:
     created: int
     aliases: tuple[str, ...] = ()
     replays: ReplayPort | None = None
-
-
-class ReplyWriter(Protocol):
-    """Events in, a stream of bytes out; one per reply. Only `Tokens` and good `Done` events arrive here."""
-
-    def feed(self, index: int, events: Iterable[Event]) -> bytes:
-        """Whole SSE events for what choice `index` produced; may be empty."""
-        ...
-
-    def close(self) -> bytes:
-        """The end of the stream, after every choice is done."""
-        ...
-
-
-class ReplyCollector(Protocol):
-    """Events in, one JSON body out."""
-
-    def feed(self, index: int, events: Iterable[Event]) -> None: ...
-
-    def body(self) -> bytes:
-        """The whole reply, after every choice is done."""
-        ...
 
 
 class ModelRegistry:

@@ -14,13 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from cache_store import ChainKey
+from deployments.http.dialect import ReplyWriter, WholeReply, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
 from deployments.http.middleware import request_id
-from deployments.http.ports import PromptPort, ReplayPort, ReplyCollector, ReplyWriter, ServedModel
-from deployments.http.sse import SseResponse
-from erllama.errors import ContextOverflow, ErllamaError
+from deployments.http.ports import PromptPort, ReplayPort, ServedModel
+from deployments.http.stream import StreamResponse
+from erllama.errors import ContextOverflow
 from erllama.events import Done, Event, Tokens
 from erllama.request import GenerationRequest
 
@@ -88,11 +89,11 @@ async def _items(model: ServedModel, requests: Sequence[GenerationRequest], reco
             yield index, events
 
 
-async def collected(
+async def whole_reply(
     request: Request,
     model: ServedModel,
     requests: Sequence[GenerationRequest],
-    collector: ReplyCollector,
+    reply: WholeReply,
     recorder: ReplyRecorder | None = None,
 ) -> Response:
     """The whole reply in one body. A client that goes away cancels all choices at once."""
@@ -100,8 +101,8 @@ async def collected(
     async def work() -> bytes:
         async with aclosing(_items(model, requests, recorder)) as items:
             async for index, events in items:
-                collector.feed(index, events)
-        return collector.body()
+                reply.feed(index, events)
+        return reply.body()
 
     return Response(await unless_disconnected(request.receive, work()), media_type="application/json")
 
@@ -115,16 +116,15 @@ async def _chunks(
     yield writer.close()
 
 
-def streamed(
+def streamed_reply(
     request: Request,
     model: ServedModel,
     requests: Sequence[GenerationRequest],
     writer: ReplyWriter,
     *,
     keepalive_s: float,
-    error_event: Callable[[ErllamaError], bytes],
     recorder: ReplyRecorder | None = None,
-) -> SseResponse:
-    """The reply as it is made; see `SseResponse` for when the status leaves."""
-    chunks = _chunks(model, requests, writer, recorder)
-    return SseResponse(chunks, request_id=request_id(request), keepalive_s=keepalive_s, error_event=error_event)
+) -> Response:
+    """The reply as it is made, in the framing of the request's dialect; see `StreamResponse` for when the status leaves."""
+    chunks, framing = _chunks(model, requests, writer, recorder), dialect_of(request.scope).framing
+    return StreamResponse(chunks, writer, media_type=framing.media_type, request_id=request_id(request), keepalive_s=keepalive_s)

@@ -1,19 +1,21 @@
 """The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI without ray, so it runs anywhere.
 
-Read on: `openai_routes` (the endpoints), `generation` (the path that they share), `http_scope` (request id, keys, log), `http_errors`.
+Read on: `dialects/openai/routes` (endpoints), `http/reply` (the path that they share), `http/middleware` (request id, keys, log),
+`http/dialect` (what a dialect is), `http/errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.routes import openai_router
+from deployments.dialects.openai.routes import OpenAI
+from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope
 from deployments.http.options import HttpOptions
@@ -22,6 +24,8 @@ from deployments.http.ports import ModelPort, ModelRegistry, PromptPort, ServedM
 __all__ = ["HttpOptions", "ModelPort", "PromptPort", "ServedModel", "make_http_app"]
 
 logger = logging.getLogger("deployments.http")
+
+DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
 
 
 async def _state(model: ServedModel, timeout_s: float) -> str:
@@ -33,10 +37,17 @@ async def _state(model: ServedModel, timeout_s: float) -> str:
     return "unknown" if ready is None else "ready" if ready else "not_ready"
 
 
-def make_http_app(models: Mapping[str, ServedModel], options: HttpOptions | None = None, *, echo_request_id: bool = True) -> FastAPI:
+def make_http_app(
+    models: Mapping[str, ServedModel],
+    options: HttpOptions | None = None,
+    *,
+    dialects: Sequence[Dialect] = DIALECTS,
+    echo_request_id: bool = True,
+) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
-    `echo_request_id` is False under Ray Serve, which answers with the request id itself.
+    The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False under Ray Serve, which answers with the
+    request id itself.
     """
     options = options or HttpOptions()
     registry = ModelRegistry(models)
@@ -55,9 +66,10 @@ def make_http_app(models: Mapping[str, ServedModel], options: HttpOptions | None
         by_id = {model.id: state for model, state in zip(served, states, strict=True)}
         return JSONResponse({"status": "ready" if ok else "not_ready", "models": by_id}, status_code=200 if ok else 503)
 
-    app.include_router(openai_router(registry, options))
+    for dialect in dialects:
+        app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
-    app.add_middleware(RequestScope, api_keys=options.api_keys, echo_request_id=echo_request_id)
+    app.add_middleware(RequestScope, dialects=dialects, api_keys=options.api_keys, echo_request_id=echo_request_id)
     if options.cors_origins:  # outermost, so that refusals carry the headers too
         app.add_middleware(
             CORSMiddleware,

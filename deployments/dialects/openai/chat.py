@@ -7,14 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 from deployments.dialects.openai.reply import (
-    DONE,
-    ChoiceCollector,
     ReplyHead,
-    UsageMeter,
+    StreamWriter,
+    WholeChoices,
     chat_logprobs,
     encode,
     finish_reason,
-    usage_chunk,
 )
 from erllama.chat.tool_calls import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
 from erllama.events import Done, Event, Tokens
@@ -38,14 +36,12 @@ class _Choice:
         self.begun = False
 
 
-class ChatWriter:
+class ChatWriter(StreamWriter):
     """The stream of a chat reply. Per token it encodes the text and joins it with strings made once."""
 
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, parse_tools: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
-        self._include_usage = include_usage
-        prefix = f'data: {{"id":{encode(head.id)},"object":"{KIND}","created":{head.created},"model":{encode(head.model)},"choices":['
+        super().__init__(head, n, KIND, include_usage=include_usage)
+        prefix = self._chunk_prefix()
         self._choices = [_Choice(f'{prefix}{{"index":{index},"delta":{{', ToolCallStream() if parse_tools else None) for index in range(n)]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
@@ -70,9 +66,6 @@ class ChatWriter:
                     reason = "tool_calls"
                 out += f'{prefix}}},"finish_reason":"{reason}"}}]}}\n\n'
         return out.encode()
-
-    def close(self) -> bytes:
-        return (usage_chunk(self._head, KIND, self._meter.usage()) if self._include_usage else b"") + DONE
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:
         """The slow path. Logprobs go with the text of their tokens, or alone when that is held back or belongs to a call."""
@@ -99,7 +92,7 @@ class ChatWriter:
         return out
 
 
-class ChatCollector(ChoiceCollector):
+class WholeChat(WholeChoices):
     """The body of a chat reply that is not streamed."""
 
     def __init__(self, head: ReplyHead, n: int, *, parse_tools: bool, logprobs: bool) -> None:

@@ -6,8 +6,10 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.dialects.openai.reply import DONE, ChoiceCollector, ReplyHead, UsageMeter, encode, finish_reason, finite, usage_chunk
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, WholeChoices, encode, finish_reason, finite
 from erllama.events import Done, Event, TokenLogprob, Tokens
+
+KIND = "text_completion"
 
 
 class LegacyLogprobs:
@@ -34,16 +36,12 @@ class LegacyLogprobs:
         return {"tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": top_logprobs, "text_offset": offsets}
 
 
-class CompletionWriter:
+class CompletionWriter(StreamWriter):
     """The stream of a completion. `echoes` has the text to repeat per choice, empty strings without `echo`."""
 
-    KIND = "text_completion"
-
     def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
-        self._include_usage = include_usage
-        prefix = f'data: {{"id":{encode(head.id)},"object":"{self.KIND}","created":{head.created},"model":{encode(head.model)},"choices":['
+        super().__init__(head, n, KIND, include_usage=include_usage)
+        prefix = self._chunk_prefix()
         self._prefixes = [f'{prefix}{{"index":{index},"text":' for index in range(len(echoes))]
         self._logprobs = [LegacyLogprobs(len(echo)) for echo in echoes]
         self._pending_echo = list(echoes)
@@ -66,11 +64,8 @@ class CompletionWriter:
                 out += f'{prefix}"","logprobs":null,"finish_reason":"{finish_reason(event.stats)}"}}]}}\n\n'
         return out.encode()
 
-    def close(self) -> bytes:
-        return (usage_chunk(self._head, self.KIND, self._meter.usage()) if self._include_usage else b"") + DONE
 
-
-class CompletionCollector(ChoiceCollector):
+class WholeCompletion(WholeChoices):
     """The body of a completion that is not streamed."""
 
     def body(self) -> bytes:
@@ -83,5 +78,5 @@ class CompletionCollector(ChoiceCollector):
             }
             for index, logprobs in enumerate(self._logprobs)
         ]
-        reply = {"id": self._head.id, "object": CompletionWriter.KIND, "created": self._head.created, "model": self._head.model}
+        reply = {"id": self._head.id, "object": KIND, "created": self._head.created, "model": self._head.model}
         return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()

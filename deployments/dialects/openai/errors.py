@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`, as a body or as an event of a stream."""
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`, whole as a body, or as data in a stream."""
 
 from __future__ import annotations
 
@@ -17,8 +17,3 @@ def error_type(http_status: int) -> str:
 def error_body(error: ErllamaError) -> bytes:
     fields = {"message": error.message, "type": error_type(error.http_status), "param": error.param, "code": error.code}
     return json.dumps({"error": fields}, ensure_ascii=False).encode()
-
-
-def error_event(error: ErllamaError) -> bytes:
-    """The end of a stream that failed after its status line: clients look for `error` in an event, then for the terminator."""
-    return b"data: " + error_body(error) + b"\n\ndata: [DONE]\n\n"

@@ -1,4 +1,5 @@
-"""The routes under `/v1`, in OpenAI's dialect. Each reads as the life of its request; what the bodies mean is in `dialects`."""
+"""OpenAI's API as a dialect, with its routes under `/v1`. Each route reads as the life of its request; what bodies mean is in the files
+beside this one."""
 
 from __future__ import annotations
 
@@ -10,20 +11,21 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.chat import ChatCollector, ChatWriter
-from deployments.dialects.openai.completions import CompletionCollector, CompletionWriter
+from deployments.dialects.openai.chat import ChatWriter, WholeChat
+from deployments.dialects.openai.completions import CompletionWriter, WholeCompletion
 from deployments.dialects.openai.embeddings import embedding_body
-from deployments.dialects.openai.errors import error_event
+from deployments.dialects.openai.errors import error_body
 from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_constraint, template_message
 from deployments.dialects.openai.reply import ReplyHead
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Prompt, parse_body
+from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import INLINE_CHARS, ReplyRecorder, check_fits, collected, prepare, read_body, streamed
-from erllama.errors import InvalidParameter
+from deployments.http.reply import INLINE_CHARS, ReplyRecorder, check_fits, prepare, read_body, streamed_reply, whole_reply
+from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 
 
@@ -91,7 +93,18 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
     return [list(_prompt_tokens(text, prompts, "input")) for text in body.inputs]
 
 
-def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
+class OpenAI(Dialect):
+    prefixes = ("/v1",)
+    framing = SSE
+
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        return _router(models, options)
+
+    def error_body(self, error: ErllamaError, request_id: str) -> bytes:
+        return error_body(error)
+
+
+def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
@@ -113,10 +126,10 @@ def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         requests = chat_requests(body, tokens, grammar, engine_id(request))
         head, n, parse_tools = _head("chatcmpl", model), len(requests), offered_tools(body) is not None
         if not body.stream:
-            collector = ChatCollector(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs))
-            return await collected(request, model, requests, collector, recorder)
+            reply = WholeChat(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs))
+            return await whole_reply(request, model, requests, reply, recorder)
         writer = ChatWriter(head, n, include_usage=body.include_usage, parse_tools=parse_tools)
-        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event, recorder=recorder)
+        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
@@ -128,9 +141,9 @@ def openai_router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         requests = completion_requests(body, prompts, grammar, engine_id(request))
         head, n = _head("cmpl", model), body.n or 1
         if not body.stream:
-            return await collected(request, model, requests, CompletionCollector(head, n, echoes, logprobs=body.logprobs is not None))
+            return await whole_reply(request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None))
         writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
-        return streamed(request, model, requests, writer, keepalive_s=options.keepalive_s, error_event=error_event)
+        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
     @router.post("/embeddings")
     async def embeddings(request: Request) -> Response:

@@ -1,8 +1,9 @@
-"""A stream of server-sent events that decides its status late.
+"""A streamed reply that decides its status late.
 
 The status line leaves with the first chunk, so an error before it is a real 4xx or 5xx. A prefill may take minutes and proxies drop
-silent connections: after `keepalive_s` without a byte the line leaves anyway, followed by comments (`: keep-alive`) at that interval,
-and later errors travel as an event. Bytes of one `send` are always whole events, so a comment cannot fall into the middle of one.
+silent connections: after `keepalive_s` without a byte the line leaves anyway, followed by the dialect's keep-alive (OpenAI's is the
+comment `: keep-alive`) at that interval, and later errors travel in the stream. A dialect that has none stays silent, its status open.
+Bytes of one `send` are always whole pieces of the stream, so a keep-alive cannot fall into the middle of one.
 """
 
 from __future__ import annotations
@@ -10,47 +11,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments.http.dialect import ReplyWriter
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import ClientDisconnected, as_erllama_error
-from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-KEEPALIVE = b": keep-alive\n\n"
 _HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # nginx would hold events back
 }
 
 
-class SseResponse(Response):
+class StreamResponse(Response):
     """Sends chunks as they come. Closes `chunks` on every way out, the client's disconnect included. Use once."""
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
         chunks: AsyncGenerator[bytes, None],
+        writer: ReplyWriter,
         *,
+        media_type: str,
         request_id: str,
         keepalive_s: float,
-        error_event: Callable[[ErllamaError], bytes],
     ) -> None:
+        """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed one say."""
         self.status_code = 200
+        self.media_type = media_type
         self.background = None
         self.body = b""
         self.init_headers(_HEADERS)
         del self.headers["content-length"]
         self._chunks = chunks
+        self._writer = writer
         self._request_id = request_id
         self._keepalive_s = keepalive_s
-        self._error_event = error_event
         self._started = False
         self._finished = False
         self._starting = asyncio.Lock()
@@ -73,7 +74,7 @@ class SseResponse(Response):
         except Exception as exc:
             if not self._started:
                 raise
-            await self._send(send, self._error_event(as_erllama_error(exc, self._request_id)))
+            await self._send(send, self._writer.fail(as_erllama_error(exc, self._request_id), self._request_id))
         await self._start(send)
         self._finished = True  # from here on no tick may write: the final message is the last one
         await self._write(send, b"", more=False)
@@ -97,11 +98,12 @@ class SseResponse(Response):
                 self._started = True
 
     async def _tick(self, send: Send) -> float:
-        """Sends a comment if it is due; seconds until the next may be."""
+        """Sends a keep-alive if one is due; seconds until the next may be."""
         silent_s = time.monotonic() - self._last_sent
         if self._finished:
             return self._keepalive_s
         if silent_s < self._keepalive_s:
             return self._keepalive_s - silent_s
-        await self._send(send, KEEPALIVE)
+        if keepalive := self._writer.keepalive():
+            await self._send(send, keepalive)
         return self._keepalive_s

@@ -1,0 +1,152 @@
+"""What an HTTP dialect is: one vendor's API, as far as the HTTP code that all dialects share must know it.
+
+A dialect lives in `deployments/dialects/<name>/`, with its wire types and routes; the ingress mounts a tuple of them. This folder imports
+none. Each request belongs to one dialect (`RequestScope` chooses it, `dialect_of` tells it), also when no route takes the request: so a
+404, 405, 401 or 500 has the shape that this client reads.
+
+    Dialect       which paths are its own, where the API key stands, status and body of an error, the routes
+    Framing       how one JSON text becomes a piece of a stream: server-sent events or lines
+    ReplyWriter   one streamed reply: its pieces, its end, its error, and what it sends while it is silent
+    WholeReply    one reply in one body
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from fastapi import APIRouter
+from starlette.types import Scope
+
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ModelRegistry
+from erllama.errors import ErllamaError
+from erllama.events import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the pieces of a stream follow each other.
+
+    `frame(data, event)` is one piece: `data` is JSON without line breaks, `event` the name of its event or "". `keepalive` is a piece that
+    every client skips, b"" where the framing has none.
+    """
+
+    media_type: str
+    frame: Callable[[bytes, str], bytes]
+    keepalive: bytes
+
+
+def _sse(data: bytes, event: str) -> bytes:
+    return (b"event: " + event.encode() + b"\n" if event else b"") + b"data: " + data + b"\n\n"
+
+
+def _line(data: bytes, event: str) -> bytes:
+    return data + b"\n"
+
+
+SSE = Framing("text/event-stream", _sse, b": keep-alive\n\n")
+NDJSON = Framing("application/x-ndjson", _line, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHeader:
+    """A header in which an API key may stand, behind a scheme ("Bearer"), or alone if that is ""."""
+
+    name: str
+    scheme: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.scheme} <key>" if self.scheme else f"{self.name}: <key>"
+
+    def key(self, value: bytes) -> bytes:
+        """The key in this header's value, b"" if there is none."""
+        if not self.scheme:
+            return value.strip()
+        scheme, _, key = value.partition(b" ")
+        return key.strip() if scheme.lower() == self.scheme.lower().encode() else b""
+
+
+BEARER = KeyHeader("Authorization", "Bearer")
+
+
+class ReplyWriter(Protocol):
+    """Events in, a stream of bytes out; one per reply. Only `Tokens` and good `Done` events arrive here. Every method returns whole
+    pieces of the stream, or nothing."""
+
+    def feed(self, index: int, events: Iterable[Event]) -> bytes:
+        """What choice `index` produced."""
+        ...
+
+    def close(self) -> bytes:
+        """The end of the stream, after every choice is done."""
+        ...
+
+    def fail(self, error: ErllamaError, request_id: str) -> bytes:
+        """The end of a stream that fails after its status line has left."""
+        ...
+
+    def keepalive(self) -> bytes:
+        """What tells client and proxies that a silent stream lives: a comment, an event of the dialect, or b"" for nothing."""
+        ...
+
+
+class WholeReply(Protocol):
+    """Events in, one JSON body out."""
+
+    def feed(self, index: int, events: Iterable[Event]) -> None: ...
+
+    def body(self) -> bytes:
+        """The whole reply, after every choice is done."""
+        ...
+
+
+class Dialect(ABC):
+    """One API. Immutable; used from the event loop.
+
+    Attributes
+    ----------
+    prefixes: beginnings of the paths that are this dialect's, whole segments without a slash at the end.
+    framing: of its streamed replies.
+    keys: where its clients put an API key. The first one is what a refusal recommends.
+    """
+
+    prefixes: ClassVar[tuple[str, ...]]
+    framing: ClassVar[Framing]
+    keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+
+    @abstractmethod
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        """The endpoints, with whole paths."""
+
+    @abstractmethod
+    def error_body(self, error: ErllamaError, request_id: str) -> bytes:
+        """The JSON body of an answer that is an error."""
+
+    def status(self, error: ErllamaError) -> int:
+        """The HTTP status of an error, for an API that has numbers of its own."""
+        return error.http_status
+
+    def claim(self, path: str, scope: Scope) -> int:
+        """How strongly this dialect claims a request: 0 not at all, else the length of the longest prefix that fits. A dialect that
+        shares a path with another one looks at the headers in `scope`."""
+        return max((len(prefix) for prefix in self.prefixes if path == prefix or path.startswith(f"{prefix}/")), default=0)
+
+
+def route_path(scope: Scope) -> str:
+    """The path below where the application is mounted."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def choose_dialect(dialects: Sequence[Dialect], scope: Scope) -> Dialect:
+    """The dialect with the strongest claim; the first one for a path that nobody claims."""
+    path = route_path(scope)
+    return max(dialects, key=lambda dialect: dialect.claim(path, scope))
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """The dialect that `RequestScope` chose for this request."""
+    dialect: Dialect = scope["state"]["dialect"]
+    return dialect
