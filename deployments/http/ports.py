@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cache_store import ChainKey
+from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Event
 from erllama.grammar.constraint import Constraint
@@ -60,6 +61,11 @@ class PromptPort(Protocol):
     @property
     def n_ctx(self) -> int | None:
         """Context of one sequence in tokens; None when only the engine knows."""
+        ...
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model writes tool calls and reasoning."""
         ...
 
     def render_chat(

@@ -13,6 +13,8 @@ from typing import Any
 
 from cache_store import ChainKey
 from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
 from erllama.chat.transcript import prompt_key, replay_of
 from erllama.chat.transcript_book import ReplayBook
 from erllama.chat.transcript_prompt import replayed_chat
@@ -70,6 +72,10 @@ class PromptSource:
     def n_ctx(self) -> int | None:
         return self._n_ctx
 
+    @property
+    def tool_format(self) -> ToolFormat:
+        return HERMES
+
     def load(self) -> None:
         """Open the file now. Idempotent; a second caller waits for the first."""
         self._get()
@@ -103,7 +109,14 @@ class PromptSource:
             return tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
         find = self._book.finder()
         return replayed_chat(
-            state.template, state.vocab, messages, tools=tools, template_kwargs=template_kwargs, root=self._root, find=find
+            state.template,
+            state.vocab,
+            messages,
+            tools=tools,
+            template_kwargs=template_kwargs,
+            root=self._root,
+            find=find,
+            tool_format=self.tool_format,
         )
 
     @property
@@ -116,7 +129,7 @@ class PromptSource:
     def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
         if self._root is None or self._book is None:
             return
-        block = replay_of(self._root, parent, reply_ids, text, self._get().vocab.piece)
+        block = replay_of(self._root, parent, reply_ids, text, self._get().vocab.piece, self.tool_format)
         if block is not None:
             self._book.record(block)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,19 +25,14 @@ import numpy as np
 
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain
-from erllama.chat.tool_calls import CLOSE, OPEN, parse_tool_calls
+from erllama.chat.tool_formats.base import Call, ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
 
 Piece = Callable[[int], bytes]
 """The bytes of a token as it appears in a reply; b"" for control tokens."""
 
 Find = Callable[[BlockId], Sequence[int] | None]
 """The ids of a REPLAY object, or None. Bounds its own time."""
-
-Call = tuple[str, Any]
-"""Function name and arguments (any JSON value)."""
-
-_SPACE = re.compile(r"\s*")
-_FIELDS = ({"name"}, {"name", "arguments"}, {"name", "parameters"})
 
 
 def replay_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
@@ -49,10 +43,12 @@ def replay_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequen
     return replay_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
 
 
-def replay_of(root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
+def replay_of(
+    root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: str, piece: Piece, tool_format: ToolFormat = HERMES
+) -> Block | None:
     """`replay_block` for who has the key of the prompt already."""
     ids = spelling(reply_ids, text, piece)
-    signature = reply_signature(text)
+    signature = reply_signature(text, tool_format)
     if not ids or signature is None:
         return None
     return Block(replay_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
@@ -92,19 +88,18 @@ def _prefix_length(pieces: Sequence[bytes], data: bytes) -> int:
 # --- signatures -----------------------------------------------------------------------------------------------------------------------
 
 
-def reply_signature(text: str) -> ChainKey | None:
+def reply_signature(text: str, tool_format: ToolFormat = HERMES) -> ChainKey | None:
     """The signature of a whole reply. It is read for tool calls whether tools were offered or not, as `message_signature` reads it, so
     that neither needs to know. None when the signature would hide something."""
-    content, parsed = parse_tool_calls(text)
-    calls = _strict_calls(text, content) if parsed else []
-    return None if calls is None or len(calls) != len(parsed) else _digest(content, calls)
+    found = tool_format.strict_calls(text)
+    return None if found is None else _digest(*found)
 
 
-def message_signature(message: Mapping[str, Any]) -> ChainKey | None:
+def message_signature(message: Mapping[str, Any], tool_format: ToolFormat = HERMES) -> ChainKey | None:
     """The signature of an assistant's message in the history (shape: `normalise_messages`), None for one that cannot have been sampled."""
     calls = message.get("tool_calls")
     if not calls:
-        return reply_signature(message["content"]) if message["content"] else None
+        return reply_signature(message["content"], tool_format) if message["content"] else None
     return _digest(message["content"], [(call["function"]["name"], call["function"]["arguments"]) for call in calls])
 
 
@@ -123,45 +118,3 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _strict_calls(text: str, content: str) -> list[Call] | None:
-    """The calls of a reply that is `content`, then calls, and nothing else but white space; None for any other."""
-    if not text.startswith(content):
-        return None
-    decoder = json.JSONDecoder(object_pairs_hook=_unique)
-    calls: list[Call] = []
-    position = _skip_space(text, len(content))
-    try:
-        while position < len(text):
-            if not text.startswith(OPEN, position):
-                return None
-            body, position = decoder.raw_decode(text, _skip_space(text, position + len(OPEN)))
-            position = _skip_space(text, position)
-            if text.startswith(CLOSE, position):
-                position = _skip_space(text, position + len(CLOSE))
-            calls.append(_strict_call(body, decoder))
-    except (ValueError, RecursionError):
-        return None
-    return calls
-
-
-def _strict_call(body: Any, decoder: json.JSONDecoder) -> Call:
-    if not isinstance(body, dict) or body.keys() not in _FIELDS:
-        raise ValueError("fields that a signature hides")
-    arguments = body.get("arguments", body.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = decoder.decode(arguments)
-    return body["name"], {} if arguments is None else arguments
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a repeated key")
-    return found
-
-
-def _skip_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position

@@ -23,11 +23,15 @@ from typing import Any, Protocol
 from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, normalise_messages, tokenize_chat
+from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
 from erllama.chat.transcript import Find, message_signature, replay_id, reply_signature
 from erllama.errors import ErllamaError
 
 MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
 HEAD_CHARS = 32
+
+Render = Callable[[Sequence[Mapping[str, Any]]], str]
 
 
 class ReplayVocab(Vocab, Protocol):
@@ -73,6 +77,7 @@ def replayed_chat(
     template_kwargs: Mapping[str, Any],
     root: ChainKey,
     find: Find,
+    tool_format: ToolFormat = HERMES,
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks, with the replies that `find` knows as their sampled ids."""
 
@@ -80,21 +85,21 @@ def replayed_chat(
         return template.render(shown, tools=tools, **template_kwargs)
 
     text = render(messages)
-    layout = _layout(text, normalise_messages(messages), render)
-    ids = _join(layout, _Joiner(vocab, root, limit=MAX_TOKENIZED * len(text)), find) if layout is not None else None
+    layout = _layout(text, normalise_messages(messages), render, tool_format)
+    ids = _join(layout, _Joiner(vocab, root, tool_format, limit=MAX_TOKENIZED * len(text)), find) if layout is not None else None
     return tokenize_chat(vocab, text) if ids is None else ids
 
 
 # --- where the replies stand in the text ----------------------------------------------------------------------------------------------
 
 
-def _layout(text: str, messages: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> _Layout | None:
+def _layout(text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat) -> _Layout | None:
     """The text cut at its replies; None when there are none, or when they cannot be told apart from the rest."""
     replies = [i for i, message in enumerate(messages) if message["role"] == "assistant" and (message["content"] or _calls(message))]
     plain = [i for i in replies if not _calls(messages[i])]
     tries = [replies, plain] if plain != replies else [replies]  # some templates refuse tool results without the call that asked for them
     for chosen in tries:
-        layout = _cut(text, messages, chosen, render) if chosen else None
+        layout = _cut(text, messages, chosen, render, tool_format) if chosen else None
         if layout is not None and any(gap.replaces for gap in layout.gaps):
             return layout
     return None
@@ -104,7 +109,7 @@ def _calls(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls"))
 
 
-def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: Callable[[list[dict[str, Any]]], str]) -> _Layout | None:
+def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat) -> _Layout | None:
     stem = _stem(text)
     marks = {i: f"{stem}{n}x" for n, i in enumerate(chosen)}
     shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
@@ -121,7 +126,9 @@ def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: C
     for n, reply in enumerate(replies):
         if not _calls(reply):
             segments[n], texts[n], segments[n + 1] = _with_space(segments[n], texts[n], segments[n + 1], reply["content"])
-    gaps = [_Gap(gap, reply["content"], _calls(reply), message_signature(reply)) for gap, reply in zip(texts, replies, strict=True)]
+    gaps = [
+        _Gap(gap, reply["content"], _calls(reply), message_signature(reply, tool_format)) for gap, reply in zip(texts, replies, strict=True)
+    ]
     return _Layout(tuple(segments), tuple(gaps))
 
 
@@ -244,8 +251,9 @@ class _Joiner:
     text, from that control token on.
     """
 
-    def __init__(self, vocab: ReplayVocab, root: ChainKey, *, limit: int) -> None:
+    def __init__(self, vocab: ReplayVocab, root: ChainKey, tool_format: ToolFormat, *, limit: int) -> None:
         self._vocab = vocab
+        self._tool_format = tool_format
         self._root = root
         self._settled = TokenChain(root, [])
         self._open = ""
@@ -308,7 +316,7 @@ class _Joiner:
             return False
         pieces = [vocab.piece(token) for token in ids]
         text = b"".join(pieces).decode(errors="replace")
-        return b"" not in pieces and (reply_signature(text) == gap.signature if gap.has_calls else text == gap.content)
+        return b"" not in pieces and (reply_signature(text, self._tool_format) == gap.signature if gap.has_calls else text == gap.content)
 
     def _continues(self, following: str) -> bool:
         """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before a text that begins with a word."""

@@ -16,6 +16,8 @@ import openai
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
+from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.request import GenerationRequest
@@ -25,10 +27,11 @@ from erllama.stats import ModelInfo
 class FakePrompts:
     """Renders `role: content` lines; token n is byte n."""
 
-    def __init__(self, n_ctx: int | None = 4096, *, template: bool = True) -> None:
+    def __init__(self, n_ctx: int | None = 4096, *, template: bool = True, tool_format: ToolFormat = HERMES) -> None:
         self.loaded = True
         self.n_ctx = n_ctx
         self.template = template
+        self.tool_format = tool_format
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
     def render_chat(self, messages, tools, template_kwargs):

@@ -14,7 +14,7 @@ from deployments.dialects.openai.reply import (
     encode,
     finish_reason,
 )
-from erllama.chat.tool_calls import TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, ReplySplitter, TextDelta, ToolCall, ToolFormat, split_reply
 from erllama.events import Done, Event, Tokens
 
 KIND = "chat.completion.chunk"
@@ -27,22 +27,26 @@ def _call(call: ToolCall) -> dict[str, Any]:
 class _Choice:
     """What the stream of one choice remembers."""
 
-    __slots__ = ("begun", "n_calls", "prefix", "tools")
+    __slots__ = ("begun", "n_calls", "prefix", "splitter")
 
-    def __init__(self, prefix: str, tools: ToolCallStream | None) -> None:
+    def __init__(self, prefix: str, splitter: ReplySplitter | None) -> None:
         self.prefix = prefix
-        self.tools = tools
+        self.splitter = splitter
         self.n_calls = 0
         self.begun = False
 
 
 class ChatWriter(StreamWriter):
-    """The stream of a chat reply. Per token it encodes the text and joins it with strings made once."""
+    """The stream of a chat reply. Per token it encodes the text and joins it with strings made once.
 
-    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, parse_tools: bool) -> None:
+    `tool_format` splits calls and reasoning out of the text; None leaves the text as it is.
+    """
+
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, tool_format: ToolFormat | None) -> None:
         super().__init__(head, n, KIND, include_usage=include_usage)
         prefix = self._chunk_prefix()
-        self._choices = [_Choice(f'{prefix}{{"index":{index},"delta":{{', ToolCallStream() if parse_tools else None) for index in range(n)]
+        splitters = [None if tool_format is None else tool_format.splitter() for _ in range(n)]
+        self._choices = [_Choice(f'{prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         choice = self._choices[index]
@@ -53,14 +57,14 @@ class ChatWriter(StreamWriter):
             out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
         for event in events:
             if isinstance(event, Tokens):
-                if choice.tools is not None or event.logprobs is not None:
+                if choice.splitter is not None or event.logprobs is not None:
                     out += self._rich(choice, event)
                 elif event.text:
                     out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats)
-                if choice.tools is not None:
-                    out += self._parts(choice, choice.tools.finish())
+                if choice.splitter is not None:
+                    out += self._parts(choice, choice.splitter.finish())
                 reason = finish_reason(event.stats)
                 if choice.n_calls and reason == "stop":
                     reason = "tool_calls"
@@ -71,20 +75,24 @@ class ChatWriter(StreamWriter):
         """The slow path. Logprobs go with the text of their tokens, or alone when that is held back or belongs to a call."""
         out = ""
         text = event.text
-        if choice.tools is not None:
-            parts = choice.tools.push(text)
-            text = "".join(part.text for part in parts if isinstance(part, TextDelta)) if event.logprobs is not None else ""
-            out = self._parts(choice, [part for part in parts if isinstance(part, ToolCall)] if event.logprobs is not None else parts)
+        if choice.splitter is not None:
+            parts = choice.splitter.push(text)
+            if event.logprobs is not None:
+                text = "".join(part.text for part in parts if isinstance(part, TextDelta))
+                parts = [part for part in parts if not isinstance(part, TextDelta)]
+            out = self._parts(choice, parts)
         if event.logprobs is not None:
             logprobs = encode({"content": chat_logprobs(event.logprobs), "refusal": None})
             out = f'{choice.prefix}"content":{encode(text)}}},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n' + out
         return out
 
-    def _parts(self, choice: _Choice, parts: Iterable[TextDelta | ToolCall]) -> str:
+    def _parts(self, choice: _Choice, parts: Iterable[ReplyPart]) -> str:
         out = ""
         for part in parts:
             if isinstance(part, TextDelta):
                 delta = f'"content":{encode(part.text)}'
+            elif isinstance(part, ReasoningDelta):
+                delta = f'"reasoning_content":{encode(part.text)}'
             else:
                 delta = f'"tool_calls":[{encode({"index": choice.n_calls} | _call(part))}]'
                 choice.n_calls += 1
@@ -95,9 +103,9 @@ class ChatWriter(StreamWriter):
 class WholeChat(WholeChoices):
     """The body of a chat reply that is not streamed."""
 
-    def __init__(self, head: ReplyHead, n: int, *, parse_tools: bool, logprobs: bool) -> None:
+    def __init__(self, head: ReplyHead, n: int, *, tool_format: ToolFormat | None, logprobs: bool) -> None:
         super().__init__(head, n, [""] * n, logprobs=logprobs)
-        self._parse_tools = parse_tools
+        self._tool_format = tool_format
 
     def body(self) -> bytes:
         reply = {"id": self._head.id, "object": "chat.completion", "created": self._head.created, "model": self._head.model}
@@ -108,10 +116,12 @@ class WholeChat(WholeChoices):
         text = "".join(self._texts[index])
         reason = self._reasons[index]
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._parse_tools:
-            content, calls = parse_tool_calls(text)
-            if calls:
-                message |= {"content": content or None, "tool_calls": [_call(call) for call in calls]}
+        if self._tool_format is not None:
+            reply = split_reply(self._tool_format, text)
+            if reply.reasoning:
+                message |= {"content": reply.content, "reasoning_content": reply.reasoning}
+            if reply.calls:
+                message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
                 reason = "tool_calls" if reason == "stop" else reason
         logprobs = self._logprobs[index]
         return {

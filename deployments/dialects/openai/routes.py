@@ -124,11 +124,12 @@ def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         cost = INLINE_CHARS + 1 if _may_wait(body, model) else _cost(raw, body)
         tokens, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
         requests = chat_requests(body, tokens, grammar, engine_id(request))
-        head, n, parse_tools = _head("chatcmpl", model), len(requests), offered_tools(body) is not None
+        head, n = _head("chatcmpl", model), len(requests)
+        tool_format = None if offered_tools(body) is None else model.prompts.tool_format
         if not body.stream:
-            reply = WholeChat(head, n, parse_tools=parse_tools, logprobs=bool(body.logprobs))
+            reply = WholeChat(head, n, tool_format=tool_format, logprobs=bool(body.logprobs))
             return await whole_reply(request, model, requests, reply, recorder)
-        writer = ChatWriter(head, n, include_usage=body.include_usage, parse_tools=parse_tools)
+        writer = ChatWriter(head, n, include_usage=body.include_usage, tool_format=tool_format)
         return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
 
     @router.post("/completions")

@@ -1,10 +1,12 @@
 """Chat completions through the official client, and through bare HTTP where the client would hide what is sent."""
 
 import json
+import re
 
 import openai
 import pytest
 
+from erllama.chat.tool_formats.base import ReasoningDelta, TextDelta, ToolCall
 from erllama.events import FinishReason
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served, sse_events
@@ -248,6 +250,34 @@ async def test_a_reply_that_was_cut_while_calling_says_length():
     async with openai_client(app_of(served(model))) as client:
         reply = await client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER])
     assert reply.choices[0].finish_reason == "length"
+
+
+class Bracketed:
+    """Another family's form: `(thought)`, `[name]`, all else is text. Only what a reply needs of a format is here."""
+
+    def splitter(self):
+        return self
+
+    def push(self, text):
+        kinds = {"(": lambda s: ReasoningDelta(s[1:-1]), "[": lambda s: ToolCall(s[1:-1], "{}")}
+        return [kinds.get(piece[0], TextDelta)(piece) for piece in re.findall(r"\(.*?\)|\[.*?\]|[^(\[]+", text)]
+
+    def finish(self):
+        return []
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+async def test_the_form_of_calls_and_reasoning_is_the_models(logprobs):
+    app = app_of(served(FakeModel(replies("(hm)Well[f]", per_item=20)), FakePrompts(tool_format=Bracketed())))
+    async with openai_client(app) as client:
+        reply = await client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER])
+        chunks = await chunks_of(client, tools=[WEATHER], logprobs=logprobs)
+    message = reply.choices[0].message
+    assert (message.reasoning_content, message.content, message.tool_calls[0].function.name) == ("hm", "Well", "f")
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "hm"
+    assert "".join(delta.content or "" for delta in deltas) == "Well"
+    assert [call.function.name for delta in deltas for call in delta.tool_calls or ()] == ["f"]
 
 
 async def test_minus_infinity_is_written_as_openais_floor():

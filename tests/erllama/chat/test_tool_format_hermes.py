@@ -1,4 +1,4 @@
-"""Tool calls in a reply: found whole, split anywhere, and never at the cost of text."""
+"""The `<tool_call>` form: calls are found whole, split anywhere, and never at the cost of text."""
 
 import json
 from itertools import pairwise
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erllama.chat.tool_calls import CLOSE, MAX_FAILED_BLOCKS, OPEN, TextDelta, ToolCall, ToolCallStream, parse_tool_calls
+from erllama.chat.tool_formats.base import TextDelta, ToolCall, split_reply
+from erllama.chat.tool_formats.hermes import CLOSE, HERMES, MAX_FAILED_BLOCKS, OPEN, HermesSplitter
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 F = ToolCall("f", '{"x": 1}')
@@ -20,21 +21,27 @@ pieces = st.lists(
 ).map("".join)
 
 
-def collect(parts):
+def parse_tool_calls(text):
+    reply = split_reply(HERMES, text)
+    assert reply.reasoning == ""
+    return reply.content, reply.calls
+
+
+def joined(parts):
     """The parts with neighbouring text joined."""
-    joined = []
+    whole = []
     for part in parts:
-        if isinstance(part, TextDelta) and joined and isinstance(joined[-1], TextDelta):
-            joined[-1] = TextDelta(joined[-1].text + part.text)
+        if isinstance(part, TextDelta) and whole and isinstance(whole[-1], TextDelta):
+            whole[-1] = TextDelta(whole[-1].text + part.text)
         else:
-            joined.append(part)
-    return joined
+            whole.append(part)
+    return whole
 
 
 def run(chunks):
-    stream = ToolCallStream()
+    stream = HermesSplitter()
     parts = [part for chunk in chunks for part in stream.push(chunk)]
-    return collect(parts + stream.finish())
+    return joined(parts + stream.finish())
 
 
 @given(pieces, st.lists(st.integers(0, 400), max_size=10))
@@ -91,8 +98,33 @@ def test_arguments_may_be_missing_quoted_or_called_parameters():
     assert calls == [[ToolCall("f", "{}")], [F], [F]]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8) | st.sampled_from([OPEN, CLOSE, '"', "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=5), JSON, max_size=3)), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_what_the_form_writes_the_splitter_and_the_transcript_read(calls, ascii_only):
+    bodies = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii_only) for name, arguments in calls]
+    text = "Well." + HERMES.separator + HERMES.separator.join(HERMES.opening + body + HERMES.closing for body in bodies)
+    content, read = parse_tool_calls(text)
+    assert (content, [(call.name, json.loads(call.arguments_json)) for call in read]) == ("Well.", calls)
+    assert HERMES.strict_calls(text) == ("Well.", calls)
+
+
+def test_the_schema_of_a_call_is_that_of_its_body():
+    schema = HERMES.call_schema("f", {"type": "object"})
+    assert schema["properties"] == {"name": {"const": "f"}, "arguments": {"type": "object"}}
+    assert (schema["required"], schema["additionalProperties"]) == (["name", "arguments"], False)
+
+
 def test_text_streams_out_at_once_and_a_possible_tag_waits():
-    stream = ToolCallStream()
+    stream = HermesSplitter()
     assert stream.push("Hello") == [TextDelta("Hello")]
     assert stream.push(" <tool") == []
     assert stream.push("box>") == [TextDelta(" <toolbox>")]
@@ -106,7 +138,7 @@ def test_a_reply_made_to_be_searched_again_and_again_is_read_in_bounded_time():
     text = OPEN * n + '"' + CLOSE * n
     steps = 0
 
-    class Counting(ToolCallStream):
+    class Counting(HermesSplitter):
         def _block_end(self, body: int) -> int | None:
             nonlocal steps
             steps += 1

@@ -1,4 +1,4 @@
-"""Tool calls in the text of a reply: the `<tool_call>` form of Qwen, Hermes and the demo model.
+"""The `<tool_call>` form of tool calls: Hermes, Qwen 2.5 and 3, and the demo model write it.
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
@@ -9,40 +9,27 @@ A block counts as a call when its body is one JSON object with a string `name` a
 closing tag counts too, since `</tool_call>` may have been the stop string. A closing tag inside a JSON string does not close the block.
 
 White space before a block, and white space after one that no text follows, is layout and dropped. All other text is preserved.
-
-Pure; a `ToolCallStream` belongs to one reply and one thread.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
+
+from erllama.chat.tool_formats.base import Call, ReplyPart, TextDelta, ToolCall, split_reply
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
 MAX_FAILED_BLOCKS = 256  # opening tags that begin no call; after so many the rest is text: each is searched to the end of the reply
 _TOKEN = re.compile(rf'\\.|"|{CLOSE}', re.DOTALL)  # an escaped character, a quote that begins or ends a string, or the closing tag
+_SPACE = re.compile(r"\s*")
+_FIELDS = ({"name"}, {"name", "arguments"}, {"name", "parameters"})
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """`arguments_json` is the JSON text of an object, ready for a wire format; its keys keep the order of the model."""
-
-    name: str
-    arguments_json: str
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """A piece of the reply that belongs to no tool call. Never empty."""
-
-    text: str
-
-
-class ToolCallStream:
-    """Splits a streamed reply into text and calls. The result depends on the text only, not on how it was cut into pushes."""
+class HermesSplitter:
+    """See `ReplySplitter`. Text that may begin a block is held back, so is an open block."""
 
     __slots__ = ("_after_call", "_buffer", "_failed", "_in_string", "_searched")
 
@@ -53,21 +40,20 @@ class ToolCallStream:
         self._failed = 0
         self._after_call = False
 
-    def push(self, text: str) -> list[TextDelta | ToolCall]:
-        """What became certain with `text`, in the order of the reply. Text that may begin a block is held back, so is an open block."""
+    def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
         return self._drain(final=False)
 
-    def finish(self) -> list[TextDelta | ToolCall]:
-        """The rest, at the end of the reply. An open block is a call if its JSON is complete, else text."""
+    def finish(self) -> list[ReplyPart]:
+        """An open block is a call if its JSON is complete, else text."""
         out = self._drain(final=True)
         if self._buffer and not (self._after_call and self._buffer.isspace()):
             out.append(TextDelta(self._buffer))
         self._buffer = ""
         return out
 
-    def _drain(self, *, final: bool) -> list[TextDelta | ToolCall]:
-        out: list[TextDelta | ToolCall] = []
+    def _drain(self, *, final: bool) -> list[ReplyPart]:
+        out: list[ReplyPart] = []
         while self._failed < MAX_FAILED_BLOCKS and (start := self._buffer.find(OPEN)) >= 0:
             self._emit_text(out, len(self._buffer[:start].rstrip()))
             start = self._buffer.find(OPEN)  # what is left before it is white space
@@ -87,7 +73,7 @@ class ToolCallStream:
         self._emit_text(out, len(self._buffer[: len(self._buffer) - _open_prefix(self._buffer)].rstrip()))
         return out
 
-    def _emit_text(self, out: list[TextDelta | ToolCall], n_chars: int) -> None:
+    def _emit_text(self, out: list[ReplyPart], n_chars: int) -> None:
         if n_chars:
             out.append(TextDelta(self._buffer[:n_chars]))
             self._buffer = self._buffer[n_chars:]
@@ -107,14 +93,6 @@ class ToolCallStream:
             if match.end() <= settled:
                 self._searched, self._in_string = match.end(), in_string
         return None
-
-
-def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """The text around the calls of a whole reply, and the calls. Same answer as a `ToolCallStream` over any split of `text`."""
-    stream = ToolCallStream()
-    parts = stream.push(text) + stream.finish()
-    content = "".join(part.text for part in parts if isinstance(part, TextDelta))
-    return content, [part for part in parts if isinstance(part, ToolCall)]
 
 
 def _open_prefix(text: str) -> int:
@@ -144,3 +122,72 @@ def _load_object(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+# --- what a transcript may be compared by ---------------------------------------------------------------------------------------------
+
+
+def _strict_calls(text: str, content: str) -> list[Call] | None:
+    """The calls of a reply that is `content`, then calls, and nothing else but white space; None for any other."""
+    if not text.startswith(content):
+        return None
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    calls: list[Call] = []
+    position = _skip_space(text, len(content))
+    try:
+        while position < len(text):
+            if not text.startswith(OPEN, position):
+                return None
+            body, position = decoder.raw_decode(text, _skip_space(text, position + len(OPEN)))
+            position = _skip_space(text, position)
+            if text.startswith(CLOSE, position):
+                position = _skip_space(text, position + len(CLOSE))
+            calls.append(_strict_call(body, decoder))
+    except (ValueError, RecursionError):
+        return None
+    return calls
+
+
+def _strict_call(body: Any, decoder: json.JSONDecoder) -> Call:
+    if not isinstance(body, dict) or body.keys() not in _FIELDS:
+        raise ValueError("fields that a signature hides")
+    arguments = body.get("arguments", body.get("parameters"))
+    if isinstance(arguments, str):
+        arguments = decoder.decode(arguments)
+    return body["name"], {} if arguments is None else arguments
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a repeated key")
+    return found
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+class Hermes:
+    """See `ToolFormat`."""
+
+    name = "hermes"
+    opening = f"{OPEN}\n"
+    closing = f"\n{CLOSE}"
+    separator = "\n"
+
+    def call_schema(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        properties = {"name": {"const": name}, "arguments": arguments}
+        return {"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False}
+
+    def splitter(self) -> HermesSplitter:
+        return HermesSplitter()
+
+    def strict_calls(self, text: str) -> tuple[str, list[Call]] | None:
+        reply = split_reply(self, text)
+        calls = _strict_calls(text, reply.content) if reply.calls else []
+        return None if calls is None or len(calls) != len(reply.calls) else (reply.content, calls)
+
+
+HERMES = Hermes()
