@@ -77,7 +77,7 @@ def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], Constr
     messages = [template_message(message) for message in body.messages]
     tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(tokens, prompts.n_ctx, "messages")
-    grammar = _checked(chat_constraint(body, reply_constraint(body)), prompts)
+    grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
     return tokens, grammar, _recorder(body, model, tokens)
 
 

@@ -1,16 +1,18 @@
 """Tools of a chat request: which are offered to the template, and the grammar that makes the model call one.
 
-The form of a call is that of `erllama.chat.tool_calls`: `<tool_call>`, a line break, `{"name": ..., "arguments": {...}}`, a line break,
-`</tool_call>`; several calls are separated by line breaks. A forced call (`tool_choice` "required" or named) is enforced. When the
-model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
+How a call is written, and what separates several, is the model's `ToolFormat`. A forced call (`tool_choice` "required" or named) is
+enforced. When the model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
+from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint, ConstraintKind
 
@@ -45,38 +47,38 @@ def _forced(body: ChatBody) -> list[Tool]:
     return tools if choice == "required" else []
 
 
-def chat_constraint(body: ChatBody, reply: Constraint | None) -> Constraint | None:
+def chat_constraint(body: ChatBody, reply: Constraint | None, tool_format: ToolFormat = HERMES) -> Constraint | None:
     """What the whole reply must follow; `reply` constrains its text (`response_format`, `grammar`)."""
     parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     forced = _forced(body)
     if forced:
-        return _calls_or(None, forced, parallel=parallel)
+        return _calls_or(None, forced, tool_format, parallel=parallel)
     if reply is not None and offered_tools(body) is not None:
-        return _calls_or(reply, body.tools or [], parallel=parallel)
+        return _calls_or(reply, body.tools or [], tool_format, parallel=parallel)
     return reply
 
 
-def _calls_or(reply: Constraint | None, tools: Sequence[Tool], *, parallel: bool) -> Constraint:
-    more = r' ("\n" CALL_BEGIN call CALL_END)*' if parallel else ""
-    lark = rf"""
+def _calls_or(reply: Constraint | None, tools: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool) -> Constraint:
+    opening, closing, separator = (json.dumps(text) for text in (tool_format.opening, tool_format.closing, tool_format.separator))
+    more = f" ({separator} CALL_BEGIN call CALL_END)*" if parallel else ""
+    lark = f"""
 start: calls{"" if reply is None else " | reply"}
 calls: CALL_BEGIN call CALL_END{more}
-CALL_BEGIN: "<tool_call>\n"
-CALL_END: "\n</tool_call>"
+CALL_BEGIN: {opening}
+CALL_END: {closing}
 """
-    call = ("call", Constraint.of_schema(calls_schema(tools), "tools"))
+    call = ("call", Constraint.of_schema(calls_schema(tools, tool_format), "tools"))
     return Constraint(ConstraintKind.LARK, lark, "tools", (call,) if reply is None else (call, ("reply", reply)))
 
 
-def calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+def calls_schema(tools: Sequence[Tool], tool_format: ToolFormat = HERMES) -> dict[str, Any]:
     """The JSON schema of one call of one of the tools."""
     variants: list[dict[str, Any]] = []
     definitions: dict[str, Any] = {}
     for index, tool in enumerate(tools):
         parameters = tool.function.parameters or {"type": "object"}
         definitions[f"tool{index}"] = _rebased({"type": "object"} | parameters, f"#/$defs/tool{index}")
-        properties = {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/tool{index}"}}
-        variants.append({"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False})
+        variants.append(tool_format.call_schema(tool.function.name, {"$ref": f"#/$defs/tool{index}"}))
     return (variants[0] if len(variants) == 1 else {"anyOf": variants}) | {"$defs": definitions}
 
 
