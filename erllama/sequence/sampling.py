@@ -124,8 +124,15 @@ class TokenSampler:
         if self._grammar is not None and not self._grammar.allows(token):
             self._grammar.mask(logits)
             forced = self._forced_end(logits)
-            token = self._choose(logits, position, draw=1) if forced is None else forced
+            token = self._choose_again(logits, position) if forced is None else forced
         return token
+
+    def _choose_again(self, masked: Logits, position: int) -> int:
+        """A draw among what a grammar has left, alone: sorting a vocabulary that is nearly all -inf takes a millisecond."""
+        if self._params.greedy or not masked.max() > -np.inf:
+            return self._choose(masked, position, draw=1)
+        ids = np.flatnonzero(masked > -np.inf)
+        return int(ids[self._choose(masked[ids], position, draw=1)])
 
     def _forced_end(self, masked: Logits) -> int | None:
         if not self._banned or self._grammar is None or masked.max() > -np.inf:
