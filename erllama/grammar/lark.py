@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from erllama.grammar.constraint import Constraint, ConstraintKind
-from erllama.grammar.gbnf import MAX_DEPTH, MalformedGrammar, TokenId, gbnf_to_lark
+from erllama.grammar.gbnf import MalformedGrammar, TokenId
+from erllama.grammar.gbnf_lark import MAX_DEPTH, gbnf_to_lark
 from erllama.grammar.schema import RefusedSchema, prepared_schema
 
 # Without forcing, every spelling of a text in tokens is allowed, as the model likes; with it, llguidance would ask for a tokenizer.

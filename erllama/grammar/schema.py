@@ -16,7 +16,7 @@ Pure; every failure is `RefusedSchema`, whose message names the place as a JSON 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -46,11 +46,13 @@ _IMPLIED_TYPES = (
 )
 _COMBINATIONS = ("$ref", "allOf", "anyOf", "oneOf")
 _CONSTRAINTS = frozenset({"type", "enum", "const", *_COMBINATIONS, *(name for _, names in _IMPLIED_TYPES for name in names)})
-_IGNORED = frozenset({"$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "x-guidance", "default", "examples", "title",
-                      "description", "$comment"})  # fmt: skip
+_DROPPED = frozenset(
+    {"additionalProperties", "multipleOf", "$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "x-guidance", "default",
+     "examples", "title", "description", "$comment"}
+)  # fmt: skip
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # keywords that hold schemas by name
 _LISTED = ("prefixItems",)
-_SINGLE = ("items", "additionalProperties", "additionalItems")
+_SINGLE = ("items", "additionalItems")
 
 _Object = Mapping[str, Any]
 
@@ -78,65 +80,85 @@ def _refuse(reason: str, where: str = "") -> NoReturn:
 
 
 class _Declared:
-    """The properties that an object may have, and whether the schema says what others it takes."""
+    """What a schema and all that it combines say: its keywords, the properties that an object may have, and what others must fit."""
 
     def __init__(self) -> None:
+        self.keywords: set[str] = set()
         self.names: dict[str, None] = {}
-        self.closes = True
+        self.others: list[Any] = []  # every `additionalProperties`
 
     def add(self, schema: _Object, where: str) -> None:
+        self.keywords |= _CONSTRAINTS & schema.keys()
         self.names |= dict.fromkeys([*_mapping(schema, "properties", where), *_strings(schema, "required", where)])
-        self.closes = self.closes and "additionalProperties" not in schema
+        self.others += [schema["additionalProperties"]] if "additionalProperties" in schema else []
+
+    def copy(self) -> _Declared:
+        other = _Declared()
+        other.keywords, other.names, other.others = set(self.keywords), dict(self.names), list(self.others)
+        return other
+
+    @property
+    def additional(self) -> Any:
+        """What properties beside `names` must fit, False for none. An object that names none takes any."""
+        if not self.others:
+            return not (self.names or "patternProperties" in self.keywords)
+        if any(other is False for other in self.others):
+            return False
+        others = [other for other in self.others if other is not True]
+        return {"allOf": others} if len(others) > 1 else others[0] if others else True
+
+    @property
+    def implied_type(self) -> str | None:
+        if {"type", "enum", "const"} & self.keywords:
+            return None
+        return next((name for name, words in _IMPLIED_TYPES if self.keywords & set(words)), None)
 
 
 class _Preparation:
-    """One schema on its way. `alone` makes a schema that stands for itself, `part` one that another adds to: only the first is closed."""
+    """One schema on its way. `alone` makes a schema that stands for itself, `_part` one that another adds to: only the first is closed."""
 
     def __init__(self, root: _Object) -> None:
         self._root = root
         self._n_visits = 0
         self.mixes = False  # some object takes names beside its own, and an escape could spell one of its own
 
-    def alone(self, schema: Any, where: str, depth: int = 0) -> Any:
+    def alone(self, schema: Any, where: str, depth: int = 0, beside: _Declared | None = None) -> Any:
+        """`beside` has what stands beside the union of which `schema` is a branch."""
         if not isinstance(schema, dict):
             return self._boolean(schema, where)
-        constraints = _CONSTRAINTS & schema.keys()
-        if constraints == {"$ref"}:
+        if beside is None and _CONSTRAINTS & schema.keys() == {"$ref"}:
             self._visit(schema, where, depth)
             self._resolve(schema["$ref"], where)
-            return {name: value for name, value in self._children(schema, where, depth).items() if name != "$ref"} | {
-                "$ref": schema["$ref"]
-            }
-        declared = _Declared()
+            return self._children(schema, where, depth)
+        declared = _Declared() if beside is None else beside.copy()
         declared.add(schema, where)
-        if constraints & {"$ref", "allOf"}:
-            for branch in self._parts_of(schema, where):
-                self._declare(branch, declared, where, depth + 1)
-        return self._closed(schema, declared, where, depth)
+        for part in self._parts_of(schema, where):
+            self._declare(part, declared, where, depth + 1)
+        return self._finished(schema, declared, where, depth)
 
-    def _closed(self, schema: _Object, declared: _Declared, where: str, depth: int) -> dict[str, Any]:
+    def _finished(self, schema: _Object, declared: _Declared, where: str, depth: int) -> dict[str, Any]:
         union = next((name for name in ("anyOf", "oneOf") if name in schema), None)
         made = self._open(schema, where, depth, union)
-        if union is not None:
-            made[union] = self._branches(schema, union, declared, where, depth)
-        elif declared.closes and (declared.names or "patternProperties" in schema):
-            _close(made, declared.names)
+        if union is None:
+            self._complete_object(made, declared, where, depth)
+        else:
+            beside = declared if declared.keywords - {union} else None
+            made[union] = [
+                self.alone(branch, f"{where}/{union}/{number}", depth + 1, beside)
+                for number, branch in enumerate(_options(schema, union, where))
+            ]
         return _in_order(made)
 
-    def _branches(self, schema: _Object, union: str, declared: _Declared, where: str, depth: int) -> list[Any]:
-        """The branches of a union, each closed together with what stands beside the union."""
-        return [
-            self._branch(branch, declared, f"{where}/{union}/{number}", depth + 1)
-            for number, branch in enumerate(_list(schema, union, where))
-        ]
-
-    def _branch(self, branch: Any, beside: _Declared, where: str, depth: int) -> Any:
-        if not isinstance(branch, dict) or not (beside.names or not beside.closes):
-            return self.alone(branch, where, depth)
-        declared = _Declared()
-        declared.names, declared.closes = dict(beside.names), beside.closes
-        self._declare(branch, declared, where, depth)
-        return self._closed({"allOf": [branch]} if "$ref" in branch else branch, declared, where, depth)
+    def _complete_object(self, made: dict[str, Any], declared: _Declared, where: str, depth: int) -> None:
+        """Say what the standard leaves open: the type, and which other properties there may be."""
+        if declared.implied_type is not None:
+            made["type"] = declared.implied_type
+        additional = declared.additional
+        self.mixes = self.mixes or bool(declared.names and additional is not False)
+        if additional is True:
+            return
+        made["properties"] = dict.fromkeys(declared.names, True) | made.get("properties", {})
+        made["additionalProperties"] = self.alone(additional, f"{where}/additionalProperties", depth + 1)
 
     def _open(self, schema: _Object, where: str, depth: int, union: str | None = None) -> dict[str, Any]:
         """All but `union`, with what it is combined with copied into it: a definition that stands for itself elsewhere is closed there."""
@@ -144,11 +166,12 @@ class _Preparation:
         made = self._children(schema, where, depth)
         parts = [self._part(part, where, depth + 1) for part in self._parts_of(schema, where)]
         made.pop("$ref", None)
+        made.pop("allOf", None)
         if parts:
             made["allOf"] = parts
         for name in ("anyOf", "oneOf"):
             if name in schema and name != union:
-                made[name] = [self._part(branch, f"{where}/{name}", depth + 1) for branch in _list(schema, name, where)]
+                made[name] = [self._part(branch, f"{where}/{name}", depth + 1) for branch in _options(schema, name, where)]
         return made
 
     def _part(self, schema: Any, where: str, depth: int) -> Any:
@@ -165,7 +188,7 @@ class _Preparation:
             return
         self._visit(schema, where, depth)
         declared.add(schema, where)
-        unions = [branch for name in ("anyOf", "oneOf") if name in schema for branch in _list(schema, name, where)]
+        unions = [branch for name in ("anyOf", "oneOf") if name in schema for branch in _options(schema, name, where)]
         for part in [*self._parts_of(schema, where), *unions]:
             self._declare(part, declared, where, depth + 1)
 
@@ -173,7 +196,7 @@ class _Preparation:
         """The keywords of one schema, those that are schemas prepared; combinations are left to the caller."""
         made: dict[str, Any] = {}
         for name, value in schema.items():
-            if name in _IGNORED:
+            if name in _DROPPED:
                 continue
             if name in _NAMED:
                 made[name] = {
@@ -187,10 +210,9 @@ class _Preparation:
                 made[name] = value
         if len(_mapping(made, "properties", where).keys() - _strings(made, "required", where)) > MAX_OPTIONAL:
             _refuse(f"an object has more than {MAX_OPTIONAL} optional properties", where)
-        _check_pattern(made.get("pattern"), where)
-        _complete(made, where)
-        made.pop("multipleOf", None)
-        self.mixes = self.mixes or bool(made.get("properties") and made.get("additionalProperties", False) is not False)
+        for pattern in (made.get("pattern"), *_mapping(made, "patternProperties", where)):
+            _check_pattern(pattern, where)
+        _complete_tuple(made)
         return made
 
     def _boolean(self, schema: Any, where: str) -> bool:
@@ -216,25 +238,13 @@ class _Preparation:
             _refuse(f"the reference {ref!r} leads nowhere", where)
 
 
-def _close(made: dict[str, Any], names: Mapping[str, None]) -> None:
-    made["properties"] = made.get("properties", {}) | {name: True for name in names if name not in made.get("properties", {})}
-    made["additionalProperties"] = False
-
-
-def _complete(made: dict[str, Any], where: str) -> None:
-    """Say what the standard leaves open: the type, how a tuple ends, what a closed object requires."""
+def _complete_tuple(made: dict[str, Any]) -> None:
     if isinstance(made.get("items"), list):  # the spelling before 2020-12
         made["prefixItems"], made["items"] = made["items"], made.pop("additionalItems", False)
     if "prefixItems" in made:
         made.setdefault("items", False)
         least = made.get("minItems", 0)
         made["minItems"] = max(least, len(made["prefixItems"])) if isinstance(least, int) else least
-    if made.get("additionalProperties") is False:
-        _close(made, dict.fromkeys(_strings(made, "required", where)))
-    if not {"type", "enum", "const"} & made.keys():
-        implied = next((name for name, words in _IMPLIED_TYPES if made.keys() & set(words)), None)
-        if implied is not None:
-            made["type"] = implied
 
 
 def _check_pattern(pattern: Any, where: str) -> None:
@@ -265,26 +275,48 @@ def _target(root: Any, ref: str) -> Any:
 
 
 def _depth(prepared: _Object) -> int:
-    """Every reference is followed once at most, so no chain of them is longer than all of their targets together."""
-    refs = {ref for ref in _references(prepared) if isinstance(ref, str)}
-    depth = _nesting(prepared)
-    for ref in refs:
+    """A bound of how deep llguidance recurses, which follows every reference once: the longest chain of targets; those in cycles, or
+    on the way to one, all count."""
+    depths: dict[int, int] = {}  # by identity of a part of `prepared`
+    _measure(prepared, depths)
+    targets = _targets(prepared, prepared)
+    calls = {key: _targets(prepared, target).keys() for key, target in targets.items()}
+    longest: dict[int, int] = {}
+    while ready := [key for key, called in calls.items() if key not in longest and called <= longest.keys()]:
+        longest |= {key: depths[key] + max((longest[called] for called in calls[key]), default=0) for key in ready}
+        if max(longest.values()) > MAX_DEPTH:
+            break
+    return depths[id(prepared)] + max(longest.values(), default=0) + sum(depths[key] for key in calls if key not in longest)
+
+
+def _targets(root: _Object, part: Any) -> dict[int, Any]:
+    """What is referred to within `part`, by identity."""
+    targets: dict[int, Any] = {}
+    for ref in set(_references(part)):
         with suppress(LookupError):  # one inside a constant is no reference
-            depth += _nesting(_target(prepared, ref))
-    return depth
+            target = _target(root, ref)
+            if isinstance(target, dict):
+                targets[id(target)] = target
+    return targets
 
 
-def _references(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict) and "$ref" in value:
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(value.get("$ref"), str):
         yield value["$ref"]
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in _inner(value):
         yield from _references(inner)
 
 
-def _nesting(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_nesting, value.values()), default=0)
-    return 1 + max(map(_nesting, value), default=0) if isinstance(value, list) else 0
+def _measure(value: Any, depths: dict[int, int]) -> int:
+    """How deep objects and lists are nested in `value`; noted for each of them."""
+    if not isinstance(value, dict | list):
+        return 0
+    depths[id(value)] = depth = 1 + max((_measure(inner, depths) for inner in _inner(value)), default=0)
+    return depth
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _mapping(schema: _Object, name: str, where: str) -> dict[str, Any]:
@@ -296,9 +328,16 @@ def _mapping(schema: _Object, name: str, where: str) -> dict[str, Any]:
 
 def _list(schema: _Object, name: str, where: str) -> list[Any]:
     value = schema[name]
-    if not isinstance(value, list) or not value:
-        _refuse(f"{name} must be a non-empty list", where)
+    if not isinstance(value, list):
+        _refuse(f"{name} must be a list", where)
     return value
+
+
+def _options(schema: _Object, name: str, where: str) -> list[Any]:
+    options = _list(schema, name, where)
+    if not options:
+        _refuse(f"{name} must be a non-empty list", where)
+    return options
 
 
 def _strings(schema: _Object, name: str, where: str) -> list[str]:

@@ -298,6 +298,7 @@ def references(n, step, last):
         ({"anyOf": []}, "anyOf must be a non-empty list"),
         ({"properties": []}, "properties must be an object"),
         ({"required": "a"}, "required must be a list of strings"),
+        ({"additionalProperties": 0}, "a schema must be an object, got int (at #/additionalProperties)"),
         ({"properties": {"a": 3}}, "a schema must be an object, got int (at #/properties/a)"),
         ({"properties": {"a": False}, "required": ["a"]}, "Unsatisfiable"),
         ({"not": {}}, "'not' is not supported"),
@@ -316,6 +317,8 @@ def references(n, step, last):
         (references(5000, lambda ref: ref, {}), "too long a chain"),
         (references(3000, lambda ref: {"properties": {"a": ref}}, {}), "too long a chain"),
         (references(3000, lambda ref: {"allOf": [ref], "properties": {"x": {}}}, {}), "never end"),
+        (references(300, lambda ref: {"properties": {"a": ref, "b": {"$ref": "#"}}}, {}), "too long a chain"),
+        ({"anyOf": [{"$ref": f"#/$defs/{'%61' * n}x"} for n in range(50)], "$defs": {}}, "leads nowhere"),
         (references(25, lambda ref: {"allOf": [ref, ref]}, {}), "expands to more than"),
         ({"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(4)]} for i in range(12)]}, "schema too large"),
     ],
@@ -436,7 +439,11 @@ SCHEMAS = {
         ["{}", '{"ab":null}', '{"ab":null,"a":1,"abc":2,"":3,"é":4}', '{"x":1}'],
         ['{"ab":1}', '{"x":1,"ab":null}', '{"x":null}', '{"ab":null,"ab":1}', '{"\\u0061b":1}'],
     ),
-    "additional true": ({"properties": {"a": {"const": 1}}, "additionalProperties": True}, ['{"a":1,"b":"x"}', '{"b":[1]}'], ['{"a":2}']),
+    "additional true": (
+        {"properties": {"a": {"const": 1}}, "additionalProperties": True},
+        ['{"a":1,"b":"x"}', '{"b":[1]}'],
+        ['{"a":2}', '{"\\u0061":2}'],
+    ),
     "map": ({"type": "object", "additionalProperties": {"type": "integer"}}, ["{}", '{"a":1,"b":2}'], ['{"a":"x"}']),
     "empty object": ({"type": "object", "additionalProperties": False}, ["{}", "{ }"], ['{"a":1}']),
     "required only": ({"required": ["k"]}, ['{"k":1}'], ["{}"]),
@@ -525,6 +532,23 @@ SCHEMAS = {
          "$defs": {"A": {"properties": {"a": {"const": 1}}}}},
         ['{"x":{"a":1},"y":{"a":1,"b":2}}'],
         ['{"x":{"a":1,"b":2}}', '{"y":{"c":1}}'],
+    ),
+    "unions in unions": (
+        {"properties": {"a": True}, "anyOf": [{"anyOf": [{"properties": {"b": True}}, {"properties": {"c": True}}]}, {"required": ["a"]}]},
+        ['{"a":1,"b":2}', '{"c":3}', "{}"],
+        ['{"b":1,"c":2}', '{"d":1}', "[]"],
+    ),
+    "nullable by its type alone": (
+        {"type": ["object", "null"], "anyOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": True, "b": True}},
+        ["null", '{"b":1}'],
+        ["{}", "1"],
+    ),
+    "a type that a part implies": ({"allOf": [{"properties": {"a": True}}, {"title": "t"}, True]}, ['{"a":1}'], ["1", '{"b":1}']),
+    "lists of nothing": ({"allOf": [], "prefixItems": [], "items": {"type": "null"}}, ["[]", "[null]"], ["{}", "[1]"]),
+    "escapes cannot spell a name again": (
+        {"additionalProperties": {"type": "integer"}, "allOf": [{"properties": {"ab": {"type": "null"}}}]},
+        ['{"ab":null,"x":1}'],
+        ['{"\\u0061b":1}', '{"ab":1}'],
     ),
     "open by its own word": (
         {"allOf": [{"properties": {"a": {"const": 1}}, "additionalProperties": True}, {"properties": {"b": {"const": 2}}}]},
@@ -747,6 +771,12 @@ def test_more_grammars_than_are_kept_are_compiled_again():
     for n in range(100):
         compiler.check(gbnf(f'root ::= "a{n}"'))
     assert compiler.matcher(gbnf('root ::= "a0"')).allows(ord("a"))
+
+
+def test_many_definitions_that_do_not_follow_each_other_compile():
+    definitions = {f"d{i}": {"properties": {"x": {"anyOf": [{"type": "null"}, {"type": "array"}]}}} for i in range(400)}
+    schema = {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in definitions], "$defs": definitions}
+    assert accepts(schema_of(schema), '{"x":null}')
 
 
 def test_an_object_may_require_many_properties():
