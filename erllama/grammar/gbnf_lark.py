@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import groupby
 
 from erllama.grammar.gbnf import GbnfParser, Group, Item, MalformedGrammar, Ref, Repeat, Rule, Symbols, Text, Token, TokenId
 
@@ -33,19 +34,22 @@ def gbnf_to_lark(text: str, token_id: TokenId, start: str = "start") -> str:
 
 
 class _Writer:
-    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a terminal."""
+    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a terminal.
+
+    Groups get names, too: llguidance's parser takes some thirty nested parentheses, people's grammars may have more.
+    """
 
     def __init__(self, rules: dict[str, Rule], start: str) -> None:
         self._rules = rules
         self._start = start
         self._number = {name: number for number, name in enumerate(rules)}
         self._regular = _regular_rules(rules)
-        self._runs: dict[str, str] = {}  # what regular items in a row of a recursive rule match -> the name of its terminal
+        self._named: dict[str, str] = {}  # the body of a terminal or rule of our own -> its name
 
     def write(self) -> str:
         lines = [f"{self._start}: {self._name('root')}"]
         lines += [f"{self._name(name)}: {self._body(name, rule)}" for name, rule in self._rules.items()]
-        lines += [f"{name}: {body}" for body, name in self._runs.items()]
+        lines += [f"{name}: {body}" for body, name in self._named.items()]
         return "\n".join(lines) + "\n"
 
     def _name(self, rule: str) -> str:
@@ -60,28 +64,24 @@ class _Writer:
         return f"({self._choice(again, self._plain)})* ({end})" if again else end
 
     def _choice(self, alternates: list[Symbols], write: Callable[[Symbols], str]) -> str:
-        return " | ".join(write(sequence) for sequence in alternates)
+        return " | ".join(write(symbols) for symbols in alternates)
 
-    def _plain(self, sequence: Symbols) -> str:
-        return " ".join(self._item(item, self._plain) for item in sequence) or '""'
+    def _plain(self, symbols: Symbols) -> str:
+        return " ".join(self._item(item, self._plain) for item in symbols) or '""'
 
-    def _mixed(self, sequence: Symbols) -> str:
+    def _mixed(self, symbols: Symbols) -> str:
         """A sequence of a recursive rule: regular items in a row become one terminal."""
         parts: list[str] = []
-        run: Symbols = []
-        for item in [*sequence, None]:
-            if item is not None and _is_regular([item], self._regular):
-                run.append(item)
-                continue
-            if run:
-                parts.append(self._run(self._plain(run)))
-                run = []
-            if item is not None:
-                parts.append(self._item(item, self._mixed))
+        for regular, items in groupby(symbols, lambda item: _is_regular([item], self._regular)):
+            if regular:
+                parts.append(self._own(self._plain(list(items)), self._plain))
+            else:
+                parts += [self._item(item, self._mixed) for item in items]
         return " ".join(parts) or '""'
 
-    def _run(self, body: str) -> str:
-        return self._runs.setdefault(body, f"{self._start.upper()}_T{len(self._runs)}")
+    def _own(self, body: str, write: Callable[[Symbols], str]) -> str:
+        name = f"{self._start}_own{len(self._named)}"
+        return self._named.setdefault(body, name.upper() if write == self._plain else name)
 
     def _item(self, item: Item, write: Callable[[Symbols], str]) -> str:
         match item:
@@ -90,11 +90,13 @@ class _Writer:
             case Ref(name):
                 return self._name(name)
             case Group(alternates):
-                return f"({self._choice(alternates, write)})"
+                return self._own(self._choice(alternates, write), write)
             case Repeat(_, _, 0):
                 return '""'
             case Repeat(repeated, least, most):
-                return f"({write([repeated])}){{{least},{'' if most is None else most}}}"
+                one = self._item(repeated, write)
+                one = self._own(one, write) if isinstance(repeated, Repeat) else one
+                return f"{one}{{{least},{'' if most is None else most}}}"
 
 
 def _regular_rules(rules: dict[str, Rule]) -> set[str]:

@@ -9,11 +9,11 @@ from deployments.model.replica import ModelReplica, stuck_after_s
 
 
 class FakeModel:
-    def prepare_grammars(self) -> None:
-        pass
-
     def __init__(self, *_: object, **__: object) -> None:
         self.asked: list[float] = []
+
+    def prepare_grammars(self) -> None:
+        pass
 
     def check_alive(self, stuck_after_s: float) -> None:
         self.asked.append(stuck_after_s)

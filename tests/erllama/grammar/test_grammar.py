@@ -145,6 +145,8 @@ GRAMMARS = {
     "an ambiguous grammar": ('root ::= s\ns ::= "x" s "1" | "x" s "2" | "y"', ["y", "x" * 20 + "y" + "12" * 10], ["xy", "xy12"]),
     "white space by recursion": ('root ::= "a" ws "b"\nws ::= ([ \\t\\n] ws)?', ["ab", "a \n b"], ["a", "axb"]),
     "what begins alike": ('root ::= [a-z]* "ab" | item "c"\nitem ::= "a" | "ab"', ["ab", "xxab", "ac", "abc"], ["", "abb", "b"]),
+    "deep nesting": ("root ::= " + "(" * 90 + '"a"' + ")*" * 90, ["", "aaa"], ["b"]),
+    "deep nesting of a recursive rule": ("root ::= " + "(" * 90 + '"a" root?' + ")?" * 90, ["", "aaa"], ["b"]),
     "an empty repetition": ('root ::= ""* "a"{0} "b"', ["b"], ["", "ab"]),
     "names that differ by case and dashes": ('root ::= a-b A-B aB\na-b ::= "1"\nA-B ::= "2"\naB ::= "3" | "(" root ")"', ["123"], ["12"]),
     "JSON of llama.cpp": (
