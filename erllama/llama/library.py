@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import llama_cpp
@@ -21,19 +20,63 @@ from erllama.stats import GpuDevice
 
 log = logging.getLogger("erllama.llama_cpp")
 
-_ERROR, _WARN, _CONT = 4, 3, 5  # enum ggml_log_level
+_ERROR, _WARN, _CONT = 4, 3, 5  # enum ggml_log_level; _CONT continues the line before
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: GPU, IGPU
-_KEPT_LINES = 50
-_recent: deque[tuple[int, int, str]] = deque(maxlen=_KEPT_LINES)  # (thread, level, text): reasons for the exception of a failed call
+
+
+class _ErrorCapture:
+    """Who gets a line that llama.cpp logs as an error: the innermost block that is open on the thread which logs it.
+
+    A thread of llama.cpp's own has no blocks. Its lines go to every block that is open: they belong to one of them, and a reason too many
+    is better than none. Lines of Python threads without a block are nobody's.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: dict[int, list[list[str]]] = {}  # by thread, the innermost one last
+        self._last = threading.local()
+
+    def level_of(self, level: int) -> int:
+        """The level of a message on this thread: its own, or that of the line which it continues."""
+        if level != _CONT:
+            self._last.level = level
+        return getattr(self._last, "level", level)
+
+    def add(self, line: str) -> None:
+        foreign = isinstance(threading.current_thread(), threading._DummyThread)
+        with self._lock:
+            if foreign:
+                receivers = [block for blocks in self._blocks.values() for block in blocks[-1:]]
+            else:
+                receivers = self._blocks.get(threading.get_ident(), [])[-1:]
+            for block in receivers:
+                block.append(line)
+
+    @contextmanager
+    def block(self) -> Iterator[list[str]]:
+        me, lines = threading.get_ident(), list[str]()
+        with self._lock:
+            self._blocks.setdefault(me, []).append(lines)
+        try:
+            yield lines
+        finally:
+            with self._lock:
+                self._blocks[me].pop()
+                if not self._blocks[me]:
+                    del self._blocks[me]
+
+
+_capture = _ErrorCapture()
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     line = text.decode(errors="replace").rstrip()
+    level = _capture.level_of(level)
     if not line or line == "." * len(line):
         return
-    _recent.append((threading.get_ident(), level, line))
     if level == _ERROR:
+        _capture.add(line)
         log.error("%s", line)
     elif level == _WARN:
         log.info("%s", line)  # repeated per tensor and rarely anything an operator can act on
@@ -47,16 +90,12 @@ def initialise() -> None:
     llama_cpp.llama_backend_init()
 
 
-@contextmanager
-def captured_errors() -> Iterator[list[str]]:
-    """Collects what llama.cpp logged as an error on this thread within the block; the list is filled when the block ends."""
-    errors: list[str] = []
-    _recent.clear()
-    try:
-        yield errors
-    finally:
-        me = threading.get_ident()
-        errors.extend(text for thread, level, text in list(_recent) if thread == me and level in (_ERROR, _CONT))
+def captured_errors() -> AbstractContextManager[list[str]]:
+    """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while the block is open.
+
+    Blocks of other threads neither see these lines nor lose theirs; a block inside another one keeps its lines to itself.
+    """
+    return _capture.block()
 
 
 def trim_heap() -> None:
