@@ -6,17 +6,15 @@ Three modes, from certain to cheap. The mode is part of the digest ("safe:<hex>"
 - chunked  sha256 over size, first MiB and evenly spaced MiBs: finds another quantisation or finetune, not a patched byte
 - trusted  sha256 over name, size and mtime: for a file system whose owner promises never to replace a file in place
 
-A split model is digested over all its parts in order. The memory of `safe` is a JSON file; losing or corrupting it costs a rehash.
-Any thread may call `fingerprint`; two processes that write the memory at once may lose one entry, never the file.
+A split model is digested over all its parts in order. `safe` remembers its digests in a `JsonMemory`; losing that costs a rehash.
+Any thread may call `fingerprint`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any, BinaryIO
 
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import split_paths
+from erllama.gguf.json_memory import JsonMemory
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,6 @@ READ_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
 N_CHUNKS = 64  # 64 MiB of a file of any size: 40 ms from the page cache, well under a second from a network file system
 PROGRESS_BYTES = 4 << 30
-MEMORY_VERSION = 1
-MAX_REMEMBERED = 1024  # entries; the oldest go first
 
 
 class FingerprintMode(StrEnum):
@@ -98,13 +95,13 @@ def _digest(pieces: Iterator[bytes | memoryview]) -> str:
 def _remembered_digest(parts: list[Path], stats: list[dict[str, int]], cache_path: Path | None) -> str:
     """The digest of all bytes, from the memory when every part is unchanged since."""
     key = os.path.abspath(parts[0])
-    memory = _load_memory(cache_path)
-    entry = memory.get(key)
+    memory = JsonMemory(cache_path, "fingerprint memory")
+    entry = memory.entries().get(key)
     if isinstance(entry, dict) and entry.get("parts") == stats and _is_sha256(entry.get("sha256")):
         return str(entry["sha256"])
     digest = _digest(_all_bytes(parts, sum(stat["size"] for stat in stats)))
     if [_stat(part) for part in parts] == stats:
-        _save_memory(cache_path, key, {"parts": stats, "sha256": digest})
+        memory.add(key, {"parts": stats, "sha256": digest})
     return digest
 
 
@@ -141,40 +138,3 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _read_at(file: BinaryIO, offset: int) -> bytes:
     file.seek(offset)
     return file.read(CHUNK_BYTES)
-
-
-def _load_memory(cache_path: Path | None) -> dict[str, Any]:
-    if cache_path is None:
-        return {}
-    try:
-        content = json.loads(cache_path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        logger.warning("ignoring the fingerprint memory path=%s reason=%r", cache_path, str(error))
-        return {}
-    entries = content.get("entries") if isinstance(content, dict) and content.get("version") == MEMORY_VERSION else None
-    if not isinstance(entries, dict):
-        logger.warning("ignoring the fingerprint memory path=%s reason='not a version %d memory'", cache_path, MEMORY_VERSION)
-        return {}
-    return entries
-
-
-def _save_memory(cache_path: Path | None, key: str, entry: dict[str, Any]) -> None:
-    """Add one entry to what the file holds now; a temporary file and a rename, so that a reader sees the old or the new one."""
-    if cache_path is None:
-        return
-    entries = {name: value for name, value in _load_memory(cache_path).items() if name != key}
-    entries[key] = entry
-    newest = dict(list(entries.items())[-MAX_REMEMBERED:])
-    temporary = None
-    try:
-        cache_path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_path.parent, prefix=cache_path.name, delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            json.dump({"version": MEMORY_VERSION, "entries": newest}, file)
-        temporary.replace(cache_path)
-    except (OSError, ValueError) as error:
-        logger.warning("cannot write the fingerprint memory path=%s reason=%r", cache_path, str(error))
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
