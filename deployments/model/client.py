@@ -72,10 +72,9 @@ class ModelClient:
         error: ErllamaError | None = None
         while True:
             try:
-                async with aclosing(self._events("generate", run.request)) as lists:
-                    while True:
-                        async with asyncio.timeout(run.attempts.left_s):
-                            events, error = run.take(await anext(lists))
+                async with aclosing(self._events(run.attempts, "generate", run.request)) as lists:
+                    async for arrived in lists:
+                        events, error = run.take(arrived)
                         if events:
                             yield events
                         if error is not None:
@@ -86,6 +85,7 @@ class ModelClient:
                 error = gone
             except TimeoutError:
                 error = error or _unanswered()
+            assert error is not None
             wait_s = run.attempts.failed(error) if self._closing is None else None
             if wait_s is None:
                 yield [Failed(self._closing or error)]
@@ -116,7 +116,7 @@ class ModelClient:
         self, /, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that continues a session of the replica that serves it. It ends with that replica."""
-        return self._singly(self._events("continue_", session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
+        return self._singly(self._session_events(session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
 
     async def end_session(self, session_id: str) -> None:
         await self._broadcast("end_session", session_id)
@@ -202,8 +202,18 @@ class ModelClient:
                 for event in events:
                     yield event
 
-    async def _events(self, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
-        """One attempt. Whatever ends it early raises an `ErllamaError`."""
+    async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
+        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
+        try:
+            async with aclosing(self._events(attempts, "continue_", *args)) as lists:
+                async for events in lists:
+                    attempts.progressed()
+                    yield events
+        except TimeoutError:
+            raise _unanswered() from None
+
+    async def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
+        """One attempt. Raises `TimeoutError` when `attempts` have no time left; whatever else ends it early raises an `ErllamaError`."""
         if self._closing is not None:
             raise self._closing
         self._loop = asyncio.get_running_loop()
@@ -212,7 +222,11 @@ class ModelClient:
             response: Any = getattr(self._stream, method).remote(*args)
             self._running.add(response)
             try:
-                async for events in response:
+                while not ended:
+                    async with asyncio.timeout(attempts.left_s):
+                        events = await anext(response, None)
+                    if events is None:
+                        break
                     ended = isinstance(events[-1], Done | Failed)
                     yield events
             finally:

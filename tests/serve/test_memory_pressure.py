@@ -81,7 +81,7 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
             "total_bytes": total,
             "min_bytes": 64 << 20,  # demo's context is smaller than that
             "sources": ["system"],
-            "order": ["context"],
+            "release_kinds": ["context"],
             "gc_s": 2,
         },
     }

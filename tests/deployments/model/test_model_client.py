@@ -325,6 +325,10 @@ def test_calls_whose_answer_does_not_come_in_time_end_as_unavailable(remote):
     assert handle.responses[0].cancelled
     with pytest.raises(ModelUnavailable):
         remote(Handle(lambda sent, n: ["hang"]), timeout_s=0.01).complete([1])
+    handle = Handle(lambda sent, n: ["hang"])
+    with pytest.raises(ModelUnavailable):
+        list(remote(handle, timeout_s=0.01).continue_("s"))
+    assert handle.responses[0].cancelled
 
 
 def test_when_time_is_up_after_a_failure_the_failure_is_what_is_told(remote):
