@@ -1,8 +1,8 @@
 """Which replica shall have a request: costs in prompt tokens, the cheapest first. Pure.
 
     missing   tokens that the replica would have to compute; those its node's first tier has count for a part
-    displaced where no place of the context is empty, another conversation loses its own: it is taken to be as long as this one, and half of
-              them to come back
+    displaced where no sequence of the context is empty, another conversation loses its own: it is taken to be as long as this one, and
+              half of them to come back
     busy      every running request counts for a sixteenth of the guard: neighbours share the cores
     waiting   every request beyond what runs at once counts for the guard: `guard_tokens` of computing are better than waiting behind one
 

@@ -64,7 +64,7 @@ class _Known:
         return next((i for i in range(len(chain), 0, -1) if chain[i - 1] in theirs or chain[i - 1] in ours), 0)
 
     def goes_on(self, chain: Sequence[int]) -> bool:
-        """Whether the prompt continues a sequence that it holds, which then needs no other's place."""
+        """Whether the prompt continues a sequence that it holds, which then displaces no other."""
         return any(h in self.published.tails or h in self.tails for h in chain)
 
     def full(self, chain: Sequence[int]) -> bool:
@@ -216,7 +216,7 @@ class RouteTable(Generic[K]):
         return record
 
     def _remember(self, record: _Record[K]) -> None:
-        """What outlives the request: where it was tried, its session's place, and what the first tier of the node will have."""
+        """What outlives the request: where it was tried, where its session is, and what the first tier of the node will have."""
         prompt, node = record.prompt, self._known[record.replica].node
         if prompt.request:
             earlier = self._tried.get(prompt.request, set()) if prompt.attempt > 1 else set()

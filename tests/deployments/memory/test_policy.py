@@ -60,7 +60,7 @@ def orders_of(*reports: ReplicaReport, spec: SchedulerSpec = SPEC) -> list[tuple
         ),
         ([report("x", weights(50), idle_s=99), report("y", context(15), idle_s=1)], [("y", ReleaseKind.CONTEXT)]),  # cheaper first
         ([report("m", context(10), weights(10))], [("m", ReleaseKind.CONTEXT)]),  # one order at a time; the next reading tells
-        ([report("a1", tier(30)), report("a2", tier(31))], [("a2", ReleaseKind.RAM_TIER)]),  # one place, seen by two
+        ([report("a1", tier(30)), report("a2", tier(31))], [("a2", ReleaseKind.RAM_TIER)]),  # one tier, seen by two
         ([report("m", context(50), used=50), report("n", context(50), node="b")], [("n", ReleaseKind.CONTEXT)]),
         ([report("m", context(50, "gpu:x"))], []),  # RAM is full, the GPU is not known to be
     ],

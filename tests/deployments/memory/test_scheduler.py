@@ -43,7 +43,7 @@ class FakeReplica:
         self.held = gb * GB
         self.elsewhere = elsewhere * GB
         self.delta: News | None = None
-        self.heard: list[News] = []
+        self.applied: list[News] = []
         self.garbage_orders: list[GarbageOrder] = []
         self.orders: list[ReleaseOrder] = []
         self.failure: Exception | None = None
@@ -82,7 +82,7 @@ class FakeReplica:
         return ReleaseResult(freed)
 
     async def apply_deltas(self, deltas: list[News]) -> None:
-        self.heard += deltas
+        self.applied += deltas
 
     async def collect_garbage(self, order: GarbageOrder) -> Collected | None:
         self.garbage_orders.append(order)
@@ -248,14 +248,14 @@ def test_news_go_to_all_but_a_model_whose_only_replica_told_them():
         it = Fixture(FakeGroup(one), FakeGroup(other))
         delta = one.delta = News("owner")
         status = await it.round()
-        assert (one.heard, other.heard) == ([], [delta])
+        assert (one.applied, other.applied) == ([], [delta])
         assert status.deltas == 1
         await it.round()
-        assert other.heard == [delta], "told once"
+        assert other.applied == [delta], "told once"
         off = Fixture(FakeGroup(twin), FakeGroup(other), spec=SchedulerSpec(gossip=False))
         twin.delta = delta
         await off.round()
-        assert other.heard == [delta]
+        assert other.applied == [delta]
 
     run(story)
 

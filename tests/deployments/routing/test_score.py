@@ -28,7 +28,7 @@ def view(key: str, **known: object) -> ReplicaView[str]:
         pytest.param({"live": 960, "load": 6}, {}, "b", id="a hot replica sheds"),
         pytest.param({"live": 64, "load": 4}, {}, "b", id="a short match is not worth waiting for"),
         pytest.param({"live": 960, "load": 6}, {"load": 6}, "a", id="all are hot"),
-        pytest.param({"live": 64, "full": True, "load": 1}, {}, "b", id="an empty place elsewhere rather than another's conversation"),
+        pytest.param({"live": 64, "full": True, "load": 1}, {}, "b", id="an empty sequence elsewhere rather than another's conversation"),
         pytest.param({"has_session": True, "load": 9}, {"live": 960}, "a", id="a session stays"),
         pytest.param({"has_failed": True, "live": 960, "has_session": True}, {"load": 9}, "b", id="not again where it failed"),
     ],
