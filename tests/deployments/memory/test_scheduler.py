@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cache_store import Collected, News
 from deployments.app import build_app
 from deployments.config import BuildArgs, ReleaseKind, SchedulerSpec
+from deployments.memory import service
 from deployments.memory.messages import (
     RAM,
     GarbageOrder,
@@ -318,6 +319,30 @@ def test_the_loop_goes_on_after_a_round_that_failed_and_its_end_is_noticed(caplo
             it.scheduler.check_alive()
 
     run(story)
+
+
+async def turn() -> None:
+    await asyncio.sleep(0)
+
+
+def test_the_deployments_rounds_begin_with_it_and_end_when_serve_stops_it(monkeypatch):
+    monkeypatch.setattr(service, "share_serve_log", lambda: None)
+    args = BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}]})
+
+    async def story() -> None:
+        deployment = service.MemoryScheduler(args.model_dump(mode="json"), {})
+        while not (await deployment.status()).ticked:
+            await turn()
+        await deployment.check_health()
+        deployment.__del__()
+        deployment.close()
+        while len(asyncio.all_tasks()) > 1:
+            await turn()
+        with pytest.raises(RuntimeError, match="has not finished a round"):
+            await deployment.check_health()
+
+    asyncio.run(story())
+    service.MemoryScheduler.__new__(service.MemoryScheduler).__del__()  # one that failed to start
 
 
 @pytest.mark.parametrize(("first", "expected"), [(True, [None, "done"]), (False, [None, "done", "late"])])
