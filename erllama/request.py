@@ -98,7 +98,7 @@ class GenerationRequest:
     chosen token and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error);
     the request waits a moment for a save of that state that is in flight. `session_id` keeps the sequence in the context after its end for
     the next request of the session.
-    `record_replay` says that the reply will come back as chat history: the ids it was sampled as are stored.
+    `record_transcript` says that the reply will come back as chat history: the ids it was sampled as are stored.
     `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text that became certain with them:
     generation goes on after them, and only what is new is delivered. `max_tokens` counts them. The seed must then be that of the earlier
     run, for the reply to be the one it would have been.
@@ -116,7 +116,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     parent_key: str | None = None
     session_id: str | None = None
-    record_replay: bool = False
+    record_transcript: bool = False
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
 
@@ -138,7 +138,7 @@ class GenerationRequest:
             _check_type("parent_key", self.parent_key, str, "a string")
         if self.session_id is not None:
             _check_session(self.session_id)
-        _check_type("record_replay", self.record_replay, bool, "true or false")
+        _check_type("record_transcript", self.record_transcript, bool, "true or false")
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(

@@ -92,7 +92,7 @@ class PromptPort(Protocol):
         ...
 
 
-class ReplayPort(Protocol):
+class TranscriptPort(Protocol):
     """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where the reply comes back as history."""
 
     @property
@@ -111,15 +111,15 @@ class ReplayPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed. `replays` None: chat history
-    is tokenised from its text."""
+    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed. With `transcripts` None, chat
+    history is tokenised from its text."""
 
     id: str
     client: ModelPort
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
-    replays: ReplayPort | None = None
+    transcripts: TranscriptPort | None = None
 
 
 class ModelRegistry:

@@ -19,7 +19,7 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
 from deployments.http.middleware import request_id
-from deployments.http.ports import PromptPort, ReplayPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel, TranscriptPort
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow
 from erllama.events import Done, Event, Tokens
@@ -54,11 +54,11 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-class ReplyRecorder:
+class TranscriptRecorder:
     """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it is complete."""
 
-    def __init__(self, replays: ReplayPort, prompt: ChainKey, n: int) -> None:
-        self._replays = replays
+    def __init__(self, transcripts: TranscriptPort, prompt: ChainKey, n: int) -> None:
+        self._transcripts = transcripts
         self._prompt = prompt
         self._ids: list[list[int]] = [[] for _ in range(n)]
         self._texts: list[list[str]] = [[] for _ in range(n)]
@@ -69,7 +69,7 @@ class ReplyRecorder:
                 self._ids[index] += event.ids
                 self._texts[index].append(event.text)
             elif isinstance(event, Done):
-                self._replays.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
+                self._transcripts.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
 
 
 def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> None:
@@ -80,7 +80,7 @@ def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> N
         )
 
 
-async def _items(model: ServedModel, requests: Sequence[GenerationRequest], recorder: ReplyRecorder | None) -> Indexed:
+async def _items(model: ServedModel, requests: Sequence[GenerationRequest], recorder: TranscriptRecorder | None) -> Indexed:
     """What the choices produce. A reply is recorded before its end leaves: the client may answer at once."""
     async with aclosing(fan_out(model.client, requests)) as items:
         async for index, events in items:
@@ -94,7 +94,7 @@ async def whole_reply(
     model: ServedModel,
     requests: Sequence[GenerationRequest],
     reply: WholeReply,
-    recorder: ReplyRecorder | None = None,
+    recorder: TranscriptRecorder | None = None,
 ) -> Response:
     """The whole reply in one body. A client that goes away cancels all choices at once."""
 
@@ -108,7 +108,7 @@ async def whole_reply(
 
 
 async def _chunks(
-    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, recorder: ReplyRecorder | None
+    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, recorder: TranscriptRecorder | None
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(_items(model, requests, recorder)) as items:
         async for index, events in items:
@@ -123,7 +123,7 @@ def streamed_reply(
     writer: ReplyWriter,
     *,
     keepalive_s: float,
-    recorder: ReplyRecorder | None = None,
+    recorder: TranscriptRecorder | None = None,
 ) -> Response:
     """The reply as it is made, in the framing of the request's dialect; see `StreamResponse` for when the status leaves."""
     chunks, framing = _chunks(model, requests, writer, recorder), dialect_of(request.scope).framing

@@ -19,8 +19,8 @@ from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import DrainWatch, app_is_deleted
 from deployments.serve_log import share_serve_log
-from erllama.cache.setup import replay_root
-from erllama.chat.transcript_book import ReplayBook
+from erllama.cache.setup import transcript_root
+from erllama.chat.transcript_book import TranscriptBook
 from erllama.config import padded_context
 from erllama.errors import EngineStopped, ErllamaError
 
@@ -40,7 +40,7 @@ class Ingress:
         self._options = config.http
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
-        book, salt = _replay_book(config.store), config.store.salt
+        book, salt = _transcript_book(config.store), config.store.salt
         self._models = {spec.id: _served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models}
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
@@ -82,7 +82,7 @@ def ingress_grace_s(args: BuildArgs) -> float:
     return max(spec.graceful_shutdown_timeout_s for spec in args.models)
 
 
-def _replay_book(store: StoreSpec) -> ReplayBook:
+def _transcript_book(store: StoreSpec) -> TranscriptBook:
     """What this process knows of earlier replies, with the store behind it. A tier that cannot be used here costs hits, not the ingress."""
     config = store.config()
     try:
@@ -90,11 +90,11 @@ def _replay_book(store: StoreSpec) -> ReplayBook:
     except StoreError as error:
         log.warning("replies of earlier runs cannot be looked up here: %s", error)
         reader = None
-    return ReplayBook(None if reader is None else reader.get)
+    return TranscriptBook(None if reader is None else reader.get)
 
 
-def _served(spec: ModelSpec, handle: Any, book: ReplayBook, salt: str, failover: FailoverPolicy) -> ServedModel:
+def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
-    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=replay_root(spec.id, salt), book=book)
-    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, replays=prompts)
+    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=transcript_root(spec.id, salt), book=book)
+    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, transcripts=prompts)

@@ -15,9 +15,9 @@ from cache_store import ChainKey
 from erllama.chat.template import ChatTemplate, tokenize_chat
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
-from erllama.chat.transcript import prompt_key, replay_of
-from erllama.chat.transcript_book import ReplayBook
-from erllama.chat.transcript_prompt import replayed_chat
+from erllama.chat.transcript import prompt_key, transcript_of
+from erllama.chat.transcript_book import TranscriptBook
+from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
@@ -36,7 +36,8 @@ class _Loaded:
 
 
 class PromptSource:
-    """The real `PromptPort`, and with a book `ReplayPort`. Methods that need the file raise `ModelLoadError` while it cannot be read."""
+    """The real `PromptPort`, with a book also the `TranscriptPort`. Methods that need the file raise `ModelLoadError` while it cannot be
+    read."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class PromptSource:
         n_ctx: int | None = None,
         template: str | None = None,
         root: ChainKey | None = None,
-        book: ReplayBook | None = None,
+        book: TranscriptBook | None = None,
     ) -> None:
         """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the engine knows.
 
@@ -108,7 +109,7 @@ class PromptSource:
         if self._root is None or self._book is None:
             return tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
         find = self._book.finder()
-        return replayed_chat(
+        return transcript_prompt(
             state.template,
             state.vocab,
             messages,
@@ -129,7 +130,7 @@ class PromptSource:
     def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
         if self._root is None or self._book is None:
             return
-        block = replay_of(self._root, parent, reply_ids, text, self._get().vocab.piece, self.tool_format)
+        block = transcript_of(self._root, parent, reply_ids, text, self._get().vocab.piece, self.tool_format)
         if block is not None:
             self._book.record(block)
 

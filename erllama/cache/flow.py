@@ -283,10 +283,10 @@ class CacheFlow:
         )
         self.live.keep(seq_id, held)
 
-    def record_replay(self, sequence: Sequence) -> None:
+    def record_transcript(self, sequence: Sequence) -> None:
         """A chat reply is complete: store which ids it was sampled as, for when its text comes back as history."""
         if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:  # one that was resumed at its end has no KV here
-            self._saver.record_replay(sequence)
+            self._saver.record_transcript(sequence)
 
     def save_due(self) -> None:
         """Do the saves that are due. KV is quiescent."""

@@ -16,7 +16,7 @@ import numpy as np
 from cache_store import Block, BlockId, ChainKey, Piece, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
-from erllama.chat.transcript import replay_block
+from erllama.chat.transcript import transcript_block
 from erllama.kv.layout import KvReading, Rows
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -35,13 +35,13 @@ class KvSaver:
         policy: CachePolicy,
         counts: CacheCounters,
         *,
-        replay_root: ChainKey,
+        transcript_root: ChainKey,
         build: str,
         clock: Callable[[], float],
     ) -> None:
         self._backend = backend
         self._store = store
-        self._replay_root = replay_root
+        self._transcript_root = transcript_root
         self._policy = policy
         self._counts = counts
         self._build = build
@@ -89,11 +89,13 @@ class KvSaver:
         self.save(sequence.id, sequence.kv, upto, reason, logits=logits)
         sequence.n_saved = max(sequence.n_saved, upto)
 
-    def record_replay(self, sequence: Sequence) -> None:
+    def record_transcript(self, sequence: Sequence) -> None:
         """Store the ids of a chat reply under what a client will send back for it."""
         reply_ids = sequence.tokens[sequence.n_prompt :]
         try:
-            block = replay_block(self._replay_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece)
+            block = transcript_block(
+                self._transcript_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece
+            )
             if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._build)])
         except Exception as error:

@@ -45,7 +45,7 @@ def make_flow(backend: Backend, config: EngineConfig, policy: CachePolicy, store
     executor.submit(backend.prefault, _PREFAULT_BYTES)
     reader = KvReader(backend, store, policy, executor=executor, wake=wake, align=align)
     saver = KvSaver(
-        backend, store, policy, counts, replay_root=replay_root(config.id, store.salt), build=backend.state_version, clock=time.time
+        backend, store, policy, counts, transcript_root=transcript_root(config.id, store.salt), build=backend.state_version, clock=time.time
     )
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)
 
@@ -70,7 +70,7 @@ def namespace(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def replay_root(model_id: str, salt: str) -> ChainKey:
+def transcript_root(model_id: str, salt: str) -> ChainKey:
     """The chain root of recorded chat replies: any process that knows a model's name finds them, without loading its weights.
 
     Whoever finds some checks that they spell the text: a model that was replaced under its name costs hits, never a wrong token.

@@ -1,7 +1,7 @@
-"""Replies as they were sampled, found again by what a client sends back. Pure.
+"""Transcripts: replies as the ids they were sampled as, found again by what a client sends back. Pure.
 
 Text does not determine tokens: a reply that comes back as chat history tokenises into other ids than were sampled, and a tool call comes
-back with other white space. So the ids of a reply are kept as a REPLAY object, under
+back with other white space. So the ids of a reply are kept, its transcript, as an object of kind REPLAY under
 
     parent   the prefix key of the prompt that was answered (all of its ids)
     key      the signature: sha256 over canonical JSON of [text, [[function name, arguments], ...]]
@@ -32,26 +32,26 @@ Piece = Callable[[int], bytes]
 """The bytes of a token as it appears in a reply; b"" for control tokens."""
 
 Find = Callable[[BlockId], Sequence[int] | None]
-"""The ids of a REPLAY object, or None. Bounds its own time."""
+"""The ids of a transcript, or None. Bounds its own time."""
 
 
-def replay_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
+def transcript_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
     """The object to store for a reply that was sampled as `reply_ids` (without the end token) and reached the client as `text`.
 
-    None when it must not, or need not, be replayed. `root` is that of the KV which belongs to the prompt.
+    None when the reply must not, or need not, come back as these ids. `root` is that of the KV which belongs to the prompt.
     """
-    return replay_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
+    return transcript_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
 
 
-def replay_of(
+def transcript_of(
     root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: str, piece: Piece, tool_format: ToolFormat = HERMES
 ) -> Block | None:
-    """`replay_block` for who has the key of the prompt already."""
+    """`transcript_block` for who has the key of the prompt already."""
     ids = spelling(reply_ids, text, piece)
     signature = reply_signature(text, tool_format)
     if not ids or signature is None:
         return None
-    return Block(replay_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
+    return Block(transcript_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
 
 
 def prompt_key(root: ChainKey, prompt_tokens: Sequence[int]) -> ChainKey:
@@ -59,7 +59,7 @@ def prompt_key(root: ChainKey, prompt_tokens: Sequence[int]) -> ChainKey:
     return TokenChain(root, prompt_tokens).key_at(len(prompt_tokens))
 
 
-def replay_id(root: ChainKey, parent: ChainKey, signature: ChainKey) -> BlockId:
+def transcript_id(root: ChainKey, parent: ChainKey, signature: ChainKey) -> BlockId:
     return BlockId(root, Kind.REPLAY, parent, signature)
 
 

@@ -30,7 +30,7 @@ ENTRY_BYTES = 600  # an id and its place in the mapping, beside 4 bytes per toke
 MAX_ABSENT = 4096
 
 
-class ReplayBook:
+class TranscriptBook:
     """`fetch` None: nothing is known but what this process recorded. `clock` is monotonic, in nanoseconds."""
 
     def __init__(
@@ -54,7 +54,7 @@ class ReplayBook:
         self._n_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<ReplayBook {len(self._known)} replies, {self._n_bytes} of {self._max_bytes} bytes>"
+        return f"<TranscriptBook {len(self._known)} replies, {self._n_bytes} of {self._max_bytes} bytes>"
 
     @property
     def has_store(self) -> bool:
@@ -62,9 +62,9 @@ class ReplayBook:
         return self._fetch is not None
 
     def record(self, block: Block) -> None:
-        """Remember a REPLAY object. One that would need the whole budget for itself is not."""
+        """Remember a transcript. One that would need the whole budget for itself is not."""
         if block.id.kind is not Kind.REPLAY:
-            raise ValueError(f"not a replay: {block.id.name}")
+            raise ValueError(f"not a transcript: {block.id.name}")
         ids = np.array(block.tokens, dtype=np.uint32)  # a copy: the block may view a buffer that is used again
         if _cost(ids) > self._max_bytes:
             return
@@ -116,7 +116,7 @@ class ReplayBook:
         try:
             block = self._fetch(id, left_ns / 1e9)
         except StoreError as error:
-            log.warning("replay look-up failed: name=%s error=%s", id.name, error)
+            log.warning("transcript look-up failed: name=%s error=%s", id.name, error)
             return None
         if block is None or block.id != id:
             return None

@@ -2,13 +2,14 @@
 
     text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a sentinel for each reply
     segments  --------           ------         -----           the text between sentinels; tokenised, special tokens and all
-    gaps               ---------        ---------               what the template makes of the replies
-    ids       tokenised  sampled  tokenised  ...                a gap whose reply is not found is tokenised with its surroundings
+    slots              ---------        ---------                what the template makes of the replies
+    ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is tokenised with its surroundings
 
-Invariants: the segments and gaps together are the template's own text. A reply made of text replays only where the template inserts it
-verbatim, so the ids always spell that text. A tool call replays in place of its gap, whatever that looks like: its parsed form was
-compared. When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is ambiguous), the prompt is the
-canonical one; nothing here adds an error to what `ChatTemplate.render` and `tokenize_chat` raise.
+Invariants: the segments and slots together are the template's own text. The ids of a reply made of text are taken only where
+the template inserts it verbatim, so they always spell that text. The ids of a tool call take the place of its slot, whatever
+that looks like: its parsed form was compared. When anything is odd (the template fails on a sentinel, drops or moves one, or
+the alignment is ambiguous), the prompt is the canonical one; nothing here adds an error to what `ChatTemplate.render` and
+`tokenize_chat` raise.
 
 Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure but for the look-ups.
 """
@@ -25,7 +26,7 @@ from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, normalise_messages, tokenize_chat
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
-from erllama.chat.transcript import Find, message_signature, replay_id, reply_signature
+from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
 from erllama.errors import ErllamaError
 
 MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
@@ -34,8 +35,8 @@ HEAD_CHARS = 32
 Render = Callable[[Sequence[Mapping[str, Any]]], str]
 
 
-class ReplayVocab(Vocab, Protocol):
-    """What replaying asks of a vocabulary beyond tokenising."""
+class TranscriptVocab(Vocab, Protocol):
+    """What sampled ids in a prompt ask of a vocabulary beyond tokenising."""
 
     n_vocab: int
 
@@ -47,7 +48,7 @@ class ReplayVocab(Vocab, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Gap:
+class _Slot:
     """Where a reply stands. `text` is what the template makes of it; `replaces` says whether sampled ids may take its place."""
 
     text: str
@@ -62,15 +63,15 @@ class _Gap:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """`segments` has one entry more than `gaps`; interleaved they are the canonical text."""
+    """`segments` has one entry more than `slots`; interleaved they are the canonical text."""
 
     segments: tuple[str, ...]
-    gaps: tuple[_Gap, ...]
+    slots: tuple[_Slot, ...]
 
 
-def replayed_chat(
+def transcript_prompt(
     template: ChatTemplate,
-    vocab: ReplayVocab,
+    vocab: TranscriptVocab,
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -100,7 +101,7 @@ def _layout(text: str, messages: list[dict[str, Any]], render: Render, tool_form
     tries = [replies, plain] if plain != replies else [replies]  # some templates refuse tool results without the call that asked for them
     for chosen in tries:
         layout = _cut(text, messages, chosen, render, tool_format) if chosen else None
-        if layout is not None and any(gap.replaces for gap in layout.gaps):
+        if layout is not None and any(slot.replaces for slot in layout.slots):
             return layout
     return None
 
@@ -110,8 +111,8 @@ def _calls(message: Mapping[str, Any]) -> bool:
 
 
 def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat) -> _Layout | None:
-    stem = _stem(text)
-    marks = {i: f"{stem}{n}x" for n, i in enumerate(chosen)}
+    word = _unused_word(text)
+    marks = {i: f"{word}{n}x" for n, i in enumerate(chosen)}
     shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
     try:
         segments = _split(render(shown), list(marks.values()))
@@ -120,30 +121,31 @@ def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: R
     if segments is None:
         return None
     replies = [messages[i] for i in chosen]
-    texts = _gap_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
+    texts = _slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
     if texts is None:
         return None
     for n, reply in enumerate(replies):
         if not _calls(reply):
             segments[n], texts[n], segments[n + 1] = _with_space(segments[n], texts[n], segments[n + 1], reply["content"])
-    gaps = [
-        _Gap(gap, reply["content"], _calls(reply), message_signature(reply, tool_format)) for gap, reply in zip(texts, replies, strict=True)
+    slots = [
+        _Slot(slot, reply["content"], _calls(reply), message_signature(reply, tool_format))
+        for slot, reply in zip(texts, replies, strict=True)
     ]
-    return _Layout(tuple(segments), tuple(gaps))
+    return _Layout(tuple(segments), tuple(slots))
 
 
-def _with_space(before: str, gap: str, after: str, content: str) -> tuple[str, str, str]:
+def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, str, str]:
     """A template that trims a reply and writes a space of its own (Mistral's do) has written what the model said: the space goes with
     the reply. The three together stay the same text."""
-    if not gap or gap != content.strip():
-        return before, gap, after
-    left, _, right = content.partition(gap)
+    if not slot or slot != content.strip():
+        return before, slot, after
+    left, _, right = content.partition(slot)
     if before.endswith(left) and after.startswith(right):
         return before.removesuffix(left), content, after.removeprefix(right)
-    return before, gap, after
+    return before, slot, after
 
 
-def _stem(text: str) -> str:
+def _unused_word(text: str) -> str:
     """A word that is not in `text`, of letters and digits only: templates trim, escape and quote other characters."""
     n = 0
     while f"xReply{n}x" in text:
@@ -166,14 +168,14 @@ def _split(text: str, marks: list[str]) -> list[str] | None:
     return [*segments, text]
 
 
-def _gap_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
+def _slot_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
     """What stands between the segments in `text`. First under the assumption that every content is there verbatim (None: a tool call,
     whose text is the template's affair), then without it."""
     return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
 
 
 def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """The gaps when those with a content hold exactly that; None when this is impossible or possible in more than one way."""
+    """The slots when those with a content hold exactly that; None when this is impossible or possible in more than one way."""
     literals = [segments[0]]
     for content, segment in zip(contents, segments[1:], strict=True):
         if content is None:
@@ -230,14 +232,14 @@ def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[t
 def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
     """The ids of the prompt; None when no reply was found and the canonical ones will do."""
     n_found = 0
-    for segment, gap, following in zip(layout.segments[:-1], layout.gaps, layout.segments[1:], strict=True):
+    for segment, slot, following in zip(layout.segments[:-1], layout.slots, layout.segments[1:], strict=True):
         joiner.write(segment)
-        ids = joiner.look_up(gap, following, find) if gap.replaces else None
+        ids = joiner.look_up(slot, following, find) if slot.replaces else None
         if ids is None:
-            joiner.write(gap.text)
+            joiner.write(slot.text)
         else:
             n_found += 1
-            joiner.replay(ids)
+            joiner.insert(ids)
     if not n_found:
         return None
     joiner.write(layout.segments[-1])
@@ -251,7 +253,7 @@ class _Joiner:
     text, from that control token on.
     """
 
-    def __init__(self, vocab: ReplayVocab, root: ChainKey, tool_format: ToolFormat, *, limit: int) -> None:
+    def __init__(self, vocab: TranscriptVocab, root: ChainKey, tool_format: ToolFormat, *, limit: int) -> None:
         self._vocab = vocab
         self._tool_format = tool_format
         self._root = root
@@ -264,7 +266,7 @@ class _Joiner:
     def write(self, text: str) -> None:
         self._open, self._tail = self._open + text, None
 
-    def replay(self, ids: Sequence[int]) -> None:
+    def insert(self, ids: Sequence[int]) -> None:
         """Put `ids` behind all text so far."""
         self._settled = self._settled.extended([*self._open_ids(), *ids])
         self._open, self._tail, self._begun = "", [], True
@@ -272,16 +274,16 @@ class _Joiner:
     def ids(self) -> list[int]:
         return [*self._settled.ids.tolist(), *self._open_ids()]
 
-    def look_up(self, gap: _Gap, following: str, find: Find) -> Sequence[int] | None:
-        """The ids of the reply in `gap`, if they are known, say what the gap says, and `following` may stand behind them."""
+    def look_up(self, slot: _Slot, following: str, find: Find) -> Sequence[int] | None:
+        """The ids of the reply in `slot`, if they are known, say what the slot says, and `following` may stand behind them."""
         self._left -= len(self._open)
-        if self._left < 0 or gap.signature is None:
+        if self._left < 0 or slot.signature is None:
             return None
         open_ids = self._open_ids()
         if self._adds_end(open_ids):
             return None
-        ids = find(replay_id(self._root, self._parent(open_ids), gap.signature))
-        if ids is None or not self._spells(ids, gap) or not self._continues(following):
+        ids = find(transcript_id(self._root, self._parent(open_ids), slot.signature))
+        if ids is None or not self._spells(ids, slot) or not self._continues(following):
             self._settle(open_ids)
             return None
         return ids
@@ -309,14 +311,16 @@ class _Joiner:
         end = self._vocab.eos_text
         return bool(end and open_ids) and not self._open.endswith(end) and self._vocab.detokenize(open_ids[-1:], special=True) == end
 
-    def _spells(self, ids: Sequence[int], gap: _Gap) -> bool:
+    def _spells(self, ids: Sequence[int], slot: _Slot) -> bool:
         """The name proposes, the ids decide."""
         vocab = self._vocab
         if not ids or not 0 <= min(ids) <= max(ids) < vocab.n_vocab:
             return False
         pieces = [vocab.piece(token) for token in ids]
         text = b"".join(pieces).decode(errors="replace")
-        return b"" not in pieces and (reply_signature(text, self._tool_format) == gap.signature if gap.has_calls else text == gap.content)
+        return b"" not in pieces and (
+            reply_signature(text, self._tool_format) == slot.signature if slot.has_calls else text == slot.content
+        )
 
     def _continues(self, following: str) -> bool:
         """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before a text that begins with a word."""

@@ -360,8 +360,8 @@ class Engine:
 
     def _commit(self, sequence: Sequence) -> None:
         """The reply is complete: it is the session's transcript now, and will come back as chat history."""
-        if sequence.request.record_replay:
-            self._flow.record_replay(sequence)
+        if sequence.request.record_transcript:
+            self._flow.record_transcript(sequence)
         if sequence.request.session_id is not None:
             self.sessions.commit(sequence.request.session_id, sequence.tokens)
 

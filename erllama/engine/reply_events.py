@@ -19,12 +19,12 @@ PieceOf = Callable[[int], bytes]
 _ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step.CANCEL: FinishReason.CANCELLED}
 
 
-def replay(sequence: Sequence, piece: PieceOf) -> None:
+def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
     """Bring grammar and text to where the earlier run left them. What becomes certain on the way has been delivered."""
     for token in sequence.request.resumed:
         if sequence.text.stopped:
             raise InvalidParameter("resumed goes on after a stop string", param="resumed")
-        sequence.sampler.replay(token)
+        sequence.sampler.fast_forward(token)
         _note(sequence, sequence.text.push(piece(token)))
 
 
@@ -50,7 +50,7 @@ def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, cl
 
 
 def _note(sequence: Sequence, text: str) -> None:
-    if sequence.request.record_replay:
+    if sequence.request.record_transcript:
         sequence.reply.append(text)
 
 

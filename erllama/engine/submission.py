@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cache_store import ChainKey, TokenChain
 from erllama.backend.base import Backend
-from erllama.engine.reply_events import replay
+from erllama.engine.reply_events import fast_forward
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
 from erllama.request import GenerationRequest
 from erllama.sequence.adapter_set import AdapterSet
@@ -80,7 +80,7 @@ def new_sequence(request: GenerationRequest, backend: Backend, adapters: Adapter
         submitted_ns=submitted_ns,
     )
     try:
-        replay(sequence, backend.piece)
+        fast_forward(sequence, backend.piece)
     except ErllamaError:
         sequence.sampler.close()
         raise

@@ -144,7 +144,7 @@ class TokenSampler:
         if self._grammar is not None:
             self._grammar.accept(token)
 
-    def replay(self, token: int) -> None:
+    def fast_forward(self, token: int) -> None:
         """Accept a token that an earlier run drew. Raises `InvalidParameter` for one that the grammar does not allow here."""
         if self._grammar is not None and not self._grammar.allows(token):
             raise InvalidParameter(f"resumed holds token id {token} where the grammar does not allow it", param="resumed")

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 NS_PER_MS = 1_000_000
 ROOT = root_key("tests")
-REPLAY_ROOT = root_key("replays of tests")
+TRANSCRIPT_ROOT = root_key("transcripts of tests")
 
 
 def adapter_set(*names: str) -> AdapterSet:
@@ -241,5 +241,5 @@ def make_flow(backend: StubBackend, policy: CachePolicy, store: Store | None, ex
     if store is None:
         return CacheFlow(backend, policy, counts, align=align)
     reader = KvReader(backend, store, policy, executor=executor, wake=lambda: None, align=align)
-    saver = KvSaver(backend, store, policy, counts, replay_root=REPLAY_ROOT, build="stub", clock=lambda: 1e9)
+    saver = KvSaver(backend, store, policy, counts, transcript_root=TRANSCRIPT_ROOT, build="stub", clock=lambda: 1e9)
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)

@@ -73,7 +73,7 @@ def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: Constra
         grammar=grammar,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
-        record_replay=True,
+        record_transcript=True,
     )
     return _choices(base, body.n or 1)
 

@@ -81,8 +81,7 @@ class StreamWriter:
         self._include_usage = include_usage
 
     def _chunk_prefix(self) -> str:
-        """The beginning of every chunk, up to the first choice. Writers join what follows as text: encoding whole chunks costs three times
-        as much per token."""
+        """The beginning of every chunk, up to the first choice. Writers join the rest as text: what does not change is encoded once."""
         head = self._head
         return f'data: {{"id":{encode(head.id)},"object":"{self._kind}","created":{head.created},"model":{encode(head.model)},"choices":['
 

@@ -24,7 +24,7 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import INLINE_CHARS, ReplyRecorder, check_fits, prepare, read_body, streamed_reply, whole_reply
+from deployments.http.reply import INLINE_CHARS, TranscriptRecorder, check_fits, prepare, read_body, streamed_reply, whole_reply
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 
@@ -63,16 +63,16 @@ def _prompt_text(prompt: Prompt, prompts: PromptPort) -> str:
     return prompt if isinstance(prompt, str) else prompts.detokenize(prompt)
 
 
-def _recorder(body: ChatBody, model: ServedModel, tokens: Sequence[int]) -> ReplyRecorder | None:
-    prompt = None if model.replays is None else model.replays.prompt_key(tokens)
-    return None if model.replays is None or prompt is None else ReplyRecorder(model.replays, prompt, body.n or 1)
+def _recorder(body: ChatBody, model: ServedModel, tokens: Sequence[int]) -> TranscriptRecorder | None:
+    prompt = None if model.transcripts is None else model.transcripts.prompt_key(tokens)
+    return None if model.transcripts is None or prompt is None else TranscriptRecorder(model.transcripts, prompt, body.n or 1)
 
 
 def _may_wait(body: ChatBody, model: ServedModel) -> bool:
-    return model.replays is not None and model.replays.may_wait and any(message.role == "assistant" for message in body.messages)
+    return model.transcripts is not None and model.transcripts.may_wait and any(message.role == "assistant" for message in body.messages)
 
 
-def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], Constraint | None, ReplyRecorder | None]:
+def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], Constraint | None, TranscriptRecorder | None]:
     prompts = model.prompts
     messages = [template_message(message) for message in body.messages]
     tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})

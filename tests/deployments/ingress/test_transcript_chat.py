@@ -12,8 +12,8 @@ from cache_store.format.keys import root_key
 from demo_model.template import CHAT_TEMPLATE
 from deployments.ingress import prompts as prompts_module
 from deployments.ingress.prompts import PromptSource
-from erllama.chat.transcript import replay_block
-from erllama.chat.transcript_book import ReplayBook
+from erllama.chat.transcript import transcript_block
+from erllama.chat.transcript_book import TranscriptBook
 from erllama.errors import DecodeFailed
 from erllama.events import Done, Failed, FinishReason, Tokens
 from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats
@@ -75,10 +75,10 @@ class Chat:
     """A served model with a book, and the conversation so far."""
 
     def __init__(self, text, book=None, source=None, **script):
-        self.book = book or ReplayBook()
+        self.book = book or TranscriptBook()
         self.prompts = source or PromptSource("x", root=ROOT, book=self.book)
         self.model = FakeModel(samples(text, **script))
-        self.app = app_of(replace(served(self.model, self.prompts), replays=self.prompts))
+        self.app = app_of(replace(served(self.model, self.prompts), transcripts=self.prompts))
         self.ids = tuple(text.encode())
 
     @property
@@ -86,7 +86,7 @@ class Chat:
         """The first prompt and its reply as it was sampled."""
         return (*self.model.requests[0].prompt_tokens, *self.ids)
 
-    def replayed(self):
+    def continues_as_sampled(self):
         return self.model.requests[-1].prompt_tokens[: len(self.first)] == self.first
 
     def canonical(self, messages, tools=None):
@@ -107,8 +107,8 @@ async def test_a_reply_comes_back_as_sampled(vocab):
     async with openai_client(chat.app) as client:
         [choice] = await ask(client, HI)
         await ask(client, [*HI, choice.message, MORE])
-    assert chat.replayed()
-    assert all(request.record_replay for request in chat.model.requests)
+    assert chat.continues_as_sampled()
+    assert all(request.record_transcript for request in chat.model.requests)
 
 
 async def test_a_streamed_reply_is_remembered_before_its_last_chunk_leaves(vocab):
@@ -125,13 +125,13 @@ async def test_a_streamed_reply_is_remembered_before_its_last_chunk_leaves(vocab
 
     async with openai_client(watched) as client:
         chunks = [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, stream=True)]
-        assert [book[:22] for book in known] == ["<ReplayBook 1 replies,"]
+        assert [book[:26] for book in known] == ["<TranscriptBook 1 replies,"]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         await ask(client, [*HI, {"role": "assistant", "content": text}, MORE])
-    assert chat.replayed()
+    assert chat.continues_as_sampled()
 
 
-async def test_a_call_replays_although_the_client_wrote_its_json_anew(vocab):
+async def test_a_call_comes_back_as_sampled_although_the_client_wrote_its_json_anew(vocab):
     chat = Chat(f"Let me tell.\n{CALL}\n{CALL}")
     async with openai_client(chat.app) as client:
         [choice] = await ask(client, HI, tools=TOOLS)
@@ -140,17 +140,17 @@ async def test_a_call_replays_although_the_client_wrote_its_json_anew(vocab):
             call["function"]["arguments"] = json.dumps({"days": 2, "city": "Ulm"}, indent=1)
         results = [{"role": "tool", "tool_call_id": call["id"], "content": "wet"} for call in message["tool_calls"]]
         await ask(client, [*HI, message, *results], tools=TOOLS)
-    assert chat.replayed()
+    assert chat.continues_as_sampled()
 
 
-async def test_a_streamed_call_replays(vocab):
+async def test_a_streamed_call_comes_back_as_sampled(vocab):
     chat = Chat(CALL)
     async with openai_client(chat.app) as client:
         chunks = [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)]
         [call] = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
         message = {"role": "assistant", "tool_calls": [call.model_dump()]}
         await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call.id, "content": "wet"}], tools=TOOLS)
-    assert chat.replayed()
+    assert chat.continues_as_sampled()
 
 
 async def test_each_of_several_choices_can_be_continued(vocab):
@@ -166,7 +166,7 @@ async def test_each_of_several_choices_can_be_continued(vocab):
         for choice in await ask(client, HI, n=2):
             await ask(client, [*HI, choice.message, MORE])
             chat.ids = tuple(choice.message.content.encode())
-            assert chat.replayed()
+            assert chat.continues_as_sampled()
 
 
 @pytest.mark.parametrize("reason", list(FinishReason)[:2])
@@ -175,7 +175,7 @@ async def test_what_a_stop_string_cut_off_does_not_come_back(vocab, reason):
     async with openai_client(chat.app) as client:
         [choice] = await ask(client, HI, stop="###")
         await ask(client, [*HI, choice.message, MORE])
-    assert chat.replayed()
+    assert chat.continues_as_sampled()
     assert chat.model.requests[-1].prompt_tokens[len(chat.first)] == 258
 
 
@@ -201,7 +201,7 @@ async def test_completions_are_not_remembered(vocab):
     async with http_client(chat.app) as client:
         assert (await client.post("/v1/completions", json={"prompt": list(prompt)})).status_code == 200
     assert "0 replies" in repr(chat.book)
-    assert not chat.model.requests[0].record_replay
+    assert not chat.model.requests[0].record_transcript
 
 
 async def test_without_a_book_history_is_tokenised_from_its_text(vocab):
@@ -215,14 +215,14 @@ async def test_without_a_book_history_is_tokenised_from_its_text(vocab):
 
 async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(vocab):
     prompt = PromptSource("x").render_chat(HI, None, {})
-    block = replay_block(ROOT, prompt, b"well", "well", PairVocab().piece)
+    block = transcript_block(ROOT, prompt, b"well", "well", PairVocab().piece)
     on_loop = []
 
     def fetch(id, deadline_s):
         on_loop.append(threading.current_thread() is threading.main_thread())
         return block if id == block.id else None
 
-    chat = Chat("x", ReplayBook(fetch))
+    chat = Chat("x", TranscriptBook(fetch))
     async with openai_client(chat.app) as client:
         await ask(client, HI)
         assert on_loop == []
@@ -233,7 +233,7 @@ async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(v
 
 @pytest.mark.model
 async def test_the_demo_model_gets_its_own_tokens_back():
-    source = PromptSource("demo", root=ROOT, book=ReplayBook())
+    source = PromptSource("demo", root=ROOT, book=TranscriptBook())
     source.load()
     text = "The weather in Ulm is fine, well."
     ids = [token for char in text for token in source.tokenize(char, add_special=False)]
@@ -250,5 +250,5 @@ async def test_the_demo_model_gets_its_own_tokens_back():
     async with openai_client(chat.app) as client:
         [choice] = await ask(client, HI)
         await ask(client, [*HI, choice.message, MORE])
-    assert chat.replayed()
+    assert chat.continues_as_sampled()
     source.close()

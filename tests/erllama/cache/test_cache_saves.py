@@ -6,8 +6,8 @@ import pytest
 
 from cache_store import BLOCK_TOKENS, Store
 from erllama.cache.policy import SaveReason
-from erllama.chat.transcript import prompt_key, replay_id, reply_signature
-from tests.support.engine_kit import REPLAY_ROOT, Rig, request, root_of
+from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
+from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, request, root_of
 from tests.support.flow_kit import POLICY, WAIT_S, ask, flushed, prompt, reply, rig_of
 
 # --- saves ------------------------------------------------------------------------------------------------------------------------
@@ -124,20 +124,20 @@ def recorded(store: Store, rig: Rig, name: str, tokens: list[int]) -> list[int] 
     """The ids that are found for the text of a reply."""
     signature = reply_signature(rig.text(name))
     assert signature is not None
-    block = store.get(replay_id(REPLAY_ROOT, prompt_key(REPLAY_ROOT, tokens), signature), WAIT_S)
+    block = store.get(transcript_id(TRANSCRIPT_ROOT, prompt_key(TRANSCRIPT_ROOT, tokens), signature), WAIT_S)
     return None if block is None else block.tokens.tolist()
 
 
 def test_the_ids_of_a_reply_that_will_come_back_are_stored(store: Store):
     rig = rig_of(store)
-    ask(rig, "it", prompt(300), max_tokens=30, record_replay=True)
+    ask(rig, "it", prompt(300), max_tokens=30, record_transcript=True)
     assert recorded(store, rig, "it", prompt(300)) == rig.ids("it")
 
 
 def test_the_ids_that_a_stop_string_cuts_off_are_not_stored(store: Store):
     stop = bytes(reply(prompt(300), max_tokens=30)[20:24]).decode()
     rig = rig_of(store)
-    ask(rig, "it", prompt(300), max_tokens=30, record_replay=True, stop=(stop,))
+    ask(rig, "it", prompt(300), max_tokens=30, record_transcript=True, stop=(stop,))
     assert bytes(recorded(store, rig, "it", prompt(300))).decode() == rig.text("it")
 
 
@@ -145,9 +145,9 @@ def test_replies_are_recorded_on_demand_when_whole_and_not_too_short(store: Stor
     rig = rig_of(store)
     ask(rig, "unasked", prompt(300), max_tokens=30)
     assert recorded(store, rig, "unasked", prompt(300)) is None
-    ask(rig, "short", prompt(5), max_tokens=3, record_replay=True)
+    ask(rig, "short", prompt(5), max_tokens=3, record_transcript=True)
     assert recorded(store, rig, "short", prompt(5)) is None
-    rig.submit(request("cancelled", prompt(300), record_replay=True))
+    rig.submit(request("cancelled", prompt(300), record_transcript=True))
     rig.step(20)
     rig.engine.cancel("cancelled")
     rig.step()

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from cache_store import root_key
-from erllama.cache.setup import namespace, replay_root
+from erllama.cache.setup import namespace, transcript_root
 from erllama.config import EngineConfig
 from erllama.kv.layout import KvKind, KvLayout
 from erllama.sequence.adapter_set import AdapterUse
@@ -94,10 +94,10 @@ def test_a_namespace_never_changes():
     assert made() == "d3f8529382de617fd3afb0e500802e0cc24a8781633c124a383e674787e145ca"
 
 
-def test_replays_hang_on_the_models_name_and_the_tenant_and_on_no_root_of_kv():
-    roots = {replay_root("a", ""), replay_root("b", ""), replay_root("a", "tenant"), root_key("a"), root_key(made())}
+def test_transcripts_hang_on_the_models_name_and_the_tenant_and_on_no_root_of_kv():
+    roots = {transcript_root("a", ""), transcript_root("b", ""), transcript_root("a", "tenant"), root_key("a"), root_key(made())}
     assert len(roots) == 5
-    assert replay_root("a", "") == replay_root("a", "")
+    assert transcript_root("a", "") == transcript_root("a", "")
 
 
 def test_a_namespace_is_64_hex_characters():

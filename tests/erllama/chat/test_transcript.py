@@ -10,8 +10,8 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain, root_key
 from demo_model.template import CHAT_TEMPLATE
 from erllama.chat.template import ChatTemplate, tokenize_chat
-from erllama.chat.transcript import message_signature, replay_block, reply_signature, spelling
-from erllama.chat.transcript_prompt import replayed_chat
+from erllama.chat.transcript import message_signature, reply_signature, spelling, transcript_block
+from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 
@@ -70,14 +70,14 @@ class Server:
         return self.store.get(id)
 
     def prompt(self, messages, tools=None, **kwargs):
-        return replayed_chat(self.template, self.vocab, messages, tools=tools, template_kwargs=kwargs, root=ROOT, find=self.find)
+        return transcript_prompt(self.template, self.vocab, messages, tools=tools, template_kwargs=kwargs, root=ROOT, find=self.find)
 
     def canonical(self, messages, tools=None, **kwargs):
         return tokenize_chat(self.vocab, self.template.render(messages, tools=tools, **kwargs))
 
     def record(self, prompt, ids, text=None):
         text = self.vocab.detokenize(ids) if text is None else text
-        block = replay_block(ROOT, prompt, ids, text, self.vocab.piece)
+        block = transcript_block(ROOT, prompt, ids, text, self.vocab.piece)
         if block is not None:
             self.store[block.id] = block.tokens.tolist()
         return block
@@ -182,7 +182,7 @@ def test_look_ups_name_the_prompts_that_were_answered_also_behind_replies_that_a
     assert [id.parent for id in server.asked] == parents
 
 
-def test_an_edited_reply_does_not_replay_and_all_behind_it_is_canonical():
+def test_an_edited_reply_is_tokenised_and_all_behind_it_is_canonical():
     server = Server()
     messages = [user("one")]
     for text in ("the first", "the second", "the third"):
@@ -197,7 +197,7 @@ def test_an_edited_reply_does_not_replay_and_all_behind_it_is_canonical():
     assert prompt == start + by_bytes("the first") + server.vocab.tokenize(rest, add_special=False)
 
 
-def test_an_equal_reply_under_another_prompt_does_not_replay():
+def test_an_equal_reply_under_another_prompt_is_tokenised():
     server = Server()
     server.record(server.prompt([user("one")]), by_bytes("the reply"))
     other = [user("two"), said("the reply"), user("x")]
@@ -336,7 +336,7 @@ def test_content_in_parts_and_empty_content_are_what_the_template_makes_of_them(
 # --- tool calls -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_replays_whatever_the_client_made_of_its_json():
+def test_a_call_comes_back_as_sampled_whatever_the_client_made_of_its_json():
     server = Server()
     reply = "The weather?\n" + call_text("f", '{ "b":  [1.0, {"d": null, "c": "é"}],"a":"x" }')
     ids = by_bytes(reply)
@@ -370,7 +370,7 @@ def test_parallel_calls_with_results_between_and_plain_text_after():
     assert server.prompt(swapped, TOOLS) == server.canonical(swapped, TOOLS)
 
 
-def test_a_missed_call_is_rendered_by_the_template_while_others_replay():
+def test_a_missed_call_is_rendered_by_the_template_while_others_come_back_as_sampled():
     server = Server()
     calls = [called(("f", '{"x":1}')), result("1")]
     messages = [user("one"), *calls]
@@ -381,7 +381,7 @@ def test_a_missed_call_is_rendered_by_the_template_while_others_replay():
     assert server.vocab.detokenize(prompt, special=True) == server.vocab.detokenize(server.canonical(messages), special=True)
 
 
-def test_a_template_that_wants_a_call_before_its_result_still_replays_text():
+def test_a_template_that_wants_a_call_before_its_result_still_takes_sampled_text():
     strict = CHAT_TEMPLATE.replace(
         "{%- elif message.role == 'tool' %}",
         "{%- elif message.role == 'tool' %}{% if not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call') }}{% endif %}",
@@ -405,7 +405,7 @@ def test_replies_whose_border_cannot_be_told_are_left_to_the_template():
     assert server.prompt([messages[0], messages[1], messages[3]]) != server.canonical([messages[0], messages[1], messages[3]])
 
 
-def test_a_reply_that_looks_like_a_call_replays_as_text_when_the_client_took_it_as_text():
+def test_a_reply_that_looks_like_a_call_comes_back_as_text_when_the_client_took_it_as_text():
     server = Server()
     reply = call_text("f", '{"x":1}')
     server.record(server.prompt([user("one")]), by_bytes(reply))
@@ -420,7 +420,7 @@ def test_a_reply_that_looks_like_a_call_replays_as_text_when_the_client_took_it_
 
 def test_the_object_hangs_on_the_prompt_and_holds_the_sampled_ids():
     prompt = list(range(300))
-    block = replay_block(ROOT, prompt, by_bytes("the"), "the", ToyVocab().piece)
+    block = transcript_block(ROOT, prompt, by_bytes("the"), "the", ToyVocab().piece)
     assert block.id == BlockId(ROOT, Kind.REPLAY, key_of(prompt), reply_signature("the"))
     assert block.tokens.tolist() == by_bytes("the")
     assert BlockId.parse(block.id.name) == block.id
@@ -443,17 +443,17 @@ CALL = call_text("f", '{"x":1}')
     ],
 )
 def test_a_reply_is_not_recorded_when_its_signature_would_hide_part_of_it(text):
-    assert replay_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is None
+    assert transcript_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is None
 
 
 @pytest.mark.parametrize("text", [CALL, CALL.removesuffix("</tool_call>"), f" \n{CALL}\n{CALL}\n", f"See <tool_call> here {CALL}"])
 def test_layout_around_calls_is_no_secret(text):
-    assert replay_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is not None
+    assert transcript_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is not None
 
 
 def test_a_reply_with_control_tokens_is_not_recorded():
     vocab = ToyVocab()
-    assert replay_block(ROOT, [1], [*by_bytes("the"), vocab.n_vocab - 1], "the", vocab.piece) is None
+    assert transcript_block(ROOT, [1], [*by_bytes("the"), vocab.n_vocab - 1], "the", vocab.piece) is None
 
 
 def test_behind_a_stop_string_only_what_the_client_received_is_recorded():
@@ -509,7 +509,7 @@ def test_content_and_calls_are_not_confused():
 
 
 @pytest.mark.model
-def test_the_demo_model_replays_an_odd_segmentation_and_a_call():
+def test_the_demo_model_gets_back_an_odd_segmentation_and_a_call():
     from erllama.llama.vocab import LlamaVocab
 
     vocab = LlamaVocab.load(str(demo_model_path()))

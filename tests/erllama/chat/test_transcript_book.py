@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cache_store.errors import StoreError, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, root_key
-from erllama.chat.transcript_book import ENTRY_BYTES, MAX_ABSENT, ReplayBook
+from erllama.chat.transcript_book import ENTRY_BYTES, MAX_ABSENT, TranscriptBook
 
 ROOT = root_key("test")
 
@@ -50,7 +50,7 @@ class Store:
 
 
 def book_of(store, **kwargs):
-    return ReplayBook(store.get, clock=store.clock, **kwargs)
+    return TranscriptBook(store.get, clock=store.clock, **kwargs)
 
 
 def test_what_was_recorded_is_found_without_the_store():
@@ -59,24 +59,24 @@ def test_what_was_recorded_is_found_without_the_store():
     book.record(block(1, (7, 8)))
     assert book.finder()(name(1)) == [7, 8]
     assert store.asked == []
-    assert repr(book) == f"<ReplayBook 1 replies, {ENTRY_BYTES + 8} of {64 * 2**20} bytes>"
+    assert repr(book) == f"<TranscriptBook 1 replies, {ENTRY_BYTES + 8} of {64 * 2**20} bytes>"
 
 
 def test_without_a_store_a_miss_is_a_miss():
-    book = ReplayBook()
+    book = TranscriptBook()
     assert not book.has_store
     assert book.finder()(name(1)) is None
 
 
 def test_a_recorded_array_may_be_reused_by_its_owner():
-    book, ids = ReplayBook(), np.array([1, 2], dtype=np.uint32)
+    book, ids = TranscriptBook(), np.array([1, 2], dtype=np.uint32)
     book.record(Block(name(1), ids))
     ids[:] = 9
     assert book.finder()(name(1)) == [1, 2]
 
 
 def test_the_least_recently_used_replies_go_first():
-    book = ReplayBook(max_bytes=3 * (ENTRY_BYTES + 12))
+    book = TranscriptBook(max_bytes=3 * (ENTRY_BYTES + 12))
     for n in (1, 2, 3):
         book.record(block(n))
     assert book.finder()(name(1)) == [1, 2, 3]
@@ -131,18 +131,18 @@ def test_a_store_that_fails_is_a_miss_and_said_in_the_log(caplog):
     def fail(id, deadline_s):
         raise TierError("disk on fire")
 
-    assert ReplayBook(fail).finder()(name(1)) is None
+    assert TranscriptBook(fail).finder()(name(1)) is None
     assert "disk on fire" in caplog.text
     assert issubclass(TierError, StoreError)
 
 
 def test_another_object_than_was_asked_for_is_a_miss():
-    assert ReplayBook(lambda id, deadline_s: block(2)).finder()(name(1)) is None
+    assert TranscriptBook(lambda id, deadline_s: block(2)).finder()(name(1)) is None
 
 
-def test_only_replays_can_be_recorded():
-    with pytest.raises(ValueError, match="not a replay"):
-        ReplayBook().record(Block(BlockId(ROOT, Kind.END, ROOT, ROOT), np.empty(0, np.uint32)))
+def test_only_transcripts_can_be_recorded():
+    with pytest.raises(ValueError, match="not a transcript"):
+        TranscriptBook().record(Block(BlockId(ROOT, Kind.END, ROOT, ROOT), np.empty(0, np.uint32)))
 
 
 def test_misses_take_bounded_memory():
@@ -159,7 +159,7 @@ def test_misses_take_bounded_memory():
 
 
 def test_threads_may_share_a_book():
-    book = ReplayBook(lambda id, deadline_s: block(int(id.key, 16)), max_bytes=20 * (ENTRY_BYTES + 12))
+    book = TranscriptBook(lambda id, deadline_s: block(int(id.key, 16)), max_bytes=20 * (ENTRY_BYTES + 12))
     wrong = []
 
     def work(step):
@@ -209,6 +209,6 @@ TestBook = BookMachine.TestCase
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1))
 def test_ids_come_back_as_they_went_in(ids):
-    book = ReplayBook()
+    book = TranscriptBook()
     book.record(block(1, ids))
     assert book.finder()(name(1)) == ids

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_store import BLOCK_TOKENS, Store, StoreConfig, TierConfig
-from erllama.chat.transcript import prompt_key, replay_id, reply_signature
+from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
 from erllama.errors import ContextOverflow, InvalidParameter
 from erllama.events import CacheHitKind, FinishReason, TokenLogprob, Tokens
 from erllama.kv.layout import KvKind
 from erllama.request import GenerationRequest
 from erllama.testing.stub_backend import EOG, StubBackend
-from tests.support.engine_kit import REPLAY_ROOT, Rig, make_rig, request
+from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, make_rig, request
 from tests.support.flow_kit import LOGITS, N_CTX, POLICY, SAMPLED, WAIT_S, ask, flushed, prompt, reply, rig_of
 
 SPLIT = tuple((byte, 24.0) for byte in "aé€😀".encode())  # characters of one to four bytes, and bytes that make none
@@ -272,10 +272,10 @@ def test_a_short_prompt_that_was_taken_over_live_counts_as_unsaved(store: Store)
 @pytest.mark.parametrize("cut", [1, 15, 30])
 def test_the_recorded_reply_is_the_whole_one(store: Store, cut: int):
     whole = reply(prompt(300), max_tokens=30)
-    ask(rig_of(store), "on", prompt(300), resumed=tuple(whole[:cut]), max_tokens=30, record_replay=True)
+    ask(rig_of(store), "on", prompt(300), resumed=tuple(whole[:cut]), max_tokens=30, record_transcript=True)
     signature = reply_signature(bytes(whole).decode())
     assert signature is not None
-    block = store.get(replay_id(REPLAY_ROOT, prompt_key(REPLAY_ROOT, prompt(300)), signature), WAIT_S)
+    block = store.get(transcript_id(TRANSCRIPT_ROOT, prompt_key(TRANSCRIPT_ROOT, prompt(300)), signature), WAIT_S)
     assert block is not None
     assert block.tokens.tolist() == whole
 
