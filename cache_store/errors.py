@@ -21,10 +21,10 @@ class Damage(StrEnum):
     """What is wrong with an object; the counter of corrupt rows is kept by these."""
 
     SHORT = "short"  # truncated, empty
-    NOT_ARROW = "not_arrow"  # pyarrow cannot read it, or its schema is not ours
+    NOT_ARROW = "not_arrow"  # not an Arrow file of ours
     VERSION = "version"  # another format version
     MISLABELLED = "mislabelled"  # a good object under another object's name
-    DIGEST = "digest"  # the payload does not hash to what the header says
+    DIGEST = "digest"  # some of its bytes do not hash to what the file says
 
 
 class CorruptBlock(StoreError):

@@ -149,7 +149,7 @@ class Header:
             raise ValueError(f"parts {self.parts!r} with rows of {self.row_bytes!r} bytes")
         if len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts repeat: {self.parts}")
-        if min(self.row_bytes, default=1) < (self.kind == Kind.ROWS):
+        if not all((self.kind == Kind.ROWS) <= row_bytes <= MAX_PAYLOAD_BYTES for row_bytes in {*self.row_bytes}):
             raise ValueError(f"rows of {self.row_bytes} bytes")
         if self.kind != Kind.ROWS:
             self._check_end_parts()

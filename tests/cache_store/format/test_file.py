@@ -645,6 +645,11 @@ def test_sizes_that_a_file_cannot_have_are_refused(compression, claims):
     assert damage_of(decode, file, block.id) is Damage.NOT_ARROW
 
 
+def test_no_rows_of_a_huge_width_are_refused():
+    block = rows_block(0, (2,))
+    assert damage_of(decode, changed(encoded(block), row_bytes=[1 << 62]), block.id) is Damage.NOT_ARROW
+
+
 def test_zeros_that_compress_as_well_as_anything_can_are_read():
     block = rows_block(4, (1 << 22,))
     block = replace(block, rows=(np.zeros((4, 1 << 22), np.uint8),))
