@@ -32,30 +32,29 @@ from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
-from cache_store.index.delta import BadNews, News, PlaceNews
+from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.index import Hop
 from cache_store.read.object_reader import ObjectReader
-from cache_store.records import CachedPrefix, Collected, Fetched, Piece, Plan, StoreStats, TierStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.tiers.open import open_tier
 
 __all__ = [
     "BLOCK_TOKENS",
-    "BadNews",
+    "BadDelta",
     "Block",
     "BlockId",
     "CachedPrefix",
     "ChainKey",
-    "Collected",
     "CorruptBlock",
     "Damage",
     "Fetched",
+    "GarbageReport",
     "Hop",
+    "IndexDelta",
     "Kind",
-    "News",
     "ObjectReader",
     "Piece",
-    "PlaceNews",
     "Plan",
     "Store",
     "StoreClosed",
@@ -64,6 +63,7 @@ __all__ = [
     "StoreFull",
     "StoreStats",
     "TierConfig",
+    "TierDelta",
     "TierError",
     "TierStats",
     "TokenChain",

@@ -109,7 +109,7 @@ class StoreConfig:
     op_timeout_s: float = 5.0  # for single calls that nobody gave a deadline for (evict_bytes); claims: a second at most
     rescan_s: float = 300.0  # how long the index may be wrong about what other processes wrote or removed
     rescan_share: float = 0.02  # of a tier's budget: once we wrote that much, others probably did too, and only a listing tells
-    checkpoint_s: float = 900.0  # what a crash may cost the next start: a listing finds everything but the tokens and the hits
+    snapshot_s: float = 900.0  # what a crash may cost the next start: a listing finds everything but the tokens and the hits
 
     def __post_init__(self) -> None:
         if not self.tiers:
@@ -123,7 +123,7 @@ class StoreConfig:
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
-        for name in ("retry_s", "op_timeout_s", "rescan_s", "checkpoint_s"):
+        for name in ("retry_s", "op_timeout_s", "rescan_s", "snapshot_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         if not 0 < self.rescan_share <= 1:

@@ -8,7 +8,7 @@ from collections import Counter
 from cache_store.format.block import BlockId
 
 
-class Pending:
+class InFlight:
     """Counts, per object, the accepted pieces of work that are still under way."""
 
     def __init__(self) -> None:

@@ -69,8 +69,8 @@ class CachedPrefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """What a collection did. Bytes are those of objects, as the index counts them after it was brought up to date.
+class GarbageReport:
+    """What a garbage collection did. Bytes are those of objects, as the index counts them after it was brought up to date.
 
     `is_done`: the tier holds at most `target_bytes` (None: it has no budget) and was listed. Else `failure` tells why not; "" when what is
     left may not go. `evicted_bytes` counts what this collection deleted, not what was gone already. `swept`: files of dead writers, and

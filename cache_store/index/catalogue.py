@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId
 from cache_store.format.keys import ChainKey
-from cache_store.index.index import Entry, Index, Path
+from cache_store.index.index import Index, IndexRow, Path
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class StoredObject:
     """Where an object is, fastest first, and its size there."""
 
     id: BlockId
@@ -36,31 +36,31 @@ class Catalogue:
         with self._lock:
             return repr(self._index)
 
-    def add(self, id: BlockId, tier: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
+    def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
         """Whether that was new."""
         with self._lock:
-            is_new = tier not in self._index.tiers_of(id)
-            self._index.add(id, tier, n_bytes, tokens)
-            self._objects[tier] += is_new
+            is_new = tier_index not in self._index.tiers_of(id)
+            self._index.add(id, tier_index, n_bytes, tokens)
+            self._objects[tier_index] += is_new
         return is_new
 
-    def restore(self, entries: Iterable[Entry], tier: int) -> None:
+    def restore(self, entries: Iterable[IndexRow], tier_index: int) -> None:
         for entry in entries:
             with self._lock:
-                is_new = tier not in self._index.tiers_of(entry.id)
-                self._index.restore(entry, tier)
-                self._objects[tier] += is_new
+                is_new = tier_index not in self._index.tiers_of(entry.id)
+                self._index.restore(entry, tier_index)
+                self._objects[tier_index] += is_new
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
         with self._lock:
             self._index.learn(id, tokens)
 
-    def remove(self, id: BlockId, tier: int) -> bool:
+    def remove(self, id: BlockId, tier_index: int) -> bool:
         """Whether it was known to be there."""
         with self._lock:
-            was_there = tier in self._index.tiers_of(id)
-            self._objects[tier] -= was_there
-            self._index.remove(id, tier)
+            was_there = tier_index in self._index.tiers_of(id)
+            self._objects[tier_index] -= was_there
+            self._index.remove(id, tier_index)
         return was_there
 
     def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
@@ -81,16 +81,16 @@ class Catalogue:
         with self._lock:
             return self._index.tiers_of(id)
 
-    def known(self, ids: Iterable[BlockId]) -> list[Known]:
+    def known(self, ids: Iterable[BlockId]) -> list[StoredObject]:
         with self._lock:
-            return [Known(id, tiers, self._index.n_bytes(id)) for id in ids if (tiers := self._index.tiers_of(id))]
+            return [StoredObject(id, tiers, self._index.n_bytes(id)) for id in ids if (tiers := self._index.tiers_of(id))]
 
-    def bytes_in(self, tier: int) -> int:
+    def bytes_in(self, tier_index: int) -> int:
         with self._lock:
-            return self._index.bytes_in(tier)
+            return self._index.bytes_in(tier_index)
 
-    def objects_in(self, tier: int) -> int:
-        return self._objects[tier]
+    def objects_in(self, tier_index: int) -> int:
+        return self._objects[tier_index]
 
     def longest_prefix(self, root: ChainKey, tokens: NDArray[np.uint32]) -> Path:
         with self._lock:
@@ -104,10 +104,10 @@ class Catalogue:
         with self._lock:
             return self._index.node_at(root, tokens, upto)
 
-    def leads_to_end_of(self, id: BlockId, tier: int) -> bool:
+    def leads_to_end_of(self, id: BlockId, tier_index: int) -> bool:
         """Whether a tier has a ROWS object, this or another, that ends where `id` does."""
         with self._lock:
-            return self._index.leads_to_end_of(id, tier)
+            return self._index.leads_to_end_of(id, tier_index)
 
     def touch(self, ids: Collection[BlockId]) -> None:
         """This process used `ids`."""
@@ -115,7 +115,7 @@ class Catalogue:
             self._index.touch(ids)
         self._on_use(ids)
 
-    def hear_uses(self, id: BlockId, n_uses: int) -> None:
+    def note_uses(self, id: BlockId, n_uses: int) -> None:
         """Another process used `id`."""
         with self._lock:
             self._index.touch((id,), n_uses)
@@ -129,12 +129,12 @@ class Catalogue:
         with self._lock:
             self._index.unpin(ids)
 
-    def victims(self, tier: int, n_bytes: int, may_go: Callable[[Known], bool] = lambda known: True) -> list[Known]:
-        """Whom to delete, in this order, to free `n_bytes`: only whom `may_go` lets go. `n_bytes` of each is its size in `tier`."""
+    def victims(self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] = lambda known: True) -> list[StoredObject]:
+        """Whom to delete, in this order, to free `n_bytes`: only whom `may_go` lets go. `n_bytes` of each is its size in `tier_index`."""
         spared: list[BlockId] = []
         with self._lock:
             while True:
-                found = self._victims(tier, n_bytes)
+                found = self._victims(tier_index, n_bytes)
                 refused = [known.id for known in found if not may_go(known)]
                 if not refused:
                     break
@@ -143,16 +143,19 @@ class Catalogue:
             self._index.release(spared)
         return found
 
-    def _victims(self, tier: int, n_bytes: int) -> list[Known]:
-        return [Known(id, self._index.tiers_of(id), self._index.n_bytes(id, tier)) for id in self._index.victims(tier, n_bytes)]
+    def _victims(self, tier_index: int, n_bytes: int) -> list[StoredObject]:
+        return [
+            StoredObject(id, self._index.tiers_of(id), self._index.n_bytes(id, tier_index))
+            for id in self._index.victims(tier_index, n_bytes)
+        ]
 
-    def entries(self, tier: int) -> Iterator[Entry]:
-        """Everything in `tier`: each object as it is when its turn comes."""
+    def entries(self, tier_index: int) -> Iterator[IndexRow]:
+        """Everything in `tier_index`: each object as it is when its turn comes."""
         with self._lock:
-            return self._index.entries(tier)
+            return self._index.entries(tier_index)
 
     def check_integrity(self) -> None:
         with self._lock:
             self._index.check_integrity()
-            for tier, n in enumerate(self._objects):
-                assert n == sum(1 for _ in self._index.entries(tier)), "objects of a tier"
+            for tier_index, n in enumerate(self._objects):
+                assert n == sum(1 for _ in self._index.entries(tier_index)), "objects of a tier"

@@ -1,9 +1,10 @@
 """What one process tells the others that share its store: what it wrote, removed and used since it last told. Pure; pickles small.
 
-A place is known by its marks (see `place`), not by its level or URL: processes may have different tiers, and one directory may be mounted
-at two paths. An object is a record of 81 bytes, and its tokens where they are known; roots, which thousands of objects share, come once:
+A tier is known by its ids (`sharing/identity.py`), not by its index or URL: processes may have different tiers, and one directory may be
+mounted at two paths. An object is a record of 81 bytes, and its tokens where they are known; roots, which thousands of objects share, come
+once:
 
-    root    u16, a place in `News.roots` (32 bytes each)
+    root    u16, which of `IndexDelta.roots` (32 bytes each)
     kind    u8: 0 ROWS, 1 END, 2 REPLAY; 128 is added where tokens follow
     parent  32 bytes
     key     32 bytes
@@ -12,7 +13,7 @@ at two paths. An object is a record of 81 bytes, and its tokens where they are k
     number  u64: the bytes of an object that was written, the hits of one that was used, 0 of one that was removed
     tokens  n_tokens big-endian uint32
 
-All integers are big-endian. News are hints: whoever hears them checks before use, and what they leave out is found by the next listing.
+All integers are big-endian. A delta is a hint: whoever applies it checks before use, and what it leaves out is found by the next listing.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _WITH_TOKENS = 128
 _MAX_ROOTS = 1 << 16
 
 
-class BadNews(ValueError):
-    """Not news that this version understands."""
+class BadDelta(ValueError):
+    """Not a delta that this version understands."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One object of a piece of news."""
+class Record:
+    """One object of a delta."""
 
     id: BlockId
     number: int = 0
@@ -46,39 +47,35 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceNews:
-    """What changed in one tier. `marks` name the place; none while they are not known. `label` and `url` tell people where it is."""
+class TierDelta:
+    """What changed in one tier. `ids` name it, if they are known; `label` and `url` tell people where it is."""
 
     label: str
     url: str
     local: bool
-    marks: frozenset[str]
+    ids: frozenset[str]
     max_bytes: int | None = None
     written: bytes = b""
     removed: bytes = b""
 
-    def is_at(self, marks: frozenset[str]) -> bool:
-        """Whether this is the place that has `marks`."""
-        return not self.marks.isdisjoint(marks)
-
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """`owner` is the store that tells, `places` all its tiers, fastest first. `incomplete`: older changes did not fit and are left out."""
+class IndexDelta:
+    """`owner` is the store that tells, `tiers` all it has, fastest first. `incomplete`: older changes did not fit and are left out."""
 
     owner: str
-    places: tuple[PlaceNews, ...] = ()
+    tiers: tuple[TierDelta, ...] = ()
     roots: bytes = b""
     used: bytes = b""
     incomplete: bool = False
 
     @property
     def is_empty(self) -> bool:
-        """Nothing happened that others should hear of."""
-        return not (self.used or self.incomplete or any(place.written or place.removed for place in self.places))
+        """Nothing happened that others should know."""
+        return not (self.used or self.incomplete or any(tier.written or tier.removed for tier in self.tiers))
 
-    def items(self, records: bytes) -> Iterator[Item]:
-        """What `written`, `removed` or `used` say. Raises `BadNews` where they stop making sense."""
+    def unpacked(self, records: bytes) -> Iterator[Record]:
+        """What `written`, `removed` or `used` say. Raises `BadDelta` where they stop making sense."""
         at = 0
         while at < len(records):
             try:
@@ -86,17 +83,17 @@ class News:
                 root_key = self.roots[root * KEY_BYTES : (root + 1) * KEY_BYTES]
                 id = BlockId(_text(root_key), _KINDS[kind & ~_WITH_TOKENS], _text(parent), _text(key), start, n_tokens)
             except (struct.error, IndexError, TypeError) as error:
-                raise BadNews(f"a record at {at} that is none: {error}") from error
+                raise BadDelta(f"a record at {at} that is none: {error}") from error
             at += _RECORD.size
             tokens = records[at : at + n_tokens * TOKEN_BYTES] if kind & _WITH_TOKENS else None
             at += len(tokens or b"")
             if len(root_key) != KEY_BYTES or (tokens is not None and len(tokens) != n_tokens * TOKEN_BYTES):
-                raise BadNews("cut short")
-            yield Item(id, number, tokens)
+                raise BadDelta("cut short")
+            yield Record(id, number, tokens)
 
 
 class Packer:
-    """Packs the objects of one piece of news; `roots` has those of all that were packed."""
+    """Packs the objects of one delta; `roots` has those of all that were packed."""
 
     def __init__(self) -> None:
         self._roots: dict[ChainKey, int] = {}
@@ -105,23 +102,23 @@ class Packer:
     def roots(self) -> bytes:
         return bytes.fromhex("".join(self._roots))
 
-    def pack(self, items: Iterable[Item]) -> bytes:
+    def pack(self, records: Iterable[Record]) -> bytes:
         """Objects of more roots than there are numbers for are left out."""
-        return b"".join(self._record(item) for item in items if item.id.root in self._roots or len(self._roots) < _MAX_ROOTS)
+        return b"".join(self._packed(record) for record in records if record.id.root in self._roots or len(self._roots) < _MAX_ROOTS)
 
-    def _record(self, item: Item) -> bytes:
-        id = item.id
+    def _packed(self, record: Record) -> bytes:
+        id = record.id
         root = self._roots.setdefault(id.root, len(self._roots))
-        kind = _KINDS.index(id.kind) + (0 if item.tokens is None else _WITH_TOKENS)
+        kind = _KINDS.index(id.kind) + (0 if record.tokens is None else _WITH_TOKENS)
         parent, key = bytes.fromhex(id.parent), bytes.fromhex(id.key)
-        return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, item.number) + (item.tokens or b"")
+        return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, record.number) + (record.tokens or b"")
 
 
 def _text(digest: bytes) -> ChainKey:
     return ChainKey(digest.hex())
 
 
-MAX_OBJECTS = 4096  # per tier, and of those that were used: 4 GB of chat blocks; with their tokens 4.5 MB of news
+MAX_OBJECTS = 4096  # per tier, and of those that were used: 4 GB of chat blocks; with their tokens 4.5 MB of a delta
 
 
 @dataclass(slots=True)
@@ -133,21 +130,23 @@ class Changes:
     incomplete: bool = False
 
 
-class NewsLog:
+class DeltaLog:
+    """What happened in this process since the last `take`. Any thread."""
+
     def __init__(self, n_tiers: int, max_objects: int = MAX_OBJECTS) -> None:
         self._n_tiers = n_tiers
         self._max_objects = max_objects
         self._lock = threading.Lock()
         self._changes = self._no_changes()
 
-    def wrote(self, id: BlockId, tier: int, n_bytes: int) -> None:
-        self._note(id, tier, n_bytes)
+    def wrote(self, id: BlockId, tier_index: int, n_bytes: int) -> None:
+        self._note(id, tier_index, n_bytes)
 
-    def removed(self, id: BlockId, tier: int) -> None:
-        self._note(id, tier, None)
+    def removed(self, id: BlockId, tier_index: int) -> None:
+        self._note(id, tier_index, None)
 
     def used(self, ids: Iterable[BlockId]) -> None:
-        """Uses that do not fit are forgotten without a word: they are opinions, not facts."""
+        """The oldest uses that do not fit are forgotten, and `incomplete` does not tell: they are opinions, not facts."""
         with self._lock:
             used = self._changes.used
             for id in ids:
@@ -161,9 +160,9 @@ class NewsLog:
             changes, self._changes = self._changes, self._no_changes()
         return changes
 
-    def _note(self, id: BlockId, tier: int, n_bytes: int | None) -> None:
+    def _note(self, id: BlockId, tier_index: int, n_bytes: int | None) -> None:
         with self._lock:
-            changes = self._changes.tiers[tier]
+            changes = self._changes.tiers[tier_index]
             changes.pop(id, None)
             changes[id] = n_bytes
             if len(changes) > self._max_objects:

@@ -1,7 +1,7 @@
 """Who may leave a tier, worst first: a heap of the objects that nothing in this tier hangs on. Decides only; pure, not thread-safe.
 
 An edge is a leaf in a tier when no object in it hangs on the edge's end, or when the tier has another way there from the beginning of
-the block. ENDs and loose objects always are. Taking leaves only, a tier never has a hole in a chain, whatever is interrupted.
+the block. ENDs and loose objects always are. Taking leaves only, a chain never has a gap in a tier, whatever is interrupted.
 
 The heap is repaired lazily. Scores only grow, so an entry is never above its object's place: one that is popped with an old score goes
 back with the new one. An object that may not go when it is popped leaves the heap, and returns with the event that lets it go: the last
@@ -19,23 +19,23 @@ from cache_store.index.radix import Edge, Item, Node, block_from, field, is_conn
 
 _MIN_SWEEP = 1024
 
-_Entry = tuple[float, int, Item]
+_Queued = tuple[float, int, Item]
 
 
 class EvictionQueue:
     """The leaves of one tier. `is_held` tells the objects that must stay for now."""
 
-    __slots__ = ("_heap", "_is_held", "_order", "_sweep_at", "_tier")
+    __slots__ = ("_heap", "_is_held", "_order", "_sweep_at", "_tier_index")
 
-    def __init__(self, tier: int, is_held: Callable[[Item], bool]) -> None:
-        self._tier, self._is_held = tier, is_held
-        self._heap: list[_Entry] = []
+    def __init__(self, tier_index: int, is_held: Callable[[Item], bool]) -> None:
+        self._tier_index, self._is_held = tier_index, is_held
+        self._heap: list[_Queued] = []
         self._order = count()  # of two equal scores the one queued first goes first
         self._sweep_at = _MIN_SWEEP
 
     def push(self, item: Item) -> None:
         """Queue `item` if it may go. Call it whenever that may have become so; a call too many does no harm."""
-        bit = 1 << self._tier
+        bit = 1 << self._tier_index
         if item.queued & bit or not self.may_go(item):
             return
         item.queued |= bit
@@ -57,26 +57,26 @@ class EvictionQueue:
                     self.push_into(node)
 
     def may_go(self, item: Item) -> bool:
-        if not item.is_in(self._tier):
+        if not item.is_in(self._tier_index):
             return False
-        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier) == 0  # nearly always decides
-        return (is_last or _Round(self._tier).is_leaf(item)) and not self._is_held(item)
+        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier_index) == 0  # nearly always decides
+        return (is_last or _Round(self._tier_index).is_leaf(item)) and not self._is_held(item)
 
     def victims(self, n_bytes: int) -> list[Item]:
         """Enough to free `n_bytes`, or all that may go. They stay queued: who wants them gone removes them."""
-        taking, popped, exposed = _Round(self._tier), [], list[_Entry]()
+        taking, popped, exposed = _Round(self._tier_index), [], list[_Queued]()
         while taking.n_bytes < n_bytes:
             heap = exposed if exposed and (not self._heap or exposed[0] < self._heap[0]) else self._heap
             if not heap:
                 break
             score, order, item = heappop(heap)
             if heap is self._heap:
-                if score < item.score and item.is_in(self._tier):
+                if score < item.score and item.is_in(self._tier_index):
                     heappush(heap, (item.score, order, item))
                     continue
-                item.queued &= ~(1 << self._tier)
+                item.queued &= ~(1 << self._tier_index)
                 popped.append(item)
-            if item.is_in(self._tier) and taking.is_leaf(item) and not self._is_held(item):
+            if item.is_in(self._tier_index) and taking.is_leaf(item) and not self._is_held(item):
                 for edge in taking.take(item):
                     heappush(exposed, (edge.score, next(self._order), edge))
         for item in popped:
@@ -91,9 +91,9 @@ class EvictionQueue:
         """Drop what is no leaf any more: every new block of a conversation buries the one before it."""
         kept = [entry for entry in self._heap if self.may_go(entry[2])]
         for _, _, item in self._heap:
-            item.queued &= ~(1 << self._tier)
+            item.queued &= ~(1 << self._tier_index)
         for _, _, item in kept:
-            item.queued |= 1 << self._tier
+            item.queued |= 1 << self._tier_index
         heapify(kept)
         self._heap = kept
         self._sweep_at = max(_MIN_SWEEP, 2 * len(kept))
@@ -102,10 +102,10 @@ class EvictionQueue:
 class _Round:
     """A tier as it would be without what has been taken."""
 
-    __slots__ = ("_tier", "_unhung", "n_bytes", "taken")
+    __slots__ = ("_tier_index", "_unhung", "n_bytes", "taken")
 
-    def __init__(self, tier: int) -> None:
-        self._tier = tier
+    def __init__(self, tier_index: int) -> None:
+        self._tier_index = tier_index
         self._unhung: dict[Node, int] = {}
         self.taken: dict[Item, None] = {}
         self.n_bytes = 0
@@ -115,14 +115,14 @@ class _Round:
             return False
         if not isinstance(item, Edge) or self._n_hanging(item.child) == 0:
             return True
-        others = (edge for edge in item.child.into if edge is not item and edge.is_in(self._tier) and edge not in self.taken)
+        others = (edge for edge in item.child.into if edge is not item and edge.is_in(self._tier_index) and edge not in self.taken)
         # What has been taken further up was a leaf itself: it disconnects nothing.
-        return any(is_connected(edge, self._tier) for edge in others)
+        return any(is_connected(edge, self._tier_index) for edge in others)
 
     def take(self, item: Item) -> list[Edge]:
         """The edges that nothing hangs on any more when `item` is gone."""
         self.taken[item] = None
-        self.n_bytes += field(item.sizes, self._tier) - 1
+        self.n_bytes += field(item.sizes, self._tier_index) - 1
         node = item.hangs_on()
         if node is None:
             return []
@@ -130,4 +130,4 @@ class _Round:
         return node.into if self._n_hanging(node) == 0 else []
 
     def _n_hanging(self, node: Node) -> int:
-        return field(node.hanging, self._tier) - self._unhung.get(node, 0)
+        return field(node.hanging, self._tier_index) - self._unhung.get(node, 0)

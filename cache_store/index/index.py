@@ -1,8 +1,8 @@
 """What one replica knows about the objects in all tiers of its store: the longest stored prefix of a prompt, and who may be evicted.
 
-    Graph (index_graph)              what hangs on what; tokens
-    Walk (index_walk)                the way of a prompt through it
-    EvictionQueue (index_eviction)   per tier, the leaves by score
+    Graph (radix.py)                 what hangs on what; tokens
+    Walk (walk.py)                   the way of a prompt through it
+    EvictionQueue (eviction.py)   per tier, the leaves by score
     frecency                         the score
 
 Pure bookkeeping: no I/O, no thread, no lock; whoever owns an Index holds a lock around every call. The clock is passed in (unix seconds)
@@ -52,8 +52,8 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What a checkpoint keeps of an object in one tier. `tokens`: big-endian uint32, None where not known.
+class IndexRow:
+    """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not known.
 
     `hits` does not count the creation. `last_used_s` (unix) is the moment at which creation and hits at once would score what they do:
     of an object without hits the time of its creation, of others never later than the last hit.
@@ -72,7 +72,7 @@ class Index:
     def __init__(self, n_tiers: int, clock: Callable[[], float]) -> None:
         self._graph = Graph()
         self._time = frecency.SteadyTime(clock)
-        self._queues = [EvictionQueue(tier, self._is_held) for tier in range(n_tiers)]
+        self._queues = [EvictionQueue(tier_index, self._is_held) for tier_index in range(n_tiers)]
         self._bytes = [0] * n_tiers
         self._leases: dict[BlockId, int] = {}
         self._pins: dict[BlockId, int] = {}
@@ -89,19 +89,19 @@ class Index:
     def add(
         self,
         id: BlockId,
-        tier: int,
+        tier_index: int,
         n_bytes: int,
         tokens: NDArray[np.uint32] | None = None,
         *,
         hits: int = 0,
         last_used_s: float | None = None,
     ) -> None:
-        """`tier` holds `id`. Idempotent: sizes and tokens are the last ones told, hits and recency the best."""
-        self._put(id, tier, n_bytes, None if tokens is None else _packed(tokens), hits, last_used_s)
+        """`tier_index` holds `id`. Idempotent: sizes and tokens are the last ones told, hits and recency the best."""
+        self._put(id, tier_index, n_bytes, None if tokens is None else _packed(tokens), hits, last_used_s)
 
-    def restore(self, entry: Entry, tier: int) -> None:
+    def restore(self, entry: IndexRow, tier_index: int) -> None:
         """`add` what `entries` gave, in this process or another."""
-        self._put(entry.id, tier, entry.n_bytes, entry.tokens, entry.hits, entry.last_used_s)
+        self._put(entry.id, tier_index, entry.n_bytes, entry.tokens, entry.hits, entry.last_used_s)
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
         """The tokens of a ROWS object. Nothing happens when the object is not known, or not ROWS."""
@@ -109,19 +109,19 @@ class Index:
         if isinstance(item, Edge):
             self._learn(item, _checked(id, _packed(tokens)))
 
-    def remove(self, id: BlockId, tier: int) -> None:
-        """`id` is gone from `tier`. Idempotent."""
+    def remove(self, id: BlockId, tier_index: int) -> None:
+        """`id` is gone from `tier_index`. Idempotent."""
         item = self._graph.find(id)
-        if item is None or not item.is_in(tier):
+        if item is None or not item.is_in(tier_index):
             return
-        size = field(item.sizes, tier)
-        item.sizes -= field_of(size, tier)
-        self._bytes[tier] -= size - 1
+        size = field(item.sizes, tier_index)
+        item.sizes -= field_of(size, tier_index)
+        self._bytes[tier_index] -= size - 1
         node = item.hangs_on()
         if node is not None:
-            node.hanging -= field_of(1, tier)
-            if field(node.hanging, tier) == 0:
-                self._queues[tier].push_into(node)
+            node.hanging -= field_of(1, tier_index)
+            if field(node.hanging, tier_index) == 0:
+                self._queues[tier_index].push_into(node)
         if item.sizes == 0:
             self._graph.remove(item)
 
@@ -131,18 +131,18 @@ class Index:
     def tiers_of(self, id: BlockId) -> tuple[int, ...]:
         """The tiers that hold `id`, fastest first."""
         item = self._graph.find(id)
-        return () if item is None else tuple(tier for tier in range(len(self._bytes)) if item.is_in(tier))
+        return () if item is None else tuple(tier_index for tier_index in range(len(self._bytes)) if item.is_in(tier_index))
 
-    def n_bytes(self, id: BlockId, tier: int | None = None) -> int:
-        """The size of `id` in `tier`, or in the fastest that holds it; 0 where it is not."""
+    def n_bytes(self, id: BlockId, tier_index: int | None = None) -> int:
+        """The size of `id` in `tier_index`, or in the fastest that holds it; 0 where it is not."""
         item = self._graph.find(id)
         if item is None:
             return 0
-        tiers = range(len(self._bytes)) if tier is None else (tier,)
-        return next((field(item.sizes, tier) - 1 for tier in tiers if item.is_in(tier)), 0)
+        tiers = range(len(self._bytes)) if tier_index is None else (tier_index,)
+        return next((field(item.sizes, tier_index) - 1 for tier_index in tiers if item.is_in(tier_index)), 0)
 
-    def bytes_in(self, tier: int) -> int:
-        return self._bytes[tier]
+    def bytes_in(self, tier_index: int) -> int:
+        return self._bytes[tier_index]
 
     def tokens_of(self, id: BlockId) -> bytes | None:
         """The tokens of a ROWS object (big-endian uint32); None where they are not known."""
@@ -170,10 +170,10 @@ class Index:
         """The length of the longest prefix of tokens[:upto] that whole ROWS objects cover: where a save goes on."""
         return Walk(self._graph, root, tokens[:upto]).n_whole
 
-    def leads_to_end_of(self, id: BlockId, tier: int) -> bool:
-        """Whether `tier` has a ROWS object, this or another, that ends where `id` does."""
+    def leads_to_end_of(self, id: BlockId, tier_index: int) -> bool:
+        """Whether `tier_index` has a ROWS object, this or another, that ends where `id` does."""
         node = self._graph.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
-        return node is not None and any(edge.is_in(tier) for edge in node.into)
+        return node is not None and any(edge.is_in(tier_index) for edge in node.into)
 
     def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so far, as far as that is known here."""
@@ -213,38 +213,38 @@ class Index:
         """Take back one pin of each of `ids`; ValueError when there is none."""
         self._requeue(_uncount(self._pins, ids))
 
-    def victims(self, tier: int, n_bytes: int) -> list[BlockId]:
-        """Objects whose deletion from `tier`, in this order, frees `n_bytes`, or as much as may go. May free more than asked; 0 is a no-op.
+    def victims(self, tier_index: int, n_bytes: int) -> list[BlockId]:
+        """Objects whose deletion from `tier_index`, in this order, frees `n_bytes`, or as much as may go; may free more. 0 is a no-op.
 
         Lowest score first among those that nothing in this tier hangs on; never leased or pinned ones, nor what those hang on. Does not
         remove: until the caller does, the next call names them again.
         """
-        return [item.id for item in self._queues[tier].victims(n_bytes)]
+        return [item.id for item in self._queues[tier_index].victims(n_bytes)]
 
-    # Checkpoints
+    # Snapshots
 
-    def entries(self, tier: int) -> Iterator[Entry]:
-        """Everything in `tier`. The call needs the owner's lock, the iteration does not: it shows each object as it is by then."""
+    def entries(self, tier_index: int) -> Iterator[IndexRow]:
+        """Everything in `tier_index`. The call needs the owner's lock, the iteration does not: it shows each object as it is by then."""
         self._time.now()
-        return _entries_of(list(self._graph.items()), tier, self._time.lead_s())
+        return _rows_of(list(self._graph.items()), tier_index, self._time.lead_s())
 
     def check_integrity(self) -> None:
         """Raise AssertionError where two parts of the bookkeeping disagree. O(n log n)."""
         self._graph.check_integrity(len(self._bytes))
         items = list(self._graph.items())
-        for tier, queue in enumerate(self._queues):
-            here = [item for item in items if item.is_in(tier)]
-            assert self._bytes[tier] == sum(field(item.sizes, tier) - 1 for item in here), "bytes of a tier"
+        for tier_index, queue in enumerate(self._queues):
+            here = [item for item in items if item.is_in(tier_index)]
+            assert self._bytes[tier_index] == sum(field(item.sizes, tier_index) - 1 for item in here), "bytes of a tier"
             queued = queue.queued()
             assert len(set(queued)) == len(queued), "an object is queued twice"
-            assert all(item.queued >> tier & 1 for item in queued), "queued, but not marked"
-            assert sum(item.queued >> tier & 1 for item in here) == len(set(queued) & set(here)), "marked, but not queued"
-            assert all(item.queued >> tier & 1 for item in here if queue.may_go(item)), "a leaf is not queued"
+            assert all(item.queued >> tier_index & 1 for item in queued), "queued, but not marked"
+            assert sum(item.queued >> tier_index & 1 for item in here) == len(set(queued) & set(here)), "marked, but not queued"
+            assert all(item.queued >> tier_index & 1 for item in here if queue.may_go(item)), "a leaf is not queued"
         assert all(n > 0 for n in [*self._leases.values(), *self._pins.values()]), "a count of leases or pins"
 
-    def _put(self, id: BlockId, tier: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None) -> None:
-        if not 0 <= tier < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
-            raise ValueError(f"tier {tier}, n_bytes {n_bytes}, hits {hits}: out of range")
+    def _put(self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None) -> None:
+        if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
+            raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
         tokens = None if tokens is None else _checked(id, tokens)
         item = self._graph.find(id)
         if item is None or last_used_s is not None:
@@ -256,18 +256,18 @@ class Index:
                 item.n_uses, item.score = max(item.n_uses, 1 + hits), max(item.score, score)
         if tokens is not None and isinstance(item, Edge):
             self._learn(item, tokens)
-        self._hold(item, tier, n_bytes)
+        self._hold(item, tier_index, n_bytes)
 
-    def _hold(self, item: Item, tier: int, n_bytes: int) -> None:
-        before = field(item.sizes, tier)
-        item.sizes += field_of(n_bytes + 1 - before, tier)
-        self._bytes[tier] += n_bytes + 1 - max(before, 1)
+    def _hold(self, item: Item, tier_index: int, n_bytes: int) -> None:
+        before = field(item.sizes, tier_index)
+        item.sizes += field_of(n_bytes + 1 - before, tier_index)
+        self._bytes[tier_index] += n_bytes + 1 - max(before, 1)
         if before:
             return
         node = item.hangs_on()
         if node is not None:
-            node.hanging += field_of(1, tier)
-        self._queues[tier].push_new(item)
+            node.hanging += field_of(1, tier_index)
+        self._queues[tier_index].push_new(item)
 
     def _learn(self, edge: Edge, tokens: bytes) -> None:
         if edge.tokens != tokens:
@@ -289,12 +289,12 @@ class Index:
                     queue.push(item)
 
 
-def _entries_of(items: list[Item], tier: int, lead_s: float) -> Iterator[Entry]:
+def _rows_of(items: list[Item], tier_index: int, lead_s: float) -> Iterator[IndexRow]:
     for item in items:
-        size, n_uses, score = field(item.sizes, tier), item.n_uses, item.score
+        size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
         if size:
             tokens = item.tokens if isinstance(item, Edge) else None
-            yield Entry(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
+            yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
 
 def _packed(tokens: NDArray[np.uint32]) -> bytes:

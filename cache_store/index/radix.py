@@ -29,14 +29,14 @@ _FIELD_MASK = (1 << _FIELD_BITS) - 1
 MAX_FIELD = _FIELD_MASK - 1
 
 
-def field(packed: int, tier: int) -> int:
-    """The number of `tier` in an int that packs one per tier."""
-    return packed >> (_FIELD_BITS * tier) & _FIELD_MASK
+def field(packed: int, tier_index: int) -> int:
+    """The number of `tier_index` in an int that packs one per tier."""
+    return packed >> (_FIELD_BITS * tier_index) & _FIELD_MASK
 
 
-def field_of(value: int, tier: int) -> int:
-    """What to add to a packed int to add `value` to the number of `tier`."""
-    return value << (_FIELD_BITS * tier)
+def field_of(value: int, tier_index: int) -> int:
+    """What to add to a packed int to add `value` to the number of `tier_index`."""
+    return value << (_FIELD_BITS * tier_index)
 
 
 class Item(ABC):
@@ -53,8 +53,8 @@ class Item(ABC):
     def id(self) -> BlockId:
         """The name, made from where the object hangs."""
 
-    def is_in(self, tier: int) -> bool:
-        return field(self.sizes, tier) != 0
+    def is_in(self, tier_index: int) -> bool:
+        return field(self.sizes, tier_index) != 0
 
     def hangs_on(self) -> Node | None:
         """The node that must be reachable for this object to be of use."""
@@ -249,15 +249,15 @@ def n_common(a: bytes, b: bytes) -> int:
     return (n_bytes - (differing.bit_length() + 7) // 8) // TOKEN_BYTES
 
 
-def is_connected(edge: Edge, tier: int) -> bool:
-    """Whether `tier` leads to `edge` from the beginning of its block."""
+def is_connected(edge: Edge, tier_index: int) -> bool:
+    """Whether `tier_index` leads to `edge` from the beginning of its block."""
     todo, seen = [edge.parent], {edge.parent}
     while todo:
         node = todo.pop()
         if node.depth % BLOCK_TOKENS == 0:
             return True
         for previous in node.into:
-            if previous.is_in(tier) and previous.parent not in seen:
+            if previous.is_in(tier_index) and previous.parent not in seen:
                 seen.add(previous.parent)
                 todo.append(previous.parent)
     return False
@@ -364,7 +364,7 @@ class Graph:
             assert self.find(item.id) is item, "not found by its name"
             node = item.hangs_on()
             if node is not None:
-                here = sum(field_of(1, tier) for tier in range(n_tiers) if item.is_in(tier))
+                here = sum(field_of(1, tier_index) for tier_index in range(n_tiers) if item.is_in(tier_index))
                 hanging[node] = hanging.get(node, 0) + here
         for node in self.nodes():
             assert not node.is_bare(), "a node that nothing needs"

@@ -1,14 +1,14 @@
-"""A checkpoint of the index of one tier: a Parquet file behind a digest. Pure: bytes to bytes, whoever stores them is the caller.
+"""A snapshot of the index of one tier: a Parquet file behind a digest. Pure: bytes to bytes, whoever stores them is the caller.
 
     0   8 bytes   MAGIC
     8   16 bytes  xxh3-128 (big-endian) of everything that follows
     24  ...       a Parquet file; `data[24:]` is what any reader of Parquet opens
 
 One row per object: `root`, `parent`, `key` (32 bytes each), `kind`, `start`, `n_tokens` (its name), `n_bytes` (in this tier), `tokens`
-(big-endian uint32; null where not known), `hits` and `last_used_s` (see `index.Entry`).
+(big-endian uint32; null where not known), `hits` and `last_used_s` (see `index.IndexRow`).
 
-A checkpoint is a hint that saves time: what it lists may be gone, which readers find out, and what it does not list is found by a listing.
-So a file with a wrong byte is no checkpoint at all (`BadCheckpoint`, before Parquet's decoder sees it: it trusts lengths and may allocate
+A snapshot is a hint that saves time: what it lists may be gone, which readers find out, and what it does not list is found by a listing.
+So a file with a wrong byte is no snapshot at all (`BadSnapshot`, before Parquet's decoder sees it: it trusts lengths and may allocate
 anything), and a row that contradicts itself is left out. The digest finds accidents, not forgers: who may write a tier is trusted.
 """
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey
-from cache_store.index.index import Entry, Index
+from cache_store.index.index import Index, IndexRow
 from cache_store.index.radix import KEY_BYTES, MAX_FIELD, TOKEN_BYTES
 
 MAGIC = b"KVINDEX1"
@@ -54,17 +54,17 @@ _SCHEMA = pa.schema(
 _COMPRESSION = {field.name: "zstd" for field in _SCHEMA if field.name not in ("parent", "key")}  # digests do not shrink
 
 
-class BadCheckpoint(StoreError):
-    """Not a checkpoint that this version can use: go without one."""
+class BadSnapshot(StoreError):
+    """Not a snapshot that this version can use: go without one."""
 
 
 def dump(index: Index, tier: int) -> bytes:
-    """The checkpoint of `tier`. Whoever shares the index calls `encode(index.entries(tier))`, with its lock around `entries` only."""
+    """The snapshot of `tier`. Whoever shares the index calls `encode(index.entries(tier))`, with its lock around `entries` only."""
     return encode(index.entries(tier))
 
 
 def load(data: bytes | memoryview, index: Index, tier: int) -> int:
-    """Restore into `tier` what a checkpoint lists; the number of objects. Raises BadCheckpoint. Whoever shares the index calls `restore`
+    """Restore into `tier` what a snapshot lists; the number of objects. Raises BadSnapshot. Whoever shares the index calls `restore`
     for each entry of `decode(data)`, with its lock around as many as it likes."""
     n_loaded = 0
     for n_loaded, entry in enumerate(decode(data), 1):  # noqa: B007
@@ -72,8 +72,8 @@ def load(data: bytes | memoryview, index: Index, tier: int) -> int:
     return n_loaded
 
 
-def encode(entries: Iterator[Entry]) -> bytes:
-    """The checkpoint that holds `entries`."""
+def encode(entries: Iterator[IndexRow]) -> bytes:
+    """The snapshot that holds `entries`."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, _SCHEMA, compression=_COMPRESSION, use_dictionary=["root", "kind"], write_statistics=False) as writer:
         while batch := list(islice(entries, _BATCH_ROWS)):
@@ -82,32 +82,32 @@ def encode(entries: Iterator[Entry]) -> bytes:
     return b"".join((MAGIC, xxhash.xxh3_128_digest(file), file))
 
 
-def decode(data: bytes | memoryview) -> Iterator[Entry]:
-    """The rows of a checkpoint that do not contradict themselves. Digest and schema are checked here, before the first is asked for."""
+def decode(data: bytes | memoryview) -> Iterator[IndexRow]:
+    """The rows of a snapshot that do not contradict themselves. Digest and schema are checked here, before the first is asked for."""
     view = memoryview(data)
     if view[: len(MAGIC)] != MAGIC:
-        raise BadCheckpoint("not a checkpoint of an index")
+        raise BadSnapshot("not a snapshot of an index")
     if xxhash.xxh3_128_digest(view[_HEAD:]) != view[len(MAGIC) : _HEAD]:
-        raise BadCheckpoint("the digest does not match: truncated or damaged")
+        raise BadSnapshot("the digest does not match: truncated or damaged")
     try:
         file = pq.ParquetFile(pa.py_buffer(view[_HEAD:]))
     except (pa.ArrowException, OSError) as error:
-        raise BadCheckpoint(f"no Parquet file: {error}") from error
+        raise BadSnapshot(f"no Parquet file: {error}") from error
     if not file.schema_arrow.equals(_SCHEMA):
-        raise BadCheckpoint("other columns than this version's")
+        raise BadSnapshot("other columns than this version's")
     return _rows_of(file)
 
 
-def _rows_of(file: Any) -> Iterator[Entry]:
+def _rows_of(file: Any) -> Iterator[IndexRow]:
     roots: dict[str, ChainKey] = {}
     try:
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             yield from _from_batch(batch, roots)
     except (pa.ArrowException, OSError) as error:
-        raise BadCheckpoint(f"no Parquet file: {error}") from error
+        raise BadSnapshot(f"no Parquet file: {error}") from error
 
 
-def _to_batch(entries: list[Entry]) -> Any:
+def _to_batch(entries: list[IndexRow]) -> Any:
     ids = [entry.id for entry in entries]
     columns = {
         "root": _digests([id.root for id in ids]),
@@ -128,7 +128,7 @@ def _digests(keys: list[ChainKey]) -> Any:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(bytes.fromhex("".join(keys)))])
 
 
-def _from_batch(batch: Any, roots: dict[str, ChainKey]) -> Iterator[Entry]:
+def _from_batch(batch: Any, roots: dict[str, ChainKey]) -> Iterator[IndexRow]:
     rows = batch.filter(pa.array(_plausible(batch)))
     columns = (
         rows[name].to_numpy(zero_copy_only=False).tolist() for name in ("kind", "start", "n_tokens", "n_bytes", "hits", "last_used_s")
@@ -138,7 +138,7 @@ def _from_batch(batch: Any, roots: dict[str, ChainKey]) -> Iterator[Entry]:
         *names, _payloads(rows["tokens"]), *columns, strict=True
     ):
         shared_root = roots.setdefault(root, root)  # thousands of rows share one string
-        yield Entry(BlockId(shared_root, _KINDS[kind], parent, key, start, n_tokens), n_bytes, tokens, hits, last_used_s)
+        yield IndexRow(BlockId(shared_root, _KINDS[kind], parent, key, start, n_tokens), n_bytes, tokens, hits, last_used_s)
 
 
 def _texts(column: Any) -> list[ChainKey]:

@@ -14,25 +14,25 @@ from cache_store.errors import CorruptBlock, StoreError
 from cache_store.format.block import Block, BlockId
 from cache_store.format.file import decode
 from cache_store.tiers.deadline_pool import Call
-from cache_store.tiers.guarded import Loaded, Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.tiers.guarded import GuardedTier, Loaded
+from cache_store.tiers.stack import TierStack
 from cache_store.write.staging import Staged
 from cache_store.write.writer import Writer
 
 
 class Fetch:
-    """`block` is valid from a `result` that is not None until `free`. `shelf` is where it came from; None for staging memory."""
+    """`block` is valid from a `result` that is not None until `free`. `tier` is where it came from; None for staging memory."""
 
-    def __init__(self, stock: Stockroom, writer: Writer, id: BlockId, holders: list[Shelf] | None = None) -> None:
-        self._stock = stock
+    def __init__(self, stack: TierStack, writer: Writer, id: BlockId, holders: list[GuardedTier] | None = None) -> None:
+        self._stack = stack
         self.id = id
-        self.shelf: Shelf | None = None
+        self.tier: GuardedTier | None = None
         self.n_bytes = 0
         self.corrupt = 0
         self._staged: Staged | None = writer.borrow(id)
         self._loaded: Loaded | None = None
         self._call: Call[_Arrived | None] | None = None
-        self._left = [] if self._staged is not None else (stock.holders(id) if holders is None else holders)
+        self._left = [] if self._staged is not None else (stack.holders(id) if holders is None else holders)
         self._start_next()
 
     def result(self, deadline_ns: int) -> Block | None:
@@ -40,8 +40,8 @@ class Fetch:
         if self._staged is not None:
             self.n_bytes = self._staged.block.payload_bytes
             return self._staged.block
-        while self._call is not None and self.shelf is not None:
-            block = self._take(self.shelf, self._call, deadline_ns)
+        while self._call is not None and self.tier is not None:
+            block = self._take(self.tier, self._call, deadline_ns)
             if block is not None:
                 return block
             self._start_next()
@@ -65,27 +65,27 @@ class Fetch:
             self._staged = None
 
     def _start_next(self) -> None:
-        self._call = self.shelf = None
+        self._call = self.tier = None
         while self._left and self._call is None:
-            self.shelf = self._left.pop(0)
+            self.tier = self._left.pop(0)
             try:
-                self._call = self.shelf.start(partial(_load, self.shelf, self.id), _free)
+                self._call = self.tier.start(partial(_load, self.tier, self.id), _free)
             except StoreError:
                 continue
 
-    def _take(self, shelf: Shelf, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
+    def _take(self, tier: GuardedTier, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
         try:
-            arrived = shelf.wait(call, deadline_ns)
+            arrived = tier.wait(call, deadline_ns)
         except CorruptBlock as error:
             self._call = None
             self.corrupt += 1
-            self._stock.condemn(shelf, self.id, error.reason, deadline_ns)
+            self._stack.condemn(tier, self.id, error.reason, deadline_ns)
             return None
         except StoreError:
             return None
         self._call = None
         if arrived is None:
-            self._stock.catalogue.remove(self.id, shelf.level)
+            self._stack.catalogue.remove(self.id, tier.index)
             return None
         self._loaded, self.n_bytes = arrived.loaded, arrived.loaded.data.nbytes
         return arrived.block
@@ -98,9 +98,9 @@ class _Arrived(NamedTuple):
     loaded: Loaded
 
 
-def _load(shelf: Shelf, id: BlockId) -> _Arrived | None:
+def _load(tier: GuardedTier, id: BlockId) -> _Arrived | None:
     """On the tier's thread: what was just read is in the cache of its core, so its digest costs half of what it would elsewhere."""
-    loaded = shelf.load(id.name)
+    loaded = tier.load(id.name)
     if loaded is None:
         return None
     try:

@@ -9,7 +9,7 @@ and walked on from, until nobody knows more or the deadline passes:
     somebody else's claim   on the next full block: waited for, within the caller's bound
 
 An object store is asked only where a whole block could be won: the question alone takes tens of milliseconds, on every turn of a chat.
-Roots are not listed once the shelves have been (at start): everything hangs on them, and the first block has an exact name.
+Roots are not listed once the tiers have been (at start): everything hangs on them, and the first block has an exact name.
 What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our own.
 
 Any thread; never raises for what a file system does.
@@ -28,8 +28,8 @@ from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.index import Path
 from cache_store.records import Plan
 from cache_store.sharing.claims import Claims
-from cache_store.tiers.guarded import Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.tiers.guarded import GuardedTier
+from cache_store.tiers.stack import TierStack
 
 _POLL_S = 0.02  # how often a claimed block is looked for: a hundredth of the prefill that it stands for
 _HEADS = 8  # heads read per lookup: more branches than that at one point are rare, and the next lookup goes on
@@ -37,8 +37,8 @@ _STATS_AHEAD = 16
 
 
 @dataclass(slots=True)
-class _Search:
-    """One lookup under way. `probed`: (level, length of the prefix) that need no second look."""
+class _Lookup:
+    """One lookup under way. `probed`: (tier index, length of the prefix) that need no second look."""
 
     chain: TokenChain
     need_end: bool
@@ -57,115 +57,115 @@ class _Search:
         return time.monotonic_ns() < self.deadline_ns
 
 
-class Finder:
-    """`loaded` is set once every shelf has been listed; `closing` ends waits."""
+class PrefixSearch:
+    """`loaded` is set once every tier has been listed; `closing` ends waits."""
 
     def __init__(
-        self, stock: Stockroom, claims: Claims, loaded: threading.Event, closing: threading.Event, *, min_probe_tokens: int
+        self, stack: TierStack, claims: Claims, loaded: threading.Event, closing: threading.Event, *, min_probe_tokens: int
     ) -> None:
-        self._stock = stock
-        self._catalogue = stock.catalogue
+        self._stack = stack
+        self._catalogue = stack.catalogue
         self._claims = claims
         self._loaded = loaded
         self._closing = closing
         self._min_probe_tokens = min_probe_tokens
 
     def lookup(self, chain: TokenChain, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
-        self._stock.tally.add("tokens", "looked_up", len(chain))
+        self._stack.tally.add("tokens", "looked_up", len(chain))
         path = self._catalogue.longest_prefix(chain.root, chain.ids)
         if len(chain) >= self._min_probe_tokens and not _is_complete(path, len(chain)):
             wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
-            path = self._explore(_Search(chain, need_end, deadline_ns, wait_until_ns))
+            path = self._explore(_Lookup(chain, need_end, deadline_ns, wait_until_ns))
         return self._plan_to_an_end(chain, path) if need_end else self._plan(chain, path)
 
     # --- exploring ---------------------------------------------------------------------------------------------------------
 
-    def _explore(self, search: _Search) -> Path:
+    def _explore(self, lookup: _Lookup) -> Path:
         while True:
-            path = self._catalogue.longest_prefix(search.chain.root, search.chain.ids)
-            if _is_complete(path, len(search.chain)):
+            path = self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids)
+            if _is_complete(path, len(lookup.chain)):
                 return path
-            if not (search.in_time and (self._probe(search) or self._peek(search))) and not self._wait_for_claimed(search):
-                return self._catalogue.longest_prefix(search.chain.root, search.chain.ids)
+            if not (lookup.in_time and (self._probe(lookup) or self._peek(lookup))) and not self._wait_for_claimed(lookup):
+                return self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids)
 
-    def _probe(self, search: _Search) -> bool:
+    def _probe(self, lookup: _Lookup) -> bool:
         """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
-        n = self._catalogue.node_at(search.chain.root, search.chain.ids, len(search.chain))
+        n = self._catalogue.node_at(lookup.chain.root, lookup.chain.ids, len(lookup.chain))
         boundary = n - n % BLOCK_TOKENS
-        n_unknown = len(search.chain) - self._catalogue.longest_prefix(search.chain.root, search.chain.ids).n_tokens
-        for shelf in self._stock.shelves:
-            if not shelf.tier.local and n_unknown < BLOCK_TOKENS and not search.need_end:
+        n_unknown = len(lookup.chain) - self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids).n_tokens
+        for tier in self._stack.tiers:
+            if not tier.local and n_unknown < BLOCK_TOKENS and not lookup.need_end:
                 continue  # asking an object store takes longer than computing what it could spare
             for start in sorted({boundary, n}):
-                if (shelf.level, start) not in search.probed and shelf.available and search.in_time:
-                    search.probed.add((shelf.level, start))
-                    if self._probe_shelf(search, shelf, start):
+                if (tier.index, start) not in lookup.probed and tier.available and lookup.in_time:
+                    lookup.probed.add((tier.index, start))
+                    if self._probe_tier(lookup, tier, start):
                         return True
         return False
 
-    def _probe_shelf(self, search: _Search, shelf: Shelf, start: int) -> bool:
+    def _probe_tier(self, lookup: _Lookup, tier: GuardedTier, start: int) -> bool:
         try:
-            if start % BLOCK_TOKENS == 0 and not search.need_end and self._follow(search, shelf, start):
+            if start % BLOCK_TOKENS == 0 and not lookup.need_end and self._follow(lookup, tier, start):
                 return True
             if start == 0 and self._loaded.is_set():
-                return search.need_end and self._follow(search, shelf, start, limit=1)
-            return self._list_children(search, shelf, start)
+                return lookup.need_end and self._follow(lookup, tier, start, limit=1)
+            return self._list_children(lookup, tier, start)
         except StoreError:
             return False
 
-    def _follow(self, search: _Search, shelf: Shelf, start: int, limit: int = 1 << 20) -> bool:
-        """Add the full blocks of the prompt from `start` on, as far as this shelf has them without a gap."""
+    def _follow(self, lookup: _Lookup, tier: GuardedTier, start: int, limit: int = 1 << 20) -> bool:
+        """Add the full blocks of the prompt from `start` on, as far as this tier has them without a gap."""
         n_found = 0
-        while n_found < limit and (ids := search.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
-            self._stock.tally.add("probes", shelf.label, len(ids))
-            found = shelf.stats_until_missing([id.name for id in ids], search.deadline_ns)
+        while n_found < limit and (ids := lookup.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
+            self._stack.tally.add("probes", tier.label, len(ids))
+            found = tier.stats_until_missing([id.name for id in ids], lookup.deadline_ns)
             for id, stat in zip(ids, found, strict=False):
-                self._catalogue.add(id, shelf.level, stat.n_bytes)
+                self._catalogue.add(id, tier.index, stat.n_bytes)
             n_found += len(found)
             start += BLOCK_TOKENS * len(ids)
             if len(found) < len(ids):
                 break
         return n_found > 0
 
-    def _list_children(self, search: _Search, shelf: Shelf, start: int) -> bool:
-        self._stock.tally.add("probes", shelf.label)
-        is_news = False
-        for stat in shelf.listing(BlockId.children_prefix(search.chain.root, search.chain.key_at(start)), search.deadline_ns):
+    def _list_children(self, lookup: _Lookup, tier: GuardedTier, start: int) -> bool:
+        self._stack.tally.add("probes", tier.label)
+        is_new = False
+        for stat in tier.listing(BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns):
             id = BlockId.parse(stat.name)
             if id is not None:
-                is_news = is_news or not self._catalogue.has(id)
-                self._catalogue.add(id, shelf.level, stat.n_bytes)
-        return is_news
+                is_new = is_new or not self._catalogue.has(id)
+                self._catalogue.add(id, tier.index, stat.n_bytes)
+        return is_new
 
     # --- tokens of blocks that are known by name only -----------------------------------------------------------------------
 
-    def _peek(self, search: _Search) -> bool:
+    def _peek(self, lookup: _Lookup) -> bool:
         """Read the tokens of blocks that might share more of the prompt; True when some were learnt."""
-        ids = self._catalogue.unknown_beyond(search.chain.root, search.chain.ids, _HEADS + len(search.peeked))
-        wanted = [id for id in ids if id not in search.peeked][: max(0, _HEADS - len(search.peeked))]
-        search.peeked.update(wanted)
-        n_learnt = sum(self.learn(id, search.deadline_ns) for id in wanted if search.in_time)
+        ids = self._catalogue.unknown_beyond(lookup.chain.root, lookup.chain.ids, _HEADS + len(lookup.peeked))
+        wanted = [id for id in ids if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
+        lookup.peeked.update(wanted)
+        n_learnt = sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time)
         return n_learnt > 0
 
     def learn(self, id: BlockId, deadline_ns: int) -> bool:
         """Read the tokens of a ROWS object into the index, from whichever tier has it in time."""
-        for shelf in self._stock.holders(id):
+        for tier in self._stack.holders(id):
             for n_bytes in (PEEK_BYTES, None):
                 try:
-                    if self._learn_from(shelf, id, n_bytes, deadline_ns):
+                    if self._learn_from(tier, id, n_bytes, deadline_ns):
                         return True
                 except CorruptBlock as error:
                     if n_bytes is None or error.reason is not Damage.SHORT:
-                        self._stock.condemn(shelf, id, error.reason, deadline_ns)
+                        self._stack.condemn(tier, id, error.reason, deadline_ns)
                         break
                 except StoreError:
                     break
         return False
 
-    def _learn_from(self, shelf: Shelf, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
-        loaded = shelf.wait(shelf.start_read(id.name, n_bytes), deadline_ns)
+    def _learn_from(self, tier: GuardedTier, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
+        loaded = tier.wait(tier.start_read(id.name, n_bytes), deadline_ns)
         if loaded is None:
-            self._catalogue.remove(id, shelf.level)
+            self._catalogue.remove(id, tier.index)
             return False
         try:
             self._catalogue.learn(id, peek_tokens(loaded.data, id))
@@ -175,30 +175,30 @@ class Finder:
 
     # --- claims ------------------------------------------------------------------------------------------------------------
 
-    def _wait_for_claimed(self, search: _Search) -> bool:
+    def _wait_for_claimed(self, lookup: _Lookup) -> bool:
         """If someone says that they compute the next full block, wait for it; True when it has come."""
-        n = self._catalogue.node_at(search.chain.root, search.chain.ids, len(search.chain))
-        ids = search.full_blocks(n - n % BLOCK_TOKENS, 1)
-        if not ids or time.monotonic_ns() >= search.wait_until_ns:
+        n = self._catalogue.node_at(lookup.chain.root, lookup.chain.ids, len(lookup.chain))
+        ids = lookup.full_blocks(n - n % BLOCK_TOKENS, 1)
+        if not ids or time.monotonic_ns() >= lookup.wait_until_ns:
             return False
-        while (left_s := self._claims.claimed(ids[0].key, _soon_ns())) > 0 and time.monotonic_ns() < search.wait_until_ns:
+        while (left_s := self._claims.claimed(ids[0].key, _soon_ns())) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
             if self._closing.wait(min(_POLL_S, left_s)):
                 return False
-            if self._appeared(search, ids[0]):
-                search.deadline_ns = max(search.deadline_ns, _soon_ns())  # the wait was granted on top
+            if self._appeared(lookup, ids[0]):
+                lookup.deadline_ns = max(lookup.deadline_ns, _soon_ns())  # the wait was granted on top
                 return True
-        return self._appeared(search, ids[0])
+        return self._appeared(lookup, ids[0])
 
-    def _appeared(self, search: _Search, id: BlockId) -> bool:
-        for shelf in self._stock.shelves:
-            if shelf.tier.local and shelf.available:
+    def _appeared(self, lookup: _Lookup, id: BlockId) -> bool:
+        for tier in self._stack.tiers:
+            if tier.local and tier.available:
                 try:
-                    stat = shelf.stat(id.name, _soon_ns())
+                    stat = tier.stat(id.name, _soon_ns())
                 except StoreError:
                     continue
                 if stat is not None:
-                    self._catalogue.add(id, shelf.level, stat.n_bytes)
-                    search.probed.clear()
+                    self._catalogue.add(id, tier.index, stat.n_bytes)
+                    lookup.probed.clear()
                     return True
         return self._catalogue.has(id)
 
@@ -207,7 +207,7 @@ class Finder:
     def _plan(self, chain: TokenChain, path: Path) -> Plan:
         n_tokens, hops = path.n_tokens, path.hops
         for i, hop in enumerate(hops):
-            if not self._is_reachable(hop.id):  # in a tier that is put aside
+            if not self._is_reachable(hop.id):  # the circuits of its tiers are open
                 n_tokens, hops = hop.id.start, hops[:i]
                 break
         covered = n_tokens == len(chain) and n_tokens > 0
@@ -215,7 +215,7 @@ class Finder:
         return self._priced(Plan(chain, n_tokens, hops, end, 0, 0.0, ()))
 
     def _is_reachable(self, id: BlockId) -> bool:
-        return any(tier == self._stock.staged or self._stock.shelves[tier].available for tier in self._catalogue.tiers_of(id))
+        return any(tier == self._stack.staged or self._stack.tiers[tier].available for tier in self._catalogue.tiers_of(id))
 
     def _plan_to_an_end(self, chain: TokenChain, path: Path) -> Plan:
         """The longest prefix with an END: its rows are those of its own shortest way."""
@@ -232,11 +232,11 @@ class Finder:
         n_bytes, seconds, used = 0, 0.0, set[int]()
         for known in self._catalogue.known(ids):
             n_bytes += known.n_bytes
-            levels = [shelf.level for shelf in self._stock.shelves if shelf.level in known.tiers and shelf.available]
-            if self._stock.staged not in known.tiers and levels:
-                seconds += self._stock.shelves[levels[0]].speed.estimate_s(known.n_bytes)
-                used.add(levels[0])
-        labels = tuple(self._stock.shelves[level].label for level in sorted(used))
+            tier_indices = [tier.index for tier in self._stack.tiers if tier.index in known.tiers and tier.available]
+            if self._stack.staged not in known.tiers and tier_indices:
+                seconds += self._stack.tiers[tier_indices[0]].speed.estimate_s(known.n_bytes)
+                used.add(tier_indices[0])
+        labels = tuple(self._stack.tiers[tier_index].label for tier_index in sorted(used))
         return replace(plan, n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
 
 

@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
 from cache_store.index import frecency
-from cache_store.index.index import Entry
+from cache_store.index.index import IndexRow
 from cache_store.records import CachedPrefix
-from cache_store.tiers.stack import Stockroom
+from cache_store.tiers.stack import TierStack
 
-Node = tuple[ChainKey, int]
+Prefix = tuple[ChainKey, int]  # its key and its length
 
 
 class Hottest:
     """The prefixes of one root, once. `learn(id)` reads the tokens of an object into the index, or returns False."""
 
-    def __init__(self, stock: Stockroom, root: ChainKey, learn: Callable[[BlockId], bool]) -> None:
-        self._stock = stock
+    def __init__(self, stack: TierStack, root: ChainKey, learn: Callable[[BlockId], bool]) -> None:
+        self._stack = stack
         self._learn = learn
         self._worth: dict[BlockId, float] = {}
-        self._into: dict[Node, BlockId] = {}  # the best way into each node that the root leads to
-        self._leaves = self._walk(root, edges_of(stock, root))
+        self._into: dict[Prefix, BlockId] = {}  # the best way into each node that the root leads to
+        self._leaves = self._walk(root, edges_of(stack, root))
 
     def take(self, limit: int) -> list[NDArray[np.uint32]]:
         """The tokens of at most `limit`, most valuable first, none the beginning of another. Those whose tokens nobody has are left out."""
@@ -51,11 +51,11 @@ class Hottest:
                 covered.update(way)
         return [np.frombuffer(tokens, ">u4").astype(np.uint32) for tokens in chosen]
 
-    def _walk(self, root: ChainKey, edges: dict[BlockId, Entry]) -> dict[Node, float]:
+    def _walk(self, root: ChainKey, edges: dict[BlockId, IndexRow]) -> dict[Prefix, float]:
         """Leaves and the value of the whole way to each."""
         now_s = max((entry.last_used_s for entry in edges.values()), default=0.0)
-        values: dict[Node, float] = {(root, 0): 0.0}
-        inner: set[Node] = set()
+        values: dict[Prefix, float] = {(root, 0): 0.0}
+        inner: set[Prefix] = set()
         for id in sorted(edges, key=lambda id: id.start):  # whatever leads into a node begins before it, and so before what goes on from it
             entry, node = edges[id], (id.key, id.start + id.n_tokens)
             above = values.get((id.parent, id.start))
@@ -68,7 +68,7 @@ class Hottest:
                 values[node], self._into[node] = above + worth, id
         return {node: value for node, value in values.items() if node not in inner and node in self._into}
 
-    def _way(self, node: Node) -> list[BlockId]:
+    def _way(self, node: Prefix) -> list[BlockId]:
         way: list[BlockId] = []
         while (id := self._into.get(node)) is not None:
             way.append(id)
@@ -78,9 +78,9 @@ class Hottest:
     def _tokens(self, way: list[BlockId]) -> bytes | None:
         parts: list[bytes] = []
         for id in way:
-            tokens = self._stock.catalogue.tokens_of(id)
+            tokens = self._stack.catalogue.tokens_of(id)
             if tokens is None and self._learn(id):
-                tokens = self._stock.catalogue.tokens_of(id)
+                tokens = self._stack.catalogue.tokens_of(id)
             if tokens is None:
                 return None
             parts.append(tokens)
@@ -100,27 +100,27 @@ def _extends(chosen: list[bytes], tokens: bytes) -> bool:
     return True
 
 
-def leaf_prefixes(stock: Stockroom, root: ChainKey | None, limit: int) -> tuple[CachedPrefix, ...]:
+def leaf_prefixes(stack: TierStack, root: ChainKey | None, limit: int) -> tuple[CachedPrefix, ...]:
     """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the whole way, in its fastest tiers."""
-    edges = edges_of(stock, root)
+    edges = edges_of(stack, root)
     parents = {(id.parent, id.start) for id in edges}
     leaves = [entry for id, entry in edges.items() if (id.key, id.start + id.n_tokens) not in parents]
     into = {(id.key, id.start + id.n_tokens): entry for id, entry in edges.items()}
     chosen = nlargest(limit, leaves, key=lambda entry: entry.last_used_s)
-    return tuple(_prefix(stock, entry, into) for entry in chosen)
+    return tuple(_prefix(stack, entry, into) for entry in chosen)
 
 
-def edges_of(stock: Stockroom, root: ChainKey | None) -> dict[BlockId, Entry]:
+def edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow]:
     """The ROWS objects of a root (None: of all), as they are in their fastest tiers."""
-    found: dict[BlockId, Entry] = {}
-    for tier in range(stock.staged + 1):
-        for entry in stock.catalogue.entries(tier):
+    found: dict[BlockId, IndexRow] = {}
+    for tier in range(stack.staged + 1):
+        for entry in stack.catalogue.entries(tier):
             if entry.id.kind is Kind.ROWS and root in (None, entry.id.root):
                 found.setdefault(entry.id, entry)
     return found
 
 
-def _prefix(stock: Stockroom, leaf: Entry, into: dict[tuple[ChainKey, int], Entry]) -> CachedPrefix:
+def _prefix(stack: TierStack, leaf: IndexRow, into: dict[tuple[ChainKey, int], IndexRow]) -> CachedPrefix:
     id, n_bytes, step = leaf.id, 0, leaf
     while True:
         n_bytes += step.n_bytes
@@ -128,5 +128,5 @@ def _prefix(stock: Stockroom, leaf: Entry, into: dict[tuple[ChainKey, int], Entr
         if above is None:
             break
         step = above
-    labels = tuple(stock.shelves[tier].label for tier in stock.catalogue.tiers_of(id) if tier < stock.staged)
+    labels = tuple(stack.tiers[tier].label for tier in stack.catalogue.tiers_of(id) if tier < stack.staged)
     return CachedPrefix(id.root, id.key, id.start + id.n_tokens, labels, n_bytes, leaf.hits)

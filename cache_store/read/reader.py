@@ -20,8 +20,8 @@ from cache_store.format.block import Block, BlockId
 from cache_store.index.index import Hop
 from cache_store.read.fetch import Fetch
 from cache_store.records import Fetched, Plan
-from cache_store.tiers.stack import Stockroom
-from cache_store.write.copier import Mover
+from cache_store.tiers.stack import TierStack
+from cache_store.write.copier import TierCopier
 from cache_store.write.staging import copied
 from cache_store.write.writer import Writer
 
@@ -31,19 +31,19 @@ READ_AHEAD = 2
 
 
 class Reader:
-    def __init__(self, stock: Stockroom, writer: Writer, promoter: Mover | None) -> None:
-        self._stock = stock
+    def __init__(self, stack: TierStack, writer: Writer, promoter: TierCopier | None) -> None:
+        self._stack = stack
         self._writer = writer
         self._promoter = promoter
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
-        return _Reading(self._stock, self._writer, self._promoter, plan, deadline_ns).run(consume)
+        return _Reading(self._stack, self._writer, self._promoter, plan, deadline_ns).run(consume)
 
     def get(self, id: BlockId, deadline_ns: int) -> Block | None:
         """A copy of one object, looked for in every tier by its name."""
-        known = self._stock.holders(id)
-        others = [shelf for shelf in self._stock.shelves if shelf.available and shelf not in known]
-        fetch = Fetch(self._stock, self._writer, id, known + others)
+        known = self._stack.holders(id)
+        others = [tier for tier in self._stack.tiers if tier.available and tier not in known]
+        fetch = Fetch(self._stack, self._writer, id, known + others)
         try:
             block = fetch.result(deadline_ns)
             return None if block is None else copied(block)
@@ -54,8 +54,8 @@ class Reader:
 class _Reading:
     """The state of one read."""
 
-    def __init__(self, stock: Stockroom, writer: Writer, promoter: Mover | None, plan: Plan, deadline_ns: int) -> None:
-        self._stock = stock
+    def __init__(self, stack: TierStack, writer: Writer, promoter: TierCopier | None, plan: Plan, deadline_ns: int) -> None:
+        self._stack = stack
         self._writer = writer
         self._promoter = promoter
         self._plan = plan
@@ -76,22 +76,22 @@ class _Reading:
             self._n_tokens = 0 if end is None else end.id.start
         elif end is not None and end.id.start != self._n_tokens:
             end = None
-        self._stock.catalogue.touch(self._used)
-        self._stock.tally.add("tokens", "hit", self._n_tokens)
+        self._stack.catalogue.touch(self._used)
+        self._stack.tally.add("tokens", "hit", self._n_tokens)
         return Fetched(
             n_tokens=self._n_tokens,
             logits=None if end is None else end.logits,
             checkpoint=None if end is None else end.checkpoint,
             n_bytes=self._n_bytes,
             seconds=(time.monotonic_ns() - began_ns) / 1e9,
-            tier=self._stock.shelves[self._slowest].label if self._slowest >= 0 else "",
+            tier=self._stack.tiers[self._slowest].label if self._slowest >= 0 else "",
             corrupt=self._corrupt,
         )
 
     def _first_of(self, ends: list[BlockId]) -> Block | None:
         """A copy of the first END that can be had."""
         for id in ends:
-            fetch = Fetch(self._stock, self._writer, id)
+            fetch = Fetch(self._stack, self._writer, id)
             try:
                 block = self._result(fetch)
                 if block is not None:
@@ -109,10 +109,10 @@ class _Reading:
         try:
             while hops or ahead:
                 while hops and len(ahead) <= READ_AHEAD:
-                    ahead.append((hops[0], Fetch(self._stock, self._writer, hops.popleft().id)))
+                    ahead.append((hops[0], Fetch(self._stack, self._writer, hops.popleft().id)))
                 hop, fetch = ahead[0]
                 if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
-                    if not self._stock.catalogue.has(hop.id):
+                    if not self._stack.catalogue.has(hop.id):
                         self._disown([later.id for later, _ in ahead if later is not hop] + [later.id for later in hops])
                     return
                 ahead.popleft()
@@ -121,14 +121,14 @@ class _Reading:
                 fetch.free()
 
     def _disown(self, ids: list[BlockId]) -> None:
-        """What lies beyond a hole is not counted on any more: the next save hands all of it over again, and what is still good is adopted.
+        """What lies beyond a gap is not counted on any more: the next save hands all of it over again, and what is still good is adopted.
 
         Otherwise a chain whose files were lost or damaged would heal by one object per restore.
         """
         for id in ids:
-            for level in self._stock.catalogue.tiers_of(id):
-                if level != self._stock.staged:
-                    self._stock.catalogue.remove(id, level)
+            for tier_index in self._stack.catalogue.tiers_of(id):
+                if tier_index != self._stack.staged:
+                    self._stack.catalogue.remove(id, tier_index)
 
     def _consume(self, fetch: Fetch, n_use: int, consume: Consume) -> bool:
         """False when this is where the prefix ends."""
@@ -138,8 +138,8 @@ class _Reading:
                 return False
             wanted = self._plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
             if not np.array_equal(block.tokens[:n_use], wanted):
-                self._stock.catalogue.learn(fetch.id, block.tokens)  # the index was told something else, by a checkpoint that lies
-                self._stock.tally.add("mismatched", "tokens")
+                self._stack.catalogue.learn(fetch.id, block.tokens)  # the index was told something else, by a snapshot that lies
+                self._stack.tally.add("mismatched", "tokens")
                 return False
             consume(block, n_use)
             self._n_tokens = fetch.id.start + n_use
@@ -155,9 +155,9 @@ class _Reading:
     def _use(self, fetch: Fetch) -> None:
         self._used.append(fetch.id)
         self._n_bytes += fetch.n_bytes
-        if fetch.shelf is None:
+        if fetch.tier is None:
             return
-        fetch.shelf.count("hits")
-        self._slowest = max(self._slowest, fetch.shelf.level)
-        if self._promoter is not None and fetch.shelf.level > 0 and (loaded := fetch.take_loaded()) is not None:
+        fetch.tier.count("hits")
+        self._slowest = max(self._slowest, fetch.tier.index)
+        if self._promoter is not None and fetch.tier.index > 0 and (loaded := fetch.take_loaded()) is not None:
             self._promoter.promote(fetch.id, loaded)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from cache_store.errors import StoreError
 from cache_store.format.keys import ChainKey
-from cache_store.tiers.guarded import Loaded, Shelf
+from cache_store.tiers.guarded import GuardedTier, Loaded
 
 PREFIX = "claims/"
 LONGEST_S = 600.0  # nobody may claim for longer; what lies further ahead was written by a broken clock
@@ -40,8 +40,8 @@ _NONE = _Claim("", frozenset(), 0.0)
 class Claims:
     """`unix_s` is the wall clock: the only one that processes share."""
 
-    def __init__(self, shelf: Shelf | None, owner: str, unix_s: Callable[[], float]) -> None:
-        self.shelf = shelf
+    def __init__(self, tier: GuardedTier | None, owner: str, unix_s: Callable[[], float]) -> None:
+        self.tier = tier
         self._owner = owner
         self._unix_s = unix_s
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Claims:
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float, deadline_ns: int) -> bool:
         """Say that we compute the blocks `keys`, for `expires_s` from now. False when someone else says so of the first."""
-        if not keys or self.shelf is None or not self.shelf.available:
+        if not keys or self.tier is None or not self.tier.available:
             return True
         if self.claimed(keys[0], deadline_ns) > 0:
             return False
@@ -58,18 +58,18 @@ class Claims:
         with self._lock:
             self._ours.add(name)
         try:
-            self.shelf.publish(name, memoryview(json.dumps(content).encode()), deadline_ns)
+            self.tier.publish(name, memoryview(json.dumps(content).encode()), deadline_ns)
         except StoreError:
             return True  # unseen, but nobody else's
         return True
 
     def claimed(self, key: ChainKey, deadline_ns: int) -> float:
         """Seconds for which someone else's claim still counts; 0.0 when there is none."""
-        if self.shelf is None or not self.shelf.available:
+        if self.tier is None or not self.tier.available:
             return 0.0
         try:
-            names = [stat.name for stat in self.shelf.listing(PREFIX, deadline_ns)]
-            others = [self._read(self.shelf, name, deadline_ns) for name in names if not name.endswith(self._owner)]
+            names = [stat.name for stat in self.tier.listing(PREFIX, deadline_ns)]
+            others = [self._read(self.tier, name, deadline_ns) for name in names if not name.endswith(self._owner)]
         except StoreError:
             return 0.0
         return max((claim.left_s for claim in others if key in claim.keys), default=0.0)
@@ -85,31 +85,31 @@ class Claims:
 
     def sweep(self) -> int:
         """Remove claims that do not count. Background; raises `TierError`."""
-        if self.shelf is None:
+        if self.tier is None:
             return 0
         n_removed = 0
-        for found in self.shelf.list_now(PREFIX):
-            if self._judge(self.shelf.load(found.name, _MAX_BYTES)).left_s <= 0:
-                n_removed += self.shelf.delete_now(found.name)
+        for found in self.tier.list_now(PREFIX):
+            if self._judge(self.tier.load(found.name, _MAX_BYTES)).left_s <= 0:
+                n_removed += self.tier.delete_now(found.name)
         return n_removed
 
     def _release(self, names: set[str], deadline_ns: int) -> None:
         with self._lock:
             names &= self._ours
             self._ours -= names
-        if self.shelf is None or not self.shelf.available:
+        if self.tier is None or not self.tier.available:
             return
         for name in names:
             try:
-                self.shelf.delete(name, deadline_ns)
+                self.tier.delete(name, deadline_ns)
             except StoreError:
                 return  # they expire by themselves
 
     def _name(self, key: ChainKey) -> str:
         return f"{PREFIX}{key}.{self._owner}"
 
-    def _read(self, shelf: Shelf, name: str, deadline_ns: int) -> _Claim:
-        return self._judge(shelf.wait(shelf.start_read(name, _MAX_BYTES), deadline_ns))
+    def _read(self, tier: GuardedTier, name: str, deadline_ns: int) -> _Claim:
+        return self._judge(tier.wait(tier.start_read(name, _MAX_BYTES), deadline_ns))
 
     def _judge(self, loaded: Loaded | None) -> _Claim:
         if loaded is None:

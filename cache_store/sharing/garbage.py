@@ -1,8 +1,8 @@
 """Collects garbage in one tier for all processes that share it: lists it, then deletes what is worth least, down to a share of the budget.
 
 Whoever calls it makes sure that no other process does so meanwhile; two at once harm nothing but each other's choice. Leaves go first, as
-everywhere (`index_eviction`): an object is deleted after all that hangs on it, and when a deletion fails nothing above it follows. So there
-is no hole in a chain, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
+everywhere (`index/eviction.py`): an object is deleted after all that hangs on it, and when a deletion fails nothing above it follows. So a
+chain never has a gap, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
 continues at the very moment in which its end goes is out of reach, and worth nothing until that is saved again.
 
 What dead writers left behind and objects of an older format go first; they count for no budget.
@@ -21,48 +21,55 @@ from typing import TypeVar
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index.catalogue import Known
-from cache_store.records import Collected
-from cache_store.sharing.maintenance import TEMP_AGE_S, Keeper
-from cache_store.tiers.deadline_pool import Lane
-from cache_store.tiers.guarded import Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.index.catalogue import StoredObject
+from cache_store.records import GarbageReport
+from cache_store.sharing.maintenance import TEMP_AGE_S, Maintenance
+from cache_store.tiers.deadline_pool import DeadlinePool
+from cache_store.tiers.guarded import GuardedTier
+from cache_store.tiers.stack import TierStack
 
 T = TypeVar("T")
 
 _AT_ONCE = 8  # deletions: ten objects a second become eighty, and a disk does not mind
-_CHOSEN = 256  # victims chosen at a time: the index is locked meanwhile, and hits and news change the choice
+_CHOSEN = 256  # victims chosen at a time: the index is locked meanwhile, and hits and deltas change the choice
 
-Node = tuple[ChainKey, int]
-
-
-def collector_lane(shelf: Shelf) -> Lane:
-    """The threads for the collections of a tier; idle ones end when it is closed."""
-    return Lane(f"collect-{shelf.label}", _AT_ONCE)
+Prefix = tuple[ChainKey, int]  # its key and its length
 
 
-class Collection:
-    """One run. `listing_age_s`: a listing that the index has had is good enough when it is no older."""
+def garbage_pool(tier: GuardedTier) -> DeadlinePool:
+    """The threads that collect the garbage of a tier; idle ones end when it is closed."""
+    return DeadlinePool(f"garbage-{tier.label}", _AT_ONCE)
+
+
+class GarbageCollection:
+    """One run over one tier. `listing_age_s`: a listing that the index has had is good enough when it is no older."""
 
     def __init__(
-        self, stock: Stockroom, keeper: Keeper, shelf: Shelf, lane: Lane, target_share: float, listing_age_s: float, deadline_ns: int
+        self,
+        stack: TierStack,
+        maintenance: Maintenance,
+        tier: GuardedTier,
+        pool: DeadlinePool,
+        target_share: float,
+        listing_age_s: float,
+        deadline_ns: int,
     ) -> None:
-        self._stock = stock
-        self._keeper = keeper
-        self._shelf = shelf
+        self._stack = stack
+        self._maintenance = maintenance
+        self._tier = tier
         self._listing_age_s = listing_age_s
         self._deadline_ns = deadline_ns
-        self._target = None if shelf.tier.max_bytes is None else int(shelf.tier.max_bytes * target_share)
-        self._lane = lane
+        self._target = None if tier.max_bytes is None else int(tier.max_bytes * target_share)
+        self._pool = pool
         self._swept = self._evicted = self._evicted_bytes = 0
 
-    def run(self) -> Collected:
+    def run(self) -> GarbageReport:
         began_ns = time.monotonic_ns()
         failure = ""
         try:
-            self._swept = self._call(lambda: self._shelf.sweep_now(TEMP_AGE_S))
-            if self._keeper.listing_age_s(self._shelf) > self._listing_age_s:
-                self._call(lambda: self._keeper.list_again(self._shelf))
+            self._swept = self._call(lambda: self._tier.sweep_now(TEMP_AGE_S))
+            if self._maintenance.listing_age_s(self._tier) > self._listing_age_s:
+                self._call(lambda: self._maintenance.list_again(self._tier))
             self._sweep_outdated()
             while victims := self._choose():
                 self._delete(victims)
@@ -71,14 +78,14 @@ class Collection:
         return self._report(began_ns, failure)
 
     def _sweep_outdated(self) -> None:
-        calls = [self._lane.call(lambda: self._keeper.sweep_outdated(self._shelf)) for _ in range(_AT_ONCE)]
+        calls = [self._pool.call(lambda: self._maintenance.sweep_outdated(self._tier)) for _ in range(_AT_ONCE)]
         for call in calls:
             self._swept += call.wait(self._deadline_ns)
 
-    def _report(self, began_ns: int, failure: str) -> Collected:
-        return Collected(
-            tier=self._shelf.label,
-            n_bytes=self._stock.catalogue.bytes_in(self._shelf.level),
+    def _report(self, began_ns: int, failure: str) -> GarbageReport:
+        return GarbageReport(
+            tier=self._tier.label,
+            n_bytes=self._stack.catalogue.bytes_in(self._tier.index),
             target_bytes=self._target,
             evicted=self._evicted,
             evicted_bytes=self._evicted_bytes,
@@ -89,20 +96,20 @@ class Collection:
         )
 
     def _excess(self) -> int:
-        return 0 if self._target is None else self._stock.catalogue.bytes_in(self._shelf.level) - self._target
+        return 0 if self._target is None else self._stack.catalogue.bytes_in(self._tier.index) - self._target
 
-    def _choose(self) -> list[Known]:
+    def _choose(self) -> list[StoredObject]:
         """The next few to go, in an order in which nothing is deleted before what hangs on it."""
-        excess, level = self._excess(), self._shelf.level
+        excess, tier_index = self._excess(), self._tier.index
         if excess <= 0:
             return []
-        mean_bytes = self._stock.catalogue.bytes_in(level) // max(1, self._stock.catalogue.objects_in(level))
-        return self._stock.catalogue.victims(level, min(excess, max(1, mean_bytes) * _CHOSEN), self._stock.may_go)
+        mean_bytes = self._stack.catalogue.bytes_in(tier_index) // max(1, self._stack.catalogue.objects_in(tier_index))
+        return self._stack.catalogue.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self._stack.may_go)
 
-    def _delete(self, victims: Sequence[Known]) -> None:
+    def _delete(self, victims: Sequence[StoredObject]) -> None:
         """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one could not be deleted."""
-        wave: list[Known] = []
-        hung_on: set[Node] = set()
+        wave: list[StoredObject] = []
+        hung_on: set[Prefix] = set()
         for victim in victims:
             if len(wave) == _AT_ONCE or _end(victim.id) in hung_on:
                 self._delete_together(wave)
@@ -111,8 +118,8 @@ class Collection:
             hung_on.add(_beginning(victim.id))
         self._delete_together(wave)
 
-    def _delete_together(self, wave: Sequence[Known]) -> None:
-        calls = [self._lane.call(lambda id=victim.id: self._stock.discard(self._shelf, id, "collected")) for victim in wave]  # type: ignore[misc]
+    def _delete_together(self, wave: Sequence[StoredObject]) -> None:
+        calls = [self._pool.call(lambda id=victim.id: self._stack.discard(self._tier, id, "garbage")) for victim in wave]  # type: ignore[misc]
         failures: list[StoreError] = []
         for victim, call in zip(wave, calls, strict=True):
             try:
@@ -126,14 +133,14 @@ class Collection:
             raise failures[0]
 
     def _call(self, function: Callable[[], T]) -> T:
-        return self._lane.call(function).wait(self._deadline_ns)
+        return self._pool.call(function).wait(self._deadline_ns)
 
 
-def _beginning(id: BlockId) -> Node:
+def _beginning(id: BlockId) -> Prefix:
     """What an object hangs on."""
     return (id.key, id.start) if id.kind is Kind.END else (id.parent, id.start)
 
 
-def _end(id: BlockId) -> Node | None:
+def _end(id: BlockId) -> Prefix | None:
     """What others may hang on."""
     return (id.key, id.start + id.n_tokens) if id.kind is Kind.ROWS else None

@@ -1,9 +1,9 @@
-"""Tells other processes what this one did, and takes over into the own index what they tell. Any thread; no I/O.
+"""Tells other processes what this one did, and applies what they tell to the own index. Any thread; no I/O.
 
-What is heard is a hint like a listing: it says where an object was a moment ago. A claim that is wrong costs what a stale listing costs: a
-reader finds nothing, corrects the index and computes. Tokens are taken over where the object's name proves them, else read when they are
-needed: wrong ones would hide an object for good. News about places that none of our tiers is are skipped, so those about another node's RAM
-are too. What one process removes and another writes at the same moment may be heard in the wrong order: the next listing tells.
+A delta is a hint like a listing: it says where an object was a moment ago. A wrong one costs what a stale listing costs: a reader finds
+nothing, corrects the index and computes. Tokens are taken over where the object's name proves them, else read when they are needed: wrong
+ones would hide an object for good. What a delta says of a tier that this process does not have is skipped: another node's RAM, for
+example. What one process removes and another writes at the same moment may be applied in the wrong order: the next listing tells.
 
 Hits that others had count like our own, so every process has nearly the cluster's opinion of what is worth keeping.
 """
@@ -18,79 +18,78 @@ from numpy.typing import NDArray
 
 from cache_store.format.block import Kind
 from cache_store.format.keys import BLOCK_TOKENS
-from cache_store.index.delta import BadNews, Changes, Item, News, NewsLog, Packer, PlaceNews
+from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Packer, Record, TierDelta
 from cache_store.index.radix import MAX_FIELD
-from cache_store.sharing.identity import Places
-from cache_store.tiers.guarded import Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.sharing.identity import TierIdentity
+from cache_store.tiers.guarded import GuardedTier
+from cache_store.tiers.stack import TierStack
 
 log = logging.getLogger("cache_store")
 
-_MAX_USES = 1 << 16  # hits on one object between two pieces of news: more is a mistake of the teller's
+_MAX_USES = 1 << 16  # hits on one object between two deltas: a larger number is a mistake of the teller's
 
 
-class Relay:
-    def __init__(self, stock: Stockroom, news_log: NewsLog, places: Places, owner: str) -> None:
-        self._stock = stock
-        self._log = news_log
-        self._places = places
+class Gossip:
+    def __init__(self, stack: TierStack, delta_log: DeltaLog, identity: TierIdentity, owner: str) -> None:
+        self._stack = stack
+        self._log = delta_log
+        self._identity = identity
         self._owner = owner
 
-    def tell(self) -> News:
+    def take(self) -> IndexDelta:
         """What happened here since the last call."""
         changes, packer = self._log.take(), Packer()
-        places = tuple(self._place(packer, shelf, changes) for shelf in self._stock.shelves)
-        used = packer.pack(Item(id, n_uses) for id, n_uses in changes.used.items())
-        return News(self._owner, places, packer.roots, used, changes.incomplete)
+        tiers = tuple(self._delta_of(packer, tier, changes) for tier in self._stack.tiers)
+        used = packer.pack(Record(id, n_uses) for id, n_uses in changes.used.items())
+        return IndexDelta(self._owner, tiers, packer.roots, used, changes.incomplete)
 
-    def hear(self, news: Iterable[News]) -> int:
-        """Take over what others tell; how many objects came or went. News that make no sense are counted and end where they do not."""
+    def apply(self, deltas: Iterable[IndexDelta]) -> int:
+        """Take over what others tell; how many objects came or went. A delta that makes no sense is counted and ends where it does not."""
         n_changed = 0
-        for piece in news:
-            if piece.owner == self._owner:
+        for delta in deltas:
+            if delta.owner == self._owner:
                 continue
             try:
-                n_changed += sum(self._hear_place(piece, place) for place in piece.places)
-                self._hear_uses(piece)
-            except BadNews as error:
-                self._stock.tally.add("corrupt", "news")
-                log.warning("owner=%s news ignored: %s", piece.owner, error)
+                n_changed += sum(self._apply_tier(delta, tier) for tier in delta.tiers)
+                self._apply_uses(delta)
+            except BadDelta as error:
+                self._stack.tally.add("corrupt", "delta")
+                log.warning("owner=%s delta ignored: %s", delta.owner, error)
         return n_changed
 
-    def _place(self, packer: Packer, shelf: Shelf, changes: Changes) -> PlaceNews:
-        changed = changes.tiers[shelf.level].items()
-        tokens_of = self._stock.catalogue.tokens_of
-        written = packer.pack(Item(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
-        removed = packer.pack(Item(id) for id, n_bytes in changed if n_bytes is None)
-        tier = shelf.tier
-        return PlaceNews(shelf.label, tier.url, tier.local, self._places.marks(shelf.level), tier.max_bytes, written, removed)
+    def _delta_of(self, packer: Packer, tier: GuardedTier, changes: Changes) -> TierDelta:
+        changed = changes.tiers[tier.index].items()
+        tokens_of = self._stack.catalogue.tokens_of
+        written = packer.pack(Record(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
+        removed = packer.pack(Record(id) for id, n_bytes in changed if n_bytes is None)
+        return TierDelta(tier.label, tier.url, tier.local, self._identity.ids(tier.index), tier.max_bytes, written, removed)
 
-    def _hear_place(self, news: News, place: PlaceNews) -> int:
-        level = self._places.at(place.marks)
-        if level is None:
+    def _apply_tier(self, delta: IndexDelta, tier: TierDelta) -> int:
+        tier_index = self._identity.tier_index(tier.ids)
+        if tier_index is None:
             return 0
         n_changed = 0
-        for item in news.items(place.written):
-            if not _is_plausible(item):
-                raise BadNews(f"no object of ours: {item.id.name}")
-            n_changed += self._stock.catalogue.add(item.id, level, item.number, self._proven_tokens(item))
-        for item in news.items(place.removed):
-            n_changed += self._stock.catalogue.remove(item.id, level)
+        for record in delta.unpacked(tier.written):
+            if not _is_plausible(record):
+                raise BadDelta(f"no object of ours: {record.id.name}")
+            n_changed += self._stack.catalogue.add(record.id, tier_index, record.number, self._proven_tokens(record))
+        for record in delta.unpacked(tier.removed):
+            n_changed += self._stack.catalogue.remove(record.id, tier_index)
         return n_changed
 
-    def _proven_tokens(self, item: Item) -> NDArray[np.uint32] | None:
-        if item.tokens is None:
+    def _proven_tokens(self, record: Record) -> NDArray[np.uint32] | None:
+        if record.tokens is None:
             return None
-        tokens = np.frombuffer(item.tokens, ">u4").astype(np.uint32)
-        return tokens if self._stock.catalogue.proves(item.id, tokens) else None
+        tokens = np.frombuffer(record.tokens, ">u4").astype(np.uint32)
+        return tokens if self._stack.catalogue.proves(record.id, tokens) else None
 
-    def _hear_uses(self, news: News) -> None:
-        for item in news.items(news.used):
-            self._stock.catalogue.hear_uses(item.id, max(1, min(item.number, _MAX_USES)))
+    def _apply_uses(self, delta: IndexDelta) -> None:
+        for record in delta.unpacked(delta.used):
+            self._stack.catalogue.note_uses(record.id, max(1, min(record.number, _MAX_USES)))
 
 
-def _is_plausible(item: Item) -> bool:
+def _is_plausible(record: Record) -> bool:
     """Whether a listing could name it: what the index takes must be something that can be deleted again."""
-    id = item.id
+    id = record.id
     fits = id.start % BLOCK_TOKENS + id.n_tokens <= BLOCK_TOKENS if id.kind is Kind.ROWS else id.n_tokens == 0
-    return fits and item.number <= MAX_FIELD and (item.tokens is None or id.kind is Kind.ROWS)
+    return fits and record.number <= MAX_FIELD and (record.tokens is None or id.kind is Kind.ROWS)

@@ -1,1 +1,1 @@
-"""Places of objects, what guards each of them, and the stack of all of them."""
+"""Tiers hold objects: local and remote ones, what guards each of them, and the stack of all."""

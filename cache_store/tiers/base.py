@@ -125,10 +125,10 @@ def check_name(name: str) -> str:
 
 def split_prefix(prefix: str) -> tuple[str, str]:
     """The directory that holds everything whose name starts with `prefix`, and how the entries in it start."""
-    directory, _, stem = prefix.rpartition("/")
+    directory, _, name_prefix = prefix.rpartition("/")
     if directory:
         check_name(directory)
-    return directory, stem
+    return directory, name_prefix
 
 
 def is_hidden(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""When to leave a failing tier alone. Pure; the caller locks and brings the time.
+"""A circuit breaker: when to leave a failing tier alone. Pure; the caller locks and brings the time.
 
 CLOSED: calls go through. After `THRESHOLD` failures in a row it opens for `FIRST_S`, and everyone skips the tier. After that time calls go
 through again; the next failure opens it for twice as long (up to `LONGEST_S`), the next success closes it.

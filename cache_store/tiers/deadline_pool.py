@@ -1,7 +1,7 @@
 """Threads that make the blocking calls of one tier, and verify what they read, so that a caller's deadline holds when a file system hangs.
 
 A call that outlives its caller's deadline is *abandoned*: it goes on, holds its thread, and its result is thrown away. Once every thread of
-a lane has been held by abandoned calls for a second, the tier counts as hung and new calls are refused at once. Threads are daemons: a hung
+a pool has been held by abandoned calls for a second, the tier counts as hung and new calls are refused at once. Threads are daemons: a hung
 file system must not keep the process from ending. Reading ahead uses the same threads.
 """
 
@@ -79,7 +79,7 @@ class Call(Generic[T]):
             self._on_waste(self._result)  # type: ignore[arg-type]
 
 
-class Lane:
+class DeadlinePool:
     def __init__(self, name: str, n_threads: int = THREADS) -> None:
         self._name = name
         self._n_threads = n_threads
@@ -90,7 +90,7 @@ class Lane:
         self._closed = False
 
     def call(self, function: Callable[[], T], on_waste: Callable[[T], None] | None = None) -> Call[T]:
-        """Start `function` on a thread of the lane. Raises `TierError` if all threads hang, `StoreClosed` after `close`."""
+        """Start `function` on a thread of the pool. Raises `TierError` if all threads hang, `StoreClosed` after `close`."""
         call = Call(function, on_waste)
         with self._wake:
             if self._closed:

@@ -1,7 +1,7 @@
-"""One tier as the store uses it: timed, counted, left alone while it fails, and never waited for beyond a deadline.
+"""One tier as the store uses it: behind a deadline, a circuit breaker and a stopwatch.
 
-Two ways in. *Foreground* calls take a deadline and run on the tier's lane; their callers must not hang. *Background* calls run on the
-caller's thread, which belongs to the store and may hang with the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
+*Foreground* calls take a deadline and run on the tier's `DeadlinePool`: their callers must not hang. *Background* calls run on the caller's
+thread, which belongs to the store and may hang with the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cache_store.records import TierStats
 from cache_store.tiers.bandwidth import Bandwidth
 from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier, Verify
 from cache_store.tiers.breaker import Breaker
-from cache_store.tiers.deadline_pool import Call, Lane
+from cache_store.tiers.deadline_pool import Call, DeadlinePool
 from cache_store.tiers.open import open_tier
 
 T = TypeVar("T")
@@ -34,39 +34,40 @@ _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing
 
 @dataclass(slots=True)
 class Loaded:
-    """An object in a buffer of the shelf's. `free` exactly once; `data` is not valid afterwards."""
+    """An object in one of the tier's buffers. Its owner calls `free` exactly once; `data` is not valid afterwards."""
 
-    shelf: Shelf
+    tier: GuardedTier
     data: memoryview
     buffer: ReadBuffer
 
     def free(self) -> None:
         self.data = memoryview(b"")
-        self.shelf.give_back(self.buffer)
+        self.tier.give_back(self.buffer)
 
 
-class Shelf:
-    """`level` counts from 0, the fastest. `compression` is what objects written to it are compressed with."""
+class GuardedTier:
+    """`index` counts from 0, the fastest tier. `compression` is what objects written to it are compressed with."""
 
-    def __init__(self, level: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
-        self.level = level
-        self.tier = tier
+    def __init__(self, index: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
+        self.index = index
+        self._inner = tier
         self.label = label
         self.compression = compression
+        self.url, self.local, self.max_bytes = tier.url, tier.local, tier.max_bytes
         self.persistent = tier.label not in VOLATILE_LABELS
         self.speed = Bandwidth(*_GUESSES[tier.local])
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()  # breaker, counts, buffers
         self._breaker = Breaker()
-        self._lane = Lane(label)
+        self._pool = DeadlinePool(label)
         self._buffers: list[ReadBuffer] = []
 
     def __repr__(self) -> str:
-        return f"<Shelf {self.level} {self.label} {'in use' if self.available else 'put aside'}>"
+        return f"<GuardedTier {self.index} {self.label} {'in use' if self.available else 'circuit open'}>"
 
     @property
     def available(self) -> bool:
-        """False while the tier is put aside for its failures."""
+        """False while the circuit is open: after some failures the tier is left alone for a while."""
         return self._breaker.allows(time.monotonic_ns())
 
     def count(self, what: str, n: int = 1) -> None:
@@ -77,14 +78,14 @@ class Shelf:
 
     def start_read(self, name: str, head_bytes: int | None = None) -> Call[Loaded | None]:
         """Begin to read an object, or its head; None when there is none."""
-        return self._lane.call(lambda: self.load(name, head_bytes), _free)
+        return self._pool.call(lambda: self.load(name, head_bytes), _free)
 
     def start(self, function: Callable[[], T], on_waste: Callable[[T], None]) -> Call[T]:
         """Begin any background call; `on_waste` gets a result that nobody waits for any more."""
-        return self._lane.call(function, on_waste)
+        return self._pool.call(function, on_waste)
 
     def wait(self, call: Call[T], deadline_ns: int) -> T:
-        """The result of a call of this shelf's. A tier that lets its callers wait in vain counts as failing."""
+        """The result of a call of this tier's. A tier that lets its callers wait in vain counts as failing."""
         began_ns = time.monotonic_ns()
         try:
             return call.wait(deadline_ns)
@@ -94,14 +95,14 @@ class Shelf:
             raise
 
     def stat(self, name: str, deadline_ns: int) -> Stat | None:
-        return self.wait(self._lane.call(lambda: self.stat_now(name)), deadline_ns)
+        return self.wait(self._pool.call(lambda: self.stat_now(name)), deadline_ns)
 
     def listing(self, prefix: str, deadline_ns: int) -> list[Stat]:
-        return self.wait(self._lane.call(lambda: self.list_now(prefix)), deadline_ns)
+        return self.wait(self._pool.call(lambda: self.list_now(prefix)), deadline_ns)
 
     def stats_until_missing(self, names: Sequence[str], deadline_ns: int) -> list[Stat]:
         """Stats of `names` up to the first that is not there; asked in parallel."""
-        calls = [self._lane.call(lambda name=name: self.stat_now(name)) for name in names]  # type: ignore[misc]
+        calls = [self._pool.call(lambda name=name: self.stat_now(name)) for name in names]  # type: ignore[misc]
         found: list[Stat] = []
         try:
             for call in calls:
@@ -115,15 +116,15 @@ class Shelf:
         return found
 
     def delete(self, name: str, deadline_ns: int) -> bool:
-        return self.wait(self._lane.call(lambda: self.delete_now(name)), deadline_ns)
+        return self.wait(self._pool.call(lambda: self.delete_now(name)), deadline_ns)
 
     def run(self, function: Callable[[], T], deadline_ns: int) -> T:
         """Any background call, as a foreground call."""
-        return self.wait(self._lane.call(function), deadline_ns)
+        return self.wait(self._pool.call(function), deadline_ns)
 
     def publish(self, name: str, data: memoryview, deadline_ns: int) -> bool:
         """`data` must not be reused: the call may outlive its caller's patience."""
-        return self.wait(self._lane.call(lambda: self.publish_now(name, data)), deadline_ns)
+        return self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
 
     # --- background --------------------------------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ class Shelf:
         began_ns = time.monotonic_ns()
         try:
             with self._judged():
-                data = self.tier.read(name, buffer) if head_bytes is None else self.tier.read_head(name, head_bytes, buffer)
+                data = self._inner.read(name, buffer) if head_bytes is None else self._inner.read_head(name, head_bytes, buffer)
         except BaseException:
             self.give_back(buffer)
             raise
@@ -144,22 +145,22 @@ class Shelf:
         return Loaded(self, data, buffer)
 
     def publish_now(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        written = self._guarded(lambda: self.tier.publish(name, data, verify))
+        written = self._guarded(lambda: self._inner.publish(name, data, verify))
         if written:
             self.count("written_bytes", data.nbytes)
         return written
 
     def stat_now(self, name: str) -> Stat | None:
-        return self._guarded(lambda: self.tier.stat(name))
+        return self._guarded(lambda: self._inner.stat(name))
 
     def delete_now(self, name: str) -> bool:
-        return self._guarded(lambda: self.tier.delete(name))
+        return self._guarded(lambda: self._inner.delete(name))
 
     def list_now(self, prefix: str = "") -> list[Stat]:
-        return self._guarded(lambda: list(self.tier.list(prefix)))
+        return self._guarded(lambda: list(self._inner.list(prefix)))
 
     def sweep_now(self, older_than_s: float) -> int:
-        return self._guarded(lambda: self.tier.sweep(older_than_s))
+        return self._guarded(lambda: self._inner.sweep(older_than_s))
 
     def give_back(self, buffer: ReadBuffer) -> None:
         with self._lock:
@@ -167,15 +168,15 @@ class Shelf:
                 self._buffers.append(buffer)
 
     def close(self) -> None:
-        self._lane.close()
-        self.tier.close()
+        self._pool.close()
+        self._inner.close()
 
     def stats(self, n_bytes: int, objects: int) -> TierStats:
         return TierStats(
             label=self.label,
             n_bytes=n_bytes,
             objects=objects,
-            max_bytes=self.tier.max_bytes,
+            max_bytes=self.max_bytes,
             read_bytes=self.counts["read_bytes"],
             written_bytes=self.counts["written_bytes"],
             read_bytes_per_s=self.speed.bytes_per_s,
@@ -219,19 +220,19 @@ def _free(loaded: Loaded | None) -> None:
         loaded.free()
 
 
-def open_shelves(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_tier) -> list[Shelf]:
+def open_tiers(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_tier) -> list[GuardedTier]:
     """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier that can never work."""
-    tiers: list[Tier] = []
+    opened: list[Tier] = []
     try:
-        tiers.extend(open(tier) for tier in config.tiers)
+        opened.extend(open(tier) for tier in config.tiers)
     except BaseException:
-        for tier in tiers:
+        for tier in opened:
             tier.close()
         raise
     seen: Counter[str] = Counter()
-    shelves: list[Shelf] = []
-    for level, (tier, spec) in enumerate(zip(tiers, config.tiers, strict=True)):
+    guarded: list[GuardedTier] = []
+    for index, (tier, spec) in enumerate(zip(opened, config.tiers, strict=True)):
         seen[tier.label] += 1
         label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
-        shelves.append(Shelf(level, tier, label, spec.compression))
-    return shelves
+        guarded.append(GuardedTier(index, tier, label, spec.compression))
+    return guarded

@@ -1,9 +1,9 @@
 """Copies objects to one tier from the others: down to where they last, or up to where they are fast.
 
-Copies down are owed: they wait while the tier is put aside, and `flush` waits for those that make an object survive this process. Copies up
-(promotions) are a favour: dropped when many wait, when there is no room without evicting, and at the first failure. Objects are verified on
-the way, so that damage does not spread. Copies
-down wait as names, never as bytes, so a slow tier holds no memory; copies up bring the buffer that they were read into, up to a bound.
+A copy down is pending until it has arrived: it waits while the tier's circuit is open, and `flush` waits for those that make an object
+survive this process. A copy up (a promotion) is best effort: it is dropped when many wait, when there is no room without evicting, and at
+the first failure. Objects are verified on the way, so that damage does not spread. Copies down wait as names, never as bytes, so a slow
+tier holds no memory; copies up bring the buffer that they were read into, up to a bound.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from dataclasses import dataclass
 from cache_store.errors import CorruptBlock, StoreFull, TierError
 from cache_store.format.block import BlockId
 from cache_store.format.file import BlockEncoder, decode
-from cache_store.in_flight import Pending
+from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
-from cache_store.tiers.guarded import Loaded, Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.tiers.guarded import GuardedTier, Loaded
+from cache_store.tiers.stack import TierStack
 from cache_store.write.worker import Worker
 
-_PUT_ASIDE_S = 1.0  # how often an owed copy asks whether its tier is back
+_OPEN_CIRCUIT_S = 1.0  # how often a pending copy asks whether its tier is back
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """`owed`: a copy down. `awaited`: `flush` waits for it. `loaded`: the object itself, verified; the mover frees it."""
+class Copy:
+    """`best_effort`: dropped at the first obstacle. `awaited`: `flush` waits for it. `loaded`: the object, which the copier frees."""
 
     id: BlockId
-    owed: bool = True
+    best_effort: bool = False
     awaited: bool = False
     loaded: Loaded | None = None
 
 
-class Mover:
-    """`announce(id, shelf)` is called on the mover's thread after an owed copy has arrived."""
+class TierCopier:
+    """`announce(id, tier)` is called on the copier's thread after a pending copy has arrived."""
 
     def __init__(
         self,
-        stock: Stockroom,
-        shelf: Shelf,
-        pending: Pending,
-        announce: Callable[[BlockId, Shelf], None],
+        stack: TierStack,
+        tier: GuardedTier,
+        in_flight: InFlight,
+        announce: Callable[[BlockId, GuardedTier], None],
         *,
         copy_queue: int,
         promote_bytes: int,
         attempts: int,
         retry_s: float,
     ) -> None:
-        self._stock = stock
-        self._shelf = shelf
-        self._pending = pending
+        self._stack = stack
+        self._tier = tier
+        self._in_flight = in_flight
         self._announce = announce
         self._copy_queue = copy_queue
         self._promote_bytes = promote_bytes
@@ -59,30 +59,26 @@ class Mover:
         self._promoting_bytes = 0
         self._attempts = attempts
         self._retry_s = retry_s
-        self._encoder = BlockEncoder(shelf.compression)
-        self._worker: Worker[Move] = Worker(f"to-{shelf.label}", self._move, lambda move: self._end(move, "closed"))
+        self._encoder = BlockEncoder(tier.compression)
+        self._worker: Worker[Copy] = Worker(f"to-{tier.label}", self._run, lambda copy: self._end(copy, "closed"))
 
-    def submit(self, move: Move) -> None:
-        if move.awaited:
-            self._pending.opened(move.id)
-        if move.owed:
-            self._stock.owed.opened(move.id)
-        if not self._worker.submit(move, max_jobs=self._copy_queue):
-            self._end(move, "copy_queue_full")
+    def submit(self, copy: Copy) -> None:
+        if copy.awaited:
+            self._in_flight.opened(copy.id)
+        if not copy.best_effort:
+            self._stack.pending_copies.opened(copy.id)
+        if not self._worker.submit(copy, max_jobs=self._copy_queue):
+            self._end(copy, "copy_queue_full")
 
     def promote(self, id: BlockId, loaded: Loaded) -> None:
         """Copy up what was just read, if it is worth it; frees `loaded` in any case, sooner or later."""
         if not self._admit(id, loaded.data.nbytes):
             loaded.free()
-        elif not self._worker.submit(move := Move(id, owed=False, loaded=loaded), max_jobs=self._copy_queue):
-            self._end(move, "closed")
+        elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded), max_jobs=self._copy_queue):
+            self._end(copy, "closed")
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
-        if (
-            not self._shelf.available
-            or not self._stock.fits(self._shelf, n_bytes)
-            or self._shelf.level in self._stock.catalogue.tiers_of(id)
-        ):
+        if not self._tier.available or not self._stack.fits(self._tier, n_bytes) or self._tier.index in self._stack.catalogue.tiers_of(id):
             return False
         with self._lock:
             admitted = self._promoting_bytes + n_bytes <= self._promote_bytes
@@ -91,75 +87,75 @@ class Mover:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait for the copies that wait, as long as the tier works; False when some are left."""
-        return self._worker.drain(timeout_s, lambda: self._shelf.available)
+        return self._worker.drain(timeout_s, lambda: self._tier.available)
 
     def stop(self, timeout_s: float) -> bool:
         return self._worker.stop(timeout_s)
 
-    def _move(self, move: Move) -> None:
+    def _run(self, copy: Copy) -> None:
         failure = "copy_failed"
         try:
-            failure = self._copy_with_retries(move)
-            if not failure and move.owed:
-                self._announce(move.id, self._shelf)
+            failure = self._copy_with_retries(copy)
+            if not failure and not copy.best_effort:
+                self._announce(copy.id, self._tier)
         finally:
-            self._end(move, failure)
+            self._end(copy, failure)
 
-    def _end(self, move: Move, failure: str) -> None:
-        """Settle a move; `failure` is "" when it arrived."""
+    def _end(self, copy: Copy, failure: str) -> None:
+        """Settle a copy; `failure` is "" when it arrived."""
         if failure:
-            self._stock.tally.add("dropped" if move.owed else "unpromoted", failure)
-        if move.owed:
-            self._stock.owed.settled(move.id)
-        if move.awaited:
-            self._pending.settled(move.id)
-        if move.loaded is not None:
+            self._stack.tally.add("unpromoted" if copy.best_effort else "dropped", failure)
+        if not copy.best_effort:
+            self._stack.pending_copies.settled(copy.id)
+        if copy.awaited:
+            self._in_flight.settled(copy.id)
+        if copy.loaded is not None:
             with self._lock:
-                self._promoting_bytes -= move.loaded.data.nbytes
-            move.loaded.free()
+                self._promoting_bytes -= copy.loaded.data.nbytes
+            copy.loaded.free()
 
-    def _copy_with_retries(self, move: Move) -> str:
+    def _copy_with_retries(self, copy: Copy) -> str:
         attempt = 0
         while attempt < self._attempts:
-            if self._shelf.level in self._stock.catalogue.tiers_of(move.id):
+            if self._tier.index in self._stack.catalogue.tiers_of(copy.id):
                 return ""
-            if self._shelf.available:
+            if self._tier.available:
                 try:
-                    return self._copy(move)
+                    return self._copy(copy)
                 except TierError:
                     attempt += 1
-            if not move.owed or not self._worker.pause(self._retry_s * 2**attempt if self._shelf.available else _PUT_ASIDE_S):
+            if copy.best_effort or not self._worker.pause(self._retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S):
                 break
         return "copy_failed"
 
-    def _copy(self, move: Move) -> str:
-        if move.loaded is not None:
-            return self._put(move, move.loaded.shelf, move.loaded) or ""
-        for source in self._stock.holders(move.id):
-            loaded = source.load(move.id.name)
+    def _copy(self, copy: Copy) -> str:
+        if copy.loaded is not None:
+            return self._put(copy, copy.loaded.tier, copy.loaded) or ""
+        for source in self._stack.holders(copy.id):
+            loaded = source.load(copy.id.name)
             if loaded is None:
-                self._stock.catalogue.remove(move.id, source.level)
+                self._stack.catalogue.remove(copy.id, source.index)
                 continue
             try:
-                failure = self._put(move, source, loaded)
+                failure = self._put(copy, source, loaded)
             finally:
                 loaded.free()
             if failure is not None:
                 return failure
         return "copy_gone"
 
-    def _put(self, move: Move, source: Shelf, loaded: Loaded) -> str | None:
+    def _put(self, copy: Copy, source: GuardedTier, loaded: Loaded) -> str | None:
         """Why it could not be put ("" when it was); None when the source is damaged and another may serve."""
         try:
-            block = decode(loaded.data, move.id)
+            block = decode(loaded.data, copy.id)
         except CorruptBlock as error:
-            self._stock.condemn_now(source, move.id, error.reason)
+            self._stack.condemn_now(source, copy.id, error.reason)
             return None
-        data = loaded.data if source.compression == self._shelf.compression else self._encoder.encode(block)
-        if not move.owed and not self._stock.fits(self._shelf, data.nbytes):
+        data = loaded.data if source.compression == self._tier.compression else self._encoder.encode(block)
+        if copy.best_effort and not self._stack.fits(self._tier, data.nbytes):
             return "no_room"
         try:
-            self._stock.put(self._shelf, move.id, block.tokens, data)
+            self._stack.put(self._tier, copy.id, block.tokens, data)
         except (StoreFull, NoSpace):
             return "copy_full"
         return ""

@@ -2,10 +2,10 @@
 
     accept (caller's thread)    copy into staging memory; from here on the object counts as present and is served from that memory
     write (writer's thread)     encode, make room, publish, index; a failure is tried again after a pause, then the next tier takes it
-    announce                    whoever copies down hears of it
+    announce                    `announce` tells who copies down
 
-A tier that is put aside is skipped, so that a dead first tier costs nothing but speed. What no tier takes is dropped and counted; nobody
-waits for that. Every accepted object is settled in `pending` exactly once, and its staging memory released exactly once.
+A tier whose circuit is open is skipped, so that a dead first tier costs nothing but speed. What no tier takes is dropped and counted;
+nobody waits for that. Every accepted object is settled in `in_flight` exactly once, and its staging memory released exactly once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from cache_store.errors import StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.file import BlockEncoder, Compression
-from cache_store.in_flight import Pending
+from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
-from cache_store.tiers.guarded import Shelf
-from cache_store.tiers.stack import Stockroom
+from cache_store.tiers.guarded import GuardedTier
+from cache_store.tiers.stack import TierStack
 from cache_store.write.staging import Staged, StagingPool
 from cache_store.write.worker import Worker
 
@@ -28,20 +28,20 @@ log = logging.getLogger("cache_store")
 
 
 class Writer:
-    """`announce(id, shelf)` is called on the writer's thread after a publish."""
+    """`announce(id, tier)` is called on the writer's thread after a publish."""
 
     def __init__(
         self,
-        stock: Stockroom,
-        pending: Pending,
-        announce: Callable[[BlockId, Shelf], None],
+        stack: TierStack,
+        in_flight: InFlight,
+        announce: Callable[[BlockId, GuardedTier], None],
         *,
         queue_bytes: int,
         attempts: int,
         retry_s: float,
     ) -> None:
-        self._stock = stock
-        self._pending = pending
+        self._stack = stack
+        self._in_flight = in_flight
         self._announce = announce
         self._attempts = attempts
         self._retry_s = retry_s
@@ -69,8 +69,8 @@ class Writer:
                 staged.release()
                 return None
             self._staged[block.id] = staged
-        self._pending.opened(block.id)
-        self._stock.catalogue.add(block.id, self._stock.staged, staged.block.payload_bytes, staged.block.tokens)
+        self._in_flight.opened(block.id)
+        self._stack.catalogue.add(block.id, self._stack.staged, staged.block.payload_bytes, staged.block.tokens)
         if self._worker.submit(staged):
             return None
         self._forget(staged)
@@ -86,39 +86,39 @@ class Writer:
         return self._worker.stop(timeout_s)
 
     def _is_present(self, id: BlockId) -> bool:
-        return bool(self._stock.catalogue.tiers_of(id))
+        return bool(self._stack.catalogue.tiers_of(id))
 
     def _write(self, staged: Staged) -> None:
         id, reason = staged.block.id, staged.block.reason
         try:
-            shelf, failure = self._write_somewhere(staged.block)
-            if shelf is None:
-                self._stock.tally.add("dropped", failure)
+            tier, failure = self._write_somewhere(staged.block)
+            if tier is None:
+                self._stack.tally.add("dropped", failure)
                 return
-            self._stock.tally.add("saved", reason)
-            self._announce(id, shelf)
+            self._stack.tally.add("saved", reason)
+            self._announce(id, tier)
         except ValueError:
-            self._stock.tally.add("dropped", "invalid")
+            self._stack.tally.add("dropped", "invalid")
             log.exception("save refused: name=%s", id.name)
         finally:
             self._forget(staged)
 
-    def _write_somewhere(self, block: Block) -> tuple[Shelf | None, str]:
+    def _write_somewhere(self, block: Block) -> tuple[GuardedTier | None, str]:
         failure = "no_tier"
-        for shelf in self._stock.shelves:
-            if shelf.available:
-                failure = self._write_to(shelf, block)
+        for tier in self._stack.tiers:
+            if tier.available:
+                failure = self._write_to(tier, block)
                 if not failure:
-                    return shelf, ""
+                    return tier, ""
         return None, failure
 
-    def _write_to(self, shelf: Shelf, block: Block) -> str:
+    def _write_to(self, tier: GuardedTier, block: Block) -> str:
         """Why it could not be written; "" when it was."""
         for attempt in range(self._attempts):
-            if attempt and not (self._worker.pause(self._retry_s * 2 ** (attempt - 1)) and shelf.available):
+            if attempt and not (self._worker.pause(self._retry_s * 2 ** (attempt - 1)) and tier.available):
                 break
             try:
-                self._stock.put(shelf, block.id, block.tokens, self._encoder(shelf.compression).encode(block))
+                self._stack.put(tier, block.id, block.tokens, self._encoder(tier.compression).encode(block))
             except (StoreFull, NoSpace):
                 return "full"
             except TierError:
@@ -130,13 +130,13 @@ class Writer:
         return self._encoders.setdefault(compression, BlockEncoder(compression))
 
     def _drop(self, staged: Staged, cause: str) -> None:
-        self._stock.tally.add("dropped", cause)
+        self._stack.tally.add("dropped", cause)
         self._forget(staged)
 
     def _forget(self, staged: Staged) -> None:
         id = staged.block.id
         with self._lock:
             self._staged.pop(id, None)
-        self._stock.catalogue.remove(id, self._stock.staged)
-        self._pending.settled(id)
+        self._stack.catalogue.remove(id, self._stack.staged)
+        self._in_flight.settled(id)
         staged.release()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cache_store import News
+from cache_store import IndexDelta
 from deployments.config import ReleaseKind
 
 RAM = "ram"
@@ -85,7 +85,7 @@ class ReplicaReport:
     readings: tuple[Reading, ...] = ()
     offers: tuple[ReleaseOffer, ...] = ()
     tiers: tuple[TierReport, ...] = ()
-    delta: News | None = None
+    delta: IndexDelta | None = None
     problems: tuple[str, ...] = ()
 
     @property

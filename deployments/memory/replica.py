@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from cache_store import Collected, News, Store, StoreStats
+from cache_store import GarbageReport, IndexDelta, Store, StoreStats
 from deployments.config import ReleaseKind
 from deployments.memory.messages import (
     RAM,
@@ -59,8 +59,8 @@ class ReplicaMemory:
         memory = self._model.memory()
         readings, problems = read_all(self._sources, self._location.node_id)
         store = self._model.store
-        delta = None if store is None else store.news()
-        self._tiers = () if delta is None else tuple(TierReport(tier.label, tier.marks) for tier in delta.places)
+        delta = None if store is None else store.take_delta()
+        self._tiers = () if delta is None else tuple(TierReport(tier.label, tier.ids) for tier in delta.tiers)
         return ReplicaReport(
             replica_id=self._location.replica_id,
             model_id=self._model_id,
@@ -91,12 +91,12 @@ class ReplicaMemory:
         evicted = self._model.evict() if order.kind is ReleaseKind.CONTEXT else self._model.unload()
         return ReleaseResult(evicted.freed_bytes // max(1, len(self._homes(memory))), "in use" if evicted.n_live else "")
 
-    def apply_deltas(self, deltas: Sequence[News]) -> None:
+    def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
         """Take over what the stores of other replicas did; the store skips what is its own."""
         if self._model.store is not None:
-            self._model.store.hear(deltas)
+            self._model.store.apply_deltas(deltas)
 
-    def collect_garbage(self, order: GarbageOrder) -> Collected | None:
+    def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         """Collect a tier's garbage if the order is for this replica, else leave the tier to whom it is for.
 
         None where there was nothing to do here.
@@ -105,8 +105,8 @@ class ReplicaMemory:
         if store is None or tier is None:
             return None
         if order.replica_id == self._location.replica_id:
-            return store.collect(tier, deadline_s=order.deadline_s)
-        store.collected_elsewhere(tier, order.for_s)
+            return store.collect_garbage(tier, deadline_s=order.deadline_s)
+        store.leave_garbage(tier, order.for_s)
         return None
 
     def _tier_with(self, tier_ids: frozenset[str]) -> str | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
-from cache_store import Collected, News
+from cache_store import GarbageReport, IndexDelta
 from deployments.config import SchedulerSpec
 from deployments.memory.messages import GarbageOrder, Reading, ReleaseOrder, ReleaseRecord, ReleaseResult, ReplicaReport, SchedulerStatus
 from deployments.memory.policy import ReleasePlan, ReleasePolicy
@@ -191,7 +191,7 @@ class Scheduler:
 
     # --- the store's upkeep --------------------------------------------------------------------------------------------------
 
-    async def _spread_deltas(self, model_id: str, group: Group, deltas: Sequence[News]) -> None:
+    async def _spread_deltas(self, model_id: str, group: Group, deltas: Sequence[IndexDelta]) -> None:
         await self._ask(model_id, group, "apply_deltas", deltas)
         self._status.deltas_spread(len(deltas))
 
@@ -201,7 +201,7 @@ class Scheduler:
             for model_id, group in self._groups.items()
         ]
         reports = [answer for answers in await asyncio.gather(*asked) for answer in answers]
-        self._status.tiers_collected(sum(isinstance(report, Collected) and report.is_done for report in reports))
+        self._status.tiers_collected(sum(isinstance(report, GarbageReport) and report.is_done for report in reports))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

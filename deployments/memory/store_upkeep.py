@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cache_store import News
+from cache_store import IndexDelta
 from deployments.config import SchedulerSpec
 from deployments.memory.messages import GarbageOrder, ReplicaReport
 
@@ -25,7 +25,7 @@ class StoreUpkeep:
         self._hands_off_s = spec.gc_s * _HANDS_OFF
         self._due_ns: dict[str, int] = {}  # of a tier, known by one of its ids
 
-    def deltas_for(self, model_id: str, reports: Sequence[ReplicaReport]) -> tuple[News, ...]:
+    def deltas_for(self, model_id: str, reports: Sequence[ReplicaReport]) -> tuple[IndexDelta, ...]:
         """What the replicas of a model should learn. Each also gets its own delta, which its store skips, unless it is alone."""
         if not self._gossip:
             return ()

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from cache_store import CachedPrefix, Collected, News, StoreConfig, StoreStats
+from cache_store import CachedPrefix, GarbageReport, IndexDelta, StoreConfig, StoreStats
 from deployments.attempt_id import is_attempt_of
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
@@ -209,10 +209,10 @@ class ModelReplica:
     async def release(self, order: ReleaseOrder) -> ReleaseResult | None:
         return await asyncio.to_thread(self._memory.release, order)
 
-    async def apply_deltas(self, deltas: Sequence[News]) -> None:
+    async def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
         await asyncio.to_thread(self._memory.apply_deltas, deltas)
 
-    async def collect_garbage(self, order: GarbageOrder) -> Collected | None:
+    async def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         return await asyncio.to_thread(self._memory.collect_garbage, order)
 
     # --- Serve's hooks -----------------------------------------------------------------------------------------------------------

@@ -184,15 +184,15 @@ def test_salts_and_namespaces_share_nothing(store):
         assert tenant.root("model") != store.root("model")
 
 
-@pytest.mark.parametrize("with_checkpoint", [True, False], ids=["checkpoint", "listing only"])
-def test_a_restart_finds_everything(config, tmp_path, with_checkpoint):
+@pytest.mark.parametrize("with_snapshot", [True, False], ids=["snapshot", "listing only"])
+def test_a_restart_finds_everything(config, tmp_path, with_snapshot):
     with Store(config) as store:
         root, tokens = root_of(store), prompt(1000)
         save(store, root, tokens, end=True)
         store.close(10)
-    checkpoints = [*(tmp_path / "fast").glob("index/*"), *(tmp_path / "slow").glob("index/*")]
-    assert checkpoints
-    for path in checkpoints if not with_checkpoint else ():
+    snapshots = [*(tmp_path / "fast").glob("index/*"), *(tmp_path / "slow").glob("index/*")]
+    assert snapshots
+    for path in snapshots if not with_snapshot else ():
         path.unlink()
     with opened(config) as again:
         assert restore(again, root, tokens).n_tokens == 1000
@@ -204,7 +204,7 @@ def test_a_restart_finds_everything(config, tmp_path, with_checkpoint):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" + b[41:], lambda b: b""], ids=["cut", "flipped", "empty"]
 )
-def test_a_damaged_checkpoint_costs_nothing_but_time(config, tmp_path, damage):
+def test_a_damaged_snapshot_costs_nothing_but_time(config, tmp_path, damage):
     with Store(config) as store:
         root, tokens = root_of(store), prompt(1000)
         save(store, root, tokens)
@@ -212,11 +212,11 @@ def test_a_damaged_checkpoint_costs_nothing_but_time(config, tmp_path, damage):
     for path in tmp_path.glob("*/index/*"):
         path.write_bytes(damage(path.read_bytes()))
     with opened(config) as again:
-        assert again.stats().corrupt["checkpoint"] >= 1
+        assert again.stats().corrupt["snapshot"] >= 1
         assert restore(again, root, tokens).n_tokens == 1000
 
 
-def test_a_stale_checkpoint_is_corrected_by_the_listing(config, tmp_path):
+def test_a_stale_snapshot_is_corrected_by_the_listing(config, tmp_path):
     with Store(config) as store:
         root, tokens = root_of(store), prompt(1000)
         save(store, root, tokens)
@@ -314,11 +314,11 @@ def test_a_pinned_prefix_survives_eviction(tmp_path):
         save(store, root, other)
         assert store.flush(10)
         store.pin(TokenChain(root, tokens), 512)
-        assert store.evict_bytes(0, 1 << 30) > 0
+        assert store.evict_bytes("disk", 1 << 30) > 0
         assert restore(store, root, tokens).n_tokens == 512
         assert restore(store, root, other).n_tokens == 0
         store.unpin(TokenChain(root, tokens), 512)
-        store.evict_bytes(0, 1 << 30)
+        store.evict_bytes("disk", 1 << 30)
         assert restore(store, root, tokens).n_tokens == 0
 
 
@@ -333,13 +333,13 @@ def test_a_pin_is_taken_back_whatever_was_saved_meanwhile(store):
     store.unpin(TokenChain(root, tokens), 600)
     with pytest.raises(ValueError, match="not pinned"):
         store.unpin(TokenChain(root, tokens), 600)
-    store.evict_bytes(0, 1 << 30)
+    store.evict_bytes("disk", 1 << 30)
     assert store.stats().tiers[0].n_bytes == 0
 
 
 def test_a_long_running_store_lists_its_tiers_again_and_writes_its_index_down(tmp_path):
     clock = FakeClock(1)
-    config = StoreConfig(tiers=(TierConfig(str(tmp_path / "only")),), rescan_s=60, checkpoint_s=120)
+    config = StoreConfig(tiers=(TierConfig(str(tmp_path / "only")),), rescan_s=60, snapshot_s=120)
     with Store(config, clock=clock) as store, Store(config) as other:
         assert store.wait_loaded(10)
         save(other, root_of(other), prompt(600))

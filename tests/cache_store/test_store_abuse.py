@@ -107,7 +107,7 @@ def test_foreign_files_are_left_alone_and_not_counted(config, tmp_path):
         neighbour.write_bytes(b"mine")
         store.rescan()
         assert store.stats().tiers[0].objects == 9
-        store.evict_bytes(0, 1 << 40)
+        store.evict_bytes("disk", 1 << 40)
         assert store.stats().tiers[0].n_bytes == 0
         store.rescan()
         assert all(path.exists() for path in [*foreign, neighbour])
@@ -132,7 +132,7 @@ def test_readers_beside_an_evictor_see_whole_prefixes(config):
             reader.start()
         for _ in range(15):
             evictor.rescan()
-            evictor.evict_bytes(0, 20_000)
+            evictor.evict_bytes("disk", 20_000)
             save(store, root, TOKENS)
             assert store.flush(10)
         done.set()
@@ -162,8 +162,8 @@ def test_a_directory_that_vanishes_is_a_miss_and_comes_back_if_it_can(config, tm
 def test_a_hole_in_a_chain_ends_the_prefix_and_is_filled_by_the_next_save(config, tmp_path):
     with filled(config) as store:
         root = store.root("model")
-        hole = next(path for path in files_below(tmp_path / "tier") if BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start == 768)
-        hole.unlink()
+        gap = next(path for path in files_below(tmp_path / "tier") if BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start == 768)
+        gap.unlink()
         assert restore(store, root, TOKENS).n_tokens == 768
         save(store, root, TOKENS)
         assert store.flush(10)
@@ -181,7 +181,7 @@ def test_a_tier_that_fails_costs_hits_and_nothing_else(config, fault, operation)
         for _ in range(3):
             restore(store, root, TOKENS)
             save(store, root, prompt(300, seed=4))
-            store.evict_bytes(0, 1000)
+            store.evict_bytes("disk", 1000)
             store.rescan()
         assert store.flush(10)
         faulty.tiers[0].heal()
@@ -200,7 +200,7 @@ def test_a_tier_that_cannot_be_swept_is_listed_all_the_same(config):
     with Store(config, open=read_only) as store:
         assert store.wait_loaded(10)
         assert store.stats().tiers[0].objects > 0
-        assert store._keeper.scanned == {0}
+        assert store._maintenance.scanned == {0}
 
 
 def test_a_tier_that_hangs_does_not_hold_a_reader_beyond_its_deadline(config):
@@ -327,7 +327,7 @@ def test_a_writer_that_is_killed_leaves_nothing_but_good_objects(tmp_path):
 
 
 def test_a_block_whose_tokens_are_not_the_prompts_is_not_consumed(config):
-    """What an index that was told wrong (by a checkpoint) makes a plan of."""
+    """What an index that was told wrong (by a snapshot) makes a plan of."""
     with filled(config) as store:
         root = store.root("model")
         plan = store.lookup(TokenChain(root, TOKENS), deadline_s=5)

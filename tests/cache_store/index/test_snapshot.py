@@ -1,4 +1,4 @@
-"""The checkpoint: what comes back is what went in, and no damage gets further than BadCheckpoint."""
+"""The snapshot: what comes back is what went in, and no damage gets further than BadSnapshot."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index import snapshot as index_checkpoint
-from cache_store.index.index import Entry, Index
-from cache_store.index.snapshot import MAGIC, BadCheckpoint, decode, dump, encode, load
+from cache_store.index import snapshot
+from cache_store.index.index import Index, IndexRow
+from cache_store.index.snapshot import MAGIC, BadSnapshot, decode, dump, encode, load
 
 NOW_S = 1.7e9
 HOUR = 3600.0
@@ -26,7 +26,7 @@ keys = st.sampled_from("0123456789abcdef").map(lambda digit: ChainKey(digit * 64
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> Entry:
+def entries(draw: st.DrawFn) -> IndexRow:
     kind = draw(st.sampled_from(Kind))
     start = draw(st.integers(0, 2**32 - 257))
     parent, key = draw(keys), draw(keys)
@@ -38,17 +38,18 @@ def entries(draw: st.DrawFn) -> Entry:
         id = BlockId(draw(keys), kind, key, key, start)
     else:
         id = BlockId(draw(keys), kind, parent, key)
-    return Entry(id, draw(st.integers(0, 1 << 40)), tokens, draw(st.integers(0, 1000)), draw(st.floats(0, NOW_S)))
+    return IndexRow(id, draw(st.integers(0, 1 << 40)), tokens, draw(st.integers(0, 1000)), draw(st.floats(0, NOW_S)))
 
 
 def make_index(now_s: float = NOW_S) -> Index:
     return Index(2, lambda: now_s)
 
 
-def edge(n: int, **changes: object) -> Entry:
+def edge(n: int, **changes: object) -> IndexRow:
     tokens = np.arange(n, n + 200, dtype=">u4").tobytes()
     return replace(
-        Entry(BlockId(ChainKey("a" * 64), Kind.ROWS, ChainKey("a" * 64), ChainKey(f"{n:064x}"), 0, 200), 7, tokens, n, NOW_S - n), **changes
+        IndexRow(BlockId(ChainKey("a" * 64), Kind.ROWS, ChainKey("a" * 64), ChainKey(f"{n:064x}"), 0, 200), 7, tokens, n, NOW_S - n),
+        **changes,
     )
 
 
@@ -60,26 +61,26 @@ def filled_index(n: int = 5) -> Index:
 
 
 def sealed(table: pa.Table) -> bytes:
-    """A checkpoint with a true digest around any table."""
+    """A snapshot with a true digest around any table."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     file = sink.getvalue()
     return b"".join((MAGIC, xxhash.xxh3_128_digest(file), file))
 
 
-def table_of(*rows: Entry) -> pa.Table:
+def table_of(*rows: IndexRow) -> pa.Table:
     return pq.read_table(pa.py_buffer(encode(iter(rows))[HEAD:]))
 
 
 @given(st.lists(entries(), max_size=20))
 @settings(max_examples=50)
-def test_entries_survive_the_file(rows: list[Entry]):
+def test_entries_survive_the_file(rows: list[IndexRow]):
     assert list(decode(encode(iter(rows)))) == rows
 
 
 @given(st.lists(entries(), max_size=20, unique_by=lambda entry: entry.id))
 @settings(max_examples=50)
-def test_an_index_survives_its_checkpoint(rows: list[Entry]):
+def test_an_index_survives_its_snapshot(rows: list[IndexRow]):
     first, second = make_index(), make_index()
     for row in rows:
         first.restore(row, 1)
@@ -91,16 +92,16 @@ def test_an_index_survives_its_checkpoint(rows: list[Entry]):
         assert after.last_used_s == pytest.approx(before.last_used_s, abs=1e-3)
 
 
-def by_name(index: Index) -> list[Entry]:
+def by_name(index: Index) -> list[IndexRow]:
     return sorted(index.entries(1), key=lambda entry: entry.id.name)
 
 
 def test_many_batches_make_one_file(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(index_checkpoint, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(snapshot, "_BATCH_ROWS", 3)
     assert sorted(entry.n_bytes for entry in decode(encode(edge(i, n_bytes=i) for i in range(10)))) == list(range(10))
 
 
-def test_an_empty_index_has_a_checkpoint():
+def test_an_empty_index_has_a_snapshot():
     assert load(dump(make_index(), 0), make_index(), 0) == 0
 
 
@@ -151,37 +152,37 @@ def test_the_payload_is_a_parquet_file_for_anyone():
 
 
 @given(st.data())
-def test_any_flipped_bit_is_a_bad_checkpoint(data: st.DataObject):
+def test_any_flipped_bit_is_a_bad_snapshot(data: st.DataObject):
     file = bytearray(dump(filled_index(), 0))
     at = data.draw(st.integers(0, len(file) * 8 - 1))
     file[at // 8] ^= 1 << at % 8
     index = make_index()
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadSnapshot):
         load(bytes(file), index, 0)
     assert len(index) == 0
 
 
 @given(st.data())
-def test_any_truncation_or_addition_is_a_bad_checkpoint(data: st.DataObject):
+def test_any_truncation_or_addition_is_a_bad_snapshot(data: st.DataObject):
     file = dump(filled_index(), 0)
     short = file[: data.draw(st.integers(0, len(file) - 1))]
     for damaged in (short, file + data.draw(st.binary(min_size=1))):
-        with pytest.raises(BadCheckpoint):
+        with pytest.raises(BadSnapshot):
             decode(damaged)
 
 
 @given(st.binary(max_size=200))
-def test_other_bytes_are_a_bad_checkpoint_even_with_a_true_digest(payload: bytes):
+def test_other_bytes_are_a_bad_snapshot_even_with_a_true_digest(payload: bytes):
     for data in (payload, MAGIC + payload, MAGIC + xxhash.xxh3_128_digest(payload) + payload):
-        with pytest.raises(BadCheckpoint):
+        with pytest.raises(BadSnapshot):
             decode(data)
 
 
-def test_other_columns_are_a_bad_checkpoint():
+def test_other_columns_are_a_bad_snapshot():
     good = table_of(edge(1))
     assert len(list(decode(sealed(good)))) == 1
     for table in (good.drop_columns(["hits"]), good.append_column("more", pa.array([1])), good.rename_columns([*"abcdefghij"])):
-        with pytest.raises(BadCheckpoint, match="other columns"):
+        with pytest.raises(BadSnapshot, match="other columns"):
             decode(sealed(table))
 
 
@@ -200,7 +201,7 @@ def test_other_columns_are_a_bad_checkpoint():
     ],
 )
 def test_a_row_that_contradicts_itself_is_left_out(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]):
-    monkeypatch.setattr(index_checkpoint, "_MAX_HITS", 1 << 60)
+    monkeypatch.setattr(snapshot, "_MAX_HITS", 1 << 60)
     data = encode(iter([edge(1), edge(2, **changes), edge(3)]))
     monkeypatch.undo()
     index = make_index()

@@ -58,8 +58,8 @@ def test_none_is_the_beginning_of_another(config):
 def test_tokens_that_the_index_does_not_know_are_read(config, tmp_path):
     with opened(config) as store:
         written(store, prompt(700), end=True)
-    for checkpoint in tmp_path.glob("tier/index/*"):
-        checkpoint.unlink()
+    for snapshot in tmp_path.glob("tier/index/*"):
+        snapshot.unlink()
     with opened(config) as again:
         (found,) = again.hottest(again.root("model"), 5)
         assert found.tolist() == prompt(700).tolist()
@@ -68,8 +68,8 @@ def test_tokens_that_the_index_does_not_know_are_read(config, tmp_path):
 def test_prefixes_whose_tokens_cannot_be_had_in_time_are_left_out(config, tmp_path):
     with opened(config) as store:
         written(store, prompt(700))
-    for checkpoint in tmp_path.glob("tier/index/*"):
-        checkpoint.unlink()
+    for snapshot in tmp_path.glob("tier/index/*"):
+        snapshot.unlink()
     tiers = FaultyTiers()
     with opened(config, open=tiers) as again:
         written(again, prompt(300, seed=2))

@@ -35,7 +35,7 @@ def ids_below(directory: Path) -> set[BlockId]:
     return {BlockId.parse(str(path.relative_to(directory))) for path in files_below(directory)}
 
 
-def holes(ids: set[BlockId], root: str) -> list[BlockId]:
+def gaps(ids: set[BlockId], root: str) -> list[BlockId]:
     """What cannot be reached: an oracle that knows names only."""
     reached, found = {(root, 0)}, True
     rows = [id for id in ids if id.kind is Kind.ROWS]
@@ -45,10 +45,10 @@ def holes(ids: set[BlockId], root: str) -> list[BlockId]:
     return [id for id in ids if (id.parent, id.start) not in reached]
 
 
-def relay(stores: list[Store]) -> None:
-    news = [store.news() for store in stores]
+def gossip(stores: list[Store]) -> None:
+    delta = [store.take_delta() for store in stores]
     for store in stores:
-        store.hear(news)
+        store.apply_deltas(delta)
 
 
 def test_a_tier_that_others_filled_is_brought_down_to_the_target(tmp_path):
@@ -57,11 +57,11 @@ def test_a_tier_that_others_filled_is_brought_down_to_the_target(tmp_path):
             written(writer, prompt(4000, seed), end=True)
         before = bytes_below(tmp_path)
         assert before > BUDGET
-        done = collector.collect("disk", target_share=0.5, deadline_s=20)
+        done = collector.collect_garbage("disk", target_share=0.5, deadline_s=20)
         assert (done.is_done, done.failure, done.target_bytes) == (True, "", BUDGET // 2)
         assert done.n_bytes == bytes_below(tmp_path) <= BUDGET // 2
         assert done.evicted_bytes == before - done.n_bytes
-        assert done.evicted == collector.stats().evicted["collected"]
+        assert done.evicted == collector.stats().evicted["garbage"]
         assert BUDGET // 2 - done.n_bytes < 32 * KB, "no more than was needed"
         collector.check_integrity()
 
@@ -69,14 +69,14 @@ def test_a_tier_that_others_filled_is_brought_down_to_the_target(tmp_path):
 def test_a_tier_below_its_target_is_left_alone(tmp_path):
     with opened(tmp_path) as store:
         written(store, prompt(4000))
-        done = store.collect("disk", deadline_s=20)
+        done = store.collect_garbage("disk", deadline_s=20)
         assert (done.is_done, done.evicted) == (True, 0)
 
 
 def test_a_tier_without_a_budget_has_no_target(tmp_path):
     with opened(tmp_path, None) as store:
         written(store, prompt(4000))
-        done = store.collect("disk", deadline_s=20)
+        done = store.collect_garbage("disk", deadline_s=20)
         assert (done.is_done, done.evicted, done.target_bytes) == (True, 0, None)
 
 
@@ -84,12 +84,12 @@ def test_what_is_used_elsewhere_survives_when_hits_are_relayed(tmp_path):
     with opened(tmp_path) as collector, opened(tmp_path, None) as user:
         for seed in range(4):
             written(user, prompt(2000, seed))
-        relay([collector, user])
+        gossip([collector, user])
         for _ in range(3):
             restore(user, user.root("model"), prompt(2000, 1))
-        relay([collector, user])
-        collector.collect("disk", target_share=0.4, deadline_s=20)
-        relay([collector, user])
+        gossip([collector, user])
+        collector.collect_garbage("disk", target_share=0.4, deadline_s=20)
+        gossip([collector, user])
         lengths = [restore(user, user.root("model"), prompt(2000, seed)).n_tokens for seed in range(4)]
         assert lengths[1] == 2000
         assert sum(lengths) < 4000
@@ -101,7 +101,7 @@ def test_pinned_objects_and_what_they_hang_on_stay(tmp_path):
         written(store, prompt(2000, 1))
         written(store, prompt(2000, 2))
         store.pin(TokenChain(root, prompt(2000, 1)), 1500)
-        done = store.collect("disk", target_share=0.001, deadline_s=20)
+        done = store.collect_garbage("disk", target_share=0.001, deadline_s=20)
         assert (done.is_done, done.failure) == (False, "")
         assert restore(store, root, prompt(2000, 1)).n_tokens >= 1500
         assert restore(store, root, prompt(2000, 2)).n_tokens == 0
@@ -116,7 +116,7 @@ def test_objects_that_wait_to_be_copied_down_stay(tmp_path):
         save(store, store.root("model"), prompt(2000))
         assert tiers.tiers[1].wait_hanging()
         assert store.flush(10)
-        done = store.collect(0, target_share=0.001, deadline_s=20)
+        done = store.collect_garbage("disk", target_share=0.001, deadline_s=20)
         assert (done.is_done, done.evicted) == (False, 0)
         tiers.tiers[1].heal()
         store.close(20)
@@ -145,14 +145,14 @@ def test_objects_of_the_first_format_are_not_seen_and_are_collected(tmp_path):
         assert restore(store, root, tokens).n_tokens == 0
         assert store.stats().tiers[0].objects == 0
         written(store, tokens)
-        done = store.collect("disk", deadline_s=20)
+        done = store.collect_garbage("disk", deadline_s=20)
         assert (done.is_done, done.failure, done.evicted) == (True, "", 0)
         assert done.swept <= len(old)  # the keeper may have been at it too
         wait_until(lambda: not any(path.exists() for path in old))
         assert (tmp_path / "mine.rows.arrow").exists()
         assert restore(store, root, tokens).n_tokens == 1024
         assert store.stats().corrupt == {}
-        assert store.collect("disk", deadline_s=20).swept == 0
+        assert store.collect_garbage("disk", deadline_s=20).swept == 0
 
 
 def test_objects_of_the_first_format_go_without_a_collection(tmp_path):
@@ -178,10 +178,10 @@ def test_objects_of_the_first_format_that_cannot_be_deleted_are_tried_again_afte
         assert store.wait_loaded(10)
         old = left_by_version_1(tmp_path, prompt(1024), store.root("model"))
         tiers.tiers[0].inject("delete", Fault.READ_ONLY, times=None)
-        store.collect("disk", deadline_s=20)
+        store.collect_garbage("disk", deadline_s=20)
         assert all(path.exists() for path in old)
         tiers.tiers[0].heal()
-        assert store.collect("disk", deadline_s=20).failure == ""
+        assert store.collect_garbage("disk", deadline_s=20).failure == ""
         wait_until(lambda: not any(path.exists() for path in old))
 
 
@@ -190,7 +190,7 @@ def test_old_temp_files_are_swept_and_young_ones_are_not(tmp_path):
         for name in ("old", "young"):
             (tmp_path / f".tmp-1-{name}").write_bytes(b"half")
         os.utime(tmp_path / ".tmp-1-old", (1, 1))
-        assert store.collect("disk", deadline_s=20).swept == 1
+        assert store.collect_garbage("disk", deadline_s=20).swept == 1
         assert (tmp_path / ".tmp-1-young").exists()
 
 
@@ -198,25 +198,25 @@ def test_old_temp_files_are_swept_and_young_ones_are_not(tmp_path):
 def test_a_wrong_target_or_tier_is_named(tmp_path, share):
     with opened(tmp_path) as store:
         with pytest.raises(ValueError, match="target_share"):
-            store.collect("disk", target_share=share, deadline_s=1)
+            store.collect_garbage("disk", target_share=share, deadline_s=1)
         with pytest.raises(ValueError, match="'s3': none of"):
-            store.collect("s3", deadline_s=1)
+            store.collect_garbage("s3", deadline_s=1)
         with pytest.raises(ValueError, match="'s3': none of"):
-            store.collected_elsewhere("s3", 1)
+            store.leave_garbage("s3", 1)
 
 
 def test_a_listing_that_is_recent_enough_is_trusted(tmp_path):
     clock, tiers = FakeClock(1), FaultyTiers()
-    config = StoreConfig(tiers=(TierConfig(str(tmp_path), max_bytes=BUDGET),), rescan_s=1e6, checkpoint_s=1e6)
+    config = StoreConfig(tiers=(TierConfig(str(tmp_path), max_bytes=BUDGET),), rescan_s=1e6, snapshot_s=1e6)
     with Store(config, open=tiers, clock=clock) as store:
         assert store.wait_loaded(10)
         calls = tiers.tiers[0].calls
         n_lists = calls["list"]
         clock.advance(50)
-        store.collect(0, listing_age_s=60, deadline_s=20)
+        store.collect_garbage("disk", listing_age_s=60, deadline_s=20)
         assert calls["list"] == n_lists
         clock.advance(50)
-        store.collect(0, listing_age_s=60, deadline_s=20)
+        store.collect_garbage("disk", listing_age_s=60, deadline_s=20)
         assert calls["list"] == n_lists + 1
 
 
@@ -230,11 +230,11 @@ def test_a_tier_that_fails_is_told_and_collected_the_next_time(tmp_path, operati
         for seed in range(3):
             written(writer, prompt(4000, seed))
         tiers.tiers[0].inject(operation, Fault.FAIL, skip=5 if operation == "delete" else 0)
-        done = collector.collect(0, deadline_s=20)
+        done = collector.collect_garbage("disk", deadline_s=20)
         assert not done.is_done
         assert done.failure
-        assert holes(ids_below(tmp_path), collector.root("model")) == []
-        assert collector.collect(0, deadline_s=20).is_done
+        assert gaps(ids_below(tmp_path), collector.root("model")) == []
+        assert collector.collect_garbage("disk", deadline_s=20).is_done
 
 
 @pytest.mark.parametrize("operation", ["list", "sweep", "delete"])
@@ -245,26 +245,26 @@ def test_a_tier_that_hangs_does_not_hold_the_collector_beyond_its_deadline(tmp_p
             written(writer, prompt(4000, seed))
         tiers.tiers[0].inject(operation, Fault.HANG, times=None)
         began = time.monotonic()
-        done = collector.collect(0, deadline_s=0.2)
+        done = collector.collect_garbage("disk", deadline_s=0.2)
         assert time.monotonic() - began < 5
         assert (done.is_done, done.failure) == (False, "no answer before the deadline")
         tiers.tiers[0].heal()
-        assert collector.collect(0, deadline_s=20).is_done
-        assert holes(ids_below(tmp_path), collector.root("model")) == []
+        assert collector.collect_garbage("disk", deadline_s=20).is_done
+        assert gaps(ids_below(tmp_path), collector.root("model")) == []
         collector.check_integrity()
 
 
 def test_collections_of_a_tier_that_hangs_do_not_pile_up_threads(tmp_path):
     def n_threads() -> int:
-        return sum(thread.name.startswith("cache-collect") for thread in threading.enumerate())
+        return sum(thread.name.startswith("cache-garbage") for thread in threading.enumerate())
 
     tiers = FaultyTiers()
     with opened(tmp_path, open=tiers) as collector:
         tiers.tiers[0].inject("sweep", Fault.HANG, times=None)
         before = n_threads()
-        failures = [collector.collect(0, deadline_s=0.1).failure for _ in range(20)]
+        failures = [collector.collect_garbage("disk", deadline_s=0.1).failure for _ in range(20)]
         assert n_threads() - before <= 8
-        assert set(failures) == {"no answer before the deadline", "collect-disk: every call hangs"}
+        assert set(failures) == {"no answer before the deadline", "garbage-disk: every call hangs"}
         tiers.tiers[0].heal()
 
 
@@ -287,22 +287,22 @@ def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_fact
         if saves[0][3]:  # a chain that another process cut otherwise
             writer.save([rows_block(root, base, start, min(start + 90, 256)) for start in range(0, 256, 90)])
             assert writer.flush(10)
-        relay([collector, writer])
-        assert holes(ids_below(directory), root) == []
+        gossip([collector, writer])
+        assert gaps(ids_below(directory), root) == []
         pinned = base[: 1 + seed * 10]
         collector.pin(TokenChain(root, pinned), len(pinned))
         n_pinned = collector.lookup(TokenChain(root, pinned), deadline_s=5).n_tokens
         if fail_at is not None:
             tiers.tiers[0].inject("delete", Fault.FAIL, skip=fail_at)
-        done = collector.collect(0, target_share=share, deadline_s=20)
+        done = collector.collect_garbage("disk", target_share=share, deadline_s=20)
         left = ids_below(directory)
-        assert holes(left, root) == []
+        assert gaps(left, root) == []
         assert restore(collector, root, pinned).n_tokens >= n_pinned
         assert done.n_bytes == bytes_below(directory)
         if done.is_done:
             assert done.n_bytes <= share * 120 * KB
-        relay([collector, writer])
-        assert {entry.id for entry in writer._stock.catalogue.entries(0)} == left
+        gossip([collector, writer])
+        assert {entry.id for entry in writer._stack.catalogue.entries(0)} == left
 
 
 # --- beside others -------------------------------------------------------------------------------------------------------------
@@ -314,14 +314,14 @@ def test_one_collects_what_many_wrote_and_nobody_evicts_more(tmp_path):
     written_bytes = 0
     for round_ in range(6):
         for store in stores:
-            store.collected_elsewhere(0, 0 if store is stores[0] else 600)
+            store.leave_garbage("disk", 0 if store is stores[0] else 600)
         for n, store in enumerate(stores):
             save(store, root, prompt(600, 10 * round_ + n))
         for store in stores:
             assert store.flush(10)
-        relay(stores)
-        assert stores[0].collect(0, target_share=0.6, deadline_s=20).is_done
-        relay(stores)
+        gossip(stores)
+        assert stores[0].collect_garbage("disk", target_share=0.6, deadline_s=20).is_done
+        gossip(stores)
         written_bytes = sum(store.stats().tiers[0].written_bytes for store in stores)
         for store in stores[1:]:
             store.rescan()
@@ -329,7 +329,7 @@ def test_one_collects_what_many_wrote_and_nobody_evicts_more(tmp_path):
     assert evicted > BUDGET
     assert evicted - (written_bytes - 0.6 * BUDGET) < 32 * KB, "what was needed, and not a block for everyone"
     assert [sum(store.stats().evicted.values()) for store in stores[1:]] == [0, 0, 0]
-    views = [{entry.id for entry in store._stock.catalogue.entries(0)} for store in stores]
+    views = [{entry.id for entry in store._stack.catalogue.entries(0)} for store in stores]
     assert all(view == ids_below(tmp_path) for view in views)
     for store in stores:
         store.close(5)
@@ -337,10 +337,10 @@ def test_one_collects_what_many_wrote_and_nobody_evicts_more(tmp_path):
 
 def test_while_another_collects_only_the_slack_is_defended(tmp_path):
     clock = FakeClock(1)
-    config = StoreConfig(tiers=(TierConfig(str(tmp_path), max_bytes=BUDGET),), rescan_s=1e6, checkpoint_s=1e6)
+    config = StoreConfig(tiers=(TierConfig(str(tmp_path), max_bytes=BUDGET),), rescan_s=1e6, snapshot_s=1e6)
     with Store(config, clock=clock) as store:
         assert store.wait_loaded(10)
-        store.collected_elsewhere("disk", 60)
+        store.leave_garbage("disk", 60)
         largest = 0
         for seed in range(12):
             written(store, prompt(1000, seed))
@@ -349,8 +349,8 @@ def test_while_another_collects_only_the_slack_is_defended(tmp_path):
         clock.advance(61)
         store.rescan()
         assert bytes_below(tmp_path) <= BUDGET
-        store.collected_elsewhere("disk", 60)
-        store.collected_elsewhere("disk", 0)
+        store.leave_garbage("disk", 60)
+        store.leave_garbage("disk", 0)
         written(store, prompt(1000, 99))
         assert bytes_below(tmp_path) <= BUDGET
 
@@ -358,17 +358,17 @@ def test_while_another_collects_only_the_slack_is_defended(tmp_path):
 def test_what_somebody_else_deleted_first_is_not_counted(tmp_path):
     with opened(tmp_path) as one, opened(tmp_path) as other:
         written(one, prompt(2000))
-        relay([one, other])
-        assert one.evict_bytes(0, 1 << 30) > 0
-        other.evict_bytes(0, 1 << 30)
+        gossip([one, other])
+        assert one.evict_bytes("disk", 1 << 30) > 0
+        other.evict_bytes("disk", 1 << 30)
         assert other.stats().tiers[0].objects == 0
         assert other.stats().evicted == {}
-        assert other.news().is_empty
+        assert other.take_delta().is_empty
 
 
-@pytest.mark.parametrize("place", ["directory", "memory"])
-def test_readers_beside_a_collector_have_misses_and_nothing_worse(tmp_path, place):
-    url = tmp_path if place == "directory" else f"memory://{tmp_path.name}"
+@pytest.mark.parametrize("label", ["disk", "memory"])
+def test_readers_beside_a_collector_have_misses_and_nothing_worse(tmp_path, label):
+    url = tmp_path if label == "disk" else f"memory://{tmp_path.name}"
     with opened(url) as collector, opened(url, None) as reader:
         root = reader.root("model")
         done = threading.Event()
@@ -393,8 +393,8 @@ def test_readers_beside_a_collector_have_misses_and_nothing_worse(tmp_path, plac
         for _ in range(8):
             for seed in range(4):
                 written(reader, prompt(3000, seed), end=True)
-            assert collector.collect(0, target_share=0.3, deadline_s=20).is_done
-            relay([collector, reader])
+            assert collector.collect_garbage(label, target_share=0.3, deadline_s=20).is_done
+            gossip([collector, reader])
         done.set()
         for thread in threads:
             thread.join(20)
@@ -430,7 +430,7 @@ def test_a_reader_in_another_process_has_misses_and_nothing_worse(tmp_path):
             for share in (1.0, 0.7, 0.4, 0.2, 0.1):
                 reader.stdin.write("\n")
                 reader.stdin.flush()
-                collector.collect(0, target_share=share, deadline_s=20)
+                collector.collect_garbage("disk", target_share=share, deadline_s=20)
                 lines.append([int(n) for n in reader.stdout.readline().split()])
             reader.stdin.close()
         assert reader.returncode == 0

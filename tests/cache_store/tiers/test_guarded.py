@@ -8,12 +8,12 @@ import pytest
 
 from cache_store import TierConfig, TierError
 from cache_store.errors import StoreClosed
-from cache_store.in_flight import Pending
+from cache_store.in_flight import InFlight
 from cache_store.testing import Fault, FaultyTier
 from cache_store.tiers.bandwidth import Bandwidth
 from cache_store.tiers.breaker import FIRST_S, LONGEST_S, THRESHOLD, Breaker
-from cache_store.tiers.deadline_pool import THREADS, Lane
-from cache_store.tiers.guarded import Shelf
+from cache_store.tiers.deadline_pool import THREADS, DeadlinePool
+from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.open import open_tier
 from tests.support.store_kit import wait_until
 
@@ -30,10 +30,10 @@ def tier(tmp_path):
 
 
 @pytest.fixture
-def shelf(tier):
-    shelf = Shelf(0, tier, "disk")
-    yield shelf
-    shelf.close()
+def guarded(tier):
+    guarded = GuardedTier(0, tier, "disk")
+    yield guarded
+    guarded.close()
 
 
 def test_latency_and_bandwidth_are_learnt_from_reads():
@@ -91,107 +91,107 @@ def test_a_breaker_stays_open_longer_each_time_up_to_a_limit_and_closes_with_a_s
 
 
 def test_a_result_that_nobody_waits_for_any_more_is_handed_back():
-    lane, go, wasted = Lane("x"), threading.Event(), []
+    pool, go, wasted = DeadlinePool("x"), threading.Event(), []
     returned = threading.Event()
-    call = lane.call(lambda: go.wait(10), lambda result: (wasted.append(result), returned.set()))
+    call = pool.call(lambda: go.wait(10), lambda result: (wasted.append(result), returned.set()))
     with pytest.raises(TierError):
         call.wait(soon(0.01))
     go.set()
     assert returned.wait(10)
     assert wasted == [True]
-    lane.close()
+    pool.close()
 
 
 def test_a_dropped_result_is_handed_back_once():
-    lane, wasted = Lane("x"), []
-    call = lane.call(lambda: 7, wasted.append)
-    assert lane.call(lambda: 8).wait(soon()) == 8
+    pool, wasted = DeadlinePool("x"), []
+    call = pool.call(lambda: 7, wasted.append)
+    assert pool.call(lambda: 8).wait(soon()) == 8
     while not call._finished:
         time.sleep(0)
     call.drop()
     call.drop()
     assert wasted == [7]
-    lane.close()
+    pool.close()
 
 
 def test_what_a_call_raises_reaches_its_waiter_as_a_tier_error():
-    lane = Lane("x")
+    pool = DeadlinePool("x")
     with pytest.raises(TierError, match="broken"):
-        lane.call(lambda: (_ for _ in ()).throw(OSError("broken"))).wait(soon())
-    lane.close()
+        pool.call(lambda: (_ for _ in ()).throw(OSError("broken"))).wait(soon())
+    pool.close()
     with pytest.raises(StoreClosed):
-        lane.call(lambda: 1)
+        pool.call(lambda: 1)
 
 
-def test_a_lane_runs_calls_side_by_side():
-    lane = Lane("x")
+def test_a_pool_runs_calls_side_by_side():
+    pool = DeadlinePool("x")
     together = threading.Barrier(THREADS)
-    calls = [lane.call(lambda: together.wait(10)) for _ in range(THREADS)]
+    calls = [pool.call(lambda: together.wait(10)) for _ in range(THREADS)]
     assert sorted(call.wait(soon()) for call in calls) == list(range(THREADS))
-    lane.close()
+    pool.close()
 
 
 def test_a_thread_without_work_keeps_nothing_of_its_last_call():
     class Result:
         pass
 
-    lane = Lane("test")
-    result = weakref.ref(lane.call(Result).wait(time.monotonic_ns() + 10**10))
+    pool = DeadlinePool("test")
+    result = weakref.ref(pool.call(Result).wait(time.monotonic_ns() + 10**10))
     wait_until(lambda: result() is None)
-    lane.close()
+    pool.close()
 
 
-def test_a_missing_object_is_none_and_gives_its_buffer_back(shelf):
-    assert shelf.wait(shelf.start_read("no/such"), soon()) is None
-    assert len(shelf._buffers) == 1
+def test_a_missing_object_is_none_and_gives_its_buffer_back(guarded):
+    assert guarded.wait(guarded.start_read("no/such"), soon()) is None
+    assert len(guarded._buffers) == 1
 
 
-def test_a_tier_that_fails_again_and_again_is_put_aside(shelf, tier):
+def test_a_tier_that_fails_again_and_again_is_left_alone(guarded, tier):
     tier.inject("stat", Fault.FAIL, times=None)
     for _ in range(THRESHOLD):
-        assert shelf.available
+        assert guarded.available
         with pytest.raises(TierError):
-            shelf.stat("x", soon())
-    assert not shelf.available
-    assert shelf.stats(0, 0).errors == THRESHOLD
+            guarded.stat("x", soon())
+    assert not guarded.available
+    assert guarded.stats(0, 0).errors == THRESHOLD
 
 
-def test_a_full_file_system_is_no_failing_tier(shelf, tier):
+def test_a_full_file_system_is_no_failing_tier(guarded, tier):
     tier.inject("publish", Fault.NO_SPACE, times=None)
     for _ in range(THRESHOLD + 1):
         with pytest.raises(TierError):
-            shelf.publish_now("x", memoryview(b"x"))
-    assert shelf.available
+            guarded.publish_now("x", memoryview(b"x"))
+    assert guarded.available
 
 
-def test_a_tier_that_lets_its_callers_wait_in_vain_is_put_aside(shelf, tier):
+def test_a_tier_that_lets_its_callers_wait_in_vain_is_left_alone(guarded, tier):
     tier.inject("stat", Fault.HANG, times=None)
     for _ in range(THRESHOLD):
         with pytest.raises(TierError):
-            shelf.stat("x", soon(0.2))  # of which more than 0.05 must be left when waiting begins, on a busy machine too
-    assert not shelf.available
+            guarded.stat("x", soon(0.2))  # of which more than 0.05 must be left when waiting begins, on a busy machine too
+    assert not guarded.available
 
 
-def test_a_deadline_that_was_too_short_says_nothing_about_the_tier(shelf, tier):
+def test_a_deadline_that_was_too_short_says_nothing_about_the_tier(guarded, tier):
     tier.inject("stat", Fault.HANG, times=THRESHOLD)
     for _ in range(THRESHOLD):
         with pytest.raises(TierError):
-            shelf.stat("x", soon(0.001))
-    assert shelf.available
+            guarded.stat("x", soon(0.001))
+    assert guarded.available
 
 
 def test_waiting_for_pending_work_covers_what_was_open_and_not_what_comes_later():
-    pending = Pending()
-    pending.opened("a")
-    assert not pending.wait(0.01)
-    waiter = threading.Thread(target=lambda: pending.wait(20))
+    in_flight = InFlight()
+    in_flight.opened("a")
+    assert not in_flight.wait(0.01)
+    waiter = threading.Thread(target=lambda: in_flight.wait(20))
     waiter.start()
-    pending.opened("a")
-    pending.settled("a")
-    assert len(pending) == 1
-    pending.opened("b")
-    pending.settled("a")
+    in_flight.opened("a")
+    in_flight.settled("a")
+    assert len(in_flight) == 1
+    in_flight.opened("b")
+    in_flight.settled("a")
     waiter.join(10)
-    assert len(pending) == 1
-    pending.settled("b")
-    assert pending.wait(0)
+    assert len(in_flight) == 1
+    in_flight.settled("b")
+    assert in_flight.wait(0)

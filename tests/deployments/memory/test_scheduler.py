@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cache_store import Collected, News
+from cache_store import GarbageReport, IndexDelta
 from deployments.app import build_app
 from deployments.config import BuildArgs, ReleaseKind, SchedulerSpec
 from deployments.memory import service
@@ -43,8 +43,8 @@ class FakeReplica:
         self.name = name
         self.held = gb * GB
         self.elsewhere = elsewhere * GB
-        self.delta: News | None = None
-        self.applied: list[News] = []
+        self.delta: IndexDelta | None = None
+        self.applied: list[IndexDelta] = []
         self.garbage_orders: list[GarbageOrder] = []
         self.orders: list[ReleaseOrder] = []
         self.failure: Exception | None = None
@@ -82,12 +82,12 @@ class FakeReplica:
         freed, self.held = self.held, 0
         return ReleaseResult(freed)
 
-    async def apply_deltas(self, deltas: list[News]) -> None:
+    async def apply_deltas(self, deltas: list[IndexDelta]) -> None:
         self.applied += deltas
 
-    async def collect_garbage(self, order: GarbageOrder) -> Collected | None:
+    async def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         self.garbage_orders.append(order)
-        return Collected("disk", 0, None, 0, 0, 0, 0.0, is_done=True) if order.replica_id == self.name else None
+        return GarbageReport("disk", 0, None, 0, 0, 0, 0.0, is_done=True) if order.replica_id == self.name else None
 
 
 class FakeGroup:
@@ -247,7 +247,7 @@ def test_news_go_to_all_but_a_model_whose_only_replica_told_them():
     async def story() -> None:
         one, twin, other = FakeReplica("one", gb=0), FakeReplica("twin", gb=0), FakeReplica("other", gb=0)
         it = Fixture(FakeGroup(one), FakeGroup(other))
-        delta = one.delta = News("owner")
+        delta = one.delta = IndexDelta("owner")
         status = await it.round()
         assert (one.applied, other.applied) == ([], [delta])
         assert status.deltas == 1
