@@ -1,14 +1,16 @@
-"""`build_app(args)`: the whole graph of the application, and every `serve.deployment(...)` of the project.
+"""`build_app(args)`: the whole graph of the application, and every `serve.deployment(...)` of the
+project.
 
     serve run serve_config.yaml       import_path: deployments.app:build_app
 
-One ingress (HTTP, rendering, tokenising) holds a handle to each model's deployment. `max_ongoing_requests` is far
-above the number of sequences on purpose: admission and queueing happen in the engine, and a control call must never
-wait behind streams (measured: with a limit of 1 and a stream running, a broadcast waited 3 s for the stream's end).
+One ingress (HTTP, rendering, tokenising) holds a handle to each model's deployment.
+`max_ongoing_requests` is far above the number of sequences on purpose: admission and queueing
+happen in the engine, and a control call must never wait behind streams (measured: with a limit of 1
+and a stream running, a broadcast waited 3 s for the stream's end).
 
-Serve hashes `args`: any change of them replaces every process of the application, models included, one after the other.
-With `max_surge_percent` 0 the old process goes first and requests wait for the new one; with 100 the new one comes
-first, which takes twice the memory. The ingress always surges.
+Serve hashes `args`: any change of them replaces every process of the application, models included,
+one after the other. With `max_surge_percent` 0 the old process goes first and requests wait for the
+new one; with 100 the new one comes first, which takes twice the memory. The ingress always surges.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ _HEALTH_PERIOD_S = 5.0  # a check costs next to nothing, and clients wait for a 
 
 
 def build_app(config: dict[str, Any]) -> serve.Application:
-    """The application for the `args` of a serve config. Raises pydantic's `ValidationError`, which names the key, for a wrong one.
+    """The application for the `args` of a serve config. Raises pydantic's `ValidationError`, which
+    names the key, for a wrong one.
 
-    Serve would validate an argument that is annotated with a pydantic class, but does not see postponed annotations.
+    Serve would validate an argument that is annotated with a pydantic class, but does not see
+    postponed annotations.
     """
     args = BuildArgs.model_validate(config)
     share = cpu_share(args, cluster_cpus())
@@ -95,20 +99,23 @@ def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.App
 
 
 def replica_cpus(spec: ModelSpec, share: int) -> float:
-    """CPUs to ask Ray for: as configured, else as many as the configured threads, else the model's share of a node."""
+    """CPUs to ask Ray for: as configured, else as many as the configured threads, else the model's
+    share of a node."""
     if spec.num_cpus != "auto":
         return spec.num_cpus
     return spec.n_threads if spec.n_threads != "auto" else share
 
 
 def cpu_share(args: BuildArgs, node_cpus: int) -> int:
-    """CPUs for each replica that names none: a node's CPUs divided by all replicas that start with the app, at least one."""
+    """CPUs for each replica that names none: a node's CPUs divided by all replicas that start with
+    the app, at least one."""
     n_replicas = sum(max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models)
     return max(1, node_cpus // n_replicas)
 
 
 def cluster_cpus() -> int:
-    """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is connected."""
+    """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is
+    connected."""
     if ray.is_initialized():
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]

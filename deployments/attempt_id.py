@@ -1,4 +1,5 @@
-"""The ids of the attempts of one request. An engine knows each attempt by its own id; callers know the request's."""
+"""The ids of the attempts of one request. An engine knows each attempt by its own id; callers know
+the request's."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ _SEPARATOR = "~r"
 
 
 def attempt_id(request_id: str, number: int) -> str:
-    """The engine's id of an attempt: the replica that lost the caller may still run an earlier one."""
+    """The engine's id of an attempt: the replica that lost the caller may still run an earlier
+    one."""
     return request_id if number == 1 else f"{request_id}{_SEPARATOR}{number}"
 
 

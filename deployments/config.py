@@ -1,8 +1,9 @@
-"""The `args` of `serve_config.yaml`, typed. An unknown key or a wrong value is refused at start with its path and the reason.
+"""The `args` of `serve_config.yaml`, typed. An unknown key or a wrong value is refused at start
+with its path and the reason.
 
-Each key is defined once, by whom it configures: a model's are those of `EngineConfig` (llama.cpp's own names) and Ray's own names for what
-Ray owns, in one list, so that nobody has to know which layer a knob belongs to; the store's are `StoreConfig`'s, the HTTP front's
-`HttpOptions`'.
+Each key is defined once, by whom it configures: a model's are those of `EngineConfig` (llama.cpp's
+own names) and Ray's own names for what Ray owns, in one list, so that nobody has to know which
+layer a knob belongs to; the store's are `StoreConfig`'s, the HTTP front's `HttpOptions`'.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from erllama.gguf.fingerprint import user_cache_dir
 
 
 def deployment_name(model_id: str) -> str:
-    """The Serve deployment of a model. Serve refuses only '#'; ':' is legal in ids (Ollama's tags) but not in a log file's name."""
+    """The Serve deployment of a model. Serve refuses only '#'; ':' is legal in ids (Ollama's tags)
+    but not in a log file's name."""
     return f"model-{model_id.replace(':', '-')}"
 
 
@@ -54,7 +56,8 @@ def _refusals() -> Iterator[None]:
 
 
 class Autoscaling(_Strict):
-    """Ray Serve's autoscaling of one model; times in seconds. `min_replicas: 0` scales to zero and wakes on the next request."""
+    """Ray Serve's autoscaling of one model; times in seconds. `min_replicas: 0` scales to zero and
+    wakes on the next request."""
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
@@ -78,7 +81,8 @@ class AdapterSpec(_Strict):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelSpec(EngineConfig):
-    """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs to run it."""
+    """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs
+    to run it."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -110,7 +114,8 @@ class ModelSpec(EngineConfig):
             raise ValueError(f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers")
 
     def engine_config(self, *, n_threads: int) -> EngineConfig:
-        """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the config wins. No GPU, no GPU layers."""
+        """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the
+        config wins. No GPU, no GPU layers."""
         threads = n_threads if self.n_threads == "auto" else self.n_threads
         return replace(self, n_threads=threads, n_gpu_layers=self.n_gpu_layers if self.num_gpus else 0)
 
@@ -119,7 +124,8 @@ class ModelSpec(EngineConfig):
 class StoreSpec(StoreConfig):
     """The KV store of all models: a `StoreConfig` that may leave its tiers open.
 
-    None stands for the `default_tiers` of the machine where a process of ours starts, an empty list for no store at all.
+    None stands for the `default_tiers` of the machine where a process of ours starts, an empty list
+    for no store at all.
     """
 
     tiers: tuple[TierConfig, ...] | None = None  # type: ignore[assignment]
@@ -138,7 +144,8 @@ class StoreSpec(StoreConfig):
 
 
 def default_tiers() -> tuple[TierConfig, ...]:
-    """What works on a laptop: memory of the machine that all its processes share, then the user's cache directory."""
+    """What works on a laptop: memory of the machine that all its processes share, then the user's
+    cache directory."""
     tiers: list[TierConfig] = []
     shared = Path("/dev/shm")
     if shared.is_dir() and os.access(shared, os.W_OK):
@@ -150,7 +157,8 @@ def default_tiers() -> tuple[TierConfig, ...]:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT, repr=False)  # the repr of `HttpOptions` leaves the keys out
 class HttpSpec(HttpOptions):
-    """`HttpOptions`, and how many `ingress_replicas` share the work of rendering, tokenising and encoding."""
+    """`HttpOptions`, and how many `ingress_replicas` share the work of rendering, tokenising and
+    encoding."""
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
 
@@ -160,7 +168,8 @@ class HttpSpec(HttpOptions):
 
 
 class RoutingSpec(_Strict):
-    """Which of a model's replicas gets a request. `routing/score.py` has the rules; times in seconds, sizes in tokens of the prompt."""
+    """Which of a model's replicas gets a request. `routing/score.py` has the rules; times in
+    seconds, sizes in tokens of the prompt."""
 
     enabled: bool = True
     chunk_tokens: Annotated[int, Field(ge=8, le=1024)] = 32
@@ -172,7 +181,8 @@ class RoutingSpec(_Strict):
 class FailoverPolicy(_Strict):
     """How often and how long a call whose replica is gone is tried on others; seconds.
 
-    `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before the second retry; it doubles.
+    `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before
+    the second retry; it doubles.
     """
 
     max_attempts: Annotated[int, Field(ge=1)] = 12

@@ -8,7 +8,8 @@ _ROUTINE = ("CALL memory_report OK", "CALL apply_deltas OK")  # as Serve's acces
 
 
 def share_serve_log() -> None:
-    """Send our packages' log lines where Serve's own go: the replica's file, with the request id in every line."""
+    """Send our packages' log lines where Serve's own go: the replica's file, with the request id in
+    every line."""
     serve_log = logging.getLogger("ray.serve")
     serve_log.addFilter(_is_worth_a_line)
     for name in ("deployments", "erllama", "cache_store"):
@@ -19,5 +20,6 @@ def share_serve_log() -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """False for Serve's lines about what the memory scheduler asks every replica every few seconds."""
+    """False for Serve's lines about what the memory scheduler asks every replica every few
+    seconds."""
     return not (getattr(record, "serve_access_log", False) and record.getMessage().startswith(_ROUTINE))

@@ -1,11 +1,13 @@
-"""`complete_batch(model_id, ...)`: replies for the rows of a Ray Data set, by a model of the running application.
+"""`complete_batch(model_id, ...)`: replies for the rows of a Ray Data set, by a model of the
+running application.
 
     rows = ray.data.read_json("prompts.jsonl", num_cpus=0)
     rows.map_batches(complete_batch("demo", response_tokens=64), batch_size=64, num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1))
 
-A row gives its prompt as text, as token ids or as chat messages. A batch is sent as concurrent requests in the order of their prompts, so
-that neighbours share what is in the context; a long prefix that several begin with is computed before them, once. Rows come back in their
-own order. What waits for room in a queue, or for a replica, waits here, in the threads of the batch.
+A row gives its prompt as text, as token ids or as chat messages. A batch is sent as concurrent
+requests in the order of their prompts, so that neighbours share what is in the context; a long
+prefix that several begin with is computed before them, once. Rows come back in their own order.
+What waits for room in a queue, or for a replica, waits here, in the threads of the batch.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class BatchModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpec:
-    """What is asked for every row. See `complete_batch`. Raises `InvalidParameter` for a wrong value, before any row is read."""
+    """What is asked for every row. See `complete_batch`. Raises `InvalidParameter` for a wrong
+    value, before any row is read."""
 
     params: Mapping[str, Any]
     prompt_column: str = "prompt"
@@ -72,22 +75,29 @@ def complete_batch(
 ) -> type[Any]:
     """A class for `Dataset.map_batches`; any batch format will do.
 
-    Give `map_batches` a `batch_size` (its default is a whole block), `num_cpus=0` (the actor only waits; the replicas may own all CPUs) and
-    `compute=ray.data.ActorPoolStrategy(size=n)`.
+    Give `map_batches` a `batch_size` (its default is a whole block), `num_cpus=0` (the actor only
+    waits; the replicas may own all CPUs) and `compute=ray.data.ActorPoolStrategy(size=n)`.
 
     Parameters
     ----------
-    prompt_column: text to go on from, a list of token ids, or chat messages ({"role": ..., "content": ...} each).
-    system: with it (it may be empty) a row's text is what the user says after this system prompt, rendered by the model's chat template.
-    output_column: gets the text of the reply. `prompt_tokens`, `cached_tokens` and `completion_tokens` come beside it.
-    on_error: "raise" (the default) fails the batch with a row's error; "null" leaves such a reply null, its counts 0, and tells why in the
-        column `error_column` ("error").
-    seed: row i is drawn with seed + i, so that a batch which runs again gives the same texts. Default 0; None draws fresh seeds.
-    index_column: whole numbers that are the rows' i. Default None: the row's number in the batch, so the first rows of all batches share
-        a seed.
-    max_concurrency: requests of one actor in flight, 32 by default; those beyond the sequences of the replicas wait in the model's queue.
-    patience_s: how long a row tries again while that queue is full or no replica answers; 600 by default.
-    The rest are parameters of every request, as in `RemoteModel.complete`: response_tokens, temperature, stop, grammar, ...
+    prompt_column: text to go on from, a list of token ids, or chat messages ({"role": ...,
+        "content": ...} each).
+    system: with it (it may be empty) a row's text is what the user says after this system prompt,
+        rendered by the model's chat template.
+    output_column: gets the text of the reply. `prompt_tokens`, `cached_tokens` and
+        `completion_tokens` come beside it.
+    on_error: "raise" (the default) fails the batch with a row's error; "null" leaves such a reply
+        null, its counts 0, and tells why in the column `error_column` ("error").
+    seed: row i is drawn with seed + i, so that a batch which runs again gives the same texts.
+        Default 0; None draws fresh seeds.
+    index_column: whole numbers that are the rows' i. Default None: the row's number in the batch,
+        so the first rows of all batches share a seed.
+    max_concurrency: requests of one actor in flight, 32 by default; those beyond the sequences of
+        the replicas wait in the model's queue.
+    patience_s: how long a row tries again while that queue is full or no replica answers; 600 by
+        default.
+    The rest are parameters of every request, as in `RemoteModel.complete`: response_tokens,
+        temperature, stop, grammar, ...
     """
     names = BatchSpec.__dataclass_fields__.keys() & options.keys()
     params = {name: value for name, value in options.items() if name not in names}
@@ -122,7 +132,8 @@ def answer_batch(model: BatchModel, batch: Any, spec: BatchSpec) -> Any:
 
 
 class Answering:
-    """The replies of one batch. With `on_error: raise` every method raises the first error that it meets."""
+    """The replies of one batch. With `on_error: raise` every method raises the first error that it
+    meets."""
 
     def __init__(
         self,
@@ -198,7 +209,8 @@ def _refuse(error: ErllamaError) -> Any:
 
 
 def shared_prefixes(ordered: Iterable[Prompt]) -> Iterator[Prompt]:
-    """What neighbours among sorted prompts begin with, where that is long: once for each group of them."""
+    """What neighbours among sorted prompts begin with, where that is long: once for each group of
+    them."""
     prefix: Prompt | None = None
     for one, other in pairwise(ordered):
         shared = _common(one, other)

@@ -1,11 +1,12 @@
-"""`Cluster`: a running erllama application from inside its Ray cluster, for jobs, drivers, tasks and actors. Blocking.
+"""`Cluster`: a running erllama application from inside its Ray cluster, for jobs, drivers, tasks
+and actors. Blocking.
 
     from deployments.jobs.cluster import Cluster
     with Cluster.connect() as cluster:
         print(cluster.models(), cluster.model("demo").complete("Once upon a time", response_tokens=16).text)
 
-Everything goes by Serve handle, nothing over HTTP. Asking never wakes a model that is scaled to zero; only a request does. Not for use on
-an event loop: `ModelClient` is for that.
+Everything goes by Serve handle, nothing over HTTP. Asking never wakes a model that is scaled to
+zero; only a request does. Not for use on an event loop: `ModelClient` is for that.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _ANSWER_S = 30.0  # for what the ingress and the scheduler have at hand; a start
 
 
 class ClusterUnavailable(ErllamaError):
-    """There is no cluster at the address, or no such application runs on it. The message says what does."""
+    """There is no cluster at the address, or no such application runs on it. The message says what
+    does."""
 
     http_status = 503
     code = "cluster_unavailable"
@@ -45,10 +47,11 @@ class ClusterUnavailable(ErllamaError):
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One model as it runs. `state` and `message` are Serve's; `replicas` counts those that run, `engines` has one entry for each.
+    """One model as it runs. `state` and `message` are Serve's; `replicas` counts those that run,
+    `engines` has one entry for each.
 
-    The totals are sums over the replicas that run now, since each of them started. `hit_ratio` is the share of prompt tokens that were
-    taken over instead of computed.
+    The totals are sums over the replicas that run now, since each of them started. `hit_ratio` is
+    the share of prompt tokens that were taken over instead of computed.
     """
 
     id: str
@@ -84,7 +87,8 @@ class ModelState:
 
 
 class Cluster:
-    """Client of one application. Close it, or use it as a context manager, to leave a cluster that `connect` joined.
+    """Client of one application. Close it, or use it as a context manager, to leave a cluster that
+    `connect` joined.
 
     The clients that `model` gave end with it.
     """
@@ -98,7 +102,8 @@ class Cluster:
 
     @classmethod
     def connect(cls, app_name: str = APP_NAME, address: str = "auto") -> Cluster:
-        """The application `app_name`. A process that is part of a cluster already stays in it, whatever `address` says."""
+        """The application `app_name`. A process that is part of a cluster already stays in it,
+        whatever `address` says."""
         joined = not ray.is_initialized()
         if joined:
             _join(address)
@@ -128,9 +133,11 @@ class Cluster:
         return tuple(self._served())
 
     def model(self, name: str, *, timeout_s: float | None = None) -> RemoteModel:
-        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is served.
+        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is
+        served.
 
-        A call ends with `ModelUnavailable` when no replica has answered after `timeout_s`; None waits as long as a model takes to start.
+        A call ends with `ModelUnavailable` when no replica has answered after `timeout_s`; None
+        waits as long as a model takes to start.
         """
         return self._client(self._resolve(name), timeout_s)
 
@@ -140,7 +147,8 @@ class Cluster:
         return tuple(self._state(model_id, aliases, application) for model_id, aliases in served.items())
 
     def evict(self, name: str) -> list[EvictResult]:
-        """Save and release the context of every running replica of a model; none for one that is scaled to zero."""
+        """Save and release the context of every running replica of a model; none for one that is
+        scaled to zero."""
         model_id = self._resolve(name)
         return self._client(model_id).evict() if self._n_running(model_id, self._application()) else []
 
@@ -226,5 +234,6 @@ def _join(address: str) -> None:
 
 
 def chat(model: RemoteModel, messages: Sequence[Mapping[str, Any]], **params: Any) -> Completion:
-    """The assistant's reply to a conversation, rendered by the model's own template. Raises the error that ended it."""
+    """The assistant's reply to a conversation, rendered by the model's own template. Raises the
+    error that ended it."""
     return model.complete(model.apply_chat_template(messages), **params)

@@ -1,4 +1,5 @@
-"""The columns of a Ray Data batch, whichever of its three formats it has: read one as plain Python values, put new ones beside the others.
+"""The columns of a Ray Data batch, whichever of its three formats it has: read one as plain Python
+values, put new ones beside the others.
 
 pandas and pyarrow are imported only when a batch of theirs arrives.
 """
@@ -14,7 +15,8 @@ from erllama.errors import InvalidParameter
 
 
 def read_column(batch: Any, name: str) -> list[Any]:
-    """The values of a column, free of numpy's types. Raises `InvalidParameter`, which names the columns that there are."""
+    """The values of a column, free of numpy's types. Raises `InvalidParameter`, which names the
+    columns that there are."""
     names = list(batch.column_names) if _is_arrow(batch) else list(batch)
     if name not in names:
         raise InvalidParameter(f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name)
@@ -26,7 +28,8 @@ def read_column(batch: Any, name: str) -> list[Any]:
 
 
 def add_columns(batch: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
-    """The batch with columns of texts, which may be null, and of whole numbers; a column of the same name is replaced."""
+    """The batch with columns of texts, which may be null, and of whole numbers; a column of the
+    same name is replaced."""
     if _is_arrow(batch):
         return _add_to_arrow(batch, texts, counts)
     if isinstance(batch, Mapping):
@@ -36,7 +39,8 @@ def add_columns(batch: Any, texts: Mapping[str, Sequence[str | None]], counts: M
 
 
 def plain(value: Any) -> Any:
-    """Lists and dicts instead of arrays. What is null in a dict was not there: Arrow's structs have the same fields in every row."""
+    """Lists and dicts instead of arrays. What is null in a dict was not there: Arrow's structs have
+    the same fields in every row."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -1,11 +1,13 @@
-"""The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders and results.
+"""The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders
+and results.
 
     ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could release (`ReleaseOffer`)
     ReleaseOrder       what the scheduler tells one replica to release
     ReleaseResult      what the replica answers
     ReleaseRecord      order and result, for status, log and metrics
 
-Plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in seconds.
+Plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in
+seconds.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseOffer:
-    """What a release of this kind would give back to `resource`. `tier` names the store's tier, which all replicas of a
-    node share; "" for the model's own memory."""
+    """What a release of this kind would give back to `resource`. `tier` names the store's tier,
+    which all replicas of a node share; "" for the model's own memory."""
 
     kind: ReleaseKind
     resource: str
@@ -51,8 +53,8 @@ class ReleaseOffer:
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """A tier of the store as one replica has it. Tiers that share an id are one directory or bucket, whoever mounts it
-    where; of tiers without ids nobody knows."""
+    """A tier of the store as one replica has it. Tiers that share an id are one directory or
+    bucket, whoever mounts it where; of tiers without ids nobody knows."""
 
     label: str
     ids: frozenset[str]
@@ -60,7 +62,8 @@ class TierReport:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLocation:
-    """Who a replica is and where it runs. `gpu_ids` are indices or UUIDs, as CUDA_VISIBLE_DEVICES has them."""
+    """Who a replica is and where it runs. `gpu_ids` are indices or UUIDs, as CUDA_VISIBLE_DEVICES
+    has them."""
 
     replica_id: str = "local"
     node_id: str = "local"
@@ -69,10 +72,11 @@ class ReplicaLocation:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """One replica at one moment. `idle_s` counts from the end of its last request, 0.0 while one waits or runs.
+    """One replica at one moment. `idle_s` counts from the end of its last request, 0.0 while one
+    waits or runs.
 
-    `loaded` is False when neither context nor weights are in memory. `delta` is what its store did since the last
-    report, None when nothing. `problems` are sources that could not be read.
+    `loaded` is False when neither context nor weights are in memory. `delta` is what its store did
+    since the last report, None when nothing. `problems` are sources that could not be read.
     """
 
     replica_id: str
@@ -95,10 +99,11 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseOrder:
-    """What one replica is to release. `idle_s` is what its report said: a replica that was used since then keeps what
-    it has.
+    """What one replica is to release. `idle_s` is what its report said: a replica that was used
+    since then keeps what it has.
 
-    `n_bytes` is how much is wanted of a tier; of a model's own memory it is what the release is expected to free.
+    `n_bytes` is how much is wanted of a tier; of a model's own memory it is what the release is
+    expected to free.
     """
 
     replica_id: str
@@ -119,7 +124,8 @@ class ReleaseOrder:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """What came of an order. `kept` tells why nothing was released ("" when the order was carried out)."""
+    """What came of an order. `kept` tells why nothing was released ("" when the order was carried
+    out)."""
 
     freed_bytes: int
     kept: str = ""
@@ -146,8 +152,8 @@ class ReleaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class GarbageOrder:
-    """One replica collects the garbage of the tier with these ids within `deadline_s`; for `for_s` all others that have
-    the tier leave it to that one."""
+    """One replica collects the garbage of the tier with these ids within `deadline_s`; for `for_s`
+    all others that have the tier leave it to that one."""
 
     replica_id: str
     tier_ids: frozenset[str]
@@ -157,12 +163,13 @@ class GarbageOrder:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatus:
-    """What the scheduler of an application knows and did since `started` (unix seconds, as `ticked`, its last round; 0.0
-    before the first).
+    """What the scheduler of an application knows and did since `started` (unix seconds, as
+    `ticked`, its last round; 0.0 before the first).
 
-    `releases` (how many) and `freed_bytes` are totals by kind, `last` the newest records, oldest first. `errors` counts
-    by what failed; `exhausted` names the memories that are too full with nothing left to release. `deltas` counts index
-    deltas that were spread, `tiers_collected` tiers whose garbage was collected to the end.
+    `releases` (how many) and `freed_bytes` are totals by kind, `last` the newest records, oldest
+    first. `errors` counts by what failed; `exhausted` names the memories that are too full with
+    nothing left to release. `deltas` counts index deltas that were spread, `tiers_collected` tiers
+    whose garbage was collected to the end.
     """
 
     enabled: bool

@@ -1,12 +1,15 @@
-"""What to release, of which replica and when: the decisions of the memory scheduler, without its I/O.
+"""What to release, of which replica and when: the decisions of the memory scheduler, without its
+I/O.
 
     above `high` of a memory -> release down to `low`, cheapest kind first, longest idle first
     idle for longer than the model's `keep_alive_s` -> unload it, pressure or not
 
-Invariants: nothing here waits, logs or talks to a replica; time comes in as monotonic ns. Memories are looked at one by one: pressure on
-one node or GPU touches nothing elsewhere. A replica has one order about its own memory at a time and never one that a running request would
-feel. What was ordered counts as freed until a reading that is younger than its end says what it did: nothing is freed twice for one need.
-A replica that released something is left alone for `cooldown_s`. All state may be lost at any time: it only makes decisions steadier.
+Invariants: nothing here waits, logs or talks to a replica; time comes in as monotonic ns. Memories
+are looked at one by one: pressure on one node or GPU touches nothing elsewhere. A replica has one
+order about its own memory at a time and never one that a running request would feel. What was
+ordered counts as freed until a reading that is younger than its end says what it did: nothing is
+freed twice for one need. A replica that released something is left alone for `cooldown_s`. All
+state may be lost at any time: it only makes decisions steadier.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ Subject = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class ReleasePlan:
-    """`exhausted` are memories that are too full while nothing can be released; `newly_exhausted` those of them that no
-    earlier plan named."""
+    """`exhausted` are memories that are too full while nothing can be released; `newly_exhausted`
+    those of them that no earlier plan named."""
 
     orders: tuple[ReleaseOrder, ...]
     readings: tuple[Reading, ...]
@@ -42,7 +45,8 @@ class _Freed:
 
 
 class ReleasePolicy:
-    """One scheduler's decisions. Every planned order must be reported back through `ended`, whatever became of it."""
+    """One scheduler's decisions. Every planned order must be reported back through `ended`,
+    whatever became of it."""
 
     def __init__(self, spec: SchedulerSpec, keep_alive_s: Mapping[str, float] | None = None) -> None:
         """`keep_alive_s` by model id."""
@@ -55,7 +59,8 @@ class ReleasePolicy:
         self._not_before_ns: dict[Subject, int] = {}
 
     def plan(self, reports: Sequence[ReplicaReport], now_ns: int, asked_ns: int) -> ReleasePlan:
-        """Orders for this moment, by what replicas answered to a question that was put at `asked_ns`."""
+        """Orders for this moment, by what replicas answered to a question that was put at
+        `asked_ns`."""
         self._not_before_ns = {subject: until for subject, until in self._not_before_ns.items() if until > now_ns}
         self._freed = [freed for freed in self._freed if freed.at_ns > asked_ns]
         readings = fullest(reports)
@@ -81,7 +86,7 @@ class ReleasePolicy:
         if freed_bytes < self._spec.min_bytes:
             self._cool(order.subject, now_ns)  # it was not worth it; or it cannot be done now
 
-    # --- pressure ----------------------------------------------------------------------------------------------------------
+    # --- pressure ---------------------------------------------------------------------------------
 
     def _need(self, reading: Reading) -> int:
         """Bytes to free now: from the moment a memory is above `high` until it is down to `low`."""
@@ -113,7 +118,7 @@ class ReleasePolicy:
     def _under_way(self, memory: Memory) -> bool:
         return any((order.node_id, order.resource) == memory for order in self._outstanding.values())
 
-    # --- keep_alive_s ------------------------------------------------------------------------------------------------------
+    # --- keep_alive_s -----------------------------------------------------------------------------
 
     def _idle_too_long(self, reports: Iterable[ReplicaReport], now_ns: int) -> Iterator[ReleaseOrder]:
         for report in reports:
@@ -137,7 +142,7 @@ class ReleasePolicy:
                 self._cool(_keep_alive(order.subject), now_ns, min(span, self._spec.cooldown_s))
                 yield order
 
-    # --- bookkeeping -------------------------------------------------------------------------------------------------------
+    # --- bookkeeping ------------------------------------------------------------------------------
 
     def _may_order(self, subject: Subject, reason: ReleaseReason = ReleaseReason.PRESSURE) -> bool:
         cooling = (subject if reason is ReleaseReason.PRESSURE else _keep_alive(subject)) in self._not_before_ns
@@ -151,7 +156,8 @@ class ReleasePolicy:
 
 
 def fullest(reports: Iterable[ReplicaReport]) -> tuple[Reading, ...]:
-    """One reading per memory: the replicas of a node look at the same one, and the fullest look counts."""
+    """One reading per memory: the replicas of a node look at the same one, and the fullest look
+    counts."""
     found: dict[Memory, Reading] = {}
     for reading in (reading for report in reports for reading in report.readings if reading.total_bytes > 0):
         known = found.get(_memory(reading))
@@ -161,7 +167,8 @@ def fullest(reports: Iterable[ReplicaReport]) -> tuple[Reading, ...]:
 
 
 def _offers(reading: Reading, kind: ReleaseKind, reports: Iterable[ReplicaReport]) -> list[tuple[ReplicaReport, ReleaseOffer]]:
-    """What may be released by one kind: of a model's own memory the longest idle first, of tiers the largest view of each."""
+    """What may be released by one kind: of a model's own memory the longest idle first, of tiers
+    the largest view of each."""
     found = [
         (report, offer)
         for report in reports

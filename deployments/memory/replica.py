@@ -1,7 +1,9 @@
-"""The replica's side of memory pressure: reports what there is, offers what could be released, and releases what the scheduler orders.
+"""The replica's side of memory pressure: reports what there is, offers what could be released, and
+releases what the scheduler orders.
 
-A model that is in use, or was used since the scheduler looked, keeps what it has.
-Any thread; every method may wait for the engine thread or a file system, so none belongs on an event loop. Bytes and seconds.
+A model that is in use, or was used since the scheduler looked, keeps what it has. Any thread; every
+method may wait for the engine thread or a file system, so none belongs on an event loop. Bytes and
+seconds.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class ReplicaMemory:
         self._gpus = tuple(gpu for source in sources if isinstance(source, NvidiaMemory) for gpu in source.resources(location.gpu_ids))
 
     def report(self, *, with_delta: bool) -> ReplicaReport:
-        """This moment. The delta is taken from the store either way: a report that gets lost costs others a listing."""
+        """This moment. The delta is taken from the store either way: a report that gets lost costs
+        others a listing."""
         memory = self._model.memory()
         readings, problems = read_all(self._sources, self._location.node_id)
         store = self._model.store
@@ -77,7 +80,8 @@ class ReplicaMemory:
         )
 
     def release(self, order: ReleaseOrder) -> ReleaseResult | None:
-        """Carry an order out; None when it is for another replica. Raises what the engine raises."""
+        """Carry an order out; None when it is for another replica. Raises what the engine
+        raises."""
         if order.replica_id != self._location.replica_id:
             return None
         if order.kind is ReleaseKind.RAM_TIER:
@@ -97,7 +101,8 @@ class ReplicaMemory:
             self._model.store.apply_deltas(deltas)
 
     def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
-        """Collect a tier's garbage if the order is for this replica, else leave the tier to whom it is for.
+        """Collect a tier's garbage if the order is for this replica, else leave the tier to whom it
+        is for.
 
         None where there was nothing to do here.
         """
@@ -113,8 +118,8 @@ class ReplicaMemory:
         return next((tier.label for tier in self._tiers if not tier.ids.isdisjoint(tier_ids)), None)
 
     def _own_offers(self, memory: ModelMemory) -> Iterator[ReleaseOffer]:
-        """What is on several GPUs is taken to be spread evenly. Weights that are mapped from their file need no offer: the system takes
-        such pages back by itself."""
+        """What is on several GPUs is taken to be spread evenly. Weights that are mapped from their
+        file need no offer: the system takes such pages back by itself."""
         homes = self._homes(memory)
         weights = memory.weights_bytes if memory.on_gpu else memory.weights_private_bytes
         for kind, n_bytes in ((ReleaseKind.CONTEXT, memory.kv_bytes), (ReleaseKind.WEIGHTS, weights)):
@@ -126,7 +131,8 @@ class ReplicaMemory:
 
 
 def tier_offers(stats: StoreStats) -> Iterator[ReleaseOffer]:
-    """Tiers in RAM above one that is not. An upper bound: what a lower tier does not have yet stays when it comes to it."""
+    """Tiers in RAM above one that is not. An upper bound: what a lower tier does not have yet stays
+    when it comes to it."""
     labels = [tier.label for tier in stats.tiers]
     for level, tier in enumerate(stats.tiers):
         below = [label for label in labels[level + 1 :] if not _in_ram(label)]

@@ -1,9 +1,10 @@
-"""The memory scheduler: asks all replicas every `interval_s`, decides with `ReleasePolicy`, orders releases, spreads index deltas, has
-garbage collected.
+"""The memory scheduler: asks all replicas every `interval_s`, decides with `ReleasePolicy`, orders
+releases, spreads index deltas, has garbage collected.
 
-Invariants: nobody needs it. It holds nothing that the next one could not ask for again, and requests never pass through it. A round never
-waits for an order: orders run as tasks, and what they freed counts until a younger reading shows it. No replica that is slow, hung or gone
-holds up the others, and a model that is scaled to zero is not woken. One event loop owns everything here.
+Invariants: nobody needs it. It holds nothing that the next one could not ask for again, and
+requests never pass through it. A round never waits for an order: orders run as tasks, and what they
+freed counts until a younger reading shows it. No replica that is slow, hung or gone holds up the
+others, and a model that is scaled to zero is not woken. One event loop owns everything here.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class Group(Protocol):
     """The replicas of one model."""
 
     async def ask(self, method: str, *args: Any, timeout_s: float, first: bool = False) -> list[Any]:
-        """Call a method on every running replica: its results, and for those that raised or did not answer in time, the exceptions.
+        """Call a method on every running replica: its results, and for those that raised or did not
+        answer in time, the exceptions.
 
-        Empty where no replica runs. `first`: wait for no more once one has answered something that is not None. Raises nothing for what
-        happens to a replica.
+        Empty where no replica runs. `first`: wait for no more once one has answered something that
+        is not None. Raises nothing for what happens to a replica.
         """
         ...
 
@@ -49,7 +51,8 @@ class Meter(Protocol):
 
 
 class Scheduler:
-    """`groups` by model id. `order_timeout_s` bounds one order: an evict waits for its save. `clock` is monotonic in ns."""
+    """`groups` by model id. `order_timeout_s` bounds one order: an evict waits for its save.
+    `clock` is monotonic in ns."""
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class Scheduler:
         self._silent: set[tuple[str, str]] = set()  # whose failure to answer has been logged
         self._round_ns = clock()
 
-    # --- life --------------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin the rounds on the running loop."""
@@ -88,7 +91,8 @@ class Scheduler:
             task.cancel()
 
     def check_alive(self) -> None:
-        """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another scheduler."""
+        """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another
+        scheduler."""
         silent_s = (self._clock() - self._round_ns) / 1e9
         if self._main is not None and (self._main.done() or silent_s > _STUCK_ROUNDS * (self._spec.interval_s + self._spec.timeout_s)):
             raise RuntimeError(f"the scheduler has not finished a round for {silent_s:.0f} s")
@@ -105,7 +109,7 @@ class Scheduler:
                 self._status.error("round", error)
             await asyncio.sleep(self._spec.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
 
-    # --- a round -----------------------------------------------------------------------------------------------------------
+    # --- a round ----------------------------------------------------------------------------------
 
     async def tick(self) -> None:
         """One round: ask, decide, order."""
@@ -160,7 +164,7 @@ class Scheduler:
             for problem in self._status.new_problems(report):
                 log.warning("event=memory_source_failed node=%s problem=%s", report.node_id, problem)
 
-    # --- orders ------------------------------------------------------------------------------------------------------------
+    # --- orders -----------------------------------------------------------------------------------
 
     async def _release(self, order: ReleaseOrder) -> None:
         began_ns = self._clock()
@@ -189,7 +193,7 @@ class Scheduler:
         if self._spec.log:
             log.info("event=memory_released %s", record.line())
 
-    # --- the store's upkeep --------------------------------------------------------------------------------------------------
+    # --- the store's upkeep -----------------------------------------------------------------------
 
     async def _spread_deltas(self, model_id: str, group: Group, deltas: Sequence[IndexDelta]) -> None:
         await self._ask(model_id, group, "apply_deltas", deltas)

@@ -1,6 +1,8 @@
-"""The memory scheduler as Serve runs it: handles for groups of replicas, Ray's metrics for numbers. One per application: see `app.py`.
+"""The memory scheduler as Serve runs it: handles for groups of replicas, Ray's metrics for numbers.
+One per application: see `app.py`.
 
-Reaching replicas goes by `handle.broadcast`, which does not wake a model that is scaled to zero. Not thread-safe: one event loop.
+Reaching replicas goes by `handle.broadcast`, which does not wake a model that is scaled to zero.
+Not thread-safe: one event loop.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class ServeGroup:
     async def ask(self, method: str, *args: Any, timeout_s: float, first: bool = False) -> list[Any]:
         """See `scheduler.Group`."""
         try:
-            # The public `results_async` knows one timeout for all: one hung replica would cost us the answers of the others.
+            # The public `results_async` knows one timeout for all: one hung replica would cost us
+            # the answers of the others.
             response: Any = self._handle.broadcast(method, *args)
             results = await asyncio.wait_for(response._fetch_replica_results_async(), timeout_s)
         except DeploymentUnavailableError:
@@ -54,7 +57,8 @@ async def _answer(result: Any, timeout_s: float) -> Any:
 
 
 async def gathered(answers: Sequence[Coroutine[Any, Any, Any]], *, first: bool) -> list[Any]:
-    """All answers, in the order of their arrival; with `first` up to the first that says something."""
+    """All answers, in the order of their arrival; with `first` up to the first that says
+    something."""
     tasks = [asyncio.get_running_loop().create_task(answer) for answer in answers]
     found: list[Any] = []
     try:
@@ -100,9 +104,11 @@ def replica_location() -> ReplicaLocation:
 
 
 class MemoryScheduler:
-    """The deployment: `Scheduler` with Serve's log, from the start of its replica to the end. `handles` by model id.
+    """The deployment: `Scheduler` with Serve's log, from the start of its replica to the end.
+    `handles` by model id.
 
-    Serve runs `__init__` on the event loop that calls the other methods, so the rounds can begin there.
+    Serve runs `__init__` on the event loop that calls the other methods, so the rounds can begin
+    there.
     """
 
     def __init__(self, args: dict[str, Any], handles: Mapping[str, DeploymentHandle[Any]]) -> None:

@@ -1,4 +1,5 @@
-"""Who says how full memory is. A source answers with readings of the node that it runs on; the scheduler learns them from the replicas.
+"""Who says how full memory is. A source answers with readings of the node that it runs on; the
+scheduler learns them from the replicas.
 
     system               RAM: the machine or the cgroup around it    `SystemMemory`
     nvidia               every GPU that NVML sees; nothing where there is no NVML
@@ -22,12 +23,14 @@ from deployments.memory.messages import RAM, Reading
 
 class MemorySource(Protocol):
     def read(self, node_id: str) -> Sequence[Reading]:
-        """What this source sees of the node now. May raise anything; must not take longer than a fraction of a second."""
+        """What this source sees of the node now. May raise anything; must not take longer than a
+        fraction of a second."""
         ...
 
 
 class NvidiaMemory:
-    """All GPUs of the node through NVML (the package nvidia-ml-py). Without package, driver or GPU: no readings, and no complaint."""
+    """All GPUs of the node through NVML (the package nvidia-ml-py). Without package, driver or GPU:
+    no readings, and no complaint."""
 
     def __init__(self, load: Callable[[], ModuleType | Any] = lambda: importlib.import_module("pynvml")) -> None:
         self._nvml = _started(load)
@@ -40,7 +43,8 @@ class NvidiaMemory:
         return tuple(self._reading(node_id, device) for device in devices)
 
     def resources(self, ids: Iterable[str]) -> tuple[str, ...]:
-        """The resources of GPUs that are known by index or UUID, as CUDA_VISIBLE_DEVICES has them."""
+        """The resources of GPUs that are known by index or UUID, as CUDA_VISIBLE_DEVICES has
+        them."""
         if self._nvml is None:
             return ()
         return tuple(_resource(self._uuid(id)) for id in ids)
@@ -65,7 +69,8 @@ class CallableMemory:
         self._function: Callable[[str], Sequence[Reading]] | None = None
 
     def read(self, node_id: str) -> tuple[Reading, ...]:
-        """What the function returns. Raises what it raises, `TypeError` for anything but readings."""
+        """What the function returns. Raises what it raises, `TypeError` for anything but
+        readings."""
         if self._function is None:
             module, _, name = self._name.partition(":")
             self._function = getattr(importlib.import_module(module), name)
@@ -148,14 +153,16 @@ class _Level:
 
 
 class SystemMemory:
-    """`total_bytes` lowers the limit that is nearest to this process. `root` is where the file system begins; tests have their own."""
+    """`total_bytes` lowers the limit that is nearest to this process. `root` is where the file
+    system begins; tests have their own."""
 
     def __init__(self, total_bytes: int | None = None, root: Path = Path("/")) -> None:
         self._cap = total_bytes
         self._root = root
 
     def read(self, node_id: str) -> tuple[Reading, ...]:
-        """One reading. Raises `OSError` or `ValueError` where the machine has no /proc/meminfo to read."""
+        """One reading. Raises `OSError` or `ValueError` where the machine has no /proc/meminfo to
+        read."""
         machine = self._machine()
         nearest, *others = [*self._cgroups(machine.total), machine]
         worst = max((nearest.capped(self._cap), *others), key=lambda level: level.share)
@@ -190,7 +197,8 @@ class SystemMemory:
             return
         origin, mounted_at = mount
         within = PurePosixPath(path)
-        # In a container the path may be the host's: the mount tells which part of it is out of sight.
+        # In a container the path may be the host's: the mount tells which part of it is out of
+        # sight.
         within = within.relative_to(origin) if within.is_relative_to(origin) else within.relative_to("/")
         top = self._root / mounted_at.lstrip("/")
         inner = top / within if ".." not in within.parts else top
@@ -201,7 +209,8 @@ class SystemMemory:
 
 
 def _cgroup_mount(line: str, version: _Version) -> tuple[str, str] | None:
-    """Origin and mount point of a line of mountinfo, if it is the cgroup hierarchy with the memory controller."""
+    """Origin and mount point of a line of mountinfo, if it is the cgroup hierarchy with the memory
+    controller."""
     left, _, right = line.partition(" - ")
     fields, file_system = left.split(), right.split()
     if len(fields) < 5 or len(file_system) < 3:

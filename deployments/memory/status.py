@@ -1,4 +1,5 @@
-"""What the scheduler saw and did, for its `status()`. One thread; nothing here decides anything. Times in unix seconds."""
+"""What the scheduler saw and did, for its `status()`. One thread; nothing here decides anything.
+Times in unix seconds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What the scheduler does beside releasing memory: which replicas learn which index deltas, and which replica collects the garbage of
-which tier when. Pure; time comes in as ns.
+"""What the scheduler does beside releasing memory: which replicas learn which index deltas, and
+which replica collects the garbage of which tier when. Pure; time comes in as ns.
 
-Replicas share a store, so what one of them wrote is of use to all: every replica gets all deltas but its own, and its store skips what is
-about tiers that it does not have. Tiers that share an id are one, whoever mounts it where, and one replica collects its garbage.
+Replicas share a store, so what one of them wrote is of use to all: every replica gets all deltas
+but its own, and its store skips what is about tiers that it does not have. Tiers that share an id
+are one, whoever mounts it where, and one replica collects its garbage.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class StoreUpkeep:
         self._due_ns: dict[str, int] = {}  # of a tier, known by one of its ids
 
     def deltas_for(self, model_id: str, reports: Sequence[ReplicaReport]) -> tuple[IndexDelta, ...]:
-        """What the replicas of a model should learn. Each also gets its own delta, which its store skips, unless it is alone."""
+        """What the replicas of a model should learn. Each also gets its own delta, which its store
+        skips, unless it is alone.
+        """
         if not self._gossip:
             return ()
         replicas = {report.replica_id for report in reports if report.model_id == model_id}
@@ -35,7 +38,8 @@ class StoreUpkeep:
     def garbage_orders(self, reports: Sequence[ReplicaReport], now_ns: int) -> Iterator[GarbageOrder]:
         """One order, to be told to all, for each tier that is due.
 
-        A tier that is seen for the first time is due an interval later: a replica that has just started has better things to do.
+        A tier that is seen for the first time is due an interval later: a replica that has just
+        started has better things to do.
         """
         for report, tier_ids in _collectors(reports):
             due_ns = self._due_ns.setdefault(min(tier_ids), now_ns + self._every_ns)
@@ -45,7 +49,8 @@ class StoreUpkeep:
 
 
 def _collectors(reports: Sequence[ReplicaReport]) -> Iterator[tuple[ReplicaReport, frozenset[str]]]:
-    """The replica that is to collect each tier's garbage: the longest idle one of those that have the tier.
+    """The replica that is to collect each tier's garbage: the longest idle one of those that have
+    the tier.
 
     That is not always the same replica, which does not matter.
     """

@@ -4,7 +4,8 @@
     model = RemoteModel.connect("demo")
     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
 
-`RemoteModel` is `ModelClient` on an event loop of its own: each method runs the one of the same name there and waits for it.
+`RemoteModel` is `ModelClient` on an event loop of its own: each method runs the one of the same
+name there and waits for it.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ def _streaming(
 
 
 class RemoteModel:
-    """Blocking client of one model deployment, for Ray jobs and tasks. Any thread. Not for use on an event loop.
+    """Blocking client of one model deployment, for Ray jobs and tasks. Any thread. Not for use on
+    an event loop.
 
-    `timeout_s` bounds how long a call waits for its first answer, see `ModelClient`. Several clients may share one `loop`.
+    `timeout_s` bounds how long a call waits for its first answer, see `ModelClient`. Several
+    clients may share one `loop`.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class RemoteModel:
     def connect(
         cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None, timeout_s: float | None = None
     ) -> RemoteModel:
-        """The client of a model of a running application; needs a driver or worker that is connected to the cluster."""
+        """The client of a model of a running application; needs a driver or worker that is
+        connected to the cluster."""
         return cls(blocking_handle(deployment_name(model_id), app_name), failover=failover, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """End what runs, and the client's thread unless it is shared. Idempotent; a client that nobody refers to closes itself."""
+        """End what runs, and the client's thread unless it is shared. Idempotent; a client that
+        nobody refers to closes itself."""
         if not self._shares_loop:
             self._loop.close()
 
@@ -100,12 +105,13 @@ class RemoteModel:
 
 
 def blocking_handle(deployment: str, app_name: str) -> DeploymentHandle[Any]:
-    """A handle that works on any event loop. Raises `RayServeException` when there is no such deployment.
+    """A handle that works on any event loop. Raises `RayServeException` when there is no such
+    deployment.
 
     With the launcher's switches, which a Ray job's driver inherits, a handle's router runs on the
-    loop that first uses the handle, and Serve wants that loop to run as long as the process: else the
-    router's long poll disables itself with an error. A client's loop ends with the client, so the
-    router gets Serve's own background loop.
+    loop that first uses the handle, and Serve wants that loop to run as long as the process: else
+    the router's long poll disables itself with an error. A client's loop ends with the client, so
+    the router gets Serve's own background loop.
     """
     handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app_name)
     if not handle.is_initialized:

@@ -1,10 +1,12 @@
-"""Typed access to a model deployment for asyncio, wherever in the cluster. `blocking.py` has the same client for plain code.
+"""Typed access to a model deployment for asyncio, wherever in the cluster. `blocking.py` has the
+same client for plain code.
 
-The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant of a Serve handle costs a metrics
-pusher and a long poll.
+The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant
+of a Serve handle costs a metrics pusher and a long poll.
 
-A call whose replica is gone goes on from another one, see `FailoverCall`: generation without a lost or repeated token, calls that change
-nothing by asking again. Not so calls about a session (it went with the replica) and calls to all replicas.
+A call whose replica is gone goes on from another one, see `FailoverCall`: generation without a lost
+or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
+with the replica) and calls to all replicas.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ APP_NAME = "erllama"
 class ModelClient:
     """Async client of one model deployment. Use it on one event loop.
 
-    While no replica runs, because the model is scaled to zero or starts, Serve holds a call back. `timeout_s` bounds how long a call waits
-    for its first answer, that and a full queue included; then it ends with `ModelUnavailable`. None waits as long as it takes. Calls to all
-    replicas never wait for one to start.
+    While no replica runs, because the model is scaled to zero or starts, Serve holds a call back.
+    `timeout_s` bounds how long a call waits for its first answer, that and a full queue included;
+    then it ends with `ModelUnavailable`. None waits as long as it takes. Calls to all replicas
+    never wait for one to start.
     """
 
     def __init__(
@@ -67,7 +70,8 @@ class ModelClient:
         return cls(handle, failover=failover, timeout_s=timeout_s)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator cancels the request."""
+        """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
+        cancels the request."""
         run = FailoverCall(request, self._failover, timeout_s=self._timeout_s)
         error: ErllamaError | None = None
         while True:
@@ -94,7 +98,8 @@ class ModelClient:
             await asyncio.sleep(wait_s)
 
     def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
-        """The events of a request given by token ids and parameters. Closing the generator cancels the request."""
+        """The events of a request given by token ids and parameters. Closing the generator cancels
+        the request."""
         return self._singly(self.generate(build_request(uuid.uuid4().hex, tokens, params)))
 
     async def complete(self, /, prompt: str | Sequence[int], **params: Any) -> Completion:
@@ -115,7 +120,8 @@ class ModelClient:
     def continue_(
         self, /, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
     ) -> AsyncGenerator[Event, None]:
-        """The events of a request that continues a session of the replica that serves it. It ends with that replica."""
+        """The events of a request that continues a session of the replica that serves it. It ends
+        with that replica."""
         return self._singly(self._session_events(session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
 
     async def end_session(self, session_id: str) -> None:
@@ -179,7 +185,8 @@ class ModelClient:
         return await self._broadcast("stats")
 
     async def ready(self) -> bool | None:
-        """Whether a replica answers. None: none runs, and asking must not wake a model that is scaled to zero."""
+        """Whether a replica answers. None: none runs, and asking must not wake a model that is
+        scaled to zero."""
         try:
             await self._broadcast("status")
         except EngineStopped:
@@ -187,7 +194,8 @@ class ModelClient:
         return True
 
     def end_all(self, error: ErllamaError) -> None:
-        """End what runs with `error` and refuse what comes: the process of this client is going away. Any thread; returns at once."""
+        """End what runs with `error` and refuse what comes: the process of this client is going
+        away. Any thread; returns at once."""
         self._closing = error
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel_running)
@@ -213,7 +221,8 @@ class ModelClient:
             raise _unanswered() from None
 
     async def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
-        """One attempt. Raises `TimeoutError` when `attempts` have no time left; whatever else ends it early raises an `ErllamaError`."""
+        """One attempt. Raises `TimeoutError` when `attempts` have no time left; whatever else ends
+        it early raises an `ErllamaError`."""
         if self._closing is not None:
             raise self._closing
         self._loop = asyncio.get_running_loop()

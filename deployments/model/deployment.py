@@ -26,8 +26,9 @@ _LAST_FLUSH_S = 5.0
 class Replica(ModelReplica):
     """`ModelReplica` with Serve's log and both ways a replica is told to go.
 
-    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls `__del__`. SIGTERM (a node that is going away) makes
-    Ray's worker leave through `sys.exit`, hence the exit handler: what the context holds is saved either way.
+    A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls `__del__`. SIGTERM
+    (a node that is going away) makes Ray's worker leave through `sys.exit`, hence the exit handler:
+    what the context holds is saved either way.
     """
 
     def __init__(
@@ -38,15 +39,16 @@ class Replica(ModelReplica):
         super().__init__(
             spec, n_cpus=n_cpus, store=store.config(), policy=policy, routing=routing, location=replica_location(), sources=sources
         )
-        # Before the interpreter ends its thread pools, which readers and drivers of object stores use; `atexit` comes after that. Private,
-        # but what concurrent.futures itself uses.
+        # Before the interpreter ends its thread pools, which readers and drivers of object stores
+        # use; `atexit` comes after that. Private, but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)
         register(_close, weakref.ref(self))
         reference = weakref.ref(self)
         self._watch = DrainWatch(lambda: _drain(reference, spec.drain_s))
 
     async def check_health(self) -> None:
-        """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three failures, and its clients with it."""
+        """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three
+        failures, and its clients with it."""
         try:
             await super().check_health()
         except EngineStopped as error:

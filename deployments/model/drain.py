@@ -1,12 +1,13 @@
 """How a replica learns that Serve has begun to stop it, while its requests still run.
 
-Serve stops routing to the replica, waits for its requests and calls the destructor when they have ended, or kills it after
-`graceful_shutdown_timeout_s`. It tells user code nothing before that. The only sign is a flag on its own replica object; the two private
-names that lead there are in `serve_is_stopping`. If another Ray lacks them, nothing is noticed early: requests then run to their end or to
-the kill, and go on elsewhere from what was saved by then.
+Serve stops routing to the replica, waits for its requests and calls the destructor when they have
+ended, or kills it after `graceful_shutdown_timeout_s`. It tells user code nothing before that. The
+only sign is a flag on its own replica object; the two private names that lead there are in
+`serve_is_stopping`. If another Ray lacks them, nothing is noticed early: requests then run to their
+end or to the kill, and go on elsewhere from what was saved by then.
 
-When the application is deleted its streams can end with an error event. A full shutdown (Ctrl-C) kills the HTTP proxies
-at once: streams break there, whatever a replica does.
+When the application is deleted its streams can end with an error event. A full shutdown (Ctrl-C)
+kills the HTTP proxies at once: streams break there, whatever a replica does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PERIOD_S = 0.5
 
 
 def serve_replica() -> object | None:
-    """Serve's own object of the replica that this process is; None outside of one, or when Ray has changed."""
+    """Serve's own object of the replica that this process is; None outside of one, or when Ray has
+    changed."""
     worker = ray._private.worker.global_worker
     actor = getattr(worker, "actors", {}).get(getattr(worker, "actor_id", None))
     replica: object | None = getattr(actor, "_replica_impl", None)
@@ -38,7 +40,8 @@ def serve_is_stopping() -> bool:
 
 
 def app_is_deleted() -> bool:
-    """Whether the whole application of this replica goes, and not just this replica. Asks Serve's controller."""
+    """Whether the whole application of this replica goes, and not just this replica. Asks Serve's
+    controller."""
     try:
         name = serve.get_replica_context().app_name
         application = serve.status().applications.get(name)
@@ -49,7 +52,8 @@ def app_is_deleted() -> bool:
 
 
 class DrainWatch:
-    """Calls `on_drain` once, on a thread of its own, when `is_stopping` first says so; never when it is closed before."""
+    """Calls `on_drain` once, on a thread of its own, when `is_stopping` first says so; never when
+    it is closed before."""
 
     def __init__(self, on_drain: Callable[[], None], is_stopping: Callable[[], bool] = serve_is_stopping) -> None:
         self._on_drain = on_drain

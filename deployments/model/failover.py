@@ -1,11 +1,13 @@
-"""What becomes of a request whose replica is gone: whether it is tried again, when, and what is sent then.
+"""What becomes of a request whose replica is gone: whether it is tried again, when, and what is
+sent then.
 
-Pure: events and errors in, decisions out; the clock (`monotonic_ns`) is passed in and nothing here waits. One object per call, used by one
-task or thread.
+Pure: events and errors in, decisions out; the clock (`monotonic_ns`) is passed in and nothing here
+waits. One object per call, used by one task or thread.
 
-What the caller has got is never sent again: the next attempt carries the ids delivered so far, and the seed is fixed before the first
-attempt, so that another replica draws the tokens that this one would have drawn. Ids and text leave a replica in one message, so the ids
-say exactly which text has arrived.
+What the caller has got is never sent again: the next attempt carries the ids delivered so far, and
+the seed is fixed before the first attempt, so that another replica draws the tokens that this one
+would have drawn. Ids and text leave a replica in one message, so the ids say exactly which text has
+arrived.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ _MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode
 
 
 class Attempts:
-    """The tries of one call: at most `max_attempts`, and at most `limits.timeout_s` from a failure to the next answer.
+    """The tries of one call: at most `max_attempts`, and at most `limits.timeout_s` from a failure
+    to the next answer.
 
-    A call that goes on for `limits.timeout_s` after a failover has all its tries again: a stream of hours outlives any number of updates,
-    a request that kills its replicas does not kill many. `timeout_s` bounds the time to the first answer, over all tries; None does not.
+    A call that goes on for `limits.timeout_s` after a failover has all its tries again: a stream of
+    hours outlives any number of updates, a request that kills its replicas does not kill many.
+    `timeout_s` bounds the time to the first answer, over all tries; None does not.
     """
 
     def __init__(self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None) -> None:
@@ -53,11 +57,13 @@ class Attempts:
             self._failing_since, self._failed_over_at = None, self._clock()
 
     def failed(self, error: ErllamaError) -> float | None:
-        """The current attempt has ended with `error`: seconds to wait before the next one, None when the error is final."""
+        """The current attempt has ended with `error`: seconds to wait before the next one, None
+        when the error is final."""
         now = self._clock()
         if self._failed_over_at is not None and self._failing_since is None and now - self._failed_over_at >= self._limits.timeout_s * 1e9:
             self._n_failed = 0
-        # who was let in once has had its turn in the queue: the next replica's queue may be full for the moment
+        # who was let in once has had its turn in the queue: the next replica's queue may be full
+        # for the moment
         if not (error.resumable or (self.number > 1 and isinstance(error, QueueFull))):
             return None
         if self._failing_since is None:
@@ -110,7 +116,8 @@ class FailoverCall:
         return replace(self._request, request_id=attempt_id(self._request.request_id, number), resumed=resumed)
 
     def take(self, events: list[Event]) -> tuple[list[Event], ErllamaError | None]:
-        """Note what a replica has sent: what the caller gets of it, and the error when it ended with `Failed`."""
+        """Note what a replica has sent: what the caller gets of it, and the error when it ended
+        with `Failed`."""
         for event in events:
             if isinstance(event, Tokens):
                 self._ids += event.ids
@@ -126,7 +133,8 @@ class FailoverCall:
         return events, last.error if isinstance(last, Failed) else None
 
     def _whole(self, stats: RequestStats) -> RequestStats:
-        """The last attempt counts the tokens of the whole reply; its times become those that the caller has lived, failovers included."""
+        """The last attempt counts the tokens of the whole reply; its times become those that the
+        caller has lived, failovers included."""
         if self.attempts.number == 1:
             return stats
         now = self._clock()

@@ -1,6 +1,7 @@
 """An event loop on a thread of its own: how plain code uses what is written for asyncio.
 
-Any number of threads may call, at once. None of them may be the loop's own: it would wait for itself.
+Any number of threads may call, at once. None of them may be the loop's own: it would wait for
+itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class LoopThread:
         self._stop = weakref.finalize(self, _stop, self._loop, stop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns; raises what it raises. A thread that is interrupted here cancels it."""
+        """What `work` returns; raises what it raises. A thread that is interrupted here cancels
+        it."""
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
@@ -53,7 +55,8 @@ class LoopThread:
             del future  # with its error it would refer to this frame, and keep `self` until garbage is collected
 
     def stream(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """The items, read by one task as they come. Closing the generator ends that task and waits until it has closed `items`."""
+        """The items, read by one task as they come. Closing the generator ends that task and waits
+        until it has closed `items`."""
         arrived: SimpleQueue[T | _End] = SimpleQueue()
         task = self.run(_started(items, arrived))
         end: _End | None = None
@@ -67,7 +70,8 @@ class LoopThread:
         finally:
             if end is None:
                 self._cancel(task)
-                # Garbage collection closes a forgotten generator on any thread: the loop's own must not wait for itself.
+                # Garbage collection closes a forgotten generator on any thread: the loop's own must
+                # not wait for itself.
                 while threading.current_thread() is not self._thread and not isinstance(arrived.get(), _End):
                     pass
         if end.error is not None:
@@ -96,7 +100,8 @@ def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 async def _started(items: AsyncGenerator[T, None], arrived: SimpleQueue[T | _End]) -> asyncio.Task[None]:
-    """A task that reads `items` into `arrived`; `_End` is put there whatever ends it, even before its first step."""
+    """A task that reads `items` into `arrived`; `_End` is put there whatever ends it, even before
+    its first step."""
 
     def ended(task: asyncio.Task[None]) -> None:
         arrived.put(_End(_closed() if task.cancelled() else task.exception()))

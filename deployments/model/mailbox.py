@@ -1,4 +1,5 @@
-"""Events of one request on their way from the dispatcher to its generator. Both sides live on one event loop; no locks."""
+"""Events of one request on their way from the dispatcher to its generator. Both sides live on one
+event loop; no locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What Ray and Serve raise when a handle is called, as the errors of `erllama.errors`. The one place where that is known."""
+"""What Ray and Serve raise when a handle is called, as the errors of `erllama.errors`. The one
+place where that is known."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from erllama.errors import EngineStopped, ErllamaError, QueueFull
 
-# By reference a dead replica is the first, and lost answers the others; over gRPC it is `ActorUnavailableError` or a bare RpcError.
+# By reference a dead replica is the first, and lost answers the others; over gRPC it is
+# `ActorUnavailableError` or a bare RpcError.
 _REPLICA_GONE = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, grpc.RpcError)
 
 
 class ModelUnavailable(EngineStopped):
-    """No replica runs and Serve has stopped trying to start one, or none answered within a caller's `timeout_s`: asking again at once is
-    pointless."""
+    """No replica runs and Serve has stopped trying to start one, or none answered within a caller's
+    `timeout_s`: asking again at once is pointless."""
 
     resumable = False
 
@@ -39,7 +41,8 @@ def _gone(error: BaseException) -> EngineStopped:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turn what a handle call raises into an `ErllamaError`; anything not listed is a bug and passes through."""
+    """Turn what a handle call raises into an `ErllamaError`; anything not listed is a bug and
+    passes through."""
     try:
         yield
     except ErllamaError as error:
@@ -70,7 +73,8 @@ def mapped_errors() -> Iterator[None]:
 
 
 def _we_are_cancelled() -> bool:
-    """Whether the cancellation that arrives is our own task's, and not one that came over the wire."""
+    """Whether the cancellation that arrives is our own task's, and not one that came over the
+    wire."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # plain code

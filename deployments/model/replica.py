@@ -1,8 +1,9 @@
 """One replica of a model deployment: owns one `Model`, turns its events into generator responses.
 
-A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the events of a step to the event loop in one
-call (`_on_events`), whatever the number of requests; each request's generator takes what has gathered for it. Correct on Serve's separate
-user loop and on its main loop: nothing here blocks a loop.
+A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the
+events of a step to the event loop in one call (`_on_events`), whatever the number of requests; each
+request's generator takes what has gathered for it. Correct on Serve's separate user loop and on its
+main loop: nothing here blocks a loop.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ log = logging.getLogger(__name__)
 
 MakeModel = Callable[..., Model]
 
-# A busy engine that has not finished a step for this long is stuck, beyond what aborting a decode can cure: twice the budget of a decode,
-# for the one that was aborted and the first in its new context, and what loading unloaded weights, saves and restores may take besides.
+# A busy engine that has not finished a step for this long is stuck, beyond what aborting a decode
+# can cure: twice the budget of a decode, for the one that was aborted and the first in its new
+# context, and what loading unloaded weights, saves and restores may take besides.
 _STUCK_MARGIN_S = 300.0
 _STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
 _DRAIN_POLL_S = 0.1
@@ -47,7 +49,8 @@ def stuck_after_s(decode_budget_s: float) -> float:
 
 
 class ModelReplica:
-    """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among live requests."""
+    """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among
+    live requests."""
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class ModelReplica:
         sources: Sequence[MemorySource] = (),
         make_model: MakeModel = Model,
     ) -> None:
-        """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing` None: no router wants to know."""
+        """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
+        None: no router wants to know."""
         self._spec = spec
         self._mail: dict[str, Mailbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,13 +89,14 @@ class ModelReplica:
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
         self._memory = ReplicaMemory(self._model, spec.id, location or ReplicaLocation(), sources)
 
-    # --- generation -------------------------------------------------------------------------------------------------------
+    # --- generation -------------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """The events of one request, in lists: the first token at once, then whatever has gathered since the last list was taken.
+        """The events of one request, in lists: the first token at once, then whatever has gathered
+        since the last list was taken.
 
-        The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that their type survives the way to the caller.
-        Closing the generator cancels the request.
+        The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that
+        their type survives the way to the caller. Closing the generator cancels the request.
         """
         self._loop = asyncio.get_running_loop()
         request_id = request.request_id
@@ -112,8 +117,9 @@ class ModelReplica:
         def left(_: asyncio.Task[Any] | None) -> None:
             self._model.cancel(request_id)
 
-        # Serve's gRPC path drops a generator that is suspended at a yield without closing it, and then only the garbage collector would
-        # tell us; the end of the task that reads is certain. Hence one task must read a stream to its end.
+        # Serve's gRPC path drops a generator that is suspended at a yield without closing it, and
+        # then only the garbage collector would tell us; the end of the task that reads is certain.
+        # Hence one task must read a stream to its end.
         reader = asyncio.current_task()
         assert reader is not None
         reader.add_done_callback(left)
@@ -131,7 +137,8 @@ class ModelReplica:
     async def continue_(
         self, session_id: str, suffix: Sequence[int], expect: Sequence[int] | int | None, params: Mapping[str, Any], request_id: str
     ) -> AsyncGenerator[list[Event], None]:
-        """The events of a request that continues a session. A session lives on one replica; another one answers `SessionNotFound`."""
+        """The events of a request that continues a session. A session lives on one replica; another
+        one answers `SessionNotFound`."""
         try:
             committed = await asyncio.to_thread(self._model.transcript, session_id, expect)
             request = build_request(request_id, [*committed, *suffix], {**params, "session_id": session_id})
@@ -153,12 +160,13 @@ class ModelReplica:
         return await asyncio.to_thread(self._model.evict)
 
     async def cancel(self, ref: str) -> None:
-        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are fine (another replica may know them)."""
+        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are
+        fine (another replica may know them)."""
         for request_id in list(self._mail):
             if is_attempt_of(request_id, ref):
                 self._model.cancel(request_id)
 
-    # --- the rest of the engine API -------------------------------------------------------------------------------------------
+    # --- the rest of the engine API ---------------------------------------------------------------
 
     async def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
@@ -201,7 +209,7 @@ class ModelReplica:
     async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
         return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
 
-    # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------------------------------------
+    # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 
     async def memory_report(self, with_delta: bool) -> ReplicaReport:
         return await asyncio.to_thread(self._memory.report, with_delta=with_delta)
@@ -215,14 +223,16 @@ class ModelReplica:
     async def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         return await asyncio.to_thread(self._memory.collect_garbage, order)
 
-    # --- Serve's hooks -----------------------------------------------------------------------------------------------------------
+    # --- Serve's hooks ----------------------------------------------------------------------------
 
     async def check_health(self) -> None:
-        """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never waits for the engine."""
+        """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never
+        waits for the engine."""
         self._model.check_alive(stuck_after_s=stuck_after_s(self._spec.decode_budget_s))
 
     def drain(self, seconds: float) -> None:
-        """Admit nothing more, let what runs go on for `seconds`, then save everything and end the rest, so that it goes on elsewhere.
+        """Admit nothing more, let what runs go on for `seconds`, then save everything and end the
+        rest, so that it goes on elsewhere.
 
         Blocks; not for an event loop. Serve stops the replica once its streams have ended.
         """
@@ -242,7 +252,7 @@ class ModelReplica:
         """End what runs, save it, and free the model. Idempotent. Blocks; not for an event loop."""
         self._model.shutdown()
 
-    # --- events ---------------------------------------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------
 
     def _on_events(self, events: list[tuple[str, Event]]) -> None:
         """Engine thread: one hand-over per step."""

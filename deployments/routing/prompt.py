@@ -1,10 +1,12 @@
-"""What a router compares: the prompt of a call as a chain of hashes, and the session it belongs to. Pure.
+"""What a router compares: the prompt of a call as a chain of hashes, and the session it belongs to.
+Pure.
 
     h_i = the first 8 bytes of the chain key at the end of chunk i       (`TokenChain`, with chunks for blocks and one root for all)
 
-Equal hashes mean equal prefixes up to the end of their chunk, so one number stands for all tokens before it. Tokens are what the engine
-will see, with every message and tool rendered into them: a chain over them is finer than one over messages or raw text, and needs neither
-(our clients tokenise raw text first). Tokens after the last full chunk are not covered.
+Equal hashes mean equal prefixes up to the end of their chunk, so one number stands for all tokens
+before it. Tokens are what the engine will see, with every message and tool rendered into them: a
+chain over them is finer than one over messages or raw text, and needs neither (our clients tokenise
+raw text first). Tokens after the last full chunk are not covered.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _HASH_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class RoutedPrompt:
-    """`chain` has one hash per full chunk of the `n_tokens`, in order. `session` is the hash of the session's id.
+    """`chain` has one hash per full chunk of the `n_tokens`, in order. `session` is the hash of the
+    session's id.
 
     From `attempt` 2 on it has failed on another replica, as the client of `request` says.
     """

@@ -1,11 +1,14 @@
-"""A Serve request router for model deployments: the replica that has most of the prompt, unless it is too busy.
+"""A Serve request router for model deployments: the replica that has most of the prompt, unless it
+is too busy.
 
-It lives wherever a handle is called: in each ingress replica, in the driver of a Ray job. What is known and what that is worth is in
-`table.py` and `score.py`; here is Serve's side. Serve must never see an exception from here: one in `choose_replicas` is only logged
-and the request waits for ever, one in a callback loses the request. Then, and for calls that any replica may answer, two random replicas
-are offered and Serve takes the one with the shorter queue, which is its default.
+It lives wherever a handle is called: in each ingress replica, in the driver of a Ray job. What is
+known and what that is worth is in `table.py` and `score.py`; here is Serve's side. Serve must never
+see an exception from here: one in `choose_replicas` is only logged and the request waits for ever,
+one in a callback loses the request. Then, and for calls that any replica may answer, two random
+replicas are offered and Serve takes the one with the shorter queue, which is its default.
 
-Requests are matched to replicas one by one (no FIFOMixin): with it Serve would hand a replica to whoever has waited longest.
+Requests are matched to replicas one by one (no FIFOMixin): with it Serve would hand a replica to
+whoever has waited longest.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ class KvRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Ranks, best first: one replica in each, since Serve decides within a rank by queue length alone."""
+        """Ranks, best first: one replica in each, since Serve decides within a rank by queue length
+        alone."""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause when no replica takes it
             with self._guarded():
@@ -94,7 +98,7 @@ class KvRouter(RequestRouter):
         self._table.chosen(pending_request.metadata.internal_request_id, prompt, order[0])
         return [[by_id[replica_id]] for replica_id in order]
 
-    # --- what Serve tells ----------------------------------------------------------------------------------------------------
+    # --- what Serve tells -------------------------------------------------------------------------
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve tells which replicas run now and what each last published."""

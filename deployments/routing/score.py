@@ -6,9 +6,10 @@
     busy      every running request counts for a sixteenth of the guard: neighbours share the cores
     waiting   every request beyond what runs at once counts for the guard: `guard_tokens` of computing are better than waiting behind one
 
-Who failed this very request comes last. A session comes before all costs: its transcript and its pin are on one replica, and elsewhere
-`continue_` cannot go on. Replicas of equal cost come in the order of least load, then of who got a new conversation longest ago, so that
-what nobody knows is spread evenly.
+Who failed this very request comes last. A session comes before all costs: its transcript and its
+pin are on one replica, and elsewhere `continue_` cannot go on. Replicas of equal cost come in the
+order of least load, then of who got a new conversation longest ago, so that what nobody knows is
+spread evenly.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _DISPLACED_SHARE = 1 / 2
 
 @dataclass(frozen=True, slots=True)
 class RouteWeights:
-    """`guard_tokens`: see above. `node_share`: what a token costs less where the node's first tier has it (0 without a store, below 1)."""
+    """`guard_tokens`: see above. `node_share`: what a token costs less where the node's first tier
+    has it (0 without a store, below 1)."""
 
     guard_tokens: float = 512.0
     node_share: float = 0.0
@@ -35,8 +37,9 @@ class RouteWeights:
 class ReplicaView(Generic[K]):
     """What is known of one replica for one prompt.
 
-    `live` of its tokens are in the replica's context, `near` in the first tier of its node. `load` counts requests that run or wait there,
-    `full` says that a conversation must go to make room. `turn` is larger the later a new conversation was sent there.
+    `live` of its tokens are in the replica's context, `near` in the first tier of its node. `load`
+    counts requests that run or wait there, `full` says that a conversation must go to make room.
+    `turn` is larger the later a new conversation was sent there.
     """
 
     key: K
@@ -61,6 +64,7 @@ def cost(view: ReplicaView[K], n_prompt: int, weights: RouteWeights) -> float:
 
 
 def ranked(views: Sequence[ReplicaView[K]], n_prompt: int, weights: RouteWeights) -> list[K]:
-    """All replicas, best first. Equal ones stay in the order given: shuffle them first where that matters."""
+    """All replicas, best first. Equal ones stay in the order given: shuffle them first where that
+    matters."""
     ordered = sorted(views, key=lambda view: (view.has_failed, not view.has_session, cost(view, n_prompt, weights), view.load, view.turn))
     return [view.key for view in ordered]

@@ -1,8 +1,11 @@
-"""What a replica tells the routers, twice a second by default: hashes of what its context holds, its sessions, its load.
+"""What a replica tells the routers, twice a second by default: hashes of what its context holds,
+its sessions, its load.
 
-The engine thread only hands over references to arrays of token ids that never change; hashing happens here, on the loop that Serve polls,
-and only for tokens that were not there the last time. The size is bounded: with more chunks than `max_published` every second, fourth, ...
-of each chain is left out, which makes matches shorter and never wrong. An idle replica publishes equal bytes, so Serve sends nothing on.
+The engine thread only hands over references to arrays of token ids that never change; hashing
+happens here, on the loop that Serve polls, and only for tokens that were not there the last time.
+The size is bounded: with more chunks than `max_published` every second, fourth, ... of each chain
+is left out, which makes matches shorter and never wrong. An idle replica publishes equal bytes, so
+Serve sends nothing on.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ _NOTHING: frozenset[int] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A replica's own account. `prefixes` are chunk hashes, `tails` those at the ends of sequences: a prompt that has one goes on in place.
+    """A replica's own account. `prefixes` are chunk hashes, `tails` those at the ends of sequences:
+    a prompt that has one goes on in place.
 
-    `n_empty` sequence ids hold nothing. `whole`: its KV cannot be cut, so that only ends count. `all_sessions`: there are no others.
+    `n_empty` sequence ids hold nothing. `whole`: its KV cannot be cut, so that only ends count.
+    `all_sessions`: there are no others.
     """
 
     prefixes: frozenset[int] = _NOTHING
@@ -41,7 +46,8 @@ class Published:
 
     @classmethod
     def parse(cls, stats: Mapping[str, Any]) -> Self:
-        """From what `RoutingStats.gather` made. A replica that has published nothing yet is empty. Raises `ValueError` for other bytes."""
+        """From what `RoutingStats.gather` made. A replica that has published nothing yet is empty.
+        Raises `ValueError` for other bytes."""
         values = {name: stats[name] for name in cls.__dataclass_fields__ if name in stats}
         for name in ("prefixes", "tails", "sessions"):
             values[name] = unpack_hashes(values.get(name, b""))
@@ -61,7 +67,8 @@ class RoutingStats:
         self._held: dict[str, Any] = {}
 
     async def gather(self, stats: EngineStats) -> dict[str, Any]:
-        """What to publish now. While a long step holds the engine, its prefixes are those of the last time."""
+        """What to publish now. While a long step holds the engine, its prefixes are those of the
+        last time."""
         try:
             await self._refresh()
         except ErllamaError:  # the engine has stopped: nothing is in its context, and the health check says the rest
@@ -100,7 +107,8 @@ class RoutingStats:
 
 
 def thinned(chains: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """At most `limit` different hashes of `chains`: all of them, or every 2nd, 4th, ... of each and its last one."""
+    """At most `limit` different hashes of `chains`: all of them, or every 2nd, 4th, ... of each and
+    its last one."""
     step = 1
     while True:
         kept = dict.fromkeys(h for chain in chains for h in (*chain[step - 1 :: step], *chain[-1:]))

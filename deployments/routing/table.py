@@ -1,8 +1,11 @@
-"""What one router knows of its replicas: what they published, and what it has sent them since. No I/O; thread-safe; times in nanoseconds.
+"""What one router knows of its replicas: what they published, and what it has sent them since. No
+I/O; thread-safe; times in nanoseconds.
 
-What a replica publishes is a second old when it arrives here. So every request that was routed stands in for it: its prompt counts as held
-from the decision until `lag_s` after the request's end, when what the replica says is newer and alone decides. The same records separate
-our own requests in a replica's published load from those of other routers. Replicas that are gone take everything with them.
+What a replica publishes is a second old when it arrives here. So every request that was routed
+stands in for it: its prompt counts as held from the decision until `lag_s` after the request's end,
+when what the replica says is newer and alone decides. The same records separate our own requests in
+a replica's published load from those of other routers. Replicas that are gone take everything with
+them.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class _Record(Generic[K]):
 
 @dataclass(slots=True)
 class _Known:
-    """One replica. The counters hold what our own requests brought there; `n_recent` of those run or ended a moment ago."""
+    """One replica. The counters hold what our own requests brought there; `n_recent` of those run
+    or ended a moment ago."""
 
     node: str
     published: Published
@@ -97,8 +101,8 @@ class _Known:
 
 
 class RouteTable(Generic[K]):
-    """`n_parallel` sequences run at once on a replica. `lag_s`: how old what replicas publish may be. No tier has prompts that are shorter
-    than `node_min_tokens`: they are not saved."""
+    """`n_parallel` sequences run at once on a replica. `lag_s`: how old what replicas publish may
+    be. No tier has prompts that are shorter than `node_min_tokens`: they are not saved."""
 
     def __init__(
         self, *, chunk_tokens: int, n_parallel: int, lag_s: float, node_min_tokens: int, clock: Callable[[], int] = time.monotonic_ns
@@ -118,7 +122,8 @@ class RouteTable(Generic[K]):
         self._turns = 0
 
     def update(self, replicas: Mapping[K, tuple[str, Mapping[str, Any]]]) -> None:
-        """The replicas that run now, each with its node and what it published. Raises `ValueError` for stats that are not ours."""
+        """The replicas that run now, each with its node and what it published. Raises `ValueError`
+        for stats that are not ours."""
         with self._lock:
             for gone in self._known.keys() - replicas.keys():
                 self._forget(gone)
@@ -137,7 +142,8 @@ class RouteTable(Generic[K]):
             self._forget(replica)
 
     def views(self, prompt: RoutedPrompt, candidates: Sequence[K]) -> list[ReplicaView[K]]:
-        """What is known of each candidate for this prompt, in their order. One that is not known yet is empty."""
+        """What is known of each candidate for this prompt, in their order. One that is not known
+        yet is empty."""
         with self._lock:
             self._expire()
             home = self._home(prompt.session)
@@ -145,12 +151,14 @@ class RouteTable(Generic[K]):
             return [self._view(key, prompt, has_session=key == home, has_failed=key in failed) for key in candidates]
 
     def chosen(self, request_id: str, prompt: RoutedPrompt, replica: K) -> None:
-        """The router decided on a replica. That is forgotten after a while, unless `routed` follows: the caller may have gone."""
+        """The router decided on a replica. That is forgotten after a while, unless `routed`
+        follows: the caller may have gone."""
         with self._lock:
             self._record(request_id, prompt, replica)
 
     def routed(self, request_id: str, replica: K) -> None:
-        """The replica has accepted the request. Which one it is may differ from what was decided."""
+        """The replica has accepted the request. Which one it is may differ from what was
+        decided."""
         with self._lock:
             record = self._records.get(request_id)
             if record is not None and record.replica != replica:
@@ -168,7 +176,7 @@ class RouteTable(Generic[K]):
                 self._expiry.pop(request_id, None)
                 self._expiry[request_id] = self._clock() + self._lag_ns
 
-    # --- under the lock ------------------------------------------------------------------------------------------------------
+    # --- under the lock ---------------------------------------------------------------------------
 
     def _view(self, key: K, prompt: RoutedPrompt, *, has_session: bool, has_failed: bool) -> ReplicaView[K]:
         known = self._known.get(key) or _Known("", self._silent)
@@ -187,7 +195,8 @@ class RouteTable(Generic[K]):
         )
 
     def _home(self, session: int | None) -> K | None:
-        """Where a session is: where we sent it last, unless that replica says it has it no more and another says it has."""
+        """Where a session is: where we sent it last, unless that replica says it has it no more and
+        another says it has."""
         if session is None:
             return None
         last = self._homes.get(session)
@@ -197,7 +206,8 @@ class RouteTable(Generic[K]):
         return next((key for key, other in self._known.items() if session in other.published.sessions), None)
 
     def _record(self, request_id: str, prompt: RoutedPrompt, replica: K) -> _Record[K] | None:
-        """From now on the request counts for `replica`, for as long as a decision is believed in."""
+        """From now on the request counts for `replica`, for as long as a decision is believed
+        in."""
         self._drop(request_id)
         known = self._known.get(replica)
         if known is None:
@@ -216,7 +226,8 @@ class RouteTable(Generic[K]):
         return record
 
     def _remember(self, record: _Record[K]) -> None:
-        """What outlives the request: where it was tried, where its session is, and what the first tier of the node will have."""
+        """What outlives the request: where it was tried, where its session is, and what the first
+        tier of the node will have."""
         prompt, node = record.prompt, self._known[record.replica].node
         if prompt.request:
             earlier = self._tried.get(prompt.request, set()) if prompt.attempt > 1 else set()
