@@ -24,7 +24,7 @@ from erllama.errors import (
 )
 from erllama.events import Completion, Done, Event, Failed, FinishReason, RequestStats, Tokens
 from erllama.model import Model
-from erllama.request import GenerationRequest, SamplingParams
+from erllama.request import GenerationRequest, Prompt, SamplingParams
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
 from erllama.stream import InferStream
 
@@ -49,6 +49,7 @@ __all__ = [
     "ModelNotFound",
     "ModelStatus",
     "NotSupported",
+    "Prompt",
     "QueueFull",
     "RequestError",
     "RequestStats",

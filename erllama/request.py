@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 from erllama.errors import InvalidParameter
@@ -90,9 +91,47 @@ def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One prompt to continue. Token ids are those of the model's own vocabulary; everything has been rendered and tokenised.
+class TokenPart:
+    """Text of a prompt, as token ids of the model's own vocabulary."""
 
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_ids("prompt", "the prompt", self.ids)
+
+
+PromptPart = TokenPart
+"""What a prompt consists of. Text is the only kind so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue: parts in their order. `tokens` are the ids of all of them, joined once. Its length counts positions."""
+
+    parts: tuple[PromptPart, ...]
+    tokens: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = self.parts
+        object.__setattr__(self, "tokens", parts[0].ids if len(parts) == 1 else tuple(chain.from_iterable(part.ids for part in parts)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Prompt, (self.parts,))
+
+    @classmethod
+    def of(cls, ids: Iterable[int]) -> Prompt:
+        """A prompt of text alone. Raises `InvalidParameter` unless `ids` are integers."""
+        return cls((TokenPart(tuple(ids)),))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to continue; everything in it has been rendered and tokenised.
+
+    `prompt` may be given as a tuple of token ids, which is short for a prompt of text alone.
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings end the text before them and never
     appear in it. `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the
     chosen token and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error);
@@ -107,7 +146,7 @@ class GenerationRequest:
     """
 
     request_id: str
-    prompt_tokens: tuple[int, ...]
+    prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -122,7 +161,7 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         _check_type("request_id", self.request_id, str, "a string")
-        _check_ids("prompt", "the prompt", self.prompt_tokens)
+        object.__setattr__(self, "prompt", _as_prompt(self.prompt))
         if not self.prompt_tokens:
             raise InvalidParameter("the prompt has no tokens", param="prompt")
         if self.max_tokens is not None:
@@ -149,9 +188,18 @@ class GenerationRequest:
             raise InvalidParameter(f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only")
 
     @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """The ids of the whole prompt."""
+        return self.prompt.tokens
+
+    @property
     def constraint(self) -> Constraint | None:
         """What the text must follow."""
         return Constraint(ConstraintKind.GBNF, self.grammar) if isinstance(self.grammar, str) else self.grammar
+
+
+def _as_prompt(given: Any) -> Prompt:
+    return given if isinstance(given, Prompt) else Prompt((TokenPart(given),))
 
 
 def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
@@ -209,7 +257,7 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
     ignore_eos = params.get("ignore_eos")
     return GenerationRequest(
         request_id=request_id,
-        prompt_tokens=_token_ids(prompt_tokens),
+        prompt=Prompt.of(_token_ids(prompt_tokens)),
         sampling=SamplingParams(**sampling),
         max_tokens=params.get("response_tokens"),
         stop=stop,

@@ -14,7 +14,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Event
 from erllama.grammar.constraint import Constraint
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 from erllama.stats import ModelInfo
 
 
@@ -70,8 +70,8 @@ class PromptPort(Protocol):
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
-    ) -> list[int]:
-        """Tokens of a conversation up to where the assistant speaks. Raises `NotSupported` without a template, `InvalidParameter`
+    ) -> Prompt:
+        """A conversation up to where the assistant speaks. Raises `NotSupported` without a template, `InvalidParameter`
         when the template refuses the messages."""
         ...
 
@@ -100,7 +100,7 @@ class TranscriptPort(Protocol):
         """True when `render_chat` may wait for a store, so callers go through a thread."""
         ...
 
-    def prompt_key(self, prompt_tokens: Sequence[int]) -> ChainKey | None:
+    def prompt_key(self, prompt: Prompt) -> ChainKey | None:
         """What replies to this prompt are remembered under; None when they are not. Thread-safe; some 10 ms per 100,000 tokens."""
         ...
 

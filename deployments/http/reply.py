@@ -23,7 +23,7 @@ from deployments.http.ports import PromptPort, ServedModel, TranscriptPort
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow
 from erllama.events import Done, Event, Tokens
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
 
@@ -72,11 +72,11 @@ class TranscriptRecorder:
                 self._transcripts.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
 
 
-def check_fits(prompt_tokens: Sequence[int], n_ctx: int | None, param: str) -> None:
+def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
     """Refuse here what the engine would refuse, before the tokens travel."""
-    if n_ctx is not None and len(prompt_tokens) + 1 > n_ctx:
+    if n_ctx is not None and len(prompt) + 1 > n_ctx:
         raise ContextOverflow(
-            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt_tokens)}.", param=param
+            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.", param=param
         )
 
 

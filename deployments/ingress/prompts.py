@@ -24,6 +24,7 @@ from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
+from erllama.request import Prompt
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})
@@ -101,31 +102,31 @@ class PromptSource:
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
-    ) -> list[int]:
+    ) -> Prompt:
         reserved = sorted(_RESERVED & template_kwargs.keys())
         if reserved:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self._get()
         if self._root is None or self._book is None:
-            return tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
-        find = self._book.finder()
-        return transcript_prompt(
+            return Prompt.of(tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs)))
+        ids = transcript_prompt(
             state.template,
             state.vocab,
             messages,
             tools=tools,
             template_kwargs=template_kwargs,
             root=self._root,
-            find=find,
+            find=self._book.finder(),
             tool_format=self.tool_format,
         )
+        return Prompt.of(ids)
 
     @property
     def may_wait(self) -> bool:
         return self._book is not None and self._book.has_store
 
-    def prompt_key(self, prompt_tokens: Sequence[int]) -> ChainKey | None:
-        return None if self._root is None or self._book is None else prompt_key(self._root, prompt_tokens)
+    def prompt_key(self, prompt: Prompt) -> ChainKey | None:
+        return None if self._root is None or self._book is None else prompt_key(self._root, prompt.tokens)
 
     def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
         if self._root is None or self._book is None:

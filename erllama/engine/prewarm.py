@@ -17,7 +17,7 @@ from erllama.cache.live import Ids
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop
 from erllama.errors import ErllamaError
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 from erllama.stream import seconds_until
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n
 
 
 def _restore(serve: Serve, tokens: Ids, give_up: float) -> None:
-    request = GenerationRequest(f"prewarm-{uuid.uuid4().hex}", tuple(tokens.tolist()), max_tokens=0, restore_only=True)
+    request = GenerationRequest(f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True)
     try:
         serve(request, seconds_until(give_up))
     except (ErllamaError, TimeoutError) as error:

@@ -21,7 +21,9 @@ from erllama.request import (
     MAX_STOP_STRINGS,
     PARAM_NAMES,
     GenerationRequest,
+    Prompt,
     SamplingParams,
+    TokenPart,
     build_request,
 )
 
@@ -296,3 +298,38 @@ def test_every_error_has_a_code_of_its_own_and_the_status_its_docs_give():
 def test_the_callers_faults_are_4xx_and_ours_are_5xx():
     for cls in error_classes():
         assert cls.http_status // 100 == (4 if issubclass(cls, errors.RequestError) else 5)
+
+
+def test_a_prompt_of_ids_is_a_prompt_of_one_part():
+    ids = tuple(range(1000, 1020))
+    request = GenerationRequest("it", ids)
+    assert request == GenerationRequest("it", Prompt.of(ids))
+    assert request.prompt.parts == (TokenPart(ids),)
+    assert request.prompt_tokens is ids  # nothing is copied where nothing is joined
+
+
+def test_the_parts_of_a_prompt_are_joined_in_order_once():
+    prompt = Prompt((TokenPart((1, 2)), TokenPart((3,)), TokenPart(())))
+    assert (prompt.tokens, len(prompt)) == ((1, 2, 3), 3)
+    assert prompt.tokens is prompt.tokens
+    assert prompt != Prompt.of((1, 2, 3))
+    again = pickle.loads(pickle.dumps(GenerationRequest("it", prompt)))
+    assert (again.prompt, again.prompt_tokens) == (prompt, (1, 2, 3))
+
+
+def test_a_prompt_travels_as_one_tuple_of_ids():
+    ids = tuple(range(100_000))
+    assert len(pickle.dumps(GenerationRequest("it", ids))) < len(pickle.dumps(ids)) + 1000
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], (1, "2"), (1, True), "12", None, (TokenPart((1,)),)])
+def test_a_prompt_of_anything_but_ids_is_refused(prompt):
+    with pytest.raises(InvalidParameter, match="the prompt must be token ids") as caught:
+        GenerationRequest("it", prompt)
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("prompt", [(), Prompt(()), Prompt((TokenPart(()),))])
+def test_a_prompt_whose_parts_hold_no_token_is_refused(prompt):
+    with pytest.raises(InvalidParameter, match="the prompt has no tokens"):
+        GenerationRequest("it", prompt)

@@ -20,7 +20,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 from erllama.stats import ModelInfo
 
 
@@ -39,7 +39,7 @@ class FakePrompts:
             raise NotSupported("this model has no chat template", param="messages")
         self.rendered.append((list(messages), tools, dict(template_kwargs)))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-        return list((text + "assistant: ").encode())
+        return Prompt.of((text + "assistant: ").encode())
 
     def tokenize(self, text, add_special=True):
         return list(text.encode())

@@ -9,7 +9,7 @@ from typing import Any
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
-from erllama.request import SEED_BITS, GenerationRequest, SamplingParams
+from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
 
@@ -62,11 +62,11 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
     ]
 
 
-def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: Constraint | None, engine_id: str) -> list[GenerationRequest]:
+def chat_requests(body: ChatBody, prompt: Prompt, grammar: Constraint | None, engine_id: str) -> list[GenerationRequest]:
     """One request per choice."""
     base = GenerationRequest(
         request_id=engine_id,
-        prompt_tokens=tuple(prompt_tokens),
+        prompt=prompt,
         sampling=sampling_params(body),
         max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
         stop=body.stop,
@@ -79,15 +79,15 @@ def chat_requests(body: ChatBody, prompt_tokens: Sequence[int], grammar: Constra
 
 
 def completion_requests(
-    body: CompletionBody, prompts: Sequence[Sequence[int]], grammar: Constraint | None, engine_id: str
+    body: CompletionBody, prompts: Sequence[Prompt], grammar: Constraint | None, engine_id: str
 ) -> list[GenerationRequest]:
     """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
     sampling = sampling_params(body)
     requests: list[GenerationRequest] = []
-    for p, prompt_tokens in enumerate(prompts):
+    for p, prompt in enumerate(prompts):
         base = GenerationRequest(
             request_id=engine_id if len(prompts) == 1 else f"{engine_id}.p{p}",
-            prompt_tokens=tuple(prompt_tokens),
+            prompt=prompt,
             sampling=sampling,
             max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else _limit(body.max_tokens),
             stop=body.stop,

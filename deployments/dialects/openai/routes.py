@@ -18,7 +18,7 @@ from deployments.dialects.openai.errors import error_body
 from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_constraint, template_message
 from deployments.dialects.openai.reply import ReplyHead
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
-from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Prompt, parse_body
+from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, PromptInput, parse_body
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
@@ -27,6 +27,7 @@ from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.http.reply import INLINE_CHARS, TranscriptRecorder, check_fits, prepare, read_body, streamed_reply, whole_reply
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
+from erllama.request import Prompt
 
 
 def _model_card(model: ServedModel) -> dict[str, Any]:
@@ -37,11 +38,11 @@ def _head(prefix: str, model: ServedModel) -> ReplyHead:
     return ReplyHead(id=f"{prefix}-{uuid4().hex}", model=model.id, created=int(time.time()))
 
 
-def _prompt_tokens(prompt: Prompt, prompts: PromptPort, param: str) -> tuple[int, ...]:
-    if not isinstance(prompt, str):
-        prompts.check_tokens(prompt, param)
-        return prompt
-    tokens = tuple(prompts.tokenize(prompt, add_special=True))
+def _tokens(given: PromptInput, prompts: PromptPort, param: str) -> Sequence[int]:
+    if not isinstance(given, str):
+        prompts.check_tokens(given, param)
+        return given
+    tokens = prompts.tokenize(given, add_special=True)
     if not tokens:
         raise InvalidParameter(f"{param} is empty", param=param)
     return tokens
@@ -59,38 +60,38 @@ def _cost(raw: bytes, body: GenerationBody) -> int:
     return len(raw) + INLINE_CHARS * constrained
 
 
-def _prompt_text(prompt: Prompt, prompts: PromptPort) -> str:
-    return prompt if isinstance(prompt, str) else prompts.detokenize(prompt)
+def _text(given: PromptInput, prompts: PromptPort) -> str:
+    return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _recorder(body: ChatBody, model: ServedModel, tokens: Sequence[int]) -> TranscriptRecorder | None:
-    prompt = None if model.transcripts is None else model.transcripts.prompt_key(tokens)
-    return None if model.transcripts is None or prompt is None else TranscriptRecorder(model.transcripts, prompt, body.n or 1)
+def _recorder(body: ChatBody, model: ServedModel, prompt: Prompt) -> TranscriptRecorder | None:
+    key = None if model.transcripts is None else model.transcripts.prompt_key(prompt)
+    return None if model.transcripts is None or key is None else TranscriptRecorder(model.transcripts, key, body.n or 1)
 
 
 def _may_wait(body: ChatBody, model: ServedModel) -> bool:
     return model.transcripts is not None and model.transcripts.may_wait and any(message.role == "assistant" for message in body.messages)
 
 
-def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[list[int], Constraint | None, TranscriptRecorder | None]:
+def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[Prompt, Constraint | None, TranscriptRecorder | None]:
     prompts = model.prompts
     messages = [template_message(message) for message in body.messages]
-    tokens = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
-    check_fits(tokens, prompts.n_ctx, "messages")
+    prompt = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
+    check_fits(prompt, prompts.n_ctx, "messages")
     grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
-    return tokens, grammar, _recorder(body, model, tokens)
+    return prompt, grammar, _recorder(body, model, prompt)
 
 
-def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[tuple[int, ...]], list[str], Constraint | None]:
-    tokens = [_prompt_tokens(prompt, prompts, "prompt") for prompt in body.prompts]
-    for prompt_tokens in tokens:
-        check_fits(prompt_tokens, prompts.n_ctx, "prompt")
-    echoes = [_prompt_text(prompt, prompts) if body.echo else "" for prompt in body.prompts for _ in range(body.n or 1)]
-    return tokens, echoes, _checked(reply_constraint(body), prompts)
+def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
+    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompts]
+    for prompt in wanted:
+        check_fits(prompt, prompts.n_ctx, "prompt")
+    echoes = [_text(given, prompts) if body.echo else "" for given in body.prompts for _ in range(body.n or 1)]
+    return wanted, echoes, _checked(reply_constraint(body), prompts)
 
 
 def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
-    return [list(_prompt_tokens(text, prompts, "input")) for text in body.inputs]
+    return [list(_tokens(text, prompts, "input")) for text in body.inputs]
 
 
 class OpenAI(Dialect):
@@ -122,8 +123,8 @@ def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         check_tools(body)
         model = models.resolve(body.model)
         cost = INLINE_CHARS + 1 if _may_wait(body, model) else _cost(raw, body)
-        tokens, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
-        requests = chat_requests(body, tokens, grammar, engine_id(request))
+        prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
+        requests = chat_requests(body, prompt, grammar, engine_id(request))
         head, n = _head("chatcmpl", model), len(requests)
         tool_format = None if offered_tools(body) is None else model.prompts.tool_format
         if not body.stream:

@@ -220,7 +220,8 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-Prompt = str | tuple[int, ...]
+PromptInput = str | tuple[int, ...]
+"""A prompt as a client sends it: text or token ids."""
 
 
 def _token_ids(value: Any) -> bool:
@@ -259,8 +260,8 @@ class CompletionBody(GenerationBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        prompts: tuple[Prompt, ...] = self.prompt
+    def prompts(self) -> tuple[PromptInput, ...]:
+        prompts: tuple[PromptInput, ...] = self.prompt
         return prompts
 
 
@@ -270,8 +271,8 @@ class EmbeddingBody(Wire):
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
     @property
-    def inputs(self) -> tuple[Prompt, ...]:
-        inputs: tuple[Prompt, ...] = self.input
+    def inputs(self) -> tuple[PromptInput, ...]:
+        inputs: tuple[PromptInput, ...] = self.input
         return inputs
 
 

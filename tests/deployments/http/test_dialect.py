@@ -17,7 +17,7 @@ from deployments.http.reply import read_body, streamed_reply, whole_reply
 from deployments.ingress.http_app import make_http_app
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import Done, Tokens
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 from tests.support.http_fakes import FakeModel, exchange, http_client, replies, served
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +72,7 @@ class Tiny(Dialect):
         async def say(request: Request):
             body = json.loads(await read_body(request, options.max_body_bytes))
             model = models.resolve(None)
-            asked = GenerationRequest(request_id=engine_id(request), prompt_tokens=tuple(body["text"].encode()))
+            asked = GenerationRequest(request_id=engine_id(request), prompt=Prompt.of(body["text"].encode()))
             if not body.get("stream"):
                 return await whole_reply(request, model, [asked], TinyReply())
             return streamed_reply(request, model, [asked], TinyReply(), keepalive_s=options.keepalive_s)
@@ -192,7 +192,7 @@ async def test_a_framing_without_keepalive_stays_silent_and_keeps_its_status_ope
             @router.post(SAY)
             async def say(request: Request):
                 await read_body(request, options.max_body_bytes)
-                asked = GenerationRequest(request_id="r", prompt_tokens=(1,))
+                asked = GenerationRequest(request_id="r", prompt=Prompt.of((1,)))
                 return streamed_reply(request, models.resolve(None), [asked], Counting(), keepalive_s=options.keepalive_s)
 
             return router

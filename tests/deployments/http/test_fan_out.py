@@ -7,14 +7,14 @@ import pytest
 
 from deployments.http.fan_out import MAX_IN_FLIGHT, fan_out
 from erllama.events import Tokens
-from erllama.request import GenerationRequest
+from erllama.request import GenerationRequest, Prompt
 from tests.support.http_fakes import FakeModel, replies
 
 pytestmark = pytest.mark.anyio
 
 
 def requests(n):
-    return [GenerationRequest(request_id=str(i), prompt_tokens=(1,)) for i in range(n)]
+    return [GenerationRequest(request_id=str(i), prompt=Prompt.of((1,))) for i in range(n)]
 
 
 async def test_choices_keep_their_own_order():

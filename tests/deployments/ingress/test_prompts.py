@@ -65,15 +65,15 @@ def test_the_file_is_opened_once_however_many_threads_ask(vocab):
 
 
 def test_a_prompt_gets_exactly_one_bos(vocab):
-    assert PromptSource("x").render_chat(HI, None, {}) == [1, *b"hi"]
-    assert PromptSource("x", template="{{ messages[0].content }}").render_chat(HI, None, {}) == [1, *b"hi"]
+    assert PromptSource("x").render_chat(HI, None, {}).tokens == (1, *b"hi")
+    assert PromptSource("x", template="{{ messages[0].content }}").render_chat(HI, None, {}).tokens == (1, *b"hi")
     assert PromptSource("x").tokenize("hi") == [1, *b"hi"]
     assert PromptSource("x").tokenize("hi", add_special=False) == [*b"hi"]
 
 
 def test_template_kwargs_reach_the_template_but_not_its_own_variables(vocab):
     source = PromptSource("x")
-    assert source.render_chat(HI, None, {"extra": "!"}) == [1, *b"hi!"]
+    assert source.render_chat(HI, None, {"extra": "!"}).tokens == (1, *b"hi!")
     for name in ("messages", "tools", "self", "add_generation_prompt", "bos_token"):
         with pytest.raises(InvalidParameter) as caught:
             source.render_chat(HI, None, {name: "x"})
@@ -124,7 +124,7 @@ async def test_loading_and_long_prompts_stay_off_the_event_loop(loaded, n_chars,
 @pytest.mark.model
 def test_the_demo_model_renders_checks_grammars_and_detokenizes():
     source = PromptSource("demo", n_ctx=4096)
-    tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {})
+    tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {}).tokens
     assert source.detokenize(source.tokenize("Hello, wörld!", add_special=False)) == "Hello, wörld!"
     assert b"".join(source.piece(token) for token in tokens).decode().count("Hello") == 1
     source.check_constraint(Constraint.of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}, "response_format"))

@@ -90,7 +90,7 @@ class Chat:
         return self.model.requests[-1].prompt_tokens[: len(self.first)] == self.first
 
     def canonical(self, messages, tools=None):
-        return tuple(PromptSource("x").render_chat(messages, tools, {}))
+        return PromptSource("x").render_chat(messages, tools, {}).tokens
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ async def test_without_a_book_history_is_tokenised_from_its_text(vocab):
 
 
 async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(vocab):
-    prompt = PromptSource("x").render_chat(HI, None, {})
+    prompt = PromptSource("x").render_chat(HI, None, {}).tokens
     block = transcript_block(ROOT, prompt, b"well", "well", PairVocab().piece)
     on_loop = []
 
