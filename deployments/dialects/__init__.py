@@ -1,1 +1,1 @@
-"""Wire formats: pure mappings between an HTTP dialect and the requests and events of `erllama.request`. No ray, no FastAPI, no I/O."""
+"""HTTP APIs, a folder each: wire types, pure mapping to the engine's requests and events, replies, routes. No ray."""

@@ -1,15 +1,21 @@
-"""Parts that chat and completions share when a reply is written: ids, usage, finish reasons, encoded text."""
+"""What replies are written with: errors, ids, usage, finish reasons, encoded text; and the reply of `/v1/embeddings`, which is no more.
+
+An error has OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, whole as a body or as data in a stream.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.dialects.openai.errors import error_body
+import numpy as np
+
+from deployments.dialects.openai.wire import EmbeddingBody
 from deployments.http.dialect import SSE
-from erllama.errors import ErllamaError
+from erllama.errors import ErllamaError, NotSupported
 from erllama.events import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
 
 DONE = SSE.frame(b"[DONE]", "")
@@ -17,6 +23,19 @@ MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
 # `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one call into C.
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_type(http_status: int) -> str:
+    """OpenAI's `type` of a status; 4xx without a name of its own is an `invalid_request_error`, 5xx a `server_error`."""
+    return _ERROR_TYPES.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
+
+
+def error_body(error: ErllamaError) -> bytes:
+    fields = {"message": error.message, "type": error_type(error.http_status), "param": error.param, "code": error.code}
+    return json.dumps({"error": fields}, ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +139,25 @@ class WholeChoices:
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats)
                 self._reasons[index] = finish_reason(event.stats)
+
+
+def _vector(vector: Sequence[float], encoding_format: str | None) -> str:
+    floats = np.asarray(vector, dtype="<f4")
+    return encode(base64.b64encode(floats.tobytes()).decode() if encoding_format == "base64" else floats.tolist())
+
+
+def embedding_body(body: EmbeddingBody, model: str, vectors: Sequence[Sequence[float]], prompt_tokens: int) -> bytes:
+    """The whole reply: floats as JSON numbers, or as base64 of little-endian float32 (what the official client asks for).
+
+    Encoding 1000 floats takes a millisecond: call it off the event loop for many vectors.
+    Raises `NotSupported` when `dimensions` asks for another size than the model's own.
+    """
+    native = len(vectors[0])
+    if body.dimensions is not None and body.dimensions != native:
+        raise NotSupported(f"this model's embeddings have {native} dimensions; they cannot be cut to {body.dimensions}", param="dimensions")
+    data = ",".join(
+        f'{{"object":"embedding","index":{index},"embedding":{_vector(vector, body.encoding_format)}}}'
+        for index, vector in enumerate(vectors)
+    )
+    usage = encode({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens})
+    return f'{{"object":"list","data":[{data}],"model":{encode(model)},"usage":{usage}}}'.encode()

@@ -13,10 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, WholeChat
 from deployments.dialects.openai.completions import CompletionWriter, WholeCompletion
-from deployments.dialects.openai.embeddings import embedding_body
-from deployments.dialects.openai.errors import error_body
 from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_constraint, template_message
-from deployments.dialects.openai.reply import ReplyHead
+from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, PromptInput, parse_body
 from deployments.http.dialect import SSE, Dialect
