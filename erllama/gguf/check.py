@@ -1,8 +1,10 @@
-"""Decide from the header whether a GGUF may be given to llama.cpp, which aborts the whole process on some malformed files.
+"""What a GGUF is, read from its header, and whether that contradicts itself or what llama.cpp computes with.
 
-`inspect_gguf` returns what is known about a model, or raises `ModelLoadError` with the file and the reason. The rules are those that
-llama.cpp asserts instead of reporting: in `gguf.cpp`, `llama-model.cpp` (hyperparameters), `llama-vocab.cpp`, and in the graphs, which
-assert types and dimensions when the context is created. What llama.cpp itself reports as an error may pass here. Weights are not read.
+`inspect_gguf` returns what is known about a model, or raises `ModelLoadError` with the file and the
+reason. Its rules are those that hold for every architecture and that nothing else would report:
+llama.cpp ignores the fault, or meets it while it computes, and then aborts the process. What it
+reports or asserts when a model and its contexts are made is left to the probe (`erllama.gguf.probe`),
+which every file passes before this process loads it. Weights are not read.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,33 +23,8 @@ from erllama.errors import ModelLoadError
 from erllama.gguf.header import GgufHeader, TensorInfo, read_header
 from erllama.gguf.tokenizer import check_tokenizer
 
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
-MAX_WIDTH = 1 << 24  # no model is near; keeps products of hyperparameters far from overflow
-ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-POOLING_TYPES = range(5)  # none, mean, cls, last, rank
-
-_ENCODER_NAMES = """
-bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 modern-bert neo-bert eurobert t5encoder gemma-embedding llama-embed
-"""
-ENCODERS = frozenset(_ENCODER_NAMES.split())
-RECURRENT = frozenset(["mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"])  # no attention heads at all
-# Architectures whose graphs assert that K and V heads are equally wide, and those which also assert that a whole head is rotated.
-_EQUAL_HEADS_NAMES = """
-afmoe bailingmoe2 bert bitnet bloom chatglm cohere2 command-r eurobert glm4 glm4moe gpt2 gptneox granitehybrid jais jina-bert-v2
-jina-bert-v3 laguna minimax-m2 modern-bert mpt nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe openelm phi2
-phi3 phimoe qwen qwen35 qwen35moe qwen3next refact spark2_5 stablelm starcoder t5 t5encoder
-"""
-_FULL_ROTATION_NAMES = """
-apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deepseek dots1 dream ernie4_5 ernie4_5-moe exaone exaone4
-exaone-moe falcon granite granitemoe grok grovemoe hunyuan-dense hunyuan-moe internlm2 jais2 llada llada-moe llama llama4 maincoder mellum
-mistral3 olmo olmo2 olmoe orion pangu-embedded plamo qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker
-smollm3 starcoder2 talkie xverse
-"""
-FULL_ROTATION = frozenset(_FULL_ROTATION_NAMES.split())
-EQUAL_HEADS = FULL_ROTATION.union(_EQUAL_HEADS_NAMES.split())
+MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
 _FILE_TYPES = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
-_MAY_SKIP_LAYERS = frozenset(["deci"])  # pruned models have layers without any tensor
 _MAY_ROTATE_NOTHING = frozenset(["granitehybrid", "nemotron_h", "nemotron_h_moe", "jamba", "plamo2", "falcon-h1"])
 _NOT_WEIGHTS = frozenset(["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"])
 # Added, multiplied or convolved with float activations: ggml's CPU operators abort on any other type of the second operand.
@@ -56,7 +32,6 @@ _F32_ONLY = re.compile(
     r"(norm\.weight|norm_\d\.weight|_scale\.weight|\.bias|ssm_conv1d\.weight|shortconv\.conv\.weight|ssm_a|ssm_d|attn_sinks\.weight"
     r"|token_types\.weight|rope_freqs\.weight|rope_factors_(long|short)\.weight)$"
 )
-_LAYER = re.compile(r"^blk\.(\d+)\.")
 _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -85,10 +60,6 @@ class GgufInfo:
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
-
-    @property
-    def is_encoder(self) -> bool:
-        return self.architecture in ENCODERS
 
 
 def split_paths(path: str | Path) -> list[Path]:
@@ -125,7 +96,8 @@ def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
         raise header.error("has no tensors: it is a vocabulary without a model")
     _check_numbers(header, architecture)
     _check_hyperparameters(header, architecture)
-    _check_tensors(header, architecture, tensors, n_vocab)
+    _check_rotation(header, architecture)
+    _check_tensors(header, architecture, tensors)
     return _info(parts, architecture, tensors, n_vocab)
 
 
@@ -218,88 +190,43 @@ def _check_numbers(header: GgufHeader, architecture: str) -> None:
 
 
 def _check_hyperparameters(header: GgufHeader, architecture: str) -> None:
-    def number(name: str, low: int, high: int, default: int) -> int:
+    for name in ("block_count", "embedding_length", "context_length"):
         value = header.get_int(f"{architecture}.{name}")
-        if value is None and default >= low:
-            return default
-        if value is None or not low <= value <= high:
-            raise header.error(f"{architecture}.{name} is {value}, expected {low} to {high}")
-        return value
-
-    n_layer = number("block_count", 1, MAX_LAYERS, 0)
-    n_embd = number("embedding_length", 1, MAX_WIDTH, 0)
-    number("context_length", 1, 2**31 - 1, 0)
-    number("nextn_predict_layers", 0, n_layer, 0)
-    pooling = header.get_int(f"{architecture}.pooling_type")
-    if pooling is not None and pooling not in POOLING_TYPES:
-        raise header.error(f"{architecture}.pooling_type is {pooling}, expected 0 to {POOLING_TYPES[-1]}")
-    scaling = header.get_string(f"{architecture}.rope.scaling.type")
-    if scaling is not None and scaling not in ROPE_SCALINGS:
-        raise header.error(f"{architecture}.rope.scaling.type is {scaling!r}, expected one of {', '.join(ROPE_SCALINGS)}")
-    _check_experts(header, architecture, n_layer, number("expert_count", 0, MAX_EXPERTS, 0))
-    if architecture not in RECURRENT:
-        _check_heads(header, architecture, n_layer, n_embd)
+        if value is None or not 0 < value <= MAX_NUMBER:
+            raise header.error(f"{architecture}.{name} is {value}, expected 1 to {MAX_NUMBER}")
 
 
-def _check_experts(header: GgufHeader, architecture: str, n_layer: int, n_expert: int) -> None:
-    used = max(_per_layer(header, f"{architecture}.expert_used_count", n_layer, 0))
-    if not (0 < used <= n_expert if n_expert else used == 0):
-        raise header.error(f"{architecture}.expert_used_count is {used} of {n_expert} experts")
-    groups = header.get_int(f"{architecture}.expert_group_count") or 0
-    used_groups = header.get_int(f"{architecture}.expert_group_used_count") or 0
-    if groups and not 0 <= groups < n_expert:
-        raise header.error(f"{architecture}.expert_group_count is {groups} for {n_expert} experts")
-    if groups > 1 and (n_expert % groups or not 0 < used_groups < groups):
-        raise header.error(f"{architecture} has {n_expert} experts in {groups} groups, {used_groups} of them used: that does not divide")
+def _check_rotation(header: GgufHeader, architecture: str) -> None:
+    """Rotating nothing never ends, an odd number or more than there is ends the process.
 
-
-def _check_heads(header: GgufHeader, architecture: str, n_layer: int, n_embd: int) -> None:
-    heads = _per_layer(header, f"{architecture}.attention.head_count", n_layer, 0)
-    kv_heads = _per_layer(header, f"{architecture}.attention.head_count_kv", n_layer, None) or heads
-    if not 0 < max(heads) <= MAX_WIDTH or min(heads) < 0:
-        raise header.error(f"{architecture}.attention.head_count is {max(heads)}, expected at least 1")
-    for layer, (q, kv) in enumerate(zip(heads, kv_heads, strict=True)):
-        if kv < 0 or (q > 0 and kv > 0 and q % kv):
-            raise header.error(f"layer {layer} has {q} attention heads and {kv} KV heads: that does not divide")
+    Both while llama.cpp computes, so that no probe sees it.
+    """
+    n_head = _of_first_layer(header, f"{architecture}.attention.head_count")
+    if n_head < 1:
+        return  # llama.cpp rotates nothing then
     key_length = header.get_int(f"{architecture}.attention.key_length")
-    value_length = header.get_int(f"{architecture}.attention.value_length")
-    if (key_length is None or value_length is None) and heads[0] and n_embd % heads[0]:
-        raise header.error(f"{architecture}.embedding_length is {n_embd}, not a multiple of the {heads[0]} attention heads")
-    width = n_embd // heads[0] if heads[0] else 0
-    key, value = width if key_length is None else key_length, width if value_length is None else value_length
+    if key_length is None:
+        key_length = (header.get_int(f"{architecture}.embedding_length") or 0) // n_head
     rotated = header.get_int(f"{architecture}.rope.dimension_count")
-    if rotated == 0 and architecture not in _MAY_ROTATE_NOTHING:
-        raise header.error(f"{architecture}.rope.dimension_count is 0")  # llama.cpp does not come back from that
-    rotated = key if rotated is None else rotated
-    if not (0 <= key <= MAX_WIDTH and 0 <= value <= MAX_WIDTH and 0 <= rotated <= key) or (heads[0] and not (key and value)):
-        raise header.error(f"{architecture} has K heads of {key}, V heads of {value} and rotates {rotated} of them")
-    unequal = architecture in EQUAL_HEADS and key != value
-    if rotated % 2 or unequal or (architecture in FULL_ROTATION and rotated != key):
-        raise header.error(f"{architecture} rotates {rotated} of K heads of {key} and V heads of {value}, which llama.cpp does not compute")
+    if rotated == 0 and architecture in _MAY_ROTATE_NOTHING:
+        return
+    rotated = key_length if rotated is None else rotated
+    if rotated % 2 or not 0 < rotated <= key_length:
+        raise header.error(f"{architecture}.rope.dimension_count: rotates {rotated} elements of K heads of {key_length}")
 
 
-def _per_layer(header: GgufHeader, key: str, n_layer: int, default: int | None) -> list[int]:
-    """A hyperparameter that is one number or an array with one per layer; empty when it is missing and has no default."""
+def _of_first_layer(header: GgufHeader, key: str) -> int:
+    """A hyperparameter that is one number or an array with one per layer; 0 without it."""
     value = header.metadata.get(key)
-    if value is None:
-        return [] if default is None else [default] * n_layer
-    if value.item_type is None:
-        return [header.get_int(key) or 0] * n_layer
+    if value is None or value.item_type is None:
+        return header.get_int(key) or 0
     if not isinstance(value.data, np.ndarray) or value.data.dtype.kind not in "iu":
         raise header.error(f"{key} is an array of {value.item_type.name}, expected integers")
-    if len(value.data) != n_layer:
-        raise header.error(f"{key} has {len(value.data)} entries for {n_layer} layers")
-    return [int(n) for n in value.data]
+    return int(value.data[0]) if len(value.data) else 0
 
 
-def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorInfo], n_vocab: int) -> None:
-    by_name = {info.name: info for info in tensors}
-    embedding = by_name.get("token_embd.weight")
+def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorInfo]) -> None:
     n_embd = header.get_int(f"{architecture}.embedding_length") or 0
-    if embedding is None:
-        raise header.error("has no tensor token_embd.weight")
-    if embedding.shape != (n_embd, n_vocab):
-        raise header.error(f"token_embd.weight is {embedding.shape}, expected embedding length {n_embd} by {n_vocab} tokens")
     n_out = header.get_int(f"{architecture}.embedding_length_out") or 0
     if n_out > n_embd and not any(info.shape[1:] == (n_out,) and info.name.startswith(("dense_", "cls", "output")) for info in tensors):
         raise header.error(f"{architecture}.embedding_length_out is {n_out}, but no tensor projects {n_embd} to that")  # read out of bounds
@@ -308,20 +235,6 @@ def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorIn
             raise header.error(f"tensor {info.name} is of type {info.type}, which llama.cpp does not compute with")
         if info.type != "F32" and _F32_ONLY.search(info.name):
             raise header.error(f"tensor {info.name} is of type {info.type}, llama.cpp takes only F32 there")
-    _check_layers(header, architecture, tensors)
-
-
-def _check_layers(header: GgufHeader, architecture: str, tensors: Iterable[TensorInfo]) -> None:
-    n_layer = header.get_int(f"{architecture}.block_count") or 0
-    n_required = n_layer - (header.get_int(f"{architecture}.nextn_predict_layers") or 0)
-    layers = {int(match[1]) for match in (_LAYER.match(info.name) for info in tensors) if match}
-    if not layers:
-        return  # t5 and its like name them otherwise
-    if max(layers) >= n_layer:
-        raise header.error(f"has tensors of layer {max(layers)}, but {architecture}.block_count is {n_layer}")
-    missing = sorted(set(range(n_required)) - layers)
-    if missing and architecture not in _MAY_SKIP_LAYERS:
-        raise header.error(f"has no tensors for layer {missing[0]} of {n_layer}: it is incomplete")
 
 
 def _check_adapter_values(header: GgufHeader) -> None:

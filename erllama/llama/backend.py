@@ -28,6 +28,7 @@ from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
 from erllama.gguf.check import GgufInfo, inspect_gguf
+from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.codec import StateReading
 from erllama.kv.image import StateImage
@@ -35,7 +36,7 @@ from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import BatchViews
 from erllama.llama.embed import LlamaEmbedder
-from erllama.llama.library import captured_errors, gpu_devices, initialise, trim_heap
+from erllama.llama.library import build_id, captured_errors, gpu_devices, initialise, trim_heap
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
@@ -72,6 +73,8 @@ class LlamaBackend:
         self.kv_bytes = 0
         self.info: GgufInfo = inspect_gguf(config.path)
         initialise()
+        probed = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
+        self.generates = probed.generates
         self.n_gpu_layers = _gpu_layers(config)
         self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
         self.n_threads = _threads(config)
@@ -80,7 +83,6 @@ class LlamaBackend:
             self._weights = LlamaWeights(config.path, self._model_params(), self.info)
             self.vocab: LlamaVocab = self._weights.vocab
             self.grammars = GrammarCompiler(self.vocab.token_table)
-            self.generates = bool(llama_cpp.llama_model_has_decoder(self._model)) and not self.info.is_encoder
             self.n_ctx = self._context_size()
             if self.generates:
                 self._state = LlamaState(self.n_ctx, config.n_parallel)

@@ -7,10 +7,12 @@ only when a model is loaded. llama.cpp's messages go to the logger "erllama.llam
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -124,3 +126,10 @@ def gpu_devices() -> tuple[GpuDevice, ...]:
 def build_info() -> str:
     """llama-cpp-python's version and the CPU features compiled in."""
     return f"llama-cpp-python {llama_cpp.__version__}: {llama_cpp.llama_print_system_info().decode().strip()}"
+
+
+def build_id() -> str:
+    """What tells this build of llama.cpp from every other one: its version, its CPU features, its files."""
+    files = sorted(Path(llama_cpp.llama_cpp._lib._name).parent.glob("lib*"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{build_info()} {hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"

@@ -19,8 +19,9 @@ import llama_cpp
 
 from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
 from erllama.gguf.check import inspect_gguf
+from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.tokenizer import TokenTable
-from erllama.llama.library import captured_errors, initialise
+from erllama.llama.library import build_id, captured_errors, initialise
 
 _NULL_TOKEN = -1
 
@@ -166,6 +167,7 @@ class LlamaVocab:
 def _load_alone(path: str) -> Any:
     inspect_gguf(path)
     initialise()
+    probe_gguf(path, ProbeKind.VOCABULARY, build=build_id(), memory_path=default_memory_path())
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     with captured_errors() as errors:

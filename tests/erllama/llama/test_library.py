@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import llama_cpp
 import pytest
 
 from erllama.llama import library
-from erllama.llama.library import captured_errors, initialise
+from erllama.llama.library import build_id, captured_errors, initialise
 
 _INFO, _ERROR, _CONT = 2, 4, 5
 
@@ -116,3 +117,15 @@ def test_a_block_ends_with_an_exception_too():
         raise ZeroDivisionError
     fail_to_load("later")
     assert errors == []
+
+
+def test_a_build_is_told_by_its_version_and_its_files(monkeypatch, tmp_path):
+    assert build_id() == build_id()
+    assert llama_cpp.__version__ in build_id()
+    shared_object = tmp_path / "libllama.so"
+    monkeypatch.setattr(llama_cpp.llama_cpp, "_lib", SimpleNamespace(_name=str(shared_object)))
+    builds = set()
+    for content in (b"one", b"another"):
+        shared_object.write_bytes(content)
+        builds.add(build_id())
+    assert len(builds) == 2

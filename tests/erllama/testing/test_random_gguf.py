@@ -85,7 +85,7 @@ def test_a_hybrid_shape_alternates_recurrent_and_attention_layers(tmp_path):
 
 def test_an_encoder_inspects_clean(tmp_path):
     write_random_encoder(tmp_path / "e.gguf", seed=3)
-    assert inspect_gguf(tmp_path / "e.gguf").is_encoder
+    assert inspect_gguf(tmp_path / "e.gguf").architecture == "bert"
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,0 +1,133 @@
+"""Whether llama.cpp survives a GGUF, found out where that costs nothing: in a child process.
+
+llama.cpp ends the whole process on files that break what it takes for granted, and what that is
+changes with every version. So a file is tried (`erllama/llama/probe.py`) rather than compared with
+a list, once per file and build of llama.cpp. CPU time measured: 0.16 s for the demo model, 0.55 s
+with a vocabulary of 152 k (0.15 s of each to import llama_cpp), whatever the size of the weights,
+of which none is read.
+
+Only passes are remembered, per path, identity of all parts (`file_identity`), build and kind: a
+refusal may be due to the machine and is tried again. What happens only while llama.cpp computes
+with the weights no probe sees; `erllama.gguf.check` finds that in the header.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from erllama.errors import ModelLoadError
+from erllama.gguf.fingerprint import file_identity, user_cache_dir
+from erllama.gguf.json_memory import JsonMemory
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 120.0  # the header may have to come from a slow disk
+# By its path: `-m erllama.llama.probe` works, too, but imports the packages above it first, which takes longer than the probe.
+CHILD = Path(__file__).parents[1] / "llama" / "probe.py"
+_LAST_LINES = 4
+_SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")  # where llama.cpp was built, before the source line of an assertion
+
+
+class ProbeKind(StrEnum):
+    VOCABULARY = "vocabulary"  # may be tokenised with
+    MODEL = "model"  # that, and contexts can be made
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What llama.cpp says of a file. `generates` is False for an encoder, and for what was tried as a vocabulary only."""
+
+    generates: bool
+
+
+def default_memory_path() -> Path:
+    """Where passes are remembered."""
+    return user_cache_dir() / "probes.json"
+
+
+def probe_gguf(
+    path: str | Path, kind: ProbeKind, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S
+) -> ProbeResult:
+    """Try a file, or remember that it passed. `build` names llama.cpp's build; `memory_path` None remembers nothing.
+
+    Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or does not come back. Any thread.
+    """
+    memory = JsonMemory(memory_path, "probe memory")
+    identity = list(file_identity(path))
+    found = _remembered(memory.entries(), path, kind, {"parts": identity, "build": build})
+    if found is not None:
+        return found
+    started = time.monotonic()
+    result = _run(path, kind, timeout_s)
+    logger.info("probe path=%s kind=%s seconds=%.2f", path, kind, time.monotonic() - started)
+    if list(file_identity(path)) != identity:
+        raise ModelLoadError(f"{path}: the file changed while llama.cpp tried it", param="path")
+    memory.add(_key(path, kind), {"parts": identity, "build": build, "generates": result.generates})
+    return result
+
+
+def _key(path: str | Path, kind: ProbeKind) -> str:
+    return f"{kind} {os.path.abspath(path)}"
+
+
+def _remembered(entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]) -> ProbeResult | None:
+    """A file that passed as a model passed as a vocabulary."""
+    for passed in (ProbeKind.MODEL, kind):
+        entry = entries.get(_key(path, passed))
+        if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
+            return ProbeResult(entry["generates"])
+    return None
+
+
+def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
+    command = [sys.executable, "-P", str(CHILD), kind, os.fspath(path)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as late:
+        step = _last_line(late.stdout).get("step")
+        raise _refusal(path, f"llama.cpp {step} for more than {timeout_s:g} s", late.stderr) from None
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path}: cannot be tried in a child process: {error}", param="path") from error
+    last = _last_line(done.stdout)
+    if done.returncode < 0:
+        raise _refusal(path, f"llama.cpp {last.get('step')} and dies of it ({_signal_name(-done.returncode)})", done.stderr)
+    if done.returncode > 0 or "generates" not in last:
+        raise _refusal(path, f"the child process that tries it failed with status {done.returncode}", done.stderr)
+    if last.get("error") is not None:
+        raise _refusal(path, str(last["error"]), done.stderr)
+    return ProbeResult(bool(last["generates"]))
+
+
+def _last_line(output: bytes | None) -> dict[str, Any]:
+    """What the child said last: the step that it is at, or its verdict."""
+    lines = (output or b"").splitlines()
+    try:
+        last = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        last = None
+    return last if isinstance(last, dict) else {"step": "starts"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _refusal(path: str | Path, what: str, log: bytes | None) -> ModelLoadError:
+    """The reason and the last lines that llama.cpp logged as errors."""
+    lines = [_SOURCE_FOLDERS.sub("", line.strip()) for line in (log or b"").decode(errors="replace").splitlines() if line.strip()]
+    reason = "; ".join(lines[-_LAST_LINES:])
+    return ModelLoadError(f"{path}: {what}: {reason}" if reason else f"{path}: {what}", param="path")
