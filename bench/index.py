@@ -1,4 +1,4 @@
-"""What the index of the store costs: lookups, adds, evictions, memory, checkpoints. No model, no server, no device.
+"""What the index of the store costs: lookups, adds, evictions, memory, snapshots. No model, no server, no device.
 
     python bench/index.py [--blocks 1000,100000,1000000] [--files 100000] [--json FILE]
 
@@ -10,15 +10,15 @@ N.memory                bytes of resident memory per object, 1024 of which are t
 N.lookup.CASE.p50, p99  microseconds for a prompt of 8192 tokens that is stored (full), stored up to token 5000 (part), or not at all (none)
 N.lookup.CASE.cpu99     the p99 of CPU time in a second round: without the neighbours' turns on the processor
 N.chain                 microseconds to hash the 32 blocks of such a prompt: what a lookup by keys alone would begin with
-N.touch                 microseconds to count a hit on its objects; N.lease: to lease and release them
-N.victims.one           microseconds to find what frees one block, and to remove it; 1000 objects are leased
+N.touch                 microseconds to count a hit on its objects; N.pin: to pin and unpin them
+N.victims.one           microseconds to find what frees one block, and to remove it; 1000 objects are pinned
 N.victims.percent       milliseconds to find what frees one percent of the bytes
 N.gc                    milliseconds of one full garbage collection: the pause that many objects can cause
-N.save, N.load          seconds to make a checkpoint, and an index from it; N.size: its bytes per object
+N.save, N.load          seconds to make a snapshot, and an index from it; N.size: its bytes per object
 FILES.listing           seconds to list a directory of FILES small files and add their names
 FILES.lookup.unknown.p50  microseconds for a stored prompt then, when no tokens are known and every block is hashed
-FILES.reading           seconds to read their tokens too, from the page cache: what a checkpoint saves at least
-FILES.load              seconds to make the same index from a checkpoint
+FILES.reading           seconds to read their tokens too, from the page cache: what a snapshot saves at least
+FILES.load              seconds to make the same index from a snapshot
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from numpy.typing import NDArray
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.index import Index
-from cache_store.index.snapshot import dump, load
+from cache_store.index.snapshot import decode, encode
+from cache_store.index.walk import Hop
 
 ROOT = root_key("bench")
 N_VOCAB = 151_936
@@ -155,7 +156,7 @@ def measure(n_blocks: int) -> list[Figure]:
     measure_lookups(out, index, traffic)
     measure_use(out, index, traffic)
     out.add("gc", seconds(gc.collect) * 1e3, "ms")
-    index = measure_checkpoint(out, index)
+    index = measure_snapshot(out, index)
     measure_victims(out, index, traffic)
     return [Figure(f"{n_blocks}.{figure.name}", figure.value, figure.unit) for figure in out.figures]
 
@@ -168,56 +169,60 @@ def measure_lookups(out: Figures, index: Index, traffic: Traffic) -> None:
         "none": [traffic.prompt(tokens[:0]) for tokens in stored],
     }
     for case, prompts in cases.items():
-        times = each_us(partial(index.longest_prefix, ROOT), prompts)
+        times = each_us(partial(hops_of, index), prompts)
         out.add(f"lookup.{case}.p50", percentile(times, 50), "us")
         out.add(f"lookup.{case}.p99", percentile(times, 99), "us")
-        out.add(f"lookup.{case}.cpu99", percentile(each_us(partial(index.longest_prefix, ROOT), prompts, time.thread_time), 99), "us")
+        out.add(f"lookup.{case}.cpu99", percentile(each_us(partial(hops_of, index), prompts, time.thread_time), 99), "us")
     times = each_us(lambda prompt: TokenChain(ROOT, prompt).block_keys(), cases["full"])
     out.add("chain", percentile(times, 50), "us")
 
 
+def hops_of(index: Index, prompt: NDArray[np.uint32]) -> tuple[Hop, ...]:
+    return index.longest_prefix(TokenChain(ROOT, prompt)).hops
+
+
 def measure_use(out: Figures, index: Index, traffic: Traffic) -> None:
-    paths = [[hop.id for hop in index.longest_prefix(ROOT, tokens[:PROMPT_TOKENS]).hops] for tokens in traffic.samples]
+    paths = [[hop.id for hop in hops_of(index, tokens[:PROMPT_TOKENS])] for tokens in traffic.samples]
     out.add("touch", percentile(each_us(index.touch, paths), 50), "us")
 
-    def lease_and_release(ids: list[BlockId]) -> None:
-        index.lease(ids)
-        index.release(ids)
+    def pin_and_unpin(ids: list[BlockId]) -> None:
+        index.pin(ids)
+        index.unpin(ids)
 
-    out.add("lease", percentile(each_us(lease_and_release, paths), 50), "us")
+    out.add("pin", percentile(each_us(pin_and_unpin, paths), 50), "us")
 
 
-def measure_checkpoint(out: Figures, index: Index) -> Index:
+def measure_snapshot(out: Figures, index: Index) -> Index:
     """The index that came back: evictions are measured on it."""
     n_objects = len(index)
     begun = time.perf_counter()
-    data = dump(index, 0)
+    data = encode(index.rows(0))
     out.add("save", time.perf_counter() - begun, "s")
     out.add("size", len(data) / n_objects, "bytes")
     again = Index(2, time.time)
     del index
     gc.collect()
-    out.add("load", seconds(lambda: load(data, again, 0)), "s")
+    out.add("load", seconds(lambda: again.load(decode(data), 0)), "s")
     return again
 
 
 def measure_victims(out: Figures, index: Index, traffic: Traffic) -> None:
-    leased = [hop.id for tokens in traffic.samples for hop in index.longest_prefix(ROOT, tokens).hops]
-    index.lease(leased[:1000])
+    pinned = [hop.id for tokens in traffic.samples for hop in hops_of(index, tokens)]
+    index.pin(pinned[:1000])
     percent = index.bytes_in(0) // 100
     index.victims(0, 1)
     out.add("victims.percent", seconds(lambda: index.victims(0, percent)) * 1e3, "ms")
 
     def evict_one() -> None:
-        for id in index.victims(0, BLOCK_BYTES):
-            index.remove(id, 0)
+        for victim in index.victims(0, BLOCK_BYTES):
+            index.remove(victim.id, 0)
 
     times = [seconds(evict_one) * 1e6 for _ in range(min(ROUNDS, len(index) // 10))]
     out.add("victims.one", percentile(times, 50), "us")
 
 
 def measure_files(n_files: int) -> list[Figure]:
-    """Names from a directory, then tokens from the files, against a checkpoint of the same objects."""
+    """Names from a directory, then tokens from the files, against a snapshot of the same objects."""
     out = Figures()
     traffic = Traffic(n_files)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,12 +234,12 @@ def measure_files(n_files: int) -> list[Figure]:
         say(f"{n_files} files written")
         index = Index(1, time.time)
         out.add("listing", seconds(lambda: add_names(index, folder)), "s")
-        times = each_us(partial(index.longest_prefix, ROOT), [tokens[:PROMPT_TOKENS] for tokens in traffic.samples])
+        times = each_us(partial(hops_of, index), [tokens[:PROMPT_TOKENS] for tokens in traffic.samples])
         out.add("lookup.unknown.p50", percentile(times, 50), "us")
         out.add("reading", seconds(lambda: read_tokens(index, folder)), "s")
-    data = dump(index, 0)
+    data = encode(index.rows(0))
     again = Index(1, time.time)
-    out.add("load", seconds(lambda: load(data, again, 0)), "s")
+    out.add("load", seconds(lambda: again.load(decode(data), 0)), "s")
     out.add_ratio("listing_and_reading/load", (out.get("listing") or 0) + (out.get("reading") or 0), out.get("load"))
     return [Figure(f"files.{n_files}.{figure.name}", figure.value, figure.unit) for figure in [*out.figures, *out.ratios]]
 
@@ -249,9 +254,9 @@ def add_names(index: Index, folder: str) -> None:
 
 
 def read_tokens(index: Index, folder: str) -> None:
-    for entry in index.entries(0):
-        with open(os.path.join(folder, entry.id.name), "rb") as file:
-            index.learn(entry.id, np.frombuffer(file.read(), np.uint32))
+    for row in index.rows(0):
+        with open(os.path.join(folder, row.id.name), "rb") as file:
+            index.learn(row.id, np.frombuffer(file.read(), np.uint32))
 
 
 def main() -> None:

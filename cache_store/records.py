@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId
 from cache_store.format.keys import ChainKey, TokenChain
-from cache_store.index.index import Hop
+from cache_store.index.walk import Hop
 
 
 @dataclass(frozen=True, slots=True)

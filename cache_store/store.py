@@ -33,8 +33,8 @@ from cache_store.errors import StoreError
 from cache_store.format.block import Block, BlockId
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.in_flight import InFlight
-from cache_store.index.catalogue import Catalogue
 from cache_store.index.delta import DeltaLog, IndexDelta
+from cache_store.index.index import Index
 from cache_store.read.prefix_search import PrefixSearch
 from cache_store.read.prefixes import Hottest, leaf_prefixes
 from cache_store.read.reader import Consume, Reader
@@ -72,7 +72,7 @@ class Store:
         owner = secrets.token_hex(8)
         self._in_flight = InFlight()
         delta_log, identity = DeltaLog(len(tiers)), TierIdentity(tiers)
-        self._stack = TierStack(tiers, Catalogue(len(tiers) + 1, unix_s, delta_log.used), delta_log, clock)
+        self._stack = TierStack(tiers, Index(len(tiers) + 1, unix_s), delta_log, clock)
         self._gossip = Gossip(self._stack, delta_log, identity, owner)
         self._loaded = threading.Event()
         self._closing = threading.Event()
@@ -107,7 +107,7 @@ class Store:
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "open"
-        return f"<Store {state} {list(self._stack.tiers)} {self._stack.catalogue!r} {len(self._in_flight)} in flight>"
+        return f"<Store {state} {list(self._stack.tiers)} {self._stack.index!r} {len(self._in_flight)} in flight>"
 
     def __enter__(self) -> Self:
         return self
@@ -152,7 +152,7 @@ class Store:
 
     def has(self, id: BlockId) -> bool:
         """Whether the object is stored or on its way, as far as the index knows. No I/O."""
-        return self._stack.catalogue.has(id)
+        return self._stack.index.has(id)
 
     # --- writing -----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Store:
         No I/O.
         """
         chain = chain if upto is None else chain.prefix(upto)
-        start = self._stack.catalogue.node_at(chain.root, chain.ids, len(chain))
+        start = self._stack.index.longest_prefix(chain).n_whole
         cuts = [start, *range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, len(chain), BLOCK_TOKENS), len(chain)]
         return [Piece(start, stop - start, BlockId.of_rows(chain, start, stop)) for start, stop in pairwise(cuts) if start < stop]
 
@@ -192,9 +192,9 @@ class Store:
         Counted: every pin wants one `unpin` of the same tokens.
         """
         chain = chain.prefix(upto)
-        stored = self._stack.catalogue.longest_prefix(chain.root, chain.ids).hops
+        stored = self._stack.index.longest_prefix(chain).hops
         ids = [hop.id for hop in stored] + [piece.id for piece in self.missing(chain)]
-        self._stack.catalogue.pin(ids)
+        self._stack.index.pin(ids)
         with self._pin_lock:
             self._pins.setdefault((chain.key_at(len(chain)), len(chain)), []).append(ids)
 
@@ -209,7 +209,7 @@ class Store:
             ids = pinned.pop()
             if not pinned:
                 del self._pins[pin]
-        self._stack.catalogue.unpin(ids)
+        self._stack.index.unpin(ids)
 
     def evict_bytes(self, label: str, n_bytes: int, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes` from the tier `label`, least worth first, or what may go; the bytes that went within `op_timeout_s`.
@@ -217,11 +217,11 @@ class Store:
         `only_if_lower`: only what a lower tier has, too. Raises `ValueError` for a tier that there is not.
         """
         tier = self._tier(label)
-        before = self._stack.catalogue.bytes_in(tier.index)
+        before = self._stack.index.bytes_in(tier.index)
         try:
             return tier.run(lambda: self._stack.evict(tier, n_bytes, "asked", only_if_lower=only_if_lower), self._op_deadline())
         except StoreError:
-            return max(0, before - self._stack.catalogue.bytes_in(tier.index))
+            return max(0, before - self._stack.index.bytes_in(tier.index))
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float) -> bool:
         """Tell other processes of this machine that the blocks `keys` are being computed here. False when another says so of the first."""
@@ -283,8 +283,8 @@ class Store:
 
     def stats(self) -> StoreStats:
         counts = self._stack.tally
-        objects = [self._stack.catalogue.objects_in(tier.index) for tier in self._stack.tiers]
-        sizes = [self._stack.catalogue.bytes_in(tier.index) for tier in self._stack.tiers]
+        objects = [self._stack.index.objects_in(tier.index) for tier in self._stack.tiers]
+        sizes = [self._stack.index.bytes_in(tier.index) for tier in self._stack.tiers]
         return StoreStats(
             tiers=tuple(tier.stats(*figures) for tier, *figures in zip(self._stack.tiers, sizes, objects, strict=True)),
             queue_bytes=self._writer.queue_bytes,
@@ -304,7 +304,7 @@ class Store:
 
     def check_integrity(self) -> None:
         """Raise AssertionError where two parts of the bookkeeping disagree."""
-        self._stack.catalogue.check_integrity()
+        self._stack.index.check_integrity()
 
     def rescan(self) -> None:
         """List all tiers now instead of at the next `rescan_s`. Waits for the file systems."""

@@ -5,13 +5,13 @@ the block. ENDs and loose objects always are. Taking leaves only, a chain never 
 
 The heap is repaired lazily. Scores only grow, so an entry is never above its object's place: one that is popped with an old score goes
 back with the new one. An object that may not go when it is popped leaves the heap, and returns with the event that lets it go: the last
-object that hung on it was removed, another way was completed, it was released. Each object is in the heap at most once (`Item.queued`),
+object that hung on it was removed, another way was completed, it was unpinned. Each object is in the heap at most once (`Item.queued`),
 and the heap is swept when it has doubled, so both time and space are amortised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
 from itertools import count
 
@@ -23,15 +23,18 @@ _Queued = tuple[float, int, Item]
 
 
 class EvictionQueue:
-    """The leaves of one tier. `is_held` tells the objects that must stay for now."""
+    """The leaves of one tier. `is_pinned` tells the objects that must stay for now."""
 
-    __slots__ = ("_heap", "_is_held", "_order", "_sweep_at", "_tier_index")
+    __slots__ = ("_heap", "_is_pinned", "_order", "_sweep_at", "_tier_index")
 
-    def __init__(self, tier_index: int, is_held: Callable[[Item], bool]) -> None:
-        self._tier_index, self._is_held = tier_index, is_held
+    def __init__(self, tier_index: int, is_pinned: Callable[[Item], bool]) -> None:
+        self._tier_index, self._is_pinned = tier_index, is_pinned
         self._heap: list[_Queued] = []
         self._order = count()  # of two equal scores the one queued first goes first
         self._sweep_at = _MIN_SWEEP
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def push(self, item: Item) -> None:
         """Queue `item` if it may go. Call it whenever that may have become so; a call too many does no harm."""
@@ -60,10 +63,10 @@ class EvictionQueue:
         if not item.is_in(self._tier_index):
             return False
         is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier_index) == 0  # nearly always decides
-        return (is_last or _Round(self._tier_index).is_leaf(item)) and not self._is_held(item)
+        return (is_last or _Round(self._tier_index).is_leaf(item)) and not self._is_pinned(item)
 
-    def victims(self, n_bytes: int) -> list[Item]:
-        """Enough to free `n_bytes`, or all that may go. They stay queued: who wants them gone removes them."""
+    def victims(self, n_bytes: int, may_go: Callable[[Item], bool] | None = None) -> list[Item]:
+        """Enough to free `n_bytes`, or all that may go. They stay queued: the caller who wants them gone removes them."""
         taking, popped, exposed = _Round(self._tier_index), [], list[_Queued]()
         while taking.n_bytes < n_bytes:
             heap = exposed if exposed and (not self._heap or exposed[0] < self._heap[0]) else self._heap
@@ -76,16 +79,21 @@ class EvictionQueue:
                     continue
                 item.queued &= ~(1 << self._tier_index)
                 popped.append(item)
-            if item.is_in(self._tier_index) and taking.is_leaf(item) and not self._is_held(item):
+            is_free = item.is_in(self._tier_index) and taking.is_leaf(item) and not self._is_pinned(item)
+            if is_free and (may_go is None or may_go(item)):
                 for edge in taking.take(item):
                     heappush(exposed, (edge.score, next(self._order), edge))
         for item in popped:
             self.push(item)
         return list(taking.taken)
 
-    def queued(self) -> list[Item]:
-        """Everything in the heap, in no order. For integrity checks."""
-        return [item for _, _, item in self._heap]
+    def check_integrity(self, here: Collection[Item]) -> None:
+        """Raise AssertionError where the queue and `here`, all objects of the tier, disagree."""
+        queued, bit = [item for _, _, item in self._heap], 1 << self._tier_index
+        assert len(set(queued)) == len(queued), "an object is queued twice"
+        assert all(item.queued & bit for item in queued), "queued, but not marked"
+        assert {item for item in here if item.queued & bit} == set(queued) & set(here), "marked, but not queued"
+        assert all(item.queued & bit for item in here if self.may_go(item)), "a leaf is not queued"
 
     def _sweep(self) -> None:
         """Drop what is no leaf any more: every new block of a conversation buries the one before it."""

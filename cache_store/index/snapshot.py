@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey
-from cache_store.index.index import Index, IndexRow
+from cache_store.index.index import IndexRow
 from cache_store.index.radix import KEY_BYTES, MAX_FIELD, TOKEN_BYTES
 
 MAGIC = b"KVINDEX1"
@@ -58,25 +58,11 @@ class BadSnapshot(StoreError):
     """Not a snapshot that this version can use: go without one."""
 
 
-def dump(index: Index, tier: int) -> bytes:
-    """The snapshot of `tier`. Whoever shares the index calls `encode(index.entries(tier))`, with its lock around `entries` only."""
-    return encode(index.entries(tier))
-
-
-def load(data: bytes | memoryview, index: Index, tier: int) -> int:
-    """Restore into `tier` what a snapshot lists; the number of objects. Raises BadSnapshot. Whoever shares the index calls `restore`
-    for each entry of `decode(data)`, with its lock around as many as it likes."""
-    n_loaded = 0
-    for n_loaded, entry in enumerate(decode(data), 1):  # noqa: B007
-        index.restore(entry, tier)
-    return n_loaded
-
-
-def encode(entries: Iterator[IndexRow]) -> bytes:
-    """The snapshot that holds `entries`."""
+def encode(rows: Iterator[IndexRow]) -> bytes:
+    """The snapshot that holds `rows` (`Index.rows`)."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, _SCHEMA, compression=_COMPRESSION, use_dictionary=["root", "kind"], write_statistics=False) as writer:
-        while batch := list(islice(entries, _BATCH_ROWS)):
+        while batch := list(islice(rows, _BATCH_ROWS)):
             writer.write_batch(_to_batch(batch))
     file = sink.getvalue()
     return b"".join((MAGIC, xxhash.xxh3_128_digest(file), file))
@@ -107,8 +93,8 @@ def _rows_of(file: Any) -> Iterator[IndexRow]:
         raise BadSnapshot(f"no Parquet file: {error}") from error
 
 
-def _to_batch(entries: list[IndexRow]) -> Any:
-    ids = [entry.id for entry in entries]
+def _to_batch(rows: list[IndexRow]) -> Any:
+    ids = [row.id for row in rows]
     columns = {
         "root": _digests([id.root for id in ids]),
         "kind": [id.kind.value for id in ids],
@@ -116,10 +102,10 @@ def _to_batch(entries: list[IndexRow]) -> Any:
         "key": _digests([id.key for id in ids]),
         "start": [id.start for id in ids],
         "n_tokens": [id.n_tokens for id in ids],
-        "n_bytes": [entry.n_bytes for entry in entries],
-        "tokens": [entry.tokens for entry in entries],
-        "hits": [min(entry.hits, _MAX_HITS) for entry in entries],
-        "last_used_s": [entry.last_used_s for entry in entries],
+        "n_bytes": [row.n_bytes for row in rows],
+        "tokens": [row.tokens for row in rows],
+        "hits": [min(row.hits, _MAX_HITS) for row in rows],
+        "last_used_s": [row.last_used_s for row in rows],
     }
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
 

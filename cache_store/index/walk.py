@@ -1,101 +1,112 @@
-"""The way of a prompt through the index: every node that its tokens lead to, and the edge that shares most with what follows. Pure.
+"""The way of a prompt through the index: every node that its tokens lead to, and the edge that shares most with what follows.
 
-Edges with known tokens are followed by comparing tokens, the others by hash: sha256 of the block's parent key and the tokens since then,
-once for each length that occurs among the unknown edges of a node. Lengths are taken in ascending order, so when a node is reached all
-ways to it are known, and the one with the fewest edges (the fewest reads) stays.
+Edges with known tokens are followed by comparing tokens, the others by hash: the prompt's key at the edge's end, once for each length that
+occurs among the unknown edges of a node. Lengths are taken in ascending order, so when a node is reached all ways to it are known, and the
+one with the fewest edges (the fewest reads) stays.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import islice
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey
+from cache_store.format.block import BlockId
+from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.radix import TOKEN_BYTES, Edge, Graph, Node
 
+MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
 
-class Walk:
-    """`reached`: per length the node, the last edge of the shortest way to it (None at the root), and that way's number of edges.
 
-    `part` shares its first `n_part` tokens with what follows `part.parent`, and goes further than every node; or is None.
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The first `n_use` tokens of a ROWS object: fewer than it has in the last hop of a path only."""
+
+    id: BlockId
+    n_use: int
+
+
+class Path:
+    """The stored part of a prompt at the moment of the walk. Immutable, and read without the index's lock: names do not change.
+
+    n_tokens    the length of the longest common prefix with what is stored, to the token
+    n_whole     the length of the longest prefix that whole ROWS objects cover: where a save goes on
+    ends        the END objects of prefixes up to there that some whole edges lead to, ascending by length
+    unknown     up to MAX_UNKNOWN ROWS objects that might make it longer: who reads and `learn`s their tokens may ask again
     """
 
-    __slots__ = ("_block_key", "_graph", "_stream", "n_part", "part", "reached")
+    __slots__ = ("_part", "_reached", "ends", "n_tokens", "n_whole", "unknown")
 
-    def __init__(self, graph: Graph, root: ChainKey, tokens: NDArray[np.uint32]) -> None:
-        self._graph = graph
-        self._stream = np.asarray(tokens, dtype=">u4").tobytes()
-        self.reached: dict[int, tuple[Node, Edge | None, int]] = {}
-        self.part: Edge | None = None
-        self.n_part = 0
-        node = graph.node(root, bytes.fromhex(root), 0)
-        if node is not None:
-            self._run(node)
+    def __init__(self, graph: Graph, chain: TokenChain) -> None:
+        """The caller holds the lock of whoever owns `graph`."""
+        # per length the node, the last edge of the shortest way to it (None at the root), and that way's number of edges
+        self._reached: dict[int, tuple[Node, Edge | None, int]] = {}
+        self._part: Edge | None = None  # it shares its first tokens with the prompt, and goes further than every node
+        self.n_tokens = self._walk(graph, chain)
+        self.n_whole = max(self._reached, default=0)
+        ends = (self._reached[depth][0].end for depth in sorted(self._reached))
+        self.ends = tuple(end.id for end in ends if end is not None)
+        self.unknown = tuple(edge.id for edge in islice(self._unknown_beyond(len(chain)), MAX_UNKNOWN))
+
+    def __repr__(self) -> str:
+        return f"<Path of {self.n_tokens} tokens, {self.n_whole} in whole objects, {len(self.ends)} ends>"
 
     @property
-    def n_whole(self) -> int:
-        """The length of the longest prefix that ends on a node."""
-        return max(self.reached, default=0)
+    def hops(self) -> tuple[Hop, ...]:
+        """The fewest objects that hold the prefix, in order."""
+        if self._part is None:
+            return self.hops_to(self.n_whole)
+        depth = self._part.parent.depth
+        return (*self.hops_to(depth), Hop(self._part.id, self.n_tokens - depth))
 
-    def way(self) -> list[Edge]:
-        """The edges from the root to the furthest token, `part` included."""
-        edges = [] if self.part is None else [self.part]
-        depth = self.n_whole if self.part is None else self.part.parent.depth
-        while depth > 0:
-            edge = self.reached[depth][1]
+    def hops_to(self, n: int) -> tuple[Hop, ...]:
+        """The same for the first `n` tokens, at which some whole objects end."""
+        edges: list[Edge] = []
+        while n > 0:
+            edge = self._reached[n][1]
             assert edge is not None
             edges.append(edge)
-            depth -= edge.n_tokens
-        return edges[::-1]
+            n -= edge.n_tokens
+        return tuple(Hop(edge.id, edge.n_tokens) for edge in reversed(edges))
 
-    def unknown_beyond(self) -> Iterator[Edge]:
-        """Edges that might go further than the walk did, if only their tokens were known."""
-        n_tokens = len(self._stream) // TOKEN_BYTES
-        n_found = self.n_whole if self.part is None else self.part.parent.depth + self.n_part
-        for depth, (node, _, _) in self.reached.items():
-            for n, edges in (node.unknown or {}).items():
-                # One that fits into the prompt and was not followed differs somewhere, so it shares less than all its tokens.
-                if min(depth + n - 1, n_tokens) > n_found:
-                    yield from edges
-
-    def _run(self, root: Node) -> None:
-        self.reached[0] = (root, None, 0)
-        todo = [0]
-        n_best = 0
+    def _walk(self, graph: Graph, chain: TokenChain) -> int:
+        """Fill `_reached` and `_part`; the length of the prefix."""
+        root = graph.node(chain.root, bytes.fromhex(chain.root), 0)
+        if root is None:
+            return 0
+        self._reached[0] = (root, None, 0)
+        stream, todo, n_best = chain.ids.astype(">u4").tobytes(), [0], 0
         while todo:
             depth = heappop(todo)
-            node, _, n_hops = self.reached[depth]
-            if depth % BLOCK_TOKENS == 0:
-                self._block_key = node.key
-            whole, part, n_part = node.matches(self._stream[depth * TOKEN_BYTES : (depth + BLOCK_TOKENS) * TOKEN_BYTES])
-            if node.unknown:
-                whole += self._matches_by_hash(node, depth)
-            for edge in whole:
+            node, _, n_hops = self._reached[depth]
+            whole, part, n_part = node.matches(stream[depth * TOKEN_BYTES : (depth + BLOCK_TOKENS) * TOKEN_BYTES])
+            for edge in whole + _matches_by_hash(graph, node, chain, depth) if node.unknown else whole:
                 end = depth + edge.n_tokens
-                if end not in self.reached:
+                if end not in self._reached:
                     heappush(todo, end)
-                    self.reached[end] = (edge.child, edge, n_hops + 1)
-                elif n_hops + 1 < self.reached[end][2]:
-                    self.reached[end] = (edge.child, edge, n_hops + 1)
+                if end not in self._reached or n_hops + 1 < self._reached[end][2]:
+                    self._reached[end] = (edge.child, edge, n_hops + 1)
             if part is not None and depth + n_part > n_best:
-                self.part, self.n_part, n_best = part, n_part, depth + n_part
-        if self.n_whole >= n_best:
-            self.part, self.n_part = None, 0
+                self._part, n_best = part, depth + n_part
+        n_whole = max(self._reached)
+        if n_whole >= n_best:
+            self._part = None
+        return max(n_whole, n_best)
 
-    def _matches_by_hash(self, node: Node, depth: int) -> list[Edge]:
-        assert node.unknown is not None
-        found = []
-        begin = depth - depth % BLOCK_TOKENS
-        block = np.frombuffer(self._stream, ">u4")[begin : begin + BLOCK_TOKENS].astype("<u4").tobytes()
-        for n in node.unknown:
-            n_hashed = depth - begin + n
-            if n_hashed * TOKEN_BYTES > len(block):
-                continue
-            key = hashlib.sha256(self._block_key + block[: n_hashed * TOKEN_BYTES]).digest()
-            child = self._graph.node(node.root, key, depth + n)
+    def _unknown_beyond(self, n_prompt: int) -> Iterator[Edge]:
+        """Edges that might go further than the walk did, if only their tokens were known."""
+        for depth, (node, _, _) in self._reached.items():
+            for n, edges in (node.unknown or {}).items():
+                # An edge that fits into the prompt and was not followed differs somewhere, so it shares less than all its tokens.
+                if min(depth + n - 1, n_prompt) > self.n_tokens:
+                    yield from edges
+
+
+def _matches_by_hash(graph: Graph, node: Node, chain: TokenChain, depth: int) -> list[Edge]:
+    found: list[Edge] = []
+    for n in node.unknown or ():
+        if depth + n <= len(chain):
+            child = graph.node(node.root, bytes.fromhex(chain.key_at(depth + n)), depth + n)
             found += [edge for edge in (child.into if child else []) if edge.parent is node and edge.tokens is None]
-        return found
+    return found

@@ -85,7 +85,7 @@ class Fetch:
             return None
         self._call = None
         if arrived is None:
-            self._stack.catalogue.remove(self.id, tier.index)
+            self._stack.index.remove(self.id, tier.index)
             return None
         self._loaded, self.n_bytes = arrived.loaded, arrived.loaded.data.nbytes
         return arrived.block

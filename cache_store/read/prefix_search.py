@@ -8,9 +8,10 @@ and walked on from, until nobody knows more or the deadline passes:
     tokens not yet known    of blocks that a listing named: their heads are read, for a hit to the token
     somebody else's claim   on the next full block: waited for, within the caller's bound
 
-An object store is asked only where a whole block could be won: the question alone takes tens of milliseconds, on every turn of a chat.
-Roots are not listed once the tiers have been (at start): everything hangs on them, and the first block has an exact name.
-What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our own.
+One round walks the index once. An object store is asked only where a whole block could be won: the question alone takes tens of
+milliseconds, on every turn of a chat. Roots are not listed once the tiers have been (at start): everything hangs on them, and the first
+block has an exact name. What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our
+own.
 
 Any thread; never raises for what a file system does.
 """
@@ -25,7 +26,8 @@ from cache_store.errors import CorruptBlock, Damage, StoreError
 from cache_store.format.block import BlockId
 from cache_store.format.file import PEEK_BYTES, peek_tokens
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
-from cache_store.index.index import Path
+from cache_store.index.index import StoredObject
+from cache_store.index.walk import Path
 from cache_store.records import Plan
 from cache_store.sharing.claims import Claims
 from cache_store.tiers.guarded import GuardedTier
@@ -44,8 +46,20 @@ class _Lookup:
     need_end: bool
     deadline_ns: int
     wait_until_ns: int
+    path: Path
     probed: set[tuple[int, int]] = field(default_factory=set)
     peeked: set[BlockId] = field(default_factory=set)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the prompt is stored, and its END."""
+        n, ends = len(self.chain), self.path.ends
+        return self.path.n_tokens == n and bool(ends) and ends[-1].start == n
+
+    @property
+    def next_block(self) -> int:
+        """The block boundary at or before the end of what whole objects cover."""
+        return self.path.n_whole // BLOCK_TOKENS * BLOCK_TOKENS
 
     def full_blocks(self, start: int, limit: int) -> list[BlockId]:
         """The ids of up to `limit` full blocks of the prompt from the block boundary `start` on."""
@@ -64,7 +78,7 @@ class PrefixSearch:
         self, stack: TierStack, claims: Claims, loaded: threading.Event, closing: threading.Event, *, min_probe_tokens: int
     ) -> None:
         self._stack = stack
-        self._catalogue = stack.catalogue
+        self._index = stack.index
         self._claims = claims
         self._loaded = loaded
         self._closing = closing
@@ -72,31 +86,26 @@ class PrefixSearch:
 
     def lookup(self, chain: TokenChain, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
         self._stack.tally.add("tokens", "looked_up", len(chain))
-        path = self._catalogue.longest_prefix(chain.root, chain.ids)
-        if len(chain) >= self._min_probe_tokens and not _is_complete(path, len(chain)):
-            wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
-            path = self._explore(_Lookup(chain, need_end, deadline_ns, wait_until_ns))
-        return self._plan_to_an_end(chain, path) if need_end else self._plan(chain, path)
+        wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
+        lookup = _Lookup(chain, need_end, deadline_ns, wait_until_ns, self._index.longest_prefix(chain))
+        if len(chain) >= self._min_probe_tokens:
+            while not lookup.is_complete and self._finds_more(lookup):
+                lookup.path = self._index.longest_prefix(chain)
+        return self._plan_to_an_end(lookup) if need_end else self._plan(lookup)
 
     # --- exploring ---------------------------------------------------------------------------------------------------------
 
-    def _explore(self, lookup: _Lookup) -> Path:
-        while True:
-            path = self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids)
-            if _is_complete(path, len(lookup.chain)):
-                return path
-            if not (lookup.in_time and (self._probe(lookup) or self._peek(lookup))) and not self._wait_for_claimed(lookup):
-                return self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids)
+    def _finds_more(self, lookup: _Lookup) -> bool:
+        """One round of asking; True when the index may know a longer prefix now."""
+        return (lookup.in_time and (self._probe(lookup) or self._peek(lookup))) or self._wait_for_claimed(lookup)
 
     def _probe(self, lookup: _Lookup) -> bool:
         """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
-        n = self._catalogue.node_at(lookup.chain.root, lookup.chain.ids, len(lookup.chain))
-        boundary = n - n % BLOCK_TOKENS
-        n_unknown = len(lookup.chain) - self._catalogue.longest_prefix(lookup.chain.root, lookup.chain.ids).n_tokens
+        n_unknown = len(lookup.chain) - lookup.path.n_tokens
         for tier in self._stack.tiers:
             if not tier.local and n_unknown < BLOCK_TOKENS and not lookup.need_end:
                 continue  # asking an object store takes longer than computing what it could spare
-            for start in sorted({boundary, n}):
+            for start in sorted({lookup.next_block, lookup.path.n_whole}):
                 if (tier.index, start) not in lookup.probed and tier.available and lookup.in_time:
                     lookup.probed.add((tier.index, start))
                     if self._probe_tier(lookup, tier, start):
@@ -120,7 +129,7 @@ class PrefixSearch:
             self._stack.tally.add("probes", tier.label, len(ids))
             found = tier.stats_until_missing([id.name for id in ids], lookup.deadline_ns)
             for id, stat in zip(ids, found, strict=False):
-                self._catalogue.add(id, tier.index, stat.n_bytes)
+                self._index.add(id, tier.index, stat.n_bytes)
             n_found += len(found)
             start += BLOCK_TOKENS * len(ids)
             if len(found) < len(ids):
@@ -133,19 +142,17 @@ class PrefixSearch:
         for stat in tier.listing(BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns):
             id = BlockId.parse(stat.name)
             if id is not None:
-                is_new = is_new or not self._catalogue.has(id)
-                self._catalogue.add(id, tier.index, stat.n_bytes)
+                is_new = is_new or not self._index.has(id)
+                self._index.add(id, tier.index, stat.n_bytes)
         return is_new
 
     # --- tokens of blocks that are known by name only -----------------------------------------------------------------------
 
     def _peek(self, lookup: _Lookup) -> bool:
         """Read the tokens of blocks that might share more of the prompt; True when some were learnt."""
-        ids = self._catalogue.unknown_beyond(lookup.chain.root, lookup.chain.ids, _HEADS + len(lookup.peeked))
-        wanted = [id for id in ids if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
+        wanted = [id for id in lookup.path.unknown if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
         lookup.peeked.update(wanted)
-        n_learnt = sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time)
-        return n_learnt > 0
+        return sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time) > 0
 
     def learn(self, id: BlockId, deadline_ns: int) -> bool:
         """Read the tokens of a ROWS object into the index, from whichever tier has it in time."""
@@ -165,10 +172,10 @@ class PrefixSearch:
     def _learn_from(self, tier: GuardedTier, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
         loaded = tier.wait(tier.start_read(id.name, n_bytes), deadline_ns)
         if loaded is None:
-            self._catalogue.remove(id, tier.index)
+            self._index.remove(id, tier.index)
             return False
         try:
-            self._catalogue.learn(id, peek_tokens(loaded.data, id))
+            self._index.learn(id, peek_tokens(loaded.data, id))
         finally:
             loaded.free()
         return True
@@ -177,8 +184,7 @@ class PrefixSearch:
 
     def _wait_for_claimed(self, lookup: _Lookup) -> bool:
         """If someone says that they compute the next full block, wait for it; True when it has come."""
-        n = self._catalogue.node_at(lookup.chain.root, lookup.chain.ids, len(lookup.chain))
-        ids = lookup.full_blocks(n - n % BLOCK_TOKENS, 1)
+        ids = lookup.full_blocks(lookup.next_block, 1)
         if not ids or time.monotonic_ns() >= lookup.wait_until_ns:
             return False
         while (left_s := self._claims.claimed(ids[0].key, _soon_ns())) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
@@ -197,51 +203,56 @@ class PrefixSearch:
                 except StoreError:
                     continue
                 if stat is not None:
-                    self._catalogue.add(id, tier.index, stat.n_bytes)
+                    self._index.add(id, tier.index, stat.n_bytes)
                     lookup.probed.clear()
                     return True
-        return self._catalogue.has(id)
+        return self._index.has(id)
 
     # --- planning ----------------------------------------------------------------------------------------------------------
 
-    def _plan(self, chain: TokenChain, path: Path) -> Plan:
-        n_tokens, hops = path.n_tokens, path.hops
+    def _plan(self, lookup: _Lookup) -> Plan:
+        path, n_tokens, hops = lookup.path, lookup.path.n_tokens, lookup.path.hops
+        stored = self._stored([hop.id for hop in hops])
         for i, hop in enumerate(hops):
-            if not self._is_reachable(hop.id):  # the circuits of its tiers are open
+            if hop.id not in stored or not self._is_reachable(stored[hop.id]):
                 n_tokens, hops = hop.id.start, hops[:i]
                 break
-        covered = n_tokens == len(chain) and n_tokens > 0
-        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == len(chain) else None
-        return self._priced(Plan(chain, n_tokens, hops, end, 0, 0.0, ()))
+        covered = n_tokens == len(lookup.chain) > 0
+        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == n_tokens else None
+        return self._priced(Plan(lookup.chain, n_tokens, hops, end, 0, 0.0, ()), stored)
 
-    def _is_reachable(self, id: BlockId) -> bool:
-        return any(tier == self._stack.staged or self._stack.tiers[tier].available for tier in self._catalogue.tiers_of(id))
-
-    def _plan_to_an_end(self, chain: TokenChain, path: Path) -> Plan:
+    def _plan_to_an_end(self, lookup: _Lookup) -> Plan:
         """The longest prefix with an END: its rows are those of its own shortest way."""
-        ends = path.ends[::-1]
+        ends = lookup.path.ends[::-1]
         if not ends:
-            return Plan(chain, 0, (), None, 0, 0.0, (), need_end=True)
+            return Plan(lookup.chain, 0, (), None, 0, 0.0, (), need_end=True)
         n_tokens = ends[0].start
-        hops = self._catalogue.longest_prefix(chain.root, chain.ids[:n_tokens]).hops
-        return self._priced(Plan(chain, n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:]))
+        hops = lookup.path.hops_to(n_tokens)
+        plan = Plan(lookup.chain, n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:])
+        return self._priced(plan, self._stored([hop.id for hop in hops]))
 
-    def _priced(self, plan: Plan) -> Plan:
-        """`plan` with what reading it costs, each object from the fastest tier that has it."""
-        ids = [hop.id for hop in plan.hops] + ([] if plan.end is None else [plan.end])
+    def _priced(self, plan: Plan, stored: dict[BlockId, StoredObject]) -> Plan:
+        """`plan` with what reading it costs, each object from the fastest tier that can be read."""
         n_bytes, seconds, used = 0, 0.0, set[int]()
-        for known in self._catalogue.known(ids):
-            n_bytes += known.n_bytes
-            tier_indices = [tier.index for tier in self._stack.tiers if tier.index in known.tiers and tier.available]
-            if self._stack.staged not in known.tiers and tier_indices:
-                seconds += self._stack.tiers[tier_indices[0]].speed.estimate_s(known.n_bytes)
-                used.add(tier_indices[0])
-        labels = tuple(self._stack.tiers[tier_index].label for tier_index in sorted(used))
+        end = self._stored([] if plan.end is None else [plan.end])
+        for found in [*(stored[hop.id] for hop in plan.hops if hop.id in stored), *end.values()]:
+            n_bytes += found.n_bytes
+            readable = [index for index in found.tier_indices if self._can_read(index)]
+            if self._stack.staged not in readable and readable:
+                seconds += self._stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
+                used.add(readable[0])
+        labels = tuple(self._stack.tiers[index].label for index in sorted(used))
         return replace(plan, n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
 
+    def _stored(self, ids: list[BlockId]) -> dict[BlockId, StoredObject]:
+        return {found.id: found for found in self._index.stored(ids)}
 
-def _is_complete(path: Path, n_tokens: int) -> bool:
-    return path.n_tokens == n_tokens and bool(path.ends) and path.ends[-1].start == n_tokens
+    def _is_reachable(self, found: StoredObject) -> bool:
+        return any(self._can_read(index) for index in found.tier_indices)
+
+    def _can_read(self, tier_index: int) -> bool:
+        """Whether it is memory, or a tier whose circuit is closed."""
+        return tier_index == self._stack.staged or self._stack.tiers[tier_index].available
 
 
 def _soon_ns() -> int:

@@ -78,9 +78,9 @@ class Hottest:
     def _tokens(self, way: list[BlockId]) -> bytes | None:
         parts: list[bytes] = []
         for id in way:
-            tokens = self._stack.catalogue.tokens_of(id)
+            tokens = self._stack.index.tokens_of(id)
             if tokens is None and self._learn(id):
-                tokens = self._stack.catalogue.tokens_of(id)
+                tokens = self._stack.index.tokens_of(id)
             if tokens is None:
                 return None
             parts.append(tokens)
@@ -114,7 +114,7 @@ def edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow]
     """The ROWS objects of a root (None: of all), as they are in their fastest tiers."""
     found: dict[BlockId, IndexRow] = {}
     for tier in range(stack.staged + 1):
-        for entry in stack.catalogue.entries(tier):
+        for entry in stack.index.rows(tier):
             if entry.id.kind is Kind.ROWS and root in (None, entry.id.root):
                 found.setdefault(entry.id, entry)
     return found
@@ -128,5 +128,5 @@ def _prefix(stack: TierStack, leaf: IndexRow, into: dict[tuple[ChainKey, int], I
         if above is None:
             break
         step = above
-    labels = tuple(stack.tiers[tier].label for tier in stack.catalogue.tiers_of(id) if tier < stack.staged)
+    labels = tuple(stack.tiers[tier].label for tier in stack.index.tiers_of(id) if tier < stack.staged)
     return CachedPrefix(id.root, id.key, id.start + id.n_tokens, labels, n_bytes, leaf.hits)

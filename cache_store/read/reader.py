@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cache_store.format.block import Block, BlockId
-from cache_store.index.index import Hop
+from cache_store.index.walk import Hop
 from cache_store.read.fetch import Fetch
 from cache_store.records import Fetched, Plan
 from cache_store.tiers.stack import TierStack
@@ -76,7 +76,7 @@ class _Reading:
             self._n_tokens = 0 if end is None else end.id.start
         elif end is not None and end.id.start != self._n_tokens:
             end = None
-        self._stack.catalogue.touch(self._used)
+        self._stack.touch(self._used)
         self._stack.tally.add("tokens", "hit", self._n_tokens)
         return Fetched(
             n_tokens=self._n_tokens,
@@ -112,7 +112,7 @@ class _Reading:
                     ahead.append((hops[0], Fetch(self._stack, self._writer, hops.popleft().id)))
                 hop, fetch = ahead[0]
                 if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
-                    if not self._stack.catalogue.has(hop.id):
+                    if not self._stack.index.has(hop.id):
                         self._disown([later.id for later, _ in ahead if later is not hop] + [later.id for later in hops])
                     return
                 ahead.popleft()
@@ -126,9 +126,9 @@ class _Reading:
         Otherwise a chain whose files were lost or damaged would heal by one object per restore.
         """
         for id in ids:
-            for tier_index in self._stack.catalogue.tiers_of(id):
+            for tier_index in self._stack.index.tiers_of(id):
                 if tier_index != self._stack.staged:
-                    self._stack.catalogue.remove(id, tier_index)
+                    self._stack.index.remove(id, tier_index)
 
     def _consume(self, fetch: Fetch, n_use: int, consume: Consume) -> bool:
         """False when this is where the prefix ends."""
@@ -138,7 +138,7 @@ class _Reading:
                 return False
             wanted = self._plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
             if not np.array_equal(block.tokens[:n_use], wanted):
-                self._stack.catalogue.learn(fetch.id, block.tokens)  # the index was told something else, by a snapshot that lies
+                self._stack.index.learn(fetch.id, block.tokens)  # the index was told something else, by a snapshot that lies
                 self._stack.tally.add("mismatched", "tokens")
                 return False
             consume(block, n_use)

@@ -21,7 +21,7 @@ from typing import TypeVar
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index.catalogue import StoredObject
+from cache_store.index.index import StoredObject
 from cache_store.records import GarbageReport
 from cache_store.sharing.maintenance import TEMP_AGE_S, Maintenance
 from cache_store.tiers.deadline_pool import DeadlinePool
@@ -85,7 +85,7 @@ class GarbageCollection:
     def _report(self, began_ns: int, failure: str) -> GarbageReport:
         return GarbageReport(
             tier=self._tier.label,
-            n_bytes=self._stack.catalogue.bytes_in(self._tier.index),
+            n_bytes=self._stack.index.bytes_in(self._tier.index),
             target_bytes=self._target,
             evicted=self._evicted,
             evicted_bytes=self._evicted_bytes,
@@ -96,15 +96,15 @@ class GarbageCollection:
         )
 
     def _excess(self) -> int:
-        return 0 if self._target is None else self._stack.catalogue.bytes_in(self._tier.index) - self._target
+        return 0 if self._target is None else self._stack.index.bytes_in(self._tier.index) - self._target
 
     def _choose(self) -> list[StoredObject]:
         """The next few to go, in an order in which nothing is deleted before what hangs on it."""
         excess, tier_index = self._excess(), self._tier.index
         if excess <= 0:
             return []
-        mean_bytes = self._stack.catalogue.bytes_in(tier_index) // max(1, self._stack.catalogue.objects_in(tier_index))
-        return self._stack.catalogue.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self._stack.may_go)
+        mean_bytes = self._stack.index.bytes_in(tier_index) // max(1, self._stack.index.objects_in(tier_index))
+        return self._stack.index.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self._stack.may_go)
 
     def _delete(self, victims: Sequence[StoredObject]) -> None:
         """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one could not be deleted."""

@@ -59,7 +59,7 @@ class Gossip:
 
     def _delta_of(self, packer: Packer, tier: GuardedTier, changes: Changes) -> TierDelta:
         changed = changes.tiers[tier.index].items()
-        tokens_of = self._stack.catalogue.tokens_of
+        tokens_of = self._stack.index.tokens_of
         written = packer.pack(Record(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
         removed = packer.pack(Record(id) for id, n_bytes in changed if n_bytes is None)
         return TierDelta(tier.label, tier.url, tier.local, self._identity.ids(tier.index), tier.max_bytes, written, removed)
@@ -72,20 +72,20 @@ class Gossip:
         for record in delta.unpacked(tier.written):
             if not _is_plausible(record):
                 raise BadDelta(f"no object of ours: {record.id.name}")
-            n_changed += self._stack.catalogue.add(record.id, tier_index, record.number, self._proven_tokens(record))
+            n_changed += self._stack.index.add(record.id, tier_index, record.number, self._proven_tokens(record))
         for record in delta.unpacked(tier.removed):
-            n_changed += self._stack.catalogue.remove(record.id, tier_index)
+            n_changed += self._stack.index.remove(record.id, tier_index)
         return n_changed
 
     def _proven_tokens(self, record: Record) -> NDArray[np.uint32] | None:
         if record.tokens is None:
             return None
         tokens = np.frombuffer(record.tokens, ">u4").astype(np.uint32)
-        return tokens if self._stack.catalogue.proves(record.id, tokens) else None
+        return tokens if self._stack.index.proves(record.id, tokens) else None
 
     def _apply_uses(self, delta: IndexDelta) -> None:
         for record in delta.unpacked(delta.used):
-            self._stack.catalogue.note_uses(record.id, max(1, min(record.number, _MAX_USES)))
+            self._stack.index.touch([record.id], max(1, min(record.number, _MAX_USES)))
 
 
 def _is_plausible(record: Record) -> bool:

@@ -100,7 +100,7 @@ class Maintenance:
     def list_again(self, tier: GuardedTier) -> None:
         """Bring the index of a tier up to date. Background. Raises `TierError`."""
         began_ns = self._clock()
-        known = {entry.id: entry.n_bytes for entry in self._stack.catalogue.entries(tier.index)}
+        known = {entry.id: entry.n_bytes for entry in self._stack.index.rows(tier.index)}
         outdated: deque[str] = deque()
         for stat in tier.list_now():
             id = BlockId.parse(stat.name)
@@ -108,9 +108,9 @@ class Maintenance:
                 if BlockId.is_outdated(stat.name):
                     outdated.append(stat.name)
             elif known.pop(id, -1) != stat.n_bytes:
-                self._stack.catalogue.add(id, tier.index, stat.n_bytes)
+                self._stack.index.add(id, tier.index, stat.n_bytes)
         for id in known:
-            self._stack.catalogue.remove(id, tier.index)
+            self._stack.index.remove(id, tier.index)
         self._outdated[tier.index] = outdated
         self._listed_ns[tier.index] = began_ns
         self.scanned.add(tier.index)
@@ -134,7 +134,7 @@ class Maintenance:
 
     def write_snapshot(self, tier: GuardedTier) -> None:
         """Background. Raises `TierError`."""
-        data = snapshot.encode(self._stack.catalogue.entries(tier.index))
+        data = snapshot.encode(self._stack.index.rows(tier.index))
         tier.publish_now(self._name, memoryview(data))
         for stat in self._snapshots(tier)[_KEPT_SNAPSHOTS:]:
             tier.delete_now(stat.name)
@@ -202,8 +202,8 @@ class Maintenance:
 
     def _copy_down_the_rest(self) -> None:
         for tier in self._stack.tiers:
-            for entry in self._stack.catalogue.entries(tier.index):
-                if max(self._stack.catalogue.tiers_of(entry.id), default=0) == tier.index:
+            for entry in self._stack.index.rows(tier.index):
+                if max(self._stack.index.tiers_of(entry.id), default=0) == tier.index:
                     self._missing_below(entry.id, tier)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Maintenance:
             if loaded is None:
                 continue
             try:
-                self._stack.catalogue.restore(snapshot.decode(loaded.data), tier.index)
+                self._stack.index.load(snapshot.decode(loaded.data), tier.index)
             except BadSnapshot as error:
                 self._stack.tally.add("corrupt", "snapshot")
                 log.warning("tier=%s snapshot=%s ignored: %s", tier.label, stat.name, error)

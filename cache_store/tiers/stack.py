@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.file import decode
 from cache_store.format.keys import ChainKey
 from cache_store.in_flight import InFlight
-from cache_store.index.catalogue import Catalogue, StoredObject
 from cache_store.index.delta import DeltaLog
+from cache_store.index.index import Index, StoredObject
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 
@@ -55,9 +55,9 @@ class Tally:
 class TierStack:
     """`pending_copies` has the objects that wait to be copied down. `clock` is monotonic, in ns."""
 
-    def __init__(self, tiers: Sequence[GuardedTier], catalogue: Catalogue, delta_log: DeltaLog, clock: Callable[[], int]) -> None:
+    def __init__(self, tiers: Sequence[GuardedTier], index: Index, delta_log: DeltaLog, clock: Callable[[], int]) -> None:
         self.tiers = tuple(tiers)
-        self.catalogue = catalogue
+        self.index = index
         self._delta_log = delta_log
         self._clock = clock
         self._others_collect_until_ns = [clock()] * len(self.tiers)
@@ -69,7 +69,7 @@ class TierStack:
 
     def holders(self, id: BlockId) -> list[GuardedTier]:
         """Tiers that have the object as far as the index knows, fastest first, those with an open circuit left out."""
-        tiers = self.catalogue.tiers_of(id)
+        tiers = self.index.tiers_of(id)
         return [tier for tier in self.tiers if tier.index in tiers and tier.available]
 
     def put(self, tier: GuardedTier, id: BlockId, tokens: NDArray[np.uint32] | None, data: memoryview) -> None:
@@ -89,13 +89,18 @@ class TierStack:
                 self._note_gap(gaps, id)
                 raise
             self._publish(tier, id, data)
-        self.catalogue.add(id, tier.index, data.nbytes, tokens)
+        self.index.add(id, tier.index, data.nbytes, tokens)
         self._delta_log.wrote(id, tier.index, data.nbytes)
         gaps.pop(id.key, None)
 
+    def touch(self, ids: Collection[BlockId]) -> None:
+        """This process used `ids`."""
+        self.index.touch(ids)
+        self._delta_log.used(ids)
+
     def _is_behind_gap(self, tier: GuardedTier, id: BlockId) -> bool:
         gap = self._gaps[tier.index].get(id.parent)
-        return gap is not None and not self.catalogue.leads_to_end_of(gap, tier.index)
+        return gap is not None and not self.index.leads_to_end_of(gap, tier.index)
 
     @staticmethod
     def _note_gap(gaps: dict[ChainKey, BlockId], id: BlockId) -> None:
@@ -112,16 +117,16 @@ class TierStack:
 
     def make_room(self, tier: GuardedTier, n_bytes: int, spare: ChainKey | None = None) -> bool:
         """Evict until `n_bytes` more fit the budget, but nothing that the prefix `spare` is reached by. Background."""
-        excess = self.catalogue.bytes_in(tier.index) + n_bytes - self._budget(tier)
+        excess = self.index.bytes_in(tier.index) + n_bytes - self._budget(tier)
         if excess <= 0:
             return True
         if n_bytes > self._budget(tier):
             return False
         wanted = max(excess, self._batch(tier))
         # A chain that is larger than its tier would eat its own beginning.
-        freed = self._evict(tier, self.catalogue.victims(tier.index, wanted, lambda v: v.id.key != spare and self.may_go(v)), "budget")
+        freed = self._evict(tier, self.index.victims(tier.index, wanted, lambda v: v.id.key != spare and self.may_go(v)), "budget")
         if freed < excess and not self._copies_soon(tier):
-            freed += self._evict(tier, self.catalogue.victims(tier.index, wanted - freed, lambda v: v.id.key != spare), "uncopied")
+            freed += self._evict(tier, self.index.victims(tier.index, wanted - freed, lambda v: v.id.key != spare), "uncopied")
         return freed >= excess
 
     def _copies_soon(self, tier: GuardedTier) -> bool:
@@ -131,11 +136,11 @@ class TierStack:
 
     def fits(self, tier: GuardedTier, n_bytes: int) -> bool:
         """Whether there is room without evicting anything, by anyone."""
-        return tier.max_bytes is None or self.catalogue.bytes_in(tier.index) + n_bytes <= tier.max_bytes
+        return tier.max_bytes is None or self.index.bytes_in(tier.index) + n_bytes <= tier.max_bytes
 
-    def may_go(self, known: StoredObject) -> bool:
+    def may_go(self, victim: StoredObject) -> bool:
         """Whether nobody waits for it to be copied down."""
-        return known.id not in self.pending_copies
+        return victim.id not in self.pending_copies
 
     def leave_garbage(self, tier: GuardedTier, for_s: float) -> None:
         """For `for_s` from now another process keeps this tier to its budget; 0 takes that back."""
@@ -144,8 +149,8 @@ class TierStack:
     def evict(self, tier: GuardedTier, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes` from a tier, or what may go; the bytes that went. Background."""
         below = range(tier.index + 1, self.staged)
-        may_go = (lambda known: any(tier in below for tier in known.tiers)) if only_if_lower else (lambda known: True)
-        return self._evict(tier, self.catalogue.victims(tier.index, n_bytes, may_go), cause)
+        may_go = (lambda victim: any(index in below for index in victim.tier_indices)) if only_if_lower else None
+        return self._evict(tier, self.index.victims(tier.index, n_bytes, may_go), cause)
 
     def _evict(self, tier: GuardedTier, victims: Sequence[StoredObject], cause: str) -> int:
         freed = 0
@@ -160,7 +165,7 @@ class TierStack:
     def discard(self, tier: GuardedTier, id: BlockId, cause: str) -> bool:
         """Delete an object and forget it; False when somebody else had deleted it. Background. Raises `TierError`."""
         was_there = tier.delete_now(id.name)
-        self.catalogue.remove(id, tier.index)
+        self.index.remove(id, tier.index)
         if was_there:
             self.tally.add("evicted", cause)
             self._delta_log.removed(id, tier.index)
@@ -184,7 +189,7 @@ class TierStack:
 
     def _forget_damaged(self, tier: GuardedTier, id: BlockId, damage: Damage) -> None:
         self.tally.add("corrupt", damage)
-        self.catalogue.remove(id, tier.index)
+        self.index.remove(id, tier.index)
         self._delta_log.removed(id, tier.index)
 
     def _others_collect(self, tier: GuardedTier) -> bool:

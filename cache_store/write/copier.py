@@ -78,7 +78,7 @@ class TierCopier:
             self._end(copy, "closed")
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
-        if not self._tier.available or not self._stack.fits(self._tier, n_bytes) or self._tier.index in self._stack.catalogue.tiers_of(id):
+        if not self._tier.available or not self._stack.fits(self._tier, n_bytes) or self._tier.index in self._stack.index.tiers_of(id):
             return False
         with self._lock:
             admitted = self._promoting_bytes + n_bytes <= self._promote_bytes
@@ -117,7 +117,7 @@ class TierCopier:
     def _copy_with_retries(self, copy: Copy) -> str:
         attempt = 0
         while attempt < self._attempts:
-            if self._tier.index in self._stack.catalogue.tiers_of(copy.id):
+            if self._tier.index in self._stack.index.tiers_of(copy.id):
                 return ""
             if self._tier.available:
                 try:
@@ -134,7 +134,7 @@ class TierCopier:
         for source in self._stack.holders(copy.id):
             loaded = source.load(copy.id.name)
             if loaded is None:
-                self._stack.catalogue.remove(copy.id, source.index)
+                self._stack.index.remove(copy.id, source.index)
                 continue
             try:
                 failure = self._put(copy, source, loaded)

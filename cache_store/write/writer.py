@@ -70,7 +70,7 @@ class Writer:
                 return None
             self._staged[block.id] = staged
         self._in_flight.opened(block.id)
-        self._stack.catalogue.add(block.id, self._stack.staged, staged.block.payload_bytes, staged.block.tokens)
+        self._stack.index.add(block.id, self._stack.staged, staged.block.payload_bytes, staged.block.tokens)
         if self._worker.submit(staged):
             return None
         self._forget(staged)
@@ -86,7 +86,7 @@ class Writer:
         return self._worker.stop(timeout_s)
 
     def _is_present(self, id: BlockId) -> bool:
-        return bool(self._stack.catalogue.tiers_of(id))
+        return bool(self._stack.index.tiers_of(id))
 
     def _write(self, staged: Staged) -> None:
         id, reason = staged.block.id, staged.block.reason
@@ -137,6 +137,6 @@ class Writer:
         id = staged.block.id
         with self._lock:
             self._staged.pop(id, None)
-        self._stack.catalogue.remove(id, self._stack.staged)
+        self._stack.index.remove(id, self._stack.staged)
         self._in_flight.settled(id)
         staged.release()

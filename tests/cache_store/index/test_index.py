@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index import radix as index_graph
-from cache_store.index.index import Hop, Index, Path
+from cache_store.index.index import Index, StoredObject
+from cache_store.index.walk import MAX_UNKNOWN, Hop, Path
 
 ROOT = root_key("namespace")
 OTHER_ROOT = root_key("namespace", "tenant")
@@ -83,6 +84,14 @@ def some_tokens(n: int, seed: int = 0) -> Tokens:
     return tuple(rng.randrange(1 << 32) for _ in range(n))
 
 
+def victims(index: Index, tier_index: int, n_bytes: int) -> list[BlockId]:
+    return [victim.id for victim in index.victims(tier_index, n_bytes)]
+
+
+def facts(path: Path) -> tuple[object, ...]:
+    return path.hops, path.n_tokens, path.ends, path.unknown
+
+
 def make_index(n_tiers: int = 1) -> Index:
     return Index(n_tiers, Clock())
 
@@ -92,9 +101,9 @@ def make_index(n_tiers: int = 1) -> Index:
 
 def test_an_empty_index_knows_no_prefix():
     index = make_index()
-    assert index.longest_prefix(ROOT, array([1, 2, 3])) == Path((), 0, ())
-    assert index.node_at(ROOT, array([1, 2, 3]), 3) == 0
-    assert repr(index) == "<Index 0 objects, bytes by tier: 0; 0 leased, 0 pinned>"
+    assert facts(index.longest_prefix(TokenChain(ROOT, [1, 2, 3]))) == ((), 0, (), ())
+    assert index.longest_prefix(TokenChain(ROOT, [1, 2, 3]).prefix(3)).n_whole == 0
+    assert repr(index) == "<Index 0 objects, bytes by tier: 0; 0 pinned>"
     index.check_integrity()
 
 
@@ -102,9 +111,10 @@ def test_a_stored_conversation_is_found_whole():
     index, tokens = make_index(), some_tokens(700)
     ids = add_chain(index, tokens)
     index.add(end(tokens), 0, 5)
-    path = index.longest_prefix(ROOT, array(tokens))
-    assert path == Path(tuple(Hop(id, id.n_tokens) for id in ids), 700, (end(tokens),))
-    assert index.longest_prefix(ROOT, array((*tokens, 7))) == path
+    path = index.longest_prefix(TokenChain(ROOT, tokens))
+    assert facts(path) == (tuple(Hop(id, id.n_tokens) for id in ids), 700, (end(tokens),), ())
+    assert repr(path) == "<Path of 700 tokens, 700 in whole objects, 1 ends>"
+    assert facts(index.longest_prefix(TokenChain(ROOT, (*tokens, 7)))) == facts(path)
 
 
 @pytest.mark.parametrize("n_shared", [1, 100, 255, 256, 257, 511, 512, 600, 699])
@@ -113,7 +123,7 @@ def test_a_prefix_is_cut_at_the_token(n_shared: int):
     add_chain(index, tokens)
     other = (*tokens[:n_shared], tokens[n_shared] ^ 1, *tokens[n_shared + 1 :])
     for prompt in (other, tokens[:n_shared]):
-        path = index.longest_prefix(ROOT, array(prompt))
+        path = index.longest_prefix(TokenChain(ROOT, prompt))
         assert path.n_tokens == sum(hop.n_use for hop in path.hops) == n_shared
         assert all(hop.n_use == hop.id.n_tokens for hop in path.hops[:-1])
 
@@ -121,69 +131,69 @@ def test_a_prefix_is_cut_at_the_token(n_shared: int):
 def test_whole_edges_match_without_known_tokens_and_parts_do_not():
     index, tokens = make_index(), some_tokens(700)
     ids = add_chain(index, tokens, known=False)
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 700
-    assert index.longest_prefix(ROOT, array(tokens[:699])).n_tokens == 512
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 700
+    assert index.longest_prefix(TokenChain(ROOT, tokens[:699])).n_tokens == 512
     index.learn(ids[2], tokens_of(ids[2], tokens))
     index.check_integrity()
-    assert index.longest_prefix(ROOT, array(tokens[:699])).n_tokens == 699
+    assert index.longest_prefix(TokenChain(ROOT, tokens[:699])).n_tokens == 699
 
 
 def test_unknown_objects_that_might_help_are_named():
     index, tokens = make_index(), some_tokens(700)
     ids = add_chain(index, tokens, known=False)
-    assert index.unknown_beyond(ROOT, array(tokens), 10) == []
-    assert index.unknown_beyond(ROOT, array((*tokens, 1)), 10) == []
-    assert index.unknown_beyond(ROOT, array(tokens[:513]), 10) == [ids[2]]
-    assert index.unknown_beyond(ROOT, array(tokens[:512]), 10) == []
-    assert index.unknown_beyond(ROOT, array((*tokens[:300], 1, 2)), 10) == [ids[1]]
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).unknown == ()
+    assert index.longest_prefix(TokenChain(ROOT, (*tokens, 1))).unknown == ()
+    assert index.longest_prefix(TokenChain(ROOT, tokens[:513])).unknown == (ids[2],)
+    assert index.longest_prefix(TokenChain(ROOT, tokens[:512])).unknown == ()
+    assert index.longest_prefix(TokenChain(ROOT, (*tokens[:300], 1, 2))).unknown == (ids[1],)
     index.learn(ids[1], tokens_of(ids[1], tokens))
-    assert index.unknown_beyond(ROOT, array((*tokens[:300], 1, 2)), 10) == []
+    assert index.longest_prefix(TokenChain(ROOT, (*tokens[:300], 1, 2))).unknown == ()
 
 
 def test_no_more_unknown_objects_than_asked_for():
     index = make_index()
     for token in range(20):
         add_chain(index, (token, 1, 2), known=False)
-    assert len(index.unknown_beyond(ROOT, array([5]), 7)) == 7
+    assert len(index.longest_prefix(TokenChain(ROOT, [5])).unknown) == MAX_UNKNOWN
 
 
 def test_an_object_of_another_root_is_not_found():
     index, tokens = make_index(), some_tokens(300)
     add_chain(index, tokens)
-    assert index.longest_prefix(OTHER_ROOT, array(tokens)).n_tokens == 0
+    assert index.longest_prefix(TokenChain(OTHER_ROOT, tokens)).n_tokens == 0
 
 
 def test_two_ways_through_a_block_meet_at_its_end():
     index, tokens = make_index(), some_tokens(600)
     add_chain(index, tokens[:256], 100, 200)
     whole = add_chain(index, tokens)
-    path = index.longest_prefix(ROOT, array(tokens))
+    path = index.longest_prefix(TokenChain(ROOT, tokens))
     assert [hop.id for hop in path.hops] == whole, "the way with the fewest reads"
     index.remove(whole[0], 0)
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 600
-    assert len(index.longest_prefix(ROOT, array(tokens)).hops) == 5
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 600
+    assert len(index.longest_prefix(TokenChain(ROOT, tokens)).hops) == 5
 
 
 def test_a_longer_way_that_is_seen_first_is_given_up_for_a_shorter_one():
     index, tokens = make_index(), some_tokens(256)
     add_chain(index, tokens, 50, 70)
     short = add_chain(index, tokens, 100)
-    assert [hop.id for hop in index.longest_prefix(ROOT, array(tokens)).hops] == short
+    assert [hop.id for hop in index.longest_prefix(TokenChain(ROOT, tokens)).hops] == short
 
 
 def test_a_whole_object_is_preferred_to_a_part_of_another():
     index = make_index()
     (short,) = add_chain(index, (1, 2))
     add_chain(index, (1, 2, 3))
-    assert index.longest_prefix(ROOT, array((1, 2))).hops == (Hop(short, 2),)
-    assert index.longest_prefix(ROOT, array((1, 2, 4))).hops == (Hop(short, 2),)
+    assert index.longest_prefix(TokenChain(ROOT, (1, 2))).hops == (Hop(short, 2),)
+    assert index.longest_prefix(TokenChain(ROOT, (1, 2, 4))).hops == (Hop(short, 2),)
 
 
 def test_an_object_that_crosses_a_block_is_on_no_path():
     index, tokens = make_index(), some_tokens(300)
     index.add(rows(tokens, 0), 0, 10, array(tokens))
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 0
-    assert index.victims(0, 1) == [rows(tokens, 0)]
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 0
+    assert victims(index, 0, 1) == [rows(tokens, 0)]
 
 
 def test_ends_of_every_way_are_listed_in_order():
@@ -194,14 +204,14 @@ def test_ends_of_every_way_are_listed_in_order():
     index.add(end(tokens), 0, 1)
     index.add(end(tokens[:100]), 0, 1)
     index.add(end((*tokens[:50], 0)), 0, 1)
-    assert index.longest_prefix(ROOT, array(tokens)).ends == (end(()), end(tokens[:100]), end(tokens))
-    assert index.longest_prefix(ROOT, array(tokens[:599])).ends == (end(()), end(tokens[:100]))
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).ends == (end(()), end(tokens[:100]), end(tokens))
+    assert index.longest_prefix(TokenChain(ROOT, tokens[:599])).ends == (end(()), end(tokens[:100]))
 
 
 def test_a_save_continues_from_the_last_whole_node():
     index, tokens = make_index(), some_tokens(600)
     add_chain(index, tokens, 100)
-    assert [index.node_at(ROOT, array(tokens), upto) for upto in (0, 99, 100, 255, 256, 599, 600, 900)] == [
+    assert [index.longest_prefix(TokenChain(ROOT, tokens).prefix(upto)).n_whole for upto in (0, 99, 100, 255, 256, 599, 600, 900)] == [
         0,
         0,
         100,
@@ -218,9 +228,9 @@ def test_a_missing_object_ends_the_prefix():
     ids = add_chain(index, tokens)
     index.remove(ids[1], 0)
     index.check_integrity()
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 256
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 256
     index.add(ids[1], 0, 10)
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 700
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 700
 
 
 def test_names_that_contradict_each_other_do_not_confuse():
@@ -237,8 +247,8 @@ def test_names_that_contradict_each_other_do_not_confuse():
     for liar in liars:
         index.add(liar, 0, 10)
         index.check_integrity()
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 300
-    assert set(index.victims(0, 10_000)) == {*ids, *liars}, "nothing is immortal"
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 300
+    assert set(victims(index, 0, 10_000)) == {*ids, *liars}, "nothing is immortal"
     for liar in liars:
         index.remove(liar, 0)
     index.check_integrity()
@@ -249,9 +259,9 @@ def test_false_tokens_are_replaced_by_those_that_were_read():
     index, tokens = make_index(), some_tokens(200)
     (id,) = add_chain(index, tokens)
     index.learn(id, array(tokens[::-1]))
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 0
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 0
     index.learn(id, array(tokens))
-    assert index.longest_prefix(ROOT, array(tokens)).n_tokens == 200
+    assert index.longest_prefix(TokenChain(ROOT, tokens)).n_tokens == 200
     index.check_integrity()
 
 
@@ -269,7 +279,7 @@ def test_a_node_with_ten_thousand_children_is_not_scanned(monkeypatch: pytest.Mo
     for trial in range(20):
         prompt = tuple(int(token) for token in generator.integers(0, 3, 100)) if trial % 2 else suffixes[trial * 17]
         shared = max(next((i for i, (a, b) in enumerate(zip(prompt, suffix, strict=True)) if a != b), 100) for suffix in suffixes)
-        assert index.longest_prefix(ROOT, array((*system, *prompt))).n_tokens == 300 + shared
+        assert index.longest_prefix(TokenChain(ROOT, (*system, *prompt))).n_tokens == 300 + shared
     assert len(compared) < 20 * 30
 
 
@@ -282,7 +292,8 @@ def test_an_object_is_forgotten_when_no_tier_holds_it():
     index.add(id, 2, 50)
     index.add(id, 0, 70, array(tokens))
     index.add(id, 0, 60)
-    assert (index.tiers_of(id), index.n_bytes(id), index.n_bytes(id, 2), index.n_bytes(id, 1), len(index)) == ((0, 2), 60, 50, 0, 1)
+    assert (index.tiers_of(id), index.stored([id]), len(index)) == ((0, 2), [StoredObject(id, (0, 2), 60)], 1)
+    assert [index.bytes_in(tier) for tier in range(3)] == [60, 0, 50]
     assert [index.bytes_in(tier) for tier in range(3)] == [60, 0, 50]
     index.remove(id, 0)
     index.remove(id, 0)
@@ -290,7 +301,7 @@ def test_an_object_is_forgotten_when_no_tier_holds_it():
     assert index.has(id)
     index.check_integrity()
     index.remove(id, 2)
-    assert (index.has(id), index.tiers_of(id), index.n_bytes(id), len(index)) == (False, (), 0, 0)
+    assert (index.has(id), index.tiers_of(id), index.stored([id]), len(index)) == (False, (), [], 0)
     assert [index.bytes_in(tier) for tier in range(3)] == [0, 0, 0]
     index.check_integrity()
 
@@ -333,9 +344,9 @@ def test_the_least_worthy_goes_first_and_tails_before_what_they_hang_on():
     old = add_chain(index, some_tokens(600, 1))
     clock.now_s += HOUR
     young = add_chain(index, some_tokens(600, 2))
-    assert index.victims(0, 10 * 6) == [*old[::-1], *young[::-1]]
+    assert victims(index, 0, 10 * 6) == [*old[::-1], *young[::-1]]
     index.touch(old)
-    assert index.victims(0, 10 * 6) == [*young[::-1], *old[::-1]]
+    assert victims(index, 0, 10 * 6) == [*young[::-1], *old[::-1]]
 
 
 def test_recency_outweighs_hits_after_enough_half_lives():
@@ -347,34 +358,34 @@ def test_recency_outweighs_hits_after_enough_half_lives():
         index.touch([popular])
     clock.now_s += 17 * HOUR
     index.add(fresh, 0, 10)
-    assert index.victims(0, 1) == [fresh], "8 hits, 17 hours ago: more than one hit now"
+    assert victims(index, 0, 1) == [fresh], "8 hits, 17 hours ago: more than one hit now"
     index.remove(fresh, 0)
     clock.now_s += 2 * HOUR
     index.add(fresh, 0, 10)
-    assert index.victims(0, 1) == [popular]
+    assert victims(index, 0, 1) == [popular]
 
 
 def test_victims_are_enough_and_not_one_more():
     index = make_index()
     add_chain(index, some_tokens(256 * 10))
-    assert [len(index.victims(0, n_bytes)) for n_bytes in (0, -5, 1, 10, 11, 99, 100, 1000)] == [0, 0, 1, 1, 2, 10, 10, 10]
+    assert [len(victims(index, 0, n_bytes)) for n_bytes in (0, -5, 1, 10, 11, 99, 100, 1000)] == [0, 0, 1, 1, 2, 10, 10, 10]
 
 
 def test_victims_are_proposed_until_they_are_removed():
     index = make_index()
     ids = add_chain(index, some_tokens(600))
-    assert index.victims(0, 20) == index.victims(0, 20) == ids[:0:-1]
+    assert victims(index, 0, 20) == victims(index, 0, 20) == ids[:0:-1]
     index.check_integrity()
     index.remove(ids[2], 0)
-    assert index.victims(0, 20) == ids[1::-1]
+    assert victims(index, 0, 20) == ids[1::-1]
 
 
 def test_a_chain_is_evicted_per_tier():
     index = make_index(2)
     ids = add_chain(index, some_tokens(600))
     index.add(ids[0], 1, 10)
-    assert index.victims(1, 10) == [ids[0]], "nothing hangs on it in that tier"
-    assert index.victims(0, 10) == [ids[2]]
+    assert victims(index, 1, 10) == [ids[0]], "nothing hangs on it in that tier"
+    assert victims(index, 0, 10) == [ids[2]]
 
 
 def test_an_end_keeps_its_chain_and_a_replay_does_not():
@@ -382,10 +393,10 @@ def test_an_end_keeps_its_chain_and_a_replay_does_not():
     (id,) = add_chain(index, tokens)
     index.add(replay(tokens, "a"), 0, 10)
     index.touch([replay(tokens, "a")])
-    assert index.victims(0, 1) == [id]
+    assert victims(index, 0, 1) == [id]
     index.add(end(tokens), 0, 10)
     index.touch([end(tokens)])
-    assert index.victims(0, 21) == [replay(tokens, "a"), end(tokens), id]
+    assert victims(index, 0, 21) == [replay(tokens, "a"), end(tokens), id]
 
 
 def test_one_of_two_ways_may_go_and_then_the_other_stays():
@@ -393,96 +404,95 @@ def test_one_of_two_ways_may_go_and_then_the_other_stays():
     cut = add_chain(index, tokens[:256], 100)
     whole = add_chain(index, tokens)
     index.touch(whole)
-    index.lease([whole[1]])
-    assert index.victims(0, 1000) == [cut[1], cut[0]]
+    index.pin([whole[1]])
+    assert victims(index, 0, 1000) == [cut[1], cut[0]]
     for _ in range(3):
         index.touch(cut)
-    assert index.victims(0, 1000) == [whole[0]]
+    assert victims(index, 0, 1000) == [whole[0]]
     index.remove(cut[0], 0)
-    assert index.victims(0, 1000) == [cut[1]], "it leads nowhere now"
+    assert victims(index, 0, 1000) == [cut[1]], "it leads nowhere now"
 
 
 def test_ways_through_other_tiers_do_not_count():
     index, tokens = make_index(2), some_tokens(300)
     cut = add_chain(index, tokens[:256], 100, tier=1)
     whole = add_chain(index, tokens)
-    index.lease([whole[1]])
-    assert index.victims(0, 1000) == []
+    index.pin([whole[1]])
+    assert victims(index, 0, 1000) == []
     index.add(cut[1], 0, 10)
     index.touch([cut[1]])
-    assert index.victims(0, 1000) == [cut[1]], "its own beginning is in the other tier, so it is the one that leads nowhere"
+    assert victims(index, 0, 1000) == [cut[1]], "its own beginning is in the other tier, so it is the one that leads nowhere"
     index.add(cut[0], 0, 10)
     for _ in range(2):
         index.touch(cut)
-    assert index.victims(0, 10) == [whole[0]]
+    assert victims(index, 0, 10) == [whole[0]]
 
 
 def test_an_object_of_another_tier_is_no_other_way():
     index, tokens = make_index(2), some_tokens(300)
     cut = add_chain(index, tokens, 100)
     index.add(rows(tokens[:256], 0), 1, 10)
-    index.lease([cut[2]])
-    assert index.victims(0, 1000) == []
+    index.pin([cut[2]])
+    assert victims(index, 0, 1000) == []
 
 
 def test_an_edge_may_go_as_soon_as_there_is_another_way():
     index, tokens = make_index(), some_tokens(300)
     whole = add_chain(index, tokens)
-    index.lease([whole[1]])
-    assert index.victims(0, 1000) == []
+    index.pin([whole[1]])
+    assert victims(index, 0, 1000) == []
     index.touch(add_chain(index, tokens[:256], 100))
-    assert index.victims(0, 1) == [whole[0]]
+    assert victims(index, 0, 1) == [whole[0]]
 
 
-def test_leased_objects_and_what_they_hang_on_stay():
+def test_pinned_objects_and_what_they_hang_on_stay():
     index = make_index()
     ids = add_chain(index, some_tokens(256 * 4))
-    index.lease(ids[:2])
-    index.lease(ids[:1])
-    assert index.victims(0, 1000) == [ids[3], ids[2]]
-    index.release(ids[:2])
-    assert index.victims(0, 1000) == [ids[3], ids[2], ids[1]]
-    index.release(ids[:1])
-    assert index.victims(0, 1000) == ids[::-1]
+    index.pin(ids[:2])
+    index.pin(ids[:1])
+    assert victims(index, 0, 1000) == [ids[3], ids[2]]
+    index.unpin(ids[:2])
+    assert victims(index, 0, 1000) == [ids[3], ids[2], ids[1]]
+    index.unpin(ids[:1])
+    assert victims(index, 0, 1000) == ids[::-1]
     index.check_integrity()
 
 
-def test_pins_and_leases_are_counted_apart():
+def test_what_the_caller_refuses_and_what_that_hangs_on_stays():
     index = make_index()
-    ids = add_chain(index, some_tokens(200))
-    index.pin(ids)
-    index.pin(ids)
-    index.lease(ids)
-    index.unpin(ids)
-    index.release(ids)
-    assert index.victims(0, 1) == []
-    index.unpin(ids)
-    assert index.victims(0, 1) == ids
+    ids = add_chain(index, some_tokens(256 * 4))
+    asked: list[StoredObject] = []
+
+    def refuses_the_second(victim: StoredObject) -> bool:
+        asked.append(victim)
+        return victim.id != ids[1]
+
+    assert [victim.id for victim in index.victims(0, 1000, refuses_the_second)] == [ids[3], ids[2]]
+    assert asked == [StoredObject(id, (0,), 10) for id in (ids[3], ids[2], ids[1])]
+    assert victims(index, 0, 1000) == ids[::-1], "it was refused once, not for ever"
 
 
 def test_giving_back_too_much_raises_and_changes_nothing():
     index = make_index()
     first, second = add_chain(index, some_tokens(300))
-    index.lease([first])
+    index.pin([first])
     for ids in ([first, first], [first, second]):
         with pytest.raises(ValueError, match="more often than taken"):
-            index.release(ids)
-    with pytest.raises(ValueError, match="more often than taken"):
-        index.unpin([first])
-    assert index.victims(0, 100) == [second]
+            index.unpin(ids)
+    assert victims(index, 0, 100) == [second]
 
 
-def test_a_lease_may_precede_the_object_and_outlive_it():
+def test_a_pin_may_precede_the_object_and_outlive_it():
     index = make_index()
     (id,) = chain(some_tokens(200))
-    index.lease([id])
+    index.pin([id])
     index.add(id, 0, 10)
-    assert index.victims(0, 1) == []
+    assert victims(index, 0, 1) == []
     index.remove(id, 0)
     index.add(id, 0, 10)
-    assert index.victims(0, 1) == []
-    index.release([id])
-    assert index.victims(0, 1) == [id]
+    assert victims(index, 0, 1) == []
+    index.unpin([id])
+    assert victims(index, 0, 1) == [id]
 
 
 @given(st.lists(st.sampled_from([-1e10, -1e6, -HOUR, 0.0, HOUR, 1e6, 1e10, float("nan"), float("inf")]), max_size=12))
@@ -497,7 +507,7 @@ def test_no_jump_of_the_clock_changes_the_order_of_use(jumps: list[float]):
         clock.now_s = now_s if abs(jump) < 1e12 else jump
         index.add(id, 0, 1)
         index.check_integrity()
-    assert index.victims(0, len(ids)) == ids
+    assert victims(index, 0, len(ids)) == ids
 
 
 def test_what_was_used_while_the_clock_was_ahead_is_not_immortal():
@@ -511,17 +521,17 @@ def test_what_was_used_while_the_clock_was_ahead_is_not_immortal():
     clock.now_s += 7 * HOUR
     index.add(end((4,)), 0, 1)
     index.touch([end((2,))])
-    assert index.victims(0, 3) == [end((1,)), end((3,)), end((4,))]
+    assert victims(index, 0, 3) == [end((1,)), end((3,)), end((4,))]
 
 
 def test_hits_that_are_told_count():
     index = make_index()
     for token, (hits, age_s) in enumerate([(0, 0.0), (100, 60 * HOUR), (3, 6 * HOUR), (0, 1.0)]):
         index.add(end((token,)), 0, 1, hits=hits, last_used_s=1.7e9 - age_s)
-    assert index.victims(0, 4) == [end((1,)), end((3,)), end((0,)), end((2,))]
+    assert victims(index, 0, 4) == [end((1,)), end((3,)), end((0,)), end((2,))]
     index.add(end((1,)), 0, 1, hits=100, last_used_s=1.7e9)
     index.add(end((2,)), 0, 1, hits=0, last_used_s=0.0)
-    assert index.victims(0, 4) == [end((3,)), end((0,)), end((2,)), end((1,))], "the best that was told stays"
+    assert victims(index, 0, 4) == [end((3,)), end((0,)), end((2,)), end((1,))], "the best that was told stays"
 
 
 def test_the_queue_does_not_grow_with_use():
@@ -529,11 +539,11 @@ def test_the_queue_does_not_grow_with_use():
     (id,) = chain(some_tokens(200))
     for _ in range(5000):
         index.add(id, 0, 10)
-        index.lease([id])
+        index.pin([id])
         index.touch([id])
-        index.release([id])
+        index.unpin([id])
         index.remove(id, 0)
-    assert len(index._queues[0].queued()) < 2100
+    assert len(index._queues[0]) < 2100
     index.check_integrity()
 
 
@@ -613,7 +623,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
     def start(self) -> None:
         self.clock = Clock()
         self.index, self.model = Index(N_TIERS, self.clock), Model(N_TIERS)
-        self.leases: Counter[BlockId] = Counter()
+        self.spared: set[BlockId] = set()
         self.pins: Counter[BlockId] = Counter()
 
     def put(self, id: BlockId, tokens: Tokens, tier: int, n_bytes: int, known: bool) -> None:
@@ -666,15 +676,19 @@ class IndexAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data(), pinned=st.booleans())
     def hold(self, data: st.DataObject, pinned: bool) -> None:
         id = self.pick(data)
-        (self.index.pin if pinned else self.index.lease)([id])
-        (self.pins if pinned else self.leases)[id] += 1
+        if pinned:
+            self.index.pin([id])
+            self.pins[id] += 1
+        else:
+            self.spared.add(id)
 
     @rule(pinned=st.booleans())
     def let_go(self, pinned: bool) -> None:
-        counts = self.pins if pinned else self.leases
-        ids = list(counts.elements())
-        (self.index.unpin if pinned else self.index.release)(ids)
-        counts.clear()
+        if pinned:
+            self.index.unpin(list(self.pins.elements()))
+            self.pins.clear()
+        else:
+            self.spared.clear()
 
     @precondition(lambda self: self.model.tokens)
     @rule(data=st.data(), jump=st.sampled_from([0.0, 1.0, HOUR, -HOUR, 1e8, -1e8]))
@@ -684,10 +698,11 @@ class IndexAgainstModel(RuleBasedStateMachine):
 
     @rule(prompt=PROMPTS)
     def look_up(self, prompt: Tokens) -> None:
-        path = self.index.longest_prefix(ROOT, array(prompt))
+        path = self.index.longest_prefix(TokenChain(ROOT, prompt))
         assert path.n_tokens == self.model.longest(prompt)
         assert [id.start for id in path.ends] == self.model.ends(prompt)
-        assert self.index.node_at(ROOT, array(prompt), len(prompt)) == max(self.model.reached(prompt))
+        assert len(path.hops_to(path.n_whole)) == self.model.fewest(prompt)[path.n_whole]
+        assert self.index.longest_prefix(TokenChain(ROOT, prompt)).n_whole == max(self.model.reached(prompt))
         self.check_hops(prompt, path)
         if path.n_tokens < len(prompt):
             self.check_that_learning_makes_it_whole(prompt)
@@ -706,12 +721,13 @@ class IndexAgainstModel(RuleBasedStateMachine):
             assert len(path.hops) == self.model.fewest(prompt)[n]
 
     def check_that_learning_makes_it_whole(self, prompt: Tokens) -> None:
-        """What `unknown_beyond` leaves out would not have helped."""
-        for id in self.index.unknown_beyond(ROOT, array(prompt), 1000):
-            assert id not in self.model.known
-            self.index.learn(id, tokens_of(id, self.model.tokens[id]))
-            self.model.known.add(id)
-        n_tokens = self.index.longest_prefix(ROOT, array(prompt)).n_tokens
+        """What `unknown` leaves out would not have helped."""
+        while unknown := self.index.longest_prefix(TokenChain(ROOT, prompt)).unknown:
+            for id in unknown:
+                assert id not in self.model.known
+                self.index.learn(id, tokens_of(id, self.model.tokens[id]))
+                self.model.known.add(id)
+        n_tokens = self.index.longest_prefix(TokenChain(ROOT, prompt)).n_tokens
         known, self.model.known = self.model.known, self.model.everything()
         assert n_tokens == self.model.longest(prompt)
         self.model.known = known
@@ -719,15 +735,15 @@ class IndexAgainstModel(RuleBasedStateMachine):
     @rule(tier=TIERS, n_bytes=st.sampled_from([1, 5, 20, 10_000]), remove=st.booleans())
     def evict(self, tier: int, n_bytes: int, remove: bool) -> None:
         here = self.model.tiers[tier]
-        victims = self.index.victims(tier, n_bytes)
+        victims = [victim.id for victim in self.index.victims(tier, n_bytes, lambda victim: victim.id not in self.spared)]
         assert len(set(victims)) == len(victims)
         left = set(here)
         for victim in victims:
-            assert not self.leases[victim]
+            assert victim not in self.spared
             assert not self.pins[victim]
             before = reachable(left)
             left.remove(victim)
-            assert reachable(left) == before - {victim}, "a hole"
+            assert reachable(left) == before - {victim}, "a gap"
         freed = [here[victim] for victim in victims]
         assert sum(freed[:-1]) < n_bytes
         assert sum(freed) >= n_bytes or self.all_must_stay(left)
@@ -738,7 +754,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         """Whether each of `left` is held, or something hangs on it that would not be reached without it."""
         found = reachable(left)
         for id in left:
-            if self.leases[id] or self.pins[id]:
+            if id in self.spared or self.pins[id]:
                 continue
             if id.kind is not Kind.ROWS or not any(other.parent == id.key for other in left if other.kind is not Kind.REPLAY):
                 return False
@@ -790,9 +806,9 @@ def test_evicting_everything_step_by_step_takes_the_lowest_leaf_each_time(rng: r
             scores.setdefault(id, clock.now_s)  # one hit each, so the order of scores is the order of times
             left.add(id)
     while left:
-        victims = index.victims(0, batch)
-        assert len(victims) == min(batch, len(left))
-        for victim in victims:
+        found = victims(index, 0, batch)
+        assert len(found) == min(batch, len(left))
+        for victim in found:
             leaves = [id for id in left if not any(other.parent == id.key for other in left)]
             assert victim == min(leaves, key=scores.__getitem__)
             index.remove(victim, 0)

@@ -16,7 +16,7 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
 from cache_store.index import snapshot
 from cache_store.index.index import Index, IndexRow
-from cache_store.index.snapshot import MAGIC, BadSnapshot, decode, dump, encode, load
+from cache_store.index.snapshot import MAGIC, BadSnapshot, decode, encode
 
 NOW_S = 1.7e9
 HOUR = 3600.0
@@ -56,7 +56,7 @@ def edge(n: int, **changes: object) -> IndexRow:
 def filled_index(n: int = 5) -> Index:
     index = make_index()
     for i in range(n):
-        index.restore(edge(i), 0)
+        index.load([edge(i)], 0)
     return index
 
 
@@ -83,17 +83,22 @@ def test_entries_survive_the_file(rows: list[IndexRow]):
 def test_an_index_survives_its_snapshot(rows: list[IndexRow]):
     first, second = make_index(), make_index()
     for row in rows:
-        first.restore(row, 1)
-    assert load(dump(first, 1), second, 1) == len(rows)
+        first.load([row], 1)
+    assert second.load(decode(encode(first.rows(1))), 1) == len(rows)
     second.check_integrity()
-    assert set(second.victims(1, 1 << 62)) == set(first.victims(1, 1 << 62)) == {row.id for row in rows}
+    ids = {row.id for row in rows}
+    assert victim_ids(second, 1, 1 << 62) == victim_ids(first, 1, 1 << 62) == ids
     for before, after in zip(by_name(first), by_name(second), strict=True):
         assert after == replace(before, last_used_s=after.last_used_s)
         assert after.last_used_s == pytest.approx(before.last_used_s, abs=1e-3)
 
 
+def victim_ids(index: Index, tier_index: int, n_bytes: int) -> set[BlockId]:
+    return {victim.id for victim in index.victims(tier_index, n_bytes)}
+
+
 def by_name(index: Index) -> list[IndexRow]:
-    return sorted(index.entries(1), key=lambda entry: entry.id.name)
+    return sorted(index.rows(1), key=lambda entry: entry.id.name)
 
 
 def test_many_batches_make_one_file(monkeypatch: pytest.MonkeyPatch):
@@ -102,13 +107,13 @@ def test_many_batches_make_one_file(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_empty_index_has_a_snapshot():
-    assert load(dump(make_index(), 0), make_index(), 0) == 0
+    assert make_index().load(decode(encode(make_index().rows(0))), 0) == 0
 
 
 def test_only_the_tier_asked_for_is_kept():
     index = filled_index(3)
-    index.restore(edge(9), 1)
-    assert [entry.id.key for entry in decode(dump(index, 1))] == [edge(9).id.key]
+    index.load([edge(9)], 1)
+    assert [entry.id.key for entry in decode(encode(index.rows(1)))] == [edge(9).id.key]
 
 
 def test_hits_persist_and_age_goes_on():
@@ -118,12 +123,12 @@ def test_hits_persist_and_age_goes_on():
     index.add(popular, 0, 1)
     for _ in range(7):
         index.touch([popular])
-    data = dump(index, 0)
+    data = encode(index.rows(0))
     for hours, first in ((17, fresh), (19, popular)):
         later = make_index(NOW_S + hours * HOUR)
-        load(data, later, 0)
+        later.load(decode(data), 0)
         later.add(fresh, 0, 1)
-        assert later.victims(0, 1) == [first]
+        assert [victim.id for victim in later.victims(0, 1)] == [first]
 
 
 def test_a_clock_that_was_ahead_does_not_reach_other_machines():
@@ -132,12 +137,12 @@ def test_a_clock_that_was_ahead_does_not_reach_other_machines():
     index.add(edge(1).id, 0, 1)
     clock[0] = NOW_S
     index.add(edge(2).id, 0, 1)
-    assert [entry.last_used_s for entry in index.entries(0)] == pytest.approx([NOW_S, NOW_S])
+    assert [entry.last_used_s for entry in index.rows(0)] == pytest.approx([NOW_S, NOW_S])
 
 
 def test_entries_show_the_index_as_it_is_when_their_turn_comes():
     index = filled_index(3)
-    rows = index.entries(0)
+    rows = index.rows(0)
     first = next(rows)
     for i in range(3):
         index.remove(edge(i).id, 0)
@@ -146,25 +151,25 @@ def test_entries_show_the_index_as_it_is_when_their_turn_comes():
 
 
 def test_the_payload_is_a_parquet_file_for_anyone():
-    table = pq.read_table(pa.py_buffer(dump(filled_index(), 0)[HEAD:]))
+    table = pq.read_table(pa.py_buffer(encode(filled_index().rows(0))[HEAD:]))
     assert table.column_names == ["root", "kind", "parent", "key", "start", "n_tokens", "n_bytes", "tokens", "hits", "last_used_s"]
     assert np.frombuffer(table["tokens"][3].as_py(), ">u4").tolist() == list(range(3, 203))
 
 
 @given(st.data())
 def test_any_flipped_bit_is_a_bad_snapshot(data: st.DataObject):
-    file = bytearray(dump(filled_index(), 0))
+    file = bytearray(encode(filled_index().rows(0)))
     at = data.draw(st.integers(0, len(file) * 8 - 1))
     file[at // 8] ^= 1 << at % 8
     index = make_index()
     with pytest.raises(BadSnapshot):
-        load(bytes(file), index, 0)
+        index.load(decode(bytes(file)), 0)
     assert len(index) == 0
 
 
 @given(st.data())
 def test_any_truncation_or_addition_is_a_bad_snapshot(data: st.DataObject):
-    file = dump(filled_index(), 0)
+    file = encode(filled_index().rows(0))
     short = file[: data.draw(st.integers(0, len(file) - 1))]
     for damaged in (short, file + data.draw(st.binary(min_size=1))):
         with pytest.raises(BadSnapshot):
@@ -205,7 +210,7 @@ def test_a_row_that_contradicts_itself_is_left_out(monkeypatch: pytest.MonkeyPat
     data = encode(iter([edge(1), edge(2, **changes), edge(3)]))
     monkeypatch.undo()
     index = make_index()
-    assert load(data, index, 0) == 2
+    assert index.load(decode(data), 0) == 2
     index.check_integrity()
 
 
@@ -216,10 +221,10 @@ def test_a_row_of_an_unknown_kind_is_left_out():
 
 
 def test_what_the_index_knows_better_stays():
-    data = dump(filled_index(2), 0)
+    data = encode(filled_index(2).rows(0))
     index = make_index()
     index.add(edge(1).id, 1, 99, np.arange(1, 201, dtype=np.uint32), hits=50)
-    load(data, index, 0)
+    index.load(decode(data), 0)
     assert index.tiers_of(edge(1).id) == (0, 1)
-    assert next(entry.hits for entry in index.entries(1)) == 50
+    assert next(entry.hits for entry in index.rows(1)) == 50
     index.check_integrity()

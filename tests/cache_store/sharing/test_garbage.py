@@ -302,7 +302,7 @@ def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_fact
         if done.is_done:
             assert done.n_bytes <= share * 120 * KB
         gossip([collector, writer])
-        assert {entry.id for entry in writer._stack.catalogue.entries(0)} == left
+        assert {entry.id for entry in writer._stack.index.rows(0)} == left
 
 
 # --- beside others -------------------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_one_collects_what_many_wrote_and_nobody_evicts_more(tmp_path):
     assert evicted > BUDGET
     assert evicted - (written_bytes - 0.6 * BUDGET) < 32 * KB, "what was needed, and not a block for everyone"
     assert [sum(store.stats().evicted.values()) for store in stores[1:]] == [0, 0, 0]
-    views = [{entry.id for entry in store._stack.catalogue.entries(0)} for store in stores]
+    views = [{entry.id for entry in store._stack.index.rows(0)} for store in stores]
     assert all(view == ids_below(tmp_path) for view in views)
     for store in stores:
         store.close(5)

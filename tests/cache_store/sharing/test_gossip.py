@@ -28,11 +28,11 @@ def pair(config):
 
 
 def known_to(store: Store, tier: int = 0) -> dict[BlockId, int]:
-    return {entry.id: entry.n_bytes for entry in store._stack.catalogue.entries(tier)}
+    return {entry.id: entry.n_bytes for entry in store._stack.index.rows(tier)}
 
 
 def scores_of(store: Store) -> dict[BlockId, int]:
-    return {entry.id: entry.hits for entry in store._stack.catalogue.entries(0)}
+    return {entry.id: entry.hits for entry in store._stack.index.rows(0)}
 
 
 def test_a_prefix_shorter_than_a_block_is_found_as_soon_as_it_is_heard_of(pair):
@@ -233,7 +233,7 @@ def test_tokens_are_proven_wherever_in_a_block_an_object_begins(pair):
         written(one, tokens[:upto])
     other.apply_deltas([one.take_delta()])
     for n in (50, 150, 250, 280, 400, 640, 670, 690):
-        assert other._stack.catalogue.longest_prefix(root, np.append(tokens[:n], tokens[n] + np.uint32(1))).n_tokens == n
+        assert other._stack.index.longest_prefix(TokenChain(root, np.append(tokens[:n], tokens[n] + np.uint32(1)))).n_tokens == n
 
 
 def test_deltas_that_make_no_sense_are_counted_and_nothing_else(pair):
