@@ -7,16 +7,18 @@ nodes and restarts share them without a service between them: a directory or a b
 What it is not. Not a database: nothing is promised to be there later, budgets evict. Not a lock service: two may compute and write the same
 block. Not protection against those who may write into a tier: digests find accidents. It knows no models and no llama.cpp: rows are bytes.
 
-    block.py, keys.py               what is stored and how it is named; the format on disk is written down in block_file.py
-    tier.py                         a place of objects: a local directory, or anything that fsspec has a driver for
-    index.py                        what one process knows about all tiers: longest prefix, eviction
-    store.py                        the facade, with the map of the parts behind it
-    news.py, collector.py           what processes may tell each other, and keeping a shared tier to its budget
+    store.py     the facade, with the map of the parts behind it
+    format/      what is stored and how it is named; format/file.py is the format, byte by byte
+    index/       what one process knows of all tiers: the longest prefix, who may be evicted
+    tiers/       places of objects: a local directory, or anything that fsspec has a driver for
+    read/        prefixes found, fetched, verified        write/   blocks accepted and published
+    sharing/     what processes tell each other, and a shared tier kept to its budget
 
-Processes that share tiers need not know of each other: each lists, probes and evicts for itself. Where a scheduler carries `Store.news` of
-each to `Store.hear` of the others, they know at once what a listing would tell minutes later, and agree on what is worth keeping. Where it
-calls `Store.collect` on one of them and `Store.collected_elsewhere` on the others, a shared tier is evicted from once, not by everyone;
-when it stops, each is back to itself.
+Processes that share tiers need not know of each other: each lists, probes and evicts for itself.
+Where a scheduler carries what `Store.take_delta` gives on one of them to `Store.apply_deltas` on the
+others, they know at once what a listing would tell minutes later, and agree on what is worth keeping.
+Where it calls `Store.collect_garbage` on one of them and `Store.leave_garbage` on the others, one
+process evicts from a shared tier instead of all; when the scheduler stops, each is back to itself.
 
     config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"), TierConfig("s3://bucket/kv")))
     with Store(config) as store:

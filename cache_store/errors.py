@@ -1,11 +1,14 @@
 """Every error that leaves the store.
 
     StoreError
-    ├── CorruptBlock    an object that does not verify; `reason` is one of `Damage`. Readers count a miss and remove it.
+    ├── CorruptBlock    an object that does not verify; `reason` is one of `Damage`. Readers count a
+    │                   miss and remove it.
+    ├── TierError       a tier's file system failed or did not answer in time
     ├── StoreFull       no room, and nothing that may be evicted
     └── StoreClosed     the store takes no more work
 
-File systems raise `OSError` (and, for object stores, whatever their fsspec driver raises): `Tier` methods let those through as `TierError`.
+File systems raise `OSError` (and, for object stores, whatever their fsspec driver raises): the
+methods of a `Tier` let those through as `TierError`.
 """
 
 from __future__ import annotations

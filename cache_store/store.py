@@ -1,18 +1,22 @@
 """The store as the engine uses it: one object per process, any number of models and threads.
 
-    lookup -> read      what of a prompt is stored, and the rows themselves       (reader threads; bounded by their deadlines)
-    missing -> save     what a save would have to write, and handing it over      (engine thread; no I/O, no waiting)
-    flush, close        until everything accepted is where it survives            (whoever drains)
-    news, hear          what others should know, and what they told               (a scheduler, if there is one; no I/O)
-    collect             keeping a shared tier to its budget for everybody         (a scheduler, on one process at a time)
+    lookup -> read       what of a prompt is stored, and the rows themselves
+                         (reader threads; bounded by their deadlines)
+    missing -> save      what a save would have to write, and handing it over
+                         (engine thread; no I/O, no waiting)
+    flush, close         until everything accepted is where it survives (whoever drains)
+    take_delta, apply_deltas    what other stores should know, and what they told
+                         (a scheduler, if there is one; no I/O)
+    collect_garbage      keeping a shared tier to its budget for everybody
+                         (a scheduler, on one process at a time)
 
 Nothing here raises for what a file system does: reads come back shorter, saves are dropped, both are counted in `stats`.
 `deadline_s` is a duration from the call on.
 
-    Store -- Finder, Reader            foreground; tiers through the lanes of their tiers
-          -- Writer, Movers, Keeper    background; one thread each, which may hang with its tier
-          -- Stockroom                 tiers + catalogue: the only place where both change
-          -- Relay, Collection         on behalf of all processes that share the tiers
+    Store -- PrefixSearch, Reader               foreground; through each tier's deadline pool
+          -- Writer, TierCopiers, Maintenance   background; one thread each, which may hang with its tier
+          -- TierStack                          the tiers and their index: the only code that changes both
+          -- Gossip, GarbageCollection          on behalf of all processes that share the tiers
 """
 
 from __future__ import annotations
