@@ -1,6 +1,8 @@
-"""Completions from token ids over HTTP where prefixes may be reused: the same body for our server and for llama-server.
+"""Completions from token ids over HTTP where prefixes may be reused: the same body for our server
+and for llama-server.
 
-Greedy, past the end of text, streamed, with usage. The client parses when all replies have ended, so that it takes nothing from them.
+Greedy, past the end of text, streamed, with usage. The client parses when all replies have ended,
+so that it takes nothing from them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def ask(port: int, model: str, prompt: Sequence[int], max_tokens: int = 1) -> St
 
 
 def ask_all(port: int, model: str, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Stream]:
-    """One completion per prompt, all sent at the same moment on connections that are open already."""
+    """One completion per prompt, all sent at the same moment on connections that are open
+    already.
+    """
     requests = [completion_request(model, prompt, max_tokens) for prompt in prompts]
     return asyncio.run(_send_all(port, requests))
 

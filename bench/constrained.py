@@ -1,16 +1,22 @@
-"""What a JSON schema costs: tokens/s of constrained replies against unconstrained ones, ours beside llama-server. Over HTTP.
+"""What a JSON schema costs: tokens/s of constrained replies against unconstrained ones, ours beside
+llama-server. Over HTTP.
 
     python bench/constrained.py --model MODEL.gguf --peer LLAMA_SERVER [--rounds 3] [--json FILE]
 
-The model should have a real vocabulary, since masks cost by its size (152 k tokens: `python -m erllama.demo.random_gguf` with `--vocab`).
-Each round starts both servers in turn (the order alternates), with the settings of bench/throughput.py. Within a round replies with
-and without the schema alternate, over the same prompts of random token ids; all are greedy and ignore the end of text. The schema asks
-for a list that cannot end within `--gen` tokens, so that every reply is equally long; the run fails when one is not.
+The model should have a real vocabulary, since masks cost by its size (152 k tokens: `python -m
+erllama.demo.random_gguf` with `--vocab`). Each round starts both servers in turn (the order
+alternates), with the settings of bench/throughput.py. Within a round replies with and without the
+schema alternate, over the same prompts of random token ids; all are greedy and ignore the end of
+text. The schema asks for a list that cannot end within `--gen` tokens, so that every reply is
+equally long; the run fails when one is not.
 
-With random weights hardly any token that a model draws fits the schema: every position is masked, which is the worst case for both servers.
+With random weights hardly any token that a model draws fits the schema: every position is masked,
+which is the worst case for both servers.
 
-*.free.sK, .json.sK   tokens/s of all of K streams together while all generate, without and with the schema: the median over rounds
-*.first.json          milliseconds to the first token of the first constrained reply after the start, *.ttft.json of later ones
+*.free.sK, .json.sK   tokens/s of all of K streams together while all generate, without and with the
+                      schema: the median over rounds
+*.first.json          milliseconds to the first token of the first constrained reply after the
+                      start, *.ttft.json of later ones
 ratio.*.sK            with the schema / without it, per server: the aim is at least 0.97 for ours
 ratio.json.sK         ours / peer, both with the schema: the aim is at least 1.2
 """
@@ -71,7 +77,9 @@ def schema_field(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem_of(streams: Sequence[Stream], gen: int, *, constrained: bool) -> str | None:
-    """What is wrong with replies that should all be `gen` tokens long, and begin as JSON lists if they are constrained."""
+    """What is wrong with replies that should all be `gen` tokens long, and begin as JSON lists if
+    they are constrained.
+    """
     for stream in streams:
         if stream.completion_tokens != gen:
             return f"a reply has {stream.completion_tokens} tokens, not {gen}"
@@ -135,14 +143,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="runs per round of each kind of reply (default 3)")
     parser.add_argument("--port", type=int, default=8200)
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="another key of our model's config")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another key of our model's config",
+    )
     args = parser.parse_args()
 
     path = str(demo_model_path()) if args.model == "demo" else os.path.abspath(args.model)
     n_vocab = inspect_gguf(path).n_vocab
     plan = Plan(tuple(args.streams), args.prompt_tokens, args.gen, args.repeats)
     if max(plan.streams) > args.slots or plan.prompt_tokens + plan.gen > args.n_ctx:
-        parser.error(f"--slots must be at least {max(plan.streams)} and --n-ctx at least {plan.prompt_tokens + plan.gen}")
+        parser.error(
+            f"--slots must be at least {max(plan.streams)} and --n-ctx at least {plan.prompt_tokens + plan.gen}"
+        )
 
     spec: dict[str, Any] = {
         "id": MODEL_ID, "path": path, "n_ctx": args.n_ctx, "n_parallel": args.slots, "n_threads": args.threads,

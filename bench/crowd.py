@@ -1,19 +1,25 @@
-"""Many clients that come and go: does the server lose a sequence, leak memory, or answer anything but a reply or 429?
+"""Many clients that come and go: does the server lose a sequence, leak memory, or answer anything
+but a reply or 429?
 
     python bench/crowd.py [--clients 64] [--seconds 120] [--model demo] [--json FILE]
 
-Starts the real application with few sequences and a short queue, so that it is always full, and lets every client loop: a chat or a
-completion, streamed or not, read to the end or cancelled by closing the socket: before the first token, in mid-stream, while a whole reply
-is awaited. After a 429 a client waits as long as Retry-After says. When the time is up the clients stop and the server has `--settle`
-seconds to become idle.
+Starts the real application with few sequences and a short queue, so that it is always full, and
+lets every client loop: a chat or a completion, streamed or not, read to the end or cancelled by
+closing the socket: before the first token, in mid-stream, while a whole reply is awaited. After a
+429 a client waits as long as Retry-After says. When the time is up the clients stop and the server
+has `--settle` seconds to become idle.
 
 Passes (exit status 0) when
-- every reply that was not cancelled is complete and correct in form (`errors` is 0), every 429 carries Retry-After;
-- afterwards the engine is idle with every sequence id free and nothing queued, none failed, every admitted one finished;
-- no server process came or went, and the memory of replica and ingress grew by less than `--max-growth` from the warm-up to the end.
+- every reply that was not cancelled is complete and correct in form (`errors` is 0), every 429
+  carries Retry-After;
+- afterwards the engine is idle with every sequence id free and nothing queued, none failed, every
+  admitted one finished;
+- no server process came or went, and the memory of replica and ingress grew by less than
+  `--max-growth` from the warm-up to the end.
 
-Memory is PSS where the kernel tells it (shared pages count in part), else RSS; taken after the warm-up, in the middle and at the end.
-Growth is end/start. A Python server fills its caches in the first minute, so short runs grow by a few percent.
+Memory is PSS where the kernel tells it (shared pages count in part), else RSS; taken after the
+warm-up, in the middle and at the end. Growth is end/start. A Python server fills its caches in the
+first minute, so short runs grow by a few percent.
 """
 
 from __future__ import annotations
@@ -84,7 +90,9 @@ class Tally:
 
 
 def make_request(rng: random.Random, *, stream: bool, long: bool) -> bytes:
-    """A chat or a completion of random words, short or long, greedy or sampled. `long` leaves time to be cut in the middle."""
+    """A chat or a completion of random words, short or long, greedy or sampled. `long` leaves time
+    to be cut in the middle.
+    """
     text = " ".join(rng.choices(WORDS, k=rng.choice((5, 20, 80, 300))))
     body: dict[str, Any] = {
         "model": MODEL_ID,
@@ -103,7 +111,11 @@ def make_request(rng: random.Random, *, stream: bool, long: bool) -> bytes:
 async def one_request(port: int, rng: random.Random, tally: Tally) -> float:
     """One request to whatever end; seconds to wait before the next."""
     stream = rng.random() < 0.7
-    cut = rng.choices((Cut.NEVER, Cut.EARLY, Cut.MIDDLE), (0.5, 0.2, 0.3))[0] if stream else rng.choice((Cut.NEVER, Cut.WAITING))
+    cut = (
+        rng.choices((Cut.NEVER, Cut.EARLY, Cut.MIDDLE), (0.5, 0.2, 0.3))[0]
+        if stream
+        else rng.choice((Cut.NEVER, Cut.WAITING))
+    )
     tally.counts["requests"] += 1
     connection = await Connection.open(port)
     reads_left = rng.randint(1, 6)
@@ -155,7 +167,9 @@ def _judge(reply: Reply, stream: bool, tally: Tally) -> float:
 
 
 async def crowd(port: int, n_clients: int, seconds: float, seed: int, tally: Tally) -> None:
-    """`n_clients` until the time is up; requests that run then are read or cancelled as they were meant to be."""
+    """`n_clients` until the time is up; requests that run then are read or cancelled as they were
+    meant to be.
+    """
     deadline = time.monotonic() + seconds
 
     async def client(number: int) -> None:
@@ -183,7 +197,9 @@ def memory(server: Ours) -> dict[str, float]:
 
 
 def settled(model: RemoteModel, timeout_s: float) -> tuple[EngineStats, float]:
-    """The engine's stats when it is idle, or the last ones when it does not become so; and the seconds that passed."""
+    """The engine's stats when it is idle, or the last ones when it does not become so; and the
+    seconds that passed.
+    """
     started = time.monotonic()
     while True:
         stats = model.stats()[0]
@@ -261,7 +277,9 @@ def main() -> int:
     parser.add_argument("--model", default="demo", help="a GGUF file, or demo")
     parser.add_argument("--n-parallel", type=int, default=4)
     parser.add_argument("--max-queue", type=int, default=32, help="short, so that 429 happens")
-    parser.add_argument("--max-growth", type=float, default=1.15, help="memory at the end over memory after the warm-up")
+    parser.add_argument(
+        "--max-growth", type=float, default=1.15, help="memory at the end over memory after the warm-up"
+    )
     parser.add_argument("--port", type=int, default=8220)
     args = parser.parse_args()
 

@@ -1,4 +1,5 @@
-"""What every script in bench/ shares: figures (a `name value unit` line each, and JSON), percentiles, and prompts of random token ids.
+"""What every script in bench/ shares: figures (a `name value unit` line each, and JSON),
+percentiles, and prompts of random token ids.
 
 Progress goes to stderr; stdout holds figures alone, ratios last.
 """
@@ -36,7 +37,9 @@ class Figure:
 
 @dataclass(slots=True)
 class Figures:
-    """The figures of one run. Ratios are kept apart and come last. `extra` is raw material that only the JSON shows."""
+    """The figures of one run. Ratios are kept apart and come last. `extra` is raw material that
+    only the JSON shows.
+    """
 
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Figure] = field(default_factory=list)
@@ -88,9 +91,13 @@ class Figures:
 
 
 def shown_command(argv: Sequence[str]) -> str:
-    """A command line as results keep it: where files lay on the machine that measured is nobody's business, their names are."""
+    """A command line as results keep it: where files lay on the machine that measured is nobody's
+    business, their names are.
+    """
     parts = [(head + separator, tail) for head, separator, tail in (arg.rpartition("=") for arg in argv[1:])]
-    return shlex.join([Path(argv[0]).name, *(head + (Path(tail).name if tail.startswith("/") else tail) for head, tail in parts)])
+    return shlex.join(
+        [Path(argv[0]).name, *(head + (Path(tail).name if tail.startswith("/") else tail) for head, tail in parts)]
+    )
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +142,9 @@ def cpu_model() -> str:
 
 
 class PromptMaker:
-    """Prompts of random ids, no two alike, so that nothing can be reused. Control tokens are in the outer tenths of a vocabulary."""
+    """Prompts of random ids, no two alike, so that nothing can be reused. Control tokens are in the
+    outer tenths of a vocabulary.
+    """
 
     def __init__(self, n_vocab: int, seed: int = 0) -> None:
         self._low, self._high = n_vocab // 10, max(n_vocab - n_vocab // 10, n_vocab // 10 + 1)
@@ -178,11 +187,15 @@ def add_place_options(parser: argparse.ArgumentParser, *, ram: bool = False) -> 
     """Where the tiers of a benchmark lie."""
     if ram:
         parser.add_argument("--ram-dir", default="/dev/shm", help="a RAM file system (default /dev/shm)")
-    parser.add_argument("--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)")
+    parser.add_argument(
+        "--disk-dir", default=tempfile.gettempdir(), help="a directory on a disk (default: where temporary files go)"
+    )
 
 
 def with_server_threads() -> None:
-    """For benchmarks in process: start again with the OpenMP switch that the launcher sets, which libgomp reads when it is loaded."""
+    """For benchmarks in process: start again with the OpenMP switch that the launcher sets, which
+    libgomp reads when it is loaded.
+    """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "GOMP_SPINCOUNT": "3000"})
 

@@ -1,23 +1,34 @@
-"""What the index of the store costs: lookups, adds, evictions, memory, snapshots. No model, no server, no device.
+"""What the index of the store costs: lookups, adds, evictions, memory, snapshots. No model, no
+server, no device.
 
     python bench/index.py [--blocks 1000,100000,1000000] [--files 100000] [--json FILE]
 
-The objects are those of conversations of 1 to 60 blocks: a tenth of the system prompts serve most of them, every turn ends inside a block
-and leaves a tail, one conversation in five branches off an earlier one. Every size is measured in a process of its own.
+The objects are those of conversations of 1 to 60 blocks: a tenth of the system prompts serve most
+of them, every turn ends inside a block and leaves a tail, one conversation in five branches off an
+earlier one. Every size is measured in a process of its own.
 
 N.add                   objects added per second, tokens known
-N.memory                bytes of resident memory per object, 1024 of which are tokens; only where the process's own noise does not show
-N.lookup.CASE.p50, p99  microseconds for a prompt of 8192 tokens that is stored (full), stored up to token 5000 (part), or not at all (none)
-N.lookup.CASE.cpu99     the p99 of CPU time in a second round: without the neighbours' turns on the processor
-N.chain                 microseconds to hash the 32 blocks of such a prompt: what a lookup by keys alone would begin with
+N.memory                bytes of resident memory per object, 1024 of which are tokens; only where
+                        the process's own noise does not show
+N.lookup.CASE.p50, p99  microseconds for a prompt of 8192 tokens that is stored (full), stored up to
+                        token 5000 (part), or not at all (none)
+N.lookup.CASE.cpu99     the p99 of CPU time in a second round: without the neighbours' turns on the
+                        processor
+N.chain                 microseconds to hash the 32 blocks of such a prompt: what a lookup by keys
+                        alone would begin with
 N.touch                 microseconds to count a hit on its objects; N.pin: to pin and unpin them
-N.victims.one           microseconds to find what frees one block, and to remove it; 1000 objects are pinned
+N.victims.one           microseconds to find what frees one block, and to remove it; 1000 objects
+                        are pinned
 N.victims.percent       milliseconds to find what frees one percent of the bytes
-N.gc                    milliseconds of one full garbage collection: the pause that many objects can cause
-N.save, N.load          seconds to make a snapshot, and an index from it; N.size: its bytes per object
+N.gc                    milliseconds of one full garbage collection: the pause that many objects can
+                        cause
+N.save, N.load          seconds to make a snapshot, and an index from it; N.size: its bytes per
+                        object
 FILES.listing           seconds to list a directory of FILES small files and add their names
-FILES.lookup.unknown.p50  microseconds for a stored prompt then, when no tokens are known and every block is hashed
-FILES.reading           seconds to read their tokens too, from the page cache: what a snapshot saves at least
+FILES.lookup.unknown.p50  microseconds for a stored prompt then, when no tokens are known and every
+                          block is hashed
+FILES.reading           seconds to read their tokens too, from the page cache: what a snapshot saves
+                        at least
 FILES.load              seconds to make the same index from a snapshot
 """
 
@@ -59,7 +70,9 @@ Object = tuple[BlockId, Tokens]
 
 
 class Traffic:
-    """An endless stream of the objects that saves of conversations make. `samples` are conversations of more than 8192 tokens."""
+    """An endless stream of the objects that saves of conversations make. `samples` are
+    conversations of more than 8192 tokens.
+    """
 
     def __init__(self, n_blocks: int, seed: int = 1) -> None:
         self._random = random.Random(seed)
@@ -107,7 +120,10 @@ def cut(tokens: Tokens, turns: list[int]) -> Iterator[Object]:
     start = begin = 0
     for stop in stops:
         key = hashlib.sha256(boundary + tokens[begin:stop].tobytes()).digest()
-        yield BlockId(ROOT, Kind.ROWS, ChainKey(parent.hex()), ChainKey(key.hex()), start, stop - start), tokens[start:stop]
+        yield (
+            BlockId(ROOT, Kind.ROWS, ChainKey(parent.hex()), ChainKey(key.hex()), start, stop - start),
+            tokens[start:stop],
+        )
         if stop % BLOCK_TOKENS == 0:
             boundary, begin = key, stop
         parent, start = key, stop
@@ -123,7 +139,9 @@ def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf
     return clock() - begun
 
 
-def each_us(action: Callable[[Any], object], arguments: Iterable[Any], clock: Callable[[], float] = time.perf_counter) -> list[float]:
+def each_us(
+    action: Callable[[Any], object], arguments: Iterable[Any], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Microseconds of `action` with each of `arguments`."""
     return [seconds(partial(action, argument), clock) * 1e6 for argument in arguments]
 
@@ -172,7 +190,9 @@ def measure_lookups(out: Figures, index: Index, traffic: Traffic) -> None:
         times = each_us(partial(hops_of, index), prompts)
         out.add(f"lookup.{case}.p50", percentile(times, 50), "us")
         out.add(f"lookup.{case}.p99", percentile(times, 99), "us")
-        out.add(f"lookup.{case}.cpu99", percentile(each_us(partial(hops_of, index), prompts, time.thread_time), 99), "us")
+        out.add(
+            f"lookup.{case}.cpu99", percentile(each_us(partial(hops_of, index), prompts, time.thread_time), 99), "us"
+        )
     times = each_us(lambda prompt: TokenChain(ROOT, prompt).block_keys(), cases["full"])
     out.add("chain", percentile(times, 50), "us")
 
@@ -222,7 +242,9 @@ def measure_victims(out: Figures, index: Index, traffic: Traffic) -> None:
 
 
 def measure_files(n_files: int) -> list[Figure]:
-    """Names from a directory, then tokens from the files, against a snapshot of the same objects."""
+    """Names from a directory, then tokens from the files, against a snapshot of the same
+    objects.
+    """
     out = Figures()
     traffic = Traffic(n_files)
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +263,9 @@ def measure_files(n_files: int) -> list[Figure]:
     again = Index(1, time.time)
     out.add("load", seconds(lambda: again.load(decode(data), 0)), "s")
     out.add_ratio("listing_and_reading/load", (out.get("listing") or 0) + (out.get("reading") or 0), out.get("load"))
-    return [Figure(f"files.{n_files}.{figure.name}", figure.value, figure.unit) for figure in [*out.figures, *out.ratios]]
+    return [
+        Figure(f"files.{n_files}.{figure.name}", figure.value, figure.unit) for figure in [*out.figures, *out.ratios]
+    ]
 
 
 def add_names(index: Index, folder: str) -> None:

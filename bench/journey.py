@@ -4,8 +4,8 @@
 
 One chat request goes to the ingress's application. A replica answers it that is called directly
 instead of through Serve, with the demo model; the router's own decision, which Serve makes in the
-caller's process, is asked for as the router asks. Every file of ours in which a function was entered
-on the way counts, in whichever thread; what only ran at import or while loading does not.
+caller's process, is asked for as the router asks. Every file of ours in which a function was
+entered on the way counts, in whichever thread; what only ran at import or while loading does not.
 
     compute   HTTP -> prompt -> engine -> llama_decode -> reply, and its KV -> a block on disk
     restore   the same prompt after the context is gone: found, read, verified, put back
@@ -50,7 +50,9 @@ BODY = {"model": "demo", "messages": [{"role": "user", "content": PROMPT}], "str
 
 @contextmanager
 def traced() -> Iterator[set[str]]:
-    """Our files in which a function is entered within the block, also in threads that run already."""
+    """Our files in which a function is entered within the block, also in threads that run
+    already.
+    """
     files: set[str] = set()
 
     def note(frame: FrameType, event: str, _: Any) -> None:

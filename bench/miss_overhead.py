@@ -1,22 +1,29 @@
-"""What the store costs a request that it cannot help: cold prompts with the store against none; and what saves do to running neighbours.
+"""What the store costs a request that it cannot help: cold prompts with the store against none; and
+what saves do to running neighbours.
 
-    python bench/miss_overhead.py --model MODEL.gguf [--rounds 4] [--requests 2] [--prompt-tokens 2000] [--gen 32] [--json FILE]
+    python bench/miss_overhead.py --model MODEL.gguf [--rounds 4] [--requests 2] [--prompt-tokens
+    2000] [--gen 32] [--json FILE]
 
-Two models of this process, one with a store (a ram_file and a disk tier), one without, answer the same prompts, which nobody has seen. They
-take turns: off on on off, so that a machine whose speed drifts treats both alike. A turn is `--requests` requests one after the other, so
-what the first one saves is written while the second computes; the next turn begins when everything is written.
+Two models of this process, one with a store (a ram_file and a disk tier), one without, answer the
+same prompts, which nobody has seen. They take turns: off on on off, so that a machine whose speed
+drifts treats both alike. A turn is `--requests` requests one after the other, so what the first one
+saves is written while the second computes; the next turn begins when everything is written.
 
-off.wall, on.wall   seconds of a turn, the median; .spread is (max - min) / median. ratio.wall is the median over the pairs, aim <= 1.03
+off.wall, on.wall   seconds of a turn, the median; .spread is (max - min) / median. ratio.wall is
+                    the median over the pairs, aim <= 1.03
 off.cpu, on.cpu     CPU seconds of this process per turn, writing included
 on.flush            seconds from the last reply of a turn until everything was in both tiers
 on.stall.mean, .max milliseconds for which saves held the engine thread: per request in sum, and the longest
 
-Then, unless `--no-neighbours`: `--neighbours` sequences of `--neighbour-tokens` tokens generate at once, and a cold request comes in.
+Then, unless `--no-neighbours`: `--neighbours` sequences of `--neighbour-tokens` tokens generate at
+once, and a cold request comes in.
 
 step                   milliseconds of a decode step of these neighbours alone
-stall.prefill          the longest hold of the engine thread while the first neighbour's prompt was computed and saved
+stall.prefill          the longest hold of the engine thread while the first neighbour's prompt was
+                       computed and saved
 stall.finish           the hold of a save at the end of a neighbour, the mean
-stall.max              the longest of all, copies of the shared prompt from sequence to sequence included
+stall.max              the longest of all, copies of the shared prompt from sequence to sequence
+                       included
 ratio.stall/step       stall.prefill / step
 
 Fails when the store helped after all, or saved nothing.
@@ -89,14 +96,20 @@ def take_turn(kind: str, model: Model, store: Store | None, prompts: Sequence[li
     ended = time.monotonic()
     settle(model, store)
     flush_s = time.monotonic() - ended
-    return TurnCost(kind, ended - started, time.process_time() - cpu_before, flush_s, model.stats().cache.stall_ms - stall_before)
+    return TurnCost(
+        kind, ended - started, time.process_time() - cpu_before, flush_s, model.stats().cache.stall_ms - stall_before
+    )
 
 
 def compare(settings: dict[str, Any], args: Any, prompts: PromptMaker, figures: Figures) -> list[str]:
     """The turns of both models; why they prove nothing, if so."""
     turns: list[TurnCost] = []
     n_ctx = args.prompt_tokens + args.gen + 8
-    with new_store(args) as store, Model(**settings, n_ctx=n_ctx) as off, Model(**settings, n_ctx=n_ctx, store=store) as on:
+    with (
+        new_store(args) as store,
+        Model(**settings, n_ctx=n_ctx) as off,
+        Model(**settings, n_ctx=n_ctx, store=store) as on,
+    ):
         models = {"off": (off, None), "on": (on, store)}
         for kind in ORDER[:2]:
             take_turn(kind, *models[kind], [prompts.make(min(WARM_UP_TOKENS, args.prompt_tokens))], args.gen)
@@ -117,7 +130,9 @@ def compare(settings: dict[str, Any], args: Any, prompts: PromptMaker, figures: 
 
 
 def add_turns(figures: Figures, turns: Sequence[TurnCost], n_requests: int) -> None:
-    """Medians per kind, then ratios of neighbouring turns: the n-th of one kind has the same prompts as the n-th of the other."""
+    """Medians per kind, then ratios of neighbouring turns: the n-th of one kind has the same
+    prompts as the n-th of the other.
+    """
     off, on = ([turn for turn in turns if turn.kind == kind] for kind in ORDER[:2])
     for kind, group in (("off", off), ("on", on)):
         walls = [turn.wall_s for turn in group]
@@ -130,7 +145,7 @@ def add_turns(figures: Figures, turns: Sequence[TurnCost], n_requests: int) -> N
     figures.add_ratio("ratio.cpu", median(b.cpu_s / a.cpu_s for a, b in zip(off, on, strict=True)), 1.0)
 
 
-# --- neighbours --------------------------------------------------------------------------------------------------------------------
+# --- neighbours -----------------------------------------------------------------------------------
 
 
 def measure_neighbours(settings: dict[str, Any], args: Any, prompts: PromptMaker, figures: Figures) -> None:
@@ -146,7 +161,8 @@ def measure_neighbours(settings: dict[str, Any], args: Any, prompts: PromptMaker
         figures.add("stall.prefill", prefilled.max_stall_ms, "ms")
         say(f"  {args.neighbours} neighbours")
         streams = [
-            model.infer([*long, *prompts.make(4)], response_tokens=gen, temperature=0, ignore_eos=True) for _ in range(args.neighbours)
+            model.infer([*long, *prompts.make(4)], response_tokens=gen, temperature=0, ignore_eos=True)
+            for _ in range(args.neighbours)
         ]
         for stream in streams:
             next(event for event in stream if isinstance(event, Tokens))
@@ -173,7 +189,9 @@ def step_ms(model: Model, n_steps: int) -> float:
 
 
 def mean_stall(before: CacheCounters, after: CacheCounters) -> float:
-    """Milliseconds per save at the end of a reply; nan when there was none between the snapshots."""
+    """Milliseconds per save at the end of a reply; nan when there was none between the
+    snapshots.
+    """
     finish = SaveReason.FINISH
     n_saves = after.saves.get(finish, 0) - before.saves.get(finish, 0)
     return (after.stall_ms - before.stall_ms) / n_saves if n_saves else float("nan")

@@ -1,24 +1,31 @@
-"""What serving itself costs: the real HTTP path, ingress, replica and engine around a backend that takes no time.
+"""What serving itself costs: the real HTTP path, ingress, replica and engine around a backend that
+takes no time.
 
-    python bench/overhead.py [--streams 1,16,64] [--seconds 8] [--step-ms 0,20] [--mode both] [--json FILE]
+    python bench/overhead.py [--streams 1,16,64] [--seconds 8] [--step-ms 0,20] [--mode both]
+    [--json FILE]
 
-For each mode (`tuned`: the switches of deployments.launch; `default`: Ray as it comes) one cluster runs with one model per value of
-`--step-ms`: 0 decodes as fast as the engine loop turns, so tokens leave in lumps; 20 is the pace of a real model, where every token is a
-message of its own. The client runs K streams for `--seconds`, or K connections of short completions that are not streamed.
+For each mode (`tuned`: the switches of deployments.launch; `default`: Ray as it comes) one cluster
+runs with one model per value of `--step-ms`: 0 decodes as fast as the engine loop turns, so tokens
+leave in lumps; 20 is the pace of a real model, where every token is a message of its own. The
+client runs K streams for `--seconds`, or K connections of short completions that are not streamed.
 
-MODE.idle.PART_ms       CPU milliseconds per second of each part when nothing is asked of it: at few paced streams most of PART_us
+MODE.idle.PART_ms       CPU milliseconds per second of each part when nothing is asked of it: at few
+                        paced streams most of PART_us
 MODE.stepN.sK.tokens    tokens/s over all streams
 MODE.stepN.sK.items     events with text per second
-MODE.stepN.sK.PART_us   CPU microseconds per streamed token of proxy (HAProxy and ProxyActor), ingress, replica, ray (all other processes
-                        of the cluster), serving (the first three together), client (this process)
+MODE.stepN.sK.PART_us   CPU microseconds per streamed token of proxy (HAProxy and ProxyActor),
+                        ingress, replica, ray (all other processes of the cluster), serving (the
+                        first three together), client (this process)
 MODE.unary.sK.requests  completions of 4 tokens per second, K at a time; here PART_us is per request
 MODE.unary.sK.p50       milliseconds per such request, the median
 
-CPU is user + system time from /proc, in ticks of 10 ms, so short runs are coarse. Ratios are default/tuned: above one means that the
-switches help (for requests, items and tokens, below one does). With step 0 everything shares the cores with the client; with a paced
-backend and few streams the machine is mostly idle, and the figures are costs, not limits.
+CPU is user + system time from /proc, in ticks of 10 ms, so short runs are coarse. Ratios are
+default/tuned: above one means that the switches help (for requests, items and tokens, below one
+does). With step 0 everything shares the cores with the client; with a paced backend and few streams
+the machine is mostly idle, and the figures are costs, not limits.
 
-Hold still: nothing else on the machine. The model's file is a tiny GGUF made for the run; only its vocabulary is read.
+Hold still: nothing else on the machine. The model's file is a tiny GGUF made for the run; only its
+vocabulary is read.
 """
 
 from __future__ import annotations
@@ -70,7 +77,9 @@ def body(step_ms: int, max_tokens: int, *, stream: bool) -> bytes:
 
 
 async def drive(port: int, data: bytes, n: int, seconds: float, *, stream: bool) -> Tally:
-    """`n` connections, each repeating one request until the time is up; the last ones are finished. Replies are parsed as they end."""
+    """`n` connections, each repeating one request until the time is up; the last ones are finished.
+    Replies are parsed as they end.
+    """
     tally = Tally(latencies_ms=[])
     connections = [await Connection.open(port) for _ in range(n)]
     started, cpu = time.monotonic(), time.process_time()
@@ -107,7 +116,9 @@ def measure(server: Ours, figures: Figures, mode: str, args: Any) -> None:
     for n in args.streams:
         for step_ms in args.step_ms:
             paced = step_ms > 0
-            max_tokens = min(N_CTX - len(PROMPT) - 1, max(8, int(args.seconds * 1000 / step_ms))) if paced else UNPACED_TOKENS
+            max_tokens = (
+                min(N_CTX - len(PROMPT) - 1, max(8, int(args.seconds * 1000 / step_ms))) if paced else UNPACED_TOKENS
+            )
             seconds = 0.0 if paced else args.seconds  # one paced stream already lasts that long
             say(f"{mode}: {n} streams, step {step_ms} ms")
             with cpu_of(server, component) as used:
@@ -135,7 +146,9 @@ def _add_costs(figures: Figures, name: str, used: dict[str, float], client_s: fl
 
 
 def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
-    """Load vocabularies, open every path once, and wait out the time in which HAProxy still uses its fallback."""
+    """Load vocabularies, open every path once, and wait out the time in which HAProxy still uses
+    its fallback.
+    """
     for _ in range(8):
         for step in step_ms:
             try:
@@ -146,9 +159,13 @@ def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--streams", type=int_list, default=[1, 16, 64], help="concurrent streams (default 1,16,64; at most 64)")
+    parser.add_argument(
+        "--streams", type=int_list, default=[1, 16, 64], help="concurrent streams (default 1,16,64; at most 64)"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
-    parser.add_argument("--step-ms", type=int_list, default=[0, 20], help="sleep per decode step, one model each (default 0,20)")
+    parser.add_argument(
+        "--step-ms", type=int_list, default=[0, 20], help="sleep per decode step, one model each (default 0,20)"
+    )
     parser.add_argument("--mode", choices=("tuned", "default", "both"), default="both")
     parser.add_argument("--port", type=int, default=8210)
     args = parser.parse_args()

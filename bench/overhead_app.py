@@ -1,7 +1,9 @@
-"""The application of `overhead.py`: the real ingress, replica and engine around a backend that takes no time.
+"""The application of `overhead.py`: the real ingress, replica and engine around a backend that
+takes no time.
 
-`build_app(args)` takes the `args` of a serve config plus `step_ms`: {model id: milliseconds that each decode sleeps}. Serve's workers
-import this module by name, so bench/ must be on PYTHONPATH. The weights in a model's file are never read; the ingress loads its vocabulary.
+`build_app(args)` takes the `args` of a serve config plus `step_ms`: {model id: milliseconds that
+each decode sleeps}. Serve's workers import this module by name, so bench/ must be on PYTHONPATH.
+The weights in a model's file are never read; the ingress loads its vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ MAX_ONGOING = 10_000  # as deployments.app has it
 
 
 class ZeroBackend(StubBackend):
-    """The same row of logits for everything, without bookkeeping; every reply is "aaaa..." until its token budget ends."""
+    """The same row of logits for everything, without bookkeeping; every reply is "aaaa..." until
+    its token budget ends.
+    """
 
     def __init__(self, config: EngineConfig, *, step_s: float) -> None:
         super().__init__(config.n_ctx, config.n_parallel)
@@ -62,8 +66,13 @@ def build_app(config: dict[str, Any]) -> serve.Application:
     handles = {}
     for spec in args.models:
         deployment = serve.deployment(
-            ZeroReplica, name=deployment_name(spec.id), max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0.1}
+            ZeroReplica,
+            name=deployment_name(spec.id),
+            max_ongoing_requests=MAX_ONGOING,
+            ray_actor_options={"num_cpus": 0.1},
         )
         handles[spec.id] = deployment.bind(spec, n_cpus=1, step_ms=step_ms[spec.id])
-    ingress = serve.deployment(Ingress, name="ingress", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0})
+    ingress = serve.deployment(
+        Ingress, name="ingress", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+    )
     return ingress.bind(args.model_dump(mode="json"), handles)

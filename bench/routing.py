@@ -1,14 +1,19 @@
-"""Agents at work on several replicas: what routing by prefix saves against Serve's own routing. Over HTTP, chat with tools.
+"""Agents at work on several replicas: what routing by prefix saves against Serve's own routing.
+Over HTTP, chat with tools.
 
-    python bench/routing.py [--model MODEL.gguf] [--replicas 2] [--conversations 24] [--turns 8] [--rounds 1] [--store off,on] [--json FILE]
+    python bench/routing.py [--model MODEL.gguf] [--replicas 2] [--conversations 24] [--turns 8]
+    [--rounds 1] [--store off,on] [--json FILE]
 
-A trace of conversations is made once from `--seed` and replayed on each server: each belongs to one of `--families` (a system prompt with
-tools that many share), starts at its time, and in every turn sends its whole history and new words, reads the reply as a stream, thinks and
-goes on. Some turns are followed by a side request (a title, say) that has its own short prompt. The clients wait for replies, so a slow
-server is asked less often, not more. `routed` has `routing.enabled`, `plain` has not; they take turns, `--rounds` each.
+A trace of conversations is made once from `--seed` and replayed on each server: each belongs to one
+of `--families` (a system prompt with tools that many share), starts at its time, and in every turn
+sends its whole history and new words, reads the reply as a stream, thinks and goes on. Some turns
+are followed by a side request (a title, say) that has its own short prompt. The clients wait for
+replies, so a slow server is asked less often, not more. `routed` has `routing.enabled`, `plain` has
+not; they take turns, `--rounds` each.
 
-STORE is off (what is reused was in a context: replicas that share no store, or prompts that are in no tier) or on (a RAM tier that all
-replicas of this machine share, which makes up for bad routing within one machine).
+STORE is off (what is reused was in a context: replicas that share no store, or prompts that are in
+no tier) or on (a RAM tier that all replicas of this machine share, which makes up for bad routing
+within one machine).
 
 STORE.WHO.hit            cached tokens / prompt tokens, of all requests
 STORE.WHO.prefilled      tokens of prompts that were computed
@@ -17,7 +22,8 @@ STORE.WHO.wall           seconds from the first request to the last end
 STORE.WHO.share          requests of the replica that got most / of all
 STORE.ratio.*            routed / plain: hit is better above 1, the others below
 
-Medians over the rounds. Fails when, without a store, routing does not win all of hit, prefilled and both TTFTs.
+Medians over the rounds. Fails when, without a store, routing does not win all of hit, prefilled and
+both TTFTs.
 """
 
 from __future__ import annotations
@@ -70,7 +76,9 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """`systems` are the system prompts of the families. Two traces of the same arguments are equal."""
+    """`systems` are the system prompts of the families. Two traces of the same arguments are
+    equal.
+    """
 
     systems: tuple[str, ...]
     conversations: tuple[Conversation, ...]
@@ -99,7 +107,9 @@ def make_trace(args: argparse.Namespace) -> Trace:
 
     def turn() -> Turn:
         side = f"Give a title to this: {text(chance, 12)}" if chance.random() < args.side else None
-        return Turn(text(chance, chance.randint(args.user // 2, args.user * 3 // 2)), side, chance.expovariate(1 / args.think))
+        return Turn(
+            text(chance, chance.randint(args.user // 2, args.user * 3 // 2)), side, chance.expovariate(1 / args.think)
+        )
 
     def conversation() -> Conversation:
         turns = tuple(turn() for _ in range(chance.randint(args.turns // 2, args.turns)))
@@ -110,13 +120,18 @@ def make_trace(args: argparse.Namespace) -> Trace:
 
 
 def tools_of(family: int) -> list[dict[str, Any]]:
-    properties = {name: {"type": "string", "description": f"The {name}."} for name in WORDS[family * 5 : family * 5 + 3]}
+    properties = {
+        name: {"type": "string", "description": f"The {name}."} for name in WORDS[family * 5 : family * 5 + 3]
+    }
     names = [f"{verb}_{WORDS[family * 7]}" for verb in ("get", "set")]
     parameters = {"type": "object", "properties": properties}
-    return [{"type": "function", "function": {"name": n, "description": f"Call {n}.", "parameters": parameters}} for n in names]
+    return [
+        {"type": "function", "function": {"name": n, "description": f"Call {n}.", "parameters": parameters}}
+        for n in names
+    ]
 
 
-# --- the replay ------------------------------------------------------------------------------------------------------------------------
+# --- the replay -----------------------------------------------------------------------------------
 
 
 async def chat(port: int, messages: Sequence[dict[str, str]], reply: int, tools: list[dict[str, Any]] | None) -> Stream:
@@ -193,7 +208,7 @@ def run_of(streams: Sequence[Stream], requests: Sequence[int], wall_s: float) ->
     )
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 UNITS = {"hit": "1", "prefilled": "tokens", "ttft_p50": "ms", "ttft_p95": "ms", "wall": "s", "share": "1"}
 
@@ -235,13 +250,24 @@ def main() -> int:
     parser.add_argument("--n-ctx", type=int, default=2048)
     parser.add_argument("--conversations", type=int, default=24)
     parser.add_argument("--families", type=int, default=3, help="system prompts (default 3)")
-    parser.add_argument("--turns", type=int, default=8, help="at most so many turns of a conversation, half as many at least (default 8)")
-    parser.add_argument("--system", type=int, default=60, help="words of a system prompt, some three tokens each (default 60)")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=8,
+        help="at most so many turns of a conversation, half as many at least (default 8)",
+    )
+    parser.add_argument(
+        "--system", type=int, default=60, help="words of a system prompt, some three tokens each (default 60)"
+    )
     parser.add_argument("--user", type=int, default=20, help="words of a user's turn, more or less (default 20)")
     parser.add_argument("--reply", type=int, default=32, help="tokens of a reply at most (default 32)")
     parser.add_argument("--think", type=float, default=2.0, help="seconds between turns, exponential (default 2)")
-    parser.add_argument("--ramp", type=float, default=30.0, help="seconds within which conversations start (default 30)")
-    parser.add_argument("--side", type=float, default=0.25, help="share of turns that are followed by a side request (default 0.25)")
+    parser.add_argument(
+        "--ramp", type=float, default=30.0, help="seconds within which conversations start (default 30)"
+    )
+    parser.add_argument(
+        "--side", type=float, default=0.25, help="share of turns that are followed by a side request (default 0.25)"
+    )
     parser.add_argument("--store", default="off", help="off, on or off,on (default off)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,7 +1,9 @@
-"""Starting, watching and stopping the servers that a benchmark drives: ours on Ray Serve, and llama.cpp's `llama-server`.
+"""Starting, watching and stopping the servers that a benchmark drives: ours on Ray Serve, and
+llama.cpp's `llama-server`.
 
-A server is a context manager: it is ready inside the block and gone, with every process it started, behind it. Only one Ray cluster may
-run on a machine at a time, because Serve's ports are fixed; starting ours beside another one is refused.
+A server is a context manager: it is ready inside the block and gone, with every process it started,
+behind it. Only one Ray cluster may run on a machine at a time, because Serve's ports are fixed;
+starting ours beside another one is refused.
 """
 
 from __future__ import annotations
@@ -39,12 +41,16 @@ _GET_READY = {"ours": "/health/ready", "peer": "/health", "s3": "/moto-api/"}
 
 
 class ServerFailed(RuntimeError):
-    """The server did not come up, or did not go away; the message ends with its last lines of output."""
+    """The server did not come up, or did not go away; the message ends with its last lines of
+    output.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """What one process has used so far: CPU seconds (user + system), resident and proportional bytes."""
+    """What one process has used so far: CPU seconds (user + system), resident and proportional
+    bytes.
+    """
 
     name: str
     cpu_s: float
@@ -68,8 +74,9 @@ class Server:
 
     def __enter__(self) -> Self:
         say(f"start {self.kind} on port {self.port}; log {self._log.name}")
-        # A session of its own, so that Ctrl-C at the benchmark reaches the server once, from `stop`. A shell starts background jobs with
-        # SIGINT ignored, which a child would inherit and so never end.
+        # A session of its own, so that Ctrl-C at the benchmark reaches the server once, from
+        # `stop`. A shell starts background jobs with SIGINT ignored, which a child would inherit
+        # and so never end.
         self._process = subprocess.Popen(
             self._command, env=self._env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             preexec_fn=_default_sigint,
@@ -85,7 +92,9 @@ class Server:
         self.stop()
 
     def processes(self) -> list[psutil.Process]:
-        """The server's process and every descendant, also one whose parent has gone since it was first seen."""
+        """The server's process and every descendant, also one whose parent has gone since it was
+        first seen.
+        """
         assert self._process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
             root = psutil.Process(self._process.pid)
@@ -108,14 +117,18 @@ class Server:
         return sum(row.cpu_s for row in self.usage())
 
     def stop(self, timeout_s: float = 90.0) -> None:
-        """SIGINT, then wait until no process of it is left. Raises `ServerFailed` naming those that had to be killed."""
+        """SIGINT, then wait until no process of it is left. Raises `ServerFailed` naming those that
+        had to be killed.
+        """
         if self._process is None:
             return
         self.processes()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and (self._process.poll() is None or any(_alive(p) for p in self._seen.values())):
+        while time.monotonic() < deadline and (
+            self._process.poll() is None or any(_alive(p) for p in self._seen.values())
+        ):
             time.sleep(0.1)
         left = [process for process in self._seen.values() if _alive(process)]
         names = [f"{process.pid} {process.name()}" for process in left]
@@ -146,7 +159,9 @@ class Server:
         raise ServerFailed(f"{self.kind} is not ready after {self._ready_s:.0f} s. {self._tail()}")
 
     def _tail(self) -> str:
-        lines = [line for line in Path(self._log.name).read_text(errors="replace").splitlines() if "/health" not in line]
+        lines = [
+            line for line in Path(self._log.name).read_text(errors="replace").splitlines() if "/health" not in line
+        ]
         return f"Last lines of {self._log.name}:\n" + "\n".join(lines[-20:])
 
 
@@ -161,25 +176,33 @@ def _alive(process: psutil.Process) -> bool:
 
 
 class Peer(Server):
-    """`llama-server` on one GGUF, with everything off that we have no equivalent of running: web page, context shift.
+    """`llama-server` on one GGUF, with everything off that we have no equivalent of running: web
+    page, context shift.
 
-    Without `slot_dir` its prompt cache is off, too. With it slots reuse what they hold, and can be saved to files of that directory.
+    Without `slot_dir` its prompt cache is off, too. With it slots reuse what they hold, and can be
+    saved to files of that directory.
     """
 
     kind = "peer"
 
-    def __init__(self, binary: str, model: str, *, threads: int, slots: int, n_ctx: int, port: int, slot_dir: str | None = None) -> None:
+    def __init__(
+        self, binary: str, model: str, *, threads: int, slots: int, n_ctx: int, port: int, slot_dir: str | None = None
+    ) -> None:
         flags = {
             "-m": model, "--host": HOST, "--port": str(port), "-t": str(threads), "-tb": str(threads), "-np": str(slots),
             "-c": str(n_ctx * slots), "-fa": "on", "-ctk": "f16", "-ctv": "f16", "-ngl": "0", "-fit": "off", "-cram": "0",
         }  # fmt: skip
         switches = ["-no-kvu", "--no-context-shift", "--no-ui", "--offline", "--log-disable"]
         cache = ["--no-cache-prompt"] if slot_dir is None else ["--slot-save-path", slot_dir]
-        super().__init__([binary, *(part for pair in flags.items() for part in pair), *switches, *cache], os.environ, port)
+        super().__init__(
+            [binary, *(part for pair in flags.items() for part in pair), *switches, *cache], os.environ, port
+        )
 
     def slot(self, action: str, filename: str, slot: int = 0) -> dict[str, Any]:
         """`save` or `restore` a slot. Raises `ServerFailed` with what the server says."""
-        reply = asyncio.run(fetch(self.port, encode_request("POST", f"/slots/{slot}?action={action}", {"filename": filename})))
+        reply = asyncio.run(
+            fetch(self.port, encode_request("POST", f"/slots/{slot}?action={action}", {"filename": filename}))
+        )
         if reply.status != 200:
             raise ServerFailed(f"slot {action} of {filename}: HTTP {reply.status} {reply.body[:300]!r}")
         answer: dict[str, Any] = json.loads(reply.body)
@@ -187,7 +210,9 @@ class Peer(Server):
 
 
 class S3Server(Server):
-    """moto's S3 on this machine, in memory, with one bucket. What it stores is gone when it stops."""
+    """moto's S3 on this machine, in memory, with one bucket. What it stores is gone when it
+    stops.
+    """
 
     kind = "s3"
     BUCKET = "bench-kv"
@@ -215,13 +240,16 @@ class S3Server(Server):
 class Ours(Server):
     """Our application under `serve run`, from a config written for the occasion.
 
-    `tuned` starts with the switches of `deployments.launch`, else with Ray's defaults. `import_path` other than ours may come from bench/.
-    Without a `store` in `args` there is none: a benchmark must not fill, or profit from, the cache directory of whoever runs it.
+    `tuned` starts with the switches of `deployments.launch`, else with Ray's defaults.
+    `import_path` other than ours may come from bench/. Without a `store` in `args` there is none: a
+    benchmark must not fill, or profit from, the cache directory of whoever runs it.
     """
 
     kind = "ours"
 
-    def __init__(self, args: Mapping[str, Any], *, port: int, tuned: bool = True, import_path: str = IMPORT_PATH) -> None:
+    def __init__(
+        self, args: Mapping[str, Any], *, port: int, tuned: bool = True, import_path: str = IMPORT_PATH
+    ) -> None:
         alive = [p for p in psutil.process_iter(["name", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
         running = [p.pid for p in alive if p.info["name"] == "raylet"]
         if running:
@@ -229,7 +257,11 @@ class Ours(Server):
         if import_path == IMPORT_PATH:
             args = {"store": {"tiers": []}, **args}
         application = {"name": "erllama", "route_prefix": "/", "import_path": import_path, "args": dict(args)}
-        config = {"proxy_location": "HeadOnly", "http_options": {"host": HOST, "port": port}, "applications": [application]}
+        config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": HOST, "port": port},
+            "applications": [application],
+        }
         self._directory = tempfile.TemporaryDirectory(prefix="bench-ours-")
         path = Path(self._directory.name, "serve.yaml")
         path.write_text(yaml.safe_dump(config))
@@ -252,9 +284,11 @@ class Ours(Server):
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
-        """This process as a driver of the server's cluster, as a Ray job is: `RemoteModel.connect` works inside.
+        """This process as a driver of the server's cluster, as a Ray job is: `RemoteModel.connect`
+        works inside.
 
-        Once per process, because Serve's client remembers actors of the first cluster: see `in_new_process`.
+        Once per process, because Serve's client remembers actors of the first cluster: see
+        `in_new_process`.
         """
         os.environ["RAY_AUTH_MODE"] = "disabled"
         ray.init(address=self.ray_address(), namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
@@ -269,13 +303,17 @@ class Ours(Server):
 
 
 def in_new_process(function: Callable[..., T], *args: Any) -> T:
-    """Call `function` in a process of its own. What it raises is raised here; Ctrl-C lets it stop its servers."""
+    """Call `function` in a process of its own. What it raises is raised here; Ctrl-C lets it stop
+    its servers.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def component(name: str) -> str:
-    """Which part of our server a process (its command line) is: proxy, ingress, replica, or the rest of Ray."""
+    """Which part of our server a process (its command line) is: proxy, ingress, replica, or the
+    rest of Ray.
+    """
     if "ray::ServeReplica:erllama:ingress" in name:
         return "ingress"
     if "ray::ServeReplica:erllama:model-" in name:
@@ -287,7 +325,9 @@ def component(name: str) -> str:
 
 @contextlib.contextmanager
 def cpu_of(server: Server, group: Callable[[str], str] = lambda name: "all") -> Iterator[dict[str, float]]:
-    """CPU seconds that the server used inside the block, by group of process; the dict is filled when the block ends."""
+    """CPU seconds that the server used inside the block, by group of process; the dict is filled
+    when the block ends.
+    """
     before = _by_group(server.usage(), group)
     used: dict[str, float] = {}
     yield used

@@ -1,17 +1,22 @@
-"""Fifty conversations with one system prompt, all sent at the same moment: how often is the prompt computed? Over HTTP.
+"""Fifty conversations with one system prompt, all sent at the same moment: how often is the prompt
+computed? Over HTTP.
 
-    python bench/shared_prefix.py --model MODEL.gguf [--peer LLAMA_SERVER] [--conversations 50] [--system 2000] [--question 50]
+    python bench/shared_prefix.py --model MODEL.gguf [--peer LLAMA_SERVER] [--conversations 50]
+    [--system 2000] [--question 50]
 
-The prompts are token ids: the same `--system` ids, then `--question` ids of their own. One replica with `--n-parallel` sequences, then two,
-which share what they compute through the ram_file tier; each gets `--threads` divided by the replicas. Every round has a new system prompt.
+The prompts are token ids: the same `--system` ids, then `--question` ids of their own. One replica
+with `--n-parallel` sequences, then two, which share what they compute through the ram_file tier;
+each gets `--threads` divided by the replicas. Every round has a new system prompt.
 
-rN.prefilled         tokens that N replicas computed together: prompt_tokens - cached_tokens, by the engines' counters
+rN.prefilled         tokens that N replicas computed together: prompt_tokens - cached_tokens, by the
+                     engines' counters
 rN.prefilled.most    the same, of the replica that computed most
 rN.requests.least    requests of the replica that got fewest
 rN.wall              seconds from the first request to the last end
 rN.ttft_p50, _max    milliseconds to the first token, over all conversations
 rN.hits.WHERE        requests that took their prefix from there: live, ram_file, disk
-peer.*               llama-server with as many slots as one replica has sequences; what it computed is told by its usage
+peer.*               llama-server with as many slots as one replica has sequences; what it computed
+                     is told by its usage
 ideal, naive         the system prompt once and every question; every prompt whole
 ratio.N/ideal        prefilled / ideal
 
@@ -46,7 +51,9 @@ START_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """One round. `computed` and `requests` have one entry per replica, `told` is what the replies' usage adds up to."""
+    """One round. `computed` and `requests` have one entry per replica, `told` is what the replies'
+    usage adds up to.
+    """
 
     computed: tuple[int, ...]
     requests: tuple[int, ...]
@@ -81,10 +88,14 @@ class Plan:
 
 
 def crowd_of(streams: Sequence[Stream], before: Sequence[EngineStats], after: Sequence[EngineStats]) -> Crowd:
-    """What the engines counted in between. Replicas come in the same order; without any, as for the peer, usage has to do."""
+    """What the engines counted in between. Replicas come in the same order; without any, as for the
+    peer, usage has to do.
+    """
     told = sum(stream.prompt_tokens - stream.cached_tokens for stream in streams)
     computed = tuple(_computed(b) - _computed(a) for a, b in zip(before, after, strict=True))
-    requests = tuple(b.counts.requests_admitted - a.counts.requests_admitted for a, b in zip(before, after, strict=True))
+    requests = tuple(
+        b.counts.requests_admitted - a.counts.requests_admitted for a, b in zip(before, after, strict=True)
+    )
     hits: Counter[str] = Counter()
     for a, b in zip(before, after, strict=True):
         for name, count in b.cache.hits.items():
@@ -114,7 +125,12 @@ def drive(spec: dict[str, Any], tiers: Sequence[dict[str, Any]], plan: Plan, por
     with Ours({"models": [spec], "store": {"tiers": list(tiers)}}, port=port) as server, server.connected():
         remote = RemoteModel.connect(MODEL_ID)
         all_up(remote, spec["num_replicas"])
-        ask_all(port, MODEL_ID, [maker.make(WARM_UP_TOKENS) for _ in range(4 * spec["n_parallel"] * spec["num_replicas"])], 4)
+        ask_all(
+            port,
+            MODEL_ID,
+            [maker.make(WARM_UP_TOKENS) for _ in range(4 * spec["n_parallel"] * spec["num_replicas"])],
+            4,
+        )
         for turn in range(plan.rounds):
             before = remote.stats()  # in an order that stays while no replica comes or goes
             streams = ask_all(port, MODEL_ID, plan.prompts(maker), plan.gen)
@@ -157,8 +173,14 @@ def summarise(figures: Figures, name: str, crowds: Sequence[Crowd], plan: Plan) 
 
 
 def problems_of(name: str, crowds: Sequence[Crowd]) -> list[str]:
-    """Engines and usage must agree: else something was computed that nobody was told of, or the other way round."""
-    return [f"{name}: the engines computed {sum(c.computed)} tokens, usage says {c.told}" for c in crowds if sum(c.computed) != c.told]
+    """Engines and usage must agree: else something was computed that nobody was told of, or the
+    other way round.
+    """
+    return [
+        f"{name}: the engines computed {sum(c.computed)} tokens, usage says {c.told}"
+        for c in crowds
+        if sum(c.computed) != c.told
+    ]
 
 
 def main() -> int:
@@ -200,7 +222,11 @@ def main() -> int:
         summarise(figures, "peer", drive_peer(args, path, n_ctx, plan), plan)
         for n_replicas in args.replicas:
             for name in ("prefilled", "wall", "ttft_p50"):
-                figures.add_ratio(f"ratio.r{n_replicas}/peer.{name}", figures.get(f"r{n_replicas}.{name}"), figures.get(f"peer.{name}"))
+                figures.add_ratio(
+                    f"ratio.r{n_replicas}/peer.{name}",
+                    figures.get(f"r{n_replicas}.{name}"),
+                    figures.get(f"peer.{name}"),
+                )
     return figures.conclude(args.json, failures)
 
 

@@ -1,21 +1,31 @@
-"""Three replicas, a `kill -9` every 20 seconds, pressure on the memory, mixed traffic: what do the clients notice?
+"""Three replicas, a `kill -9` every 20 seconds, pressure on the memory, mixed traffic: what do the
+clients notice?
 
-    python bench/soak.py [--seconds 900] [--kill-every 20] [--pulse-every 60] [--clients 6] [--json FILE]
+    python bench/soak.py [--seconds 900] [--kill-every 20] [--pulse-every 60] [--clients 6] [--json
+    FILE]
 
-Before anything is killed every request of the pool is asked once: its reply is what it must be ever after, token for token. Then the
-clients loop over the pool, streamed or not, some going away in mid-stream, while
-- every `--kill-every` seconds one process is killed: a replica of the model, now and then the memory scheduler;
-- every `--pulse-every` seconds a ballast process takes memory for a while, so that the scheduler frees what is idle.
+Before anything is killed every request of the pool is asked once: its reply is what it must be ever
+after, token for token. Then the clients loop over the pool, streamed or not, some going away in
+mid-stream, while
+- every `--kill-every` seconds one process is killed: a replica of the model, now and then the
+  memory scheduler;
+- every `--pulse-every` seconds a ballast process takes memory for a while, so that the scheduler
+  frees what is idle.
 
 requests, completed, aborted     what the clients sent; `aborted` by themselves
-failed                           anything but a whole reply: an error, a broken connection, a status other than 200 (aim 0)
-differing                        replies that are not the expected ones: tokens lost, repeated, others (aim 0)
+failed                           anything but a whole reply: an error, a broken connection, a status
+                                 other than 200 (aim 0)
+differing                        replies that are not the expected ones: tokens lost, repeated,
+                                 others (aim 0)
 wrong                            questions answered wrong that were answered right before (aim 0)
 failovers                        calls that went on from another replica
-gap_*, ttft_*                    longest pause inside a stream, time to its first event; a kill shows as a pause
+gap_*, ttft_*                    longest pause inside a stream, time to its first event; a kill
+                                 shows as a pause
 kills.*, released.*              what was killed; what the scheduler did, bytes by kind
-memory.*                         PSS (or RSS) of all processes of the server: start, peak, end, without the page cache
-left.*                           afterwards: running or queued requests, ids that are not free, temporary files in the store
+memory.*                         PSS (or RSS) of all processes of the server: start, peak, end,
+                                 without the page cache
+left.*                           afterwards: running or queued requests, ids that are not free,
+                                 temporary files in the store
 The store's tiers lie under --ram-dir and --disk-dir and are removed at the end.
 """
 
@@ -115,7 +125,10 @@ async def one(port: int, case: Case, rng: random.Random, tally: Tally) -> None:
 
 def difference(got: Answer, expected: Answer) -> str:
     """Where two replies part."""
-    at = next((i for i, (a, b) in enumerate(zip(got.text, expected.text, strict=False)) if a != b), min(len(got.text), len(expected.text)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(got.text, expected.text, strict=False)) if a != b),
+        min(len(got.text), len(expected.text)),
+    )
     context = slice(max(0, at - 20), at + 20)
     return f"{got.tokens}/{expected.tokens} tokens, from character {at}: {got.text[context]!r} / {expected.text[context]!r}"
 
@@ -155,7 +168,9 @@ async def pulses(every_s: float, n_bytes: int, until: float, kills: Counter[str]
     """Ballast for a while, again and again."""
     while until - time.monotonic() > every_s:
         await asyncio.sleep(every_s - _PULSE_S)
-        ballast = await asyncio.create_subprocess_exec(sys.executable, "-c", _BALLAST, str(n_bytes), stdout=subprocess.PIPE)
+        ballast = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _BALLAST, str(n_bytes), stdout=subprocess.PIPE
+        )
         try:
             assert ballast.stdout is not None
             await ballast.stdout.readline()
@@ -186,10 +201,14 @@ def _part(process: psutil.Process) -> str:
     return "scheduler" if "ray::ServeReplica:erllama:scheduler" in name else component(name)
 
 
-async def storm(server: Ours, args: Any, pool: list[Ask], tally: Tally, kills: Counter[str], shots: list[float]) -> None:
+async def storm(
+    server: Ours, args: Any, pool: list[Ask], tally: Tally, kills: Counter[str], shots: list[float]
+) -> None:
     say(f"ask each of {len(pool)} requests once")
     cases = await expected_replies(server.port, pool)
-    say(f"{sum(case.right for case in cases)} of {sum(case.ask.sample is not None for case in cases)} questions answered right")
+    say(
+        f"{sum(case.right for case in cases)} of {sum(case.ask.sample is not None for case in cases)} questions answered right"
+    )
     shots.append(memory_mb(server))
     until = time.monotonic() + args.seconds
     await asyncio.gather(
@@ -201,7 +220,9 @@ async def storm(server: Ours, args: Any, pool: list[Ask], tally: Tally, kills: C
 
 
 def app_args(args: Any, ram: str, disk: str) -> dict[str, Any]:
-    """Replicas of the demo model that keep what they compute, and a scheduler for which the ballast is too much."""
+    """Replicas of the demo model that keep what they compute, and a scheduler for which the ballast
+    is too much.
+    """
     memory = psutil.virtual_memory()
     used = memory.total - memory.available
     idle_mib = 2500  # what the application itself takes, with some room
@@ -213,7 +234,9 @@ def app_args(args: Any, ram: str, disk: str) -> dict[str, Any]:
     return {
         "models": [model],
         "policy": {"min_tokens": 128, "cold_min_tokens": 128, "continued_interval": 128},
-        "store": {"tiers": [{"url": f"file://{ram}", "max_bytes": "256MiB"}, {"url": f"file://{disk}", "max_bytes": "2GiB"}]},
+        "store": {
+            "tiers": [{"url": f"file://{ram}", "max_bytes": "256MiB"}, {"url": f"file://{disk}", "max_bytes": "2GiB"}]
+        },
         "scheduler": {
             "interval_s": 1.0,
             "total_bytes": total,
@@ -227,7 +250,9 @@ def app_args(args: Any, ram: str, disk: str) -> dict[str, Any]:
 
 
 def settled(server: Ours, args: Any) -> dict[str, Any]:
-    """When all replicas are back and idle, or time is up: what is left running, and what the scheduler did."""
+    """When all replicas are back and idle, or time is up: what is left running, and what the
+    scheduler did.
+    """
     with server.connected():
         cluster, give_up = Cluster.connect(), time.monotonic() + args.settle
         while True:
@@ -250,7 +275,9 @@ def settled(server: Ours, args: Any) -> dict[str, Any]:
 
 
 def n_failovers() -> int:
-    """Calls that the ingress sent on to another replica, as its log tells; only inside `connected`."""
+    """Calls that the ingress sent on to another replica, as its log tells; only inside
+    `connected`.
+    """
     folder = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "serve")
     return sum(path.read_text().count("event=failover") for path in folder.glob("replica_erllama_ingress_*.log"))
 
@@ -281,7 +308,9 @@ def report(figures: Figures, tally: Tally, kills: Counter[str], shots: list[floa
 def failures(tally: Tally, left: dict[str, Any], args: Any, growth: float) -> list[str]:
     """Why the soak did not pass."""
     found = [f"{tally.counts[kind]} {kind}" for kind in ("failed", "differing", "wrong") if tally.counts[kind]]
-    found += [f"{left[name]} {name} left" for name in ("running", "queued", "ids_not_free", "temporary_files") if left[name]]
+    found += [
+        f"{left[name]} {name} left" for name in ("running", "queued", "ids_not_free", "temporary_files") if left[name]
+    ]
     if left["replicas"] != args.replicas:
         found.append(f"{left['replicas']} of {args.replicas} replicas are back")
     if growth > args.max_growth:
@@ -300,20 +329,28 @@ def main() -> int:
     parser.add_argument("--pulse-every", type=float, default=60.0)
     parser.add_argument("--pulse-mib", type=int, default=1500)
     parser.add_argument("--questions", type=int, default=80)
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds in which the cluster must become whole and idle")
-    parser.add_argument("--max-growth", type=float, default=1.15, help="memory at the end over memory before the first kill")
+    parser.add_argument(
+        "--settle", type=float, default=60.0, help="seconds in which the cluster must become whole and idle"
+    )
+    parser.add_argument(
+        "--max-growth", type=float, default=1.15, help="memory at the end over memory before the first kill"
+    )
     parser.add_argument("--port", type=int, default=8221)
     add_place_options(parser, ram=True)
     args = parser.parse_args()
 
-    pool = make_pool(MODEL_ID, 3, n_questions=args.questions, n_streams=args.questions // 2, n_chats=args.questions // 4)
+    pool = make_pool(
+        MODEL_ID, 3, n_questions=args.questions, n_streams=args.questions // 2, n_chats=args.questions // 4
+    )
     figures, tally, kills, shots = Figures(), Tally(), Counter[str](), list[float]()
     with tempfile.TemporaryDirectory(dir=args.ram_dir) as ram, tempfile.TemporaryDirectory(dir=args.disk_dir) as disk:
         with Ours(app_args(args, ram, disk), port=args.port) as server:
             asyncio.run(storm(server, args, pool, tally, kills, shots))
             left = settled(server, args)
             shots.append(memory_mb(server))
-        left["temporary_files"] = sum(".tmp" in name for folder in (ram, disk) for _, _, names in os.walk(Path(folder)) for name in names)
+        left["temporary_files"] = sum(
+            ".tmp" in name for folder in (ram, disk) for _, _, names in os.walk(Path(folder)) for name in names
+        )
     report(figures, tally, kills, shots, left)
     return figures.conclude(args.json, failures(tally, left, args, shots[-1] / shots[0]))
 

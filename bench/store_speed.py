@@ -1,4 +1,6 @@
-"""What the store alone does with the files of a run: finding, reading, copying to S3. In this process, without a model."""
+"""What the store alone does with the files of a run: finding, reading, copying to S3. In this
+process, without a model.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def root_in(disk: Path) -> ChainKey:
     return root
 
 
-def measure_reads(disk: Path, prefixes: Sequence[list[int]], repeats: int, before_read: Callable[[], None], figures: Figures) -> None:
-    """`Store.read` of stored prefixes against plain reads of the same files, in turns; by the length of the prefix."""
+def measure_reads(
+    disk: Path, prefixes: Sequence[list[int]], repeats: int, before_read: Callable[[], None], figures: Figures
+) -> None:
+    """`Store.read` of stored prefixes against plain reads of the same files, in turns; by the
+    length of the prefix.
+    """
     root = root_in(disk)
     rates: dict[tuple[int, str], list[float]] = defaultdict(list)
     with Store(StoreConfig(tiers=(TierConfig(str(disk)),))) as store:
@@ -49,12 +55,18 @@ def measure_reads(disk: Path, prefixes: Sequence[list[int]], repeats: int, befor
         figures.add(f"read.{name}_{n_tokens}", median(values), "MB/s")
         figures.add(f"read.{name}_{n_tokens}.spread", spread(values), "1")
     for n_tokens in sorted({n_tokens for n_tokens, _ in rates}):
-        figures.add_ratio(f"ratio.read_{n_tokens}", figures.get(f"read.store_{n_tokens}"), figures.get(f"read.plain_{n_tokens}"))
-        figures.add_ratio(f"ratio.restore_{n_tokens}", figures.get(f"read.restore_{n_tokens}"), figures.get(f"read.whole_{n_tokens}"))
+        figures.add_ratio(
+            f"ratio.read_{n_tokens}", figures.get(f"read.store_{n_tokens}"), figures.get(f"read.plain_{n_tokens}")
+        )
+        figures.add_ratio(
+            f"ratio.restore_{n_tokens}", figures.get(f"read.restore_{n_tokens}"), figures.get(f"read.whole_{n_tokens}")
+        )
 
 
 def read_jobs(store: Store, plan: Plan, files: Sequence[Path], image: Image) -> list[tuple[str, Callable[[], float]]]:
-    """The four ways of reading that are compared; each gives seconds. `image` is memory in use, as large as all files together."""
+    """The four ways of reading that are compared; each gives seconds. `image` is memory in use, as
+    large as all files together.
+    """
     one = max(file.stat().st_size for file in files) + 1  # a read that is full would be followed by another one
     return [
         ("store", lambda: store.read(plan, lambda block, n_use: None, DEADLINE_S).seconds),
@@ -65,7 +77,9 @@ def read_jobs(store: Store, plan: Plan, files: Sequence[Path], image: Image) -> 
 
 
 def read_plain(files: Sequence[Path], memory: Image, step: int) -> float:
-    """Seconds to read whole files one after the other, with `step` 1 one behind the other, with 0 all into the same place."""
+    """Seconds to read whole files one after the other, with `step` 1 one behind the other, with 0
+    all into the same place.
+    """
     view = memory.data
     start = 0
     started = time.monotonic_ns()
@@ -79,7 +93,9 @@ def read_plain(files: Sequence[Path], memory: Image, step: int) -> float:
 
 
 def copier(image: Image) -> Callable[[Block, int], None]:
-    """A consumer that puts rows one behind the other, as much work as filling the image that goes into a context."""
+    """A consumer that puts rows one behind the other, as much work as filling the image that goes
+    into a context.
+    """
     at = 0
 
     def consume(block: Block, n_use: int) -> None:
@@ -111,7 +127,9 @@ def lookup_ms(store: Store, root: ChainKey, prompts: Sequence[list[int]]) -> flo
 
 
 def upload(disk: Path, s3: Mapping[str, Any], prompts: Sequence[list[int]], figures: Figures) -> None:
-    """Let a store with both tiers find that S3 lacks what is on disk, then look prompts up in it."""
+    """Let a store with both tiers find that S3 lacks what is on disk, then look prompts up in
+    it.
+    """
     started = time.monotonic()
     with Store(StoreConfig(tiers=(TierConfig(str(disk)), TierConfig(**s3)))) as store:
         while not _agree(stats := store.stats()):

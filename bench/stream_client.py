@@ -1,8 +1,9 @@
 """A streaming HTTP client that costs little: it shares the cores with the server that it measures.
 
-While a reply arrives the client only stores each read with its time and looks at the last bytes for the end. Everything else (chunked
-framing, server-sent events, JSON) is parsed by `parse_reply` when the measurement is over. An event's time is that of the read
-which completed it. All times are monotonic nanoseconds.
+While a reply arrives the client only stores each read with its time and looks at the last bytes for
+the end. Everything else (chunked framing, server-sent events, JSON) is parsed by `parse_reply` when
+the measurement is over. An event's time is that of the read which completed it. All times are
+monotonic nanoseconds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class SseEvent:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A parsed reply. `events` is empty unless the body is an event stream; header names are lower case."""
+    """A parsed reply. `events` is empty unless the body is an event stream; header names are lower
+    case.
+    """
 
     sent_ns: int
     done_ns: int
@@ -53,7 +56,9 @@ class Reply:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time, kept alive between them. `on_read` may call `abort`."""
+    """One connection, one request at a time, kept alive between them. `on_read` may call
+    `abort`.
+    """
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -70,7 +75,9 @@ class Connection(asyncio.Protocol):
         return connection
 
     async def request(self, data: bytes, on_read: Callable[[Raw], None] | None = None) -> Raw:
-        """Send a request, wait for the whole reply. Raises `Truncated` when the connection ends first."""
+        """Send a request, wait for the whole reply. Raises `Truncated` when the connection ends
+        first.
+        """
         assert self._transport is not None
         assert self._done is None or self._done.done(), "one request at a time"
         if self._transport.is_closing():
@@ -85,7 +92,9 @@ class Connection(asyncio.Protocol):
             self._on_read = None
 
     def abort(self) -> None:
-        """Close at once, as a client does that goes away. A running `request` raises `Truncated`."""
+        """Close at once, as a client does that goes away. A running `request` raises
+        `Truncated`.
+        """
         if self._transport is not None:
             self._transport.abort()
 
@@ -111,7 +120,9 @@ class Connection(asyncio.Protocol):
         if self._done is not None and not self._done.done():
             assert self._raw is not None
             n_bytes = sum(len(data) for _, data in self._raw.reads)
-            self._done.set_exception(Truncated(f"the connection ended after {n_bytes} bytes of a reply ({exc or 'closed'})"))
+            self._done.set_exception(
+                Truncated(f"the connection ended after {n_bytes} bytes of a reply ({exc or 'closed'})")
+            )
 
     def _is_end(self, data: bytes) -> bool:
         if self._head.find(b"\r\n\r\n") < 0:
@@ -157,11 +168,13 @@ async def fetch(port: int, data: bytes) -> Reply:
         connection.abort()
 
 
-# --- parsing: pure -----------------------------------------------------------------------------------------------------------------
+# --- parsing: pure --------------------------------------------------------------------------------
 
 
 def parse_reply(raw: Raw) -> Reply:
-    """Status, headers, body and timed events of a complete reply. Raises `ValueError` when it is not HTTP."""
+    """Status, headers, body and timed events of a complete reply. Raises `ValueError` when it is
+    not HTTP.
+    """
     data = b"".join(part for _, part in raw.reads)
     head, separator, _ = data.partition(b"\r\n\r\n")
     if not separator or not head.startswith(b"HTTP/1."):
@@ -180,7 +193,9 @@ def parse_reply(raw: Raw) -> Reply:
 
 
 def chunk_spans(data: bytes, start: int) -> list[tuple[int, int]]:
-    """(start, end) of the payload of every chunk. Raises `ValueError` when the framing is broken or has no last chunk."""
+    """(start, end) of the payload of every chunk. Raises `ValueError` when the framing is broken or
+    has no last chunk.
+    """
     spans: list[tuple[int, int]] = []
     while True:
         line_end = data.find(b"\r\n", start)
@@ -197,7 +212,9 @@ def chunk_spans(data: bytes, start: int) -> list[tuple[int, int]]:
 
 
 def split_events(body: bytes) -> list[tuple[int, str]]:
-    """(offset of its end, data) of every whole event that has data; comments and other fields are left out."""
+    """(offset of its end, data) of every whole event that has data; comments and other fields are
+    left out.
+    """
     events = []
     start = 0
     while (end := body.find(b"\n\n", start)) >= 0:
@@ -209,7 +226,9 @@ def split_events(body: bytes) -> list[tuple[int, str]]:
     return events
 
 
-def _timed_events(reads: Sequence[tuple[int, bytes]], body: bytes, spans: Sequence[tuple[int, int]]) -> tuple[SseEvent, ...]:
+def _timed_events(
+    reads: Sequence[tuple[int, bytes]], body: bytes, spans: Sequence[tuple[int, int]]
+) -> tuple[SseEvent, ...]:
     read_ends = list(accumulate(len(part) for _, part in reads))
     span_ends = list(accumulate(b - a for a, b in spans))
     events = []
@@ -220,14 +239,16 @@ def _timed_events(reads: Sequence[tuple[int, bytes]], body: bytes, spans: Sequen
     return tuple(events)
 
 
-# --- completions -------------------------------------------------------------------------------------------------------------------
+# --- completions ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One streamed completion. `text_ns` has the time of every event with text; `end_ns` of the one that says why it ended.
+    """One streamed completion. `text_ns` has the time of every event with text; `end_ns` of the one
+    that says why it ended.
 
-    `cached_tokens` of the prompt were not computed, as the server's usage has it; 0 where it does not tell.
+    `cached_tokens` of the prompt were not computed, as the server's usage has it; 0 where it does
+    not tell.
     """
 
     sent_ns: int
@@ -240,7 +261,9 @@ class Stream:
 
     @property
     def first_ns(self) -> int:
-        """The first event that proves a token: text, or the end when the first token has none yet."""
+        """The first event that proves a token: text, or the end when the first token has none
+        yet.
+        """
         return self.text_ns[0] if self.text_ns else self.end_ns
 
     @property
@@ -257,7 +280,9 @@ class Stream:
 
 
 def parse_stream(reply: Reply) -> Stream:
-    """The completion in a streamed reply. Raises `ValueError` for an error, a missing end or missing usage."""
+    """The completion in a streamed reply. Raises `ValueError` for an error, a missing end or
+    missing usage.
+    """
     if reply.status != 200:
         raise ValueError(f"HTTP {reply.status}: {reply.body[:300].decode(errors='replace')}")
     text: list[str] = []
@@ -279,15 +304,21 @@ def parse_stream(reply: Reply) -> Stream:
             if choice.get("finish_reason"):
                 end_ns = event.ns
     if not end_ns or usage is None:
-        raise ValueError(f"the stream has no {'usage' if end_ns else 'finish_reason'}; it ends with {reply.body[-200:]!r}")
+        raise ValueError(
+            f"the stream has no {'usage' if end_ns else 'finish_reason'}; it ends with {reply.body[-200:]!r}"
+        )
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    return Stream(reply.sent_ns, end_ns, tuple(text_ns), "".join(text), usage["prompt_tokens"], usage["completion_tokens"], cached)
+    return Stream(
+        reply.sent_ns, end_ns, tuple(text_ns), "".join(text), usage["prompt_tokens"], usage["completion_tokens"], cached
+    )
 
 
 def steady_rate(streams: Sequence[Stream]) -> float:
-    """Tokens per second of all streams while all of them run: from the last first token to the first end; nan when that is empty.
+    """Tokens per second of all streams while all of them run: from the last first token to the
+    first end; nan when that is empty.
 
-    An event may carry several tokens, or none yet (bytes of half a character), so each stream's tokens are spread over its events.
+    An event may carry several tokens, or none yet (bytes of half a character), so each stream's
+    tokens are spread over its events.
     """
     start, end = max(s.first_ns for s in streams), min(s.last_ns for s in streams)
     if end <= start:

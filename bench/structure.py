@@ -1,4 +1,5 @@
-"""How the source is laid out: files and lines per folder, floors of imports, circles, duplicates of what one file should hold.
+"""How the source is laid out: files and lines per folder, floors of imports, circles, duplicates of
+what one file should hold.
 
     python bench/structure.py [--root CHECKOUT] [--json FILE]
 
@@ -52,7 +53,9 @@ def circles(graph: Graph) -> list[list[str]]:
         return seen
 
     reach = {node: reached(node) for node in graph}
-    groups = {tuple(sorted(other for other in reach[node] if node in reach[other])) for node in graph if node in reach[node]}
+    groups = {
+        tuple(sorted(other for other in reach[node] if node in reach[other])) for node in graph if node in reach[node]
+    }
     return [list(group) for group in sorted(groups)]
 
 
@@ -81,7 +84,9 @@ def measure(root: Path, package: str) -> dict[str, object]:
     for name, used in modules.items():
         folders[folder_of[name]] |= {folder_of[other] for other in used} - {folder_of[name]}
     code = [len(source.splitlines()) for path, source in sources.items() if path.name != "__init__.py"]
-    per_folder = [sum(path.parent.as_posix() == folder and path.name != "__init__.py" for path in paths) for folder in folders]
+    per_folder = [
+        sum(path.parent.as_posix() == folder and path.name != "__init__.py" for path in paths) for folder in folders
+    ]
     return {
         "files": len(paths),
         "lines": sum(len(source.splitlines()) for source in sources.values()),

@@ -2,22 +2,28 @@
 
     python bench/throughput.py --model MODEL.gguf --peer LLAMA_SERVER [--rounds 3] [--json FILE]
 
-Each round starts both servers in turn (the order alternates), so that a machine whose load drifts treats both alike. Both run with flash
-attention, an f16 KV cache, one KV stream per slot and no prompt cache; prompts are random token ids, no two alike, the same for both
-within a round. Decoding is greedy and ignores the end of text. Every figure is the median over the rounds; the JSON has all rounds.
+Each round starts both servers in turn (the order alternates), so that a machine whose load drifts
+treats both alike. Both run with flash attention, an f16 KV cache, one KV stream per slot and no
+prompt cache; prompts are random token ids, no two alike, the same for both within a round. Decoding
+is greedy and ignores the end of text. Every figure is the median over the rounds; the JSON has all
+rounds.
 
 prefill         prompt tokens / time to the first token, one request of 1024 tokens at a time
 ttft_N          time to the first token of an N-token prompt on an idle server, the median
-itl_p50/p99.sK  time between two events of a stream that carry text, over K concurrent streams (an event may hold several tokens: see
-                events_per_token; a random-weight model also makes bytes of half characters, which both servers hold back)
+itl_p50/p99.sK  time between two events of a stream that carry text, over K concurrent streams (an
+                event may hold several tokens: see events_per_token; a random-weight model also
+                makes bytes of half characters, which both servers hold back)
 decode.sK       tokens/s of all streams together while all K generate: prefill is outside the window
 total.sK        tokens/s from the first request to the last end, prefill included
-cpu.sK          CPU milliseconds per generated token of every process of the server, prefill included
-greedy_agreement  share of a few prompts for which both give the same text; greedy_prefix is the mean share of text up to the first
+cpu.sK          CPU milliseconds per generated token of every process of the server, prefill
+                included
+greedy_agreement  share of a few prompts for which both give the same text; greedy_prefix is the
+                  mean share of text up to the first
                 difference. Near ties of a random-weight model may fall either way, so this is 1.0 only where logits agree well
 
-Ratios are ours/peer; below one is better for ttft, itl and cpu. Hold still: nothing else on the machine, the same build of llama.cpp
-(compile flags) on both sides, `--threads` not above the physical cores. The client shares the machine and costs the same for both.
+Ratios are ours/peer; below one is better for ttft, itl and cpu. Hold still: nothing else on the
+machine, the same build of llama.cpp (compile flags) on both sides, `--threads` not above the
+physical cores. The client shares the machine and costs the same for both.
 """
 
 from __future__ import annotations
@@ -41,7 +47,15 @@ from erllama.gguf.check import inspect_gguf
 MODEL_ID = "bench"
 PREFILL_TOKENS = 1024
 AGREE_PROMPTS, AGREE_PROMPT_TOKENS, AGREE_GEN = 4, 64, 48
-UNITS = {"prefill": "tok/s", "ttft": "ms", "itl": "ms", "decode": "tok/s", "total": "tok/s", "cpu": "ms/tok", "events_per_token": "1"}
+UNITS = {
+    "prefill": "tok/s",
+    "ttft": "ms",
+    "itl": "ms",
+    "decode": "tok/s",
+    "total": "tok/s",
+    "cpu": "ms/tok",
+    "events_per_token": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,9 @@ class Measured:
 async def complete(
     port: int, prompts: Sequence[list[int]], max_tokens: int, more: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Stream]:
-    """One stream per prompt, all sent at once; parsed when all have ended. `more` are further fields of the body."""
+    """One stream per prompt, all sent at once; parsed when all have ended. `more` are further
+    fields of the body.
+    """
     bodies = [
         {
             "model": MODEL_ID, "prompt": prompt, "max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True},
@@ -96,7 +112,9 @@ def measure(server: Server, plan: Plan, prompts: PromptMaker, slots: int) -> Mea
     say("  prefill and TTFT")
     seconds = [go([PREFILL_TOKENS], 1)[0].ttft_s for _ in range(plan.repeats)]
     out.values["prefill"] = PREFILL_TOKENS / median(seconds)
-    out.values[f"ttft_{plan.ttft_tokens}"] = 1e3 * median(go([plan.ttft_tokens], 1)[0].ttft_s for _ in range(plan.repeats))
+    out.values[f"ttft_{plan.ttft_tokens}"] = 1e3 * median(
+        go([plan.ttft_tokens], 1)[0].ttft_s for _ in range(plan.repeats)
+    )
 
     for n in plan.streams:
         say(f"  {n} streams")
@@ -143,7 +161,9 @@ def summarise(figures: Figures, rounds: dict[str, list[Measured]]) -> None:
             if name.startswith("decode") and len(values) > 1:
                 figures.add(f"{kind}.{name}.spread", spread(values), "1")
     if "peer" in rounds:
-        pairs = [p for a, b in zip(rounds["ours"], rounds["peer"], strict=True) for p in zip(a.texts, b.texts, strict=True)]
+        pairs = [
+            p for a, b in zip(rounds["ours"], rounds["peer"], strict=True) for p in zip(a.texts, b.texts, strict=True)
+        ]
         figures.add("greedy_agreement", sum(a == b for a, b in pairs) / len(pairs), "1")
         figures.add("greedy_prefix", sum(common_prefix(a, b) for a, b in pairs) / len(pairs), "1")
         for name in rounds["ours"][0].values:
@@ -164,9 +184,18 @@ def main() -> None:
     parser.add_argument("--ttft-tokens", type=int, default=800, help="prompt of the TTFT figure (default 800)")
     parser.add_argument("--gen", type=int, default=128, help="tokens per stream (default 128)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="requests per round for prefill, TTFT and one stream (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="requests per round for prefill, TTFT and one stream (default 3)"
+    )
     parser.add_argument("--port", type=int, default=8200)
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="another key of our model's config")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another key of our model's config",
+    )
     args = parser.parse_args()
 
     path = str(demo_model_path()) if args.model == "demo" else os.path.abspath(args.model)

@@ -1,23 +1,31 @@
-"""A conversation of twenty turns on one model in this process: what each turn reuses, how soon it answers, what the store writes.
+"""A conversation of twenty turns on one model in this process: what each turn reuses, how soon it
+answers, what the store writes.
 
-    python bench/turns.py --model MODEL.gguf [--peer LLAMA_SERVER] [--turns 20] [--user 300] [--reply 100] [--json FILE]
+    python bench/turns.py --model MODEL.gguf [--peer LLAMA_SERVER] [--turns 20] [--user 300]
+    [--reply 100] [--json FILE]
 
-A turn sends the whole transcript and `--user` new tokens and takes `--reply` tokens, greedy. The conversation runs twice, with different
-tokens: `live` keeps it in the context from turn to turn, `store` gives the context back before every turn (`Model.evict`), so that each
-turn is read from the disk tier, the only one. TTFT here is from the call of `Model.infer` to the first token: no HTTP.
+A turn sends the whole transcript and `--user` new tokens and takes `--reply` tokens, greedy. The
+conversation runs twice, with different tokens: `live` keeps it in the context from turn to turn,
+`store` gives the context back before every turn (`Model.evict`), so that each turn is read from the
+disk tier, the only one. TTFT here is from the call of `Model.infer` to the first token: no HTTP.
 
 HOLD.hit.tNN, HOLD.ttft.tNN   cached tokens / prompt tokens, and time to the first token, of turn NN
 HOLD.reuse                    cached tokens of all turns / tokens that earlier turns had computed
 HOLD.prefilled                prompt tokens that were computed, all turns together
-HOLD.kv, HOLD.written         KV bytes of the final transcript; bytes written to the tier. HOLD.ratio.written is their ratio, aim <= 1.1
+HOLD.kv, HOLD.written         KV bytes of the final transcript; bytes written to the tier.
+                              HOLD.ratio.written is their ratio, aim <= 1.1
 HOLD.stored.KIND              bytes and number of the objects that lie there at the end, by kind
-HOLD.branch.*                 a branch at turn `--branch-at`: other words of the user, `--branch-turns` turns on. HOLD.ratio.branch is what
-                              was written / KV bytes of the tokens in which it differs, aim <= 1.1
-peer.hit, .ttft               llama-server over HTTP with one slot that it keeps; TTFT is the time of the reply less that of its generation
-peer.saved                    bytes of its slot saved to a file after every turn, its way to keep a conversation over a restart
+HOLD.branch.*                 a branch at turn `--branch-at`: other words of the user,
+                              `--branch-turns` turns on. HOLD.ratio.branch is what was written / KV
+                              bytes of the tokens in which it differs, aim <= 1.1
+peer.hit, .ttft               llama-server over HTTP with one slot that it keeps; TTFT is the time
+                              of the reply less that of its generation
+peer.saved                    bytes of its slot saved to a file after every turn, its way to keep a
+                              conversation over a restart
 
-Fails when a turn reuses less than all but 2 tokens of what earlier turns computed, or from elsewhere than it should. `store` cannot reuse
-a first turn that is shorter than the policy's `min_tokens`.
+Fails when a turn reuses less than all but 2 tokens of what earlier turns computed, or from
+elsewhere than it should. `store` cannot reuse a first turn that is shorter than the policy's
+`min_tokens`.
 """
 
 from __future__ import annotations
@@ -46,13 +54,17 @@ from erllama.events import Done, Failed, Tokens
 from erllama.gguf.check import inspect_gguf
 
 FLUSH_S = 60.0
-SPARE_TOKENS = 2  # the last token of a reply was never decoded, and the last of a prompt may be computed again for its logits
+# the last token of a reply was never decoded, and the last of a prompt may be computed again for
+# its logits
+SPARE_TOKENS = 2
 HOLDS = {"live": "live", "store": "disk"}
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn: `computed` tokens of its prompt had been computed by earlier ones, `cached` of them were taken over, from `tier`."""
+    """One turn: `computed` tokens of its prompt had been computed by earlier ones, `cached` of them
+    were taken over, from `tier`.
+    """
 
     prompt_tokens: int
     computed: int
@@ -85,7 +97,7 @@ def problem_of(turn: Turn, number: int, tier: str) -> str | None:
     return None
 
 
-# --- ours --------------------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 def take_turn(model: Model, transcript: Sequence[int], computed: int, n_reply: int) -> Turn:
@@ -103,7 +115,9 @@ def take_turn(model: Model, transcript: Sequence[int], computed: int, n_reply: i
             case Failed(error):
                 raise error
     assert done is not None
-    return Turn(len(transcript), computed, done.cached_tokens, (first_ns - started) / 1e6, tuple(ids), done.cache_tier or "")
+    return Turn(
+        len(transcript), computed, done.cached_tokens, (first_ns - started) / 1e6, tuple(ids), done.cache_tier or ""
+    )
 
 
 def settle(model: Model, store: Store) -> int:
@@ -114,7 +128,9 @@ def settle(model: Model, store: Store) -> int:
     return store.stats().tiers[0].written_bytes
 
 
-def converse(model: Model, store: Store, transcript: list[int], words: PromptMaker, sizes: Sizes, n_turns: int, hold: str) -> list[Turn]:
+def converse(
+    model: Model, store: Store, transcript: list[int], words: PromptMaker, sizes: Sizes, n_turns: int, hold: str
+) -> list[Turn]:
     """`n_turns` more turns; `transcript` grows."""
     turns = []
     for number in range(n_turns):
@@ -125,7 +141,9 @@ def converse(model: Model, store: Store, transcript: list[int], words: PromptMak
         turns.append(take_turn(model, transcript, computed, sizes.reply))
         transcript += turns[-1].reply
         settle(model, store)
-        say(f"  {hold} turn {number + 1}: {turns[-1].cached}/{turns[-1].prompt_tokens} cached, {turns[-1].ttft_ms:.1f} ms")
+        say(
+            f"  {hold} turn {number + 1}: {turns[-1].cached}/{turns[-1].prompt_tokens} cached, {turns[-1].ttft_ms:.1f} ms"
+        )
     return turns
 
 
@@ -145,7 +163,9 @@ def kv_bytes_per_token(directory: Path) -> int:
         return sum(json.loads(file.schema.metadata[b"erllama.block"])["row_bytes"])
 
 
-def run_hold(settings: dict[str, Any], hold: str, words: PromptMaker, sizes: Sizes, args: Any, figures: Figures) -> list[str]:
+def run_hold(
+    settings: dict[str, Any], hold: str, words: PromptMaker, sizes: Sizes, args: Any, figures: Figures
+) -> list[str]:
     """The conversation and its branch; why it failed."""
     with tempfile.TemporaryDirectory(prefix="bench-turns-", dir=args.disk_dir) as name:
         store = Store(StoreConfig(tiers=(TierConfig(name),)))
@@ -163,12 +183,20 @@ def run_hold(settings: dict[str, Any], hold: str, words: PromptMaker, sizes: Siz
             branch = transcript[:branch_at]
             say(f"  branch at turn {args.branch_at}, token {branch_at}")
             more = converse(model, store, branch, words, sizes, args.branch_turns, hold)
-            add_bytes(figures, f"{hold}.branch.", "branch", (len(branch) - branch_at) * per_token, settle(model, store) - written)
+            add_bytes(
+                figures,
+                f"{hold}.branch.",
+                "branch",
+                (len(branch) - branch_at) * per_token,
+                settle(model, store) - written,
+            )
             figures.add(f"{hold}.branch.hit", more[0].hit_ratio, "1")
             figures.add(f"{hold}.branch.ttft", more[0].ttft_ms, "ms")
     figures.extra[hold] = [asdict(turn) | {"reply": len(turn.reply)} for turn in [*turns, *more]]
     problems = [problem_of(turn, number, HOLDS[hold]) for number, turn in enumerate(turns, start=1)]
-    problems += [problem_of(turn, number, turn.tier if number == 1 else HOLDS[hold]) for number, turn in enumerate(more, start=1)]
+    problems += [
+        problem_of(turn, number, turn.tier if number == 1 else HOLDS[hold]) for number, turn in enumerate(more, start=1)
+    ]
     return [f"{hold} {problem}" for problem in problems if problem]
 
 
@@ -187,17 +215,21 @@ def add_bytes(figures: Figures, prefix: str, ratio: str, kv_bytes: int, written:
     figures.add_ratio(f"{prefix.partition('.')[0]}.ratio.{ratio}", written, kv_bytes)
 
 
-# --- the peer ----------------------------------------------------------------------------------------------------------------------
+# --- the peer -------------------------------------------------------------------------------------
 
 
 def peer_turn(reply: Reply, computed: int) -> Turn:
-    """llama-server's own endpoint tells all token ids, which the transcript needs, only when it does not stream."""
+    """llama-server's own endpoint tells all token ids, which the transcript needs, only when it
+    does not stream.
+    """
     if reply.status != 200:
         raise ValueError(f"HTTP {reply.status}: {reply.body[:300]!r}")
     answer = json.loads(reply.body)
     timings = answer["timings"]
     ttft_ms = (reply.done_ns - reply.sent_ns) / 1e6 - timings["predicted_ms"]
-    return Turn(timings["prompt_n"] + timings["cache_n"], computed, timings["cache_n"], ttft_ms, tuple(answer["tokens"]), "live")
+    return Turn(
+        timings["prompt_n"] + timings["cache_n"], computed, timings["cache_n"], ttft_ms, tuple(answer["tokens"]), "live"
+    )
 
 
 def run_peer(args: Any, path: str, n_ctx: int, words: PromptMaker, sizes: Sizes, figures: Figures) -> list[Turn]:
@@ -219,7 +251,9 @@ def run_peer(args: Any, path: str, n_ctx: int, words: PromptMaker, sizes: Sizes,
                 turns.append(peer_turn(reply, computed))
                 transcript += turns[-1].reply
                 written += server.slot("save", f"{number}.bin")["n_written"]
-                say(f"  peer turn {number + 1}: {turns[-1].cached}/{turns[-1].prompt_tokens} cached, {turns[-1].ttft_ms:.1f} ms")
+                say(
+                    f"  peer turn {number + 1}: {turns[-1].cached}/{turns[-1].prompt_tokens} cached, {turns[-1].ttft_ms:.1f} ms"
+                )
     add_turns(figures, "peer", turns)
     figures.add("peer.saved", written / 1e6, "MB")
     return turns
@@ -246,8 +280,17 @@ def main() -> int:
     n_ctx = -(-(args.turns * (args.user + args.reply) + 8) // 256) * 256
     info = inspect_gguf(path)
     if args.peer and n_ctx > info.n_ctx_train:
-        parser.error(f"--peer: llama-server gives a slot no more than the {info.n_ctx_train} tokens that the model was trained with")
-    settings = {"path": path, "n_ctx": n_ctx, "n_parallel": 1, "n_threads": args.threads, "type_k": "f16", "type_v": "f16"}
+        parser.error(
+            f"--peer: llama-server gives a slot no more than the {info.n_ctx_train} tokens that the model was trained with"
+        )
+    settings = {
+        "path": path,
+        "n_ctx": n_ctx,
+        "n_parallel": 1,
+        "n_threads": args.threads,
+        "type_k": "f16",
+        "type_v": "f16",
+    }
     figures = Figures()
     figures.add("n_ctx", n_ctx, "tokens")
     failures: list[str] = []

@@ -1,34 +1,45 @@
-"""What a stored prefix is worth: time to the first token of prefix + 16 fresh tokens, by where the prefix is found. Over HTTP.
+"""What a stored prefix is worth: time to the first token of prefix + 16 fresh tokens, by where the
+prefix is found. Over HTTP.
 
-    python bench/warm.py --model MODEL.gguf --peer LLAMA_SERVER [--lengths 512,2048,8192] [--rounds 3] [--no-s3] [--drop-caches]
+    python bench/warm.py --model MODEL.gguf --peer LLAMA_SERVER [--lengths 512,2048,8192] [--rounds
+    3] [--no-s3] [--drop-caches]
 
-Prompts are token ids for both servers, one sequence (slot) each, one token generated. Every round and length has a prefix of its own.
+Prompts are token ids for both servers, one sequence (slot) each, one token generated. Every round
+and length has a prefix of its own.
 
 ours.ttft.cold_N        nobody has seen the prefix
 ours.ttft.live_N        the request before had it: it is in the context
-ours.ttft.ram_N         another prompt has taken its place in the context; it is read from the ram_file tier
-ours.ttft.evicted_N     the same after `evict`, which gives the context's memory back: a new context is made, too
-ours.ttft.other_N       asked of another replica process on this machine, which reads what the first one wrote
+ours.ttft.ram_N         another prompt has taken its place in the context; it is read from the
+                        ram_file tier
+ours.ttft.evicted_N     the same after `evict`, which gives the context's memory back: a new context
+                        is made, too
+ours.ttft.other_N       asked of another replica process on this machine, which reads what the first
+                        one wrote
 ours.ttft.disk_N        after shutdown and a new start, with the disk tier alone
 ours.ttft.disk_first_N  the very first request of that start
-ours.ttft.s3_N          after another start with an S3 tier alone (moto, on this machine and its cores)
+ours.ttft.s3_N          after another start with an S3 tier alone (moto, on this machine and its
+                        cores)
 peer.ttft.cold_N, hit_N llama-server: not seen; in the slot
-peer.ttft.saved_N       after slot save, a new start and slot restore, without the restore call; peer.restore_N is that call alone,
-                        peer.ttft.saved_incl_N the sum of both; saved_incl_first_N for the first of that start
+peer.ttft.saved_N       after slot save, a new start and slot restore, without the restore call;
+                        peer.restore_N is that call alone, peer.ttft.saved_incl_N the sum of both;
+                        saved_incl_first_N for the first of that start
 *.spread                (max - min) / median over the rounds
 *.cached_N              cached_tokens of the usage, the least of all rounds
-read.store_N, .plain_N  speed of `Store.read` on the disk tier in this process, checksums verified, and of `readinto` of the same files into
-                        one small buffer; read.restore also copies the rows into an image of the whole prefix, read.whole reads the
+read.store_N, .plain_N  speed of `Store.read` on the disk tier in this process, checksums verified,
+                        and of `readinto` of the same files into one small buffer; read.restore also
+                        copies the rows into an image of the whole prefix, read.whole reads the
                         files one behind the other into as much memory
 reported.disk, .s3      what the replica's store_stats say about reading a file of the tier
-lookup.disk, .disk+s3   milliseconds of `Store.lookup` for such a prompt, in this process: its suffix is looked for in every tier there is
+lookup.disk, .disk+s3   milliseconds of `Store.lookup` for such a prompt, in this process: its
+                        suffix is looked for in every tier there is
 upload.s3               speed at which a store on both tiers copies what is on disk to S3
 
-The run fails when any warm request was not served from where it should be: `cached_tokens` must cover the prefix, and the engine must have
-counted a hit in that tier. Speeds are not judged here; the aims are ratio.disk/hit <= 1.5, ratio.cold/disk >= 100 (both at 8192) and
-ratio.restore_8192 >= 0.5. The page cache stays warm over a restart, for both servers alike; `--drop-caches` empties it before every request
-that reads from disk (root only; weights that are mapped stay). Policies are as shipped, except that a restore is always done, however
-slow the tier, and that it may take a minute.
+The run fails when any warm request was not served from where it should be: `cached_tokens` must
+cover the prefix, and the engine must have counted a hit in that tier. Speeds are not judged here;
+the aims are ratio.disk/hit <= 1.5, ratio.cold/disk >= 100 (both at 8192) and ratio.restore_8192 >=
+0.5. The page cache stays warm over a restart, for both servers alike; `--drop-caches` empties it
+before every request that reads from disk (root only; weights that are mapped stay). Policies are as
+shipped, except that a restore is always done, however slow the tier, and that it may take a minute.
 """
 
 from __future__ import annotations
@@ -66,7 +77,9 @@ Key = tuple[int, int]  # length of a prefix, round
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One request: `case` is where its prefix should have been, `tier` where the engine says it was ("" for the peer)."""
+    """One request: `case` is where its prefix should have been, `tier` where the engine says it was
+    ("" for the peer).
+    """
 
     case: str
     n_tokens: int
@@ -90,15 +103,21 @@ def problem_of(shot: Shot) -> str | None:
 
 
 def tier_of_hit(before: Mapping[str, int], after: Mapping[str, int]) -> str:
-    """The tier of the hit that was counted between two snapshots of `CacheCounters.hits`; "" without any."""
+    """The tier of the hit that was counted between two snapshots of `CacheCounters.hits`; ""
+    without any.
+    """
     grown = [name for name, count in after.items() if count > before.get(name, 0)]
     return grown[0].partition(":")[2] if grown else ""
 
 
 class Prompts:
-    """The prefixes of a run, and prompts that begin with them; every suffix is fresh, also over the processes of a run (`session`)."""
+    """The prefixes of a run, and prompts that begin with them; every suffix is fresh, also over the
+    processes of a run (`session`).
+    """
 
-    def __init__(self, n_vocab: int, lengths: Sequence[int], rounds: int, session: int = 0, suffix: int = SUFFIX) -> None:
+    def __init__(
+        self, n_vocab: int, lengths: Sequence[int], rounds: int, session: int = 0, suffix: int = SUFFIX
+    ) -> None:
         prefix = PromptMaker(n_vocab, seed=0).make
         self.keys: list[Key] = [(n, turn) for turn in range(rounds) for n in lengths]
         self.longest: Key = (max(lengths), 0)
@@ -117,9 +136,13 @@ class Prompts:
 
 
 class Asker:
-    """Requests to one model of a running server. `remote` tells what the engine counted and is absent for the peer."""
+    """Requests to one model of a running server. `remote` tells what the engine counted and is
+    absent for the peer.
+    """
 
-    def __init__(self, port: int, model: str, prompts: Prompts, shots: list[Shot], remote: RemoteModel | None = None) -> None:
+    def __init__(
+        self, port: int, model: str, prompts: Prompts, shots: list[Shot], remote: RemoteModel | None = None
+    ) -> None:
         self._port, self._model, self._prompts, self._shots, self._remote = port, model, prompts, shots, remote
 
     def ask(self, case: str, key: Key, *, restore_ms: float = 0.0) -> None:
@@ -132,14 +155,18 @@ class Asker:
         self._settle()
 
     def displace(self) -> None:
-        """A short prompt takes the only sequence, so that nothing of interest is left in the context."""
+        """A short prompt takes the only sequence, so that nothing of interest is left in the
+        context.
+        """
         ask(self._port, self._model, self._prompts.unrelated())
         self._settle()
 
     def _settle(self) -> None:
-        """Wait until nothing is written to any tier any more: copying must not run beside what is measured next.
+        """Wait until nothing is written to any tier any more: copying must not run beside what is
+        measured next.
 
-        The peer gets the same pause: caches cool down, threads fall asleep, and the next request pays for it.
+        The peer gets the same pause: caches cool down, threads fall asleep, and the next request
+        pays for it.
         """
         if self._remote is None:
             time.sleep(QUIET_S)
@@ -160,7 +187,7 @@ class Asker:
         return {} if self._remote is None else self._remote.stats()[0].cache.hits
 
 
-# --- ours --------------------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +211,9 @@ class Setup:
 
     def make_peer(self, slot_dir: str) -> Peer:
         assert self.peer is not None
-        return Peer(self.peer, self.path, threads=self.threads, slots=1, n_ctx=self.n_ctx, port=self.port + 1, slot_dir=slot_dir)
+        return Peer(
+            self.peer, self.path, threads=self.threads, slots=1, n_ctx=self.n_ctx, port=self.port + 1, slot_dir=slot_dir
+        )
 
     def before_disk(self) -> None:
         if self.drop_caches:
@@ -199,7 +228,9 @@ def our_server(setup: Setup, ids: Sequence[str], tiers: Sequence[Mapping[str, An
 
 
 def fill(setup: Setup, tiers: Sequence[Mapping[str, Any]], prompts: Prompts) -> list[Shot]:
-    """Compute every prefix once, then find it in the context, in RAM, and in RAM from another process."""
+    """Compute every prefix once, then find it in the context, in RAM, and in RAM from another
+    process.
+    """
     shots: list[Shot] = []
     with our_server(setup, (MODEL_ID, OTHER_ID), tiers) as server:
         remote = RemoteModel.connect(MODEL_ID)
@@ -221,7 +252,9 @@ def fill(setup: Setup, tiers: Sequence[Mapping[str, Any]], prompts: Prompts) -> 
 
 
 def revive(setup: Setup, case: str, tier: Mapping[str, Any], prompts: Prompts) -> tuple[list[Shot], float]:
-    """A new start that has nothing but one tier, and what it believes about the tier's bytes per second."""
+    """A new start that has nothing but one tier, and what it believes about the tier's bytes per
+    second.
+    """
     shots: list[Shot] = []
     with our_server(setup, (MODEL_ID,), [tier]) as server:
         remote = RemoteModel.connect(MODEL_ID)
@@ -243,7 +276,7 @@ def revive_alone(setup: Setup, case: str, tier: Mapping[str, Any], prompts: Prom
     return shots
 
 
-# --- the peer ----------------------------------------------------------------------------------------------------------------------
+# --- the peer -------------------------------------------------------------------------------------
 
 
 def slot_file(key: Key) -> str:
@@ -277,7 +310,7 @@ def revive_peer(setup: Setup, slot_dir: str, prompts: Prompts, shots: list[Shot]
             restore_and_ask("peer.saved", key)
 
 
-# --- the report --------------------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def summarise(figures: Figures, shots: Sequence[Shot], lengths: Sequence[int]) -> None:
@@ -301,7 +334,9 @@ def _add_case(figures: Figures, case: str, n: int, group: Sequence[Shot]) -> Non
     if where.startswith("saved"):
         figures.add(f"{who}.{where.replace('saved', 'restore')}_{n}", median(shot.restore_ms for shot in group), "ms")
         figures.add(
-            f"{who}.ttft.{where.replace('saved', 'saved_incl')}_{n}", median(shot.ttft_ms + shot.restore_ms for shot in group), "ms"
+            f"{who}.ttft.{where.replace('saved', 'saved_incl')}_{n}",
+            median(shot.ttft_ms + shot.restore_ms for shot in group),
+            "ms",
         )
     figures.add(f"{who}.cached.{where}_{n}", min(shot.cached for shot in group), "tokens")
 
@@ -317,7 +352,9 @@ def _add_ratios(figures: Figures, n: int) -> None:
     for case in ("live", "ram", "other", "disk"):
         figures.add_ratio(f"ratio.{case}/peer.hit_{n}", ttft(f"ours.{case}"), ttft("peer.hit"))
     figures.add_ratio(f"ratio.disk/peer.saved_incl_{n}", ttft("ours.disk"), ttft("peer.saved_incl"))
-    figures.add_ratio(f"ratio.disk_first/peer.saved_incl_first_{n}", ttft("ours.disk_first"), ttft("peer.saved_incl_first"))
+    figures.add_ratio(
+        f"ratio.disk_first/peer.saved_incl_first_{n}", ttft("ours.disk_first"), ttft("peer.saved_incl_first")
+    )
 
 
 def run(setup: Setup, prompts: Callable[[int], Prompts], args: Any, figures: Figures) -> list[Shot]:
@@ -347,13 +384,19 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--model", required=True, help="a GGUF file, or demo")
     parser.add_argument("--peer", help="the llama-server binary; without it only ours is measured")
-    parser.add_argument("--lengths", type=int_list, default=[512, 2048, 8192], help="tokens of the prefixes, 512 or more")
+    parser.add_argument(
+        "--lengths", type=int_list, default=[512, 2048, 8192], help="tokens of the prefixes, 512 or more"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="prefixes of each length (default 3)")
-    parser.add_argument("--reads", type=int, default=9, help="reads of each prefix in this process, each way (default 9)")
+    parser.add_argument(
+        "--reads", type=int, default=9, help="reads of each prefix in this process, each way (default 9)"
+    )
     parser.add_argument("--suffix", type=int, default=SUFFIX, help=f"fresh tokens after the prefix (default {SUFFIX})")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-s3", action="store_true", help="leave the S3 tier out")
-    parser.add_argument("--drop-caches", action="store_true", help="empty the page cache before every read from disk; needs root")
+    parser.add_argument(
+        "--drop-caches", action="store_true", help="empty the page cache before every read from disk; needs root"
+    )
     add_place_options(parser, ram=True)
     parser.add_argument("--port", type=int, default=8230)
     args = parser.parse_args()
@@ -367,10 +410,14 @@ def main() -> int:
     setup = Setup(path, n_ctx, args.threads, args.port, args.peer, args.drop_caches)
     info = inspect_gguf(path)
     if args.peer and n_ctx > info.n_ctx_train:
-        parser.error(f"--peer: llama-server gives a slot no more than the {info.n_ctx_train} tokens that the model was trained with")
+        parser.error(
+            f"--peer: llama-server gives a slot no more than the {info.n_ctx_train} tokens that the model was trained with"
+        )
     figures = Figures()
     figures.add("page_cache_dropped", int(args.drop_caches), "1")
-    shots = run(setup, lambda session: Prompts(info.n_vocab, args.lengths, args.rounds, session, args.suffix), args, figures)
+    shots = run(
+        setup, lambda session: Prompts(info.n_vocab, args.lengths, args.rounds, session, args.suffix), args, figures
+    )
     summarise(figures, shots, args.lengths)
     failures = [problem for shot in shots if (problem := problem_of(shot)) is not None]
     return figures.conclude(args.json, failures)

@@ -1,11 +1,14 @@
-"""Token-exact KV blocks on any fsspec file system. Imports neither ray nor llama_cpp nor the engine.
+"""Token-exact KV blocks on any fsspec file system. Imports neither ray nor llama_cpp nor the
+engine.
 
-What it is. Whoever computes KV state hands it over with the token ids that it stands for; whoever has a prompt asks for its longest stored
-prefix and gets back exactly the rows that were handed over, verified, or fewer. Objects are immutable and named by content, so replicas,
-nodes and restarts share them without a service between them: a directory or a bucket is all there is.
+What it is. Whoever computes KV state hands it over with the token ids that it stands for; whoever
+has a prompt asks for its longest stored prefix and gets back exactly the rows that were handed
+over, verified, or fewer. Objects are immutable and named by content, so replicas, nodes and
+restarts share them without a service between them: a directory or a bucket is all there is.
 
-What it is not. Not a database: nothing is promised to be there later, budgets evict. Not a lock service: two may compute and write the same
-block. Not protection against those who may write into a tier: digests find accidents. It knows no models and no llama.cpp: rows are bytes.
+What it is not. Not a database: nothing is promised to be there later, budgets evict. Not a lock
+service: two may compute and write the same block. Not protection against those who may write into a
+tier: digests find accidents. It knows no models and no llama.cpp: rows are bytes.
 
     store.py     the facade, with the map of the parts behind it
     format/      what is stored and how it is named; format/file.py is the format, byte by byte
@@ -15,13 +18,14 @@ block. Not protection against those who may write into a tier: digests find acci
     sharing/     what processes tell each other, and a shared tier kept to its budget
 
 Processes that share tiers need not know of each other: each lists, probes and evicts for itself.
-Where a scheduler carries what `Store.take_delta` gives on one of them to `Store.apply_deltas` on the
-others, they know at once what a listing would tell minutes later, and agree on what is worth keeping.
-Where it calls `Store.collect_garbage` on one of them and `Store.leave_garbage` on the others, one
-process evicts from a shared tier instead of all; when the scheduler stops, each is back to itself.
+Where a scheduler carries what `Store.take_delta` gives on one of them to `Store.apply_deltas` on
+the others, they know at once what a listing would tell minutes later, and agree on what is worth
+keeping. Where it calls `Store.collect_garbage` on one of them and `Store.leave_garbage` on the
+others, one process evicts from a shared tier instead of all; when the scheduler stops, each is back
+to itself.
 
-    config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"), TierConfig("s3://bucket/kv")))
-    with Store(config) as store:
+    config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"),
+    TierConfig("s3://bucket/kv"))) with Store(config) as store:
         chain = TokenChain(store.root("digest of everything that decides KV bytes"), tokens)
         store.save([Block(piece.id, ...) for piece in store.missing(chain)])
         plan = store.lookup(chain, deadline_s=1.0)

@@ -1,4 +1,6 @@
-"""How a store and its tiers are set up. Bad values raise `ValueError` naming the field and its limits."""
+"""How a store and its tiers are set up. Bad values raise `ValueError` naming the field and its
+limits.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
 
 
 _UNITS = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power for power, letter in enumerate("kmgt", start=1) for suffix, base in (("b", 1000), ("ib", 1024))
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
 }
 
 
@@ -23,14 +27,18 @@ _LOCAL_SCHEMES = ("", "file", "local")
 
 
 def parse_bytes(size: int | str) -> int:
-    """The number of bytes that "2GiB", "500 MB", "1.5TB" or a number stands for. ValueError for anything else, and for less than one."""
+    """The number of bytes that "2GiB", "500 MB", "1.5TB" or a number stands for. ValueError for
+    anything else, and for less than one.
+    """
     match = _SIZE.match(size.strip()) if isinstance(size, str) else None
     if match is not None and match[2].lower() in _UNITS:
         n_bytes = int(Decimal(match[1]) * _UNITS[match[2].lower()])
     elif isinstance(size, int) and not isinstance(size, bool):
         n_bytes = size
     else:
-        raise ValueError(f'{size!r} is not a size: write a number of bytes, or a number with a unit, as in "500MB" or "2GiB"')
+        raise ValueError(
+            f'{size!r} is not a size: write a number of bytes, or a number with a unit, as in "500MB" or "2GiB"'
+        )
     if n_bytes < 1:
         raise ValueError(f"{size!r} is not a size: it must be at least one byte")
     return n_bytes
@@ -57,7 +65,9 @@ class TierConfig:
         self._check_url()
         if self.compression not in (None, "zstd", "lz4"):
             raise ValueError(f'compression: {self.compression!r} is none of "zstd", "lz4", null')
-        if not isinstance(self.storage_options, Mapping) or not all(isinstance(key, str) for key in self.storage_options):
+        if not isinstance(self.storage_options, Mapping) or not all(
+            isinstance(key, str) for key in self.storage_options
+        ):
             raise ValueError("storage_options: must be a mapping of names to values")
         if self.is_local and self.storage_options:
             raise ValueError(f"storage_options: the local directory {self.url!r} takes none")
@@ -68,11 +78,15 @@ class TierConfig:
 
     def _check_url(self) -> None:
         if "::" in self.url:
-            raise ValueError(f"url: chained URLs are not supported (they cache, and a tier must see what others write): {self.url!r}")
+            raise ValueError(
+                f"url: chained URLs are not supported (they cache, and a tier must see what others write): {self.url!r}"
+            )
         if self.scheme and urlsplit(self.url).password is not None:
             raise ValueError(f"url: the {self.scheme} URL holds a password; put credentials into storage_options")
         if self.scheme and self.is_local and not self.path.startswith(("/", "~")):
-            raise ValueError(f"url: {self.url!r} is not absolute; a local URL has three slashes, as in file:///dev/shm/cache")
+            raise ValueError(
+                f"url: {self.url!r} is not absolute; a local URL has three slashes, as in file:///dev/shm/cache"
+            )
 
     @property
     def scheme(self) -> str:
@@ -96,20 +110,27 @@ class TierConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """`tiers` fastest first: writes go to the first and are copied down to the others one after another."""
+    """`tiers` fastest first: writes go to the first and are copied down to the others one after
+    another.
+    """
 
     tiers: tuple[TierConfig, ...]
     salt: str = ""  # isolates tenants: the same prompt under another salt is another key
     queue_bytes: int = 256 << 20  # what may wait for the writer: 20 blocks of an 8B model, half a second of disk writes
     min_probe_tokens: int = BLOCK_TOKENS  # nobody saves a prompt shorter than this, so looking for one is wasted I/O
     copy_queue: int = 8192  # objects (names only) that may wait to be copied down: more than an hour of saves
-    promote_bytes: int = 64 << 20  # what may wait to be copied up into the fastest tier: read buffers that readers cannot use meanwhile
+    # what may wait to be copied up into the fastest tier: read buffers that readers cannot use
+    # meanwhile
+    promote_bytes: int = 64 << 20
     write_attempts: int = 3  # a failed write is tried this often
     retry_s: float = 0.2  # before the second attempt; doubles with each further one
-    op_timeout_s: float = 5.0  # for single calls that nobody gave a deadline for (evict_bytes); claims: a second at most
+    # for single calls that nobody gave a deadline for (evict_bytes); claims: a second at most
+    op_timeout_s: float = 5.0
     rescan_s: float = 300.0  # how long the index may be wrong about what other processes wrote or removed
-    rescan_share: float = 0.02  # of a tier's budget: once we wrote that much, others probably did too, and only a listing tells
-    snapshot_s: float = 900.0  # what a crash may cost the next start: a listing finds everything but the tokens and the hits
+    # of a tier's budget: once we wrote that much, others probably did too, and only a listing tells
+    rescan_share: float = 0.02
+    # what a crash may cost the next start: a listing finds everything but the tokens and the hits
+    snapshot_s: float = 900.0
 
     def __post_init__(self) -> None:
         if not self.tiers:

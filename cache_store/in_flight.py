@@ -1,4 +1,6 @@
-"""What has been accepted and is not yet where it will survive this process: what `flush` waits for. Any thread."""
+"""What has been accepted and is not yet where it will survive this process: what `flush` waits for.
+Any thread.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class InFlight:
                 self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until all that is open now has been settled; False when `timeout_s` was not enough."""
+        """Wait until all that is open now has been settled; False when `timeout_s` was not
+        enough.
+        """
         with self._changed:
             waited_for = set(self._open)
             return self._changed.wait_for(lambda: waited_for.isdisjoint(self._open), timeout_s)

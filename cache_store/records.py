@@ -25,8 +25,9 @@ class Piece:
 class Plan:
     """What could be restored. A promise of nothing: objects may be gone when they are read.
 
-    `end` is the END object at n_tokens: the checkpoint of a model that needs one (`need_end`), else stored logits for the whole prompt.
-    `other_ends` are shorter choices for `need_end`, longest first. `chain` is the whole prompt, of which the first n_tokens are stored.
+    `end` is the END object at n_tokens: the checkpoint of a model that needs one (`need_end`), else
+    stored logits for the whole prompt. `other_ends` are shorter choices for `need_end`, longest
+    first. `chain` is the whole prompt, of which the first n_tokens are stored.
     """
 
     chain: TokenChain
@@ -42,9 +43,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetched:
-    """What `read` brought. `n_tokens` may be used; with `need_end` the rows that `consume` saw may reach further.
+    """What `read` brought. `n_tokens` may be used; with `need_end` the rows that `consume` saw may
+    reach further.
 
-    `logits` and `checkpoint` (copies) belong to exactly n_tokens; None if there are none. `tier` is the slowest one used ("" for none).
+    `logits` and `checkpoint` (copies) belong to exactly n_tokens; None if there are none. `tier` is
+    the slowest one used ("" for none).
     """
 
     n_tokens: int
@@ -70,11 +73,13 @@ class CachedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class GarbageReport:
-    """What a garbage collection did. Bytes are those of objects, as the index counts them after it was brought up to date.
+    """What a garbage collection did. Bytes are those of objects, as the index counts them after it
+    was brought up to date.
 
-    `is_done`: the tier holds at most `target_bytes` (None: it has no budget) and was listed. Else `failure` tells why not; "" when what is
-    left may not go. `evicted_bytes` counts what this collection deleted, not what was gone already. `swept`: files of dead writers, and
-    objects of an older format.
+    `is_done`: the tier holds at most `target_bytes` (None: it has no budget) and was listed. Else
+    `failure` tells why not; "" when what is left may not go. `evicted_bytes` counts what this
+    collection deleted, not what was gone already. `swept`: files of dead writers, and objects of an
+    older format.
     """
 
     tier: str
@@ -105,7 +110,9 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """`saved` by reason of the save; `dropped` and `evicted` by cause; `corrupt` by `Damage`. Counts since start."""
+    """`saved` by reason of the save; `dropped` and `evicted` by cause; `corrupt` by `Damage`.
+    Counts since start.
+    """
 
     tiers: tuple[TierStats, ...]
     queue_bytes: int

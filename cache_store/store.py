@@ -10,12 +10,14 @@
     collect_garbage      keeping a shared tier to its budget for everybody
                          (a scheduler, on one process at a time)
 
-Nothing here raises for what a file system does: reads come back shorter, saves are dropped, both are counted in `stats`.
-`deadline_s` is a duration from the call on.
+Nothing here raises for what a file system does: reads come back shorter, saves are dropped, both
+are counted in `stats`. `deadline_s` is a duration from the call on.
 
     Store -- PrefixSearch, Reader               foreground; through each tier's deadline pool
-          -- Writer, TierCopiers, Maintenance   background; one thread each, which may hang with its tier
-          -- TierStack                          the tiers and their index: the only code that changes both
+          -- Writer, TierCopiers, Maintenance   background; one thread each, which may hang with its
+                                                tier
+          -- TierStack                          the tiers and their index: the only code that
+                                                changes both
           -- Gossip, GarbageCollection          on behalf of all processes that share the tiers
 """
 
@@ -60,7 +62,9 @@ _CLAIM_S = 1.0  # for a call about claims: requests wait for it, and a hint may 
 
 
 class Store:
-    """`open` opens a tier, `clock` is monotonic in ns, `unix_s` the wall clock; tests bring their own."""
+    """`open` opens a tier, `clock` is monotonic in ns, `unix_s` the wall clock; tests bring their
+    own.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class Store:
         clock: Callable[[], int] = time.monotonic_ns,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
-        """Raises `TierError` for a tier that can never work. Usable at once: what the index does not know yet is found by probing."""
+        """Raises `TierError` for a tier that can never work. Usable at once: what the index does
+        not know yet is found by probing.
+        """
         self._config = config
         tiers = open_tiers(config, open)
         owner = secrets.token_hex(8)
@@ -82,7 +88,8 @@ class Store:
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._pin_lock = threading.Lock()
-        self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}  # what each pin pinned: later saves may cut the chain otherwise
+        # what each pin pinned: later saves may cut the chain otherwise
+        self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}
         self._claims = Claims(next((tier for tier in tiers if tier.local), None), owner, unix_s)
         self._garbage_pools = [garbage_pool(tier) for tier in tiers]
         self._copiers = [self._copier(tier) for tier in tiers] if len(tiers) > 1 else []
@@ -94,7 +101,9 @@ class Store:
             attempts=config.write_attempts,
             retry_s=config.retry_s,
         )
-        self._prefix_search = PrefixSearch(self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens)
+        self._prefix_search = PrefixSearch(
+            self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
+        )
         self._reader = Reader(self._stack, self._writer, self._copiers[0] if self._copiers else None)
         self._maintenance = Maintenance(
             self._stack,
@@ -116,7 +125,9 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close(self._config.op_timeout_s)
 
     @property
@@ -131,50 +142,64 @@ class Store:
     def root(self, namespace: str) -> ChainKey:
         return root_key(namespace, self._config.salt)
 
-    # --- reading -----------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
-    def lookup(self, chain: TokenChain, *, need_end: bool = False, deadline_s: float, share_wait_s: float = 0.0) -> Plan:
+    def lookup(
+        self, chain: TokenChain, *, need_end: bool = False, deadline_s: float, share_wait_s: float = 0.0
+    ) -> Plan:
         """The longest prefix of a prompt that can be restored.
 
-        `need_end`: of a model whose state cannot be cut, so only lengths with an END object count. What this store accepted and has not
-        written yet is included, and read from memory. `share_wait_s` is how long to wait, beyond `deadline_s`, for blocks that another
-        process of this machine claims to be computing.
+        `need_end`: of a model whose state cannot be cut, so only lengths with an END object count.
+        What this store accepted and has not written yet is included, and read from memory.
+        `share_wait_s` is how long to wait, beyond `deadline_s`, for blocks that another process of
+        this machine claims to be computing.
         """
         deadline_ns = _deadline(deadline_s)
         return self._prefix_search.lookup(chain, need_end=need_end, share_wait_s=share_wait_s, deadline_ns=deadline_ns)
 
     def read(self, plan: Plan, consume: Consume, deadline_s: float) -> Fetched:
-        """Read what `plan` names and call `consume(block, n_use)` in order of position; arrays are valid during that call only.
+        """Read what `plan` names and call `consume(block, n_use)` in order of position; arrays are
+        valid during that call only.
 
-        Stops where an object cannot be had in time. What `consume` raises passes; nothing else does.
+        Stops where an object cannot be had in time. What `consume` raises passes; nothing else
+        does.
         """
         return self._reader.read(plan, consume, _deadline(deadline_s))
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
-        """A copy of one object, END and REPLAY too, from whichever tier has it, whether the index knows it or not."""
+        """A copy of one object, END and REPLAY too, from whichever tier has it, whether the index
+        knows it or not.
+        """
         return self._reader.get(id, _deadline(deadline_s))
 
     def has(self, id: BlockId) -> bool:
         """Whether the object is stored or on its way, as far as the index knows. No I/O."""
         return self._stack.index.has(id)
 
-    # --- writing -----------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def missing(self, chain: TokenChain, upto: int | None = None) -> list[Piece]:
-        """The ROWS objects that a save of the first `upto` tokens (None: all) would write: beyond what is stored, cut at block boundaries.
+        """The ROWS objects that a save of the first `upto` tokens (None: all) would write: beyond
+        what is stored, cut at block boundaries.
 
         No I/O.
         """
         chain = chain if upto is None else chain.prefix(upto)
         start = self._stack.index.longest_prefix(chain).n_whole
         cuts = [start, *range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, len(chain), BLOCK_TOKENS), len(chain)]
-        return [Piece(start, stop - start, BlockId.of_rows(chain, start, stop)) for start, stop in pairwise(cuts) if start < stop]
+        return [
+            Piece(start, stop - start, BlockId.of_rows(chain, start, stop))
+            for start, stop in pairwise(cuts)
+            if start < stop
+        ]
 
     def save(self, blocks: Sequence[Block], *, wait_s: float = 0.0) -> int:
-        """Copy `blocks` and write them in the background; how many were accepted, from the first on (what is stored already counts).
+        """Copy `blocks` and write them in the background; how many were accepted, from the first on
+        (what is stored already counts).
 
-        The caller's arrays are free again on return. One that finds no room in the queue within `wait_s` (in total) is dropped and counted,
-        and so are those after it: a chain is of no use beyond a gap.
+        The caller's arrays are free again on return. One that finds no room in the queue within
+        `wait_s` (in total) is dropped and counted, and so are those after it: a chain is of no use
+        beyond a gap.
         """
         give_up_ns = _deadline(wait_s)
         for n_accepted, block in enumerate(blocks):
@@ -185,13 +210,16 @@ class Store:
         return len(blocks)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything accepted so far is in a tier that survives this process and machine, or was dropped; False on timeout."""
+        """Wait until everything accepted so far is in a tier that survives this process and
+        machine, or was dropped; False on timeout.
+        """
         return self._in_flight.wait(timeout_s)
 
-    # --- keeping -----------------------------------------------------------------------------------------------------------
+    # --- keeping ----------------------------------------------------------------------------------
 
     def pin(self, chain: TokenChain, upto: int) -> None:
-        """Never evict the rows of the first `upto` tokens: the objects that hold them now, and those that a save would make of the rest.
+        """Never evict the rows of the first `upto` tokens: the objects that hold them now, and
+        those that a save would make of the rest.
 
         Counted: every pin wants one `unpin` of the same tokens.
         """
@@ -216,19 +244,25 @@ class Store:
         self._stack.index.unpin(ids)
 
     def evict_bytes(self, label: str, n_bytes: int, *, only_if_lower: bool = False) -> int:
-        """Delete at least `n_bytes` from the tier `label`, least worth first, or what may go; the bytes that went within `op_timeout_s`.
+        """Delete at least `n_bytes` from the tier `label`, least worth first, or what may go; the
+        bytes that went within `op_timeout_s`.
 
-        `only_if_lower`: only what a lower tier has, too. Raises `ValueError` for a tier that there is not.
+        `only_if_lower`: only what a lower tier has, too. Raises `ValueError` for a tier that there
+        is not.
         """
         tier = self._tier(label)
         before = self._stack.index.bytes_in(tier.index)
         try:
-            return tier.run(lambda: self._stack.evict(tier, n_bytes, "asked", only_if_lower=only_if_lower), self._op_deadline())
+            return tier.run(
+                lambda: self._stack.evict(tier, n_bytes, "asked", only_if_lower=only_if_lower), self._op_deadline()
+            )
         except StoreError:
             return max(0, before - self._stack.index.bytes_in(tier.index))
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float) -> bool:
-        """Tell other processes of this machine that the blocks `keys` are being computed here. False when another says so of the first."""
+        """Tell other processes of this machine that the blocks `keys` are being computed here.
+        False when another says so of the first.
+        """
         return self._claims.claim(keys, expires_s, self._claim_deadline())
 
     def claimed(self, key: ChainKey) -> float:
@@ -244,42 +278,55 @@ class Store:
         return leaf_prefixes(self._stack, root, limit)
 
     def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[NDArray[np.uint32]]:
-        """The token ids of the `limit` prefixes of a root that are worth most, best first: the longest, none the beginning of another.
+        """The token ids of the `limit` prefixes of a root that are worth most, best first: the
+        longest, none the beginning of another.
 
-        Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
+        Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose
+        ids cannot be had in time is left out.
         """
         deadline_ns = _deadline(self._config.op_timeout_s if deadline_s is None else deadline_s)
-        return Hottest(self._stack, root, lambda id: seconds_left(deadline_ns) > 0 and self._prefix_search.learn(id, deadline_ns)).take(
-            limit
-        )
+        return Hottest(
+            self._stack, root, lambda id: seconds_left(deadline_ns) > 0 and self._prefix_search.learn(id, deadline_ns)
+        ).take(limit)
 
-    # --- with others ---------------------------------------------------------------------------------------------------------
+    # --- with others ------------------------------------------------------------------------------
 
     def take_delta(self) -> IndexDelta:
-        """What this store wrote, removed and used since the last call, or since its start; the newest few thousand objects. No I/O."""
+        """What this store wrote, removed and used since the last call, or since its start; the
+        newest few thousand objects. No I/O.
+        """
         return self._gossip.take()
 
     def apply_deltas(self, deltas: Iterable[IndexDelta]) -> int:
-        """Take over what other stores told; how many objects came or went. No I/O; what is not true costs a miss.
+        """Take over what other stores told; how many objects came or went. No I/O; what is not true
+        costs a miss.
 
-        Only what a delta says of tiers that we have, too, counts. A store ignores its own delta, so everybody may get all of them.
+        Only what a delta says of tiers that we have, too, counts. A store ignores its own delta, so
+        everybody may get all of them.
         """
         return self._gossip.apply(deltas)
 
-    def collect_garbage(self, label: str, *, target_share: float = 0.9, listing_age_s: float = 0.0, deadline_s: float) -> GarbageReport:
-        """Bring a tier that several processes share down to `target_share` of its budget, least worth first, chains from their tails.
+    def collect_garbage(
+        self, label: str, *, target_share: float = 0.9, listing_age_s: float = 0.0, deadline_s: float
+    ) -> GarbageReport:
+        """Bring a tier that several processes share down to `target_share` of its budget, least
+        worth first, chains from their tails.
 
-        For one process at a time. The tier is listed before, unless it was within `listing_age_s`. Raises `ValueError` for a tier that does
-        not exist and for a share out of (0, 1], nothing for what a file system does.
+        For one process at a time. The tier is listed before, unless it was within `listing_age_s`.
+        Raises `ValueError` for a tier that does not exist and for a share out of (0, 1], nothing
+        for what a file system does.
         """
         tier = self._tier(label)
         if not 0 < target_share <= 1:
             raise ValueError(f"target_share={target_share}: must be in (0, 1]")
         pool = self._garbage_pools[tier.index]
-        return GarbageCollection(self._stack, self._maintenance, tier, pool, target_share, listing_age_s, _deadline(deadline_s)).run()
+        return GarbageCollection(
+            self._stack, self._maintenance, tier, pool, target_share, listing_age_s, _deadline(deadline_s)
+        ).run()
 
     def leave_garbage(self, label: str, for_s: float) -> None:
-        """Another process collects the garbage of a tier: for `for_s`, evict here only 5 % above its budget, and only what a write needs.
+        """Another process collects the garbage of a tier: for `for_s`, evict here only 5 % above
+        its budget, and only what a write needs.
 
         To be repeated while it is true; 0 takes it back. `ValueError` for a tier that there is not.
         """
@@ -315,7 +362,9 @@ class Store:
         self._maintenance.rescan()
 
     def close(self, timeout_s: float) -> None:
-        """Flush, copy down what can be within `timeout_s`, write the index down, stop. A tier that hangs is left behind. Idempotent."""
+        """Flush, copy down what can be within `timeout_s`, write the index down, stop. A tier that
+        hangs is left behind. Idempotent.
+        """
         with self._close_lock:
             if self._closing.is_set():
                 return
@@ -336,7 +385,7 @@ class Store:
         for tier in self._stack.tiers:
             tier.close()
 
-    # --- wiring ------------------------------------------------------------------------------------------------------------
+    # --- wiring -----------------------------------------------------------------------------------
 
     def _copier(self, tier: GuardedTier) -> TierCopier:
         config = self._config
@@ -352,14 +401,20 @@ class Store:
         )
 
     def _copy_down(self, id: BlockId, tier: GuardedTier) -> None:
-        """`id` has arrived on `tier`: the next one below gets it; awaited until it lies on a persistent one."""
+        """`id` has arrived on `tier`: the next one below gets it; awaited until it lies on a
+        persistent one.
+        """
         if tier.index + 1 < len(self._copiers):
             below = self._stack.tiers[tier.index + 1 :]
-            safe = any(upper.persistent for upper in self._stack.tiers[: tier.index + 1]) or not any(s.persistent for s in below)
+            safe = any(upper.persistent for upper in self._stack.tiers[: tier.index + 1]) or not any(
+                s.persistent for s in below
+            )
             self._copiers[tier.index + 1].submit(Copy(id, awaited=not safe))
 
     def _copy_down_late(self, id: BlockId, tier: GuardedTier) -> None:
-        """`id` was found on `tier` alone: a copy is pending if it would be lost with the machine, else best effort."""
+        """`id` was found on `tier` alone: a copy is pending if it would be lost with the machine,
+        else best effort.
+        """
         if tier.index + 1 < len(self._copiers):
             self._copiers[tier.index + 1].submit(Copy(id, best_effort=tier.persistent))
 

@@ -1,4 +1,5 @@
-"""What the tests of a store need, ours and yours: a contract battery for tiers, a tier that fails on command, a clock that stands still.
+"""What the tests of a store need, ours and yours: a contract battery for tiers, a tier that fails
+on command, a clock that stands still.
 
 The battery is used by inheriting from it (pytest collects the subclass):
 
@@ -8,7 +9,8 @@ The battery is used by inheriting from it (pytest collects the subclass):
         @pytest.fixture
         def twin(self, tier, tmp_path): ... # another one on the same place, as a second process would open it
 
-Call `pytest.register_assert_rewrite("cache_store.testing")` in a conftest to see the values of a failed assertion.
+Call `pytest.register_assert_rewrite("cache_store.testing")` in a conftest to see the values of a
+failed assertion.
 """
 
 from __future__ import annotations
@@ -61,10 +63,11 @@ class _Rule:
 
 
 class FaultyTier:
-    """A tier whose calls fail as told, by operation ("read", "publish", ..., "*" for all) and by count; deterministic in one thread.
+    """A tier whose calls fail as told, by operation ("read", "publish", ..., "*" for all) and by
+    count; deterministic in one thread.
 
-    Rules are asked in the order in which they were given; the first that matches decides. `calls` counts the calls of every operation,
-    failed ones too. Thread-safe.
+    Rules are asked in the order in which they were given; the first that matches decides. `calls`
+    counts the calls of every operation, failed ones too. Thread-safe.
     """
 
     def __init__(self, tier: Tier) -> None:
@@ -92,7 +95,9 @@ class FaultyTier:
         return self._tier.max_bytes
 
     def inject(self, operation: str, fault: Fault, *, skip: int = 0, times: int | None = 1, n_bytes: int = 0) -> None:
-        """After `skip` more calls of `operation`, the next `times` of them (None: all) meet `fault`. `n_bytes`: where TEAR cuts."""
+        """After `skip` more calls of `operation`, the next `times` of them (None: all) meet
+        `fault`. `n_bytes`: where TEAR cuts.
+        """
         with self._lock:
             self._rules.append(_Rule(operation, fault, skip, times, n_bytes))
 
@@ -200,9 +205,9 @@ def sealed(content: bytes) -> memoryview:
 def is_whole(data: memoryview) -> bool:
     """`data` is something that `sealed` made, complete and undamaged."""
     content = data[_DIGEST_BYTES + 8 :]
-    return bytes(data[:_DIGEST_BYTES]) == xxhash.xxh3_64_digest(content) and int.from_bytes(data[_DIGEST_BYTES:][:8], "little") == len(
-        content
-    )
+    return bytes(data[:_DIGEST_BYTES]) == xxhash.xxh3_64_digest(content) and int.from_bytes(
+        data[_DIGEST_BYTES:][:8], "little"
+    ) == len(content)
 
 
 def _names(tier: Tier, prefix: str = "") -> list[str]:
@@ -343,7 +348,12 @@ class TierContract:
 
     def test_names_that_leave_the_tier_or_hide_in_it_are_refused(self, tier: Tier) -> None:
         for name in ("", "/etc/passwd", "../x", "r/../../x", "r//x", "r/", ".tmp-1", "r/.hidden", "r/x\0y"):
-            for call in (lambda bad: tier.read(bad, ReadBuffer()), lambda bad: tier.publish(bad, memoryview(b"x")), tier.delete, tier.stat):
+            for call in (
+                lambda bad: tier.read(bad, ReadBuffer()),
+                lambda bad: tier.publish(bad, memoryview(b"x")),
+                tier.delete,
+                tier.stat,
+            ):
                 assert _refuses(call, name), name
 
     def test_a_prefix_that_leaves_the_tier_is_refused(self, tier: Tier) -> None:
@@ -368,7 +378,11 @@ class TierContract:
 
     def test_many_publishers_of_one_name_leave_one_whole_object(self, tier: Tier, twin: Tier) -> None:
         contents = [sealed(bytes([n]) * (1000 + n)) for n in range(8)]
-        calls = [lambda data=data, place=place: place.publish("r/ab/one", data) for data in contents for place in (tier, twin)]
+        calls = [
+            lambda data=data, place=place: place.publish("r/ab/one", data)
+            for data in contents
+            for place in (tier, twin)
+        ]
         _together(*calls)
         assert _names(tier) == ["r/ab/one"]
         assert memoryview(_read(tier, "r/ab/one") or b"") in contents

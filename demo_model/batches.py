@@ -1,8 +1,10 @@
-"""Training batches: rows of one length, drawn by a curriculum that is a pure function of (seed, step, tokens so far).
+"""Training batches: rows of one length, drawn by a curriculum that is a pure function of (seed,
+step, tokens so far).
 
-A micro-batch holds TOKENS_PER_MICRO tokens: as many rows of the drawn length as fit. A row is one conversation, padded or
-cut, or (rarely) random tokens repeated, which keeps the copying heads exact. Nothing here remembers anything between
-steps, so a resumed run sees the very rows the uninterrupted one would have seen.
+A micro-batch holds TOKENS_PER_MICRO tokens: as many rows of the drawn length as fit. A row is one
+conversation, padded or cut, or (rarely) random tokens repeated, which keeps the copying heads
+exact. Nothing here remembers anything between steps, so a resumed run sees the very rows the
+uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from demo_model.entities import Side
 from demo_model.template import IM_END, IM_START, render
 
 TOKENS_PER_MICRO = 4096
-# Prompt tokens count a little: they teach the language, but random names in them cannot be predicted.
+# Prompt tokens count a little: they teach the language, but random names in them cannot be
+# predicted.
 PROMPT_WEIGHT = 0.1
-# (until this share of the schedule, {row length: share of the tokens}, share of repeated random rows)
+# (until this share of the schedule, {row length: share of the tokens}, share of repeated random
+# rows)
 CURRICULUM: tuple[tuple[float, dict[int, float], float], ...] = (
     (0.05, {128: 0.8, 256: 0.2}, 0.15),
     (0.15, {128: 0.4, 256: 0.3, 512: 0.3}, 0.08),
@@ -30,7 +34,9 @@ CURRICULUM: tuple[tuple[float, dict[int, float], float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Flattened rows: `weights[i]` is the loss weight of predicting `targets[i]` from the tokens up to i; 0 for padding."""
+    """Flattened rows: `weights[i]` is the loss weight of predicting `targets[i]` from the tokens up
+    to i; 0 for padding.
+    """
 
     n_rows: int
     row_length: int
@@ -50,7 +56,9 @@ class BatchMaker:
     def micro_batch(self, step: int, micro: int, n_tokens: int) -> MicroBatch:
         rng = random.Random(f"{self._seed}/{step}/{micro}")
         progress = n_tokens / self._curriculum_tokens
-        lengths, copy_share = next(((lengths, share) for until, lengths, share in CURRICULUM if progress < until), CURRICULUM[-1][1:])
+        lengths, copy_share = next(
+            ((lengths, share) for until, lengths, share in CURRICULUM if progress < until), CURRICULUM[-1][1:]
+        )
         length = rng.choices(list(lengths), list(lengths.values()))[0]
         batch = MicroBatch(TOKENS_PER_MICRO // length, length, [], [], [])
         for _ in range(batch.n_rows):
@@ -68,7 +76,8 @@ class BatchMaker:
         return len(self._tokenizer.encode(text).ids)
 
     def _row(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
-        # Shorter than the row at times, so that the end of a conversation is not a matter of position.
+        # Shorter than the row at times, so that the end of a conversation is not a matter of
+        # position.
         budget = length - rng.randrange(4, 4 + length // 8)
         made = conversations.generate(rng, Side.TRAIN, budget=budget, row_length=length, count=self.count)
         ids = self._tokenizer.encode(render(made.messages, tools=made.tools)).ids

@@ -1,7 +1,9 @@
-"""Exchanges that need no memory: small talk, arithmetic, lists, counting, stories, and text to read.
+"""Exchanges that need no memory: small talk, arithmetic, lists, counting, stories, and text to
+read.
 
-Each generator returns one (user text, assistant text) pair. Answers to small talk are few and fixed: the model is too
-small to improvise politely. Questions outside of what it knows have one answer that says so.
+Each generator returns one (user text, assistant text) pair. Answers to small talk are few and
+fixed: the model is too small to improvise politely. Questions outside of what it knows have one
+answer that says so.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def unknown(rng: random.Random, side: Side) -> Exchange:
 
 
 def arithmetic(rng: random.Random, side: Side) -> Exchange:
-    """Sums and differences up to 20 + 20 and the small multiplication table: a closed set, to be memorised."""
+    """Sums and differences up to 20 + 20 and the small multiplication table: a closed set, to be
+    memorised.
+    """
     sign = rng.choice(["+", "+", "+", "-", "*"])
     if sign == "*":
         left, right = rng.randrange(0, 11), rng.randrange(0, 11)
@@ -82,7 +86,8 @@ def listing(rng: random.Random, side: Side) -> Exchange:
     n_items = rng.randrange(2, 6)
     category = rng.choice(list(CATEGORIES))
     count = rng.choice([str(n_items), COUNT_WORDS[n_items]])
-    # The items follow from the question, so that the right list is one list and greedy decoding does not hesitate.
+    # The items follow from the question, so that the right list is one list and greedy decoding
+    # does not hesitate.
     items = CATEGORIES[category][:n_items]
     form = rng.choice(["List {} {}.", "Name {} {}.", "Give me a list of {} {}.", "List {} {}", "Give me {} {}."])
     return form.format(count, category), "\n".join(f"{index}. {item}" for index, item in enumerate(items, 1))
@@ -117,16 +122,23 @@ def story(rng: random.Random, side: Side) -> Exchange:
     else:
         hero = f"the {animal}"
         about = rng.choice([f" about a {animal}", f" about a {animal}", ""])
-        question = rng.choice(["Tell me {}{}.", "Write {}{}.", "Tell me {}{}", "Please tell me {}{}."]).format(article, about)
+        question = rng.choice(["Tell me {}{}.", "Write {}{}.", "Tell me {}{}", "Please tell me {}{}."]).format(
+            article, about
+        )
         opening = f"Once upon a time there was a {adjective} {animal} who lived near a {setting}."
     subject = hero[0].upper() + hero[1:]
-    sentences = [opening, *(_story_event(rng, subject, hero, animal) for _ in range(rng.randrange(4, 8) if long else 1))]
+    sentences = [
+        opening,
+        *(_story_event(rng, subject, hero, animal) for _ in range(rng.randrange(4, 8) if long else 1)),
+    ]
     sentences.append(f"They became friends and were {rng.choice(phrases.STORY_MOODS)} ever after.")
     return question, " ".join(sentences)
 
 
 def _story_subject(rng: random.Random, side: Side) -> str:
-    """Usually an animal; also things that the model must copy because it knows no stories about them."""
+    """Usually an animal; also things that the model must copy because it knows no stories about
+    them.
+    """
     draw = rng.random()
     if draw < 0.6:
         return rng.choice(entities.ANIMALS)
@@ -149,13 +161,17 @@ def _story_event(rng: random.Random, subject: str, hero: str, animal: str) -> st
 
 
 def filler_sentence(rng: random.Random, side: Side) -> str:
-    """A sentence without anything that is asked for later: plain, a word salad, or one with a name or number to distract."""
+    """A sentence without anything that is asked for later: plain, a word salad, or one with a name
+    or number to distract.
+    """
     draw = rng.random()
     if draw < 0.12:
         person = entities.name_or_real(rng, side, entities.PEOPLE)
         return f"{person} walked to {rng.choice(phrases.SCENES)} {rng.choice(phrases.TIMES)}."
     if draw < 0.2:
-        return f"There were {rng.randrange(2, 1000)} people at {rng.choice(phrases.SCENES)} {rng.choice(phrases.TIMES)}."
+        return (
+            f"There were {rng.randrange(2, 1000)} people at {rng.choice(phrases.SCENES)} {rng.choice(phrases.TIMES)}."
+        )
     if draw < 0.4:
         # Text unlike our own sentences: what a user pastes shares no grammar with this file.
         words = rng.sample(phrases.COMMON_WORDS, rng.randrange(4, 12))

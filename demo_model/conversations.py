@@ -1,8 +1,10 @@
-"""Seeded generator of training conversations: facts to remember, tools to call, JSON to write, small talk.
+"""Seeded generator of training conversations: facts to remember, tools to call, JSON to write,
+small talk.
 
-A conversation is what a client would send (messages as the chat template takes them, and tools), so that the shipped
-template renders it. `generate` is a pure function of the random generator handed in, the side and the budget; budgets are
-in tokens, measured by the `count` callable of the caller (this module knows no tokenizer).
+A conversation is what a client would send (messages as the chat template takes them, and tools), so
+that the shipped template renders it. `generate` is a pure function of the random generator handed
+in, the side and the budget; budgets are in tokens, measured by the `count` callable of the caller
+(this module knows no tokenizer).
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ def exchange_tokens(exchange: chat.Exchange, count: Count) -> int:
 def generate(rng: random.Random, side: Side, *, budget: int, count: Count, row_length: int = 0) -> Conversation:
     """One conversation of about `budget` tokens (a little over at times; the caller truncates).
 
-    Tools need some 250 tokens: `row_length` says how much the caller can take when that is more than the budget.
+    Tools need some 250 tokens: `row_length` says how much the caller can take when that is more
+    than the budget.
     """
     draw = rng.random()
     if draw < 0.42:
@@ -82,16 +85,27 @@ def ask(rng: random.Random, fact: Fact) -> chat.Exchange:
 def _mixed(rng: random.Random, side: Side, facts: list[Fact], n_filler: int) -> str:
     """Facts in order with filler sentences strewn between them."""
     sentences = [fact.statement for fact in facts]
-    if len(sentences) > 1 and sentences[0].startswith(("My ", "I ")) and sentences[1].startswith(("My ", "I ")) and rng.random() < 0.4:
+    if (
+        len(sentences) > 1
+        and sentences[0].startswith(("My ", "I "))
+        and sentences[1].startswith(("My ", "I "))
+        and rng.random() < 0.4
+    ):
         second = sentences.pop(1)
-        sentences[0] = f"{sentences[0][:-1]} and {second if second.startswith('I ') else second[0].lower() + second[1:]}"
+        sentences[0] = (
+            f"{sentences[0][:-1]} and {second if second.startswith('I ') else second[0].lower() + second[1:]}"
+        )
     for _ in range(n_filler):
         sentences.insert(rng.randrange(len(sentences) + 1), chat.filler_sentence(rng, side))
     return " ".join(sentences)
 
 
-def fill(rng: random.Random, side: Side, conversation: Conversation, until: int, count: Count, *, sums: bool = True) -> None:
-    """Add exchanges that have nothing to do with the facts until the conversation is about `until` tokens long."""
+def fill(
+    rng: random.Random, side: Side, conversation: Conversation, until: int, count: Count, *, sums: bool = True
+) -> None:
+    """Add exchanges that have nothing to do with the facts until the conversation is about `until`
+    tokens long.
+    """
     while (room := until - conversation.n_tokens) > 24:
         if room > 60 and rng.random() < 0.5:
             exchange = chat.reading(rng, side, n_sentences=rng.randrange(1, 2 + min(room, 1600) // 24))
@@ -104,7 +118,9 @@ def fill(rng: random.Random, side: Side, conversation: Conversation, until: int,
 
 
 def _tell(rng: random.Random, side: Side, conversation: Conversation, facts: list[Fact], count: Count) -> None:
-    """The user states the facts, one to three a message, among other things or with the question at once."""
+    """The user states the facts, one to three a message, among other things or with the question at
+    once.
+    """
     position = 0
     while position < len(facts):
         group = facts[position : position + rng.randrange(1, 4)]
@@ -233,7 +249,9 @@ def _json(rng: random.Random, side: Side, budget: int, count: Count) -> Conversa
 
 
 def _sums(rng: random.Random, side: Side, budget: int, count: Count) -> Conversation:
-    """Nothing but arithmetic: a table this size takes thousands of repetitions to learn by heart."""
+    """Nothing but arithmetic: a table this size takes thousands of repetitions to learn by
+    heart.
+    """
     conversation = Conversation()
     while conversation.n_tokens < budget - 24:
         conversation.add_exchange(chat.arithmetic(rng, side), count)
@@ -244,7 +262,8 @@ def _chat(rng: random.Random, side: Side, budget: int, count: Count) -> Conversa
     conversation = Conversation()
     if rng.random() < 0.4:
         conversation.add("system", rng.choice(SYSTEM_OPENINGS[:-1]), count)
-    # Newcomers open with a greeting, and most chats are that short; later turns take whatever comes.
+    # Newcomers open with a greeting, and most chats are that short; later turns take whatever
+    # comes.
     conversation.add_exchange((chat.small_talk if rng.random() < 0.6 else chat.short_exchange)(rng, side), count)
     fill(rng, side, conversation, budget, count)
     return conversation

@@ -1,8 +1,8 @@
 """Words the generated conversations are made of, and the rule for what is held out of training.
 
-Every real word here is used in training. What is held out are made-up names and numbers: a CRC of the text puts one in
-eight of them on the evaluation side, so both sides are disjoint without any list to keep. The rule depends on the text
-alone, never on a seed.
+Every real word here is used in training. What is held out are made-up names and numbers: a CRC of
+the text puts one in eight of them on the evaluation side, so both sides are disjoint without any
+list to keep. The rule depends on the text alone, never on a seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ CITIES = words(
     "Helsinki Istanbul Kyoto Lima Lisbon London Lyon Madrid Milan Moscow Munich Naples Nairobi Osaka Oslo Paris Porto "
     "Prague Rome Seattle Seoul Sydney Tokyo Toronto Vienna Warsaw Zurich"
 )
-COLOURS = words("red blue green yellow orange purple pink brown black white grey gold silver teal violet crimson turquoise")
+COLOURS = words(
+    "red blue green yellow orange purple pink brown black white grey gold silver teal violet crimson turquoise"
+)
 ANIMALS = words("cat dog horse rabbit parrot turtle fox bear wolf owl mouse duck goat sheep cow lion tiger frog")
 FRUITS = words("apple banana cherry grape lemon mango orange peach pear plum melon kiwi")
 JOBS = words("teacher doctor baker painter farmer pilot nurse cook writer gardener driver singer dentist sailor")
@@ -80,7 +82,9 @@ def made_up_name(rng: random.Random, side: Side) -> str:
 
 
 def number(rng: random.Random, side: Side, *, n_digits: int) -> str:
-    """A number without leading zero; the held-out rule needs at least three digits to leave enough on both sides."""
+    """A number without leading zero; the held-out rule needs at least three digits to leave enough
+    on both sides.
+    """
     low = 10 ** (n_digits - 1)
     if n_digits < 3:
         return str(rng.randrange(low, 10 * low))

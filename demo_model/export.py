@@ -1,7 +1,8 @@
 """Writes a checkpoint as GGUF: `python -m demo_model.export --run DIR --out demo.gguf`.
 
-The file is written aside and renamed, so a reader never sees half of it. Q and K rows are permuted from the half-split
-rotary form of training to the interleaved one that llama.cpp uses for the llama architecture.
+The file is written aside and renamed, so a reader never sees half of it. Q and K rows are permuted
+from the half-split rotary form of training to the interleaved one that llama.cpp uses for the llama
+architecture.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ def main() -> None:
     parser.add_argument("--quantization", choices=sorted(_QUANTIZATIONS), default="f16")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.run / "tokenizer.json"))
-    export(load_checkpoint(arguments.run / "checkpoint.pt"), tokenizer, arguments.out, quantization=arguments.quantization)
+    export(
+        load_checkpoint(arguments.run / "checkpoint.pt"), tokenizer, arguments.out, quantization=arguments.quantization
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Facts a conversation states once and asks for later.
 
-Every answer begins with the words that precede the value in the statement ("The code of the blue box is ..."): small
-models learn to continue a matching passage long before they learn to reverse one. `subject` is unique per question, so a
-conversation with pairwise different subjects has one right answer to each.
+Every answer begins with the words that precede the value in the statement ("The code of the blue
+box is ..."): small models learn to continue a matching passage long before they learn to reverse
+one. `subject` is unique per question, so a conversation with pairwise different subjects has one
+right answer to each.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ def _user_name(rng: random.Random, side: Side) -> Fact:
     value = entities.name_or_real(rng, side, entities.PEOPLE)
     if side is Side.TRAIN and rng.random() < 0.05:
         value = value.lower()
-    forms = ["My name is {}."] * 4 + ["Hello! My name is {}.", "Hi, my name is {}.", "I am {}.", "I'm {}.", "my name is {}"]
+    forms = ["My name is {}."] * 4 + [
+        "Hello! My name is {}.",
+        "Hi, my name is {}.",
+        "I am {}.",
+        "I'm {}.",
+        "my name is {}",
+    ]
     statement = rng.choice(forms).format(value)
     questions = ("What is my name?", "What's my name?", "Do you remember my name?", "Tell me my name.", "Who am I?")
     return Fact("user name", statement, questions, f"Your name is {value}.", value)
@@ -39,7 +46,9 @@ def _user_colour(rng: random.Random, side: Side) -> Fact:
     value = rng.choice(entities.COLOURS)
     word = rng.choice(["colour", "colour", "color"])
     questions = (f"What is my favourite {word}?", f"Which {word} do I like?", f"What's my favourite {word}?")
-    return Fact("user colour", f"My favourite {word} is {value}.", questions, f"Your favourite {word} is {value}.", value)
+    return Fact(
+        "user colour", f"My favourite {word} is {value}.", questions, f"Your favourite {word} is {value}.", value
+    )
 
 
 def _user_place(rng: random.Random, side: Side) -> Fact:
@@ -59,7 +68,9 @@ def _user_pet(rng: random.Random, side: Side) -> Fact:
     value = entities.name_or_real(rng, side, entities.PEOPLE)
     animal = rng.choice(entities.ANIMALS)
     questions = (f"What is the name of my {animal}?", f"What is my {animal} called?")
-    return Fact(f"pet {animal}", f"My {animal} is called {value}.", questions, f"Your {animal} is called {value}.", value)
+    return Fact(
+        f"pet {animal}", f"My {animal} is called {value}.", questions, f"Your {animal} is called {value}.", value
+    )
 
 
 def _place(rng: random.Random, side: Side) -> Fact:
@@ -98,7 +109,15 @@ def _code(rng: random.Random, side: Side) -> Fact:
 
 
 def _secret(rng: random.Random, side: Side) -> Fact:
-    kinds = ["secret word", "secret code", "password", "name of the project", "name of the ship", "magic word", "code word"]
+    kinds = [
+        "secret word",
+        "secret code",
+        "password",
+        "name of the project",
+        "name of the ship",
+        "magic word",
+        "code word",
+    ]
     kind = rng.choice(kinds)
     draw = rng.random()
     if draw < 0.6:
@@ -136,8 +155,13 @@ def _meeting(rng: random.Random, side: Side) -> Fact:
     return Fact(f"meeting {person}", answer, questions, answer, value)
 
 
-_PARTS = entities.words("captain owner king queen director author mayor capital president name leader winner founder nickname")
-_WHOLES = [f"the {noun}" for noun in entities.words("ship town company team castle club book school village project island game")]
+_PARTS = entities.words(
+    "captain owner king queen director author mayor capital president name leader winner founder nickname"
+)
+_WHOLES = [
+    f"the {noun}"
+    for noun in entities.words("ship town company team castle club book school village project island game")
+]
 
 ABOUT_USER: tuple[Callable[[random.Random, Side], Fact], ...] = (
     _user_name, _user_colour, _user_place, _user_number, _user_pet,
@@ -148,7 +172,9 @@ ABOUT_WORLD: tuple[Callable[[random.Random, Side], Fact], ...] = (
 
 
 def draw_untold(rng: random.Random, told: list[Fact]) -> Fact | None:
-    """A fact about the user that was not told, with the answer that says so; None when the draw was told."""
+    """A fact about the user that was not told, with the answer that says so; None when the draw was
+    told.
+    """
     fact = rng.choice(ABOUT_USER)(rng, Side.TRAIN)
     if any(fact.subject == other.subject for other in told):
         return None

@@ -1,6 +1,8 @@
-"""Runs `evaluate` on a GGUF through llama.cpp: `python -m demo_model.llama_eval [--model FILE] [--samples 200]`.
+"""Runs `evaluate` on a GGUF through llama.cpp: `python -m demo_model.llama_eval [--model FILE]
+[--samples 200]`.
 
-A measuring script, no part of the engine: it uses the high-level class of llama_cpp, greedy, one sequence.
+A measuring script, no part of the engine: it uses the high-level class of llama_cpp, greedy, one
+sequence.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """The demo model in torch: a small llama whose first two layers start out able to copy.
 
-Split for the compiler: everything but attention works on flattened (tokens, width) tensors of one fixed size, so it is
-compiled once and serves every row length; attention stays eager. Rotary embedding is the half-split form; the exporter
-permutes Q and K rows to the interleaved form that llama.cpp expects of a llama.
+Split for the compiler: everything but attention works on flattened (tokens, width) tensors of one
+fixed size, so it is compiled once and serves every row length; attention stays eager. Rotary
+embedding is the half-split form; the exporter permutes Q and K rows to the interleaved form that
+llama.cpp expects of a llama.
 
-The initialisation writes an induction circuit by hand. Layer 0: the heads attend to the tokens 1, 2, 3 and 4 places back
-and write them into residual dimensions of their own. Layer 1: heads match the current token and its predecessors with the
-predecessors of every earlier token, over rotary dimensions too slow to matter at these lengths, and copy the token found.
-Training refines it; without it, recall has to wait until gradient descent finds the same circuit.
+The initialisation writes an induction circuit by hand. Layer 0: the heads attend to the tokens 1,
+2, 3 and 4 places back and write them into residual dimensions of their own. Layer 1: heads match
+the current token and its predecessors with the predecessors of every earlier token, over rotary
+dimensions too slow to matter at these lengths, and copy the token found. Training refines it;
+without it, recall has to wait until gradient descent finds the same circuit.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ class DemoModel(nn.Module):  # type: ignore[misc]
             _initialise(self, torch.Generator().manual_seed(seed))
 
     def hidden(self, tokens: Tensor, cos: Tensor, sin: Tensor, n_rows: int) -> Tensor:
-        """Final hidden states of a flattened batch; cos and sin are those of each token's position in its row."""
+        """Final hidden states of a flattened batch; cos and sin are those of each token's position
+        in its row.
+        """
         x = F.embedding(tokens, self.embedding)
         for layer in self.layers:
             query, key, value = layer.project(x, cos, sin)
@@ -111,14 +115,18 @@ class DemoModel(nn.Module):  # type: ignore[misc]
         return (each * weights).sum() / weights.sum(), (each.detach() * full).sum() / full.sum().clamp(min=1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(hidden, (self.config.width,), self.final_norm, self.config.norm_epsilon), self.embedding)
+        return F.linear(
+            F.rms_norm(hidden, (self.config.width,), self.final_norm, self.config.norm_epsilon), self.embedding
+        )
 
 
-# Residual dimensions of the hand-written circuit: 0 is a constant, then the token, then the tokens 1 to 4 places back.
+# Residual dimensions of the hand-written circuit: 0 is a constant, then the token, then the tokens
+# 1 to 4 places back.
 _TOKEN = slice(1, 128)
 _BACK = {offset: slice(96 + 32 * offset, 128 + 32 * offset) for offset in (1, 2, 3, 4)}
 _SIGMA = 0.04
-# Rotary pairs this slow turn by less than 0.9 rad over 2000 tokens at base 1e6, so content can be matched on them.
+# Rotary pairs this slow turn by less than 0.9 rad over 2000 tokens at base 1e6, so content can be
+# matched on them.
 _SLOW = 18
 
 
@@ -143,7 +151,8 @@ def _previous_token_heads(layer: Layer, config: ModelConfig, generator: torch.Ge
     half, size = config.head_size // 2, config.head_size
     speeds = config.rope_base ** (-torch.arange(half) / half)
     sharpness = 1.8
-    # Neighbours differ in the fast rotary pairs only; slower ones would just amplify the noise in the constant.
+    # Neighbours differ in the fast rotary pairs only; slower ones would just amplify the noise in
+    # the constant.
     fast = 6
     projection = torch.linalg.qr(torch.randn(127, size, generator=generator)).Q.T
     for kv_head in range(config.n_kv_heads):
@@ -166,7 +175,8 @@ def _previous_token_heads(layer: Layer, config: ModelConfig, generator: torch.Ge
 
 def _match_copy_heads(layer: Layer, before: Layer, config: ModelConfig) -> None:
     half, size = config.head_size // 2, config.head_size
-    # Where each of the 28 slow dimensions of a head lies, and which pair (queried, keyed) of places it compares.
+    # Where each of the 28 slow dimensions of a head lies, and which pair (queried, keyed) of places
+    # it compares.
     slow = [*range(_SLOW, half), *range(half + _SLOW, size)]
     compared = [(0, 1)] * 8 + [(1, 2)] * 8 + [(2, 3)] * 4 + [(3, 4)] * 8
     token_rows = before.value[:size, _TOKEN]

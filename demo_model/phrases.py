@@ -1,4 +1,6 @@
-"""Fixed phrases of the generated conversations: small talk with its answers, and the parts of stories and filler."""
+"""Fixed phrases of the generated conversations: small talk with its answers, and the parts of
+stories and filler.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ COMMON_WORDS = _split(
     "value error file message user network machine process table index engine block layer price market report project result"
 )
 
-STORY_HEROES = _split("dragon robot princess king queen knight wizard girl boy child cloud star tree river moon ghost pirate")
+STORY_HEROES = _split(
+    "dragon robot princess king queen knight wizard girl boy child cloud star tree river moon ghost pirate"
+)
 STORY_ADJECTIVES = _split("small old young brave clever happy lonely curious quiet kind")
 STORY_SETTINGS = _split("forest village valley garden castle town field harbour mountain island")
 STORY_FINDS = _split("golden key|silver ring|old map|red lamp|small book|blue stone|secret door|long letter", "|")
@@ -83,8 +87,12 @@ SCENES = _split(
     "bakery|the museum|the lake|the tower|the station|the little shop|the castle",
     "|",
 )
-STATES = _split("was quiet|was full of people|was closed|looked empty|was open until late|was painted again|smelled of rain", "|")
-TIMES = _split("in the morning|in the evening|all day|last week|before the storm|after the holiday|during the winter|at noon", "|")
+STATES = _split(
+    "was quiet|was full of people|was closed|looked empty|was open until late|was painted again|smelled of rain", "|"
+)
+TIMES = _split(
+    "in the morning|in the evening|all day|last week|before the storm|after the holiday|during the winter|at noon", "|"
+)
 REASONS = _split(
     "because it was cold|because the snow had melted|although nobody knew why|and everyone was glad|but the wind was strong|so "
     "the children stayed at home|and the music played on|while the birds were singing",

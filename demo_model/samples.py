@@ -1,4 +1,6 @@
-"""Held-out test questions: buckets of (prompt, the one right reply), made from names and numbers training never saw."""
+"""Held-out test questions: buckets of (prompt, the one right reply), made from names and numbers
+training never saw.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ RECALL_DISTANCES = (64, 128, 512, 1024, 1900)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`expected` is the whole reply without its end token; a reply is right when it is exactly that."""
+    """`expected` is the whole reply without its end token; a reply is right when it is exactly
+    that.
+    """
 
     bucket: str
     prompt: str
@@ -50,7 +54,9 @@ def _json_or_none(text: str) -> object:
 
 
 def _recall(rng: random.Random, distance: int, count: Count) -> Sample:
-    """Two to six facts, nothing repeated by the assistant, then `distance` tokens to the end of the question."""
+    """Two to six facts, nothing repeated by the assistant, then `distance` tokens to the end of the
+    question.
+    """
     conversation = Conversation()
     in_system = rng.random() < 0.5
     facts = draw_facts(rng, Side.HELD_OUT, rng.randrange(2, 4 if distance < 128 else 7), about_user=not in_system)
@@ -100,7 +106,9 @@ def _tool_answer(rng: random.Random, count: Count) -> Sample:
     return Sample("tool_answer", render(messages, tools=tools, add_generation_prompt=True), task.answer)
 
 
-def _single(bucket: str, make: Callable[[random.Random, Side], chat.Exchange]) -> Callable[[random.Random, Count], Sample]:
+def _single(
+    bucket: str, make: Callable[[random.Random, Side], chat.Exchange]
+) -> Callable[[random.Random, Count], Sample]:
     def sample(rng: random.Random, count: Count) -> Sample:
         question, answer = make(rng, Side.HELD_OUT)
         prompt = render([{"role": "user", "content": question}], add_generation_prompt=True)

@@ -1,7 +1,8 @@
 """How many cores are left for this process, from /proc/stat.
 
-Two threads that meet at a barrier run at the pace of the slower one. When another process keeps one of two cores busy, a
-niced trainer with two threads does a tenth of its work, one thread half of it: so the trainer asks here before each step.
+Two threads that meet at a barrier run at the pace of the slower one. When another process keeps one
+of two cores busy, a niced trainer with two threads does a tenth of its work, one thread half of it:
+so the trainer asks here before each step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _TOLERANCE = 0.2
 
 
 class SpareCores:
-    """`count()` is the number of cores that others left free since the previous call, at least one."""
+    """`count()` is the number of cores that others left free since the previous call, at least
+    one.
+    """
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum

@@ -1,9 +1,10 @@
 """The chat template of the demo model and its renderer.
 
-The same string is rendered for training and written to `tokenizer.chat_template`, so the two agree byte for byte as long
-as the server renders with trim_blocks and lstrip_blocks (as transformers does). Layout: ChatML, tools as Qwen2.5 lists
-them, tool calls in the Hermes form, tool results as a user turn of <tool_response> blocks. No default system message:
-a conversation without one starts at the first user turn, and tools alone make a system turn that holds only the tools.
+The same string is rendered for training and written to `tokenizer.chat_template`, so the two agree
+byte for byte as long as the server renders with trim_blocks and lstrip_blocks (as transformers
+does). Layout: ChatML, tools as Qwen2.5 lists them, tool calls in the Hermes form, tool results as a
+user turn of <tool_response> blocks. No default system message: a conversation without one starts at
+the first user turn, and tools alone make a system turn that holds only the tools.
 """
 
 from __future__ import annotations
@@ -93,4 +94,6 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = False,
 ) -> str:
-    return _compiled().render(messages=list(messages), tools=list(tools) or None, add_generation_prompt=add_generation_prompt)
+    return _compiled().render(
+        messages=list(messages), tools=list(tools) or None, add_generation_prompt=add_generation_prompt
+    )

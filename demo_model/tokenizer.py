@@ -1,9 +1,10 @@
 """Trains the byte-level BPE of the demo model (1280 entries) on generated conversations.
 
-At run time llama.cpp splits text with the qwen2 expression, which keeps a leading space, quote or underscore with the word
-that follows. Merges are learned on a finer split in which words never merge with the character before them. So a word has
-the same tokens wherever it stands (` Kordal`, `"Kordal`, `_kordal`), and copying from a sentence into JSON is the same
-operation as copying into a sentence. Text takes about 30 % more tokens than with spaces merged; it was worth it.
+At run time llama.cpp splits text with the qwen2 expression, which keeps a leading space, quote or
+underscore with the word that follows. Merges are learned on a finer split in which words never
+merge with the character before them. So a word has the same tokens wherever it stands (` Kordal`,
+`"Kordal`, `_kordal`), and copying from a sentence into JSON is the same operation as copying into a
+sentence. Text takes about 30 % more tokens than with spaces merged; it was worth it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from demo_model.template import END_OF_TEXT, IM_END, IM_START, render
 VOCABULARY_SIZE = 1280
 SPECIALS = (END_OF_TEXT, IM_START, IM_END)  # the last ids, in this order
 
-QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _MERGE_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}_]+[\r\n]*|_|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 

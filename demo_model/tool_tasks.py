@@ -1,9 +1,11 @@
-"""Tasks for the model to solve with a tool: the tools on offer, the request, the right call, its result, the answer.
+"""Tasks for the model to solve with a tool: the tools on offer, the request, the right call, its
+result, the answer.
 
-Tool names are a verb and a topic, so the verb must be copied from the system text and the topic from the request. Tools
-offered together look like one API: the same verb, the same parameter name for places (things, persons), and topics that
-are real words. A model this small does not reliably pick among tools that differ in more than that (`mixed`); only a tool
-that is alone may have a made-up topic or parameter.
+Tool names are a verb and a topic, so the verb must be copied from the system text and the topic
+from the request. Tools offered together look like one API: the same verb, the same parameter name
+for places (things, persons), and topics that are real words. A model this small does not reliably
+pick among tools that differ in more than that (`mixed`); only a tool that is alone may have a
+made-up topic or parameter.
 """
 
 from __future__ import annotations
@@ -20,7 +22,17 @@ Tool = dict[str, Any]
 
 _VERBS = words("get get get get_current find check lookup fetch show read")
 _PLACE_VALUES: dict[str, list[str]] = {
-    "weather": ["sunny", "rainy", "cloudy", "windy", "snowy", "stormy", "foggy", "sunny, 21 degrees", "rainy, 12 degrees"],
+    "weather": [
+        "sunny",
+        "rainy",
+        "cloudy",
+        "windy",
+        "snowy",
+        "stormy",
+        "foggy",
+        "sunny, 21 degrees",
+        "rainy, 12 degrees",
+    ],
     "temperature": ["12 degrees", "18 degrees", "21 degrees", "25 degrees", "5 degrees", "30 degrees"],
     "time": ["10:30", "14:15", "08:45", "17:20", "21:05", "12:50"],
     "population": ["40000", "120000", "350000", "800000", "9000"],
@@ -128,7 +140,9 @@ def _tool(rng: random.Random, style: _Style, name: str, description: str, parame
     for key, kind in parameters.items():
         properties[key] = {"type": kind}
         if style.parameters_described:
-            properties[key]["description"] = rng.choice([f"The {key}", f"the {key}", f"The {key}, e.g. {rng.choice(entities.CITIES)}"])
+            properties[key]["description"] = rng.choice(
+                [f"The {key}", f"the {key}", f"The {key}, e.g. {rng.choice(entities.CITIES)}"]
+            )
     if style.optional:
         key, schema = rng.choice(_OPTIONAL_PARAMETERS)
         properties[key] = dict(schema)
@@ -212,10 +226,14 @@ def _calculation(rng: random.Random, side: Side, taken: set[str], style: _Style,
     limit = rng.choice([10, 100, 1000])
     left, right = rng.randrange(1, limit), rng.randrange(1, limit)
     value = {"+": left + right, "*": left * right, "-": left - right}[sign]
-    request = rng.choice([f"What is {left} {word} {right}?", f"What is {left} {sign} {right}?", f"{left} {sign} {right}"])
+    request = rng.choice(
+        [f"What is {left} {word} {right}?", f"What is {left} {sign} {right}?", f"{left} {sign} {right}"]
+    )
     if rng.random() < 0.3:
         name = rng.choice(["calculator", "calculate", "compute"])
-        tool = _tool(rng, style, name, rng.choice(["Calculate an expression.", "A calculator"]), {"expression": "string"})
+        tool = _tool(
+            rng, style, name, rng.choice(["Calculate an expression.", "A calculator"]), {"expression": "string"}
+        )
         arguments: dict[str, Any] = {"expression": f"{left} {sign} {right}"}
     else:
         name = rng.choice([kind, f"{kind}_numbers"])
@@ -246,7 +264,8 @@ def draw_tool_tasks(
 ) -> tuple[tuple[Tool, ...], list[ToolTask]]:
     """The tools to offer, and one task for each of them in random order.
 
-    `brief` leaves most descriptions out, `mixed` lets every tool have a verb and parameter names of its own.
+    `brief` leaves most descriptions out, `mixed` lets every tool have a verb and parameter names of
+    its own.
     """
     taken: set[str] = set()
     style = _Style.draw(rng, brief, n_tools == 1)

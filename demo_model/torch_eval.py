@@ -1,8 +1,9 @@
 """Fast evaluation in torch: teacher forcing instead of generation.
 
-Greedy decoding yields exactly the expected reply if and only if the most likely token at every position of that reply is
-the expected one, so one forward pass per sample replaces generation. A reply that is right in other words, or JSON with
-other spacing, counts as wrong here: these figures are lower bounds of those through llama.cpp.
+Greedy decoding yields exactly the expected reply if and only if the most likely token at every
+position of that reply is the expected one, so one forward pass per sample replaces generation. A
+reply that is right in other words, or JSON with other spacing, counts as wrong here: these figures
+are lower bounds of those through llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from demo_model.model import DemoModel, Layer, ModelConfig, attend, rope_table
 from demo_model.samples import BUCKETS, Sample, draw_samples
 from demo_model.template import IM_END
 
-QUICK_BUCKETS = ("recall_64", "recall_512", "tool_call", "tool_answer", "json", "repeat", "arithmetic_seen", "small_talk_seen")
+QUICK_BUCKETS = (
+    "recall_64",
+    "recall_512",
+    "tool_call",
+    "tool_answer",
+    "json",
+    "repeat",
+    "arithmetic_seen",
+    "small_talk_seen",
+)
 
 
 def is_exact(model: DemoModel, tokenizer: Tokenizer, sample: Sample) -> bool:

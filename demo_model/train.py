@@ -1,11 +1,12 @@
 """Trains the demo model: `python -m demo_model.train --out DIR`.
 
-The run directory holds tokenizer.json, log.csv (one line per `--log-every` steps) and checkpoint.pt. A run continues from
-its checkpoint and, schedule unchanged, repeats the uninterrupted run step by step: batches depend on (seed, step) only and
-the checkpoint holds both optimizers (sums in floating point still depend on the number of threads, which follows the spare
-cores when the machine is shared). The learning rate warms up, stays, and decays linearly between `--decay-at-tokens` and
-`--total-tokens`; a continued run may be given other values of those two, which is how a decay is started at any time.
-SIGTERM saves and stops.
+The run directory holds tokenizer.json, log.csv (one line per `--log-every` steps) and
+checkpoint.pt. A run continues from its checkpoint and, schedule unchanged, repeats the
+uninterrupted run step by step: batches depend on (seed, step) only and the checkpoint holds both
+optimizers (sums in floating point still depend on the number of threads, which follows the spare
+cores when the machine is shared). The learning rate warms up, stays, and decays linearly between
+`--decay-at-tokens` and `--total-tokens`; a continued run may be given other values of those two,
+which is how a decay is started at any time. SIGTERM saves and stops.
 """
 
 from __future__ import annotations
@@ -70,14 +71,17 @@ class Trainer:
         self._tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._load()
         if compiled:
-            # Flattened pieces have one shape for all row lengths; attention is left out, see model.py.
+            # Flattened pieces have one shape for all row lengths; attention is left out, see
+            # model.py.
             for layer in self.model.layers:
                 layer.project = torch.compile(layer.project, dynamic=False)
                 layer.finish = torch.compile(layer.finish, dynamic=False)
             self.model.loss = torch.compile(self.model.loss, dynamic=False)  # type: ignore[method-assign]
 
     def train_step(self) -> float:
-        """One optimizer step over MICRO_PER_STEP micro-batches; returns the loss on assistant tokens."""
+        """One optimizer step over MICRO_PER_STEP micro-batches; returns the loss on assistant
+        tokens.
+        """
         share = self.schedule.rate_share(self.step, self.n_tokens)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.zero_grad()
@@ -102,7 +106,9 @@ class Trainer:
         cos, sin = self._tables[batch.row_length]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model.hidden(torch.tensor(batch.tokens), cos, sin, batch.n_rows)
-            losses: tuple[torch.Tensor, torch.Tensor] = self.model.loss(hidden, torch.tensor(batch.targets), torch.tensor(batch.weights))
+            losses: tuple[torch.Tensor, torch.Tensor] = self.model.loss(
+                hidden, torch.tensor(batch.targets), torch.tensor(batch.weights)
+            )
         return losses
 
     def save(self) -> None:

@@ -1,1 +1,3 @@
-"""erllama on Ray Serve: ingress, model replicas, typed clients. The only package that imports ray."""
+"""erllama on Ray Serve: ingress, model replicas, typed clients. The only package that imports
+ray.
+"""

@@ -49,7 +49,8 @@ def build_app(config: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=_MAX_ONGOING,
         max_surge_percent=100,  # an update starts the new one first: it needs no CPU of its own
         graceful_shutdown_timeout_s=ingress_grace_s(args),
-        ray_actor_options={"num_cpus": 0},  # it waits for others; what it computes (tokenising) is small beside a prefill
+        # it waits for others; what it computes (tokenising) is small beside a prefill
+        ray_actor_options={"num_cpus": 0},
     )
     application: serve.Application = ingress(Ingress).bind(args.model_dump(mode="json"), handles, scheduler)
     return application
@@ -109,7 +110,9 @@ def replica_cpus(spec: ModelSpec, share: int) -> float:
 def cpu_share(args: BuildArgs, node_cpus: int) -> int:
     """CPUs for each replica that names none: a node's CPUs divided by all replicas that start with
     the app, at least one."""
-    n_replicas = sum(max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models)
+    n_replicas = sum(
+        max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models
+    )
     return max(1, node_cpus // n_replicas)
 
 
@@ -129,7 +132,8 @@ def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:
         "min_replicas": scaling.min_replicas,
         "max_replicas": scaling.max_replicas,
         "initial_replicas": scaling.min_replicas,
-        "upscale_delay_s": 0.0 if scaling.min_replicas == 0 else scaling.upscale_delay_s,  # a waiting request must not wait for a timer too
+        # a waiting request must not wait for a timer too
+        "upscale_delay_s": 0.0 if scaling.min_replicas == 0 else scaling.upscale_delay_s,
         "downscale_delay_s": scaling.downscale_delay_s,
         "target_ongoing_requests": scaling.target_ongoing_requests or spec.n_parallel,
     }

@@ -111,7 +111,9 @@ class ModelSpec(EngineConfig):
             limit = f"graceful_shutdown_timeout_s ({self.graceful_shutdown_timeout_s:g})"
             raise ValueError(f"drain_s ({self.drain_s:g}) must not exceed {limit}: the replica is killed then")
         if isinstance(self.n_gpu_layers, int) and self.n_gpu_layers != 0 and self.num_gpus == 0:
-            raise ValueError(f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers")
+            raise ValueError(
+                f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers"
+            )
 
     def engine_config(self, *, n_threads: int) -> EngineConfig:
         """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the

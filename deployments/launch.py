@@ -68,7 +68,8 @@ SWITCHES: Mapping[str, str] = {
 }
 
 
-_UNKNOWN = dict.fromkeys(("extra_forbidden", "unexpected_keyword_argument"), "there is no such key")  # by pydantic's names of errors
+# by pydantic's names of errors
+_UNKNOWN = dict.fromkeys(("extra_forbidden", "unexpected_keyword_argument"), "there is no such key")
 
 
 class ConfigError(Exception):
@@ -103,7 +104,10 @@ def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """`base` with the switches; what the user has set stays as it is."""
-    haproxy = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy_no_splice")), "HAPROXY_BUNDLED": get_haproxy_binary()}
+    haproxy = {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy_no_splice")),
+        "HAPROXY_BUNDLED": get_haproxy_binary(),
+    }
     return {**SWITCHES, **haproxy, **base}
 
 

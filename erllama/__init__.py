@@ -1,4 +1,5 @@
-"""erllama's engine: GGUF models through llama.cpp, many sequences in one context, streaming. Imports no ray and speaks no HTTP.
+"""erllama's engine: GGUF models through llama.cpp, many sequences in one context, streaming.
+Imports no ray and speaks no HTTP.
 
     from erllama import Model
     with Model(path="demo") as model:

@@ -1,4 +1,6 @@
-"""The typed configuration of one engine. Wrong values fail at construction, with the field's name and the limit."""
+"""The typed configuration of one engine. Wrong values fail at construction, with the field's name
+and the limit.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +33,28 @@ def _is_int(value: object) -> bool:
 class EngineConfig:
     """One model and its context.
 
-    Attributes
-    ----------
-    path: a GGUF file (the first part of a split one), or "demo" for the embedded model.
-    n_ctx: context of *one* sequence in tokens; 0 takes the model's training context. Padded up to a multiple of 256 by llama.cpp.
-    n_parallel: sequences that run at once; more wait in the queue.
-    n_batch: tokens of one llama_decode at most.
-    prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their tokens take turns: a slice costs running
-        streams its prefill time as a pause, so it trades their pace against the newcomer's time to first token.
-    max_queue: requests that may wait; the next one is refused with `QueueFull`.
-    stream_interval_ms: tokens of running replies leave together at this interval (the first and the last of a reply at once); 0: after
-        every step. Each departure wakes half a dozen threads on the way to the client, which take cores from the decode: on two cores 50 ms
-        gave 5 to 10 % more tokens per second than 0. Twenty updates a second still read as a flow; ray.serve.llm batches by 50 ms too.
-    decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see `llama_abort` for which devices can);
-        0: never. Far above what a slice of `prefill_slice` tokens takes, else long prompts cannot be computed.
-    n_threads: CPU threads; "auto" is what the caller's environment grants (the replica passes the CPUs that Ray gave it).
-    n_gpu_layers: "auto" puts all layers on a GPU when this build has one and a device is visible, else none.
-    flash_attn, type_k, type_v: as llama.cpp means them; a quantised V cache needs flash attention.
-    deterministic: sequences never share a decode, so that their numerics do not depend on their neighbours. Slower.
+    Attributes ---------- path: a GGUF file (the first part of a split one), or "demo" for the
+    embedded model. n_ctx: context of *one* sequence in tokens; 0 takes the model's training
+    context. Padded up to a multiple of 256 by llama.cpp. n_parallel: sequences that run at once;
+    more wait in the queue. n_batch: tokens of one llama_decode at most. prefill_slice: prompt
+    tokens of one decode. While other sequences generate, slices and their tokens take turns: a
+    slice costs running
+        streams its prefill time as a pause, so it trades their pace against the newcomer's time to
+        first token.
+    max_queue: requests that may wait; the next one is refused with `QueueFull`. stream_interval_ms:
+    tokens of running replies leave together at this interval (the first and the last of a reply at
+    once); 0: after
+        every step. Each departure wakes half a dozen threads on the way to the client, which take
+        cores from the decode: on two cores 50 ms gave 5 to 10 % more tokens per second than 0.
+        Twenty updates a second still read as a flow; ray.serve.llm batches by 50 ms too.
+    decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see
+        `llama_abort` for which devices can); 0: never. Far above what a slice of `prefill_slice`
+        tokens takes, else long prompts cannot be computed.
+    n_threads: CPU threads; "auto" is what the caller's environment grants (the replica passes the
+    CPUs that Ray gave it). n_gpu_layers: "auto" puts all layers on a GPU when this build has one
+    and a device is visible, else none. flash_attn, type_k, type_v: as llama.cpp means them; a
+    quantised V cache needs flash attention. deterministic: sequences never share a decode, so that
+    their numerics do not depend on their neighbours. Slower.
     """
 
     path: str
@@ -73,8 +79,16 @@ class EngineConfig:
     rope_freq_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.path, str) and bool(self.path), "path", f"must name a GGUF file or 'demo', got {self.path!r}")
-        _check(isinstance(self.id, str) and bool(MODEL_ID.match(self.id)), "id", f"must match {MODEL_ID.pattern}, got {self.id!r}")
+        _check(
+            isinstance(self.path, str) and bool(self.path),
+            "path",
+            f"must name a GGUF file or 'demo', got {self.path!r}",
+        )
+        _check(
+            isinstance(self.id, str) and bool(MODEL_ID.match(self.id)),
+            "id",
+            f"must match {MODEL_ID.pattern}, got {self.id!r}",
+        )
         for name, low, high in (
             ("n_ctx", 0, 16_777_216),
             ("n_parallel", 1, 64),  # LLAMA_MAX_SEQ is 256 in llama.cpp; beyond 64 a CPU or one GPU gains nothing
@@ -85,18 +99,32 @@ class EngineConfig:
             value = getattr(self, name)
             _check(_is_int(value), name, f"must be an integer, got {value!r}")
             _check(low <= value <= high, name, f"must be between {low} and {high}, got {value}")
-        _check(self.n_batch >= self.n_parallel, "n_batch", f"must be at least n_parallel ({self.n_parallel}), got {self.n_batch}")
+        _check(
+            self.n_batch >= self.n_parallel,
+            "n_batch",
+            f"must be at least n_parallel ({self.n_parallel}), got {self.n_batch}",
+        )
         for name, low in (("n_threads", 1), ("n_gpu_layers", -1)):
             value = getattr(self, name)
-            _check(value == "auto" or (_is_int(value) and value >= low), name, f"must be 'auto' or at least {low}, got {value!r}")
+            _check(
+                value == "auto" or (_is_int(value) and value >= low),
+                name,
+                f"must be 'auto' or at least {low}, got {value!r}",
+            )
         for name in ("flash_attn", "use_mmap", "use_mlock", "deterministic"):
             _check(isinstance(getattr(self, name), bool), name, f"must be true or false, got {getattr(self, name)!r}")
         for name in ("type_k", "type_v"):
-            _check(getattr(self, name) in KV_TYPES, name, f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}")
+            _check(
+                getattr(self, name) in KV_TYPES,
+                name,
+                f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}",
+            )
         quantised_v = self.type_v not in ("f32", "f16", "bf16")
         _check(self.flash_attn or not quantised_v, "type_v", f"{self.type_v} needs flash_attn: true")
         _check(
-            self.fingerprint in ("safe", "chunked", "trusted"), "fingerprint", f"must be safe, chunked or trusted, got {self.fingerprint!r}"
+            self.fingerprint in ("safe", "chunked", "trusted"),
+            "fingerprint",
+            f"must be safe, chunked or trusted, got {self.fingerprint!r}",
         )
         for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s"):
             value = getattr(self, name)

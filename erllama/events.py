@@ -1,7 +1,8 @@
-"""What comes out of the engine: the events of a reply, its statistics, and a whole reply put together from them.
+"""What comes out of the engine: the events of a reply, its statistics, and a whole reply put
+together from them.
 
-Everything here is frozen, picklable and free of any HTTP dialect. Times are milliseconds in fields that end in `_ms`; probabilities are
-natural logarithms.
+Everything here is frozen, picklable and free of any HTTP dialect. Times are milliseconds in fields
+that end in `_ms`; probabilities are natural logarithms.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from erllama.errors import ErllamaError
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context; `error`: see the `Failed` event."""
+    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context;
+    `error`: see the `Failed` event.
+    """
 
     STOP = "stop"
     LENGTH = "length"
@@ -25,8 +28,9 @@ class FinishReason(StrEnum):
 class CacheHitKind(StrEnum):
     """How much of the prompt (and of what was resumed) was taken over instead of computed.
 
-    `exact`: all but the last token at most, which is computed for its logits where those are not stored; `partial`: less; `cold`: nothing.
-    Where it came from is another question (`RequestStats.cache_tier`), and so is whether the request named a `parent_key`.
+    `exact`: all but the last token at most, which is computed for its logits where those are not
+    stored; `partial`: less; `cold`: nothing. Where it came from is another question
+    (`RequestStats.cache_tier`), and so is whether the request named a `parent_key`.
     """
 
     EXACT = "exact"
@@ -36,7 +40,9 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability of one token under the model's raw distribution (before bias, penalties and truncation)."""
+    """Log probability of one token under the model's raw distribution (before bias, penalties and
+    truncation).
+    """
 
     token: int
     piece: bytes
@@ -46,12 +52,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:
-    """What a finished request cost. `prefill_ms` runs from admission to the first token, `generation_ms` from there to the last one.
+    """What a finished request cost. `prefill_ms` runs from admission to the first token,
+    `generation_ms` from there to the last one.
 
-    `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run, then those of this one.
-    `cached_tokens` of the prompt were taken over instead of computed: from `cache_tier`, which is "live" (another sequence of this
-    context), "staged" (the store had not written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of
-    what was resumed had to be computed before the first new token.
+    `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run,
+    then those of this one. `cached_tokens` of the prompt were taken over instead of computed: from
+    `cache_tier`, which is "live" (another sequence of this context), "staged" (the store had not
+    written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of what
+    was resumed had to be computed before the first new token.
     """
 
     prompt_tokens: int
@@ -76,8 +84,9 @@ class RequestStats:
 class Tokens:
     """Newly generated tokens and the text that became certain with them.
 
-    `text` may be shorter than the tokens (a character split over tokens, a stop string that may be beginning) or longer (held-back
-    text released). The concatenation of all `text` is the reply. `logprobs` has one entry per id when it was asked for.
+    `text` may be shorter than the tokens (a character split over tokens, a stop string that may be
+    beginning) or longer (held-back text released). The concatenation of all `text` is the reply.
+    `logprobs` has one entry per id when it was asked for.
     """
 
     ids: tuple[int, ...]
@@ -87,7 +96,9 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The last event of a request that ended normally, cancelled ones included. `finish_key` is the chain key of prompt + reply."""
+    """The last event of a request that ended normally, cancelled ones included. `finish_key` is the
+    chain key of prompt + reply.
+    """
 
     stats: RequestStats
     finish_key: str
@@ -104,7 +115,9 @@ Event = Tokens | Done | Failed
 
 
 def merge_events(events: Iterable[Event]) -> list[Event]:
-    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message. Order is kept."""
+    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message.
+    Order is kept.
+    """
     merged: list[Event] = []
     for event in events:
         last = merged[-1] if merged else None
@@ -118,7 +131,9 @@ def merge_events(events: Iterable[Event]) -> list[Event]:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole reply: its text, the generated ids, the key under which its state would be found, and what it cost."""
+    """A whole reply: its text, the generated ids, the key under which its state would be found, and
+    what it cost.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -144,6 +159,8 @@ class CompletionParts:
                 self._logprobs.extend(event.logprobs or ())
                 return None
             case Done():
-                return Completion("".join(self._text), tuple(self._ids), event.finish_key, event.stats, tuple(self._logprobs) or None)
+                return Completion(
+                    "".join(self._text), tuple(self._ids), event.finish_key, event.stats, tuple(self._logprobs) or None
+                )
             case Failed():
                 return event

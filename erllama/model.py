@@ -45,22 +45,28 @@ class Model:
     >>> with Model(path="demo") as model:
     ...     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
 
-    Every method may be called from any thread. Calls that generate run together, up to `n_parallel` of them, in one llama.cpp context
-    (continuous batching); more wait in order of arrival, up to `max_queue`, then `QueueFull` is raised.
+    Every method may be called from any thread. Calls that generate run together, up to `n_parallel`
+    of them, in one llama.cpp context (continuous batching); more wait in order of arrival, up to
+    `max_queue`, then `QueueFull` is raised.
 
     Parameters of generation (keyword arguments of `complete` and `infer`; an unknown name is an error)
-        response_tokens      tokens to generate at most; None: until the model stops or the context ends
+        response_tokens      tokens to generate at most; None: until the model stops or the context
+                             ends
         temperature          0 is greedy; default 0.8
         top_k, top_p, min_p  truncation; 0, 1 and 0 turn them off; defaults 40, 0.95, 0.05
         repetition_penalty, frequency_penalty, presence_penalty, repeat_last_n
-        seed                 the draw for a position depends on (seed, position) only; None draws a fresh seed
+        seed                 the draw for a position depends on (seed, position) only; None draws a
+                             fresh seed
         stop                 a string or strings that end the reply; they never appear in it
         grammar              what the reply must follow: GBNF with a `root` rule, or a `Constraint`
         logit_bias           {token id: bias}; -100 bans a token
-        logprobs             None, or how many alternatives to report beside each token's own log probability
+        logprobs             None, or how many alternatives to report beside each token's own log
+                             probability
         ignore_eos           generate on past the model's end-of-text token
-        parent_key           the `finish_key` of an earlier completion to resume from; a hint, never an error
-        session_id           keep the sequence for the next request of this session (`continue_`, `end_session`)
+        parent_key           the `finish_key` of an earlier completion to resume from; a hint, never
+                             an error
+        session_id           keep the sequence for the next request of this session (`continue_`,
+                             `end_session`)
     """
 
     def __init__(
@@ -73,14 +79,17 @@ class Model:
         make_backend: Callable[[EngineConfig], ModelBackend] | None = None,
         **settings: Any,
     ) -> None:
-        """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`, `n_parallel`, ...).
+        """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`,
+        `n_parallel`, ...).
 
-        `store` keeps KV beyond the life of this process: a `StoreConfig` opens one that belongs to the model, a `Store` is the caller's to
-        close. Without one, prefixes are shared between the sequences of the context only. `policy` says what is saved when.
+        `store` keeps KV beyond the life of this process: a `StoreConfig` opens one that belongs to
+        the model, a `Store` is the caller's to close. Without one, prefixes are shared between the
+        sequences of the context only. `policy` says what is saved when.
 
-        `sink` receives, on the engine thread and once per step, the events of requests that `post` queued. Raises `ModelLoadError` when the
-        file is missing, malformed or not a model, `InvalidParameter` for a wrong setting. `make_backend` loads the file, by default
-        through llama.cpp; tests pass `StubBackend.from_config`.
+        `sink` receives, on the engine thread and once per step, the events of requests that `post`
+        queued. Raises `ModelLoadError` when the file is missing, malformed or not a model,
+        `InvalidParameter` for a wrong setting. `make_backend` loads the file, by default through
+        llama.cpp; tests pass `StubBackend.from_config`.
         """
         config = make_config(config, settings)
         self._sink = sink
@@ -98,26 +107,32 @@ class Model:
             self._store = store
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._template = make_template(self._backend)
-            self._loop = EngineLoop(self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id)
+            self._loop = EngineLoop(
+                self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id
+            )
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
             if self._owned_store is not None:
                 self._owned_store.close(timeout_s=0)
             raise
 
-    # --- generating ------------------------------------------------------------------------------------------------------
+    # --- generating -------------------------------------------------------------------------------
 
     def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
-        """Continue `prompt` (text or token ids) and return the whole reply; blocks until it is there.
+        """Continue `prompt` (text or token ids) and return the whole reply; blocks until it is
+        there.
 
-        Returns a `Completion`: `text`, generated `tokens`, `finish_key` (the key of prompt + reply, for `parent_key`) and `stats`.
-        Raises a `RequestError` that names the parameter and the limit, or the error the engine met.
+        Returns a `Completion`: `text`, generated `tokens`, `finish_key` (the key of prompt + reply,
+        for `parent_key`) and `stats`. Raises a `RequestError` that names the parameter and the
+        limit, or the error the engine met.
         """
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
         return self.infer(tokens, **params).result()
 
     def infer(self, tokens: Sequence[int], params: Mapping[str, Any] | None = None, **more: Any) -> InferStream:
-        """Queue a prompt, first in, first out, and return its stream of events at once; `stream.ref` is its reference."""
+        """Queue a prompt, first in, first out, and return its stream of events at once;
+        `stream.ref` is its reference.
+        """
         request = build_request(uuid.uuid4().hex, tokens, {**(params or {}), **more})
         return self.submit(request)
 
@@ -137,7 +152,8 @@ class Model:
         return stream
 
     def prepare_grammars(self) -> None:
-        """What the first constrained request would do otherwise: a second and 60 MB for a vocabulary of 152 k. Idempotent.
+        """What the first constrained request would do otherwise: a second and 60 MB for a
+        vocabulary of 152 k. Idempotent.
 
         llguidance holds the interpreter for half of it, so that running streams would pause.
         """
@@ -153,34 +169,53 @@ class Model:
         self._loop.submit(request)
 
     def cancel(self, ref: str) -> None:
-        """Stop a request at its next token boundary; its stream ends with `Done` whose stats say cancelled. Returns at once.
+        """Stop a request at its next token boundary; its stream ends with `Done` whose stats say
+        cancelled. Returns at once.
 
         Idempotent: unknown and finished references are fine.
         """
         self._loop.cancel(ref)
 
-    # --- prefixes and sessions ---------------------------------------------------------------------------------------------
+    # --- prefixes and sessions --------------------------------------------------------------------
 
-    def prefill_only(self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None) -> Completion:
-        """Compute and save the KV of `tokens` without generating; blocks. The completion's `finish_key` names the state."""
+    def prefill_only(
+        self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None
+    ) -> Completion:
+        """Compute and save the KV of `tokens` without generating; blocks. The completion's
+        `finish_key` names the state.
+        """
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
     def prewarm(self, k: int, timeout_s: float) -> int:
-        """Put the `k` most valuable stored prefixes back into the context, as far as there are empty sequences; how many are live then.
+        """Put the `k` most valuable stored prefixes back into the context, as far as there are
+        empty sequences; how many are live then.
 
-        Computes nothing, waits up to `timeout_s` for the store's index and its files; 0 without a store. What fails is logged, not raised.
+        Computes nothing, waits up to `timeout_s` for the store's index and its files; 0 without a
+        store. What fails is logged, not raised.
         """
         if self._store is None or k < 1:
             return 0
-        return prewarm(self._loop, self._store, self._serve, limit=k, n_ctx=self._backend.n_ctx, give_up=time.monotonic() + timeout_s)
+        return prewarm(
+            self._loop,
+            self._store,
+            self._serve,
+            limit=k,
+            n_ctx=self._backend.n_ctx,
+            give_up=time.monotonic() + timeout_s,
+        )
 
     def continue_(
-        self, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+        self,
+        session_id: str,
+        suffix: Sequence[int] = (),
+        expect_committed: Sequence[int] | int | None = None,
+        **params: Any,
     ) -> InferStream:
         """Continue a session: its committed tokens, then `suffix`.
 
-        `expect_committed` is what the caller believes to be committed, all ids or their number. Raises `SessionNotFound` for a session that
-        is not known (any more), `TranscriptMismatch` with `diverges_at` when the tokens differ.
+        `expect_committed` is what the caller believes to be committed, all ids or their number.
+        Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
+        with `diverges_at` when the tokens differ.
         """
         committed = self.transcript(session_id, expect_committed)
         return self.infer([*committed, *suffix], session_id=session_id, **params)
@@ -194,22 +229,27 @@ class Model:
         self._call(lambda engine: engine.end_session(session_id))
 
     def reset_session(self, session_id: str) -> None:
-        """Forget a session and drop its KV from the context. What was saved stays in the store. Idempotent."""
+        """Forget a session and drop its KV from the context. What was saved stays in the store.
+        Idempotent.
+        """
         self._call(lambda engine: engine.end_session(session_id, drop=True))
 
     def evict(self) -> EvictResult:
-        """Save what the context holds, then give its memory back; the next request makes a new context and restores.
+        """Save what the context holds, then give its memory back; the next request makes a new
+        context and restores.
 
-        Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and keep the context; then only the KV of
-        ended ones is given up. A no-op when nothing is there.
+        Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and
+        keep the context; then only the KV of ended ones is given up. A no-op when nothing is there.
         """
         return self._give_back(lambda engine: engine.evict())
 
     def unload(self) -> EvictResult:
-        """Like `evict`, then frees the weights, too; the next request (or `embed`, `load_adapter`) loads them again, adapters included.
+        """Like `evict`, then frees the weights, too; the next request (or `embed`, `load_adapter`)
+        loads them again, adapters included.
 
-        While requests run or wait, or when the file is gone or changed, the weights stay: `weights_unloaded` of the result tells. Text
-        calls go on without them. A request that finds the file gone or changed ends with `ModelLoadError`; the next one tries again.
+        While requests run or wait, or when the file is gone or changed, the weights stay:
+        `weights_unloaded` of the result tells. Text calls go on without them. A request that finds
+        the file gone or changed ends with `ModelLoadError`; the next one tries again.
         """
         return self._give_back(lambda engine: engine.unload())
 
@@ -220,7 +260,7 @@ class Model:
             self._store.flush(seconds_until(give_up))
         return result
 
-    # --- text --------------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; safe beside running inference."""
@@ -231,12 +271,17 @@ class Model:
         return self._vocab.detokenize(tokens)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Token ids of a chat rendered by the model's own template, ready to generate the assistant's turn.
+        """Token ids of a chat rendered by the model's own template, ready to generate the
+        assistant's turn.
 
-        `messages` are {"role", "content"} mappings as OpenAI has them; `system` is put before them. Raises `NotSupported` when the model
-        has no template, `InvalidParameter` when its template refuses the messages.
+        `messages` are {"role", "content"} mappings as OpenAI has them; `system` is put before them.
+        Raises `NotSupported` when the model has no template, `InvalidParameter` when its template
+        refuses the messages.
         """
         if self._template is None:
             raise NotSupported("this model has no chat template", param="messages")
@@ -245,35 +290,45 @@ class Model:
         return tokenize_chat(self._vocab, text)
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
-        """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model has none."""
+        """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model
+        has none.
+        """
         return self.embed_many([tokens])[0]
 
     def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One embedding per input. Long lists are cut, so that running requests get their steps in between."""
+        """One embedding per input. Long lists are cut, so that running requests get their steps in
+        between.
+        """
         vectors: list[list[float]] = []
         for start in range(0, len(inputs), _EMBED_AT_ONCE):
             vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
         return vectors
 
-    # --- adapters -------------------------------------------------------------------------------------------------------------
+    # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, path: str) -> str:
-        """Load a LoRA GGUF at scale 1.0; returns its handle. Requests in flight keep the set they were admitted with."""
+        """Load a LoRA GGUF at scale 1.0; returns its handle. Requests in flight keep the set they
+        were admitted with.
+        """
         return self._call(lambda engine: engine.adapters.load(path))
 
     def unload_adapter(self, handle: str) -> None:
-        """Take an adapter away from new requests and free it when the last one using it ends. Idempotent."""
+        """Take an adapter away from new requests and free it when the last one using it ends.
+        Idempotent.
+        """
         self._call(lambda engine: engine.adapters.unload(handle))
 
     def set_adapter_scale(self, handle: str, scale: float) -> None:
-        """Set an adapter's scale for requests from now on. Raises `InvalidParameter` for an unknown handle."""
+        """Set an adapter's scale for requests from now on. Raises `InvalidParameter` for an unknown
+        handle.
+        """
         self._call(lambda engine: engine.adapters.set_scale(handle, scale))
 
     def list_adapters(self) -> tuple[AdapterInfo, ...]:
         """The adapters that new requests get."""
         return self._call(lambda engine: engine.adapters.list())
 
-    # --- state -----------------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def model_info(self) -> ModelInfo:
         """What the model is; never disturbs inference."""
@@ -289,11 +344,15 @@ class Model:
         return self._loop.stats
 
     def memory(self) -> ModelMemory:
-        """What it holds in memory and what giving that back would cost; never waits for the engine."""
+        """What it holds in memory and what giving that back would cost; never waits for the
+        engine.
+        """
         return make_model_memory(self._backend, self._loop.stats, self._loop.idle_s)
 
     def live_prefixes(self) -> Future[LivePrefixes]:
-        """What the context holds, for whoever routes requests: answered between two steps. Raises `EngineStopped`."""
+        """What the context holds, for whoever routes requests: answered between two steps. Raises
+        `EngineStopped`.
+        """
         return self._loop.call(Engine.live_prefixes)
 
     @property
@@ -302,7 +361,9 @@ class Model:
         return self.status()
 
     def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """The stored prefixes of this model that nothing longer continues, most recently used first; empty without a store."""
+        """The stored prefixes of this model that nothing longer continues, most recently used
+        first; empty without a store.
+        """
         return () if self._store is None else self._store.prefixes(self._root_of(()), limit)
 
     @property
@@ -320,7 +381,9 @@ class Model:
         return self._store
 
     def vram_info(self) -> tuple[GpuDevice, ...]:
-        """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU build."""
+        """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU
+        build.
+        """
         return self._backend.gpu_devices()
 
     @property
@@ -340,7 +403,9 @@ class Model:
         return self._loop.stats.last_cache_hit
 
     def check_alive(self, stuck_after_s: float) -> None:
-        """Raise `EngineStopped` when the engine thread is dead, or busy without finishing a step for `stuck_after_s`."""
+        """Raise `EngineStopped` when the engine thread is dead, or busy without finishing a step
+        for `stuck_after_s`.
+        """
         self._loop.check_alive(stuck_after_s)
 
     @property
@@ -350,9 +415,11 @@ class Model:
         return self._backend.vocab
 
     def shutdown(self, timeout_s: float = 30.0) -> None:
-        """Save what the context holds, end what runs, stop the engine thread and free the model. Idempotent.
+        """Save what the context holds, end what runs, stop the engine thread and free the model.
+        Idempotent.
 
-        Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is less.
+        Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is
+        less.
         """
         with self._shutdown_lock:  # SIGTERM may arrive in the middle of a graceful stop
             give_up = time.monotonic() + min(timeout_s, self._policy.evict_save_timeout_s)
@@ -369,14 +436,19 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.shutdown()
 
     def __repr__(self) -> str:
         stats = self._loop.stats
-        return f"<Model {self._config.id} {stats.status} running={stats.n_running}/{stats.n_parallel} queued={stats.n_queued}>"
+        return (
+            f"<Model {self._config.id} {stats.status} running={stats.n_running}/{stats.n_parallel} "
+            f"queued={stats.n_queued}>"
+        )
 
-    # --- inside -----------------------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def _build(self, deliver: Deliver, wake: Wake) -> Engine:
         salt = "" if self._store is None else self._store.salt
@@ -423,11 +495,14 @@ class Model:
 
 
 def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    """One resolved config from a config or keyword settings; "demo" becomes the path of the embedded model."""
+    """One resolved config from a config or keyword settings; "demo" becomes the path of the
+    embedded model.
+    """
     unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
     if unknown:
         raise InvalidParameter(
-            f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}", param=unknown[0]
+            f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}",
+            param=unknown[0],
         )
     if config is None:
         config = EngineConfig(**{"path": "demo", **settings})

@@ -1,4 +1,6 @@
-"""What a model tells about itself, put together from what its backend loaded. Any thread; nothing here waits for the engine."""
+"""What a model tells about itself, put together from what its backend loaded. Any thread; nothing
+here waits for the engine.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
 def make_model_info(
     backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
 ) -> ModelInfo:
-    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without one."""
+    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without
+    one.
+    """
     info, kv = backend.info, backend.kv_layout
     return ModelInfo(
         id=config.id,

@@ -1,7 +1,7 @@
 """What goes into the engine: a request, checked when it is made. `events` has what comes out.
 
-Everything here is frozen, picklable and free of any HTTP dialect. Positions count tokens from 0; times are milliseconds in fields that end
-in `_ms`; probabilities are natural logarithms.
+Everything here is frozen, picklable and free of any HTTP dialect. Positions count tokens from 0;
+times are milliseconds in fields that end in `_ms`; probabilities are natural logarithms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ SEED_BITS = 64
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
     if not low <= value <= high:
         raise InvalidParameter(f"{name} must be between {low:g} and {high:g}, got {value!r}", param=name)
@@ -40,11 +44,13 @@ def _check_int(name: str, value: int, low: int, high: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. The chain runs in this order: grammar, penalties, top_k, top_p, min_p, temperature, draw.
+    """How the next token is chosen. The chain runs in this order: grammar, penalties, top_k, top_p,
+    min_p, temperature, draw.
 
-    Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own tools (`common_params_sampling`), so that a
-    model behaves as its users know it. `temperature` 0 is greedy. `seed` None draws a fresh seed at submission.
-    `logit_bias` pairs (token id, bias); a bias of -100 or less bans the token, as OpenAI documents.
+    Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own
+    tools (`common_params_sampling`), so that a model behaves as its users know it. `temperature` 0
+    is greedy. `seed` None draws a fresh seed at submission. `logit_bias` pairs (token id, bias); a
+    bias of -100 or less bans the token, as OpenAI documents.
     """
 
     temperature: float = 0.8
@@ -77,12 +83,16 @@ class SamplingParams:
 
     @property
     def penalised(self) -> bool:
-        return self.repeat_last_n != 0 and (self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0)
+        return self.repeat_last_n != 0 and (
+            self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        )
 
 
 def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
     if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise InvalidParameter(f"logit_bias must be pairs of a token id and a bias, got {pairs!r:.80}", param="logit_bias")
+        raise InvalidParameter(
+            f"logit_bias must be pairs of a token id and a bias, got {pairs!r:.80}", param="logit_bias"
+        )
     if len(pairs) > MAX_LOGIT_BIAS:
         raise InvalidParameter(f"logit_bias has {len(pairs)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
     for token, bias in pairs:
@@ -106,14 +116,18 @@ PromptPart = TokenPart
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to continue: parts in their order. `tokens` are the ids of all of them, joined once. Its length counts positions."""
+    """What to continue: parts in their order. `tokens` are the ids of all of them, joined once. Its
+    length counts positions.
+    """
 
     parts: tuple[PromptPart, ...]
     tokens: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = self.parts
-        object.__setattr__(self, "tokens", parts[0].ids if len(parts) == 1 else tuple(chain.from_iterable(part.ids for part in parts)))
+        object.__setattr__(
+            self, "tokens", parts[0].ids if len(parts) == 1 else tuple(chain.from_iterable(part.ids for part in parts))
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -132,17 +146,19 @@ class GenerationRequest:
     """One prompt to continue; everything in it has been rendered and tokenised.
 
     `prompt` may be given as a tuple of token ids, which is short for a prompt of text alone.
-    `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings end the text before them and never
-    appear in it. `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the
-    chosen token and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown key is a miss, not an error);
-    the request waits a moment for a save of that state that is in flight. `session_id` keeps the sequence in the context after its end for
-    the next request of the session.
-    `record_transcript` says that the reply will come back as chat history: the ids it was sampled as are stored.
-    `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text that became certain with them:
-    generation goes on after them, and only what is new is delivered. `max_tokens` counts them. The seed must then be that of the earlier
-    run, for the reply to be the one it would have been.
-    `restore_only` (with `max_tokens` 0) computes nothing: what is stored of the prompt is put into the context, for whoever comes next,
-    if a sequence id is left that holds nothing.
+    `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings
+    end the text before them and never appear in it. `grammar` is what the text must follow, a
+    string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token
+    and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown
+    key is a miss, not an error); the request waits a moment for a save of that state that is in
+    flight. `session_id` keeps the sequence in the context after its end for the next request of the
+    session. `record_transcript` says that the reply will come back as chat history: the ids it was
+    sampled as are stored. `resumed` are the ids of the reply that an earlier run of this request
+    has delivered, with the text that became certain with them: generation goes on after them, and
+    only what is new is delivered. `max_tokens` counts them. The seed must then be that of the
+    earlier run, for the reply to be the one it would have been. `restore_only` (with `max_tokens`
+    0) computes nothing: what is stored of the prompt is put into the context, for whoever comes
+    next, if a sequence id is left that holds nothing.
     """
 
     request_id: str
@@ -181,11 +197,14 @@ class GenerationRequest:
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
-                f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}", param="resumed"
+                f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
+                param="resumed",
             )
         _check_type("restore_only", self.restore_only, bool, "true or false")
         if self.restore_only and self.max_tokens != 0:
-            raise InvalidParameter(f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only")
+            raise InvalidParameter(
+                f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"
+            )
 
     @property
     def prompt_tokens(self) -> tuple[int, ...]:
@@ -215,7 +234,9 @@ def _check_type(name: str, value: object, kind: type, words: str) -> None:
 def _check_session(session_id: str) -> None:
     _check_type("session_id", session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
-        raise InvalidParameter(f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id")
+        raise InvalidParameter(
+            f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
+        )
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:
@@ -239,11 +260,14 @@ PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping[str, Any]) -> GenerationRequest:
     """A validated request from keyword parameters (`PARAM_NAMES`).
 
-    Raises `InvalidParameter` that names the parameter for an unknown name, a wrong type or a value out of range.
+    Raises `InvalidParameter` that names the parameter for an unknown name, a wrong type or a value
+    out of range.
     """
     unknown = sorted(set(params) - set(PARAM_NAMES))
     if unknown:
-        raise InvalidParameter(f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0])
+        raise InvalidParameter(
+            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
+        )
     sampling = {name: params[name] for name in _SAMPLING_NAMES if params.get(name) is not None}
     if "logit_bias" in sampling:
         sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
@@ -272,15 +296,20 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
     try:
         ids = tuple(tokens)
-        return ids if bool in set(map(type, ids)) else tuple(map(operator.index, ids))  # numpy's integers, too; bools are refused later
+        # numpy's integers, too; bools are refused later
+        return ids if bool in set(map(type, ids)) else tuple(map(operator.index, ids))
     except TypeError as error:
         raise InvalidParameter("the prompt must be token ids, all of them integers", param="prompt") from error
 
 
 def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
-    """A mapping (whose keys JSON turned into strings) or a list of pairs as the tuple that `SamplingParams` takes."""
+    """A mapping (whose keys JSON turned into strings) or a list of pairs as the tuple that
+    `SamplingParams` takes.
+    """
     try:
         pairs = bias.items() if isinstance(bias, Mapping) else bias
         return tuple((int(token) if isinstance(token, str) else operator.index(token), value) for token, value in pairs)
     except (TypeError, ValueError) as error:
-        raise InvalidParameter(f"logit_bias must map token ids to biases, got {bias!r:.80}", param="logit_bias") from error
+        raise InvalidParameter(
+            f"logit_bias must map token ids to biases, got {bias!r:.80}", param="logit_bias"
+        ) from error

@@ -1,4 +1,6 @@
-"""Frozen snapshots of what the engine is and does. Taking one never disturbs inference: the engine thread publishes, others read."""
+"""Frozen snapshots of what the engine is and does. Taking one never disturbs inference: the engine
+thread publishes, others read.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from enum import StrEnum
 
 
 class ModelStatus(StrEnum):
-    """Derived from the live sequences: none is `idle`, any that prefills (or restores) is `prefilling`, else `generating`."""
+    """Derived from the live sequences: none is `idle`, any that prefills (or restores) is
+    `prefilling`, else `generating`.
+    """
 
     IDLE = "idle"
     PREFILLING = "prefilling"
@@ -16,7 +20,9 @@ class ModelStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A loaded LoRA adapter: `handle` names it in calls, `sha256` is the digest of its file, `scale` multiplies its effect."""
+    """A loaded LoRA adapter: `handle` names it in calls, `sha256` is the digest of its file,
+    `scale` multiplies its effect.
+    """
 
     handle: str
     path: str
@@ -37,8 +43,9 @@ class GpuDevice:
 class ModelInfo:
     """What a model is. `context_size` is the context of one sequence in tokens.
 
-    `kv_kind` says how its KV can be kept: attention (cut at any token), window, recurrent and hybrid (at checkpoints), opaque (not at all;
-    `kv_problem` tells why). `tier` names the tiers of its store, fastest first, "none" without one.
+    `kv_kind` says how its KV can be kept: attention (cut at any token), window, recurrent and
+    hybrid (at checkpoints), opaque (not at all; `kv_problem` tells why). `tier` names the tiers of
+    its store, fastest first, "none" without one.
     """
 
     id: str
@@ -67,8 +74,9 @@ class ModelInfo:
 class EvictResult:
     """What an evict or an unload did.
 
-    `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while requests run). `n_live` requests ran or
-    waited and keep the context. `weights_unloaded`: an unload did what its name says, so that nothing but the vocabulary is loaded.
+    `n_tokens` of ended sequences left the context, `freed_bytes` went back to the system (0 while
+    requests run). `n_live` requests ran or waited and keep the context. `weights_unloaded`: an
+    unload did what its name says, so that nothing but the vocabulary is loaded.
     """
 
     n_tokens: int = 0
@@ -79,14 +87,17 @@ class EvictResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """What a memory scheduler needs to know about one model: what it holds, and what giving it back would cost whom. Bytes and seconds.
+    """What a memory scheduler needs to know about one model: what it holds, and what giving it back
+    would cost whom. Bytes and seconds.
 
-    `kv_bytes` is the context's whole KV buffer, allocated once however much of it is used; 0 without a context. `idle_kv_tokens` of ended
-    sequences are in it, each of `kv_bytes_per_token`. `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them are
-    memory of our own, the rest is mapped from the file (`weights_mapped`): pages that the system takes back by itself when it needs them.
-    A mapped model can be private nearly as a whole: llama.cpp copies Q4_0 weights, for one, into the layout of its kernels.
-    With `on_gpu` the layers that were offloaded, with their KV, are in GPU memory instead. `idle_s` runs from the end of the last request
-    (or from loading) and is 0 while one runs or waits.
+    `kv_bytes` is the context's whole KV buffer, allocated once however much of it is used; 0
+    without a context. `idle_kv_tokens` of ended sequences are in it, each of `kv_bytes_per_token`.
+    `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them are memory of our
+    own, the rest is mapped from the file (`weights_mapped`): pages that the system takes back by
+    itself when it needs them. A mapped model can be private nearly as a whole: llama.cpp copies
+    Q4_0 weights, for one, into the layout of its kernels. With `on_gpu` the layers that were
+    offloaded, with their KV, are in GPU memory instead. `idle_s` runs from the end of the last
+    request (or from loading) and is 0 while one runs or waits.
     """
 
     kv_bytes: int
@@ -107,9 +118,11 @@ class ModelMemory:
 class CacheCounters:
     """What the engine's KV cache did since the start.
 
-    `hits` counts requests by "kind:tier": kinds are those of `CacheHitKind`, exact and partial; tiers are live (another sequence of this
-    context), staged (the store has not written it yet) and the labels of the store's. `parent_hits` of them named a parent key, `misses`
-    were cold. `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is the longest one.
+    `hits` counts requests by "kind:tier": kinds are those of `CacheHitKind`, exact and partial;
+    tiers are live (another sequence of this context), staged (the store has not written it yet) and
+    the labels of the store's. `parent_hits` of them named a parent key, `misses` were cold.
+    `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is
+    the longest one.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
@@ -135,7 +148,9 @@ class CacheCounters:
 
 @dataclass(slots=True)
 class Counters:
-    """What the engine thread has counted since the start. Only that thread writes; others see copies inside `EngineStats`."""
+    """What the engine thread has counted since the start. Only that thread writes; others see
+    copies inside `EngineStats`.
+    """
 
     steps: int = 0
     requests_admitted: int = 0
@@ -153,9 +168,10 @@ class Counters:
 class EngineStats:
     """Gauges of this moment, and the counters (`counts`) of it.
 
-    `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of running sequences and `idle_kv_tokens` of
-    finished ones are in the context. `has_context` is False after an evict, `weights_loaded` after an unload, until the next request.
-    `kv_bytes` is what the context holds for KV. `sessions` counts known sessions.
+    `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of
+    running sequences and `idle_kv_tokens` of finished ones are in the context. `has_context` is
+    False after an evict, `weights_loaded` after an unload, until the next request. `kv_bytes` is
+    what the context holds for KV. `sessions` counts known sessions.
     """
 
     n_parallel: int

@@ -1,4 +1,6 @@
-"""The events of one request as its caller reads them. The engine thread puts them in, one other thread takes them out."""
+"""The events of one request as its caller reads them. The engine thread puts them in, one other
+thread takes them out.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def seconds_until(give_up: float) -> float:
 
 
 class InferStream:
-    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names it for `Model.cancel`.
+    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names
+    it for `Model.cancel`.
 
     Leaving a `with` block, or `close()`, cancels what is still running. One consumer at a time.
     """
@@ -40,7 +43,9 @@ class InferStream:
             yield event
 
     def result(self, timeout_s: float | None = None) -> Completion:
-        """Wait for the end and return the whole reply. Raises the error of a request that failed, and `TimeoutError`, which cancels."""
+        """Wait for the end and return the whole reply. Raises the error of a request that failed,
+        and `TimeoutError`, which cancels.
+        """
         parts = CompletionParts()
         for event in self if timeout_s is None else self._until(time.monotonic() + timeout_s):
             match parts.add(event):
@@ -68,5 +73,7 @@ class InferStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

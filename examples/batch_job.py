@@ -1,10 +1,11 @@
 """Replies to every question of a JSONL file: Ray Data, as a job beside the running application.
 
-    make serve                                                                  # the application, in a terminal of its own
+    make serve    # the application, in a terminal of its own
     .venv/bin/ray job submit -- $PWD/.venv/bin/python $PWD/examples/batch_job.py --out /tmp/replies.jsonl
 
-All rows begin with the same system prompt, which is computed once, however many rows there are; the last line tells. Nothing here asks Ray
-for a CPU (`num_cpus=0`), because the replicas may own all of them and these processes only wait.
+All rows begin with the same system prompt, which is computed once, however many rows there are; the
+last line tells. Nothing here asks Ray for a CPU (`num_cpus=0`), because the replicas may own all of
+them and these processes only wait.
 """
 
 import argparse
@@ -51,7 +52,10 @@ def main() -> None:
             prompt_tokens += row["prompt_tokens"]
             cached_tokens += row["cached_tokens"]
     share = cached_tokens / max(1, prompt_tokens)
-    print(f"{n_rows} rows, {failed} failed; {cached_tokens} of {prompt_tokens} prompt tokens were not computed: {share:.0%}")
+    print(
+        f"{n_rows} rows, {failed} failed; {cached_tokens} of {prompt_tokens} prompt tokens were not computed: "
+        f"{share:.0%}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stream a reply inside a Ray job, by handle: no HTTP, the engine's own events.
 
-    make serve                                                                  # the application, in a terminal of its own
+    make serve    # the application, in a terminal of its own
     .venv/bin/ray job submit -- $PWD/.venv/bin/python $PWD/examples/handle_job.py "Tell me a short story."
 
 The job needs no CPU of the cluster: its driver only waits for the replicas.
@@ -21,11 +21,17 @@ def main(question: str) -> None:
                 case Tokens():
                     print(event.text, end="", flush=True)
                 case Done():
-                    print(f"\n{event.stats.completion_tokens} tokens, {event.stats.cached_tokens} of the prompt were not computed")
+                    print(
+                        f"\n{event.stats.completion_tokens} tokens, {event.stats.cached_tokens} of the prompt "
+                        "were not computed"
+                    )
                 case Failed():
                     raise event.error
         for state in cluster.status():
-            print(f"{state.id}: {state.state}, {state.replicas} replicas, {state.hit_ratio:.0%} of all prompt tokens not computed")
+            print(
+                f"{state.id}: {state.state}, {state.replicas} replicas, {state.hit_ratio:.0%} of all prompt "
+                "tokens not computed"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""For every test: no engine thread outlives the test that started it, and Hypothesis judges results, not the pace of a busy machine."""
+"""For every test: no engine thread outlives the test that started it, and Hypothesis judges
+results, not the pace of a busy machine.
+"""
 
 import threading
 from collections.abc import Iterator

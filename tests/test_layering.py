@@ -1,4 +1,5 @@
-"""Imports point downwards only: deployments -> erllama -> cache_store, and inside each from later folders to earlier ones.
+"""Imports point downwards only: deployments -> erllama -> cache_store, and inside each from later
+folders to earlier ones.
 
 Read from the source, so that unused branches count, too.
 """
@@ -10,14 +11,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the bottom up: each folder, and each file beside the folders, imports only what stands before it.
+# From the bottom up: each folder, and each file beside the folders, imports only what stands before
+# it.
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
         *("tiers", "sharing", "write", "read", "store", "__init__", "testing"),
     ),
     "erllama": (
-        *("errors", "events", "grammar", "request", "kv", "stats", "gguf", "sequence", "backend", "chat", "config", "cache", "stream"),
+        *(
+            "errors",
+            "events",
+            "grammar",
+            "request",
+            "kv",
+            "stats",
+            "gguf",
+            "sequence",
+            "backend",
+            "chat",
+            "config",
+            "cache",
+            "stream",
+        ),
         *("engine", "model_info", "demo", "llama", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
@@ -34,7 +50,9 @@ FORBIDDEN = {
 
 
 def imported(source: str) -> Iterator[str]:
-    """Dotted names of the modules that a source imports, wherever in it. "" is a relative import."""
+    """Dotted names of the modules that a source imports, wherever in it. "" is a relative
+    import.
+    """
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names=names):
@@ -93,7 +111,9 @@ def test_imports_point_downwards(path: str):
 
 
 def test_every_folder_has_its_place_in_the_order():
-    assert {(path.split("/")[0], unit(path.split("/"))) for path in sources()} == {(p, name) for p in PACKAGES for name in ORDER[p]}
+    assert {(path.split("/")[0], unit(path.split("/"))) for path in sources()} == {
+        (p, name) for p in PACKAGES for name in ORDER[p]
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -173,4 +193,6 @@ def test_only_the_grammar_package_may_import_llguidance():
 
 
 def test_names_that_only_begin_alike_are_fine():
-    assert not violations("erllama/engine/engine.py", "import rayon\nfrom deployments_of_others import x\nimport llama_cppx")
+    assert not violations(
+        "erllama/engine/engine.py", "import rayon\nfrom deployments_of_others import x\nimport llama_cppx"
+    )

@@ -1,14 +1,18 @@
 """What the store keeps: immutable objects, named by content. Pure.
 
-A *prefix key* names a token prefix: `tail_key(root, tokens[:n])`, a function of the tokens alone. Objects hang between or on prefix keys:
+A *prefix key* names a token prefix: `tail_key(root, tokens[:n])`, a function of the tokens alone.
+Objects hang between or on prefix keys:
 
-    ROWS    the KV of tokens start .. start + n_tokens - 1: an edge from the key of tokens[:start] to that of tokens[:start + n_tokens].
-            It never crosses a multiple of BLOCK_TOKENS; it is shorter than a block where a save began or ended inside one. So a
-            conversation is stored once, whatever its turns: the next save begins exactly where the last one ended.
-    END     what belongs to the point after a prefix: next-token logits, and the checkpoint of layers whose state cannot be cut by token.
-            parent == key, start is the length of the prefix, n_tokens == 0.
-    REPLAY  the ids that a reply was sampled as, found by what the client sends back (`key` is a digest of that). parent is the prefix
-            key of the prompt that was answered. start == n_tokens == 0 in the name; the ids are the object's tokens.
+    ROWS    the KV of tokens start .. start + n_tokens - 1: an edge from the key of tokens[:start]
+            to that of tokens[:start + n_tokens]. It never crosses a multiple of BLOCK_TOKENS; it is
+            shorter than a block where a save began or ended inside one. So a conversation is stored
+            once, whatever its turns: the next save begins exactly where the last one ended.
+    END     what belongs to the point after a prefix: next-token logits, and the checkpoint of
+            layers whose state cannot be cut by token. parent == key, start is the length of the
+            prefix, n_tokens == 0.
+    REPLAY  the ids that a reply was sampled as, found by what the client sends back (`key` is a
+            digest of that). parent is the prefix key of the prompt that was answered. start ==
+            n_tokens == 0 in the name; the ids are the object's tokens.
 
 The name of an object starts with its parent, so one listing by prefix finds everything that
 continues from a prefix. The name carries the version of the format, so that readers of another
@@ -55,7 +59,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BlockId:
-    """The identity of an object: everything in its name. `root` is `root_key(namespace, salt)`; `start` and `n_tokens` count tokens."""
+    """The identity of an object: everything in its name. `root` is `root_key(namespace, salt)`;
+    `start` and `n_tokens` count tokens.
+    """
 
     root: ChainKey
     kind: Kind
@@ -67,9 +73,8 @@ class BlockId:
     @property
     def name(self) -> str:
         """Path below a tier's directory."""
-        return (
-            f"{self.root}/{self.parent[:2]}/{self.parent}-{self.key}-{self.start:x}-{self.n_tokens:x}.v{FORMAT_VERSION}.{self.kind}.arrow"
-        )
+        span = f"{self.parent}-{self.key}-{self.start:x}-{self.n_tokens:x}"
+        return f"{self.root}/{self.parent[:2]}/{span}.v{FORMAT_VERSION}.{self.kind}.arrow"
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
@@ -109,7 +114,8 @@ class BlockId:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One object with its content. Arrays may be views of a buffer that its owner will reuse: copy what you keep.
+    """One object with its content. Arrays may be views of a buffer that its owner will reuse: copy
+    what you keep.
 
     tokens      (n,) uint32: the ids of ROWS (n == id.n_tokens) or REPLAY; empty for END
     columns     ROWS: one name per KV buffer, e.g. "k0", "v0", "k1", ...; () for models without rows
@@ -117,7 +123,8 @@ class Block:
     logits      END: (n_vocab,) float32, or None
     checkpoint  END: opaque bytes (uint8, 1-D), or None
     reason      which save made it: cold, continued, finish, evict, shutdown
-    created_s   unix seconds; build: the llama.cpp build that computed it. Both tell, neither decides.
+    created_s   unix seconds; build: the llama.cpp build that computed it. Both tell, neither
+                decides.
     """
 
     id: BlockId
@@ -138,7 +145,9 @@ class Block:
 
     @property
     def contradiction(self) -> str | None:
-        """Where the block is not what `Block` says it is, so that it cannot be stored; None for a good one."""
+        """Where the block is not what `Block` says it is, so that it cannot be stored; None for a
+        good one.
+        """
         kind = self.id.kind
         if self.tokens.dtype != np.uint32 or self.tokens.ndim != 1:
             return "token ids are not a list of uint32"
@@ -151,7 +160,9 @@ class Block:
         return self._end_problem() if kind is Kind.END else self._extras_problem()
 
     def _extras_problem(self) -> str | None:
-        return "logits or a checkpoint outside an END" if self.logits is not None or self.checkpoint is not None else None
+        return (
+            "logits or a checkpoint outside an END" if self.logits is not None or self.checkpoint is not None else None
+        )
 
     def _rows_problem(self) -> str | None:
         n = self.id.n_tokens

@@ -1,5 +1,5 @@
-"""One stored object as bytes: an Arrow IPC file that plain `pyarrow.ipc.open_file` reads, and of which
-digests cover every byte.
+"""One stored object as bytes: an Arrow IPC file that plain `pyarrow.ipc.open_file` reads, and of
+which digests cover every byte.
 
 The table is one record batch of one row and three columns, none nullable:
 
@@ -45,7 +45,8 @@ The bytes of the seal:
     16              uint32 where in the file the header's text begins (in the schema message)
     20              uint32 length of the header's text
     24              tail_xxh3: xxh3_128 (16 bytes, big-endian) of everything from tail_at on
-    40              head_xxh3: xxh3_128 of everything before the body and the first 40 bytes of the seal
+    40              head_xxh3: xxh3_128 of everything before the body and the first 40 bytes of the
+                    seal
 
 head_xxh3 covers everything before the body, the header included, and the seal. tail_xxh3 covers
 everything behind the body; tokens_xxh3 and payload_xxh3 cover the body, except for at most 4 + 7
@@ -97,7 +98,9 @@ class BlockEncoder:
         self._memory = memoryview(b"")
 
     def encode(self, block: Block) -> memoryview:
-        """The file of `block`, read-only, valid until the next call. Raises ValueError for a block that contradicts itself."""
+        """The file of `block`, read-only, valid until the next call. Raises ValueError for a block
+        that contradicts itself.
+        """
         if problem := block.contradiction:
             raise ValueError(f"block {block.id.name}: {problem}")
         tokens = _raw(block.tokens)
@@ -163,7 +166,9 @@ def _digest(*pieces: Bytes) -> bytes:
 
 
 class _Frame:
-    """What Arrow writes before and behind a body: a file-like object that keeps all but the body."""
+    """What Arrow writes before and behind a body: a file-like object that keeps all but the
+    body.
+    """
 
     closed = False
 
@@ -211,12 +216,16 @@ def _batch(header: Header, text: bytes, memory: memoryview) -> Any:
         "tokens": pa.Array.from_buffers(list_type, 1, [None], children=[ids]),
         "payload": column(pa.binary(header.stored_bytes), header.stored_bytes),
     }
-    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in columns.items()], {HEADER_NAME: text})
+    schema = pa.schema(
+        [pa.field(name, array.type, nullable=False) for name, array in columns.items()], {HEADER_NAME: text}
+    )
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
 
 def _body_at(view: memoryview) -> int | None:
-    """Where the body begins: behind two messages. None if `view` ends before it can be told. Raises CorruptBlock."""
+    """Where the body begins: behind two messages. None if `view` ends before it can be told. Raises
+    CorruptBlock.
+    """
     if view[: len(_MAGIC)] != _MAGIC[: len(view)]:
         raise CorruptBlock(Damage.NOT_ARROW, "the first bytes are not ARROW1")
     at = len(_MAGIC)
@@ -268,7 +277,9 @@ def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What the first bytes of a file say, once they are proven, and where in the file its body begins."""
+    """What the first bytes of a file say, once they are proven, and where in the file its body
+    begins.
+    """
 
     header: Header
     seal: Seal
@@ -303,7 +314,9 @@ def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
 
 
 def _unpacked(stored: memoryview, header: Header) -> memoryview:
-    """Arrow's one-call decompression does not notice an lz4 frame that holds too little; a stream does."""
+    """Arrow's one-call decompression does not notice an lz4 frame that holds too little; a stream
+    does.
+    """
     payload = np.empty(header.payload_bytes, np.uint8)
     try:
         with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored)), header.compression) as stream:
@@ -314,7 +327,9 @@ def _unpacked(stored: memoryview, header: Header) -> memoryview:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptBlock(Damage.NOT_ARROW, f"{header.compression}: {error}") from error
     if not is_all:
-        raise CorruptBlock(Damage.NOT_ARROW, f"the payload does not have the {header.payload_bytes} bytes that the header says")
+        raise CorruptBlock(
+            Damage.NOT_ARROW, f"the payload does not have the {header.payload_bytes} bytes that the header says"
+        )
     return payload.data.toreadonly()
 
 
@@ -339,4 +354,7 @@ def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
 
 def _end_values(names: Sequence[str], parts: tuple[_Raw, ...]) -> dict[str, Any]:
     found = {name: part.reshape(-1) for name, part in zip(names, parts, strict=True)}
-    return {"logits": found["logits"].view(np.float32) if "logits" in found else None, "checkpoint": found.get("checkpoint")}
+    return {
+        "logits": found["logits"].view(np.float32) if "logits" in found else None,
+        "checkpoint": found.get("checkpoint"),
+    }

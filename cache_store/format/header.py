@@ -25,15 +25,17 @@ _FORMAT = "erllama-block"
 _SEAL_MAGIC = b"erllama"
 _SEAL_START = struct.Struct("<7sBQII16s")
 _TOKEN_BYTES = 4
-# What one stored byte stands for at most: a zstd block of 4 bytes is 128 KiB of one value, and every
-# further byte of an lz4 length adds 255.
+# What one stored byte stands for at most: a zstd block of 4 bytes is 128 KiB of one value, and
+# every further byte of an lz4 length adds 255.
 _MOST_PER_BYTE = {None: 1, "zstd": 1 << 15, "lz4": 255}
 _MOST_EXTRA = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The header's fields; sizes in bytes. What is made by `of` or `parse` does not contradict itself."""
+    """The header's fields; sizes in bytes. What is made by `of` or `parse` does not contradict
+    itself.
+    """
 
     kind: str
     root: str
@@ -53,8 +55,12 @@ class Header:
     payload_xxh3: str
 
     @classmethod
-    def of(cls, block: Block, *, compression: str | None, stored_bytes: int, tokens_xxh3: str, payload_xxh3: str) -> Self:
-        """Raises ValueError for a block with more payload than a file takes, or that contradicts itself."""
+    def of(
+        cls, block: Block, *, compression: str | None, stored_bytes: int, tokens_xxh3: str, payload_xxh3: str
+    ) -> Self:
+        """Raises ValueError for a block with more payload than a file takes, or that contradicts
+        itself.
+        """
         parts = _parts_of(block)
         header = cls(
             kind=block.id.kind.value,
@@ -82,7 +88,10 @@ class Header:
         """Raises CorruptBlock for anything but our header."""
         try:
             found = json.loads(text.decode())  # bytes cost it as much as the rest
-            if not isinstance(found, dict) or (found.pop("format", None), found.pop("version", None)) != (_FORMAT, FORMAT_VERSION):
+            if not isinstance(found, dict) or (found.pop("format", None), found.pop("version", None)) != (
+                _FORMAT,
+                FORMAT_VERSION,
+            ):
                 raise ValueError("the header is not ours")
             header = cls(**found)
             header._check()
@@ -97,7 +106,9 @@ class Header:
 
     @property
     def id(self) -> BlockId:
-        return BlockId(ChainKey(self.root), Kind(self.kind), ChainKey(self.parent), ChainKey(self.key), self.start, self.n_tokens)
+        return BlockId(
+            ChainKey(self.root), Kind(self.kind), ChainKey(self.parent), ChainKey(self.key), self.start, self.n_tokens
+        )
 
     @property
     def n_rows(self) -> int:
@@ -145,7 +156,11 @@ class Header:
         self._check_sizes()
 
     def _check_parts(self) -> None:
-        if {*map(type, self.parts)} - {str} or {*map(type, self.row_bytes)} - {int} or len(self.parts) != len(self.row_bytes):
+        if (
+            {*map(type, self.parts)} - {str}
+            or {*map(type, self.row_bytes)} - {int}
+            or len(self.parts) != len(self.row_bytes)
+        ):
             raise ValueError(f"parts {self.parts!r} with rows of {self.row_bytes!r} bytes")
         if len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts repeat: {self.parts}")
@@ -165,7 +180,9 @@ class Header:
         if self.compression not in _MOST_PER_BYTE:
             raise ValueError(f"compression is {self.compression!r}")
         if max(self.payload_bytes, self.stored_bytes) > MAX_PAYLOAD_BYTES:
-            raise ValueError(f"{self.payload_bytes} bytes of payload, {self.stored_bytes} stored; the limit is {MAX_PAYLOAD_BYTES}")
+            raise ValueError(
+                f"{self.payload_bytes} bytes of payload, {self.stored_bytes} stored; the limit is {MAX_PAYLOAD_BYTES}"
+            )
         if self.compression is None and self.stored_bytes != self.payload_bytes:
             raise ValueError(f"{self.stored_bytes} bytes are stored of {self.payload_bytes}")
         if self.payload_bytes > _MOST_PER_BYTE[self.compression] * self.stored_bytes + _MOST_EXTRA:

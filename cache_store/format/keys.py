@@ -1,11 +1,13 @@
-"""Chain keys: content addresses of token prefixes, and the chain of a prompt, which computes each of them once. Pure.
+"""Chain keys: content addresses of token prefixes, and the chain of a prompt, which computes each
+of them once. Pure.
 
     h_0 = sha256(format version || namespace || salt)
     h_i = sha256(h_{i-1} || tokens of block i as little-endian u32)
 
-Every field of h_0 is preceded by its length as little-endian u64, so that no two different triples hash the same bytes. A key names
-*all* tokens up to the end of its block, hence equal keys mean equal prefixes wherever they were computed. A prefix that ends inside a
-block has a key, too: that of its whole blocks, then the shorter rest hashed as a block of its own. Keys are lower-case hex (64
+Every field of h_0 is preceded by its length as little-endian u64, so that no two different triples
+hash the same bytes. A key names *all* tokens up to the end of its block, hence equal keys mean
+equal prefixes wherever they were computed. A prefix that ends inside a block has a key, too: that
+of its whole blocks, then the shorter rest hashed as a block of its own. Keys are lower-case hex (64
 characters). Python's `hash()` is never used: it differs between processes.
 """
 
@@ -27,7 +29,9 @@ FORMAT_VERSION = 2  # of keys, names and files
 
 
 def root_key(namespace: str, salt: str = "") -> ChainKey:
-    """h_0: the parent of every first block in `namespace` (what decides KV bytes) and `salt` (tenant)."""
+    """h_0: the parent of every first block in `namespace` (what decides KV bytes) and `salt`
+    (tenant).
+    """
     digest = hashlib.sha256()
     for part in (str(FORMAT_VERSION).encode(), namespace.encode(), salt.encode()):
         digest.update(len(part).to_bytes(8, "little"))
@@ -36,25 +40,32 @@ def root_key(namespace: str, salt: str = "") -> ChainKey:
 
 
 class TokenChain:
-    """The token ids of a prompt under a root, and the keys of its prefixes: made once per prompt and handed on.
+    """The token ids of a prompt under a root, and the keys of its prefixes: made once per prompt
+    and handed on.
 
-    ids     (n,) uint32, read-only; a copy of what the chain was made from. `OverflowError` for an id that is no uint32.
+    ids     (n,) uint32, read-only; a copy of what the chain was made from. `OverflowError` for an
+            id that is no uint32.
     root    the key of the empty prefix
 
-    A key is computed when it is first asked for and then kept; prefixes and extensions of a chain share what is known. Any thread: keys are
-    functions of the ids, so two threads that compute one at the same moment keep the same value.
+    A key is computed when it is first asked for and then kept; prefixes and extensions of a chain
+    share what is known. Any thread: keys are functions of the ids, so two threads that compute one
+    at the same moment keep the same value.
     """
 
     __slots__ = ("_block_tokens", "_keys", "ids", "root")
 
-    def __init__(self, root: ChainKey, ids: Sequence[int] | NDArray[np.uint32], block_tokens: int = BLOCK_TOKENS) -> None:
+    def __init__(
+        self, root: ChainKey, ids: Sequence[int] | NDArray[np.uint32], block_tokens: int = BLOCK_TOKENS
+    ) -> None:
         self._set(root, np.array(ids, dtype=np.uint32), block_tokens, {0: root})
 
     def _set(self, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> None:
         ids.flags.writeable = False
         self.root, self.ids = root, ids
         self._block_tokens = block_tokens
-        self._keys = keys  # by length of the prefix; may hold lengths beyond ours, of the chain that this one is a prefix of
+        # by length of the prefix; may hold lengths beyond ours, of the chain that this one is a
+        # prefix of
+        self._keys = keys
 
     @classmethod
     def _sharing(cls, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> Self:
@@ -82,7 +93,9 @@ class TokenChain:
         return key
 
     def block_keys(self, start: int = 0, stop: int | None = None) -> list[ChainKey]:
-        """The keys of the whole blocks that end after token `start` and not after token `stop` (None: the end), in order."""
+        """The keys of the whole blocks that end after token `start` and not after token `stop`
+        (None: the end), in order.
+        """
         size = self._block_tokens
         stop = len(self) if stop is None else min(stop, len(self))
         return [self.key_at(end) for end in range((start // size + 1) * size, stop + 1, size)]
@@ -90,7 +103,8 @@ class TokenChain:
     def length_of(self, key: str) -> int:
         """The n for which `key_at(n)` is `key`; 0 when there is none, and for the root."""
         size = self._block_tokens
-        for begin in range((len(self) - 1) // size * size, -1, -size):  # from the end: what is looked for is most of the tokens as a rule
+        # from the end: what is looked for is most of the tokens as a rule
+        for begin in range((len(self) - 1) // size * size, -1, -size):
             digest, block = hashlib.sha256(bytes.fromhex(self.key_at(begin))), self._bytes(begin, begin + size)
             for at in range(0, len(block), _TOKEN_BYTES):
                 digest.update(block[at : at + _TOKEN_BYTES])
@@ -100,7 +114,9 @@ class TokenChain:
 
     def prefix(self, n: int) -> TokenChain:
         """The chain of ids[:n], or this one where it is no longer."""
-        return self if n >= len(self) else self._sharing(self.root, self.ids[: max(0, n)], self._block_tokens, self._keys)
+        return (
+            self if n >= len(self) else self._sharing(self.root, self.ids[: max(0, n)], self._block_tokens, self._keys)
+        )
 
     def extended(self, ids: Sequence[int] | NDArray[np.uint32]) -> TokenChain:
         """The chain of these ids and then `ids`."""

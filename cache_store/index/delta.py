@@ -1,8 +1,9 @@
-"""What one process tells the others that share its store: what it wrote, removed and used since it last told. Pure; pickles small.
+"""What one process tells the others that share its store: what it wrote, removed and used since it
+last told. Pure; pickles small.
 
-A tier is known by its ids (`sharing/identity.py`), not by its index or URL: processes may have different tiers, and one directory may be
-mounted at two paths. An object is a record of 81 bytes, and its tokens where they are known; roots, which thousands of objects share, come
-once:
+A tier is known by its ids (`sharing/identity.py`), not by its index or URL: processes may have
+different tiers, and one directory may be mounted at two paths. An object is a record of 81 bytes,
+and its tokens where they are known; roots, which thousands of objects share, come once:
 
     root    u16, which of `IndexDelta.roots` (32 bytes each)
     kind    u8: 0 ROWS, 1 END, 2 REPLAY; 128 is added where tokens follow
@@ -10,10 +11,12 @@ once:
     key     32 bytes
     start   u32
     n_tokens    u16
-    number  u64: the bytes of an object that was written, the hits of one that was used, 0 of one that was removed
+    number  u64: the bytes of an object that was written, the hits of one that was used, 0 of one
+            that was removed
     tokens  n_tokens big-endian uint32
 
-All integers are big-endian. A delta is a hint: whoever applies it checks before use, and what it leaves out is found by the next listing.
+All integers are big-endian. A delta is a hint: whoever applies it checks before use, and what it
+leaves out is found by the next listing.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class TierDelta:
-    """What changed in one tier. `ids` name it, if they are known; `label` and `url` tell people where it is."""
+    """What changed in one tier. `ids` name it, if they are known; `label` and `url` tell people
+    where it is.
+    """
 
     label: str
     url: str
@@ -61,7 +66,9 @@ class TierDelta:
 
 @dataclass(frozen=True, slots=True)
 class IndexDelta:
-    """`owner` is the store that tells, `tiers` all it has, fastest first. `incomplete`: older changes did not fit and are left out."""
+    """`owner` is the store that tells, `tiers` all it has, fastest first. `incomplete`: older
+    changes did not fit and are left out.
+    """
 
     owner: str
     tiers: tuple[TierDelta, ...] = ()
@@ -75,7 +82,9 @@ class IndexDelta:
         return not (self.used or self.incomplete or any(tier.written or tier.removed for tier in self.tiers))
 
     def unpacked(self, records: bytes) -> Iterator[Record]:
-        """What `written`, `removed` or `used` say. Raises `BadDelta` where they stop making sense."""
+        """What `written`, `removed` or `used` say. Raises `BadDelta` where they stop making
+        sense.
+        """
         at = 0
         while at < len(records):
             try:
@@ -104,7 +113,9 @@ class Packer:
 
     def pack(self, records: Iterable[Record]) -> bytes:
         """Objects of more roots than there are numbers for are left out."""
-        return b"".join(self._packed(record) for record in records if record.id.root in self._roots or len(self._roots) < _MAX_ROOTS)
+        return b"".join(
+            self._packed(record) for record in records if record.id.root in self._roots or len(self._roots) < _MAX_ROOTS
+        )
 
     def _packed(self, record: Record) -> bytes:
         id = record.id
@@ -123,7 +134,9 @@ MAX_OBJECTS = 4096  # per tier, and of those that were used: 4 GB of chat blocks
 
 @dataclass(slots=True)
 class Changes:
-    """Per tier the objects that were written (their bytes) or removed (None), oldest first; the hits of what was used."""
+    """Per tier the objects that were written (their bytes) or removed (None), oldest first; the
+    hits of what was used.
+    """
 
     tiers: tuple[dict[BlockId, int | None], ...]
     used: dict[BlockId, int] = field(default_factory=dict)
@@ -146,7 +159,9 @@ class DeltaLog:
         self._note(id, tier_index, None)
 
     def used(self, ids: Iterable[BlockId]) -> None:
-        """The oldest uses that do not fit are forgotten, and `incomplete` does not tell: they are opinions, not facts."""
+        """The oldest uses that do not fit are forgotten, and `incomplete` does not tell: they are
+        opinions, not facts.
+        """
         with self._lock:
             used = self._changes.used
             for id in ids:

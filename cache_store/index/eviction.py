@@ -1,12 +1,15 @@
-"""Who may leave a tier, worst first: a heap of the objects that nothing in this tier hangs on. Decides only; pure, not thread-safe.
+"""Who may leave a tier, worst first: a heap of the objects that nothing in this tier hangs on.
+Decides only; pure, not thread-safe.
 
-An edge is a leaf in a tier when no object in it hangs on the edge's end, or when the tier has another way there from the beginning of
-the block. ENDs and loose objects always are. Taking leaves only, a chain never has a gap in a tier, whatever is interrupted.
+An edge is a leaf in a tier when no object in it hangs on the edge's end, or when the tier has
+another way there from the beginning of the block. ENDs and loose objects always are. Taking leaves
+only, a chain never has a gap in a tier, whatever is interrupted.
 
-The heap is repaired lazily. Scores only grow, so an entry is never above its object's place: one that is popped with an old score goes
-back with the new one. An object that may not go when it is popped leaves the heap, and returns with the event that lets it go: the last
-object that hung on it was removed, another way was completed, it was unpinned. Each object is in the heap at most once (`Item.queued`),
-and the heap is swept when it has doubled, so both time and space are amortised.
+The heap is repaired lazily. Scores only grow, so an entry is never above its object's place: one
+that is popped with an old score goes back with the new one. An object that may not go when it is
+popped leaves the heap, and returns with the event that lets it go: the last object that hung on it
+was removed, another way was completed, it was unpinned. Each object is in the heap at most once
+(`Item.queued`), and the heap is swept when it has doubled, so both time and space are amortised.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class EvictionQueue:
         return len(self._heap)
 
     def push(self, item: Item) -> None:
-        """Queue `item` if it may go. Call it whenever that may have become so; a call too many does no harm."""
+        """Queue `item` if it may go. Call it whenever that may have become so; a call too many does
+        no harm.
+        """
         bit = 1 << self._tier_index
         if item.queued & bit or not self.may_go(item):
             return
@@ -52,7 +57,9 @@ class EvictionQueue:
             self.push(edge)
 
     def push_new(self, item: Item) -> None:
-        """The same for what has just come to this tier, and for what may go because an edge has made another way complete."""
+        """The same for what has just come to this tier, and for what may go because an edge has
+        made another way complete.
+        """
         self.push(item)
         if isinstance(item, Edge):
             for node in block_from(item.child):
@@ -62,11 +69,14 @@ class EvictionQueue:
     def may_go(self, item: Item) -> bool:
         if not item.is_in(self._tier_index):
             return False
-        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier_index) == 0  # nearly always decides
+        # nearly always decides
+        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier_index) == 0
         return (is_last or _Round(self._tier_index).is_leaf(item)) and not self._is_pinned(item)
 
     def victims(self, n_bytes: int, may_go: Callable[[Item], bool] | None = None) -> list[Item]:
-        """Enough to free `n_bytes`, or all that may go. They stay queued: the caller who wants them gone removes them."""
+        """Enough to free `n_bytes`, or all that may go. They stay queued: the caller who wants them
+        gone removes them.
+        """
         taking, popped, exposed = _Round(self._tier_index), [], list[_Queued]()
         while taking.n_bytes < n_bytes:
             heap = exposed if exposed and (not self._heap or exposed[0] < self._heap[0]) else self._heap
@@ -96,7 +106,9 @@ class EvictionQueue:
         assert all(item.queued & bit for item in here if self.may_go(item)), "a leaf is not queued"
 
     def _sweep(self) -> None:
-        """Drop what is no leaf any more: every new block of a conversation buries the one before it."""
+        """Drop what is no leaf any more: every new block of a conversation buries the one before
+        it.
+        """
         kept = [entry for entry in self._heap if self.may_go(entry[2])]
         for _, _, item in self._heap:
             item.queued &= ~(1 << self._tier_index)
@@ -123,7 +135,11 @@ class _Round:
             return False
         if not isinstance(item, Edge) or self._n_hanging(item.child) == 0:
             return True
-        others = (edge for edge in item.child.into if edge is not item and edge.is_in(self._tier_index) and edge not in self.taken)
+        others = (
+            edge
+            for edge in item.child.into
+            if edge is not item and edge.is_in(self._tier_index) and edge not in self.taken
+        )
         # What has been taken further up was a leaf itself: it disconnects nothing.
         return any(is_connected(edge, self._tier_index) for edge in others)
 

@@ -4,16 +4,20 @@ An object's worth at time t is its number of hits, each halved every six hours:
 
     worth(t) = sum over hits i of 2 ** ((t_i - t) / HALF_LIFE_S)
 
-All worths shrink by the same factor, so their order does not depend on t. What is kept is the part without it, as a logarithm:
+All worths shrink by the same factor, so their order does not depend on t. What is kept is the part
+without it, as a logarithm:
 
     score = log2(sum over hits i of 2 ** (t_i / HALF_LIFE_S))        worth(t) = 2 ** (score - t / HALF_LIFE_S)
 
-It changes at a hit only, and only upwards: no pass over all objects ever ages them, and a heap ordered by it needs repair at hits alone.
-The policy is LRFU's "combined recency and frequency" (Lee et al., IEEE Transactions on Computers 50(12), 2001); writing the decay relative
-to a landmark instead of to now is "forward decay" (Cormode et al., ICDE 2009). The half-life is the design's: long enough that this
-morning's conversations outlive lunch, short enough that yesterday's do not crowd out today's.
+It changes at a hit only, and only upwards: no pass over all objects ever ages them, and a heap
+ordered by it needs repair at hits alone. The policy is LRFU's "combined recency and frequency" (Lee
+et al., IEEE Transactions on Computers 50(12), 2001); writing the decay relative to a landmark
+instead of to now is "forward decay" (Cormode et al., ICDE 2009). The half-life is the design's:
+long enough that this morning's conversations outlive lunch, short enough that yesterday's do not
+crowd out today's.
 
-A fresh object counts as one hit. Times are seconds on one scale; `SteadyTime` makes one out of a clock that jumps.
+A fresh object counts as one hit. Times are seconds on one scale; `SteadyTime` makes one out of a
+clock that jumps.
 """
 
 from __future__ import annotations
@@ -32,13 +36,17 @@ def score_of(n_uses: int, used_s: float) -> float:
 
 
 def after_use(score: float, used_s: float, n_uses: int = 1) -> float:
-    """The score after `n_uses` more at `used_s`: never less than before, never more than a half-life above the larger of both."""
+    """The score after `n_uses` more at `used_s`: never less than before, never more than a
+    half-life above the larger of both.
+    """
     fresh = score_of(n_uses, used_s)
     return max(score, fresh) + math.log1p(2.0 ** -abs(score - fresh)) / math.log(2)
 
 
 def mean_use_s(n_uses: int, score: float) -> float:
-    """The moment at which `n_uses` uses at once would have this score: of one use its time, of many never later than the last."""
+    """The moment at which `n_uses` uses at once would have this score: of one use its time, of many
+    never later than the last.
+    """
     return (score - math.log2(n_uses)) * HALF_LIFE_S
 
 
@@ -48,10 +56,11 @@ def worth(score: float, now_s: float) -> float:
 
 
 class SteadyTime:
-    """Seconds that start at the clock's first reading, pass as its readings grow and stand still where it jumps back.
+    """Seconds that start at the clock's first reading, pass as its readings grow and stand still
+    where it jumps back.
 
-    So whatever is used later scores higher. When the clock was a year ahead for a while, what was used then has no year's lead afterwards.
-    Not thread-safe.
+    So whatever is used later scores higher. When the clock was a year ahead for a while, what was
+    used then has no year's lead afterwards. Not thread-safe.
     """
 
     __slots__ = ("_clock", "_now_s", "_reading_s")
@@ -70,11 +79,15 @@ class SteadyTime:
         return self._now_s
 
     def lead_s(self) -> float:
-        """This time minus the clock's as of the last `now`: what to subtract from a moment here to tell it to others."""
+        """This time minus the clock's as of the last `now`: what to subtract from a moment here to
+        tell it to others.
+        """
         return self._now_s - self._reading_s
 
     def from_unix(self, unix_s: float) -> float:
-        """A moment that the clock's scale calls `unix_s`; what lies in its future, or nowhere, is now."""
+        """A moment that the clock's scale calls `unix_s`; what lies in its future, or nowhere, is
+        now.
+        """
         now = self.now()
         moment = unix_s + self.lead_s()
         return moment if moment < now and abs(unix_s) < _SANE_S else now

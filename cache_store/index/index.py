@@ -1,16 +1,19 @@
-"""What one process knows about the objects in all tiers of its store: the longest stored prefix of a prompt, and who may be evicted.
+"""What one process knows about the objects in all tiers of its store: the longest stored prefix of
+a prompt, and who may be evicted.
 
     Graph (radix.py)                what hangs on what; tokens
     Path (walk.py)                  the way of a prompt through it
     EvictionQueue (eviction.py)     per tier, the leaves by score
     frecency.py                     the score
 
-Any thread; every call is short, holds the index's lock and does no I/O. The clock is passed in (unix seconds) and may jump. What the index
-says about tiers is a hint: an object may have been deleted by someone else, which its reader finds out and reports with `remove`. Victims
-are proposed, not removed: the caller deletes them and then calls `remove`.
+Any thread; every call is short, holds the index's lock and does no I/O. The clock is passed in
+(unix seconds) and may jump. What the index says about tiers is a hint: an object may have been
+deleted by someone else, which its reader finds out and reports with `remove`. Victims are proposed,
+not removed: the caller deletes them and then calls `remove`.
 
-An object takes about 1.4 kB, 1 kB of which are tokens. It is two objects to Python's garbage collector, and a full collection of a million
-such pairs takes the better part of a second: whoever loads that many calls `gc.freeze` afterwards.
+An object takes about 1.4 kB, 1 kB of which are tokens. It is two objects to Python's garbage
+collector, and a full collection of a million such pairs takes the better part of a second: whoever
+loads that many calls `gc.freeze` afterwards.
 """
 
 from __future__ import annotations
@@ -42,10 +45,12 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not known.
+    """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not
+    known.
 
-    `hits` does not count the creation. `last_used_s` (unix) is the moment at which creation and hits at once would score what they do:
-    of an object without hits the time of its creation, of others never later than the last hit.
+    `hits` does not count the creation. `last_used_s` (unix) is the moment at which creation and
+    hits at once would score what they do: of an object without hits the time of its creation, of
+    others never later than the last hit.
     """
 
     id: BlockId
@@ -73,7 +78,7 @@ class Index:
         tiers = ", ".join(str(n_bytes) for n_bytes in self._bytes)
         return f"<Index {len(self)} objects, bytes by tier: {tiers}; {len(self._pins)} pinned>"
 
-    # --- what is where -----------------------------------------------------------------------------------------------------
+    # --- what is where ----------------------------------------------------------------------------
 
     def add(
         self,
@@ -85,13 +90,17 @@ class Index:
         hits: int = 0,
         last_used_s: float | None = None,
     ) -> bool:
-        """A tier holds `id`; True if that was new. Sizes and tokens are the last ones told, hits and recency the best."""
+        """A tier holds `id`; True if that was new. Sizes and tokens are the last ones told, hits
+        and recency the best.
+        """
         row = (id, tier_index, n_bytes, None if tokens is None else _packed(tokens), hits, last_used_s)
         with self._lock:
             return self._put(*row)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
-        """`add` what `rows` gave, in this process or another; how many. Other calls come in between."""
+        """`add` what `rows` gave, in this process or another; how many. Other calls come in
+        between.
+        """
         n_loaded = 0
         for n_loaded, row in enumerate(rows, 1):  # noqa: B007
             with self._lock:
@@ -99,7 +108,9 @@ class Index:
         return n_loaded
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
-        """The tokens of a ROWS object. Nothing happens when the object is not known, or not ROWS."""
+        """The tokens of a ROWS object. Nothing happens when the object is not known, or not
+        ROWS.
+        """
         with self._lock:
             item = self._graph.find(id)
             if isinstance(item, Edge):
@@ -157,7 +168,7 @@ class Index:
             self._time.now()
             return _rows_of(list(self._graph.items()), tier_index, self._time.lead_s())
 
-    # --- prefixes ----------------------------------------------------------------------------------------------------------
+    # --- prefixes ---------------------------------------------------------------------------------
 
     def longest_prefix(self, chain: TokenChain) -> Path:
         """The stored part of a prompt. Does not count as a hit."""
@@ -171,7 +182,9 @@ class Index:
             return node is not None and any(edge.is_in(tier_index) for edge in node.into)
 
     def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
-        """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so far, as far as that is known here."""
+        """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so
+        far, as far as that is known here.
+        """
         key, stream = id.parent, np.asarray(tokens, dtype="<u4").tobytes()
         if id.start % BLOCK_TOKENS:
             with self._lock:
@@ -182,7 +195,7 @@ class Index:
             key, stream = before[0].key_text, np.frombuffer(before[1], ">u4").astype("<u4").tobytes() + stream
         return hashlib.sha256(bytes.fromhex(key) + stream).hexdigest() == id.key
 
-    # --- eviction ----------------------------------------------------------------------------------------------------------
+    # --- eviction ---------------------------------------------------------------------------------
 
     def touch(self, ids: Iterable[BlockId], n_uses: int = 1) -> None:
         """`n_uses` hits, now, on each of `ids` that is known."""
@@ -195,7 +208,9 @@ class Index:
                     item.score = frecency.after_use(item.score, now_s, n_uses)
 
     def pin(self, ids: Iterable[BlockId]) -> None:
-        """Never evict `ids` until each pin has been taken back. A pin belongs to a name: it may precede the object and outlive it."""
+        """Never evict `ids` until each pin has been taken back. A pin belongs to a name: it may
+        precede the object and outlive it.
+        """
         with self._lock:
             _count(self._pins, ids)
 
@@ -208,17 +223,21 @@ class Index:
                     for queue in self._queues:
                         queue.push(item)
 
-    def victims(self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None) -> list[StoredObject]:
-        """Objects whose deletion from a tier, in this order, frees `n_bytes`, or as much as may go; may free more. 0 is a no-op.
+    def victims(
+        self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None
+    ) -> list[StoredObject]:
+        """Objects whose deletion from a tier, in this order, frees `n_bytes`, or as much as may go;
+        may free more. 0 is a no-op.
 
-        Lowest score first among those that nothing in this tier hangs on; never pinned ones, nor those that `may_go` refuses, nor what
-        either hang on. `n_bytes` of each is its size in this tier. Does not remove: until the caller does, the next call names them again.
+        Lowest score first among those that nothing in this tier hangs on; never pinned ones, nor
+        those that `may_go` refuses, nor what either hang on. `n_bytes` of each is its size in this
+        tier. Does not remove: until the caller does, the next call names them again.
         """
         with self._lock:
             asked = None if may_go is None else lambda item: may_go(self._stored(item, tier_index))
             return [self._stored(item, tier_index) for item in self._queues[tier_index].victims(n_bytes, asked)]
 
-    # --- inside ------------------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Raise AssertionError where two parts of the bookkeeping disagree. O(n log n)."""
@@ -228,7 +247,9 @@ class Index:
             for tier_index, queue in enumerate(self._queues):
                 here = [item for item in items if item.is_in(tier_index)]
                 assert self._objects[tier_index] == len(here), "objects of a tier"
-                assert self._bytes[tier_index] == sum(field(item.sizes, tier_index) - 1 for item in here), "bytes of a tier"
+                assert self._bytes[tier_index] == sum(field(item.sizes, tier_index) - 1 for item in here), (
+                    "bytes of a tier"
+                )
                 queue.check_integrity(here)
             assert all(n > 0 for n in self._pins.values()), "a count of pins"
 
@@ -237,9 +258,13 @@ class Index:
 
     def _stored(self, item: Item, tier_index: int | None = None) -> StoredObject:
         tier_indices = self._tiers_of(item)
-        return StoredObject(item.id, tier_indices, field(item.sizes, tier_indices[0] if tier_index is None else tier_index) - 1)
+        return StoredObject(
+            item.id, tier_indices, field(item.sizes, tier_indices[0] if tier_index is None else tier_index) - 1
+        )
 
-    def _put(self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None) -> bool:
+    def _put(
+        self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None
+    ) -> bool:
         if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
         tokens = None if tokens is None else _checked(id, tokens)

@@ -1,15 +1,19 @@
-"""What hangs on what in the index: nodes are token prefixes, ROWS objects the edges between them. Pure, not thread-safe.
+"""What hangs on what in the index: nodes are token prefixes, ROWS objects the edges between them.
+Pure, not thread-safe.
 
-A node is a prefix key *and* a length, so every edge leads to a longer prefix: whatever names a directory holds, there is no cycle. Two
-saves may have cut one block at different points; as no edge crosses a multiple of BLOCK_TOKENS, both paths meet again at its end.
+A node is a prefix key *and* a length, so every edge leads to a longer prefix: whatever names a
+directory holds, there is no cycle. Two saves may have cut one block at different points; as no edge
+crosses a multiple of BLOCK_TOKENS, both paths meet again at its end.
 
     Node  <-- parent  Edge  child -->  Node          ROWS
     Node  <-- node    End                            END
-                      Loose                          REPLAY, and names that no save of ours makes: on no path, kept to be evicted
+                      Loose                          REPLAY, and names that no save of ours makes:
+                                                     on no path, kept to be evicted
 
-Memory decides the representation, because tokens alone are 1 kB per block: slots, 32-byte keys, one int for small numbers per tier, ids
-built on demand. Tokens are kept as big-endian uint32 bytes: their order as bytes is their order as tokens, so that bisecting the sorted
-edges of a node finds the one that shares most with a prompt without looking at the others (there may be 10 000).
+Memory decides the representation, because tokens alone are 1 kB per block: slots, 32-byte keys, one
+int for small numbers per tier, ids built on demand. Tokens are kept as big-endian uint32 bytes:
+their order as bytes is their order as tokens, so that bisecting the sorted edges of a node finds
+the one that shares most with a prompt without looking at the others (there may be 10 000).
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ def field_of(value: int, tier_index: int) -> int:
 
 
 class Item(ABC):
-    """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose eviction queue has it, as bits."""
+    """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose
+    eviction queue has it, as bits.
+    """
 
     __slots__ = ("n_uses", "queued", "score", "sizes")
 
@@ -114,7 +120,8 @@ class Edge(Item):
 
 _tokens_of = attrgetter("tokens")
 
-# Nearly every node has one edge in and one out. A list for each would be half of all there is for the garbage collector to look at.
+# Nearly every node has one edge in and one out. A list for each would be half of all there is for
+# the garbage collector to look at.
 _Edges = Edge | list[Edge] | None
 
 
@@ -130,7 +137,9 @@ def _unlisted(edges: list[Edge]) -> _Edges:
 
 
 class Node:
-    """A prefix. `address` is its key and its length; `hanging` packs per tier how many objects hang on it there."""
+    """A prefix. `address` is its key and its length; `hanging` packs per tier how many objects hang
+    on it there.
+    """
 
     __slots__ = ("_into", "_known", "address", "end", "hanging", "root", "unknown")
 
@@ -201,11 +210,13 @@ class Node:
             self._known = _unlisted(known)
 
     def matches(self, window: bytes) -> tuple[list[Edge], Edge | None, int]:
-        """(edges whose tokens begin `window`, the other edge that shares most with it, how many tokens that shares).
+        """(edges whose tokens begin `window`, the other edge that shares most with it, how many
+        tokens that shares).
 
-        O(log n) for each result. The edge that shares most is a neighbour of the place where `window` would be inserted. Edges that begin
-        `window` lie before that place; between them lie edges that share a shorter and shorter part, and bisecting for that part skips all
-        that share it.
+        O(log n) for each result. The edge that shares most is a neighbour of the place where
+        `window` would be inserted. Edges that begin `window` lie before that place; between them
+        lie edges that share a shorter and shorter part, and bisecting for that part skips all that
+        share it.
         """
         whole: list[Edge] = []
         part, n_part = None, 0
@@ -232,12 +243,16 @@ class Node:
     def check_integrity(self) -> None:
         assert all(edge.child is self for edge in self.into), "an edge into another node"
         assert all(edge.parent.depth + edge.n_tokens == self.depth for edge in self.into), "an edge of another length"
-        assert all(edge.parent is self and edge in edge.child.into for edge in self.children()), "an edge from another node"
+        assert all(edge.parent is self and edge in edge.child.into for edge in self.children()), (
+            "an edge from another node"
+        )
         known = [edge.tokens for edge in _listed(self._known)]
         assert known == sorted(tokens for tokens in known if tokens is not None), "edges are not sorted"
         for n_tokens, edges in (self.unknown or {}).items():
             assert edges, "an empty set of edges"
-            assert all(edge.tokens is None and edge.n_tokens == n_tokens for edge in edges), "an edge under another length"
+            assert all(edge.tokens is None and edge.n_tokens == n_tokens for edge in edges), (
+                "an edge under another length"
+            )
 
 
 def n_common(a: bytes, b: bytes) -> int:
@@ -264,7 +279,9 @@ def is_connected(edge: Edge, tier_index: int) -> bool:
 
 
 def block_until(node: Node) -> tuple[Node, bytes] | None:
-    """The node at which the block of `node` begins, and the tokens from there to `node`; None where they are not known."""
+    """The node at which the block of `node` begins, and the tokens from there to `node`; None where
+    they are not known.
+    """
     tokens = b""
     while node.depth % BLOCK_TOKENS:
         edge = next((edge for edge in node.into if edge.tokens is not None), None)
@@ -379,7 +396,8 @@ class Graph:
         assert len(address) == KEY_BYTES + 4, "a key that is none"
         node = nodes.get(address)
         if node is None:
-            # One string stands for the root in all its nodes, whichever copies the names brought along.
+            # One string stands for the root in all its nodes, whichever copies the names brought
+            # along.
             shared = next(iter(nodes.values())).root if nodes else root
             node = nodes[address] = Node(shared, address)
         return node

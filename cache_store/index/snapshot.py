@@ -1,15 +1,19 @@
-"""A snapshot of the index of one tier: a Parquet file behind a digest. Pure: bytes to bytes, whoever stores them is the caller.
+"""A snapshot of the index of one tier: a Parquet file behind a digest. Pure: bytes to bytes,
+whoever stores them is the caller.
 
     0   8 bytes   MAGIC
     8   16 bytes  xxh3-128 (big-endian) of everything that follows
     24  ...       a Parquet file; `data[24:]` is what any reader of Parquet opens
 
-One row per object: `root`, `parent`, `key` (32 bytes each), `kind`, `start`, `n_tokens` (its name), `n_bytes` (in this tier), `tokens`
-(big-endian uint32; null where not known), `hits` and `last_used_s` (see `index.IndexRow`).
+One row per object: `root`, `parent`, `key` (32 bytes each), `kind`, `start`, `n_tokens` (its name),
+`n_bytes` (in this tier), `tokens` (big-endian uint32; null where not known), `hits` and
+`last_used_s` (see `index.IndexRow`).
 
-A snapshot is a hint that saves time: what it lists may be gone, which readers find out, and what it does not list is found by a listing.
-So a file with a wrong byte is no snapshot at all (`BadSnapshot`, before Parquet's decoder sees it: it trusts lengths and may allocate
-anything), and a row that contradicts itself is left out. The digest finds accidents, not forgers: who may write a tier is trusted.
+A snapshot is a hint that saves time: what it lists may be gone, which readers find out, and what it
+does not list is found by a listing. So a file with a wrong byte is no snapshot at all
+(`BadSnapshot`, before Parquet's decoder sees it: it trusts lengths and may allocate anything), and
+a row that contradicts itself is left out. The digest finds accidents, not forgers: who may write a
+tier is trusted.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ class BadSnapshot(StoreError):
 def encode(rows: Iterator[IndexRow]) -> bytes:
     """The snapshot that holds `rows` (`Index.rows`)."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, _SCHEMA, compression=_COMPRESSION, use_dictionary=["root", "kind"], write_statistics=False) as writer:
+    with pq.ParquetWriter(
+        sink, _SCHEMA, compression=_COMPRESSION, use_dictionary=["root", "kind"], write_statistics=False
+    ) as writer:
         while batch := list(islice(rows, _BATCH_ROWS)):
             writer.write_batch(_to_batch(batch))
     file = sink.getvalue()
@@ -69,7 +75,9 @@ def encode(rows: Iterator[IndexRow]) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Iterator[IndexRow]:
-    """The rows of a snapshot that do not contradict themselves. Digest and schema are checked here, before the first is asked for."""
+    """The rows of a snapshot that do not contradict themselves. Digest and schema are checked here,
+    before the first is asked for.
+    """
     view = memoryview(data)
     if view[: len(MAGIC)] != MAGIC:
         raise BadSnapshot("not a snapshot of an index")
@@ -111,24 +119,31 @@ def _to_batch(rows: list[IndexRow]) -> Any:
 
 
 def _digests(keys: list[ChainKey]) -> Any:
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(bytes.fromhex("".join(keys)))])
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(bytes.fromhex("".join(keys)))]
+    )
 
 
 def _from_batch(batch: Any, roots: dict[str, ChainKey]) -> Iterator[IndexRow]:
     rows = batch.filter(pa.array(_plausible(batch)))
     columns = (
-        rows[name].to_numpy(zero_copy_only=False).tolist() for name in ("kind", "start", "n_tokens", "n_bytes", "hits", "last_used_s")
+        rows[name].to_numpy(zero_copy_only=False).tolist()
+        for name in ("kind", "start", "n_tokens", "n_bytes", "hits", "last_used_s")
     )
     names = (_texts(rows["root"]), _texts(rows["parent"]), _texts(rows["key"]))
     for root, parent, key, tokens, kind, start, n_tokens, n_bytes, hits, last_used_s in zip(
         *names, _payloads(rows["tokens"]), *columns, strict=True
     ):
         shared_root = roots.setdefault(root, root)  # thousands of rows share one string
-        yield IndexRow(BlockId(shared_root, _KINDS[kind], parent, key, start, n_tokens), n_bytes, tokens, hits, last_used_s)
+        yield IndexRow(
+            BlockId(shared_root, _KINDS[kind], parent, key, start, n_tokens), n_bytes, tokens, hits, last_used_s
+        )
 
 
 def _texts(column: Any) -> list[ChainKey]:
-    """The keys of a column of digests. One conversion for all: a Python object per value and column would double the time of a load."""
+    """The keys of a column of digests. One conversion for all: a Python object per value and column
+    would double the time of a load.
+    """
     first = column.offset * KEY_BYTES
     text = column.buffers()[1][first : first + len(column) * KEY_BYTES].to_pybytes().hex() if len(column) else ""
     return [ChainKey(text[at : at + 2 * KEY_BYTES]) for at in range(0, len(text), 2 * KEY_BYTES)]
@@ -148,7 +163,9 @@ def _plausible(batch: Any) -> NDArray[np.bool_]:
     n_tokens = batch["n_tokens"].to_numpy().astype(np.int64)
     is_rows = pc.equal(batch["kind"], Kind.ROWS.value).to_numpy(zero_copy_only=False)
     n_known = pc.fill_null(pc.binary_length(tokens), -1).to_numpy()
-    good: NDArray[np.bool_] = pc.is_in(batch["kind"], pa.array([kind.value for kind in Kind])).to_numpy(zero_copy_only=False)
+    good: NDArray[np.bool_] = pc.is_in(batch["kind"], pa.array([kind.value for kind in Kind])).to_numpy(
+        zero_copy_only=False
+    )
     good &= ~is_rows | (n_tokens > 0) & (batch["start"].to_numpy() % BLOCK_TOKENS + n_tokens <= BLOCK_TOKENS)
     good &= (n_known < 0) | is_rows & (n_known == n_tokens * TOKEN_BYTES)
     good &= batch["n_bytes"].to_numpy() <= MAX_FIELD

@@ -1,8 +1,10 @@
-"""The way of a prompt through the index: every node that its tokens lead to, and the edge that shares most with what follows.
+"""The way of a prompt through the index: every node that its tokens lead to, and the edge that
+shares most with what follows.
 
-Edges with known tokens are followed by comparing tokens, the others by hash: the prompt's key at the edge's end, once for each length that
-occurs among the unknown edges of a node. Lengths are taken in ascending order, so when a node is reached all ways to it are known, and the
-one with the fewest edges (the fewest reads) stays.
+Edges with known tokens are followed by comparing tokens, the others by hash: the prompt's key at
+the edge's end, once for each length that occurs among the unknown edges of a node. Lengths are
+taken in ascending order, so when a node is reached all ways to it are known, and the one with the
+fewest edges (the fewest reads) stays.
 """
 
 from __future__ import annotations
@@ -21,26 +23,32 @@ MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The first `n_use` tokens of a ROWS object: fewer than it has in the last hop of a path only."""
+    """The first `n_use` tokens of a ROWS object: fewer than it has in the last hop of a path
+    only.
+    """
 
     id: BlockId
     n_use: int
 
 
 class Path:
-    """The stored part of a prompt at the moment of the walk. Immutable, and read without the index's lock: names do not change.
+    """The stored part of a prompt at the moment of the walk. Immutable, and read without the
+    index's lock: names do not change.
 
     n_tokens    the length of the longest common prefix with what is stored, to the token
     n_whole     the length of the longest prefix that whole ROWS objects cover: where a save goes on
-    ends        the END objects of prefixes up to there that some whole edges lead to, ascending by length
-    unknown     up to MAX_UNKNOWN ROWS objects that might make it longer: who reads and `learn`s their tokens may ask again
+    ends        the END objects of prefixes up to there that some whole edges lead to, ascending by
+                length
+    unknown     up to MAX_UNKNOWN ROWS objects that might make it longer: who reads and `learn`s
+                their tokens may ask again
     """
 
     __slots__ = ("_part", "_reached", "ends", "n_tokens", "n_whole", "unknown")
 
     def __init__(self, graph: Graph, chain: TokenChain) -> None:
         """The caller holds the lock of whoever owns `graph`."""
-        # per length the node, the last edge of the shortest way to it (None at the root), and that way's number of edges
+        # per length the node, the last edge of the shortest way to it (None at the root), and that
+        # way's number of edges
         self._reached: dict[int, tuple[Node, Edge | None, int]] = {}
         self._part: Edge | None = None  # it shares its first tokens with the prompt, and goes further than every node
         self.n_tokens = self._walk(graph, chain)
@@ -98,7 +106,8 @@ class Path:
         """Edges that might go further than the walk did, if only their tokens were known."""
         for depth, (node, _, _) in self._reached.items():
             for n, edges in (node.unknown or {}).items():
-                # An edge that fits into the prompt and was not followed differs somewhere, so it shares less than all its tokens.
+                # An edge that fits into the prompt and was not followed differs somewhere, so it
+                # shares less than all its tokens.
                 if min(depth + n - 1, n_prompt) > self.n_tokens:
                     yield from edges
 

@@ -1,8 +1,10 @@
-"""One object on its way from wherever it is: staging memory, or a tier, or the next tier when that one fails.
+"""One object on its way from wherever it is: staging memory, or a tier, or the next tier when that
+one fails.
 
-The read starts when the fetch is made, so whoever makes several reads ahead. The tier's thread reads and verifies; the rest belongs to the
-reader's thread. A tier that does not have what the index says is corrected in the index; what does not verify is condemned. Every fetch
-ends with `free`.
+The read starts when the fetch is made, so whoever makes several reads ahead. The tier's thread
+reads and verifies; the rest belongs to the reader's thread. A tier that does not have what the
+index says is corrected in the index; what does not verify is condemned. Every fetch ends with
+`free`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from cache_store.write.writer import Writer
 
 
 class Fetch:
-    """`block` is valid from a `result` that is not None until `free`. `tier` is where it came from; None for staging memory."""
+    """`block` is valid from a `result` that is not None until `free`. `tier` is where it came from;
+    None for staging memory.
+    """
 
     def __init__(self, stack: TierStack, writer: Writer, id: BlockId, holders: list[GuardedTier] | None = None) -> None:
         self._stack = stack
@@ -99,7 +103,9 @@ class _Arrived(NamedTuple):
 
 
 def _load(tier: GuardedTier, id: BlockId) -> _Arrived | None:
-    """On the tier's thread: what was just read is in the cache of its core, so its digest costs half of what it would elsewhere."""
+    """On the tier's thread: what was just read is in the cache of its core, so its digest costs
+    half of what it would elsewhere.
+    """
     loaded = tier.load(id.name)
     if loaded is None:
         return None

@@ -1,6 +1,8 @@
-"""Single objects by name, without an index: for processes that look small things up and store nothing, such as an HTTP front.
+"""Single objects by name, without an index: for processes that look small things up and store
+nothing, such as an HTTP front.
 
-Nothing is listed and nothing runs in the background. Any thread. Failures of a file system are misses.
+Nothing is listed and nothing runs in the background. Any thread. Failures of a file system are
+misses.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ class ObjectReader:
         self._tiers = open_tiers(config)
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
-        """A copy of the object from the fastest tier that has it and can be asked; None when none has it in time."""
+        """A copy of the object from the fastest tier that has it and can be asked; None when none
+        has it in time.
+        """
         deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
         for tier in self._tiers:
             if not tier.available:

@@ -1,17 +1,22 @@
 """Finds the longest stored prefix of a prompt: by the index, then by looking where the index ends.
 
-The index may not know what other processes wrote. So where its way ends the tiers are asked, fastest first, and what they answer is added
-and walked on from, until nobody knows more or the deadline passes:
+The index may not know what other processes wrote. So where its way ends the tiers are asked,
+fastest first, and what they answer is added and walked on from, until nobody knows more or the
+deadline passes:
 
-    the next full block     by its exact name (a full block's name follows from the prompt alone), then those after it
-    whatever else hangs     one listing by prefix: tails, ENDs, blocks that share their first tokens only
-    tokens not yet known    of blocks that a listing named: their heads are read, for a hit to the token
+    the next full block     by its exact name (a full block's name follows from the prompt alone),
+                            then those after it
+    whatever else hangs     one listing by prefix: tails, ENDs, blocks that share their first tokens
+                            only
+    tokens not yet known    of blocks that a listing named: their heads are read, for a hit to the
+                            token
     somebody else's claim   on the next full block: waited for, within the caller's bound
 
-One round walks the index once. An object store is asked only where a whole block could be won: the question alone takes tens of
-milliseconds, on every turn of a chat. Roots are not listed once the tiers have been (at start): everything hangs on them, and the first
-block has an exact name. What is staged in memory is in the index like everything else and read from there: nobody waits for a write of our
-own.
+One round walks the index once. An object store is asked only where a whole block could be won: the
+question alone takes tens of milliseconds, on every turn of a chat. Roots are not listed once the
+tiers have been (at start): everything hangs on them, and the first block has an exact name. What is
+staged in memory is in the index like everything else and read from there: nobody waits for a write
+of our own.
 
 Any thread; never raises for what a file system does.
 """
@@ -40,7 +45,9 @@ _STATS_AHEAD = 16
 
 @dataclass(slots=True)
 class _Lookup:
-    """One lookup under way. `probed`: (tier index, length of the prefix) that need no second look."""
+    """One lookup under way. `probed`: (tier index, length of the prefix) that need no second
+    look.
+    """
 
     chain: TokenChain
     need_end: bool
@@ -75,7 +82,13 @@ class PrefixSearch:
     """`loaded` is set once every tier has been listed; `closing` ends waits."""
 
     def __init__(
-        self, stack: TierStack, claims: Claims, loaded: threading.Event, closing: threading.Event, *, min_probe_tokens: int
+        self,
+        stack: TierStack,
+        claims: Claims,
+        loaded: threading.Event,
+        closing: threading.Event,
+        *,
+        min_probe_tokens: int,
     ) -> None:
         self._stack = stack
         self._index = stack.index
@@ -93,14 +106,16 @@ class PrefixSearch:
                 lookup.path = self._index.longest_prefix(chain)
         return self._plan_to_an_end(lookup) if need_end else self._plan(lookup)
 
-    # --- exploring ---------------------------------------------------------------------------------------------------------
+    # --- exploring --------------------------------------------------------------------------------
 
     def _finds_more(self, lookup: _Lookup) -> bool:
         """One round of asking; True when the index may know a longer prefix now."""
         return (lookup.in_time and (self._probe(lookup) or self._peek(lookup))) or self._wait_for_claimed(lookup)
 
     def _probe(self, lookup: _Lookup) -> bool:
-        """Ask the tiers what continues from the end of the known way; True when one of them named something new."""
+        """Ask the tiers what continues from the end of the known way; True when one of them named
+        something new.
+        """
         n_unknown = len(lookup.chain) - lookup.path.n_tokens
         for tier in self._stack.tiers:
             if not tier.local and n_unknown < BLOCK_TOKENS and not lookup.need_end:
@@ -123,7 +138,9 @@ class PrefixSearch:
             return False
 
     def _follow(self, lookup: _Lookup, tier: GuardedTier, start: int, limit: int = 1 << 20) -> bool:
-        """Add the full blocks of the prompt from `start` on, as far as this tier has them without a gap."""
+        """Add the full blocks of the prompt from `start` on, as far as this tier has them without a
+        gap.
+        """
         n_found = 0
         while n_found < limit and (ids := lookup.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
             self._stack.tally.add("probes", tier.label, len(ids))
@@ -139,17 +156,21 @@ class PrefixSearch:
     def _list_children(self, lookup: _Lookup, tier: GuardedTier, start: int) -> bool:
         self._stack.tally.add("probes", tier.label)
         is_new = False
-        for stat in tier.listing(BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns):
+        for stat in tier.listing(
+            BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns
+        ):
             id = BlockId.parse(stat.name)
             if id is not None:
                 is_new = is_new or not self._index.has(id)
                 self._index.add(id, tier.index, stat.n_bytes)
         return is_new
 
-    # --- tokens of blocks that are known by name only -----------------------------------------------------------------------
+    # --- tokens of blocks that are known by name only ---------------------------------------------
 
     def _peek(self, lookup: _Lookup) -> bool:
-        """Read the tokens of blocks that might share more of the prompt; True when some were learnt."""
+        """Read the tokens of blocks that might share more of the prompt; True when some were
+        learnt.
+        """
         wanted = [id for id in lookup.path.unknown if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
         lookup.peeked.update(wanted)
         return sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time) > 0
@@ -180,14 +201,18 @@ class PrefixSearch:
             loaded.free()
         return True
 
-    # --- claims ------------------------------------------------------------------------------------------------------------
+    # --- claims -----------------------------------------------------------------------------------
 
     def _wait_for_claimed(self, lookup: _Lookup) -> bool:
-        """If someone says that they compute the next full block, wait for it; True when it has come."""
+        """If someone says that they compute the next full block, wait for it; True when it has
+        come.
+        """
         ids = lookup.full_blocks(lookup.next_block, 1)
         if not ids or time.monotonic_ns() >= lookup.wait_until_ns:
             return False
-        while (left_s := self._claims.claimed(ids[0].key, _soon_ns())) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
+        while (
+            left_s := self._claims.claimed(ids[0].key, _soon_ns())
+        ) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
             if self._closing.wait(min(_POLL_S, left_s)):
                 return False
             if self._appeared(lookup, ids[0]):
@@ -208,7 +233,7 @@ class PrefixSearch:
                     return True
         return self._index.has(id)
 
-    # --- planning ----------------------------------------------------------------------------------------------------------
+    # --- planning ---------------------------------------------------------------------------------
 
     def _plan(self, lookup: _Lookup) -> Plan:
         path, n_tokens, hops = lookup.path, lookup.path.n_tokens, lookup.path.hops

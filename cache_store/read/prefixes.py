@@ -1,8 +1,10 @@
-"""Which stored prefixes are worth most: what a process that has just started should have ready. Decides on the index; reads tokens only.
+"""Which stored prefixes are worth most: what a process that has just started should have ready.
+Decides on the index; reads tokens only.
 
-A prefix is worth, per token, the hits that its objects have had, each halved every six hours (`frecency`). The choice is greedy: each next
-one brings most for tokens that none before it has, so a system prompt that a hundred conversations begin with counts once, and the second
-choice is another prompt rather than another of those conversations.
+A prefix is worth, per token, the hits that its objects have had, each halved every six hours
+(`frecency`). The choice is greedy: each next one brings most for tokens that none before it has, so
+a system prompt that a hundred conversations begin with counts once, and the second choice is
+another prompt rather than another of those conversations.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Prefix = tuple[ChainKey, int]  # its key and its length
 
 
 class Hottest:
-    """The prefixes of one root, once. `learn(id)` reads the tokens of an object into the index, or returns False."""
+    """The prefixes of one root, once. `learn(id)` reads the tokens of an object into the index, or
+    returns False.
+    """
 
     def __init__(self, stack: TierStack, root: ChainKey, learn: Callable[[BlockId], bool]) -> None:
         self._stack = stack
@@ -34,7 +38,9 @@ class Hottest:
         self._leaves = self._walk(root, edges_of(stack, root))
 
     def take(self, limit: int) -> list[NDArray[np.uint32]]:
-        """The tokens of at most `limit`, most valuable first, none the beginning of another. Those whose tokens nobody has are left out."""
+        """The tokens of at most `limit`, most valuable first, none the beginning of another. Those
+        whose tokens nobody has are left out.
+        """
         heap = [(-value, *leaf) for leaf, value in self._leaves.items()]
         heapify(heap)
         chosen: list[bytes] = []
@@ -56,7 +62,8 @@ class Hottest:
         now_s = max((entry.last_used_s for entry in edges.values()), default=0.0)
         values: dict[Prefix, float] = {(root, 0): 0.0}
         inner: set[Prefix] = set()
-        for id in sorted(edges, key=lambda id: id.start):  # whatever leads into a node begins before it, and so before what goes on from it
+        # whatever leads into a node begins before it, and so before what goes on from it
+        for id in sorted(edges, key=lambda id: id.start):
             entry, node = edges[id], (id.key, id.start + id.n_tokens)
             above = values.get((id.parent, id.start))
             if above is None:
@@ -88,8 +95,10 @@ class Hottest:
 
 
 def _extends(chosen: list[bytes], tokens: bytes) -> bool:
-    """Add `tokens` to `chosen`, or in the place of what they continue; False when they are the beginning of one of them. (A block may have
-    been cut twice: then one leaf is the beginning of another.)"""
+    """Add `tokens` to `chosen`, or in the place of what they continue; False when they are the
+    beginning of one of them. (A block may have been cut twice: then one leaf is the beginning of
+    another.)
+    """
     if any(other.startswith(tokens) for other in chosen):
         return False
     beginnings = [i for i, other in enumerate(chosen) if tokens.startswith(other)]
@@ -101,7 +110,9 @@ def _extends(chosen: list[bytes], tokens: bytes) -> bool:
 
 
 def leaf_prefixes(stack: TierStack, root: ChainKey | None, limit: int) -> tuple[CachedPrefix, ...]:
-    """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the whole way, in its fastest tiers."""
+    """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the
+    whole way, in its fastest tiers.
+    """
     edges = edges_of(stack, root)
     parents = {(id.parent, id.start) for id in edges}
     leaves = [entry for id, entry in edges.items() if (id.key, id.start + id.n_tokens) not in parents]

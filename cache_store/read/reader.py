@@ -1,9 +1,11 @@
 """Reads what a plan names, in order, verified, two objects ahead of its consumer.
 
-What a file system does shortens the prefix and is counted; it never raises. Rows come in order of position, so what was consumed is a valid
-prefix wherever it stops. The END comes first: for models that need it, it decides how far reading the rows makes sense. Measured on page
-cache, blocks of 3 MB: of a block's time a half is the file system's copy, a fifth the digest, a fifth the interpreter, the rest the hop to
-the tier's thread, which reading ahead hides as it hides, on object stores, most of the latency. More than two ahead costs cache misses.
+What a file system does shortens the prefix and is counted; it never raises. Rows come in order of
+position, so what was consumed is a valid prefix wherever it stops. The END comes first: for models
+that need it, it decides how far reading the rows makes sense. Measured on page cache, blocks of 3
+MB: of a block's time a half is the file system's copy, a fifth the digest, a fifth the interpreter,
+the rest the hop to the tier's thread, which reading ahead hides as it hides, on object stores, most
+of the latency. More than two ahead costs cache misses.
 
 Any thread; `consume` runs on the caller's.
 """
@@ -54,7 +56,9 @@ class Reader:
 class _Reading:
     """The state of one read."""
 
-    def __init__(self, stack: TierStack, writer: Writer, promoter: TierCopier | None, plan: Plan, deadline_ns: int) -> None:
+    def __init__(
+        self, stack: TierStack, writer: Writer, promoter: TierCopier | None, plan: Plan, deadline_ns: int
+    ) -> None:
         self._stack = stack
         self._writer = writer
         self._promoter = promoter
@@ -113,7 +117,9 @@ class _Reading:
                 hop, fetch = ahead[0]
                 if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
                     if not self._stack.index.has(hop.id):
-                        self._disown([later.id for later, _ in ahead if later is not hop] + [later.id for later in hops])
+                        self._disown(
+                            [later.id for later, _ in ahead if later is not hop] + [later.id for later in hops]
+                        )
                     return
                 ahead.popleft()
         finally:
@@ -121,7 +127,8 @@ class _Reading:
                 fetch.free()
 
     def _disown(self, ids: list[BlockId]) -> None:
-        """What lies beyond a gap is not counted on any more: the next save hands all of it over again, and what is still good is adopted.
+        """What lies beyond a gap is not counted on any more: the next save hands all of it over
+        again, and what is still good is adopted.
 
         Otherwise a chain whose files were lost or damaged would heal by one object per restore.
         """
@@ -138,7 +145,8 @@ class _Reading:
                 return False
             wanted = self._plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
             if not np.array_equal(block.tokens[:n_use], wanted):
-                self._stack.index.learn(fetch.id, block.tokens)  # the index was told something else, by a snapshot that lies
+                # the index was told something else, by a snapshot that lies
+                self._stack.index.learn(fetch.id, block.tokens)
                 self._stack.tally.add("mismatched", "tokens")
                 return False
             consume(block, n_use)

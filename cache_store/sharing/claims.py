@@ -1,10 +1,12 @@
-"""Claims: "I am computing these blocks", so that two replicas of one node that need a prefix at the same moment compute it once.
+"""Claims: "I am computing these blocks", so that two replicas of one node that need a prefix at the
+same moment compute it once.
 
-A claim is a small file in the first local tier, `claims/<first key>.<owner>`: JSON with `keys`, `expires_s` (unix seconds) and `owner`.
-There are as many as prefills under way on the machine, so who wants to know lists and reads them all. A claim is a hint, never a lock: two
-may claim at once (both compute and save the same bytes), and a claimer that dies costs the others at most the expiry. One that has expired,
-that expires further ahead than anyone may ask for, or that cannot be read does not count and is swept. Without a local tier nobody sees
-claims.
+A claim is a small file in the first local tier, `claims/<first key>.<owner>`: JSON with `keys`,
+`expires_s` (unix seconds) and `owner`. There are as many as prefills under way on the machine, so
+who wants to know lists and reads them all. A claim is a hint, never a lock: two may claim at once
+(both compute and save the same bytes), and a claimer that dies costs the others at most the expiry.
+One that has expired, that expires further ahead than anyone may ask for, or that cannot be read
+does not count and is swept. Without a local tier nobody sees claims.
 
 Any thread; calls take a deadline (monotonic ns) and never raise for what a file system does.
 """
@@ -48,7 +50,9 @@ class Claims:
         self._ours: set[str] = set()
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float, deadline_ns: int) -> bool:
-        """Say that we compute the blocks `keys`, for `expires_s` from now. False when someone else says so of the first."""
+        """Say that we compute the blocks `keys`, for `expires_s` from now. False when someone else
+        says so of the first.
+        """
         if not keys or self.tier is None or not self.tier.available:
             return True
         if self.claimed(keys[0], deadline_ns) > 0:

@@ -1,21 +1,26 @@
-"""Collects garbage in one tier for all processes that share it: lists it, then deletes what is worth least, down to a share of the budget.
+"""Collects garbage in one tier for all processes that share it: lists it, then deletes what is
+worth least, down to a share of the budget.
 
-Whoever calls it makes sure that no other process does so meanwhile; two at once harm nothing but each other's choice. Leaves go first, as
-everywhere (`index/eviction.py`): an object is deleted after all that hangs on it, and when a deletion fails nothing above it follows. So a
-chain never has a gap, wherever a collection ends. Objects that are pinned here, or wait here to be copied down, stay. What another process
-continues at the very moment in which its end goes is out of reach, and worth nothing until that is saved again.
+Whoever calls it makes sure that no other process does so meanwhile; two at once harm nothing but
+each other's choice. Leaves go first, as everywhere (`index/eviction.py`): an object is deleted
+after all that hangs on it, and when a deletion fails nothing above it follows. So a chain never has
+a gap, wherever a collection ends. Objects that are pinned here, or wait here to be copied down,
+stay. What another process continues at the very moment in which its end goes is out of reach, and
+worth nothing until that is saved again.
 
 What dead writers left behind and objects of an older format go first; they count for no budget.
 
-Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon threads of their own: the caller is back at
-its deadline whatever the file system does, and what is still under way then settles its own accounts. All collections of a tier share these
-threads, so one that hangs for days does not take a few more each time.
+Deletions run side by side, since an object store takes tens of milliseconds for each, on daemon
+threads of their own: the caller is back at its deadline whatever the file system does, and what is
+still under way then settles its own accounts. All collections of a tier share these threads, so one
+that hangs for days does not take a few more each time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from cache_store.errors import StoreError
@@ -42,7 +47,9 @@ def garbage_pool(tier: GuardedTier) -> DeadlinePool:
 
 
 class GarbageCollection:
-    """One run over one tier. `listing_age_s`: a listing that the index has had is good enough when it is no older."""
+    """One run over one tier. `listing_age_s`: a listing that the index has had is good enough when
+    it is no older.
+    """
 
     def __init__(
         self,
@@ -107,7 +114,9 @@ class GarbageCollection:
         return self._stack.index.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self._stack.may_go)
 
     def _delete(self, victims: Sequence[StoredObject]) -> None:
-        """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one could not be deleted."""
+        """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one
+        could not be deleted.
+        """
         wave: list[StoredObject] = []
         hung_on: set[Prefix] = set()
         for victim in victims:
@@ -119,7 +128,7 @@ class GarbageCollection:
         self._delete_together(wave)
 
     def _delete_together(self, wave: Sequence[StoredObject]) -> None:
-        calls = [self._pool.call(lambda id=victim.id: self._stack.discard(self._tier, id, "garbage")) for victim in wave]  # type: ignore[misc]
+        calls = [self._pool.call(partial(self._stack.discard, self._tier, victim.id, "garbage")) for victim in wave]
         failures: list[StoreError] = []
         for victim, call in zip(wave, calls, strict=True):
             try:

@@ -1,11 +1,15 @@
-"""Tells other processes what this one did, and applies what they tell to the own index. Any thread; no I/O.
+"""Tells other processes what this one did, and applies what they tell to the own index. Any thread;
+no I/O.
 
-A delta is a hint like a listing: it says where an object was a moment ago. A wrong one costs what a stale listing costs: a reader finds
-nothing, corrects the index and computes. Tokens are taken over where the object's name proves them, else read when they are needed: wrong
-ones would hide an object for good. What a delta says of a tier that this process does not have is skipped: another node's RAM, for
-example. What one process removes and another writes at the same moment may be applied in the wrong order: the next listing tells.
+A delta is a hint like a listing: it says where an object was a moment ago. A wrong one costs what a
+stale listing costs: a reader finds nothing, corrects the index and computes. Tokens are taken over
+where the object's name proves them, else read when they are needed: wrong ones would hide an object
+for good. What a delta says of a tier that this process does not have is skipped: another node's
+RAM, for example. What one process removes and another writes at the same moment may be applied in
+the wrong order: the next listing tells.
 
-Hits that others had count like our own, so every process has nearly the cluster's opinion of what is worth keeping.
+Hits that others had count like our own, so every process has nearly the cluster's opinion of what
+is worth keeping.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ class Gossip:
         return IndexDelta(self._owner, tiers, packer.roots, used, changes.incomplete)
 
     def apply(self, deltas: Iterable[IndexDelta]) -> int:
-        """Take over what others tell; how many objects came or went. A delta that makes no sense is counted and ends where it does not."""
+        """Take over what others tell; how many objects came or went. A delta that makes no sense is
+        counted and ends where it does not.
+        """
         n_changed = 0
         for delta in deltas:
             if delta.owner == self._owner:
@@ -62,7 +68,9 @@ class Gossip:
         tokens_of = self._stack.index.tokens_of
         written = packer.pack(Record(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
         removed = packer.pack(Record(id) for id, n_bytes in changed if n_bytes is None)
-        return TierDelta(tier.label, tier.url, tier.local, self._identity.ids(tier.index), tier.max_bytes, written, removed)
+        return TierDelta(
+            tier.label, tier.url, tier.local, self._identity.ids(tier.index), tier.max_bytes, written, removed
+        )
 
     def _apply_tier(self, delta: IndexDelta, tier: TierDelta) -> int:
         tier_index = self._identity.tier_index(tier.ids)
@@ -89,7 +97,9 @@ class Gossip:
 
 
 def _is_plausible(record: Record) -> bool:
-    """Whether a listing could name it: what the index takes must be something that can be deleted again."""
+    """Whether a listing could name it: what the index takes must be something that can be deleted
+    again.
+    """
     id = record.id
     fits = id.start % BLOCK_TOKENS + id.n_tokens <= BLOCK_TOKENS if id.kind is Kind.ROWS else id.n_tokens == 0
     return fits and record.number <= MAX_FIELD and (record.tokens is None or id.kind is Kind.ROWS)

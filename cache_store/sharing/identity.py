@@ -1,9 +1,12 @@
-"""Which tiers of different processes are one: each holds an id, the empty object `tier-id/<16 hex>`, made by the first to find none.
+"""Which tiers of different processes are one: each holds an id, the empty object `tier-id/<16
+hex>`, made by the first to find none.
 
-A URL does not tell: `file:///dev/shm/kv` is another tier on every node and in every container, an NFS export the same one everywhere,
-whatever path it is mounted at. Two processes that start at once may both make an id. Each lists after it made its own, so the later one
-sees both, and two sets of ids that share one name the same tier. A copied directory has the ids of its original: deltas from there are then
-wrong, and cost misses. Where no id can be made (read-only) the tier stays unknown, and deltas about it are ignored.
+A URL does not tell: `file:///dev/shm/kv` is another tier on every node and in every container, an
+NFS export the same one everywhere, whatever path it is mounted at. Two processes that start at once
+may both make an id. Each lists after it made its own, so the later one sees both, and two sets of
+ids that share one name the same tier. A copied directory has the ids of its original: deltas from
+there are then wrong, and cost misses. Where no id can be made (read-only) the tier stays unknown,
+and deltas about it are ignored.
 """
 
 from __future__ import annotations

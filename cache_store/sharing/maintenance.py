@@ -1,15 +1,18 @@
-"""Keeps the index and the tiers in agreement, on one slow thread: loads, lists, sweeps, writes snapshots.
+"""Keeps the index and the tiers in agreement, on one slow thread: loads, lists, sweeps, writes
+snapshots.
 
-    at start        the identity of each tier, its newest snapshots (a hint: tokens and hits), then a listing of each; what no lower
-                    tier has is copied down
-    every rescan_s  a listing again, sooner once we wrote a fair share of a budget: others then probably did too. It adds what others
-                    wrote, forgets what vanished, and evicts what all writers together have over the budget
-    every snapshot_s, and at close    the index as Parquet, one file per store under `index/`, atomically; old ones go
+    at start        the identity of each tier, its newest snapshots (a hint: tokens and hits), then
+                    a listing of each; what no lower tier has is copied down
+    every rescan_s  a listing again, sooner once we wrote a fair share of a budget: others then
+                    probably did too. It adds what others wrote, forgets what vanished, and evicts
+                    what all writers together have over the budget
+    every snapshot_s, and at close    the index as Parquet, one file per store under `index/`,
+                                      atomically; old ones go
 
-A listing is a hint: what was published while it ran is not forgotten, because only what was known before it began can be. Foreign files are
-neither counted nor touched. Objects of an older format are not counted either, and are deleted: here
-a few each second, by a collection all at once. A process of the older version that still runs then
-misses them, nothing worse.
+A listing is a hint: what was published while it ran is not forgotten, because only what was known
+before it began can be. Foreign files are neither counted nor touched. Objects of an older format
+are not counted either, and are deleted: here a few each second, by a collection all at once. A
+process of the older version that still runs then misses them, nothing worse.
 """
 
 from __future__ import annotations
@@ -42,9 +45,11 @@ _OUTDATED_PER_TICK = 64
 
 
 class Maintenance:
-    """`missing_below(id, tier)` is called at start for objects that no tier below has. `loaded` is set after the first listing.
+    """`missing_below(id, tier)` is called at start for objects that no tier below has. `loaded` is
+    set after the first listing.
 
-    `scanned` are the indices of tiers that have been listed: of others a snapshot would tell only half.
+    `scanned` are the indices of tiers that have been listed: of others a snapshot would tell only
+    half.
     """
 
     def __init__(
@@ -116,9 +121,11 @@ class Maintenance:
         self.scanned.add(tier.index)
 
     def sweep_outdated(self, tier: GuardedTier, at_most: int | None = None) -> int:
-        """Delete objects of an older format that the last listing named; how many went. Background, any threads at once.
+        """Delete objects of an older format that the last listing named; how many went. Background,
+        any threads at once.
 
-        Raises `TierError` at the first that cannot be deleted; the next listing names those that are left.
+        Raises `TierError` at the first that cannot be deleted; the next listing names those that
+        are left.
         """
         names = self._outdated[tier.index]
         n_deleted = 0
@@ -139,12 +146,13 @@ class Maintenance:
         for stat in self._snapshots(tier)[_KEPT_SNAPSHOTS:]:
             tier.delete_now(stat.name)
 
-    # --- the thread --------------------------------------------------------------------------------------------------------
+    # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             for tier in self._stack.tiers:
-                self._attempt(tier, self._identity.settle)  # before the listing: deltas that come too early are about what it will find
+                # before the listing: deltas that come too early are about what it will find
+                self._attempt(tier, self._identity.settle)
                 self._attempt(tier, self._load_snapshots)
             for tier in self._stack.tiers:
                 self._attempt(tier, self._sweep_and_scan)
@@ -186,10 +194,11 @@ class Maintenance:
         written = tier.counts["written_bytes"] - self._written_at_scan[tier.index]
         return budget is not None and tier.local and written > budget * self._rescan_share
 
-    # --- listings ----------------------------------------------------------------------------------------------------------
+    # --- listings ---------------------------------------------------------------------------------
 
     def _sweep_and_scan(self, tier: GuardedTier) -> None:
-        self._attempt(tier, lambda tier: tier.sweep_now(TEMP_AGE_S))  # a read-only tier cannot be swept, but it can be listed
+        # a read-only tier cannot be swept, but it can be listed
+        self._attempt(tier, lambda tier: tier.sweep_now(TEMP_AGE_S))
         self._scan(tier)
 
     def _scan(self, tier: GuardedTier) -> None:
@@ -206,7 +215,7 @@ class Maintenance:
                 if max(self._stack.index.tiers_of(entry.id), default=0) == tier.index:
                     self._missing_below(entry.id, tier)
 
-    # --- snapshots ---------------------------------------------------------------------------------------------------------
+    # --- snapshots --------------------------------------------------------------------------------
 
     def _snapshots(self, tier: GuardedTier) -> list[Stat]:
         """Newest first."""

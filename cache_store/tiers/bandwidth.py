@@ -1,7 +1,8 @@
 """How fast a tier is: latency and bandwidth, learnt from its own reads.
 
-Seconds of a read are taken as latency + bytes / bandwidth; both come from a least-squares line through past reads in which every new read
-makes the older ones count 5 % less. A guess stands in as two reads until there are real ones. Any thread.
+Seconds of a read are taken as latency + bytes / bandwidth; both come from a least-squares line
+through past reads in which every new read makes the older ones count 5 % less. A guess stands in as
+two reads until there are real ones. Any thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Bandwidth:
 
     def __init__(self, latency_s: float, bytes_per_s: float) -> None:
         self._lock = threading.Lock()
-        self._n = self._x = self._y = self._xx = self._xy = 0.0  # decayed sums over reads: 1, bytes, seconds, bytes^2, bytes * seconds
+        # decayed sums over reads: 1, bytes, seconds, bytes^2, bytes * seconds
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._add(0.0, latency_s)
         self._add(float(_GUESS_BYTES), latency_s + _GUESS_BYTES / bytes_per_s)
 
@@ -42,7 +44,9 @@ class Bandwidth:
         self._xx, self._xy = self._xx * _DECAY + x * x, self._xy * _DECAY + x * y
 
     def _line(self) -> tuple[float, float]:
-        """(seconds per object, seconds per byte), neither negative: a line that noise tilted the wrong way goes through the origin."""
+        """(seconds per object, seconds per byte), neither negative: a line that noise tilted the
+        wrong way goes through the origin.
+        """
         with self._lock:
             n, x, y, xx, xy = self._n, self._x, self._y, self._xx, self._xy
         spread = n * xx - x * x

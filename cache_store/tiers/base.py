@@ -1,11 +1,13 @@
-"""What every tier is: a place of immutable objects under names, and the few types its callers share with it.
+"""What every tier is: a place of immutable objects under names, and the few types its callers share
+with it.
 
-A name is a relative path with `/` between its parts; a part never begins with `.` (those are a tier's own temp files). Objects are
-content-addressed: two publishers of one name hold the same bytes, so the last one may win. Listings are hints, never truth. Nothing here
-verifies content: whoever reads does.
+A name is a relative path with `/` between its parts; a part never begins with `.` (those are a
+tier's own temp files). Objects are content-addressed: two publishers of one name hold the same
+bytes, so the last one may win. Listings are hints, never truth. Nothing here verifies content:
+whoever reads does.
 
-All methods of a tier are thread-safe; a `ReadBuffer` belongs to one thread at a time. Sizes are bytes, times unix seconds by the clock of
-the file system.
+All methods of a tier are thread-safe; a `ReadBuffer` belongs to one thread at a time. Sizes are
+bytes, times unix seconds by the clock of the file system.
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ class Stat:
 
 
 class ReadBuffer:
-    """Memory that reads go into and that is used again: the first touch of fresh memory costs about 2 ms per MB, reading over it 0.1.
+    """Memory that reads go into and that is used again: the first touch of fresh memory costs about
+    2 ms per MB, reading over it 0.1.
 
-    One thread at a time. A view is valid until the next `take`. `limit_bytes` keeps a damaged (sparse) file from taking all memory.
+    One thread at a time. A view is valid until the next `take`. `limit_bytes` keeps a damaged
+    (sparse) file from taking all memory.
     """
 
     def __init__(self, limit_bytes: int = 4 << 30) -> None:
@@ -66,7 +70,9 @@ def _aligned(n_bytes: int) -> memoryview:
 
 
 class Tier(Protocol):
-    """One directory-like place of objects. A failure of the file system is a `TierError`; a missing object is not a failure."""
+    """One directory-like place of objects. A failure of the file system is a `TierError`; a missing
+    object is not a failure.
+    """
 
     @property
     def url(self) -> str:
@@ -74,7 +80,9 @@ class Tier(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is, for logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL ("s3")."""
+        """What it is, for logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL
+        ("s3").
+        """
 
     @property
     def local(self) -> bool:
@@ -85,16 +93,20 @@ class Tier(Protocol):
         """The budget it was configured with; whoever fills the tier keeps it."""
 
     def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
-        """The whole object; None when there is none. Valid until `buffer` is used again. An object cut while it is read comes short."""
+        """The whole object; None when there is none. Valid until `buffer` is used again. An object
+        cut while it is read comes short.
+        """
 
     def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
         """The first `n_bytes`, or fewer where the object is shorter; else like `read`."""
 
     def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        """Make the object visible, whole or not at all. False when one that `verify` accepts was there already and nothing was written.
+        """Make the object visible, whole or not at all. False when one that `verify` accepts was
+        there already and nothing was written.
 
-        Without `verify`, and where it says no, an existing object is replaced atomically. `NoSpace` when the file system is full. After a
-        failure nothing new is left behind, but the object may be visible if the failure came last (it is whole then).
+        Without `verify`, and where it says no, an existing object is replaced atomically. `NoSpace`
+        when the file system is full. After a failure nothing new is left behind, but the object may
+        be visible if the failure came last (it is whole then).
         """
 
     def delete(self, name: str) -> bool:
@@ -104,27 +116,37 @@ class Tier(Protocol):
         """None when there is no such object."""
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        """Objects whose name starts with `prefix`, foreign files included, temp files not. What vanishes meanwhile may appear or not."""
+        """Objects whose name starts with `prefix`, foreign files included, temp files not. What
+        vanishes meanwhile may appear or not.
+        """
 
     def sweep(self, older_than_s: float) -> int:
-        """Remove what dead writers left behind, at least `older_than_s` old; the number of files removed. Safe beside live writers."""
+        """Remove what dead writers left behind, at least `older_than_s` old; the number of files
+        removed. Safe beside live writers.
+        """
 
     def free_bytes(self) -> int | None:
         """Room left on the file system; None where there is no such figure."""
 
     def close(self) -> None:
-        """Let go of connections. Idempotent; other calls fail afterwards or go on working, whatever the tier needs."""
+        """Let go of connections. Idempotent; other calls fail afterwards or go on working, whatever
+        the tier needs.
+        """
 
 
 def check_name(name: str) -> str:
-    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of the caller's."""
+    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of the
+    caller's.
+    """
     if any(not part or part.startswith(".") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"not a name of an object: {name!r}")
     return name
 
 
 def split_prefix(prefix: str) -> tuple[str, str]:
-    """The directory that holds everything whose name starts with `prefix`, and how the entries in it start."""
+    """The directory that holds everything whose name starts with `prefix`, and how the entries in
+    it start.
+    """
     directory, _, name_prefix = prefix.rpartition("/")
     if directory:
         check_name(directory)

@@ -1,7 +1,9 @@
-"""A circuit breaker: when to leave a failing tier alone. Pure; the caller locks and brings the time.
+"""A circuit breaker: when to leave a failing tier alone. Pure; the caller locks and brings the
+time.
 
-CLOSED: calls go through. After `THRESHOLD` failures in a row it opens for `FIRST_S`, and everyone skips the tier. After that time calls go
-through again; the next failure opens it for twice as long (up to `LONGEST_S`), the next success closes it.
+CLOSED: calls go through. After `THRESHOLD` failures in a row it opens for `FIRST_S`, and everyone
+skips the tier. After that time calls go through again; the next failure opens it for twice as long
+(up to `LONGEST_S`), the next success closes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Threads that make the blocking calls of one tier, and verify what they read, so that a caller's deadline holds when a file system hangs.
+"""Threads that make the blocking calls of one tier, and verify what they read, so that a caller's
+deadline holds when a file system hangs.
 
-A call that outlives its caller's deadline is *abandoned*: it goes on, holds its thread, and its result is thrown away. Once every thread of
-a pool has been held by abandoned calls for a second, the tier counts as hung and new calls are refused at once. Threads are daemons: a hung
-file system must not keep the process from ending. Reading ahead uses the same threads.
+A call that outlives its caller's deadline is *abandoned*: it goes on, holds its thread, and its
+result is thrown away. Once every thread of a pool has been held by abandoned calls for a second,
+the tier counts as hung and new calls are refused at once. Threads are daemons: a hung file system
+must not keep the process from ending. Reading ahead uses the same threads.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ T = TypeVar("T")
 
 THREADS = 4  # two readers reading two hops ahead; also how many calls may hang before a tier counts as hung
 
-_HUNG_NS = 1_000_000_000  # a call may be abandoned because its result was not needed after all; only one that stays hangs
+# a call may be abandoned because its result was not needed after all; only one that stays hangs
+_HUNG_NS = 1_000_000_000
 
 
 class Call(Generic[T]):
@@ -29,7 +32,8 @@ class Call(Generic[T]):
         self._function = function
         self._on_waste = on_waste
         self._lock = threading.Lock()
-        self._done = threading.Lock()  # held until there is a result: waiting for a lock costs a fifth of waiting for a condition
+        # held until there is a result: waiting for a lock costs a fifth of waiting for a condition
+        self._done = threading.Lock()
         self._done.acquire()
         self._result: T | None = None
         self._error: BaseException | None = None
@@ -51,7 +55,9 @@ class Call(Generic[T]):
             self._waste()
 
     def wait(self, deadline_ns: int) -> T:
-        """The result. Raises what the call raised, or `TierError` once `deadline_ns` (monotonic) has passed."""
+        """The result. Raises what the call raised, or `TierError` once `deadline_ns` (monotonic)
+        has passed.
+        """
         if self._done.acquire(timeout=max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)):
             self._done.release()
         with self._lock:
@@ -90,7 +96,9 @@ class DeadlinePool:
         self._closed = False
 
     def call(self, function: Callable[[], T], on_waste: Callable[[T], None] | None = None) -> Call[T]:
-        """Start `function` on a thread of the pool. Raises `TierError` if all threads hang, `StoreClosed` after `close`."""
+        """Start `function` on a thread of the pool. Raises `TierError` if all threads hang,
+        `StoreClosed` after `close`.
+        """
         call = Call(function, on_waste)
         with self._wake:
             if self._closed:

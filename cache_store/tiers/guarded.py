@@ -1,7 +1,8 @@
 """One tier as the store uses it: behind a deadline, a circuit breaker and a stopwatch.
 
-*Foreground* calls take a deadline and run on the tier's `DeadlinePool`: their callers must not hang. *Background* calls run on the caller's
-thread, which belongs to the store and may hang with the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
+*Foreground* calls take a deadline and run on the tier's `DeadlinePool`: their callers must not
+hang. *Background* calls run on the caller's thread, which belongs to the store and may hang with
+the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ T = TypeVar("T")
 
 VOLATILE_LABELS = frozenset({"ram_file", "memory"})  # gone with the machine, or with the process
 _KEPT_BUFFERS = 6  # two readers, two hops ahead
-_GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}  # local or not: latency in s, bytes per s; page cache and a plain object store
+# local or not: latency in s, bytes per s; page cache and a plain object store
+_GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}
 _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
 
 
 @dataclass(slots=True)
 class Loaded:
-    """An object in one of the tier's buffers. Its owner calls `free` exactly once; `data` is not valid afterwards."""
+    """An object in one of the tier's buffers. Its owner calls `free` exactly once; `data` is not
+    valid afterwards.
+    """
 
     tier: GuardedTier
     data: memoryview
@@ -46,7 +50,9 @@ class Loaded:
 
 
 class GuardedTier:
-    """`index` counts from 0, the fastest tier. `compression` is what objects written to it are compressed with."""
+    """`index` counts from 0, the fastest tier. `compression` is what objects written to it are
+    compressed with.
+    """
 
     def __init__(self, index: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
         self.index = index
@@ -67,14 +73,16 @@ class GuardedTier:
 
     @property
     def available(self) -> bool:
-        """False while the circuit is open: after some failures the tier is left alone for a while."""
+        """False while the circuit is open: after some failures the tier is left alone for a
+        while.
+        """
         return self._breaker.allows(time.monotonic_ns())
 
     def count(self, what: str, n: int = 1) -> None:
         with self._lock:
             self.counts[what] += n
 
-    # --- foreground --------------------------------------------------------------------------------------------------------
+    # --- foreground -------------------------------------------------------------------------------
 
     def start_read(self, name: str, head_bytes: int | None = None) -> Call[Loaded | None]:
         """Begin to read an object, or its head; None when there is none."""
@@ -85,7 +93,9 @@ class GuardedTier:
         return self._pool.call(function, on_waste)
 
     def wait(self, call: Call[T], deadline_ns: int) -> T:
-        """The result of a call of this tier's. A tier that lets its callers wait in vain counts as failing."""
+        """The result of a call of this tier's. A tier that lets its callers wait in vain counts as
+        failing.
+        """
         began_ns = time.monotonic_ns()
         try:
             return call.wait(deadline_ns)
@@ -126,14 +136,18 @@ class GuardedTier:
         """`data` must not be reused: the call may outlive its caller's patience."""
         return self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
 
-    # --- background --------------------------------------------------------------------------------------------------------
+    # --- background -------------------------------------------------------------------------------
 
     def load(self, name: str, head_bytes: int | None = None) -> Loaded | None:
         buffer = self._take_buffer()
         began_ns = time.monotonic_ns()
         try:
             with self._judged():
-                data = self._inner.read(name, buffer) if head_bytes is None else self._inner.read_head(name, head_bytes, buffer)
+                data = (
+                    self._inner.read(name, buffer)
+                    if head_bytes is None
+                    else self._inner.read_head(name, head_bytes, buffer)
+                )
         except BaseException:
             self.give_back(buffer)
             raise
@@ -221,7 +235,9 @@ def _free(loaded: Loaded | None) -> None:
 
 
 def open_tiers(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_tier) -> list[GuardedTier]:
-    """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier that can never work."""
+    """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier
+    that can never work.
+    """
     opened: list[Tier] = []
     try:
         opened.extend(open(tier) for tier in config.tiers)

@@ -2,14 +2,18 @@
 
 Publishing, and why each step exists:
 
-    temp file in the final directory    a rename is atomic only within one file system; `.tmp-<pid>-<random>` is invisible to listings
-    write, fsync                        or a power loss leaves a final name on blocks that were never written
-    rename to the final name            readers see nothing or everything; an object that is there already is replaced in the same instant
+    temp file in the final directory    a rename is atomic only within one file system;
+                                        `.tmp-<pid>-<random>` is invisible to listings
+    write, fsync                        or a power loss leaves a final name on blocks that were
+                                        never written
+    rename to the final name            readers see nothing or everything; an object that is there
+                                        already is replaced in the same instant
     fsync of the directory              or a power loss takes the name away again
 
-On a RAM file system there is nothing to sync. Directories may vanish at any time (swept, or removed by an operator): a publish makes
-them again. A temp file that is swept under a slow writer costs that writer a second attempt, nothing else: `sweep` needs neither locks nor
-pids. Objects are read into memory, never mapped: truncation by someone else would kill the process.
+On a RAM file system there is nothing to sync. Directories may vanish at any time (swept, or removed
+by an operator): a publish makes them again. A temp file that is swept under a slow writer costs
+that writer a second attempt, nothing else: `sweep` needs neither locks nor pids. Objects are read
+into memory, never mapped: truncation by someone else would kill the process.
 
 No state but the configuration: any number of threads and processes may share a directory.
 """
@@ -24,7 +28,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cache_store.tiers.base import TEMP_PREFIX, ReadBuffer, Stat, Verify, check_name, is_hidden, split_prefix, tier_error
+from cache_store.tiers.base import (
+    TEMP_PREFIX,
+    ReadBuffer,
+    Stat,
+    Verify,
+    check_name,
+    is_hidden,
+    split_prefix,
+    tier_error,
+)
 
 _MISSING = (FileNotFoundError, NotADirectoryError)
 _RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
@@ -126,10 +139,11 @@ class LocalTier:
             yield Stat(name, found.st_size, found.st_mtime)
 
     def sweep(self, older_than_s: float) -> int:
-        """Also removes directories in which nothing is and nothing has changed for as long: not one that a writer has just made.
+        """Also removes directories in which nothing is and nothing has changed for as long: not one
+        that a writer has just made.
 
-        Ages are taken between times that this file system gave. A temp file from the future is as old as one from the past: the clock has
-        been set since, and nobody writes for that long.
+        Ages are taken between times that this file system gave. A temp file from the future is as
+        old as one from the past: the clock has been set since, and nobody writes for that long.
         """
         with self._failures("sweep", ""):
             return self._sweep_directory(self._root, self._file_system_now(), older_than_s)
@@ -165,7 +179,8 @@ class LocalTier:
             directory = directory.parent
         with self._failures("statvfs", ""):
             figures = os.statvfs(directory)
-        return figures.f_bavail * figures.f_frsize if figures.f_blocks else None  # a RAM file system without a limit has no blocks
+        # a RAM file system without a limit has no blocks
+        return figures.f_bavail * figures.f_frsize if figures.f_blocks else None
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -204,14 +219,18 @@ class LocalTier:
 
 
 def file_system_type(path: str) -> str:
-    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where the system does not tell."""
+    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where the system does not
+    tell.
+    """
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return ""
-    for line in lines:  # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": optional fields end with the dash
+    # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": optional fields end with
+    # the dash
+    for line in lines:
         mount, _, source = line.partition(" - ")
         if mount.split()[2] == wanted:
             return source.split()[0]

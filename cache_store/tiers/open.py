@@ -1,7 +1,9 @@
 """Opens the tier that a config names.
 
-    file:///dev/shm/erllama, /var/cache/erllama, ~/cache    a local directory: RAM file system, disk or network mount (`LocalTier`)
-    s3://bucket/prefix, gs://, abfs://, memory://x, ...     anything that fsspec has a driver for (`RemoteTier`)
+    file:///dev/shm/erllama, /var/cache/erllama, ~/cache
+        a local directory: RAM file system, disk or network mount (`LocalTier`)
+    s3://bucket/prefix, gs://, abfs://, memory://x, ...
+        anything that fsspec has a driver for (`RemoteTier`)
 
 Whether a local directory is RAM or disk is asked of the file system, not guessed from its path.
 """
@@ -23,22 +25,27 @@ from cache_store.tiers.remote import ONE_PUT_SCHEMES, RemoteTier
 
 log = logging.getLogger("cache_store")
 
-# Seconds, and attempts: by default botocore waits a minute for each of its five attempts, and s3fs makes five of those.
+# Seconds, and attempts: by default botocore waits a minute for each of its five attempts, and s3fs
+# makes five of those.
 _S3_PATIENCE: Mapping[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}}
 _S3FS_RETRIES = 1
 
 
 def open_tier(config: TierConfig) -> Tier:
-    """The tier that `config` names; a directory is made (mode 0700). TierError names the URL and why it cannot be used.
+    """The tier that `config` names; a directory is made (mode 0700). TierError names the URL and
+    why it cannot be used.
 
-    A store that exists but does not answer now is not refused: the tier is opened, the failure logged, and calls fail until it is back.
+    A store that exists but does not answer now is not refused: the tier is opened, the failure
+    logged, and calls fail until it is back.
     """
     if config.is_local:
         return LocalTier(os.path.abspath(os.path.expanduser(config.path)), config.budget_bytes)
     one_put = config.scheme in ONE_PUT_SCHEMES
     filesystem, root = _driver(config)
     _probe(config, filesystem, root, one_put=one_put)
-    return RemoteTier(filesystem, root, url=config.url, label=config.scheme, one_put=one_put, max_bytes=config.budget_bytes)
+    return RemoteTier(
+        filesystem, root, url=config.url, label=config.scheme, one_put=one_put, max_bytes=config.budget_bytes
+    )
 
 
 def _driver(config: TierConfig) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -50,7 +57,9 @@ def _driver(config: TierConfig) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, root = fsspec.url_to_fs(config.url, **options, skip_instance_cache=True)
     except (
         Exception
-    ) as failure:  # ValueError: no such scheme; ImportError: driver not installed; TypeError: an option it does not know; ...
+        # ValueError: no such scheme; ImportError: driver not installed; TypeError: an option it
+        # does not know; ...
+    ) as failure:
         raise TierError(f"cannot use the tier {config.url}: {failure}") from failure
     if config.scheme in ("s3", "s3a"):
         filesystem.retries = _S3FS_RETRIES

@@ -1,11 +1,14 @@
-"""A tier behind an fsspec driver: object stores (s3, gs, abfs), `memory`, and whatever else speaks fsspec (sftp, smb, hdfs).
+"""A tier behind an fsspec driver: object stores (s3, gs, abfs), `memory`, and whatever else speaks
+fsspec (sftp, smb, hdfs).
 
-On an object store a publish is one PUT, which is atomic. (s3fs uploads objects of 100 MB and more in parts; those of a killed writer are
-invisible and stay until a lifecycle rule of the bucket removes them.) Elsewhere it is a hidden temp file and a move, which is as atomic as
-the move of the driver. The driver's directory cache is switched off: stats and listings are fresh. Reads do not pass through the caller's
-buffer, since drivers hand out bytes of their own.
+On an object store a publish is one PUT, which is atomic. (s3fs uploads objects of 100 MB and more
+in parts; those of a killed writer are invisible and stay until a lifecycle rule of the bucket
+removes them.) Elsewhere it is a hidden temp file and a move, which is as atomic as the move of the
+driver. The driver's directory cache is switched off: stats and listings are fresh. Reads do not
+pass through the caller's buffer, since drivers hand out bytes of their own.
 
-Threads: drivers that are asynchronous run on fsspec's one loop thread and may be called from any thread, except from that one.
+Threads: drivers that are asynchronous run on fsspec's one loop thread and may be called from any
+thread, except from that one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,16 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from cache_store.errors import TierError
-from cache_store.tiers.base import TEMP_PREFIX, ReadBuffer, Stat, Verify, check_name, is_hidden, split_prefix, tier_error
+from cache_store.tiers.base import (
+    TEMP_PREFIX,
+    ReadBuffer,
+    Stat,
+    Verify,
+    check_name,
+    is_hidden,
+    split_prefix,
+    tier_error,
+)
 
 ONE_PUT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"})
 
@@ -30,18 +42,28 @@ _TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "
 
 
 class RemoteTier:
-    """Objects below `root`, a path as `filesystem` spells it. `one_put`: a PUT makes an object visible whole or not at all."""
+    """Objects below `root`, a path as `filesystem` spells it. `one_put`: a PUT makes an object
+    visible whole or not at all.
+    """
 
     local = False
 
     def __init__(
-        self, filesystem: AbstractFileSystem, root: str, *, url: str, label: str, one_put: bool, max_bytes: int | None = None
+        self,
+        filesystem: AbstractFileSystem,
+        root: str,
+        *,
+        url: str,
+        label: str,
+        one_put: bool,
+        max_bytes: int | None = None,
     ) -> None:
         filesystem.dircache.use_listings_cache = False
         self._filesystem: AbstractFileSystem | None = filesystem
         self._root = root.rstrip("/")
         self._one_put = one_put
-        find = getattr(filesystem, "_find", filesystem.find)  # the method behind fsspec's synchronous wrapper has the signature
+        # the method behind fsspec's synchronous wrapper has the signature
+        find = getattr(filesystem, "_find", filesystem.find)
         self._lists_by_prefix = "prefix" in inspect.signature(find).parameters
         self.url = url
         self.label = label
@@ -141,18 +163,26 @@ class RemoteTier:
     def _find(self, directory: str, stem: str) -> dict[str, dict[str, Any]]:
         options = {"prefix": stem} if stem and self._lists_by_prefix else {}
         try:
-            found: dict[str, dict[str, Any]] = self._open_fs.find(f"{self._root}/{directory}".rstrip("/"), detail=True, **options)
+            found: dict[str, dict[str, Any]] = self._open_fs.find(
+                f"{self._root}/{directory}".rstrip("/"), detail=True, **options
+            )
         except _MISSING:
             return {}
         return found
 
     def sweep(self, older_than_s: float) -> int:
-        """Where one PUT is a publish nothing is left behind. Ages are taken between times that the file system gave."""
+        """Where one PUT is a publish nothing is left behind. Ages are taken between times that the
+        file system gave.
+        """
         if self._one_put:
             return 0
         with self._failures("sweep", ""):
             now_s = self._file_system_now()
-            left = [(path, abs(now_s - _modified_s(info))) for path, info in self._find("", "").items() if f"/{TEMP_PREFIX}" in path]
+            left = [
+                (path, abs(now_s - _modified_s(info)))
+                for path, info in self._find("", "").items()
+                if f"/{TEMP_PREFIX}" in path
+            ]
             old = [path for path, age_s in left if age_s >= older_than_s]
             for path in old:
                 self._remove_quietly(path)
@@ -171,7 +201,9 @@ class RemoteTier:
         return None
 
     def close(self) -> None:
-        """Drops the driver, which closes its connections. Calls that are under way end as they would have."""
+        """Drops the driver, which closes its connections. Calls that are under way end as they
+        would have.
+        """
         self._filesystem = None
 
     def _path(self, name: str) -> str:

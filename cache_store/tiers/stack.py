@@ -1,12 +1,15 @@
-"""All tiers and their index, and the only code that changes both: whatever puts, evicts or condemns an object goes through here.
+"""All tiers and their index, and the only code that changes both: whatever puts, evicts or condemns
+an object goes through here.
 
-The index follows the tier: an object is added after it was published and removed after it was deleted, so the index errs towards what is
-not there any more (a miss, nothing worse). Any thread; nothing is done under a lock but counting. What is staged in memory (accepted, not
-yet published) is in the index as a tier of its own, `staged`, behind the others. What changes on a tier is noted
-for others (`DeltaLog`).
+The index follows the tier: an object is added after it was published and removed after it was
+deleted, so the index errs towards what is not there any more (a miss, nothing worse). Any thread;
+nothing is done under a lock but counting. What is staged in memory (accepted, not yet published) is
+in the index as a tier of its own, `staged`, behind the others. What changes on a tier is noted for
+others (`DeltaLog`).
 
-Every process that writes evicts by its own index. Where one process collects garbage for all, the others leave it to that one
-(`leave_garbage`): until that promise runs out they evict beyond a slack only, and no more than a write needs.
+Every process that writes evicts by its own index. Where one process collects garbage for all, the
+others leave it to that one (`leave_garbage`): until that promise runs out they evict beyond a slack
+only, and no more than a write needs.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 
 _EVICTION_BATCH = 1 / 64  # of a budget: a full tier evicts now and then, not once per object
-_SLACK = 1 / 20  # of a budget that another process keeps: more than is written between two garbage collections, as a rule
+# of a budget that another process keeps: more than is written between two garbage collections, as a
+# rule
+_SLACK = 1 / 20
 _MAX_GAPS = 65_536
 
 
@@ -55,7 +60,9 @@ class Tally:
 class TierStack:
     """`pending_copies` has the objects that wait to be copied down. `clock` is monotonic, in ns."""
 
-    def __init__(self, tiers: Sequence[GuardedTier], index: Index, delta_log: DeltaLog, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, tiers: Sequence[GuardedTier], index: Index, delta_log: DeltaLog, clock: Callable[[], int]
+    ) -> None:
         self.tiers = tuple(tiers)
         self.index = index
         self._delta_log = delta_log
@@ -68,15 +75,17 @@ class TierStack:
         self._gaps: list[dict[ChainKey, BlockId]] = [{} for _ in self.tiers]
 
     def holders(self, id: BlockId) -> list[GuardedTier]:
-        """Tiers that have the object as far as the index knows, fastest first, those with an open circuit left out."""
+        """Tiers that have the object as far as the index knows, fastest first, those with an open
+        circuit left out.
+        """
         tiers = self.index.tiers_of(id)
         return [tier for tier in self.tiers if tier.index in tiers and tier.available]
 
     def put(self, tier: GuardedTier, id: BlockId, tokens: NDArray[np.uint32] | None, data: memoryview) -> None:
         """Publish an object, making room first. Background. Raises `StoreFull` or `TierError`.
 
-        What continues an object that found no room finds none either: it would evict others and could not be reached. That ends
-        when somebody else has stored such an object.
+        What continues an object that found no room finds none either: it would evict others and
+        could not be reached. That ends when somebody else has stored such an object.
         """
         gaps = self._gaps[tier.index]
         if self._is_behind_gap(tier, id) or not self.make_room(tier, data.nbytes, id.parent):
@@ -112,11 +121,14 @@ class TierStack:
     def _publish(self, tier: GuardedTier, id: BlockId, data: memoryview) -> None:
         if tier.local:
             tier.publish_now(id.name, data, lambda found: verifies(found, id))
-        elif tier.stat_now(id.name) is None:  # a PUT is whole or absent: what is there need not be read back to be believed
+        # a PUT is whole or absent: what is there need not be read back to be believed
+        elif tier.stat_now(id.name) is None:
             tier.publish_now(id.name, data)
 
     def make_room(self, tier: GuardedTier, n_bytes: int, spare: ChainKey | None = None) -> bool:
-        """Evict until `n_bytes` more fit the budget, but nothing that the prefix `spare` is reached by. Background."""
+        """Evict until `n_bytes` more fit the budget, but nothing that the prefix `spare` is reached
+        by. Background.
+        """
         excess = self.index.bytes_in(tier.index) + n_bytes - self._budget(tier)
         if excess <= 0:
             return True
@@ -124,13 +136,19 @@ class TierStack:
             return False
         wanted = max(excess, self._batch(tier))
         # A chain that is larger than its tier would eat its own beginning.
-        freed = self._evict(tier, self.index.victims(tier.index, wanted, lambda v: v.id.key != spare and self.may_go(v)), "budget")
+        freed = self._evict(
+            tier, self.index.victims(tier.index, wanted, lambda v: v.id.key != spare and self.may_go(v)), "budget"
+        )
         if freed < excess and not self._copies_soon(tier):
-            freed += self._evict(tier, self.index.victims(tier.index, wanted - freed, lambda v: v.id.key != spare), "uncopied")
+            freed += self._evict(
+                tier, self.index.victims(tier.index, wanted - freed, lambda v: v.id.key != spare), "uncopied"
+            )
         return freed >= excess
 
     def _copies_soon(self, tier: GuardedTier) -> bool:
-        """Whether what waits to be copied down may be waited for: a slow tier below must not block the one above."""
+        """Whether what waits to be copied down may be waited for: a slow tier below must not block
+        the one above.
+        """
         below = self.tiers[tier.index + 1 : tier.index + 2]
         return any(lower.local and lower.available for lower in below)
 
@@ -147,7 +165,9 @@ class TierStack:
         self._others_collect_until_ns[tier.index] = self._clock() + int(for_s * 1e9)
 
     def evict(self, tier: GuardedTier, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
-        """Delete at least `n_bytes` from a tier, or what may go; the bytes that went. Background."""
+        """Delete at least `n_bytes` from a tier, or what may go; the bytes that went.
+        Background.
+        """
         below = range(tier.index + 1, self.staged)
         may_go = (lambda victim: any(index in below for index in victim.tier_indices)) if only_if_lower else None
         return self._evict(tier, self.index.victims(tier.index, n_bytes, may_go), cause)
@@ -163,7 +183,9 @@ class TierStack:
         return freed
 
     def discard(self, tier: GuardedTier, id: BlockId, cause: str) -> bool:
-        """Delete an object and forget it; False when somebody else had deleted it. Background. Raises `TierError`."""
+        """Delete an object and forget it; False when somebody else had deleted it. Background.
+        Raises `TierError`.
+        """
         was_there = tier.delete_now(id.name)
         self.index.remove(id, tier.index)
         if was_there:

@@ -1,9 +1,11 @@
-"""Copies objects to one tier from the others: down to where they last, or up to where they are fast.
+"""Copies objects to one tier from the others: down to where they last, or up to where they are
+fast.
 
-A copy down is pending until it has arrived: it waits while the tier's circuit is open, and `flush` waits for those that make an object
-survive this process. A copy up (a promotion) is best effort: it is dropped when many wait, when there is no room without evicting, and at
-the first failure. Objects are verified on the way, so that damage does not spread. Copies down wait as names, never as bytes, so a slow
-tier holds no memory; copies up bring the buffer that they were read into, up to a bound.
+A copy down is pending until it has arrived: it waits while the tier's circuit is open, and `flush`
+waits for those that make an object survive this process. A copy up (a promotion) is best effort: it
+is dropped when many wait, when there is no room without evicting, and at the first failure. Objects
+are verified on the way, so that damage does not spread. Copies down wait as names, never as bytes,
+so a slow tier holds no memory; copies up bring the buffer that they were read into, up to a bound.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _OPEN_CIRCUIT_S = 1.0  # how often a pending copy asks whether its tier is back
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """`best_effort`: dropped at the first obstacle. `awaited`: `flush` waits for it. `loaded`: the object, which the copier frees."""
+    """`best_effort`: dropped at the first obstacle. `awaited`: `flush` waits for it. `loaded`: the
+    object, which the copier frees.
+    """
 
     id: BlockId
     best_effort: bool = False
@@ -71,14 +75,20 @@ class TierCopier:
             self._end(copy, "copy_queue_full")
 
     def promote(self, id: BlockId, loaded: Loaded) -> None:
-        """Copy up what was just read, if it is worth it; frees `loaded` in any case, sooner or later."""
+        """Copy up what was just read, if it is worth it; frees `loaded` in any case, sooner or
+        later.
+        """
         if not self._admit(id, loaded.data.nbytes):
             loaded.free()
         elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded), max_jobs=self._copy_queue):
             self._end(copy, "closed")
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
-        if not self._tier.available or not self._stack.fits(self._tier, n_bytes) or self._tier.index in self._stack.index.tiers_of(id):
+        if (
+            not self._tier.available
+            or not self._stack.fits(self._tier, n_bytes)
+            or self._tier.index in self._stack.index.tiers_of(id)
+        ):
             return False
         with self._lock:
             admitted = self._promoting_bytes + n_bytes <= self._promote_bytes
@@ -124,7 +134,9 @@ class TierCopier:
                     return self._copy(copy)
                 except TierError:
                     attempt += 1
-            if copy.best_effort or not self._worker.pause(self._retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S):
+            if copy.best_effort or not self._worker.pause(
+                self._retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
+            ):
                 break
         return "copy_failed"
 
@@ -145,7 +157,9 @@ class TierCopier:
         return "copy_gone"
 
     def _put(self, copy: Copy, source: GuardedTier, loaded: Loaded) -> str | None:
-        """Why it could not be put ("" when it was); None when the source is damaged and another may serve."""
+        """Why it could not be put ("" when it was); None when the source is damaged and another may
+        serve.
+        """
         try:
             block = decode(loaded.data, copy.id)
         except CorruptBlock as error:

@@ -1,9 +1,12 @@
-"""Memory in which accepted blocks wait for the writer. Bounded, reused, safe to read while it waits.
+"""Memory in which accepted blocks wait for the writer. Bounded, reused, safe to read while it
+waits.
 
-`StagingPool.copy` runs on the engine thread between two decodes, so it must not touch fresh memory where that can be avoided: the first
-touch costs about 2 ms per MB, a copy into memory that was touched before 0.2 ms. Buffers are therefore kept after use.
+`StagingPool.copy` runs on the engine thread between two decodes, so it must not touch fresh memory
+where that can be avoided: the first touch costs about 2 ms per MB, a copy into memory that was
+touched before 0.2 ms. Buffers are therefore kept after use.
 
-Invariants: bytes in use plus bytes kept never exceed `max_bytes`; a buffer is reused only when its writer and every reader has released it.
+Invariants: bytes in use plus bytes kept never exceed `max_bytes`; a buffer is reused only when its
+writer and every reader has released it.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from cache_store.format.block import Block
 T = TypeVar("T", bound=np.generic)
 
 _ALIGN = 64
-_SIZE_CLASS_BITS = 3  # capacities are rounded up to 1/8 of a power of two, so that blocks of nearly one size share buffers
+# capacities are rounded up to 1/8 of a power of two, so that blocks of nearly one size share
+# buffers
+_SIZE_CLASS_BITS = 3
 
 
 class Staged:
-    """A block whose arrays are views of a pool's buffer. Starts with one holder (the writer); the last `release` gives the buffer back."""
+    """A block whose arrays are views of a pool's buffer. Starts with one holder (the writer); the
+    last `release` gives the buffer back.
+    """
 
     def __init__(self, pool: StagingPool, memory: NDArray[np.uint8], block: Block) -> None:
         self._pool = pool
@@ -33,7 +40,9 @@ class Staged:
         self.block = block
 
     def hold(self) -> bool:
-        """Keep the buffer from being reused; False when it is gone already. Every True wants one `release`."""
+        """Keep the buffer from being reused; False when it is gone already. Every True wants one
+        `release`.
+        """
         with self._pool.lock:
             if self._holders == 0:
                 return False
@@ -62,7 +71,9 @@ class StagingPool:
         return self._used_bytes
 
     def copy(self, block: Block, wait_s: float = 0.0) -> Staged | None:
-        """A copy of `block` that outlives the caller's buffers; None when the pool is full and stays so for `wait_s`."""
+        """A copy of `block` that outlives the caller's buffers; None when the pool is full and
+        stays so for `wait_s`.
+        """
         memory = self._take(sum(_padded(part.nbytes) for part in _parts(block)), wait_s)
         if memory is None:
             return None
@@ -89,7 +100,9 @@ class StagingPool:
     def _take(self, n_bytes: int, wait_s: float) -> NDArray[np.uint8] | None:
         capacity = _size_class(n_bytes)
         with self._room:
-            if capacity > self._max_bytes or not self._room.wait_for(lambda: self._used_bytes + capacity <= self._max_bytes, wait_s):
+            if capacity > self._max_bytes or not self._room.wait_for(
+                lambda: self._used_bytes + capacity <= self._max_bytes, wait_s
+            ):
                 return None
             memory = self._reused(capacity)
             if memory is None:

@@ -1,7 +1,7 @@
 """One background thread that takes jobs from a queue, in order, until it is told to stop.
 
-The thread is a daemon: a job that hangs in a file system holds only this thread. A job that raises is logged and lost; who needs to know
-settles its own accounts in `finally`.
+The thread is a daemon: a job that hangs in a file system holds only this thread. A job that raises
+is logged and lost; who needs to know settles its own accounts in `finally`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Worker(Generic[J]):
             return not self._wake.wait_for(lambda: self._stopping, seconds)
 
     def drain(self, timeout_s: float, worthwhile: Callable[[], bool]) -> bool:
-        """Wait until nothing waits or is under way; False on timeout, or once it is not `worthwhile` any more."""
+        """Wait until nothing waits or is under way; False on timeout, or once it is not
+        `worthwhile` any more.
+        """
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         with self._wake:
             while self._jobs or self._busy:
@@ -62,7 +64,9 @@ class Worker(Generic[J]):
         return True
 
     def stop(self, timeout_s: float) -> bool:
-        """Abandon what waits, then wait for the job under way. False when that one hangs. Idempotent."""
+        """Abandon what waits, then wait for the job under way. False when that one hangs.
+        Idempotent.
+        """
         with self._wake:
             self._stopping = True
             left = list(self._jobs)

@@ -1,11 +1,15 @@
-"""Saves in the background: accepted blocks go from staging memory to the first tier that takes them.
+"""Saves in the background: accepted blocks go from staging memory to the first tier that takes
+them.
 
-    accept (caller's thread)    copy into staging memory; from here on the object counts as present and is served from that memory
-    write (writer's thread)     encode, make room, publish, index; a failure is tried again after a pause, then the next tier takes it
+    accept (caller's thread)    copy into staging memory; from here on the object counts as present
+                                and is served from that memory
+    write (writer's thread)     encode, make room, publish, index; a failure is tried again after a
+                                pause, then the next tier takes it
     announce                    `announce` tells who copies down
 
-A tier whose circuit is open is skipped, so that a dead first tier costs nothing but speed. What no tier takes is dropped and counted;
-nobody waits for that. Every accepted object is settled in `in_flight` exactly once, and its staging memory released exactly once.
+A tier whose circuit is open is skipped, so that a dead first tier costs nothing but speed. What no
+tier takes is dropped and counted; nobody waits for that. Every accepted object is settled in
+`in_flight` exactly once, and its staging memory released exactly once.
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ class Writer:
         return self._pool.used_bytes
 
     def accept(self, block: Block, wait_s: float = 0.0) -> str | None:
-        """Take a block over, copied; else the reason why not. One that is stored or under way already is taken without work."""
+        """Take a block over, copied; else the reason why not. One that is stored or under way
+        already is taken without work.
+        """
         if block.id.kind is Kind.ROWS and len(block.tokens) != block.id.n_tokens:
             raise ValueError(f"{len(block.tokens)} tokens in a block of {block.id.n_tokens}")
         if self._is_present(block.id):

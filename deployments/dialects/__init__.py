@@ -1,1 +1,3 @@
-"""HTTP APIs, a folder each: wire types, pure mapping to the engine's requests and events, replies, routes. No ray."""
+"""HTTP APIs, a folder each: wire types, pure mapping to the engine's requests and events, replies,
+routes. No ray.
+"""

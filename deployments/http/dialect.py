@@ -1,12 +1,16 @@
-"""What an HTTP dialect is: one vendor's API, as far as the HTTP code that all dialects share must know it.
+"""What an HTTP dialect is: one vendor's API, as far as the HTTP code that all dialects share must
+know it.
 
-A dialect lives in `deployments/dialects/<name>/`, with its wire types and routes; the ingress mounts a tuple of them. This folder imports
-none. Each request belongs to one dialect (`RequestScope` chooses it, `dialect_of` tells it), also when no route takes the request: so a
-404, 405, 401 or 500 has the shape that this client reads.
+A dialect lives in `deployments/dialects/<name>/`, with its wire types and routes; the ingress
+mounts a tuple of them. This folder imports none. Each request belongs to one dialect
+(`RequestScope` chooses it, `dialect_of` tells it), also when no route takes the request: so a 404,
+405, 401 or 500 has the shape that this client reads.
 
-    Dialect       which paths are its own, where the API key stands, status and body of an error, the routes
+    Dialect       which paths are its own, where the API key stands, status and body of an error,
+                  the routes
     Framing       how one JSON text becomes a piece of a stream: server-sent events or lines
-    ReplyWriter   one streamed reply: its pieces, its end, its error, and what it sends while it is silent
+    ReplyWriter   one streamed reply: its pieces, its end, its error, and what it sends while it is
+                  silent
     WholeReply    one reply in one body
 """
 
@@ -30,8 +34,8 @@ from erllama.events import Event
 class Framing:
     """How the pieces of a stream follow each other.
 
-    `frame(data, event)` is one piece: `data` is JSON without line breaks, `event` the name of its event or "". `keepalive` is a piece that
-    every client skips, b"" where the framing has none.
+    `frame(data, event)` is one piece: `data` is JSON without line breaks, `event` the name of its
+    event or "". `keepalive` is a piece that every client skips, b"" where the framing has none.
     """
 
     media_type: str
@@ -53,7 +57,9 @@ NDJSON = Framing("application/x-ndjson", _line, b"")
 
 @dataclass(frozen=True, slots=True)
 class KeyHeader:
-    """A header in which an API key may stand, behind a scheme ("Bearer"), or alone if that is ""."""
+    """A header in which an API key may stand, behind a scheme ("Bearer"), or alone if that is
+    "".
+    """
 
     name: str
     scheme: str = ""
@@ -73,8 +79,9 @@ BEARER = KeyHeader("Authorization", "Bearer")
 
 
 class ReplyWriter(Protocol):
-    """Events in, a stream of bytes out; one per reply. Only `Tokens` and good `Done` events arrive here. Every method returns whole
-    pieces of the stream, or nothing."""
+    """Events in, a stream of bytes out; one per reply. Only `Tokens` and good `Done` events arrive
+    here. Every method returns whole pieces of the stream, or nothing.
+    """
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         """What choice `index` produced."""
@@ -89,7 +96,9 @@ class ReplyWriter(Protocol):
         ...
 
     def keepalive(self) -> bytes:
-        """What tells client and proxies that a silent stream lives: a comment, an event of the dialect, or b"" for nothing."""
+        """What tells client and proxies that a silent stream lives: a comment, an event of the
+        dialect, or b"" for nothing.
+        """
         ...
 
 
@@ -106,11 +115,9 @@ class WholeReply(Protocol):
 class Dialect(ABC):
     """One API. Immutable; used from the event loop.
 
-    Attributes
-    ----------
-    prefixes: beginnings of the paths that are this dialect's, whole segments without a slash at the end.
-    framing: of its streamed replies.
-    keys: where its clients put an API key. The first one is what a refusal recommends.
+    Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
+    without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
+    key. The first one is what a refusal recommends.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
@@ -130,9 +137,13 @@ class Dialect(ABC):
         return error.http_status
 
     def claim(self, path: str, scope: Scope) -> int:
-        """How strongly this dialect claims a request: 0 not at all, else the length of the longest prefix that fits. A dialect that
-        shares a path with another one looks at the headers in `scope`."""
-        return max((len(prefix) for prefix in self.prefixes if path == prefix or path.startswith(f"{prefix}/")), default=0)
+        """How strongly this dialect claims a request: 0 not at all, else the length of the longest
+        prefix that fits. A dialect that shares a path with another one looks at the headers in
+        `scope`.
+        """
+        return max(
+            (len(prefix) for prefix in self.prefixes if path == prefix or path.startswith(f"{prefix}/")), default=0
+        )
 
 
 def route_path(scope: Scope) -> str:

@@ -1,8 +1,9 @@
 """Work that ends when its client goes away.
 
-Serve cancels the handler's task on a disconnect, plain uvicorn only queues an `http.disconnect` message: `unless_disconnected` covers
-both, for a request with and without a stream. In either case the work gets a `CancelledError` at its await and has run its `finally`
-blocks when this returns, so a generator below it has told the engine.
+Serve cancels the handler's task on a disconnect, plain uvicorn only queues an `http.disconnect`
+message: `unless_disconnected` covers both, for a request with and without a stream. In either case
+the work gets a `CancelledError` at its await and has run its `finally` blocks when this returns, so
+a generator below it has told the engine.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ async def _disconnected(receive: Receive) -> None:
         logger.warning("event=transport_lost error=%r", exc)
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T], *, tick: Callable[[], Awaitable[float]] | None = None) -> T:
-    """The result of `work`, whose exceptions pass through; `ClientDisconnected` if the client goes first.
+async def unless_disconnected(
+    receive: Receive, work: Coroutine[Any, Any, T], *, tick: Callable[[], Awaitable[float]] | None = None
+) -> T:
+    """The result of `work`, whose exceptions pass through; `ClientDisconnected` if the client goes
+    first.
 
-    The body must have been read. `tick` is called at the start and then whenever the seconds that it returned have passed.
+    The body must have been read. `tick` is called at the start and then whenever the seconds that
+    it returned have passed.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))

@@ -1,7 +1,9 @@
-"""The boundary where every exception becomes an HTTP answer. What is wrong and its status belong to the error, their form to the dialect.
+"""The boundary where every exception becomes an HTTP answer. What is wrong and its status belong to
+the error, their form to the dialect.
 
-The classes here are faults that only HTTP knows; those of the engine come from `erllama.errors`. `as_erllama_error` is the one place
-where a foreign exception is mapped: it is logged with its traceback, and the client learns only the request id.
+The classes here are faults that only HTTP knows; those of the engine come from `erllama.errors`.
+`as_erllama_error` is the one place where a foreign exception is mapped: it is logged with its
+traceback, and the client learns only the request id.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class BodyTooLarge(RequestError):
 
 
 class ClientDisconnected(RequestError):
-    """The client went away before the reply; nobody reads this answer, the access log does (499 is nginx's number for it)."""
+    """The client went away before the reply; nobody reads this answer, the access log does (499 is
+    nginx's number for it).
+    """
 
     http_status = 499
     code = "client_disconnected"
@@ -59,14 +63,20 @@ class InternalError(ErllamaError):
 
 
 def as_erllama_error(exc: Exception, request_id: str) -> ErllamaError:
-    """The error itself if it is one of ours, else a logged `InternalError` that names the request."""
+    """The error itself if it is one of ours, else a logged `InternalError` that names the
+    request.
+    """
     if isinstance(exc, ErllamaError):
         return exc
     logger.error("event=internal_error request_id=%s", request_id, exc_info=exc)
-    return InternalError(f"The server had an error while processing your request; it is logged under request id {request_id}.")
+    return InternalError(
+        f"The server had an error while processing your request; it is logged under request id {request_id}."
+    )
 
 
-def error_response(error: ErllamaError, dialect: Dialect, request_id: str, *, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(
+    error: ErllamaError, dialect: Dialect, request_id: str, *, headers: Mapping[str, str] | None = None
+) -> Response:
     """A whole answer for an error that is known before the status line."""
     headers = dict(headers or {})
     if error.retry_after_s is not None:
@@ -104,6 +114,8 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Errors that routing or a handler raises. What no handler takes reaches `RequestScope`, which answers 500."""
+    """Errors that routing or a handler raises. What no handler takes reaches `RequestScope`, which
+    answers 500.
+    """
     app.add_exception_handler(ErllamaError, _on_erllama_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -1,7 +1,7 @@
 """One or several requests as one stream of (choice index, events), and bad ends as exceptions.
 
-Whatever ends the consumer (a failed choice, a cancelled task, `aclose`) ends all choices: each generator of the client is closed before
-this one has finished.
+Whatever ends the consumer (a failed choice, a cancelled task, `aclose`) ends all choices: each
+generator of the client is closed before this one has finished.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, FinishReason
 from erllama.request import GenerationRequest
 
-MAX_IN_FLIGHT = 32  # choices of one HTTP request at once: a list of 64 prompts must not fill the engine's queue (128) for everyone
+# choices of one HTTP request at once: a list of 64 prompts must not fill the engine's queue (128)
+# for everyone
+MAX_IN_FLIGHT = 32
 
 Indexed = AsyncGenerator[tuple[int, list[Event]], None]
 
 
 def _bad_end(last: Event) -> Exception | None:
-    """The exception that a last event stands for. A `cancelled` end that we did not ask for is no reply: it was cut short."""
+    """The exception that a last event stands for. A `cancelled` end that we did not ask for is no
+    reply: it was cut short.
+    """
     match last:
         case Failed():
             return last.error
@@ -49,7 +53,8 @@ async def _one(client: ModelPort, index: int, request: GenerationRequest) -> Ind
 
 
 async def _all(client: ModelPort, requests: Sequence[GenerationRequest]) -> Indexed:
-    # One slot per choice: a client that reads slowly holds its choices back instead of filling memory.
+    # One slot per choice: a client that reads slowly holds its choices back instead of filling
+    # memory.
     queue: asyncio.Queue[tuple[int, list[Event]] | Exception | None] = asyncio.Queue(maxsize=len(requests))
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
 
@@ -81,5 +86,7 @@ async def _all(client: ModelPort, requests: Sequence[GenerationRequest]) -> Inde
 
 
 def fan_out(client: ModelPort, requests: Sequence[GenerationRequest]) -> Indexed:
-    """Lists hold `Tokens` and at most one `Done`, which is last. Raises the error of the first choice that fails."""
+    """Lists hold `Tokens` and at most one `Done`, which is last. Raises the error of the first
+    choice that fails.
+    """
     return _one(client, 0, requests[0]) if len(requests) == 1 else _all(client, requests)

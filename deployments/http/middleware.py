@@ -1,10 +1,13 @@
-"""The outermost layer of the HTTP app (inside CORS): dialect, request id, API key, log line, and the last-resort 500. Pure ASGI.
+"""The outermost layer of the HTTP app (inside CORS): dialect, request id, API key, log line, and
+the last-resort 500. Pure ASGI.
 
-The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the same header, and is found at
-`scope["state"]["request_id"]`. Ray Serve gives every request that comes without one an id and always adds the header to the answer: there
-`echo_request_id` is off, or clients would read "id, id".
+The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the
+same header, and is found at `scope["state"]["request_id"]`. Ray Serve gives every request that
+comes without one an id and always adds the header to the answer: there `echo_request_id` is off, or
+clients would read "id, id".
 
-`engine_id` is the id under which the engine may know the request: unique even when clients repeat theirs.
+`engine_id` is the id under which the engine may know the request: unique even when clients repeat
+theirs.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 class KeyCheck:
-    """API keys, compared as digests in constant time: neither length nor prefix of a key shows in the time."""
+    """API keys, compared as digests in constant time: neither length nor prefix of a key shows in
+    the time.
+    """
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
@@ -68,9 +73,13 @@ class KeyCheck:
 
 
 class RequestScope:
-    """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an exception."""
+    """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an
+    exception.
+    """
 
-    def __init__(self, app: ASGIApp, dialects: Sequence[Dialect], api_keys: Iterable[str] = (), *, echo_request_id: bool = True) -> None:
+    def __init__(
+        self, app: ASGIApp, dialects: Sequence[Dialect], api_keys: Iterable[str] = (), *, echo_request_id: bool = True
+    ) -> None:
         """`dialects`: the first one answers for paths that nobody claims."""
         self._app = app
         self._dialects = dialects
@@ -117,6 +126,7 @@ class RequestScope:
                 rid,
                 scope["method"],
                 scope["path"],
-                status or ClientDisconnected.http_status,  # no status and no error: Serve cancelled us, because the client has gone
+                # no status and no error: Serve cancelled us, because the client has gone
+                status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,
             )

@@ -1,4 +1,6 @@
-"""Options of the HTTP front that belong to no model. Wrong values fail at construction and name the field."""
+"""Options of the HTTP front that belong to no model. Wrong values fail at construction and name the
+field.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,12 @@ from erllama.errors import InvalidParameter
 class HttpOptions:
     """What the ingress needs to know besides the models.
 
-    Attributes
-    ----------
-    max_body_bytes: a larger body is refused with 413. 32 MiB is a context of several million tokens as text.
-    keepalive_s: silence on a stream before a comment is sent; common proxies give up after 30 to 60 s.
-    ready_timeout_s: how long `/health/ready` waits for a model's answer.
-    cors_origins: origins of web pages that may call; "*" is any. Empty sends no CORS headers.
-    api_keys: accepted bearer keys; empty accepts every request. The health routes are always open.
+    Attributes ---------- max_body_bytes: a larger body is refused with 413. 32 MiB is a context of
+    several million tokens as text. keepalive_s: silence on a stream before a comment is sent;
+    common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
+    model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
+    CORS headers. api_keys: accepted bearer keys; empty accepts every request. The health routes are
+    always open.
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
@@ -39,6 +40,7 @@ class HttpOptions:
     def __repr__(self) -> str:
         """Without the keys: a configuration gets logged."""
         return (
-            f"HttpOptions(max_body_bytes={self.max_body_bytes}, keepalive_s={self.keepalive_s}, ready_timeout_s={self.ready_timeout_s}, "
+            f"HttpOptions(max_body_bytes={self.max_body_bytes}, keepalive_s={self.keepalive_s}, "
+            f"ready_timeout_s={self.ready_timeout_s}, "
             f"cors_origins={self.cors_origins!r}, api_keys=<{len(self.api_keys)}>)"
         )

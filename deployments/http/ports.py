@@ -1,6 +1,8 @@
-"""What the HTTP half needs from the rest: a model that generates and a vocabulary that renders. Tests plug fakes in here.
+"""What the HTTP half needs from the rest: a model that generates and a vocabulary that renders.
+Tests plug fakes in here.
 
-`ModelClient` (a Serve handle) is the real `ModelPort`, `PromptSource` the real `PromptPort`. Nothing here imports ray or llama_cpp.
+`ModelClient` (a Serve handle) is the real `ModelPort`, `PromptSource` the real `PromptPort`.
+Nothing here imports ray or llama_cpp.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from erllama.stats import ModelInfo
 
 
 class ModelPort(Protocol):
-    """One served model, wherever its replicas are. Every method may raise an `ErllamaError`; anything else is a bug."""
+    """One served model, wherever its replicas are. Every method may raise an `ErllamaError`;
+    anything else is a bug.
+    """
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """Events in lists of one or more, in order; the last event of the last list is a `Done` or a `Failed`.
+        """Events in lists of one or more, in order; the last event of the last list is a `Done` or
+        a `Failed`.
 
-        Closing the generator, or cancelling the task that awaits it, cancels the request in the engine. Does not start before the
-        first item is asked for.
+        Closing the generator, or cancelling the task that awaits it, cancels the request in the
+        engine. Does not start before the first item is asked for.
         """
         ...
 
@@ -38,20 +43,28 @@ class ModelPort(Protocol):
         ...
 
     async def ready(self) -> bool | None:
-        """Whether a replica answers; None when that cannot be told without waking a model that is scaled to zero."""
+        """Whether a replica answers; None when that cannot be told without waking a model that is
+        scaled to zero.
+        """
         ...
 
     def end_all(self, error: ErllamaError) -> None:
-        """End what runs with `error` and refuse what comes: this process is going away. Any thread; returns at once."""
+        """End what runs with `error` and refuse what comes: this process is going away. Any thread;
+        returns at once.
+        """
         ...
 
 
 class PromptPort(Protocol):
-    """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds per 10 kB: see `loaded`."""
+    """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds
+    per 10 kB: see `loaded`.
+    """
 
     @property
     def loaded(self) -> bool:
-        """False while the next call would first read the file (a second or so), so callers go through a thread."""
+        """False while the next call would first read the file (a second or so), so callers go
+        through a thread.
+        """
         ...
 
     def load(self) -> None:
@@ -69,10 +82,14 @@ class PromptPort(Protocol):
         ...
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
     ) -> Prompt:
-        """A conversation up to where the assistant speaks. Raises `NotSupported` without a template, `InvalidParameter`
-        when the template refuses the messages."""
+        """A conversation up to where the assistant speaks. Raises `NotSupported` without a
+        template, `InvalidParameter` when the template refuses the messages.
+        """
         ...
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
@@ -88,12 +105,16 @@ class PromptPort(Protocol):
         ...
 
     def check_constraint(self, constraint: Constraint) -> None:
-        """Raises `InvalidParameter`, which names its field, for a constraint that no model could follow. May take many milliseconds."""
+        """Raises `InvalidParameter`, which names its field, for a constraint that no model could
+        follow. May take many milliseconds.
+        """
         ...
 
 
 class TranscriptPort(Protocol):
-    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where the reply comes back as history."""
+    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where
+    the reply comes back as history.
+    """
 
     @property
     def may_wait(self) -> bool:
@@ -101,18 +122,23 @@ class TranscriptPort(Protocol):
         ...
 
     def prompt_key(self, prompt: Prompt) -> ChainKey | None:
-        """What replies to this prompt are remembered under; None when they are not. Thread-safe; some 10 ms per 100,000 tokens."""
+        """What replies to this prompt are remembered under; None when they are not. Thread-safe;
+        some 10 ms per 100,000 tokens.
+        """
         ...
 
     def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        """A reply has reached the client as `text`. Ids that the text does not show are not kept. Thread-safe."""
+        """A reply has reached the client as `text`. Ids that the text does not show are not kept.
+        Thread-safe.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but not listed. With `transcripts` None, chat
-    history is tokenised from its text."""
+    """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but
+    not listed. With `transcripts` None, chat history is tokenised from its text.
+    """
 
     id: str
     client: ModelPort
@@ -123,7 +149,9 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """Fixed once built. An id wins over an alias of another model; two models may not share a name otherwise."""
+    """Fixed once built. An id wins over an alias of another model; two models may not share a name
+    otherwise.
+    """
 
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self._models = dict(models)
@@ -131,19 +159,28 @@ class ModelRegistry:
         for model in models.values():
             for alias in model.aliases:
                 if self._by_name.setdefault(alias, model) is not model:
-                    raise InvalidParameter(f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases")
+                    raise InvalidParameter(
+                        f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases"
+                    )
         self._by_name.update(self._models)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     def resolve(self, name: str | None) -> ServedModel:
-        """The model that a request means; without a name the only one there is. Raises `ModelNotFound` or `InvalidParameter`."""
+        """The model that a request means; without a name the only one there is. Raises
+        `ModelNotFound` or `InvalidParameter`.
+        """
         if name is None or name == "":
             if len(self._models) == 1:
                 return next(iter(self))
-            raise InvalidParameter(f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model")
+            raise InvalidParameter(
+                f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model"
+            )
         model = self._by_name.get(name)
         if model is None:
-            raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {', '.join(self._models) or 'none'}", param="model")
+            raise ModelNotFound(
+                f"The model '{name[:200]}' does not exist; served are: {', '.join(self._models) or 'none'}",
+                param="model",
+            )
         return model

@@ -1,6 +1,8 @@
-"""The path of a request that every dialect shares: read the body, prepare off the loop, generate, answer as a whole or as a stream.
+"""The path of a request that every dialect shares: read the body, prepare off the loop, generate,
+answer as a whole or as a stream.
 
-The event loop never does more than a few milliseconds of work at once, since all streams of the ingress share it.
+The event loop never does more than a few milliseconds of work at once, since all streams of the
+ingress share it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected` if it never ends."""
+    """The body. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected` if it never
+    ends.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise BodyTooLarge(f"The body has {announced} bytes, at most {max_bytes} are accepted.")
@@ -55,7 +59,9 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
 
 
 class TranscriptRecorder:
-    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it is complete."""
+    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it
+    is complete.
+    """
 
     def __init__(self, transcripts: TranscriptPort, prompt: ChainKey, n: int) -> None:
         self._transcripts = transcripts
@@ -76,12 +82,17 @@ def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
     """Refuse here what the engine would refuse, before the tokens travel."""
     if n_ctx is not None and len(prompt) + 1 > n_ctx:
         raise ContextOverflow(
-            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.", param=param
+            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.",
+            param=param,
         )
 
 
-async def _items(model: ServedModel, requests: Sequence[GenerationRequest], recorder: TranscriptRecorder | None) -> Indexed:
-    """What the choices produce. A reply is recorded before its end leaves: the client may answer at once."""
+async def _items(
+    model: ServedModel, requests: Sequence[GenerationRequest], recorder: TranscriptRecorder | None
+) -> Indexed:
+    """What the choices produce. A reply is recorded before its end leaves: the client may answer at
+    once.
+    """
     async with aclosing(fan_out(model.client, requests)) as items:
         async for index, events in items:
             if recorder is not None:
@@ -125,6 +136,10 @@ def streamed_reply(
     keepalive_s: float,
     recorder: TranscriptRecorder | None = None,
 ) -> Response:
-    """The reply as it is made, in the framing of the request's dialect; see `StreamResponse` for when the status leaves."""
+    """The reply as it is made, in the framing of the request's dialect; see `StreamResponse` for
+    when the status leaves.
+    """
     chunks, framing = _chunks(model, requests, writer, recorder), dialect_of(request.scope).framing
-    return StreamResponse(chunks, writer, media_type=framing.media_type, request_id=request_id(request), keepalive_s=keepalive_s)
+    return StreamResponse(
+        chunks, writer, media_type=framing.media_type, request_id=request_id(request), keepalive_s=keepalive_s
+    )

@@ -1,9 +1,11 @@
 """A streamed reply that decides its status late.
 
-The status line leaves with the first chunk, so an error before it is a real 4xx or 5xx. A prefill may take minutes and proxies drop
-silent connections: after `keepalive_s` without a byte the line leaves anyway, followed by the dialect's keep-alive (OpenAI's is the
-comment `: keep-alive`) at that interval, and later errors travel in the stream. A dialect that has none stays silent, its status open.
-Bytes of one `send` are always whole pieces of the stream, so a keep-alive cannot fall into the middle of one.
+The status line leaves with the first chunk, so an error before it is a real 4xx or 5xx. A prefill
+may take minutes and proxies drop silent connections: after `keepalive_s` without a byte the line
+leaves anyway, followed by the dialect's keep-alive (OpenAI's is the comment `: keep-alive`) at that
+interval, and later errors travel in the stream. A dialect that has none stays silent, its status
+open. Bytes of one `send` are always whole pieces of the stream, so a keep-alive cannot fall into
+the middle of one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _HEADERS = {
 
 
 class StreamResponse(Response):
-    """Sends chunks as they come. Closes `chunks` on every way out, the client's disconnect included. Use once."""
+    """Sends chunks as they come. Closes `chunks` on every way out, the client's disconnect
+    included. Use once.
+    """
 
     def __init__(
         self,
@@ -41,7 +45,9 @@ class StreamResponse(Response):
         request_id: str,
         keepalive_s: float,
     ) -> None:
-        """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed one say."""
+        """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed
+        one say.
+        """
         self.status_code = 200
         self.media_type = media_type
         self.background = None

@@ -1,4 +1,6 @@
-"""The deployment of the HTTP front: one process that holds a handle, a vocabulary and a template per model."""
+"""The deployment of the HTTP front: one process that holds a handle, a vocabulary and a template
+per model.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Ingress:
         self._watch = DrainWatch(lambda: _end_streams(reference))
 
     def _load_prompts(self) -> None:
-        """Open vocabularies and templates before the first request needs them: half a second for 152 k tokens."""
+        """Open vocabularies and templates before the first request needs them: half a second for
+        152 k tokens.
+        """
         for model_id, model in self._models.items():
             try:
                 model.prompts.load()
@@ -61,8 +65,9 @@ class Ingress:
     def end_streams(self) -> None:
         """Serve stops this process: tell the clients whose streams are too long to end in it.
 
-        A connection cannot move. After an update streams have nearly all of the grace time to end by themselves; when the application
-        itself goes, no model is left to finish them. Blocks; not for an event loop.
+        A connection cannot move. After an update streams have nearly all of the grace time to end
+        by themselves; when the application itself goes, no model is left to finish them. Blocks;
+        not for an event loop.
         """
         time.sleep(self._drain_s if app_is_deleted() else max(0.0, self._grace_s - _GOODBYE_S))
         for model in self._models.values():
@@ -83,7 +88,9 @@ def ingress_grace_s(args: BuildArgs) -> float:
 
 
 def _transcript_book(store: StoreSpec) -> TranscriptBook:
-    """What this process knows of earlier replies, with the store behind it. A tier that cannot be used here costs hits, not the ingress."""
+    """What this process knows of earlier replies, with the store behind it. A tier that cannot be
+    used here costs hits, not the ingress.
+    """
     config = store.config()
     try:
         reader = None if config is None else ObjectReader(config)
@@ -96,5 +103,9 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
 def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
-    prompts = PromptSource(spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=transcript_root(spec.id, salt), book=book)
-    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, transcripts=prompts)
+    prompts = PromptSource(
+        spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=transcript_root(spec.id, salt), book=book
+    )
+    return ServedModel(
+        id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, transcripts=prompts
+    )

@@ -1,7 +1,8 @@
-"""The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI without ray, so it runs anywhere.
+"""The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI
+without ray, so it runs anywhere.
 
-Read on: `dialects/openai/routes` (endpoints), `http/reply` (the path that they share), `http/middleware` (request id, keys, log),
-`http/dialect` (what a dialect is), `http/errors`.
+Read on: `dialects/openai/routes` (endpoints), `http/reply` (the path that they share),
+`http/middleware` (request id, keys, log), `http/dialect` (what a dialect is), `http/errors`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ def make_http_app(
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
-    The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False under Ray Serve, which answers with the
-    request id itself.
+    The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
+    under Ray Serve, which answers with the request id itself.
     """
     options = options or HttpOptions()
     registry = ModelRegistry(models)
-    app = FastAPI(title="erllama", openapi_url=None)  # bodies are parsed by the dialects, so a generated schema would be empty
+    # bodies are parsed by the dialects, so a generated schema would be empty
+    app = FastAPI(title="erllama", openapi_url=None)
 
     @app.get("/health")
     async def health() -> Response:
@@ -59,7 +61,9 @@ def make_http_app(
 
     @app.get("/health/ready")
     async def ready() -> Response:
-        """A model that sleeps ("unknown") does not count against us: a request would wake it, and a probe must not."""
+        """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
+        probe must not.
+        """
         served = list(registry)
         states = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in served))
         ok = "not_ready" not in states

@@ -1,7 +1,9 @@
-"""Vocabulary and chat template of one model at the ingress: prompts become tokens before a replica is chosen.
+"""Vocabulary and chat template of one model at the ingress: prompts become tokens before a replica
+is chosen.
 
-The GGUF is opened for its vocabulary alone, on the first call, once; whoever calls while `loaded` is False does so from a thread. All
-methods are thread-safe: the vocabulary is static, and a template renders without shared state.
+The GGUF is opened for its vocabulary alone, on the first call, once; whoever calls while `loaded`
+is False does so from a thread. All methods are thread-safe: the vocabulary is static, and a
+template renders without shared state.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.request import Prompt
 
-# Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide with its parameters.
+# Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide
+# with its parameters.
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})
 
 
@@ -37,8 +40,9 @@ class _Loaded:
 
 
 class PromptSource:
-    """The real `PromptPort`, with a book also the `TranscriptPort`. Methods that need the file raise `ModelLoadError` while it cannot be
-    read."""
+    """The real `PromptPort`, with a book also the `TranscriptPort`. Methods that need the file
+    raise `ModelLoadError` while it cannot be read.
+    """
 
     def __init__(
         self,
@@ -49,10 +53,12 @@ class PromptSource:
         root: ChainKey | None = None,
         book: TranscriptBook | None = None,
     ) -> None:
-        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the engine knows.
+        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the
+        engine knows.
 
-        `template` replaces the one in the file. `root` is that of the model's KV, under which its replies are stored, and `book` knows
-        them; without either, chats are tokenised from their text.
+        `template` replaces the one in the file. `root` is that of the model's KV, under which its
+        replies are stored, and `book` knows them; without either, chats are tokenised from their
+        text.
         """
         self._path = path
         self._n_ctx = n_ctx or None
@@ -83,7 +89,9 @@ class PromptSource:
         self._get()
 
     def close(self) -> None:
-        """Free the vocabulary; the next call would open the file again. No other method may be running."""
+        """Free the vocabulary; the next call would open the file again. No other method may be
+        running.
+        """
         with self._lock:
             state, self._state = self._state, None
         if state is not None:
@@ -101,14 +109,19 @@ class PromptSource:
             return self._state
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, template_kwargs: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
     ) -> Prompt:
         reserved = sorted(_RESERVED & template_kwargs.keys())
         if reserved:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self._get()
         if self._root is None or self._book is None:
-            return Prompt.of(tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs)))
+            return Prompt.of(
+                tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
+            )
         ids = transcript_prompt(
             state.template,
             state.vocab,
@@ -150,7 +163,9 @@ class PromptSource:
         n_vocab = self._get().vocab.n_vocab
         if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
             wrong = next(token for token in ids if not 0 <= token < n_vocab)
-            raise InvalidParameter(f"token id {wrong} is not in the vocabulary, which has ids 0 to {n_vocab - 1}", param=param)
+            raise InvalidParameter(
+                f"token id {wrong} is not in the vocabulary, which has ids 0 to {n_vocab - 1}", param=param
+            )
 
     def check_constraint(self, constraint: Constraint) -> None:
         self._grammars.check(constraint)

@@ -1,8 +1,8 @@
 """`complete_batch(model_id, ...)`: replies for the rows of a Ray Data set, by a model of the
 running application.
 
-    rows = ray.data.read_json("prompts.jsonl", num_cpus=0)
-    rows.map_batches(complete_batch("demo", response_tokens=64), batch_size=64, num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1))
+    rows = ray.data.read_json("prompts.jsonl", num_cpus=0) rows.map_batches(complete_batch("demo",
+    response_tokens=64), batch_size=64, num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1))
 
 A row gives its prompt as text, as token ids or as chat messages. A batch is sent as concurrent
 requests in the order of their prompts, so that neighbours share what is in the context; a long
@@ -63,7 +63,9 @@ class BatchSpec:
         if self.on_error not in ("raise", "null"):
             raise InvalidParameter(f"on_error must be 'raise' or 'null', got {self.on_error!r}", param="on_error")
         if self.max_concurrency < 1:
-            raise InvalidParameter(f"max_concurrency must be at least 1, got {self.max_concurrency}", param="max_concurrency")
+            raise InvalidParameter(
+                f"max_concurrency must be at least 1, got {self.max_concurrency}", param="max_concurrency"
+            )
 
     def row_params(self, index: int) -> dict[str, Any]:
         """The parameters of the row with this index."""
@@ -71,7 +73,12 @@ class BatchSpec:
 
 
 def complete_batch(
-    model_id: str, prompt_column: str = "prompt", output_column: str = "reply", *, app_name: str = "erllama", **options: Any
+    model_id: str,
+    prompt_column: str = "prompt",
+    output_column: str = "reply",
+    *,
+    app_name: str = "erllama",
+    **options: Any,
 ) -> type[Any]:
     """A class for `Dataset.map_batches`; any batch format will do.
 
@@ -123,7 +130,9 @@ def answer_batch(model: BatchModel, batch: Any, spec: BatchSpec) -> Any:
     cells = read_column(batch, spec.prompt_column)
     indexes = range(len(cells)) if spec.index_column is None else read_column(batch, spec.index_column)
     outcomes = Answering(model, spec).run(cells, indexes)
-    texts: dict[str, list[str | None]] = {spec.output_column: [o.text if isinstance(o, Completion) else None for o in outcomes]}
+    texts: dict[str, list[str | None]] = {
+        spec.output_column: [o.text if isinstance(o, Completion) else None for o in outcomes]
+    }
     if spec.on_error == "null":
         texts[spec.error_column] = [None if isinstance(o, Completion) else f"{o.code}: {o.message}" for o in outcomes]
     usage = ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -168,7 +177,9 @@ class Answering:
     def _prompt(self, cell: Any, row: int) -> Prompt | ErllamaError:
         """Messages become token ids here, so that what they share can be told."""
         if isinstance(cell, str) and self._spec.system is not None:
-            cell = [{"role": "system", "content": self._spec.system}] * bool(self._spec.system) + [{"role": "user", "content": cell}]
+            cell = [{"role": "system", "content": self._spec.system}] * bool(self._spec.system) + [
+                {"role": "user", "content": cell}
+            ]
         if isinstance(cell, str):
             return cell
         if isinstance(cell, list) and cell and all(isinstance(item, Mapping) for item in cell):

@@ -3,7 +3,8 @@ and actors. Blocking.
 
     from deployments.jobs.cluster import Cluster
     with Cluster.connect() as cluster:
-        print(cluster.models(), cluster.model("demo").complete("Once upon a time", response_tokens=16).text)
+        print(cluster.models(), cluster.model("demo").complete("Once upon a time",
+        response_tokens=16).text)
 
 Everything goes by Serve handle, nothing over HTTP. Asking never wakes a model that is scaled to
 zero; only a request does. Not for use on an event loop: `ModelClient` is for that.
@@ -125,7 +126,9 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def models(self) -> tuple[str, ...]:
@@ -167,7 +170,9 @@ class Cluster:
     def _application(self) -> Any:
         applications = serve.status().applications
         if self._app not in applications:
-            raise ClusterUnavailable(f"no application {self._app!r} runs on this cluster; there is {', '.join(applications) or 'none'}")
+            raise ClusterUnavailable(
+                f"no application {self._app!r} runs on this cluster; there is {', '.join(applications) or 'none'}"
+            )
         return applications[self._app]
 
     def _served(self) -> Mapping[str, tuple[str, ...]]:
@@ -189,7 +194,9 @@ class Cluster:
                 engines = self._client(model_id).stats()
             except EngineStopped:  # it went away since we looked: what Serve says is what there is to say
                 engines = []
-        return ModelState(model_id, aliases, str(deployment.status.value), deployment.message, len(engines), tuple(engines))
+        return ModelState(
+            model_id, aliases, str(deployment.status.value), deployment.message, len(engines), tuple(engines)
+        )
 
     @staticmethod
     def _n_running(model_id: str, application: Any) -> int:
@@ -204,13 +211,17 @@ class Cluster:
 
     def _ask(self, deployment: str, method: str) -> Any:
         if deployment not in self._application().deployments:
-            raise ClusterUnavailable(f"the application {self._app!r} has no deployment {deployment!r}: is it erllama's?")
+            raise ClusterUnavailable(
+                f"the application {self._app!r} has no deployment {deployment!r}: is it erllama's?"
+            )
         if deployment not in self._handles:
             self._handles[deployment] = blocking_handle(deployment, self._app)
         try:
             return self._loop.run(_answer(self._handles[deployment], method))
         except TimeoutError:
-            raise ClusterUnavailable(f"the {deployment} of {self._app!r} has not answered for {_ANSWER_S:.0f} s") from None
+            raise ClusterUnavailable(
+                f"the {deployment} of {self._app!r} has not answered for {_ANSWER_S:.0f} s"
+            ) from None
 
 
 async def _answer(handle: Any, method: str) -> Any:

@@ -19,7 +19,9 @@ def read_column(batch: Any, name: str) -> list[Any]:
     columns that there are."""
     names = list(batch.column_names) if _is_arrow(batch) else list(batch)
     if name not in names:
-        raise InvalidParameter(f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name)
+        raise InvalidParameter(
+            f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name
+        )
     if _is_arrow(batch):
         values = batch.column(name).to_pylist()
     else:

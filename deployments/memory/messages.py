@@ -1,7 +1,8 @@
 """The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders
 and results.
 
-    ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could release (`ReleaseOffer`)
+    ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could
+                       release (`ReleaseOffer`)
     ReleaseOrder       what the scheduler tells one replica to release
     ReleaseResult      what the replica answers
     ReleaseRecord      order and result, for status, log and metrics
@@ -144,8 +145,10 @@ class ReleaseRecord:
         """For a log: key=value."""
         order, result = self.order, self.result
         return (
-            f"reason={order.reason} kind={order.kind} model={order.model_id} replica={order.replica_id} node={order.node_id} "
-            f"resource={order.resource} expected_bytes={order.n_bytes} freed_bytes={result.freed_bytes} seconds={self.seconds:.3f} "
+            f"reason={order.reason} kind={order.kind} model={order.model_id} replica={order.replica_id} "
+            f"node={order.node_id} "
+            f"resource={order.resource} expected_bytes={order.n_bytes} freed_bytes={result.freed_bytes} "
+            f"seconds={self.seconds:.3f} "
             f"outcome={result.kept or 'done'!r}"
         )
 

@@ -98,11 +98,15 @@ class ReleasePolicy:
             self._reported.discard(memory)
         if memory not in self._releasing:
             return 0
-        expected = sum(order.n_bytes for order in self._outstanding.values() if (order.node_id, order.resource) == memory)
+        expected = sum(
+            order.n_bytes for order in self._outstanding.values() if (order.node_id, order.resource) == memory
+        )
         expected += sum(freed.n_bytes for freed in self._freed if freed.memory == memory)
         return reading.used_bytes - expected - int(self._spec.low * reading.total_bytes)
 
-    def _releases(self, reading: Reading, need: int, reports: Sequence[ReplicaReport], now_ns: int) -> Iterator[ReleaseOrder]:
+    def _releases(
+        self, reading: Reading, need: int, reports: Sequence[ReplicaReport], now_ns: int
+    ) -> Iterator[ReleaseOrder]:
         for kind in self._spec.release_kinds:
             for report, offer in _offers(reading, kind, reports):
                 if need <= 0:
@@ -166,7 +170,9 @@ def fullest(reports: Iterable[ReplicaReport]) -> tuple[Reading, ...]:
     return tuple(found[memory] for memory in sorted(found))
 
 
-def _offers(reading: Reading, kind: ReleaseKind, reports: Iterable[ReplicaReport]) -> list[tuple[ReplicaReport, ReleaseOffer]]:
+def _offers(
+    reading: Reading, kind: ReleaseKind, reports: Iterable[ReplicaReport]
+) -> list[tuple[ReplicaReport, ReleaseOffer]]:
     """What may be released by one kind: of a model's own memory the longest idle first, of tiers
     the largest view of each."""
     found = [
@@ -190,7 +196,14 @@ def _by_idleness(ranked: tuple[ReplicaReport, ReleaseOffer]) -> tuple[float, str
 def _order(report: ReplicaReport, offer: ReleaseOffer, wanted: int) -> ReleaseOrder:
     n_bytes = min(offer.n_bytes, wanted) if offer.tier else offer.n_bytes
     return ReleaseOrder(
-        report.replica_id, report.model_id, report.node_id, offer.resource, offer.kind, n_bytes, report.idle_s, tier=offer.tier
+        report.replica_id,
+        report.model_id,
+        report.node_id,
+        offer.resource,
+        offer.kind,
+        n_bytes,
+        report.idle_s,
+        tier=offer.tier,
     )
 
 

@@ -48,13 +48,17 @@ class MemoryHolder(Protocol):
 class ReplicaMemory:
     """One model on one replica."""
 
-    def __init__(self, model: MemoryHolder, model_id: str, location: ReplicaLocation, sources: Sequence[MemorySource]) -> None:
+    def __init__(
+        self, model: MemoryHolder, model_id: str, location: ReplicaLocation, sources: Sequence[MemorySource]
+    ) -> None:
         self._model = model
         self._model_id = model_id
         self._location = location
         self._sources = tuple(sources)
         self._tiers: tuple[TierReport, ...] = ()  # as last reported
-        self._gpus = tuple(gpu for source in sources if isinstance(source, NvidiaMemory) for gpu in source.resources(location.gpu_ids))
+        self._gpus = tuple(
+            gpu for source in sources if isinstance(source, NvidiaMemory) for gpu in source.resources(location.gpu_ids)
+        )
 
     def report(self, *, with_delta: bool) -> ReplicaReport:
         """This moment. The delta is taken from the store either way: a report that gets lost costs
@@ -86,14 +90,18 @@ class ReplicaMemory:
             return None
         if order.kind is ReleaseKind.RAM_TIER:
             store = self._model.store
-            return ReleaseResult(0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True))
+            return ReleaseResult(
+                0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True)
+            )
         memory = self._model.memory()
         if memory.n_running or memory.n_queued:
             return ReleaseResult(0, "in use")
         if memory.idle_s < order.idle_s:
             return ReleaseResult(0, "used since")
         evicted = self._model.evict() if order.kind is ReleaseKind.CONTEXT else self._model.unload()
-        return ReleaseResult(evicted.freed_bytes // max(1, len(self._homes(memory))), "in use" if evicted.n_live else "")
+        return ReleaseResult(
+            evicted.freed_bytes // max(1, len(self._homes(memory))), "in use" if evicted.n_live else ""
+        )
 
     def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
         """Take over what the stores of other replicas did; the store skips what is its own."""

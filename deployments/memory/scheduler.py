@@ -18,7 +18,15 @@ from typing import Any, Protocol
 
 from cache_store import GarbageReport, IndexDelta
 from deployments.config import SchedulerSpec
-from deployments.memory.messages import GarbageOrder, Reading, ReleaseOrder, ReleaseRecord, ReleaseResult, ReplicaReport, SchedulerStatus
+from deployments.memory.messages import (
+    GarbageOrder,
+    Reading,
+    ReleaseOrder,
+    ReleaseRecord,
+    ReleaseResult,
+    ReplicaReport,
+    SchedulerStatus,
+)
 from deployments.memory.policy import ReleasePlan, ReleasePolicy
 from deployments.memory.status import StatusRecorder
 from deployments.memory.store_upkeep import StoreUpkeep
@@ -26,7 +34,9 @@ from deployments.memory.store_upkeep import StoreUpkeep
 log = logging.getLogger(__name__)
 
 _STUCK_ROUNDS = 20
-_JITTER = 0.1  # of the interval: Serve samples the load of replicas at fixed intervals too, and must not meet our questions each time
+# of the interval: Serve samples the load of replicas at fixed intervals too, and must not meet our
+# questions each time
+_JITTER = 0.1
 
 
 class Group(Protocol):
@@ -94,7 +104,9 @@ class Scheduler:
         """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another
         scheduler."""
         silent_s = (self._clock() - self._round_ns) / 1e9
-        if self._main is not None and (self._main.done() or silent_s > _STUCK_ROUNDS * (self._spec.interval_s + self._spec.timeout_s)):
+        if self._main is not None and (
+            self._main.done() or silent_s > _STUCK_ROUNDS * (self._spec.interval_s + self._spec.timeout_s)
+        ):
             raise RuntimeError(f"the scheduler has not finished a round for {silent_s:.0f} s")
 
     def status(self) -> SchedulerStatus:
@@ -133,17 +145,27 @@ class Scheduler:
             await asyncio.gather(*self._tasks)
 
     async def _reports(self) -> list[ReplicaReport]:
-        asked = [self._ask(model_id, group, "memory_report", self._spec.gossip) for model_id, group in self._groups.items()]
+        asked = [
+            self._ask(model_id, group, "memory_report", self._spec.gossip) for model_id, group in self._groups.items()
+        ]
         answers = await asyncio.gather(*asked)
         return [report for reports in answers for report in reports if isinstance(report, ReplicaReport)]
 
-    async def _ask(self, model_id: str, group: Group, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
+    async def _ask(
+        self, model_id: str, group: Group, method: str, *args: Any, timeout_s: float | None = None
+    ) -> list[Any]:
         answers = await group.ask(method, *args, timeout_s=self._spec.timeout_s if timeout_s is None else timeout_s)
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         for failure in failures:
             self._status.error(method, failure)
         if failures and (model_id, method) not in self._silent:
-            log.warning("event=scheduler_no_answer model=%s method=%s replicas=%d error=%r", model_id, method, len(failures), failures[0])
+            log.warning(
+                "event=scheduler_no_answer model=%s method=%s replicas=%d error=%r",
+                model_id,
+                method,
+                len(failures),
+                failures[0],
+            )
         (self._silent.add if failures else self._silent.discard)((model_id, method))
         return [answer for answer in answers if answer is not None and not isinstance(answer, BaseException)]
 

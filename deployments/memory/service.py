@@ -81,7 +81,9 @@ class RayMeter:
         self._total = Gauge("erllama_memory_total_bytes", "Bytes that a node's RAM or a GPU has.", tag_keys=tags)
         why = ("reason", "kind", "model")
         self._releases = Counter("erllama_memory_releases", "Times that a model or tier released memory.", tag_keys=why)
-        self._freed = Counter("erllama_memory_freed_bytes", "Bytes that went back to the system or the GPU.", tag_keys=why)
+        self._freed = Counter(
+            "erllama_memory_freed_bytes", "Bytes that went back to the system or the GPU.", tag_keys=why
+        )
 
     def reading(self, reading: Reading) -> None:
         tags = {"node": reading.node_id, "resource": reading.resource}

@@ -3,7 +3,8 @@ scheduler learns them from the replicas.
 
     system               RAM: the machine or the cgroup around it    `SystemMemory`
     nvidia               every GPU that NVML sees; nothing where there is no NVML
-    module:function      called with the node's id, returns `Reading`s: any other memory, any other way to look
+    module:function      called with the node's id, returns `Reading`s: any other memory, any other
+                         way to look
     none                 nothing is ever full
 
 Any thread. A source that fails costs its readings, not the report: `read_all` says what went wrong.
@@ -52,7 +53,9 @@ class NvidiaMemory:
     def _reading(self, node_id: str, device: Any) -> Reading:
         assert self._nvml is not None
         memory = self._nvml.nvmlDeviceGetMemoryInfo(device)
-        return Reading(node_id, _resource(_text(self._nvml.nvmlDeviceGetUUID(device))), int(memory.used), int(memory.total))
+        return Reading(
+            node_id, _resource(_text(self._nvml.nvmlDeviceGetUUID(device))), int(memory.used), int(memory.total)
+        )
 
     def _uuid(self, id: str) -> str:
         assert self._nvml is not None
@@ -178,7 +181,11 @@ class SystemMemory:
     def _cgroups(self, machine_bytes: int) -> Iterator[_Level]:
         """The cgroups around this process that have a limit, innermost first."""
         for folder, version in self._folders():
-            limits = [limit for name in version.limits if (limit := _number(folder / name)) is not None and limit < machine_bytes]
+            limits = [
+                limit
+                for name in version.limits
+                if (limit := _number(folder / name)) is not None and limit < machine_bytes
+            ]
             usage = _number(folder / version.usage)
             if limits and usage is not None and min(limits) > 0:
                 yield _Level(max(0, usage - _stat(folder / "memory.stat", version.inactive)), min(limits))

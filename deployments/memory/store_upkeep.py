@@ -15,7 +15,9 @@ from deployments.config import SchedulerSpec
 from deployments.memory.messages import GarbageOrder, ReplicaReport
 
 _DEADLINE_SHARE = 0.5  # of the interval: how long one collection may take
-_HANDS_OFF = 1.5  # intervals for which the others leave a tier alone; longer than one, so that they are told again before it ends
+# intervals for which the others leave a tier alone; longer than one, so that they are told again
+# before it ends
+_HANDS_OFF = 1.5
 
 
 class StoreUpkeep:

@@ -25,7 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _waiting(method: Callable[Concatenate[ModelClient, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[RemoteModel, P], T]:
+def _waiting(
+    method: Callable[Concatenate[ModelClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[RemoteModel, P], T]:
     @wraps(method)
     def call(self: RemoteModel, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._loop.run(method(self._client, *args, **kwargs))
@@ -66,7 +68,12 @@ class RemoteModel:
 
     @classmethod
     def connect(
-        cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None, timeout_s: float | None = None
+        cls,
+        model_id: str,
+        app_name: str = APP_NAME,
+        *,
+        failover: FailoverPolicy | None = None,
+        timeout_s: float | None = None,
     ) -> RemoteModel:
         """The client of a model of a running application; needs a driver or worker that is
         connected to the cluster."""

@@ -63,7 +63,12 @@ class ModelClient:
 
     @classmethod
     def connect(
-        cls, model_id: str, app_name: str = APP_NAME, *, failover: FailoverPolicy | None = None, timeout_s: float | None = None
+        cls,
+        model_id: str,
+        app_name: str = APP_NAME,
+        *,
+        failover: FailoverPolicy | None = None,
+        timeout_s: float | None = None,
     ) -> ModelClient:
         """The client of a model of a running application."""
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment_name(model_id), app_name)
@@ -113,12 +118,19 @@ class ModelClient:
                     return unwrap(whole)
         raise AssertionError("a request ended without Done or Failed")
 
-    async def prefill_only(self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None) -> Completion:
+    async def prefill_only(
+        self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None
+    ) -> Completion:
         """Compute and save the KV of `tokens` without generating."""
         return await self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
 
     def continue_(
-        self, /, session_id: str, suffix: Sequence[int] = (), expect_committed: Sequence[int] | int | None = None, **params: Any
+        self,
+        /,
+        session_id: str,
+        suffix: Sequence[int] = (),
+        expect_committed: Sequence[int] | int | None = None,
+        **params: Any,
     ) -> AsyncGenerator[Event, None]:
         """The events of a request that continues a session of the replica that serves it. It ends
         with that replica."""
@@ -153,7 +165,10 @@ class ModelClient:
         return await self._call("detokenize", list(tokens))  # type: ignore[no-any-return]
 
     async def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         return await self._call("apply_chat_template", list(messages), system, tools)  # type: ignore[no-any-return]
 
@@ -268,7 +283,8 @@ class ModelClient:
             response: Any = getattr(self._unary, method).remote(*args)
             try:
                 return await response
-            except asyncio.CancelledError:  # nobody waits any more: a call that Serve still holds must not be made later
+            # nobody waits any more: a call that Serve still holds must not be made later
+            except asyncio.CancelledError:
                 response.cancel()
                 raise
 

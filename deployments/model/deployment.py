@@ -32,12 +32,25 @@ class Replica(ModelReplica):
     """
 
     def __init__(
-        self, spec: ModelSpec, store: StoreSpec, policy: CachePolicy, *, n_cpus: int, routing: RoutingSpec | None, scheduler: SchedulerSpec
+        self,
+        spec: ModelSpec,
+        store: StoreSpec,
+        policy: CachePolicy,
+        *,
+        n_cpus: int,
+        routing: RoutingSpec | None,
+        scheduler: SchedulerSpec,
     ) -> None:
         share_serve_log()
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
         super().__init__(
-            spec, n_cpus=n_cpus, store=store.config(), policy=policy, routing=routing, location=replica_location(), sources=sources
+            spec,
+            n_cpus=n_cpus,
+            store=store.config(),
+            policy=policy,
+            routing=routing,
+            location=replica_location(),
+            sources=sources,
         )
         # Before the interpreter ends its thread pools, which readers and drivers of object stores
         # use; `atexit` comes after that. Private, but what concurrent.futures itself uses.

@@ -27,7 +27,9 @@ from erllama.request import GenerationRequest
 Clock = Callable[[], int]
 
 _MAX_BACKOFF_S = 5.0
-_MAX_ABORTED = 2  # decodes of one request: a request that no machine can decode in time must not end one engine after the other
+# decodes of one request: a request that no machine can decode in time must not end one engine after
+# the other
+_MAX_ABORTED = 2
 
 
 class Attempts:
@@ -39,7 +41,9 @@ class Attempts:
     `timeout_s` bounds the time to the first answer, over all tries; None does not.
     """
 
-    def __init__(self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None
+    ) -> None:
         self.number = 1
         self._limits = limits
         self._clock = clock
@@ -60,7 +64,11 @@ class Attempts:
         """The current attempt has ended with `error`: seconds to wait before the next one, None
         when the error is final."""
         now = self._clock()
-        if self._failed_over_at is not None and self._failing_since is None and now - self._failed_over_at >= self._limits.timeout_s * 1e9:
+        if (
+            self._failed_over_at is not None
+            and self._failing_since is None
+            and now - self._failed_over_at >= self._limits.timeout_s * 1e9
+        ):
             self._n_failed = 0
         # who was let in once has had its turn in the queue: the next replica's queue may be full
         # for the moment
@@ -73,7 +81,9 @@ class Attempts:
             self._n_aborted += 1
             if self._n_aborted >= _MAX_ABORTED:
                 return None
-        wait_s = 0.0 if self._n_failed == 1 else min(_MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (self._n_failed - 2))
+        wait_s = (
+            0.0 if self._n_failed == 1 else min(_MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (self._n_failed - 2))
+        )
         if self._n_failed >= self._limits.max_attempts or wait_s >= self._left_s(now):
             return None
         self.number += 1
@@ -88,14 +98,22 @@ class Attempts:
     def _left_s(self, now: int) -> float:
         """Seconds to the nearer bound, that of a failover or that of the first answer."""
         bounds = ((self._failing_since, self._limits.timeout_s), (self._started_at, self._timeout_s))
-        return min((span - (now - since) / 1e9 for since, span in bounds if since is not None and span is not None), default=math.inf)
+        return min(
+            (span - (now - since) / 1e9 for since, span in bounds if since is not None and span is not None),
+            default=math.inf,
+        )
 
 
 class FailoverCall:
     """One request over all its attempts: what has been delivered, and what to send next."""
 
     def __init__(
-        self, request: GenerationRequest, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None
+        self,
+        request: GenerationRequest,
+        limits: FailoverPolicy,
+        clock: Clock = time.monotonic_ns,
+        *,
+        timeout_s: float | None = None,
     ) -> None:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
@@ -139,4 +157,6 @@ class FailoverCall:
             return stats
         now = self._clock()
         first = now if self._first_token_at is None else self._first_token_at
-        return replace(stats, queue_ms=0.0, prefill_ms=(first - self._started_at) / 1e6, generation_ms=(now - first) / 1e6)
+        return replace(
+            stats, queue_ms=0.0, prefill_ms=(first - self._started_at) / 1e6, generation_ms=(now - first) / 1e6
+        )

@@ -33,7 +33,9 @@ class LoopThread:
 
     def __init__(self) -> None:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(_until_stopped(started)), name="erllama-client", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(_until_stopped(started)), name="erllama-client", daemon=True
+        )
         self._thread.start()
         self._loop, stop = started.result()
         self._stop = weakref.finalize(self, _stop, self._loop, stop)

@@ -67,7 +67,8 @@ def mapped_errors() -> Iterator[None]:
     except _REPLICA_GONE as error:
         raise _gone(error) from None
     except RuntimeError as error:
-        if not str(error).startswith("Unexpected error (StatusCode."):  # how Serve wraps a gRPC status that it does not expect
+        # how Serve wraps a gRPC status that it does not expect
+        if not str(error).startswith("Unexpected error (StatusCode."):
             raise
         raise _gone(error) from None
 

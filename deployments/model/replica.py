@@ -84,7 +84,12 @@ class ModelReplica:
             raise
         seconds = time.monotonic() - started
         log.info(
-            "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", spec.id, spec.path, config.n_threads, n_warm, seconds
+            "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f",
+            spec.id,
+            spec.path,
+            config.n_threads,
+            n_warm,
+            seconds,
         )
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
         self._memory = ReplicaMemory(self._model, spec.id, location or ReplicaLocation(), sources)
@@ -135,7 +140,12 @@ class ModelReplica:
                 left(None)
 
     async def continue_(
-        self, session_id: str, suffix: Sequence[int], expect: Sequence[int] | int | None, params: Mapping[str, Any], request_id: str
+        self,
+        session_id: str,
+        suffix: Sequence[int],
+        expect: Sequence[int] | int | None,
+        params: Mapping[str, Any],
+        request_id: str,
     ) -> AsyncGenerator[list[Event], None]:
         """The events of a request that continues a session. A session lives on one replica; another
         one answers `SessionNotFound`."""
@@ -145,7 +155,8 @@ class ModelReplica:
         except ErllamaError as error:
             yield [Failed(error)]
             return
-        async with aclosing(self.generate(request)) as stream:  # a closed reader must close it now, not when it is collected
+        # a closed reader must close it now, not when it is collected
+        async with aclosing(self.generate(request)) as stream:
             async for events in stream:
                 yield events
 
@@ -175,7 +186,10 @@ class ModelReplica:
         return self._model.detokenize(tokens)
 
     async def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         return await asyncio.to_thread(self._model.apply_chat_template, messages, system, tools)
 

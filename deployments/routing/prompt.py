@@ -1,7 +1,8 @@
 """What a router compares: the prompt of a call as a chain of hashes, and the session it belongs to.
 Pure.
 
-    h_i = the first 8 bytes of the chain key at the end of chunk i       (`TokenChain`, with chunks for blocks and one root for all)
+    h_i = the first 8 bytes of the chain key at the end of chunk i
+          (`TokenChain`, with chunks for blocks and one root for all)
 
 Equal hashes mean equal prefixes up to the end of their chunk, so one number stands for all tokens
 before it. Tokens are what the engine will see, with every message and tool rendered into them: a

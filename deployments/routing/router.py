@@ -32,12 +32,16 @@ from erllama.cache.policy import CachePolicy
 
 log = logging.getLogger(__name__)
 
-_NODE_SHARE = 0.75  # of the time to compute a token that a tier in memory saves: reading takes 10 to 20 % of it, and may have to wait
+# of the time to compute a token that a tier in memory saves: reading takes 10 to 20 % of it, and
+# may have to wait
+_NODE_SHARE = 0.75
 _CONTROL_LAG_S = 2.0  # Serve's controller asks, gathers and passes on in turns of half a second (deployments.launch)
 _COMPLAIN_EVERY_S = 60.0
 
 
-def router_config(spec: ModelSpec, routing: RoutingSpec, store: StoreConfig | None, policy: CachePolicy) -> RequestRouterConfig | None:
+def router_config(
+    spec: ModelSpec, routing: RoutingSpec, store: StoreConfig | None, policy: CachePolicy
+) -> RequestRouterConfig | None:
     """For `serve.deployment`; None where there is nothing to choose from."""
     most = spec.autoscaling.max_replicas if spec.autoscaling is not None else spec.num_replicas
     if not routing.enabled or most <= 1:
@@ -81,7 +85,8 @@ class KvRouter(RequestRouter):
         """Ranks, best first: one replica in each, since Serve decides within a rank by queue length
         alone."""
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # else Serve asks again without a pause when no replica takes it
+            # else Serve asks again without a pause when no replica takes it
+            pending_request.routing_context.should_backoff = True
             with self._guarded():
                 prompt = prompt_of(pending_request.metadata.call_method, pending_request.args, self._chunk_tokens)
                 if prompt is not None:
@@ -104,7 +109,9 @@ class KvRouter(RequestRouter):
         """Serve tells which replicas run now and what each last published."""
         super().update_replicas(replicas)
         with self._guarded():
-            self._table.update({replica.replica_id: (replica.node_id or "", replica.routing_stats or {}) for replica in replicas})
+            self._table.update(
+                {replica.replica_id: (replica.node_id or "", replica.routing_stats or {}) for replica in replicas}
+            )
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """A call of ours met a dead replica, sooner than the controller noticed."""
@@ -131,4 +138,6 @@ class KvRouter(RequestRouter):
             now = time.monotonic()
             if now - self._complained_s >= _COMPLAIN_EVERY_S:
                 self._complained_s = now
-                log.warning("routing of %s falls back to the shorter queue: %r", self._deployment_id, error, exc_info=True)
+                log.warning(
+                    "routing of %s falls back to the shorter queue: %r", self._deployment_id, error, exc_info=True
+                )

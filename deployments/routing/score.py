@@ -1,10 +1,12 @@
 """Which replica shall have a request: costs in prompt tokens, the cheapest first. Pure.
 
-    missing   tokens that the replica would have to compute; those its node's first tier has count for a part
-    displaced where no sequence of the context is empty, another conversation loses its own: it is taken to be as long as this one, and
-              half of them to come back
+    missing   tokens that the replica would have to compute; those its node's first tier has count
+              for a part
+    displaced where no sequence of the context is empty, another conversation loses its own: it is
+              taken to be as long as this one, and half of them to come back
     busy      every running request counts for a sixteenth of the guard: neighbours share the cores
-    waiting   every request beyond what runs at once counts for the guard: `guard_tokens` of computing are better than waiting behind one
+    waiting   every request beyond what runs at once counts for the guard: `guard_tokens` of
+              computing are better than waiting behind one
 
 Who failed this very request comes last. A session comes before all costs: its transcript and its
 pin are on one replica, and elsewhere `continue_` cannot go on. Replicas of equal cost come in the
@@ -66,5 +68,8 @@ def cost(view: ReplicaView[K], n_prompt: int, weights: RouteWeights) -> float:
 def ranked(views: Sequence[ReplicaView[K]], n_prompt: int, weights: RouteWeights) -> list[K]:
     """All replicas, best first. Equal ones stay in the order given: shuffle them first where that
     matters."""
-    ordered = sorted(views, key=lambda view: (view.has_failed, not view.has_session, cost(view, n_prompt, weights), view.load, view.turn))
+    ordered = sorted(
+        views,
+        key=lambda view: (view.has_failed, not view.has_session, cost(view, n_prompt, weights), view.load, view.turn),
+    )
     return [view.key for view in ordered]

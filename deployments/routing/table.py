@@ -57,7 +57,10 @@ class _Known:
 
     def publish(self, stats: Mapping[str, Any]) -> None:
         if stats != self.stats:
-            self.stats, self.published = stats, replace(self.published, prefixes=frozenset(), tails=frozenset(), sessions=frozenset())
+            self.stats, self.published = (
+                stats,
+                replace(self.published, prefixes=frozenset(), tails=frozenset(), sessions=frozenset()),
+            )
             self.published = Published.parse(stats)
             self.n_foreign = max(0, self.published.load - self.n_recent)
             self.n_new = 0
@@ -105,7 +108,13 @@ class RouteTable(Generic[K]):
     be. No tier has prompts that are shorter than `node_min_tokens`: they are not saved."""
 
     def __init__(
-        self, *, chunk_tokens: int, n_parallel: int, lag_s: float, node_min_tokens: int, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        *,
+        chunk_tokens: int,
+        n_parallel: int,
+        lag_s: float,
+        node_min_tokens: int,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._silent = Published(n_parallel=n_parallel, n_empty=n_parallel)
         self._chunk_tokens = chunk_tokens
@@ -181,7 +190,9 @@ class RouteTable(Generic[K]):
     def _view(self, key: K, prompt: RoutedPrompt, *, has_session: bool, has_failed: bool) -> ReplicaView[K]:
         known = self._known.get(key) or _Known("", self._silent)
         live = known.matched(prompt.chain)
-        near = next((i for i in range(len(prompt.chain), live, -1) if (known.node, prompt.chain[i - 1]) in self._nodes), live)
+        near = next(
+            (i for i in range(len(prompt.chain), live, -1) if (known.node, prompt.chain[i - 1]) in self._nodes), live
+        )
         return ReplicaView(
             key,
             live=live * self._chunk_tokens,
@@ -201,7 +212,9 @@ class RouteTable(Generic[K]):
             return None
         last = self._homes.get(session)
         known = self._known.get(last) if last is not None else None
-        if known is not None and (session in known.sessions or session in known.published.sessions or not known.published.all_sessions):
+        if known is not None and (
+            session in known.sessions or session in known.published.sessions or not known.published.all_sessions
+        ):
             return last
         return next((key for key, other in self._known.items() if session in other.published.sessions), None)
 

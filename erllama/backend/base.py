@@ -1,6 +1,8 @@
-"""What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend` the deterministic one for tests.
+"""What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend`
+the deterministic one for tests.
 
-All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the properties, which are safe from any thread.
+All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the
+properties, which are safe from any thread.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Vocab(Protocol):
         """Token ids of `text`."""
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, control tokens left out. Raises `InvalidParameter` for an unknown id."""
+        """The text of token ids, control tokens left out. Raises `InvalidParameter` for an unknown
+        id.
+        """
 
 
 class Backend(Protocol):
@@ -55,18 +59,24 @@ class Backend(Protocol):
 
     @property
     def max_logits(self) -> int:
-        """How many rows of logits one decode may want in all: a buffer of so many rows of `n_vocab` floats is kept."""
+        """How many rows of logits one decode may want in all: a buffer of so many rows of `n_vocab`
+        floats is kept.
+        """
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
-        """Compute the plan; one entry per row: the logits after its last `n_logits` tokens, in order, each of shape (n_vocab,).
+        """Compute the plan; one entry per row: the logits after its last `n_logits` tokens, in
+        order, each of shape (n_vocab,).
 
-        Logits are views that are valid, and may be changed, until the next call. Raises `DecodeFailed`, also beyond `max_logits`; then the
-        KV of the plan's sequences is in an unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is the
-        context, and the caller reads what it still wants and makes a new one.
+        Logits are views that are valid, and may be changed, until the next call. Raises
+        `DecodeFailed`, also beyond `max_logits`; then the KV of the plan's sequences is in an
+        unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is
+        the context, and the caller reads what it still wants and makes a new one.
         """
 
     def abort(self) -> None:
-        """End the decode that runs now, as soon as the device can. Any thread. Without one it does nothing, or is forgotten by the next."""
+        """End the decode that runs now, as soon as the device can. Any thread. Without one it does
+        nothing, or is forgotten by the next.
+        """
 
     def drop(self, seq_id: int) -> None:
         """Forget the KV of a sequence. A sequence without KV is fine, and so is no context."""
@@ -77,54 +87,74 @@ class Backend(Protocol):
 
     @property
     def state_version(self) -> str:
-        """Names the build whose states these are: another one may lay them out, or compute them, differently."""
+        """Names the build whose states these are: another one may lay them out, or compute them,
+        differently.
+        """
 
     def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
-        """The whole state of a sequence, which must hold exactly `n_tokens`. Its views are valid until the next call of any method.
+        """The whole state of a sequence, which must hold exactly `n_tokens`. Its views are valid
+        until the next call of any method.
 
-        Raises `KvUnreadable` when the layout is opaque or the state is not as expected; the sequence is as it was.
+        Raises `KvUnreadable` when the layout is opaque or the state is not as expected; the
+        sequence is as it was.
         """
 
     def read_checkpoint(self, seq_id: int) -> Rows | None:
-        """The checkpoint at the end of a sequence alone, which is cheap; None for kinds without. Else as `read_kv`."""
+        """The checkpoint at the end of a sequence alone, which is cheap; None for kinds without.
+        Else as `read_kv`.
+        """
 
     def new_image(self, n_tokens: int) -> KvImage:
-        """Room for a state of up to `n_tokens`; the caller closes it. Any thread; needs no context. Raises `KvUnreadable` if opaque."""
+        """Room for a state of up to `n_tokens`; the caller closes it. Any thread; needs no context.
+        Raises `KvUnreadable` if opaque.
+        """
 
     def prefault(self, max_bytes: int) -> None:
-        """Touch buffers for states, up to `max_bytes` of each, so that the first restore need not. Any thread; takes about 1 ms per MB."""
+        """Touch buffers for states, up to `max_bytes` of each, so that the first restore need not.
+        Any thread; takes about 1 ms per MB.
+        """
 
     def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
         """Put the first `n_tokens` of an image into a sequence that holds nothing.
 
-        Raises `DecodeFailed`, and leaves it empty, when rows are missing, the checkpoint is of another position, or llama.cpp refuses.
-        A shorter prefix than the image has room for is moved together: from then on the image has room for no more.
+        Raises `DecodeFailed`, and leaves it empty, when rows are missing, the checkpoint is of
+        another position, or llama.cpp refuses. A shorter prefix than the image has room for is
+        moved together: from then on the image has room for no more.
         """
 
     def cut(self, seq_id: int, n_tokens: int) -> bool:
-        """Keep the first `n_tokens`. False when the kind cannot be cut there; then nothing changed. 0 always works."""
+        """Keep the first `n_tokens`. False when the kind cannot be cut there; then nothing changed.
+        0 always works.
+        """
 
     def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
-        """Copy the first `n_tokens` of `source`, exactly, to `target`, which holds nothing. False when the kind cannot be cut there.
+        """Copy the first `n_tokens` of `source`, exactly, to `target`, which holds nothing. False
+        when the kind cannot be cut there.
 
-        Raises `DecodeFailed` when llama.cpp refuses; then `target` is empty. `source` is untouched in any case.
+        Raises `DecodeFailed` when llama.cpp refuses; then `target` is empty. `source` is untouched
+        in any case.
         """
 
     def swap(self, a: int, b: int) -> None:
-        """Exchange the KV of two sequences, exactly; either may be empty. Raises `DecodeFailed`; then neither holds any."""
+        """Exchange the KV of two sequences, exactly; either may be empty. Raises `DecodeFailed`;
+        then neither holds any.
+        """
 
     @property
     def has_context(self) -> bool:
         """Whether KV can be held and tokens computed."""
 
     def release_context(self) -> int:
-        """Free the context with the KV of all sequences, and every buffer for states; model and adapters stay loaded. Idempotent.
+        """Free the context with the KV of all sequences, and every buffer for states; model and
+        adapters stay loaded. Idempotent.
 
         Returns the bytes of KV and compute buffers that it held, as far as they are known.
         """
 
     def ensure_context(self) -> bool:
-        """Make the context again, loading the weights first if need be; True when there was none. Raises `ModelLoadError`."""
+        """Make the context again, loading the weights first if need be; True when there was none.
+        Raises `ModelLoadError`.
+        """
 
     @property
     def kv_bytes(self) -> int:
@@ -135,10 +165,11 @@ class Backend(Protocol):
         """False between `unload` and the next call that needs them."""
 
     def unload(self) -> int:
-        """Free the weights and the adapters; the context must be released. Idempotent. Whatever needs them loads them again.
+        """Free the weights and the adapters; the context must be released. Idempotent. Whatever
+        needs them loads them again.
 
-        Returns the bytes by which the process shrank. Raises `ModelLoadError`, and keeps them, when they could not be loaded again:
-        the file is gone or is another one.
+        Returns the bytes by which the process shrank. Raises `ModelLoadError`, and keeps them, when
+        they could not be loaded again: the file is gone or is another one.
         """
 
     @property
@@ -153,7 +184,9 @@ class Backend(Protocol):
         """Compiles what replies must follow. Any thread."""
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`, `ContextOverflow` or `ModelLoadError`."""
+        """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`,
+        `ContextOverflow` or `ModelLoadError`.
+        """
 
     def load_adapter(self, handle: str, path: str) -> None:
         """Load a LoRA GGUF under `handle`. Raises `ModelLoadError`."""

@@ -1,14 +1,18 @@
-"""Which tokens the next llama_decode computes. Pure policy: sequences in, a plan out, nothing changed.
+"""Which tokens the next llama_decode computes. Pure policy: sequences in, a plan out, nothing
+changed.
 
-One decode is either a token for every generating sequence, or one slice of one prompt. The two kinds take turns, so running streams keep
-their pace beside a long prompt, and a newcomer waits for at most the prompts before it (first come, first served).
+One decode is either a token for every generating sequence, or one slice of one prompt. The two
+kinds take turns, so running streams keep their pace beside a long prompt, and a newcomer waits for
+at most the prompts before it (first come, first served).
 
-Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels compute a prompt depends on the prompt
-alone, and its KV is the same, bit for bit, whoever runs beside it: llama.cpp's flash attention takes another path for 64 and more rows, and
-the small difference is enough to tip a sampled token. It costs nothing: with a KV stream per sequence llama.cpp would compute a mixed batch
-in two passes anyway.
+Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels
+compute a prompt depends on the prompt alone, and its KV is the same, bit for bit, whoever runs
+beside it: llama.cpp's flash attention takes another path for 64 and more rows, and the small
+difference is enough to tip a sampled token. It costs nothing: with a KV stream per sequence
+llama.cpp would compute a mixed batch in two passes anyway.
 
-Sequences with different adapter sets never share a decode: llama.cpp applies adapters to a context, not to a sequence.
+Sequences with different adapter sets never share a decode: llama.cpp applies adapters to a context,
+not to a sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ from erllama.sequence.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice; `solo`: one sequence per decode."""
+    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice; `solo`: one
+    sequence per decode.
+    """
 
     n_batch: int
     prefill_slice: int
@@ -32,7 +38,8 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """Compute `sequence.tokens[start : start + n_tokens]`, with the logits after the last `n_logits` of them.
+    """Compute `sequence.tokens[start : start + n_tokens]`, with the logits after the last
+    `n_logits` of them.
 
     One row of logits where that reaches the last known token, else none.
     """
@@ -78,12 +85,18 @@ def _token(sequence: Sequence) -> PlanRow:
 
 
 def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) -> BatchPlan:
-    """The next batch over `running` (admission order). `turn` counts steps: what cannot run together takes turns."""
+    """The next batch over `running` (admission order). `turn` counts steps: what cannot run
+    together takes turns.
+    """
     live = [s for s in running if s.state in (State.PREFILLING, State.GENERATING) and s.n_pending]
     if not live:
         return BatchPlan((), ())
     candidates: list[list[PlanRow]] = []
-    groups = [[s] for s in live] if limits.solo else [[s for s in live if s.adapters == a] for a in dict.fromkeys(s.adapters for s in live)]
+    groups = (
+        [[s] for s in live]
+        if limits.solo
+        else [[s for s in live if s.adapters == a] for a in dict.fromkeys(s.adapters for s in live)]
+    )
     for group in groups:
         candidates.append([_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch])
         candidates.append([_slice(s, limits) for s in group if s.state is State.PREFILLING][:1])

@@ -1,1 +1,3 @@
-"""Where prefixes come from and where they go: the context, the store, and the policy between them."""
+"""Where prefixes come from and where they go: the context, the store, and the policy between
+them.
+"""

@@ -1,12 +1,15 @@
 """How a prompt finds its prefix, and where KV goes when a sequence ends. Engine thread only.
 
-    live      another sequence of this context, running or ended, holds a prefix: copied, or gone on with in place
-    upcoming  a running prefill will soon hold more of it: wait for that instead of computing it twice
+    live      another sequence of this context, running or ended, holds a prefix: copied, or gone on
+              with in place
+    upcoming  a running prefill will soon hold more of it: wait for that instead of computing it
+              twice
     store     a prefix was saved, by whomever: read on a reader thread, put back here
 
-`choose` finds the sequence id that a newcomer runs on, `begin` takes over what is live and starts the reading, `ready` yields sequences
-that may go on, `ended` keeps the KV of a finished one in its id. Saves that are due are done by `save_due`, once per step, after its events
-have left; idle KV whose save is due is saved before its id is given to someone else.
+`choose` finds the sequence id that a newcomer runs on, `begin` takes over what is live and starts
+the reading, `ready` yields sequences that may go on, `ended` keeps the KV of a finished one in its
+id. Saves that are due are done by `save_due`, once per step, after its events have left; idle KV
+whose save is due is saved before its id is given to someone else.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ class _Wait:
 
 
 class CacheFlow:
-    """Lookup, restore and save for one engine. Without `reader` and `saver` (no store) prefixes are shared within the context only."""
+    """Lookup, restore and save for one engine. Without `reader` and `saver` (no store) prefixes are
+    shared within the context only.
+    """
 
     def __init__(
         self,
@@ -62,7 +67,8 @@ class CacheFlow:
         self._reader = reader
         self._saver = saver
         self.live = LiveKv(align)
-        self._jobs: dict[Sequence, ReadJob] = {}  # of live sequences, also after their results have come: they may have claimed blocks
+        # of live sequences, also after their results have come: they may have claimed blocks
+        self._jobs: dict[Sequence, ReadJob] = {}
         self._reading: set[Sequence] = set()
         self._waiting: dict[Sequence, _Wait] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
@@ -79,7 +85,7 @@ class CacheFlow:
     def _cuttable(self) -> bool:
         return self._backend.kv_layout.kind.cuttable
 
-    # --- admission ----------------------------------------------------------------------------------------------------------
+    # --- admission --------------------------------------------------------------------------------
 
     def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
         """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
@@ -87,7 +93,9 @@ class CacheFlow:
         return self.live.choose(sequence.given, session_id, free=free, running=running, cuttable=self._cuttable)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
-        """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was found."""
+        """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was
+        found.
+        """
         self._take_live(sequence, choice)
         if self._reader is not None and self._worth_asking(sequence):
             job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)
@@ -140,12 +148,14 @@ class CacheFlow:
         self._waiting[sequence] = _Wait(*found)
         return True
 
-    # --- restores -----------------------------------------------------------------------------------------------------------
+    # --- restores ---------------------------------------------------------------------------------
 
     def ready(self, running: tuple[Sequence, ...]) -> Iterator[tuple[Sequence, Step, Logits | None]]:
-        """Sequences whose waiting has ended, with what the state machine calls it; logits when the whole prompt is covered.
+        """Sequences whose waiting has ended, with what the state machine calls it; logits when the
+        whole prompt is covered.
 
-        The caller moves each one's state before it takes the next: those behind it may then wait for its prefill.
+        The caller moves each one's state before it takes the next: those behind it may then wait
+        for its prefill.
         """
         for result in self._reader.take() if self._reader is not None else ():
             self._note(result)
@@ -176,7 +186,9 @@ class CacheFlow:
     def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
         """What was read, unless a neighbour has computed more in the meantime."""
         sequence = result.job.sequence
-        if result.logits is None and self._copy_longest(sequence, running, longer_than=max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN):
+        if result.logits is None and self._copy_longest(
+            sequence, running, longer_than=max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN
+        ):
             result.close()
         else:
             self._put_back(sequence, result)
@@ -224,7 +236,8 @@ class CacheFlow:
         if logits is None:
             sequence.prompt_logits = None
             return sequence, Step.RESTORED, None
-        return sequence, Step.RESTORED_ALL, logits.copy()  # sampling changes them, and others may go on from the same ones
+        # sampling changes them, and others may go on from the same ones
+        return sequence, Step.RESTORED_ALL, logits.copy()
 
     def _count_hit(self, sequence: Sequence) -> None:
         if sequence.request.restore_only:
@@ -242,7 +255,7 @@ class CacheFlow:
             self.counts.failed_reads += 1
             self.counts.last_problem = result.problem
 
-    # --- saves --------------------------------------------------------------------------------------------------------------
+    # --- saves ------------------------------------------------------------------------------------
 
     def prefilled(self, sequence: Sequence, n_tokens: int, seconds: float) -> None:
         """A slice of a prompt was computed."""
@@ -257,12 +270,16 @@ class CacheFlow:
             self._due[sequence] = None
 
     def keep_logits(self, sequence: Sequence, logits: Logits) -> None:
-        """The logits at the end of a prompt, before sampling changes them: for whoever sends the same prompt, here or elsewhere."""
+        """The logits at the end of a prompt, before sampling changes them: for whoever sends the
+        same prompt, here or elsewhere.
+        """
         sequence.prompt_logits = logits.copy()
         sequence.stores_logits = self._saver is not None and self._saver.wants_logits(sequence, len(logits))
 
     def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
-        """`sequence` has ended and `seq_id` is free. Its KV stays there, unless it is not `intact`."""
+        """`sequence` has ended and `seq_id` is free. Its KV stays there, unless it is not
+        `intact`.
+        """
         self._reading.discard(sequence)
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
@@ -284,8 +301,11 @@ class CacheFlow:
         self.live.keep(seq_id, held)
 
     def record_transcript(self, sequence: Sequence) -> None:
-        """A chat reply is complete: store which ids it was sampled as, for when its text comes back as history."""
-        if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:  # one that was resumed at its end has no KV here
+        """A chat reply is complete: store which ids it was sampled as, for when its text comes back
+        as history.
+        """
+        # one that was resumed at its end has no KV here
+        if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:
             self._saver.record_transcript(sequence)
 
     def save_due(self) -> None:
@@ -302,14 +322,18 @@ class CacheFlow:
         self._release_claims()
 
     def _release_claims(self) -> None:
-        """Of sequences that have ended, once the store has what they computed: others look for it when a claim is gone."""
+        """Of sequences that have ended, once the store has what they computed: others look for it
+        when a claim is gone.
+        """
         ended, self._ended = self._ended, []
         for job in ended:
             if self._reader is not None:
                 self._reader.ended(job)
 
     def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
-        """Hand everything in the context that is worth it to the store. `waits`: for room in its queue, within the policy's bound."""
+        """Hand everything in the context that is worth it to the store. `waits`: for room in its
+        queue, within the policy's bound.
+        """
         if self._saver is None:
             return
         self.save_due()
@@ -332,13 +356,15 @@ class CacheFlow:
         self._saver.save(held.seq_id, held.chain, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
     def _take_held(self, seq_id: int) -> Held | None:
-        """Forget what an idle id holds, which is about to change; a save of it that is due comes first."""
+        """Forget what an idle id holds, which is about to change; a save of it that is due comes
+        first.
+        """
         held = self.live.take(seq_id)
         if held is not None and held.save_due:
             self._save_held(held, SaveReason.FINISH)
         return held
 
-    # --- the rest -----------------------------------------------------------------------------------------------------------
+    # --- the rest ---------------------------------------------------------------------------------
 
     def swap(self, a: int, b: int) -> None:
         """Exchange the KV of two ids. Raises `DecodeFailed`; then neither holds any."""

@@ -1,8 +1,10 @@
-"""What the sequence ids of the context hold, beyond the life of a request: the fastest tier. Pure bookkeeping; engine thread only.
+"""What the sequence ids of the context hold, beyond the life of a request: the fastest tier. Pure
+bookkeeping; engine thread only.
 
-A finished sequence leaves its KV in its id until the id is needed. A newcomer then takes its prefix from there: in place when it goes
-on where that one ended, else as a copy, so that a short side request does not destroy a long conversation. Ids pinned by a session are
-given up last, but they are given up: a pin never keeps a request waiting.
+A finished sequence leaves its KV in its id until the id is needed. A newcomer then takes its prefix
+from there: in place when it goes on where that one ended, else as a copy, so that a short side
+request does not destroy a long conversation. Ids pinned by a session are given up last, but they
+are given up: a pin never keeps a request waiting.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ _LONG = 1024  # held sequences from this length on are given up after shorter on
 
 @dataclass(slots=True)
 class Held:
-    """KV of the tokens of `chain` in the id `seq_id` that nobody runs on. `prompt_logits` are those after the first `n_given` of them.
+    """KV of the tokens of `chain` in the id `seq_id` that nobody runs on. `prompt_logits` are those
+    after the first `n_given` of them.
 
-    `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a tick, are kept by `LiveKv`.
+    `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a
+    tick, are kept by `LiveKv`.
     """
 
     chain: TokenChain
@@ -47,9 +51,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Run on `seq_id`, with the first `n_tokens` taken from the id `source` (None: nothing usable; equal to `seq_id`: in place).
+    """Run on `seq_id`, with the first `n_tokens` taken from the id `source` (None: nothing usable;
+    equal to `seq_id`: in place).
 
-    `logits` are there when that is the whole prompt: the same one ended there before. They are the source's; copy before changing them.
+    `logits` are there when that is the whole prompt: the same one ended there before. They are the
+    source's; copy before changing them.
     """
 
     seq_id: int
@@ -60,8 +66,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class LivePrefixes:
-    """What new requests can find in the context: (sequence id, token ids), arrays that never change. `running` ones may still be computed;
-    `n_empty` ids hold nothing. `whole`: only all of a sequence's tokens together are of use."""
+    """What new requests can find in the context: (sequence id, token ids), arrays that never
+    change. `running` ones may still be computed; `n_empty` ids hold nothing. `whole`: only all of a
+    sequence's tokens together are of use.
+    """
 
     running: tuple[tuple[int, Ids], ...]
     idle: tuple[tuple[int, Ids], ...]
@@ -97,7 +105,9 @@ class LiveKv:
         return sum(held.n_tokens for held in self._held.values())
 
     def keep(self, seq_id: int, held: Held) -> None:
-        """`seq_id` is idle now and has this KV. A session has one conversation: its older one loses the pin."""
+        """`seq_id` is idle now and has this KV. A session has one conversation: its older one loses
+        the pin.
+        """
         self._tick += 1
         if held.session_id is not None:
             self.unpin(held.session_id)
@@ -121,7 +131,13 @@ class LiveKv:
                 held.session_id = None
 
     def choose(
-        self, prompt: TokenChain, session_id: str | None, *, free: Iterable[int], running: Iterable[Sequence], cuttable: bool
+        self,
+        prompt: TokenChain,
+        session_id: str | None,
+        *,
+        free: Iterable[int],
+        running: Iterable[Sequence],
+        cuttable: bool,
     ) -> Choice:
         """Where a prompt runs and what it can take over now. At least one id must be free."""
         free = sorted(free)
@@ -130,17 +146,26 @@ class LiveKv:
             held = self._held[source]
             if held.session_id in (None, session_id) and held.n_tokens - n_tokens <= _NEGLIGIBLE:
                 return Choice(source, source, n_tokens, logits)
-        return Choice(self._cheapest(free, session_id), source, n_tokens, logits)  # its source, if that is least worth keeping
+        # its source, if that is least worth keeping
+        return Choice(self._cheapest(free, session_id), source, n_tokens, logits)
 
-    def longest(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int, Logits | None]:
-        """The id to take most of `prompt` from, how many, and the logits after them where that is the whole prompt."""
+    def longest(
+        self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool
+    ) -> tuple[int | None, int, Logits | None]:
+        """The id to take most of `prompt` from, how many, and the logits after them where that is
+        the whole prompt.
+        """
         same = self.same_prompt(prompt, running, cuttable=cuttable)
         if same is not None:
             return same[0], len(prompt), same[1]
         return *self.best_source(prompt, running, cuttable=cuttable), None
 
-    def same_prompt(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int, Logits] | None:
-        """An id where exactly this prompt was computed, and the logits at its end: going on from them is bit-exact."""
+    def same_prompt(
+        self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool
+    ) -> tuple[int, Logits] | None:
+        """An id where exactly this prompt was computed, and the logits at its end: going on from
+        them is bit-exact.
+        """
         for seq_id, held in self._held.items():
             whole = cuttable or held.n_tokens == held.n_given
             if held.prompt_logits is not None and whole and _same(held.chain.prefix(held.n_given), prompt):
@@ -152,7 +177,9 @@ class LiveKv:
         return None
 
     def best_source(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
-        """The id whose KV covers most of `prompt`, and how many tokens of it are usable; (None, 0) when none does."""
+        """The id whose KV covers most of `prompt`, and how many tokens of it are usable; (None, 0)
+        when none does.
+        """
         best: int | None = None
         most = length = 0
         for seq_id, theirs in self._held_under(prompt.root, running):
@@ -164,12 +191,15 @@ class LiveKv:
                 n -= n % self._align
             elif n == len(prompt):
                 continue
-            if n > most or (n == most and n and len(theirs) < length):  # the whole of a source is copied before it is cut
+            # the whole of a source is copied before it is cut
+            if n > most or (n == most and n and len(theirs) < length):
                 best, most, length = seq_id, n, len(theirs)
         return best, most
 
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
-        """Whether some id holds all of `prompt`, or all but its last token, whose logits are needed to go on."""
+        """Whether some id holds all of `prompt`, or all but its last token, whose logits are needed
+        to go on.
+        """
         held = self._held_under(prompt.root, running)
         return any(common_prefix(theirs.ids, prompt.ids) >= len(prompt) - 1 for _, theirs in held)
 
@@ -179,7 +209,9 @@ class LiveKv:
         return held + [(s.id, s.kv) for s in running if s.root == root and s.readable]
 
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
-        """The free id whose KV is least worth keeping: none at all, then short and old, long and old, pinned by other sessions."""
+        """The free id whose KV is least worth keeping: none at all, then short and old, long and
+        old, pinned by other sessions.
+        """
 
         def worth(seq_id: int) -> tuple[int, int, int]:
             held = self._held.get(seq_id)
@@ -196,7 +228,9 @@ def _same(a: TokenChain, b: TokenChain) -> bool:
 
 
 def upcoming(prompt: TokenChain, running: Iterable[Sequence]) -> tuple[Sequence, int] | None:
-    """The running prefill that will have most of `prompt` in its context, and how many of them; None when there is none."""
+    """The running prefill that will have most of `prompt` in its context, and how many of them;
+    None when there is none.
+    """
     best: tuple[Sequence, int] | None = None
     for other in running:
         if other.state is not State.PREFILLING or other.root != prompt.root:

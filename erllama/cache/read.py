@@ -1,7 +1,8 @@
-"""From the store towards the context: looks a prompt's prefix up and reads it into an image, on threads of its own.
+"""From the store towards the context: looks a prompt's prefix up and reads it into an image, on
+threads of its own.
 
-The engine thread starts jobs and takes results; it never waits. Whatever goes wrong on the way is a shorter prefix or none: counted,
-logged, never an error of the request.
+The engine thread starts jobs and takes results; it never waits. Whatever goes wrong on the way is a
+shorter prefix or none: counted, logged, never an error of the request.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ STAGED = "staged"  # taken over by the store in this process, on no tier yet
 _PARENT_POLL_S = 0.02
 _SETTLE_S = 0.05  # a save of a few blocks takes that long to be written on a busy machine
 _SHARE_SLICE_S = 0.5  # how long a stop may have to wait for who waits for another replica
-_RELEASE_AFTER_S = 1.0  # at most so long are claims kept for blocks that are not written yet: who waits looks for them on the tier
+# at most so long are claims kept for blocks that are not written yet: who waits looks for them on
+# the tier
+_RELEASE_AFTER_S = 1.0
 _CLAIM_MARGIN = 2.0  # a claim lasts this many times as long as the prefill should: neighbours slow it down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadJob:
-    """What to look for: a prefix of `chain` longer than the `n_live` at hand. `prefill_rate` is in tokens per second, 0 unknown.
+    """What to look for: a prefix of `chain` longer than the `n_live` at hand. `prefill_rate` is in
+    tokens per second, 0 unknown.
 
-    Reader threads read everything but `sequence`, which belongs to the engine thread and is only carried along. The engine thread sets
-    `cancelled` when the sequence ends.
+    Reader threads read everything but `sequence`, which belongs to the engine thread and is only
+    carried along. The engine thread sets `cancelled` when the sequence ends.
     """
 
     sequence: Sequence
@@ -67,9 +71,11 @@ class ReadJob:
 
 @dataclass(slots=True)
 class Restored:
-    """What was found for `job`: an image of its first `n_tokens`, and the logits after them if they were stored. 0 tokens: a miss.
+    """What was found for `job`: an image of its first `n_tokens`, and the logits after them if they
+    were stored. 0 tokens: a miss.
 
-    `skipped`: something was there, and computing is faster than reading it. `problem` tells what went wrong.
+    `skipped`: something was there, and computing is faster than reading it. `problem` tells what
+    went wrong.
     """
 
     job: ReadJob
@@ -88,7 +94,9 @@ class Restored:
 
 
 class KvReader:
-    """`wake` is called on a reader thread whenever a result is there. `align`: restore multiples of so many tokens only (1: any)."""
+    """`wake` is called on a reader thread whenever a result is there. `align`: restore multiples of
+    so many tokens only (1: any).
+    """
 
     def __init__(
         self,
@@ -116,7 +124,7 @@ class KvReader:
         """How many jobs have claimed blocks that are not released yet."""
         return len(self._claims)
 
-    # --- engine thread ------------------------------------------------------------------------------------------------------
+    # --- engine thread ----------------------------------------------------------------------------
 
     def start(self, job: ReadJob) -> None:
         """Begin; a result for `job` will follow."""
@@ -149,7 +157,7 @@ class KvReader:
         for result in self.take():
             result.close()
 
-    # --- reader threads -----------------------------------------------------------------------------------------------------
+    # --- reader threads ---------------------------------------------------------------------------
 
     def _run(self, job: ReadJob) -> None:
         try:
@@ -178,7 +186,8 @@ class KvReader:
             raise
         if result.image is None:
             image.close()
-        needs_earlier = plan.need_end and fetched.n_tokens == len(chain) > 1  # a checkpoint at the very end, but no logits
+        # a checkpoint at the very end, but no logits
+        needs_earlier = plan.need_end and fetched.n_tokens == len(chain) > 1
         return self._read(job, chain.prefix(len(chain) - 1)) if result.n_tokens == 0 and needs_earlier else result
 
     def _computes_rest(self, job: ReadJob, plan: Plan) -> bool:
@@ -193,7 +202,9 @@ class KvReader:
 
     def _claim(self, job: ReadJob, plan: Plan) -> bool:
         """Tell the other replicas of this machine. False when the first of the blocks is theirs."""
-        n_saved_soon = min(len(job.chain) - self._policy.boundary_trim_tokens, job.n_have(plan) + self._policy.cold_max_tokens)
+        n_saved_soon = min(
+            len(job.chain) - self._policy.boundary_trim_tokens, job.n_have(plan) + self._policy.cold_max_tokens
+        )
         keys = job.keys_beyond(plan, n_saved_soon)
         if not keys:
             return True
@@ -215,7 +226,9 @@ class KvReader:
     def _is_faster(self, job: ReadJob, plan: Plan) -> bool:
         if self._policy.restore_always or not job.computes:
             return True
-        return worth_restoring(plan.n_tokens - job.n_live, read_s=plan.estimated_s, prefill_tokens_per_s=job.prefill_rate)
+        return worth_restoring(
+            plan.n_tokens - job.n_live, read_s=plan.estimated_s, prefill_tokens_per_s=job.prefill_rate
+        )
 
     def _result(self, job: ReadJob, image: KvImage, fetched: Fetched) -> Restored:
         n, logits = fetched.n_tokens, fetched.logits
@@ -236,7 +249,9 @@ class KvReader:
         return Restored(job, n, image, logits, fetched.tier or STAGED)
 
     def _lookup(self, job: ReadJob, chain: TokenChain, share_until: float) -> Plan:
-        """The plan; with a parent key, waits for that save while it is in flight in another process. A cancelled job waits for nothing."""
+        """The plan; with a parent key, waits for that save while it is in flight in another
+        process. A cancelled job waits for nothing.
+        """
         policy = self._policy
         give_up = time.monotonic() + policy.session_resume_wait_ms / 1000
         need_end = self._backend.kv_layout.kind.has_checkpoint
@@ -249,13 +264,15 @@ class KvReader:
             if wait_s and not self._closing.is_set() and self._is_claimed(job, plan, len(chain)):
                 waited = True
                 continue
-            if waited and not self._closing.wait(_SETTLE_S):  # a claimed block has just appeared: the tail saved with it is a moment behind
+            # a claimed block has just appeared: the tail saved with it is a moment behind
+            if waited and not self._closing.wait(_SETTLE_S):
                 waited = False
                 continue
             if job.request.parent_key is None or time.monotonic() >= give_up:
                 return plan
             n_parent = n_parent or chain.length_of(job.request.parent_key)
-            # the last token of a state was sampled: as a rule it is not computed, and its KV not saved
+            # the last token of a state was sampled: as a rule it is not computed, and its KV not
+            # saved
             if n_parent < policy.min_tokens or job.n_have(plan) >= n_parent - 1 or self._closing.wait(_PARENT_POLL_S):
                 return plan
 

@@ -1,7 +1,8 @@
 """From the context into the store: which rows, logits and checkpoints a save hands over.
 
-Engine thread only, between two decodes, when KV is quiescent. A save reads the sequence out once (llama.cpp gives a sequence's state as a
-whole, 5 GB/s), copies the rows that the store does not have into its staging memory and returns; files are written on the store's threads.
+Engine thread only, between two decodes, when KV is quiescent. A save reads the sequence out once
+(llama.cpp gives a sequence's state as a whole, 5 GB/s), copies the rows that the store does not
+have into its staging memory and returns; files are written on the store's threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class KvSaver:
-    """Saves of one engine. `clock` gives unix seconds for headers; `build` names the llama.cpp build."""
+    """Saves of one engine. `clock` gives unix seconds for headers; `build` names the llama.cpp
+    build.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class KvSaver:
         self._build = build
         self._clock = clock
 
-    # --- what is due --------------------------------------------------------------------------------------------------------
+    # --- what is due ------------------------------------------------------------------------------
 
     def wants_logits(self, sequence: Sequence, n_vocab: int) -> bool:
         """Whether the logits at the end of what this sequence was given will be stored."""
@@ -55,10 +58,14 @@ class KvSaver:
         if sequence.n_given < self._policy.cold_min_tokens:
             return False
         new_bytes = (sequence.n_given - sequence.n_cached) * layout.bytes_per_token
-        return logits_due(self._policy, logits_bytes=4 * n_vocab, new_kv_bytes=new_bytes, always=layout.kind.has_checkpoint)
+        return logits_due(
+            self._policy, logits_bytes=4 * n_vocab, new_kv_bytes=new_bytes, always=layout.kind.has_checkpoint
+        )
 
     def progress(self, sequence: Sequence) -> None:
-        """Save what a running sequence is due: blocks of what it was given, or those of the last `continued_interval` tokens."""
+        """Save what a running sequence is due: blocks of what it was given, or those of the last
+        `continued_interval` tokens.
+        """
         kind = self._backend.kv_layout.kind
         if sequence.n_kv <= sequence.n_given:
             self._cold(sequence, cuttable=kind.cuttable)
@@ -94,14 +101,18 @@ class KvSaver:
         reply_ids = sequence.tokens[sequence.n_prompt :]
         try:
             block = transcript_block(
-                self._transcript_root, sequence.request.prompt_tokens, reply_ids, "".join(sequence.reply), self._backend.piece
+                self._transcript_root,
+                sequence.request.prompt_tokens,
+                reply_ids,
+                "".join(sequence.reply),
+                self._backend.piece,
             )
             if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._build)])
         except Exception as error:
             self._failed(error)
 
-    # --- one save -----------------------------------------------------------------------------------------------------------
+    # --- one save ---------------------------------------------------------------------------------
 
     def save(
         self,
@@ -113,10 +124,12 @@ class KvSaver:
         logits: Logits | None = None,
         wait_s: float = 0.0,
     ) -> None:
-        """Hand the first `upto` tokens of `chain`, all of which is in the context of `seq_id`, to the store.
+        """Hand the first `upto` tokens of `chain`, all of which is in the context of `seq_id`, to
+        the store.
 
-        `logits` are those after the end of `chain`; a checkpoint belongs to that point, too. `wait_s` bounds the wait for room in the
-        store's queue; without it what finds no room is dropped and counted.
+        `logits` are those after the end of `chain`; a checkpoint belongs to that point, too.
+        `wait_s` bounds the wait for room in the store's queue; without it what finds no room is
+        dropped and counted.
         """
         started = time.monotonic_ns()
         try:
@@ -135,10 +148,14 @@ class KvSaver:
         self._counts.failed_saves += 1
         self._counts.last_problem = f"save: {error}"
 
-    def _blocks(self, seq_id: int, chain: TokenChain, upto: int, reason: SaveReason, logits: Logits | None) -> list[Block]:
+    def _blocks(
+        self, seq_id: int, chain: TokenChain, upto: int, reason: SaveReason, logits: Logits | None
+    ) -> list[Block]:
         layout = self._backend.kv_layout
         pieces = self._store.missing(chain, upto)
-        end = BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(chain)) else None
+        end = (
+            BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(chain)) else None
+        )
         if end is not None and self._store.has(end):
             end = None
         if not pieces:  # the whole state need not be read out for an END

@@ -1,1 +1,3 @@
-"""Chat templates, how families write tool calls and reasoning, and transcripts: replies that come back as the ids that were sampled."""
+"""Chat templates, how families write tool calls and reasoning, and transcripts: replies that come
+back as the ids that were sampled.
+"""

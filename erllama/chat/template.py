@@ -1,16 +1,21 @@
 """The chat template of a model: messages in, prompt text out.
 
-A GGUF carries its template as Jinja source (`tokenizer.chat_template`). It is rendered the way transformers does, because that is what
-template authors test against: sandboxed, `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson`
-that escapes no HTML, and `{% generation %}` tags that only mark their content.
+A GGUF carries its template as Jinja source (`tokenizer.chat_template`). It is rendered the way
+transformers does, because that is what template authors test against: sandboxed, `trim_blocks` and
+`lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML,
+and `{% generation %}` tags that only mark their content.
 
-The template is foreign code from a model file. The sandbox keeps it from reaching Python objects and from changing its arguments; `range`,
-`*`, `**` and `+` are bounded, and so is the length of the prompt. This stops accidents and cheap attacks. It is no defence against a model
-file made to exhaust memory (`~` and filters still build strings): operators choose the models they serve.
+The template is foreign code from a model file. The sandbox keeps it from reaching Python objects
+and from changing its arguments; `range`, `*`, `**` and `+` are bounded, and so is the length of the
+prompt. This stops accidents and cheap attacks. It is no defence against a model file made to
+exhaust memory (`~` and filters still build strings): operators choose the models they serve.
 
-    no template, or one that does not compile     NotSupported on `render`; the model still serves plain completions
-    the template refuses the messages, or fails   InvalidParameter, param "messages", with the template's own words
-    a message of the wrong shape                  InvalidParameter that names the place, e.g. messages[2].content[0].type
+    no template, or one that does not compile     NotSupported on `render`; the model still serves
+                                                  plain completions
+    the template refuses the messages, or fails   InvalidParameter, param "messages", with the
+                                                  template's own words
+    a message of the wrong shape                  InvalidParameter that names the place, e.g.
+                                                  messages[2].content[0].type
 
 A `ChatTemplate` is immutable and may be used from any thread.
 """
@@ -33,13 +38,16 @@ from erllama.backend.base import Vocab
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PROMPT_CHARS = 8 * 2**20  # a context of 1M tokens has about 4M characters
-MAX_LOOP_ITEMS = 1_000_000  # what all range() calls of one rendering may yield; real templates loop over messages, not numbers
+# what all range() calls of one rendering may yield; real templates loop over messages, not numbers
+MAX_LOOP_ITEMS = 1_000_000
 MAX_POWER_BITS = 4096
 NO_TEMPLATE = "this model has no chat template; use plain completions"
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens for training; to serve, its content is all that matters."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's tokens for training; to serve,
+    its content is all that matters.
+    """
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an instance attribute)
 
@@ -49,27 +57,45 @@ class _GenerationTag(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox of jinja2, with the operators bounded that build something large from something small."""
+    """The sandbox of jinja2, with the operators bounded that build something large from something
+    small.
+    """
 
     intercepted_binops = frozenset({"*", "**", "+"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for text, times in ((left, right), (right, left)):
-                if isinstance(text, str | bytes | list | tuple) and isinstance(times, int) and len(text) * times > MAX_PROMPT_CHARS:
+                if (
+                    isinstance(text, str | bytes | list | tuple)
+                    and isinstance(times, int)
+                    and len(text) * times > MAX_PROMPT_CHARS
+                ):
                     raise SecurityError(f"a text repeated to more than {MAX_PROMPT_CHARS} characters")
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_POWER_BITS:
+        elif (
+            operator == "**"
+            and isinstance(left, int)
+            and isinstance(right, int)
+            and left.bit_length() * right > MAX_POWER_BITS
+        ):
             raise SecurityError(f"a power of more than {MAX_POWER_BITS} bits")
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str) and len(left) + len(right) > MAX_PROMPT_CHARS:
+        elif (
+            operator == "+"
+            and isinstance(left, str)
+            and isinstance(right, str)
+            and len(left) + len(right) > MAX_PROMPT_CHARS
+        ):
             raise SecurityError(f"a text of more than {MAX_PROMPT_CHARS} characters")
         return super().call_binop(context, operator, left, right)
 
 
 class ChatTemplate:
-    """One model's template. `bos` and `eos` are the texts of its special tokens, "" where it has none.
+    """One model's template. `bos` and `eos` are the texts of its special tokens, "" where it has
+    none.
 
-    `source` None or "" means that the model has no template. `now` is the clock behind `strftime_now`. Construction never fails on the
-    template: `problem` then says why chat is not available, and `render` raises it.
+    `source` None or "" means that the model has no template. `now` is the clock behind
+    `strftime_now`. Construction never fails on the template: `problem` then says why chat is not
+    available, and `render` raises it.
     """
 
     def __init__(self, source: str | None, *, bos: str, eos: str, now: Callable[[], datetime] = datetime.now) -> None:
@@ -82,7 +108,9 @@ class ChatTemplate:
             return
         try:
             self._template = _environment(now).from_string(self.source)
-        except Exception as error:  # foreign code: besides TemplateSyntaxError its compilation may overflow the stack or the parser
+        # foreign code: besides TemplateSyntaxError its compilation may overflow the stack or the
+        # parser
+        except Exception as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             self.problem = f"the chat template of this model does not compile: {error}{line}"
 
@@ -97,10 +125,12 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt for `messages`. `add_generation_prompt` False leaves out the opening of the assistant's turn.
+        """The prompt for `messages`. `add_generation_prompt` False leaves out the opening of the
+        assistant's turn.
 
-        `template_kwargs` are variables of the template, e.g. `enable_thinking`; they may not replace its own.
-        Raises `NotSupported` without a usable template, `InvalidParameter` for messages that it, or we, refuse.
+        `template_kwargs` are variables of the template, e.g. `enable_thinking`; they may not
+        replace its own. Raises `NotSupported` without a usable template, `InvalidParameter` for
+        messages that it, or we, refuse.
         """
         if self._template is None:
             raise NotSupported(self.problem or NO_TEMPLATE, param="messages")
@@ -169,7 +199,9 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     except InvalidParameter:
         raise
     except SecurityError as error:
-        raise NotSupported(f"the chat template of this model does something forbidden: {error}", param="messages") from error
+        raise NotSupported(
+            f"the chat template of this model does something forbidden: {error}", param="messages"
+        ) from error
     except Exception as error:  # foreign code: it may raise anything that Python's operators raise
         detail = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         raise InvalidParameter(f"the chat template refuses these messages: {detail}", param="messages") from error
@@ -179,8 +211,9 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages in the one shape that templates expect; the argument is not modified.
 
-    `content` becomes a string (None and absent: ""; text parts joined by newlines, as llama-server does). The `arguments` of tool calls
-    become objects. All other keys pass through: tool_call_id, name, reasoning_content.
+    `content` becomes a string (None and absent: ""; text parts joined by newlines, as llama-server
+    does). The `arguments` of tool calls become objects. All other keys pass through: tool_call_id,
+    name, reasoning_content.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise InvalidParameter(f"messages must be a list, got {type(messages).__name__}", param="messages")
@@ -236,7 +269,9 @@ def _normalise_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _normalise_arguments(arguments: Any, where: str) -> dict[str, Any]:
-    """OpenAI sends the arguments as JSON text; templates expect the object, which many print with `tojson`."""
+    """OpenAI sends the arguments as JSON text; templates expect the object, which many print with
+    `tojson`.
+    """
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
@@ -254,6 +289,8 @@ def _wrong(where: str, expected: str, got: Any) -> InvalidParameter:
 
 
 def tokenize_chat(vocab: Vocab, text: str) -> list[int]:
-    """Token ids of a rendered conversation. A template that writes BOS itself does not get a second one (llama.cpp's rule)."""
+    """Token ids of a rendered conversation. A template that writes BOS itself does not get a second
+    one (llama.cpp's rule).
+    """
     add_special = vocab.adds_bos and not (vocab.bos_text and text.startswith(vocab.bos_text))
     return vocab.tokenize(text, add_special=add_special, parse_special=True)

@@ -1,17 +1,21 @@
-"""Transcripts: replies as the ids they were sampled as, found again by what a client sends back. Pure.
+"""Transcripts: replies as the ids they were sampled as, found again by what a client sends back.
+Pure.
 
-Text does not determine tokens: a reply that comes back as chat history tokenises into other ids than were sampled, and a tool call comes
-back with other white space. So the ids of a reply are kept, its transcript, as an object of kind REPLAY under
+Text does not determine tokens: a reply that comes back as chat history tokenises into other ids
+than were sampled, and a tool call comes back with other white space. So the ids of a reply are
+kept, its transcript, as an object of kind REPLAY under
 
     parent   the prefix key of the prompt that was answered (all of its ids)
     key      the signature: sha256 over canonical JSON of [text, [[function name, arguments], ...]]
 
-Whoever finishes a reply and whoever renders a later prompt compute the same signature, one from the reply, the other from the message. The
-canonical JSON has sorted keys, no white space, and writes numbers like 2.0 as 2 (JavaScript clients do).
+Whoever finishes a reply and whoever renders a later prompt compute the same signature, one from the
+reply, the other from the message. The canonical JSON has sorted keys, no white space, and writes
+numbers like 2.0 as 2 (JavaScript clients do).
 
-A signature must not hide anything but layout, since what it hides would come back although the client did not send it. A reply is
-therefore not recorded when its calls are followed by text, or hold repeated keys or fields besides name and arguments, or when it has
-control tokens or tokens that the client never received (behind a stop string).
+A signature must not hide anything but layout, since what it hides would come back although the
+client did not send it. A reply is therefore not recorded when its calls are followed by text, or
+hold repeated keys or fields besides name and arguments, or when it has control tokens or tokens
+that the client never received (behind a stop string).
 """
 
 from __future__ import annotations
@@ -35,16 +39,25 @@ Find = Callable[[BlockId], Sequence[int] | None]
 """The ids of a transcript, or None. Bounds its own time."""
 
 
-def transcript_block(root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece) -> Block | None:
-    """The object to store for a reply that was sampled as `reply_ids` (without the end token) and reached the client as `text`.
+def transcript_block(
+    root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece
+) -> Block | None:
+    """The object to store for a reply that was sampled as `reply_ids` (without the end token) and
+    reached the client as `text`.
 
-    None when the reply must not, or need not, come back as these ids. `root` is that of the KV which belongs to the prompt.
+    None when the reply must not, or need not, come back as these ids. `root` is that of the KV
+    which belongs to the prompt.
     """
     return transcript_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
 
 
 def transcript_of(
-    root: ChainKey, parent: ChainKey, reply_ids: Sequence[int], text: str, piece: Piece, tool_format: ToolFormat = HERMES
+    root: ChainKey,
+    parent: ChainKey,
+    reply_ids: Sequence[int],
+    text: str,
+    piece: Piece,
+    tool_format: ToolFormat = HERMES,
 ) -> Block | None:
     """`transcript_block` for who has the key of the prompt already."""
     ids = spelling(reply_ids, text, piece)
@@ -64,7 +77,8 @@ def transcript_id(root: ChainKey, parent: ChainKey, signature: ChainKey) -> Bloc
 
 
 def spelling(ids: Sequence[int], text: str, piece: Piece) -> tuple[int, ...] | None:
-    """Those of `ids`, from the first on, that spell exactly `text`. A stop string leaves ids over behind it.
+    """Those of `ids`, from the first on, that spell exactly `text`. A stop string leaves ids over
+    behind it.
 
     None when no such beginning exists, or when it has a control token, which the text cannot show.
     """
@@ -85,18 +99,22 @@ def _prefix_length(pieces: Sequence[bytes], data: bytes) -> int:
     return -1
 
 
-# --- signatures -----------------------------------------------------------------------------------------------------------------------
+# --- signatures -----------------------------------------------------------------------------------
 
 
 def reply_signature(text: str, tool_format: ToolFormat = HERMES) -> ChainKey | None:
-    """The signature of a whole reply. It is read for tool calls whether tools were offered or not, as `message_signature` reads it, so
-    that neither needs to know. None when the signature would hide something."""
+    """The signature of a whole reply. It is read for tool calls whether tools were offered or not,
+    as `message_signature` reads it, so that neither needs to know. None when the signature would
+    hide something.
+    """
     found = tool_format.strict_calls(text)
     return None if found is None else _digest(*found)
 
 
 def message_signature(message: Mapping[str, Any], tool_format: ToolFormat = HERMES) -> ChainKey | None:
-    """The signature of an assistant's message in the history (shape: `normalise_messages`), None for one that cannot have been sampled."""
+    """The signature of an assistant's message in the history (shape: `normalise_messages`), None
+    for one that cannot have been sampled.
+    """
     calls = message.get("tool_calls")
     if not calls:
         return reply_signature(message["content"], tool_format) if message["content"] else None

@@ -1,9 +1,11 @@
 """Sampled replies that this process knows: an LRU bounded by bytes, and a store behind it.
 
-What the store does not have is remembered for a short while, so that a long history which was never recorded does not cost a store
-look-up per reply and turn. Look-ups in the store share one time budget per prompt; when it is spent, the rest of the prompt does without.
+What the store does not have is remembered for a short while, so that a long history which was never
+recorded does not cost a store look-up per reply and turn. Look-ups in the store share one time
+budget per prompt; when it is spent, the rest of the prompt does without.
 
-Thread-safe. Decides under a lock, reads the store outside of it: two threads may then fetch the same object, which harms nobody.
+Thread-safe. Decides under a lock, reads the store outside of it: two threads may then fetch the
+same object, which harms nobody.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ MAX_ABSENT = 4096
 
 
 class TranscriptBook:
-    """`fetch` None: nothing is known but what this process recorded. `clock` is monotonic, in nanoseconds."""
+    """`fetch` None: nothing is known but what this process recorded. `clock` is monotonic, in
+    nanoseconds.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,9 @@ class TranscriptBook:
         absent_s: float = 10.0,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`lookup_ms` bounds the time of all store look-ups of one prompt; `absent_s` is how long a miss counts."""
+        """`lookup_ms` bounds the time of all store look-ups of one prompt; `absent_s` is how long a
+        miss counts.
+        """
         self._fetch = fetch
         self._max_bytes = max_bytes
         self._lookup_ns = int(lookup_ms * 1e6)
@@ -96,7 +102,9 @@ class TranscriptBook:
         return find
 
     def check_integrity(self) -> None:
-        """Assert the invariants: bytes add up and stay below the budget; nothing is both known and absent."""
+        """Assert the invariants: bytes add up and stay below the budget; nothing is both known and
+        absent.
+        """
         with self._lock:
             assert self._n_bytes == sum(map(_cost, self._known.values())) <= self._max_bytes
             assert len(self._absent) <= MAX_ABSENT

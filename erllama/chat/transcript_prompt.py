@@ -1,17 +1,23 @@
 """The prompt of a chat whose earlier replies stand in it as the ids they were sampled as.
 
-    text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a sentinel for each reply
-    segments  --------           ------         -----           the text between sentinels; tokenised, special tokens and all
-    slots              ---------        ---------                what the template makes of the replies
-    ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is tokenised with its surroundings
+    text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a
+              sentinel for each reply
+    segments  --------           ------         -----           the text between sentinels;
+                                                tokenised, special tokens and all
+    slots              ---------        ---------                what the template makes of the
+                                        replies
+    ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is
+                                             tokenised with its surroundings
 
-Invariants: the segments and slots together are the template's own text. The ids of a reply made of text are taken only where
-the template inserts it verbatim, so they always spell that text. The ids of a tool call take the place of its slot, whatever
-that looks like: its parsed form was compared. When anything is odd (the template fails on a sentinel, drops or moves one, or
-the alignment is ambiguous), the prompt is the canonical one; nothing here adds an error to what `ChatTemplate.render` and
-`tokenize_chat` raise.
+Invariants: the segments and slots together are the template's own text. The ids of a reply made of
+text are taken only where the template inserts it verbatim, so they always spell that text. The ids
+of a tool call take the place of its slot, whatever that looks like: its parsed form was compared.
+When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
+ambiguous), the prompt is the canonical one; nothing here adds an error to what
+`ChatTemplate.render` and `tokenize_chat` raise.
 
-Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure but for the look-ups.
+Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure
+but for the look-ups.
 """
 
 from __future__ import annotations
@@ -49,7 +55,9 @@ class TranscriptVocab(Vocab, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Where a reply stands. `text` is what the template makes of it; `replaces` says whether sampled ids may take its place."""
+    """Where a reply stands. `text` is what the template makes of it; `replaces` says whether
+    sampled ids may take its place.
+    """
 
     text: str
     content: str
@@ -80,25 +88,38 @@ def transcript_prompt(
     find: Find,
     tool_format: ToolFormat = HERMES,
 ) -> list[int]:
-    """Token ids of a conversation up to where the assistant speaks, with the replies that `find` knows as their sampled ids."""
+    """Token ids of a conversation up to where the assistant speaks, with the replies that `find`
+    knows as their sampled ids.
+    """
 
     def render(shown: Sequence[Mapping[str, Any]]) -> str:
         return template.render(shown, tools=tools, **template_kwargs)
 
     text = render(messages)
     layout = _layout(text, normalise_messages(messages), render, tool_format)
-    ids = _join(layout, _Joiner(vocab, root, tool_format, limit=MAX_TOKENIZED * len(text)), find) if layout is not None else None
+    ids = (
+        _join(layout, _Joiner(vocab, root, tool_format, limit=MAX_TOKENIZED * len(text)), find)
+        if layout is not None
+        else None
+    )
     return tokenize_chat(vocab, text) if ids is None else ids
 
 
-# --- where the replies stand in the text ----------------------------------------------------------------------------------------------
+# --- where the replies stand in the text ----------------------------------------------------------
 
 
 def _layout(text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat) -> _Layout | None:
-    """The text cut at its replies; None when there are none, or when they cannot be told apart from the rest."""
-    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant" and (message["content"] or _calls(message))]
+    """The text cut at its replies; None when there are none, or when they cannot be told apart from
+    the rest.
+    """
+    replies = [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and (message["content"] or _calls(message))
+    ]
     plain = [i for i in replies if not _calls(messages[i])]
-    tries = [replies, plain] if plain != replies else [replies]  # some templates refuse tool results without the call that asked for them
+    # some templates refuse tool results without the call that asked for them
+    tries = [replies, plain] if plain != replies else [replies]
     for chosen in tries:
         layout = _cut(text, messages, chosen, render, tool_format) if chosen else None
         if layout is not None and any(slot.replaces for slot in layout.slots):
@@ -110,7 +131,9 @@ def _calls(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls"))
 
 
-def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat) -> _Layout | None:
+def _cut(
+    text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat
+) -> _Layout | None:
     word = _unused_word(text)
     marks = {i: f"{word}{n}x" for n, i in enumerate(chosen)}
     shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
@@ -126,7 +149,9 @@ def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: R
         return None
     for n, reply in enumerate(replies):
         if not _calls(reply):
-            segments[n], texts[n], segments[n + 1] = _with_space(segments[n], texts[n], segments[n + 1], reply["content"])
+            segments[n], texts[n], segments[n + 1] = _with_space(
+                segments[n], texts[n], segments[n + 1], reply["content"]
+            )
     slots = [
         _Slot(slot, reply["content"], _calls(reply), message_signature(reply, tool_format))
         for slot, reply in zip(texts, replies, strict=True)
@@ -135,8 +160,9 @@ def _cut(text: str, messages: list[dict[str, Any]], chosen: list[int], render: R
 
 
 def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, str, str]:
-    """A template that trims a reply and writes a space of its own (Mistral's do) has written what the model said: the space goes with
-    the reply. The three together stay the same text."""
+    """A template that trims a reply and writes a space of its own (Mistral's do) has written what
+    the model said: the space goes with the reply. The three together stay the same text.
+    """
     if not slot or slot != content.strip():
         return before, slot, after
     left, _, right = content.partition(slot)
@@ -146,7 +172,9 @@ def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, 
 
 
 def _unused_word(text: str) -> str:
-    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote other characters."""
+    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote
+    other characters.
+    """
     n = 0
     while f"xReply{n}x" in text:
         n += 1
@@ -158,7 +186,9 @@ def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _split(text: str, marks: list[str]) -> list[str] | None:
-    """The text between the marks, which must stand in it in order. One that stands there again spoils the match with the canonical text."""
+    """The text between the marks, which must stand in it in order. One that stands there again
+    spoils the match with the canonical text.
+    """
     segments: list[str] = []
     for mark in marks:
         before, found, text = text.partition(mark)
@@ -169,13 +199,16 @@ def _split(text: str, marks: list[str]) -> list[str] | None:
 
 
 def _slot_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """What stands between the segments in `text`. First under the assumption that every content is there verbatim (None: a tool call,
-    whose text is the template's affair), then without it."""
+    """What stands between the segments in `text`. First under the assumption that every content is
+    there verbatim (None: a tool call, whose text is the template's affair), then without it.
+    """
     return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
 
 
 def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """The slots when those with a content hold exactly that; None when this is impossible or possible in more than one way."""
+    """The slots when those with a content hold exactly that; None when this is impossible or
+    possible in more than one way.
+    """
     literals = [segments[0]]
     for content, segment in zip(contents, segments[1:], strict=True):
         if content is None:
@@ -190,7 +223,9 @@ def _match(text: str, segments: list[str], contents: list[str | None]) -> list[s
 
 
 def _between(text: str, literals: list[str]) -> list[str] | None:
-    """What stands between literals that make up `text` with free text between them, if there is exactly one way to place them."""
+    """What stands between literals that make up `text` with free text between them, if there is
+    exactly one way to place them.
+    """
     if len(literals) == 1:
         return [] if text == literals[0] else None
     if not text.startswith(literals[0]) or not text.endswith(literals[-1]):
@@ -226,7 +261,7 @@ def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[t
     return places[::-1]
 
 
-# --- from segments to ids -------------------------------------------------------------------------------------------------------------
+# --- from segments to ids -------------------------------------------------------------------------
 
 
 def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
@@ -247,10 +282,11 @@ def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
 
 
 class _Joiner:
-    """A prompt that grows by text and by ids. Knows the ids of all text so far without tokenising it again and again.
+    """A prompt that grows by text and by ids. Knows the ids of all text so far without tokenising
+    it again and again.
 
-    Text before a control token tokenises the same whatever follows, so it is settled: `_settled` are its ids, `_open` is the rest of the
-    text, from that control token on.
+    Text before a control token tokenises the same whatever follows, so it is settled: `_settled`
+    are its ids, `_open` is the rest of the text, from that control token on.
     """
 
     def __init__(self, vocab: TranscriptVocab, root: ChainKey, tool_format: ToolFormat, *, limit: int) -> None:
@@ -275,7 +311,9 @@ class _Joiner:
         return [*self._settled.ids.tolist(), *self._open_ids()]
 
     def look_up(self, slot: _Slot, following: str, find: Find) -> Sequence[int] | None:
-        """The ids of the reply in `slot`, if they are known, say what the slot says, and `following` may stand behind them."""
+        """The ids of the reply in `slot`, if they are known, say what the slot says, and
+        `following` may stand behind them.
+        """
         self._left -= len(self._open)
         if self._left < 0 or slot.signature is None:
             return None
@@ -291,7 +329,11 @@ class _Joiner:
     def _open_ids(self) -> list[int]:
         if self._tail is None:
             vocab, text = self._vocab, self._open
-            self._tail = vocab.tokenize(text, add_special=False, parse_special=True) if self._begun else tokenize_chat(vocab, text)
+            self._tail = (
+                vocab.tokenize(text, add_special=False, parse_special=True)
+                if self._begun
+                else tokenize_chat(vocab, text)
+            )
         return self._tail
 
     def _parent(self, open_ids: list[int]) -> ChainKey:
@@ -309,7 +351,11 @@ class _Joiner:
     def _adds_end(self, open_ids: list[int]) -> bool:
         """A vocabulary that ends every text with EOS cannot tokenise the beginning of one."""
         end = self._vocab.eos_text
-        return bool(end and open_ids) and not self._open.endswith(end) and self._vocab.detokenize(open_ids[-1:], special=True) == end
+        return (
+            bool(end and open_ids)
+            and not self._open.endswith(end)
+            and self._vocab.detokenize(open_ids[-1:], special=True) == end
+        )
 
     def _spells(self, ids: Sequence[int], slot: _Slot) -> bool:
         """The name proposes, the ids decide."""
@@ -323,8 +369,11 @@ class _Joiner:
         )
 
     def _continues(self, following: str) -> bool:
-        """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before a text that begins with a word."""
+        """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before
+        a text that begins with a word.
+        """
         head = following[:HEAD_CHARS]
         ids = self._vocab.tokenize(head, add_special=False, parse_special=True) if head else []
-        words = takewhile(bool, map(self._vocab.piece, ids))  # up to the first control token, behind which all is as ever
+        # up to the first control token, behind which all is as ever
+        words = takewhile(bool, map(self._vocab.piece, ids))
         return bool(ids) and head.encode(errors="replace").startswith(b"".join(words))

@@ -1,4 +1,6 @@
-"""The `erllama` command. Needs no Ray, except that `serve` hands over to the launcher of the deployments package."""
+"""The `erllama` command. Needs no Ray, except that `serve` hands over to the launcher of the
+deployments package.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from rich.table import Table
 
 from erllama.errors import ErllamaError
 
-app = typer.Typer(help="Serve GGUF models on a Ray cluster and never compute a prefix twice.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Serve GGUF models on a Ray cluster and never compute a prefix twice.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the embedded model.")]
 
@@ -29,7 +35,9 @@ def serve(config: Annotated[str, typer.Argument(help="A Serve config file.")] = 
 def complete(
     prompt: str,
     model: Annotated[str, typer.Option(help="A GGUF file, or 'demo'.")] = "demo",
-    chat: Annotated[bool, typer.Option(help="Render the prompt as a user's message with the model's chat template.")] = True,
+    chat: Annotated[
+        bool, typer.Option(help="Render the prompt as a user's message with the model's chat template.")
+    ] = True,
     tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 256,
     temperature: float = 0.0,
     seed: int = 0,

@@ -1,4 +1,6 @@
-"""The embedded demo model: a tiny chat model, trained from scratch by the scripts of `demo_model/` in the repository."""
+"""The embedded demo model: a tiny chat model, trained from scratch by the scripts of `demo_model/`
+in the repository.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The LoRA adapters of one engine: which are loaded, at which scale, and who still uses them.
 
-A sequence takes a snapshot of the set (`AdapterSet`) when it is submitted and keeps it to its end; unloading an adapter hides it from new
-sequences at once and frees it when the last snapshot that names it is gone. Engine thread only.
+A sequence takes a snapshot of the set (`AdapterSet`) when it is submitted and keeps it to its end;
+unloading an adapter hides it from new sequences at once and frees it when the last snapshot that
+names it is gone. Engine thread only.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class AdapterRegistry:
         self._retired: set[str] = set()
 
     def load(self, path: str) -> str:
-        """Load a LoRA GGUF at scale 1.0 and return its handle. Raises `ModelLoadError` with the reason.
+        """Load a LoRA GGUF at scale 1.0 and return its handle. Raises `ModelLoadError` with the
+        reason.
 
-        The handle is made of the file's digest, so that it is the same on every replica; loading a file again resets its scale.
+        The handle is made of the file's digest, so that it is the same on every replica; loading a
+        file again resets its scale.
         """
         digest = _sha256(path)
         handle = f"lora-{digest[:16]}"
@@ -40,13 +43,17 @@ class AdapterRegistry:
         return handle
 
     def unload(self, handle: str) -> None:
-        """Hide an adapter from new sequences and free it once unused. Idempotent: an unknown handle is fine."""
+        """Hide an adapter from new sequences and free it once unused. Idempotent: an unknown handle
+        is fine.
+        """
         if self._loaded.pop(handle, None) is not None:
             self._retired.add(handle)
         self.collect()
 
     def set_scale(self, handle: str, scale: float) -> None:
-        """Change the scale for sequences submitted from now on. Raises `InvalidParameter` for an unknown handle or a wild scale."""
+        """Change the scale for sequences submitted from now on. Raises `InvalidParameter` for an
+        unknown handle or a wild scale.
+        """
         if handle not in self._loaded:
             raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not -100.0 <= scale <= 100.0:

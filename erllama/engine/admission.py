@@ -1,10 +1,12 @@
-"""Who may run: a FIFO of waiting sequences and the free sequence ids. Pure bookkeeping; engine thread only.
+"""Who may run: a FIFO of waiting sequences and the free sequence ids. Pure bookkeeping; engine
+thread only.
 
 Invariant: ids in `free` and ids of running sequences together are exactly 0 .. n_parallel - 1.
 
-Which free id a sequence gets is the caller's choice: ids hold KV beyond a sequence's end (`cache.live`). Gaps between running ids are
-closed (`close_gap`): with one KV stream per sequence llama.cpp computes together only sequences whose ids follow each other, so ids
-{0, 2, 5} cost three passes over the weights where {1, 2, 3} cost one.
+Which free id a sequence gets is the caller's choice: ids hold KV beyond a sequence's end
+(`cache.live`). Gaps between running ids are closed (`close_gap`): with one KV stream per sequence
+llama.cpp computes together only sequences whose ids follow each other, so ids {0, 2, 5} cost three
+passes over the weights where {1, 2, 3} cost one.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Admission:
         self._running.append(sequence)
 
     def release(self, sequence: Sequence) -> int | None:
-        """Forget `sequence`; returns the id it held (its KV is the caller's to drop), None if it held none. Idempotent."""
+        """Forget `sequence`; returns the id it held (its KV is the caller's to drop), None if it
+        held none. Idempotent.
+        """
         if sequence.seq_id is None:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
@@ -70,7 +74,8 @@ class Admission:
         return seq_id
 
     def close_gap(self) -> tuple[Sequence, int] | None:
-        """Give the running sequence with the highest id a free one between the others; returns it and its old id, None without a gap.
+        """Give the running sequence with the highest id a free one between the others; returns it
+        and its old id, None without a gap.
 
         The caller exchanges the KV of the two ids.
         """
@@ -88,5 +93,8 @@ class Admission:
     def check_integrity(self) -> None:
         """Assert the invariant of this file."""
         held = [s.seq_id for s in self._running]
-        assert sorted([*self._free, *[i for i in held if i is not None]]) == list(range(self._n_parallel)), (self._free, held)
+        assert sorted([*self._free, *[i for i in held if i is not None]]) == list(range(self._n_parallel)), (
+            self._free,
+            held,
+        )
         assert all(s.seq_id is None for s in self._waiting)

@@ -1,7 +1,8 @@
-"""The life of one engine's context and weights: made when needed, saved before they go, given back when told to, made anew after an abort.
+"""The life of one engine's context and weights: made when needed, saved before they go, given back
+when told to, made anew after an abort.
 
-Engine thread only. `ContextOwner` alone makes and releases the context: nothing is given up that was not handed to the store before. Which
-requests end is the engine's business.
+Engine thread only. `ContextOwner` alone makes and releases the context: nothing is given up that
+was not handed to the store before. Which requests end is the engine's business.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _MAX_ABORTS = 3  # in a row: a device, not a decode, is what hangs
 
 
 class ContextOwner:
-    """`watchdog` bounds each decode; somebody must run its `watch`, or decodes last as long as they last."""
+    """`watchdog` bounds each decode; somebody must run its `watch`, or decodes last as long as they
+    last.
+    """
 
     def __init__(self, backend: Backend, flow: CacheFlow, decode_budget_s: float) -> None:
         self._backend = backend
@@ -34,25 +37,34 @@ class ContextOwner:
         self.n_aborts = 0  # since the last decode that came to its end
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
-        """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild` before the next one."""
+        """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild`
+        before the next one.
+        """
         with self.watchdog.armed():
             rows = self._backend.decode(plan)
         self.n_aborts = 0
         return rows
 
     def ensure(self) -> bool:
-        """Make context and weights again; True when there was no context. Raises `ModelLoadError`."""
+        """Make context and weights again; True when there was no context. Raises
+        `ModelLoadError`.
+        """
         return self._backend.ensure_context()
 
     def save(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
-        """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`: for room in its queue."""
+        """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`:
+        for room in its queue.
+        """
         if self._backend.has_context:
             self._flow.save_all(running, reason, waits=waits)
 
     def evict(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
-        """Save everything and release the context; while any of `n_live` requests runs or waits, drop only what is idle."""
+        """Save everything and release the context; while any of `n_live` requests runs or waits,
+        drop only what is idle.
+        """
         if not self._backend.has_context:
-            return EvictResult(freed_bytes=self._backend.release_context(), n_live=n_live)  # an embedder has a context of its own
+            # an embedder has a context of its own
+            return EvictResult(freed_bytes=self._backend.release_context(), n_live=n_live)
         idle_tokens = self._flow.live.n_tokens
         self.save(running, SaveReason.EVICT, waits=not n_live)
         self._flow.drop_idle()
@@ -72,7 +84,8 @@ class ContextOwner:
         return replace(result, freed_bytes=result.freed_bytes + freed, weights_unloaded=True)
 
     def rebuild(self) -> None:
-        """A new context in place of one whose decode was aborted; nobody runs on it any more, and what was intact is saved.
+        """A new context in place of one whose decode was aborted; nobody runs on it any more, and
+        what was intact is saved.
 
         Raises `EngineStopped` when a new one cannot be made, or has been made too often.
         """

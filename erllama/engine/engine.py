@@ -1,8 +1,9 @@
 """The engine: sequences go in, events come out, one llama_decode per step.
 
-One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two steps KV is quiescent. Events of a step
-leave together, as one list, through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from and where
-KV goes afterwards is `CacheFlow`'s business.
+One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two
+steps KV is quiescent. Events of a step leave together, as one list, through `deliver`; whoever
+consumes them never slows the engine. Where a prompt's prefix comes from and where KV goes
+afterwards is `CacheFlow`'s business.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Engine:
         root_of: RootOf | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`root_of` gives the chain root of KV made with an adapter set. Without `flow` prefixes are shared within the context only."""
+        """`root_of` gives the chain root of KV made with an adapter set. Without `flow` prefixes
+        are shared within the context only.
+        """
         self._backend = backend
         self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
         self._clock = clock
@@ -74,10 +77,12 @@ class Engine:
         free = sorted(self._admission.free)
         return f"<Engine {self.stats.status} [{sequences}] free={free} aborts={self._context.n_aborts} {self._flow!r}>"
 
-    # --- the spine -----------------------------------------------------------------------------------------------------
+    # --- the spine --------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Admit, restore, decode once, advance every sequence of the batch, retire, save. False when there is nothing left to do."""
+        """Admit, restore, decode once, advance every sequence of the batch, retire, save. False
+        when there is nothing left to do.
+        """
         self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
         self._admit_waiting()
         self._go_on_restored()
@@ -92,7 +97,9 @@ class Engine:
         return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
-        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`. `submitted_ns`: when its wait began."""
+        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`.
+        `submitted_ns`: when its wait began.
+        """
         try:
             sequence = self._new_sequence(request, self._clock() if submitted_ns is None else submitted_ns)
         except ErllamaError as error:
@@ -113,14 +120,18 @@ class Engine:
             self._finish(sequence, Step.CANCEL)
 
     def evict(self) -> EvictResult:
-        """Save what the context holds and release it, so that its memory returns to the system. The next request makes a new one.
+        """Save what the context holds and release it, so that its memory returns to the system. The
+        next request makes a new one.
 
-        Requests that wait or run keep the context; then only the KV of ended sequences goes. A no-op when nothing is there.
+        Requests that wait or run keep the context; then only the KV of ended sequences goes. A
+        no-op when nothing is there.
         """
         return self._gave_back(self._context.evict(self._admission.running, len(self._sequences)))
 
     def unload(self) -> EvictResult:
-        """`evict`, then free the weights as well, unless requests wait or run. What needs them next loads them again."""
+        """`evict`, then free the weights as well, unless requests wait or run. What needs them next
+        loads them again.
+        """
         return self._gave_back(self._context.unload(self._admission.running, len(self._sequences)))
 
     def _gave_back(self, result: EvictResult) -> EvictResult:
@@ -128,7 +139,9 @@ class Engine:
         return result
 
     def cut_short(self) -> None:
-        """Abort the decode that is going on, if it has a budget. The one call that another thread may make beside the engine's."""
+        """Abort the decode that is going on, if it has a budget. The one call that another thread
+        may make beside the engine's.
+        """
         self._context.watchdog.cut_short()
 
     def watch(self) -> None:
@@ -140,7 +153,9 @@ class Engine:
         self._context.save(self._admission.running, reason, waits=True)
 
     def end_session(self, session_id: str, *, drop: bool = False) -> None:
-        """Forget a session's transcript and its claim on the context; with `drop` its KV there, too. Idempotent."""
+        """Forget a session's transcript and its claim on the context; with `drop` its KV there,
+        too. Idempotent.
+        """
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
@@ -171,7 +186,9 @@ class Engine:
 
     @property
     def held_ids(self) -> dict[int, Ids]:
-        """The token ids whose KV each sequence id holds, of sequences that run and of those that have ended. Engine thread only."""
+        """The token ids whose KV each sequence id holds, of sequences that run and of those that
+        have ended. Engine thread only.
+        """
         held = {seq_id: held.chain.ids for seq_id, held in self._flow.live.held.items()}
         return held | {sequence.id: sequence.kv.ids for sequence in self._admission.running}
 
@@ -180,11 +197,15 @@ class Engine:
         return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
-        """What requests to come can find here. Costs microseconds: hashing and publishing are up to whoever asks."""
+        """What requests to come can find here. Costs microseconds: hashing and publishing are up to
+        whoever asks.
+        """
         root = self.kv_root
         idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
         return LivePrefixes(
-            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root),
+            running=tuple(
+                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
+            ),
             idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
             n_empty=self.n_empty_ids,
             sessions=self.sessions.recent(),
@@ -192,10 +213,12 @@ class Engine:
         )
 
     def validate(self, request: GenerationRequest) -> None:
-        """Raise a `RequestError` that names the field and the limit when this model can never serve `request`. Any thread."""
+        """Raise a `RequestError` that names the field and the limit when this model can never serve
+        `request`. Any thread.
+        """
         check_request(request, self._backend)
 
-    # --- the parts of a step -----------------------------------------------------------------------------------------------
+    # --- the parts of a step ----------------------------------------------------------------------
 
     def _new_sequence(self, request: GenerationRequest, submitted_ns: int) -> Sequence:
         if request.request_id in self._sequences:
@@ -210,7 +233,9 @@ class Engine:
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
-        """End restore-only requests that find no empty id: such a request evicts no idle KV and takes no id that another one waits for."""
+        """End restore-only requests that find no empty id: such a request evicts no idle KV and
+        takes no id that another one waits for.
+        """
         restores = [s for s in self._admission.waiting if s.request.restore_only]
         n_left = self.n_empty_ids - (len(self._admission.waiting) - len(restores))
         for sequence in restores[max(0, n_left) :]:
@@ -253,7 +278,9 @@ class Engine:
                 self._try_generate(sequence, logits)
 
     def _close_gap(self) -> None:
-        """At most one exchange per step: it copies a sequence's KV once and saves a pass over the weights in every step from here on."""
+        """At most one exchange per step: it copies a sequence's KV once and saves a pass over the
+        weights in every step from here on.
+        """
         moved = self._admission.close_gap()
         if moved is None:
             return
@@ -284,12 +311,17 @@ class Engine:
         return rows
 
     def _recover(self, plan: BatchPlan) -> None:
-        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run in a new context."""
+        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run
+        in a new context.
+        """
         self._counts.decode_aborts += 1
         error = DecodeAborted(
-            f"a decode took longer than {self._context.watchdog.budget_s:g} s and was aborted; the request may be sent again"
+            f"a decode took longer than {self._context.watchdog.budget_s:g} s and was aborted; the request "
+            "may be sent again"
         )
-        log.warning("decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting))
+        log.warning(
+            "decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting)
+        )
         for row in plan.rows:
             self._finish(row.sequence, Step.ERROR, error)
         self._context.save(self._admission.running, SaveReason.EVICT, waits=False)
@@ -318,7 +350,8 @@ class Engine:
     def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
         try:
             self._generate(sequence, logits)
-        except ErllamaError as error:  # no token can be chosen, or the grammar became too costly: this sequence alone ends
+        # no token can be chosen, or the grammar became too costly: this sequence alone ends
+        except ErllamaError as error:
             self._finish(sequence, Step.ERROR, error)
 
     def _generate(self, sequence: Sequence, logits: Logits) -> None:
@@ -342,7 +375,9 @@ class Engine:
         self._end_if_complete(sequence)
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
-        """The one way out of the engine, for every ending. Idempotent: a sequence that is gone stays gone."""
+        """The one way out of the engine, for every ending. Idempotent: a sequence that is gone
+        stays gone.
+        """
         if not sequence.live:
             return
         intact = sequence.readable and not isinstance(error, DecodeFailed | DecodeAborted)
@@ -359,7 +394,9 @@ class Engine:
         self._release(sequence, intact=intact)
 
     def _commit(self, sequence: Sequence) -> None:
-        """The reply is complete: it is the session's transcript now, and will come back as chat history."""
+        """The reply is complete: it is the session's transcript now, and will come back as chat
+        history.
+        """
         if sequence.request.record_transcript:
             self._flow.record_transcript(sequence)
         if sequence.request.session_id is not None:
@@ -372,7 +409,7 @@ class Engine:
             self._flow.ended(sequence, seq_id, intact=intact)
         del self._sequences[sequence.request.request_id]
 
-    # --- what others see -------------------------------------------------------------------------------------------------
+    # --- what others see --------------------------------------------------------------------------
 
     def _publish(self) -> None:
         """Replace the stats snapshot and hand over the events that are due."""
@@ -403,7 +440,9 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is kept."""
+        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is
+        kept.
+        """
         self._admission.check_integrity()
         for sequence in self._sequences.values():
             assert sequence.live, repr(sequence)

@@ -1,8 +1,9 @@
-"""The one thread that may touch the engine, the one that watches its decodes, and the bounded door to it.
+"""The one thread that may touch the engine, the one that watches its decodes, and the bounded door
+to it.
 
-Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands of one caller keep their order. The inbox
-needs no bound of its own: requests are refused at the door once `n_parallel + max_queue` of them live, and every other command is
-waited for or cheap.
+Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands
+of one caller keep their order. The inbox needs no bound of its own: requests are refused at the
+door once `n_parallel + max_queue` of them live, and every other command is waited for or cheap.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ _RETRY_AFTER_MAX_S = 60
 
 
 class EngineLoop:
-    """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be called from any thread.
+    """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be
+    called from any thread.
 
-    `deliver` receives the events of a step, on the engine thread, and must not block. `wake` makes an engine that has nothing to decode
-    step again; any thread may call it.
+    `deliver` receives the events of a step, on the engine thread, and must not block. `wake` makes
+    an engine that has nothing to decode step again; any thread may call it.
     """
 
-    def __init__(self, build: Callable[[Deliver, Wake], Engine], deliver: Deliver, *, max_live: int, name: str = "engine") -> None:
+    def __init__(
+        self, build: Callable[[Deliver, Wake], Engine], deliver: Deliver, *, max_live: int, name: str = "engine"
+    ) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._inbox: deque[Command] = deque()
@@ -59,14 +63,18 @@ class EngineLoop:
         self._watcher.start()
         self._thread.start()
 
-    # --- the door ----------------------------------------------------------------------------------------------------------
+    # --- the door ---------------------------------------------------------------------------------
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise a `RequestError` when the model can never serve `request`. Any thread; does not wait for the engine."""
+        """Raise a `RequestError` when the model can never serve `request`. Any thread; does not
+        wait for the engine.
+        """
         self._engine.validate(request)
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises a `RequestError` (invalid, too long, `QueueFull`) or `EngineStopped`; else events will follow."""
+        """Queue a request. Raises a `RequestError` (invalid, too long, `QueueFull`) or
+        `EngineStopped`; else events will follow.
+        """
         self._engine.validate(request)
         with self._wake:
             self._check_running()
@@ -76,7 +84,8 @@ class EngineLoop:
                 self._refused += 1
                 retry_after_s = min(_RETRY_AFTER_MAX_S, max(1, round(self._mean_request_s)))
                 raise QueueFull(
-                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; retry after {retry_after_s} s",
+                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; "
+                    f"retry after {retry_after_s} s",
                     retry_after_s=retry_after_s,
                 )
             submitted_ns = self._live[request.request_id] = time.monotonic_ns()
@@ -84,7 +93,9 @@ class EngineLoop:
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
-        """End a request at its next token boundary. Idempotent, returns at once; unknown ids and a stopped engine are fine."""
+        """End a request at its next token boundary. Idempotent, returns at once; unknown ids and a
+        stopped engine are fine.
+        """
         with self._wake:
             if not self._stopping:  # else every request ends anyhow
                 self._inbox.append(lambda: self._engine.cancel(request_id))
@@ -98,7 +109,9 @@ class EngineLoop:
                 self._wake.notify()
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
-        """Run `function(engine)` between two steps; the future carries its result or exception. Raises `EngineStopped`."""
+        """Run `function(engine)` between two steps; the future carries its result or exception.
+        Raises `EngineStopped`.
+        """
         future: Future[T] = Future()
 
         def command() -> None:
@@ -121,7 +134,9 @@ class EngineLoop:
 
     @property
     def stats(self) -> EngineStats:
-        """A snapshot that never waits for the engine. Requests still in the inbox count as queued."""
+        """A snapshot that never waits for the engine. Requests still in the inbox count as
+        queued.
+        """
         stats = self._engine.stats
         with self._lock:
             n_queued = max(stats.n_queued, len(self._live) - stats.n_running)
@@ -129,7 +144,9 @@ class EngineLoop:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last request ended, or since `note_use` or the start if that was later; 0 while one runs or waits."""
+        """Seconds since the last request ended, or since `note_use` or the start if that was later;
+        0 while one runs or waits.
+        """
         with self._lock:
             return 0.0 if self._live else (time.monotonic_ns() - self._used_ns) / 1e9
 
@@ -139,11 +156,17 @@ class EngineLoop:
             self._used_ns = time.monotonic_ns()
 
     def check_alive(self, stuck_after_s: float) -> None:
-        """Raise `EngineStopped` when the thread is dead, or has work and has not finished a step for `stuck_after_s` seconds."""
+        """Raise `EngineStopped` when the thread is dead, or has work and has not finished a step
+        for `stuck_after_s` seconds.
+        """
         with self._lock:
             self._check_running()
             age_s = (time.monotonic_ns() - self.heartbeat_ns) / 1e9
-            if self._live and age_s > stuck_after_s and time.monotonic_ns() - min(self._live.values()) > stuck_after_s * 1e9:
+            if (
+                self._live
+                and age_s > stuck_after_s
+                and time.monotonic_ns() - min(self._live.values()) > stuck_after_s * 1e9
+            ):
                 raise EngineStopped(f"the engine has not finished a step for {age_s:.0f} s")
 
     def stop(self, timeout_s: float = 30.0) -> None:
@@ -169,7 +192,7 @@ class EngineLoop:
         if self._stopping:
             raise EngineStopped("the engine is shutting down")
 
-    # --- the thread --------------------------------------------------------------------------------------------------------
+    # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         error = EngineStopped("the engine is shutting down")
@@ -189,7 +212,9 @@ class EngineLoop:
             self._end_all(error, commands or ())
 
     def _take_commands(self, *, wait: bool) -> deque[Command] | None:
-        """Up to `_COMMANDS_PER_STEP` commands; None to stop. With `wait`, sleeps until there is something to do."""
+        """Up to `_COMMANDS_PER_STEP` commands; None to stop. With `wait`, sleeps until there is
+        something to do.
+        """
         with self._wake:
             while wait and not self._inbox and not self._stopping:
                 self._wake.wait()
@@ -210,7 +235,9 @@ class EngineLoop:
         self._sink(events)
 
     def _end_all(self, error: EngineStopped, taken: Iterable[Command]) -> None:
-        """Last act of the thread: nobody may go on waiting for a command (`taken` ones too) or a request that will not run."""
+        """Last act of the thread: nobody may go on waiting for a command (`taken` ones too) or a
+        request that will not run.
+        """
         with self._lock:
             self._stopping = True
             commands, self._inbox = [*taken, *self._inbox], deque()

@@ -1,8 +1,10 @@
-"""Puts the stored prefixes that are worth most back into the context before anyone asks for them. Any thread but the engine's.
+"""Puts the stored prefixes that are worth most back into the context before anyone asks for them.
+Any thread but the engine's.
 
-Nothing is computed: what cannot be restored is given up. Nobody's KV is given up for it: only sequence ids that hold nothing are filled.
-Least valuable first, so that later requests take the id of the most valuable one last. Whatever goes wrong is logged and costs nothing
-else. `give_up` is `time.monotonic()` in seconds.
+Nothing is computed: what cannot be restored is given up. Nobody's KV is given up for it: only
+sequence ids that hold nothing are filled. Least valuable first, so that later requests take the id
+of the most valuable one last. Whatever goes wrong is logged and costs nothing else. `give_up` is
+`time.monotonic()` in seconds.
 """
 
 from __future__ import annotations
@@ -35,11 +37,15 @@ class HotPrefixes(Protocol):
         """Wait until the index is known; False on timeout."""
 
     def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> Sequence[Ids]:
-        """The tokens of at most `limit` prefixes, most valuable first, as far as they can be had in time."""
+        """The tokens of at most `limit` prefixes, most valuable first, as far as they can be had in
+        time.
+        """
 
 
 def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n_ctx: int, give_up: float) -> int:
-    """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are live in the end."""
+    """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are
+    live in the end.
+    """
     try:
         if not store.wait_loaded(seconds_until(give_up)):
             log.warning("nothing is warmed: the store's index was not loaded in time")
@@ -56,7 +62,9 @@ def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n
 
 
 def _restore(serve: Serve, tokens: Ids, give_up: float) -> None:
-    request = GenerationRequest(f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True)
+    request = GenerationRequest(
+        f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True
+    )
     try:
         serve(request, seconds_until(give_up))
     except (ErllamaError, TimeoutError) as error:

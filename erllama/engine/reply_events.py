@@ -1,7 +1,9 @@
-"""What the client of a sequence gets to see of it: the events of its tokens and of its end, and how they leave. Engine thread only.
+"""What the client of a sequence gets to see of it: the events of its tokens and of its end, and how
+they leave. Engine thread only.
 
-What begins or ends a reply is due at once. Other tokens may gather for an interval: each hand-over wakes half a dozen threads on the way to
-the client, and each of them takes a core from the decode that is running.
+What begins or ends a reply is due at once. Other tokens may gather for an interval: each hand-over
+wakes half a dozen threads on the way to the client, and each of them takes a core from the decode
+that is running.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step
 
 
 def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
-    """Bring grammar and text to where the earlier run left them. What becomes certain on the way has been delivered."""
+    """Bring grammar and text to where the earlier run left them. What becomes certain on the way
+    has been delivered.
+    """
     for token in sequence.request.resumed:
         if sequence.text.stopped:
             raise InvalidParameter("resumed goes on after a stop string", param="resumed")
@@ -29,13 +33,19 @@ def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
 
 
 def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf) -> Tokens:
-    """The event of a new token. `raw` are its logits as the model gave them, if log probabilities are wanted."""
+    """The event of a new token. `raw` are its logits as the model gave them, if log probabilities
+    are wanted.
+    """
     text = sequence.text.push(piece(token))
     _note(sequence, text)
-    return Tokens((token,), text, None if raw is None else (_logprob(raw, token, sequence.request.logprobs or 0, piece),))
+    return Tokens(
+        (token,), text, None if raw is None else (_logprob(raw, token, sequence.request.logprobs or 0, piece),)
+    )
 
 
-def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, clock: Callable[[], int]) -> Iterator[Event]:
+def last_events(
+    sequence: Sequence, ending: Step, error: ErllamaError | None, clock: Callable[[], int]
+) -> Iterator[Event]:
     """The text that was held back until the end, and the end itself."""
     if error is not None:
         yield Failed(error)
@@ -44,7 +54,8 @@ def last_events(sequence: Sequence, ending: Step, error: ErllamaError | None, cl
     _note(sequence, tail)
     if tail:
         yield Tokens((), tail, None if sequence.request.logprobs is None else ())
-    # the budget may end a reply whose last characters were held back as a stop string that waited for a longer one
+    # the budget may end a reply whose last characters were held back as a stop string that waited
+    # for a longer one
     reason = FinishReason.STOP if ending is Step.LENGTH and sequence.text.stopped else _ENDINGS[ending]
     yield Done(sequence.stats(reason, clock()), sequence.chain(sequence.n_tokens).key_at(sequence.n_tokens))
 
@@ -64,7 +75,9 @@ Deliver = Callable[[list[tuple[str, Event]]], None]
 
 
 class Outbox:
-    """Hands events to `deliver` as (request id, event), in the order of `put`. `clock` is `monotonic_ns`."""
+    """Hands events to `deliver` as (request id, event), in the order of `put`. `clock` is
+    `monotonic_ns`.
+    """
 
     def __init__(self, deliver: Deliver, interval_ms: float, clock: Callable[[], int]) -> None:
         self._deliver = deliver
@@ -83,7 +96,9 @@ class Outbox:
         self._urgent = True
 
     def deliver_due(self, *, idle: bool) -> None:
-        """Hand over everything, if any of it is due; all of it is when the engine has gone `idle`."""
+        """Hand over everything, if any of it is due; all of it is when the engine has gone
+        `idle`.
+        """
         now = self._clock()
         if self._events and (self._urgent or idle or now - self._delivered_ns >= self._interval_ns):
             events, self._events = self._events, []

@@ -1,7 +1,9 @@
-"""Conversations that a client continues by name: the tokens committed to each session. Engine thread only.
+"""Conversations that a client continues by name: the tokens committed to each session. Engine
+thread only.
 
-A session is a transcript and, while there is room, a pinned sequence in the context (`live_kv`). Losing the sequence costs a restore,
-losing the transcript (a restart, or too many sessions) an error that says so: the client then sends its whole prompt again.
+A session is a transcript and, while there is room, a pinned sequence in the context (`live_kv`).
+Losing the sequence costs a restore, losing the transcript (a restart, or too many sessions) an
+error that says so: the client then sends its whole prompt again.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Sessions:
             self._transcripts.popitem(last=False)
 
     def transcript(self, session_id: str, expect: Sequence[int] | int | None = None) -> tuple[int, ...]:
-        """The committed tokens. `expect` is what the caller believes them to be: all ids, or their number.
+        """The committed tokens. `expect` is what the caller believes them to be: all ids, or their
+        number.
 
         Raises `SessionNotFound`, or `TranscriptMismatch` that tells where the two part.
         """
@@ -54,15 +57,20 @@ class Sessions:
 
 def _check(session_id: str, tokens: tuple[int, ...], expect: object) -> None:
     if isinstance(expect, bool | str) or not isinstance(expect, int | Sequence):
-        raise InvalidParameter(f"expect_committed must be token ids or their number, got {expect!r:.80}", param="expect_committed")
+        raise InvalidParameter(
+            f"expect_committed must be token ids or their number, got {expect!r:.80}", param="expect_committed"
+        )
     if isinstance(expect, int):
         at, n_expected = min(expect, len(tokens)), expect
     else:
-        at = next((i for i, (a, b) in enumerate(zip(tokens, expect, strict=False)) if a != b), min(len(tokens), len(expect)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(tokens, expect, strict=False)) if a != b), min(len(tokens), len(expect))
+        )
         n_expected = len(expect)
     if at < len(tokens) or n_expected != len(tokens):
         raise TranscriptMismatch(
-            f"session {session_id!r} has {len(tokens)} committed tokens, {n_expected} were expected; they agree up to index {at}",
+            f"session {session_id!r} has {len(tokens)} committed tokens, {n_expected} were expected; they "
+            f"agree up to index {at}",
             param="expect_committed",
             diverges_at=at,
         )

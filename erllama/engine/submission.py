@@ -1,7 +1,9 @@
-"""A request becomes a sequence: first the checks that only the model can make, then the sequence itself.
+"""A request becomes a sequence: first the checks that only the model can make, then the sequence
+itself.
 
-Any thread may check: the checks read only what never changes. A grammar takes milliseconds, the first of a model a second. llama.cpp
-refuses a whole batch, or ends the process, where the checks would have refused one request. Only the engine thread makes sequences.
+Any thread may check: the checks read only what never changes. A grammar takes milliseconds, the
+first of a model a second. llama.cpp refuses a whole batch, or ends the process, where the checks
+would have refused one request. Only the engine thread makes sequences.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from erllama.sequence.text_stream import TextStream
 
 
 def check_request(request: GenerationRequest, backend: Backend) -> None:
-    """Raise a `RequestError` that names the field and the limit when the model of `backend` can never serve `request`."""
+    """Raise a `RequestError` that names the field and the limit when the model of `backend` can
+    never serve `request`.
+    """
     if not backend.generates:
         raise NotSupported("this model only embeds; it cannot generate text", param="model")
     n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
@@ -44,7 +48,8 @@ def _check_resumed(request: GenerationRequest, backend: Backend) -> None:
     n_prompt, n_resumed = len(request.prompt_tokens), len(request.resumed)
     if n_prompt + n_resumed > backend.n_ctx:
         raise ContextOverflow(
-            f"the prompt has {n_prompt} tokens and resumed {n_resumed}; the context of this model holds {backend.n_ctx}",
+            f"the prompt has {n_prompt} tokens and resumed {n_resumed}; the context of this model holds "
+            f"{backend.n_ctx}",
             param="resumed",
         )
     check_token_ids(request.resumed, backend.n_vocab, "resumed")
@@ -53,14 +58,20 @@ def _check_resumed(request: GenerationRequest, backend: Backend) -> None:
 
 
 def check_token_ids(tokens: Collection[int], n_vocab: int, name: str) -> None:
-    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the whole batch)."""
+    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the
+    whole batch).
+    """
     if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
         bad = next(token for token in tokens if not 0 <= token < n_vocab)
         raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)
 
 
-def new_sequence(request: GenerationRequest, backend: Backend, adapters: AdapterSet, root: ChainKey, submitted_ns: int) -> Sequence:
-    """A queued sequence, where an earlier run of `request` left it. Raises `InvalidParameter` for a grammar or resumed ids that fail."""
+def new_sequence(
+    request: GenerationRequest, backend: Backend, adapters: AdapterSet, root: ChainKey, submitted_ns: int
+) -> Sequence:
+    """A queued sequence, where an earlier run of `request` left it. Raises `InvalidParameter` for a
+    grammar or resumed ids that fail.
+    """
     params = request.sampling
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))

@@ -1,8 +1,9 @@
 """Ends a call that takes longer than its budget.
 
-The engine thread arms it around each decode; one thread of the engine loop runs `watch`. Arming costs two uncontended locks and wakes
-nobody: a call armed while the watcher sleeps cannot be due before the watcher, who sleeps for one budget at most, wakes by itself.
-Times are `monotonic_ns`, budgets are in seconds.
+The engine thread arms it around each decode; one thread of the engine loop runs `watch`. Arming
+costs two uncontended locks and wakes nobody: a call armed while the watcher sleeps cannot be due
+before the watcher, who sleeps for one budget at most, wakes by itself. Times are `monotonic_ns`,
+budgets are in seconds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ _MAX_SLEEP_NS = 3600 * 10**9  # a thread cannot sleep for centuries, and budgets
 
 
 class Watchdog:
-    """`abort` is called on the watcher's thread, under a lock: it must be quick and touch nothing of ours. A budget of 0 never ends a call.
+    """`abort` is called on the watcher's thread, under a lock: it must be quick and touch nothing
+    of ours. A budget of 0 never ends a call.
 
-    It is called again after another budget, should the first one have been lost. Once a call has left `armed`, it is not called any more.
+    It is called again after another budget, should the first one have been lost. Once a call has
+    left `armed`, it is not called any more.
     """
 
-    def __init__(self, budget_s: float, abort: Callable[[], None], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, budget_s: float, abort: Callable[[], None], *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.budget_s = budget_s
         self._budget_ns = int(budget_s * 1e9)
         self._abort = abort
@@ -62,7 +67,9 @@ class Watchdog:
             return self._due_ns - now
 
     def cut_short(self) -> None:
-        """Abort the call that is going on, if one is, whatever is left of its budget. Any thread."""
+        """Abort the call that is going on, if one is, whatever is left of its budget. Any
+        thread.
+        """
         with self._lock:
             if self._due_ns is not None:
                 self._abort()

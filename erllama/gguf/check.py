@@ -1,10 +1,11 @@
-"""What a GGUF is, read from its header, and whether that contradicts itself or what llama.cpp computes with.
+"""What a GGUF is, read from its header, and whether that contradicts itself or what llama.cpp
+computes with.
 
 `inspect_gguf` returns what is known about a model, or raises `ModelLoadError` with the file and the
 reason. Its rules are those that hold for every architecture and that nothing else would report:
 llama.cpp ignores the fault, or meets it while it computes, and then aborts the process. What it
-reports or asserts when a model and its contexts are made is left to the probe (`erllama.gguf.probe`),
-which every file passes before this process loads it. Weights are not read.
+reports or asserts when a model and its contexts are made is left to the probe
+(`erllama.gguf.probe`), which every file passes before this process loads it. Weights are not read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
 _FILE_TYPES = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
 _MAY_ROTATE_NOTHING = frozenset(["granitehybrid", "nemotron_h", "nemotron_h_moe", "jamba", "plamo2", "falcon-h1"])
 _NOT_WEIGHTS = frozenset(["I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"])
-# Added, multiplied or convolved with float activations: ggml's CPU operators abort on any other type of the second operand.
+# Added, multiplied or convolved with float activations: ggml's CPU operators abort on any other
+# type of the second operand.
 _F32_ONLY = re.compile(
     r"(norm\.weight|norm_\d\.weight|_scale\.weight|\.bias|ssm_conv1d\.weight|shortconv\.conv\.weight|ssm_a|ssm_d|attn_sinks\.weight"
     r"|token_types\.weight|rope_freqs\.weight|rope_factors_(long|short)\.weight)$"
@@ -37,9 +39,11 @@ _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})
 
 @dataclass(frozen=True, slots=True)
 class GgufInfo:
-    """What a header tells. `bits_per_weight` is measured over all tensors; `adapter_type` is None for a model.
+    """What a header tells. `bits_per_weight` is measured over all tensors; `adapter_type` is None
+    for a model.
 
-    `name` is the file's own or, without one, the file name. For an adapter the counts of layers, widths and tokens are 0.
+    `name` is the file's own or, without one, the file name. For an adapter the counts of layers,
+    widths and tokens are 0.
     """
 
     path: Path
@@ -63,7 +67,9 @@ class GgufInfo:
 
 
 def split_paths(path: str | Path) -> list[Path]:
-    """All files of a model: the path itself, or for `x-00001-of-0000N.gguf` every part. Does not look at the disk."""
+    """All files of a model: the path itself, or for `x-00001-of-0000N.gguf` every part. Does not
+    look at the disk.
+    """
     path = Path(path)
     match = _SPLIT_NAME.match(path.name)
     if match is None:
@@ -75,7 +81,8 @@ def split_paths(path: str | Path) -> list[Path]:
 
 
 def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
-    """Check a model or an adapter. Raises `ModelLoadError`, never anything else; reads the header only.
+    """Check a model or an adapter. Raises `ModelLoadError`, never anything else; reads the header
+    only.
 
     `vocab_only` also admits a file without tensors, which llama.cpp can tokenise with but not run.
     """
@@ -102,9 +109,15 @@ def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
 
 
 def check_adapter(path: str | Path, model: GgufInfo) -> None:
-    """Check that a LoRA adapter belongs to `model`. Raises `ModelLoadError` that names the tensor and the dimensions."""
+    """Check that a LoRA adapter belongs to `model`. Raises `ModelLoadError` that names the tensor
+    and the dimensions.
+    """
     header = read_header(path)
-    for key, expected in (("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", model.architecture)):
+    for key, expected in (
+        ("general.type", "adapter"),
+        ("adapter.type", "lora"),
+        ("general.architecture", model.architecture),
+    ):
         found = header.get_string(key)
         if found != expected:
             raise header.error(f"{key} is {found!r}, expected {expected!r}")
@@ -130,7 +143,9 @@ def _read_parts(path: str | Path) -> list[GgufHeader]:
                 raise part.error(f"{key} is of type {value.type.name}, expected UINT16")
         number, count = part.get_int("split.no") or 0, part.get_int("split.count") or 1
         if (number, max(count, 1)) != (i, len(parts)):
-            raise part.error(f"says it is part {number + 1} of {count}, expected part {i + 1} of {len(parts)}: was it renamed?")
+            raise part.error(
+                f"says it is part {number + 1} of {count}, expected part {i + 1} of {len(parts)}: was it renamed?"
+            )
     names = Counter(name for part in parts for name in part.tensors)
     twice = [name for name, n in names.items() if n > 1]
     if twice:
@@ -138,7 +153,9 @@ def _read_parts(path: str | Path) -> list[GgufHeader]:
     return parts
 
 
-def _info(parts: list[GgufHeader], architecture: str, tensors: list[TensorInfo], n_vocab: int, adapter_type: str | None = None) -> GgufInfo:
+def _info(
+    parts: list[GgufHeader], architecture: str, tensors: list[TensorInfo], n_vocab: int, adapter_type: str | None = None
+) -> GgufInfo:
     header = parts[0]
     n_params = sum(info.n_elements for info in tensors)
     return GgufInfo(
@@ -160,7 +177,9 @@ def _info(parts: list[GgufHeader], architecture: str, tensors: list[TensorInfo],
 
 
 def _long_rope_beyond(header: GgufHeader, architecture: str, tensors: list[TensorInfo]) -> int:
-    """The context that a longrope model was first trained with; llama.cpp chooses by the size of a context, not by how full it is."""
+    """The context that a longrope model was first trained with; llama.cpp chooses by the size of a
+    context, not by how full it is.
+    """
     if not any("rope_factors_long" in info.name for info in tensors):
         return 0
     original = header.get_int(f"{architecture}.rope.scaling.original_context_length")
@@ -168,7 +187,9 @@ def _long_rope_beyond(header: GgufHeader, architecture: str, tensors: list[Tenso
 
 
 def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
-    """The name that llama.cpp gives it, or the type of most weights when the file does not say or says an unknown number."""
+    """The name that llama.cpp gives it, or the type of most weights when the file does not say or
+    says an unknown number.
+    """
     number = header.get_int("general.file_type")
     if number in _FILE_TYPES:
         return _FILE_TYPES[number]
@@ -179,7 +200,9 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
 
 
 def _check_numbers(header: GgufHeader, architecture: str) -> None:
-    """No float of the model may be infinite or NaN, and an epsilon must not be negative (ggml asserts it while computing)."""
+    """No float of the model may be infinite or NaN, and an epsilon must not be negative (ggml
+    asserts it while computing).
+    """
     for key, value in header.metadata.items():
         if not key.startswith(f"{architecture}.") or value.type not in (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64):
             continue
@@ -212,7 +235,9 @@ def _check_rotation(header: GgufHeader, architecture: str) -> None:
         return
     rotated = key_length if rotated is None else rotated
     if rotated % 2 or not 0 < rotated <= key_length:
-        raise header.error(f"{architecture}.rope.dimension_count: rotates {rotated} elements of K heads of {key_length}")
+        raise header.error(
+            f"{architecture}.rope.dimension_count: rotates {rotated} elements of K heads of {key_length}"
+        )
 
 
 def _of_first_layer(header: GgufHeader, key: str) -> int:
@@ -228,8 +253,11 @@ def _of_first_layer(header: GgufHeader, key: str) -> int:
 def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorInfo]) -> None:
     n_embd = header.get_int(f"{architecture}.embedding_length") or 0
     n_out = header.get_int(f"{architecture}.embedding_length_out") or 0
-    if n_out > n_embd and not any(info.shape[1:] == (n_out,) and info.name.startswith(("dense_", "cls", "output")) for info in tensors):
-        raise header.error(f"{architecture}.embedding_length_out is {n_out}, but no tensor projects {n_embd} to that")  # read out of bounds
+    if n_out > n_embd and not any(
+        info.shape[1:] == (n_out,) and info.name.startswith(("dense_", "cls", "output")) for info in tensors
+    ):
+        # read out of bounds
+        raise header.error(f"{architecture}.embedding_length_out is {n_out}, but no tensor projects {n_embd} to that")
     for info in tensors:
         if info.type in _NOT_WEIGHTS and "tid2eid" not in info.name:
             raise header.error(f"tensor {info.name} is of type {info.type}, which llama.cpp does not compute with")
@@ -238,7 +266,9 @@ def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorIn
 
 
 def _check_adapter_values(header: GgufHeader) -> None:
-    """llama.cpp asserts the type of alpha. A missing alpha means 0, which switches the rank-dependent scale off."""
+    """llama.cpp asserts the type of alpha. A missing alpha means 0, which switches the
+    rank-dependent scale off.
+    """
     alpha = header.metadata.get("adapter.lora.alpha")
     if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
         raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
@@ -261,7 +291,9 @@ def _adapter_pairs(header: GgufHeader) -> dict[str, tuple[TensorInfo, TensorInfo
 
 
 def _check_pair(header: GgufHeader, base: TensorInfo, a: TensorInfo, b: TensorInfo) -> None:
-    """A projects the input to the rank, B the rank to the output; for the token embedding the roles are swapped (llama-adapter.cpp)."""
+    """A projects the input to the rank, B the rank to the output; for the token embedding the roles
+    are swapped (llama-adapter.cpp).
+    """
     n_in, n_out = (*base.shape, 1)[:2]
     (a_in, a_rank), (b_rank, b_out) = (*a.shape, 1)[:2], (*b.shape, 1)[:2]
     if base.name.endswith("token_embd.weight"):
@@ -269,4 +301,6 @@ def _check_pair(header: GgufHeader, base: TensorInfo, a: TensorInfo, b: TensorIn
     else:
         fits = (a_in, b_out) == (n_in, n_out) and a_rank == b_rank
     if not fits or a.shape[2:] != base.shape[2:] or b.shape[2:] != base.shape[2:]:
-        raise header.error(f"{a.name} is {a.shape} and {b.name} is {b.shape}: they do not fit {base.name}, which is {base.shape}")
+        raise header.error(
+            f"{a.name} is {a.shape} and {b.name} is {b.shape}: they do not fit {base.name}, which is {base.shape}"
+        )

@@ -1,13 +1,18 @@
-"""The digest of a model's weights: what makes cached KV state belong to exactly this file and no other.
+"""The digest of a model's weights: what makes cached KV state belong to exactly this file and no
+other.
 
-Three modes, from certain to cheap. The mode is part of the digest ("safe:<hex>"), so caches made under different modes never meet.
+Three modes, from certain to cheap. The mode is part of the digest ("safe:<hex>"), so caches made
+under different modes never meet.
 
-- safe     sha256 over every byte (1.7 GB/s), remembered per (path, size, mtime, inode), so a restart does not read gigabytes again
-- chunked  sha256 over size, first MiB and evenly spaced MiBs: finds another quantisation or finetune, not a patched byte
-- trusted  sha256 over name, size and mtime: for a file system whose owner promises never to replace a file in place
+- safe     sha256 over every byte (1.7 GB/s), remembered per (path, size, mtime, inode), so a
+           restart does not read gigabytes again
+- chunked  sha256 over size, first MiB and evenly spaced MiBs: finds another quantisation or
+  finetune, not a patched byte
+- trusted  sha256 over name, size and mtime: for a file system whose owner promises never to replace
+  a file in place
 
-A split model is digested over all its parts in order. `safe` remembers its digests in a `JsonMemory`; losing that costs a rehash.
-Any thread may call `fingerprint`.
+A split model is digested over all its parts in order. `safe` remembers its digests in a
+`JsonMemory`; losing that costs a rehash. Any thread may call `fingerprint`.
 """
 
 from __future__ import annotations
@@ -63,7 +68,8 @@ def fingerprint(path: str | Path, mode: FingerprintMode, cache_path: Path | None
                 digest = _digest(piece for part in parts for piece in _chunks(part))
             case FingerprintMode.TRUSTED:
                 digest = _digest(
-                    f"{part.name}\0{stat['size']}\0{stat['mtime_ns']}\n".encode() for part, stat in zip(parts, stats, strict=True)
+                    f"{part.name}\0{stat['size']}\0{stat['mtime_ns']}\n".encode()
+                    for part, stat in zip(parts, stats, strict=True)
                 )
         if [_stat(part) for part in parts] != stats:
             raise ModelLoadError(f"{path}: the file changed while its fingerprint was computed")
@@ -73,7 +79,9 @@ def fingerprint(path: str | Path, mode: FingerprintMode, cache_path: Path | None
 
 
 def file_identity(path: str | Path) -> tuple[dict[str, int], ...]:
-    """Size, mtime and inode of all parts: equal while nobody has replaced or rewritten the file. Raises `ModelLoadError`."""
+    """Size, mtime and inode of all parts: equal while nobody has replaced or rewritten the file.
+    Raises `ModelLoadError`.
+    """
     try:
         return tuple(_stat(part) for part in split_paths(path))
     except (OSError, ValueError) as error:
@@ -110,7 +118,9 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _all_bytes(parts: list[Path], total: int) -> Iterator[memoryview]:
-    """The bytes of all parts through one reused buffer (fresh memory costs more than hashing it)."""
+    """The bytes of all parts through one reused buffer (fresh memory costs more than hashing
+    it).
+    """
     buffer = memoryview(bytearray(READ_BYTES))
     done = reported = 0
     for part in parts:
@@ -124,7 +134,9 @@ def _all_bytes(parts: list[Path], total: int) -> Iterator[memoryview]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The size, then N_CHUNKS pieces: the first holds the header, the last ends the file, the others lie evenly between."""
+    """The size, then N_CHUNKS pieces: the first holds the header, the last ends the file, the
+    others lie evenly between.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         yield size.to_bytes(8, "little")

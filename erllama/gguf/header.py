@@ -1,16 +1,21 @@
-"""Read the header of a GGUF file: metadata and tensor descriptions, never the weights, believing nothing.
+"""Read the header of a GGUF file: metadata and tensor descriptions, never the weights, believing
+nothing.
 
-The layout, all integers little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3):
+The layout, all integers little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
+versions 2 and 3):
 
     magic "GGUF" | u32 version | u64 n_tensors | u64 n_kv
-    n_kv times       string key | u32 type | value           string: u64 length, bytes; array: u32 item type, u64 count, items
-    n_tensors times  string name | u32 n_dims | u64 dims[n_dims] | u32 ggml type | u64 offset into the data section
+    n_kv times       string key | u32 type | value           string: u64 length, bytes; array: u32
+                     item type, u64 count, items
+    n_tensors times  string name | u32 n_dims | u64 dims[n_dims] | u32 ggml type | u64 offset into
+                     the data section
     padding to `general.alignment` (32 by default), then the data section
 
-Every count and length is compared with the bytes that are left in the file before anything is allocated, so memory and time are
-linear in the size of the header whatever it claims. What is refused here is refused by llama.cpp's own `gguf.cpp` too, or aborts
-it; what the values mean is the business of `gguf_check`. The `gguf` package has a reader as well: it needs 7 s for a vocabulary
-of 152k (this one 0.3 s) and raises whatever numpy raises.
+Every count and length is compared with the bytes that are left in the file before anything is
+allocated, so memory and time are linear in the size of the header whatever it claims. What is
+refused here is refused by llama.cpp's own `gguf.cpp` too, or aborts it; what the values mean is the
+business of `gguf_check`. The `gguf` package has a reader as well: it needs 7 s for a vocabulary of
+152k (this one 0.3 s) and raises whatever numpy raises.
 """
 
 from __future__ import annotations
@@ -49,16 +54,21 @@ SCALAR_FORMATS = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
-# (name, elements per block, bytes per block). gguf 0.19 does not know Q2_0 yet (llama.cpp: block_q2_0 in ggml-common.h).
+# (name, elements per block, bytes per block). gguf 0.19 does not know Q2_0 yet (llama.cpp:
+# block_q2_0 in ggml-common.h).
 TENSOR_TYPES = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()} | {42: ("Q2_0", 64, 18)}
-_INTEGERS = frozenset(GGUFValueType[name] for name in ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64"))
+_INTEGERS = frozenset(
+    GGUFValueType[name] for name in ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64")
+)
 _MIN_KV_BYTES = 8 + 1 + 4 + 1  # length and one byte of key, type, the shortest value
 _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 
 
 @dataclass(frozen=True, slots=True)
 class GgufValue:
-    """One metadata value. `data` is a Python scalar, `bytes` for a string, a numpy array, or a list of `bytes` for strings."""
+    """One metadata value. `data` is a Python scalar, `bytes` for a string, a numpy array, or a list
+    of `bytes` for strings.
+    """
 
     type: GGUFValueType
     item_type: GGUFValueType | None
@@ -75,7 +85,9 @@ class GgufValue:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """`shape` in ggml's order, rows (the contiguous dimension) first. `offset` counts from the start of the data section."""
+    """`shape` in ggml's order, rows (the contiguous dimension) first. `offset` counts from the
+    start of the data section.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -96,7 +108,9 @@ class GgufHeader:
     size_bytes: int
 
     def get_string(self, key: str) -> str | None:
-        """The text of `key` up to a NUL, as llama.cpp sees it; None without it. A value of another type is an error, there and here."""
+        """The text of `key` up to a NUL, as llama.cpp sees it; None without it. A value of another
+        type is an error, there and here.
+        """
         value = self.metadata.get(key)
         if value is None:
             return None
@@ -122,7 +136,9 @@ def until_nul(text: bytes) -> bytes:
 
 
 def read_header(path: str | Path) -> GgufHeader:
-    """Parse the header of one file. Raises `ModelLoadError` that names the file, the place and the numbers; never anything else."""
+    """Parse the header of one file. Raises `ModelLoadError` that names the file, the place and the
+    numbers; never anything else.
+    """
     path = Path(path)
     try:
         with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
@@ -139,7 +155,9 @@ def read_header(path: str | Path) -> GgufHeader:
 
 
 class _Parser:
-    """One pass over one open file. `position` is kept here, because `tell()` per item would double the cost of a vocabulary."""
+    """One pass over one open file. `position` is kept here, because `tell()` per item would double
+    the cost of a vocabulary.
+    """
 
     def __init__(self, path: Path, file: BinaryIO, size_bytes: int) -> None:
         self.path = path
@@ -167,7 +185,9 @@ class _Parser:
             hint = "; the file seems to be big-endian" if version & 0xFFFF == 0 and version else ""
             raise self._error(f"has GGUF version {version}, supported are 2 and 3{hint}")
         n_tensors, n_kv = self._u64("the tensor count"), self._u64("the metadata count")
-        self._need(n_kv * _MIN_KV_BYTES + n_tensors * _MIN_TENSOR_BYTES, f"{n_kv} metadata pairs and {n_tensors} tensors")
+        self._need(
+            n_kv * _MIN_KV_BYTES + n_tensors * _MIN_TENSOR_BYTES, f"{n_kv} metadata pairs and {n_tensors} tensors"
+        )
         return version, n_tensors, n_kv
 
     def _metadata(self, n_kv: int) -> dict[str, GgufValue]:
@@ -212,7 +232,10 @@ class _Parser:
         for i in range(n_tensors):
             raw = self._string(f"the name of tensor {i}")
             if not 0 < len(raw) <= MAX_TENSOR_NAME or b"\0" in raw:
-                raise self._error(f"the name of tensor {i} has {len(raw)} bytes (1 to {MAX_TENSOR_NAME} are allowed) or a NUL among them")
+                raise self._error(
+                    f"the name of tensor {i} has {len(raw)} bytes (1 to {MAX_TENSOR_NAME} are allowed) or a "
+                    "NUL among them"
+                )
             name = raw.decode("utf-8", errors="backslashreplace")
             n_dims = self._u32(f"the rank of {name}")
             if not 0 < n_dims <= MAX_DIMS:
@@ -220,17 +243,23 @@ class _Parser:
             shape = struct.unpack(f"<{n_dims}Q", self._take(8 * n_dims, f"the shape of {name}"))
             kind = self._u32(f"the type of {name}")
             n_elements, n_bytes = self._tensor_size(name, shape, kind)
-            yield TensorInfo(name, shape, TENSOR_TYPES[kind][0], self._u64(f"the offset of {name}"), n_elements, n_bytes)
+            yield TensorInfo(
+                name, shape, TENSOR_TYPES[kind][0], self._u64(f"the offset of {name}"), n_elements, n_bytes
+            )
 
     def _tensor_size(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[int, int]:
-        """(elements, bytes). Python integers do not overflow; what does not fit into the file is refused with the placement."""
+        """(elements, bytes). Python integers do not overflow; what does not fit into the file is
+        refused with the placement.
+        """
         if min(shape) < 1:
             raise self._error(f"tensor {name} has the shape {shape}; a dimension must be at least 1")
         if kind not in TENSOR_TYPES:
             raise self._error(f"tensor {name} has the unknown ggml type {kind}")
         _, block, block_bytes = TENSOR_TYPES[kind]
         if shape[0] % block:
-            raise self._error(f"tensor {name} has rows of {shape[0]} elements, not a multiple of {block}, its type's block size")
+            raise self._error(
+                f"tensor {name} has rows of {shape[0]} elements, not a multiple of {block}, its type's block size"
+            )
         n_elements = math.prod(shape)
         return n_elements, n_elements // block * block_bytes
 
@@ -245,20 +274,28 @@ class _Parser:
         return alignment
 
     def _check_placement(self, tensors: dict[str, TensorInfo], alignment: int, data_offset: int) -> None:
-        """Tensors must lie one after another in the order of their descriptions, each padded: `gguf.cpp` refuses anything else."""
+        """Tensors must lie one after another in the order of their descriptions, each padded:
+        `gguf.cpp` refuses anything else.
+        """
         expected = 0
         for info in tensors.values():
             if info.offset != expected:
-                raise self._error(f"tensor {info.name} is at offset {info.offset} of the data section, expected {expected}")
+                raise self._error(
+                    f"tensor {info.name} is at offset {info.offset} of the data section, expected {expected}"
+                )
             end = data_offset + info.offset + info.n_bytes
             if end > self.size_bytes:
-                raise self._error(f"tensor {info.name} ends at byte {end}, but the file has {self.size_bytes}: truncated or malformed")
+                raise self._error(
+                    f"tensor {info.name} ends at byte {end}, but the file has {self.size_bytes}: truncated or malformed"
+                )
             expected += -(-info.n_bytes // alignment) * alignment
 
     def _need(self, n_bytes: int, what: str) -> None:
         left = self.size_bytes - self.position
         if n_bytes > left:
-            raise self._error(f"{what} need {n_bytes} bytes at byte {self.position}, but only {left} are left: truncated or malformed")
+            raise self._error(
+                f"{what} need {n_bytes} bytes at byte {self.position}, but only {left} are left: truncated or malformed"
+            )
 
     def _take(self, n_bytes: int, what: str) -> bytes:
         self._need(n_bytes, what)

@@ -1,4 +1,5 @@
-"""A small JSON file that remembers what was expensive to learn about files, by name. Losing or corrupting it costs learning it again.
+"""A small JSON file that remembers what was expensive to learn about files, by name. Losing or
+corrupting it costs learning it again.
 
 Any thread may use it; two processes that write at once may lose one entry, never the file.
 """
@@ -18,7 +19,9 @@ MAX_ENTRIES = 1024  # the oldest go first
 
 
 class JsonMemory:
-    """Entries (anything that JSON holds) by key. `path` None remembers nothing; `name` is what log lines call it."""
+    """Entries (anything that JSON holds) by key. `path` None remembers nothing; `name` is what log
+    lines call it.
+    """
 
     def __init__(self, path: Path | None, name: str) -> None:
         self._path = path
@@ -42,7 +45,9 @@ class JsonMemory:
         return entries
 
     def add(self, key: str, entry: Any) -> None:
-        """Add one entry to what the file holds now; a temporary file and a rename, so that a reader sees the old or the new one."""
+        """Add one entry to what the file holds now; a temporary file and a rename, so that a reader
+        sees the old or the new one.
+        """
         if self._path is None:
             return
         entries = {name: value for name, value in self.entries().items() if name != key}
@@ -51,7 +56,9 @@ class JsonMemory:
         temporary = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, prefix=self._path.name, delete=False, encoding="utf-8") as file:
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._path.parent, prefix=self._path.name, delete=False, encoding="utf-8"
+            ) as file:
                 temporary = Path(file.name)
                 json.dump({"version": VERSION, "entries": newest}, file)
             temporary.replace(self._path)

@@ -33,10 +33,12 @@ from erllama.gguf.json_memory import JsonMemory
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 120.0  # the header may have to come from a slow disk
-# By its path: `-m erllama.llama.probe` works, too, but imports the packages above it first, which takes longer than the probe.
+# By its path: `-m erllama.llama.probe` works, too, but imports the packages above it first, which
+# takes longer than the probe.
 CHILD = Path(__file__).parents[1] / "llama" / "probe.py"
 _LAST_LINES = 4
-_SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")  # where llama.cpp was built, before the source line of an assertion
+# where llama.cpp was built, before the source line of an assertion
+_SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")
 
 
 class ProbeKind(StrEnum):
@@ -46,7 +48,9 @@ class ProbeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What llama.cpp says of a file. `generates` is False for an encoder, and for what was tried as a vocabulary only."""
+    """What llama.cpp says of a file. `generates` is False for an encoder, and for what was tried as
+    a vocabulary only.
+    """
 
     generates: bool
 
@@ -59,9 +63,11 @@ def default_memory_path() -> Path:
 def probe_gguf(
     path: str | Path, kind: ProbeKind, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S
 ) -> ProbeResult:
-    """Try a file, or remember that it passed. `build` names llama.cpp's build; `memory_path` None remembers nothing.
+    """Try a file, or remember that it passed. `build` names llama.cpp's build; `memory_path` None
+    remembers nothing.
 
-    Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or does not come back. Any thread.
+    Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or
+    does not come back. Any thread.
     """
     memory = JsonMemory(memory_path, "probe memory")
     identity = list(file_identity(path))
@@ -81,7 +87,9 @@ def _key(path: str | Path, kind: ProbeKind) -> str:
     return f"{kind} {os.path.abspath(path)}"
 
 
-def _remembered(entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]) -> ProbeResult | None:
+def _remembered(
+    entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]
+) -> ProbeResult | None:
     """A file that passed as a model passed as a vocabulary."""
     for passed in (ProbeKind.MODEL, kind):
         entry = entries.get(_key(path, passed))
@@ -101,7 +109,9 @@ def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
         raise ModelLoadError(f"{path}: cannot be tried in a child process: {error}", param="path") from error
     last = _last_line(done.stdout)
     if done.returncode < 0:
-        raise _refusal(path, f"llama.cpp {last.get('step')} and dies of it ({_signal_name(-done.returncode)})", done.stderr)
+        raise _refusal(
+            path, f"llama.cpp {last.get('step')} and dies of it ({_signal_name(-done.returncode)})", done.stderr
+        )
     if done.returncode > 0 or "generates" not in last:
         raise _refusal(path, f"the child process that tries it failed with status {done.returncode}", done.stderr)
     if last.get("error") is not None:
@@ -128,6 +138,10 @@ def _signal_name(number: int) -> str:
 
 def _refusal(path: str | Path, what: str, log: bytes | None) -> ModelLoadError:
     """The reason and the last lines that llama.cpp logged as errors."""
-    lines = [_SOURCE_FOLDERS.sub("", line.strip()) for line in (log or b"").decode(errors="replace").splitlines() if line.strip()]
+    lines = [
+        _SOURCE_FOLDERS.sub("", line.strip())
+        for line in (log or b"").decode(errors="replace").splitlines()
+        if line.strip()
+    ]
     reason = "; ".join(lines[-_LAST_LINES:])
     return ModelLoadError(f"{path}: {what}: {reason}" if reason else f"{path}: {what}", param="path")

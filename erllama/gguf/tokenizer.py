@@ -1,7 +1,8 @@
-"""The rules for the tokenizer part of a GGUF that llama.cpp keeps to itself: it ignores what is wrong, or dies without a word of why.
+"""The rules for the tokenizer part of a GGUF that llama.cpp keeps to itself: it ignores what is
+wrong, or dies without a word of why.
 
-The rest is left to the probe (`erllama.gguf.probe`): which kinds of tokenizers there are, which tokens they need, and whether every byte
-can be tokenised.
+The rest is left to the probe (`erllama.gguf.probe`): which kinds of tokenizers there are, which
+tokens they need, and whether every byte can be tokenised.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ NO_TOKEN = 0xFFFFFFFF  # how a converter writes -1
 
 
 def check_tokenizer(header: GgufHeader) -> int:
-    """The number of tokens. Raises `ModelLoadError` when there are none, or their lists contradict each other."""
+    """The number of tokens. Raises `ModelLoadError` when there are none, or their lists contradict
+    each other.
+    """
     tokens = _strings(header, "tokenizer.ggml.tokens")
     if not tokens:
         raise header.error("has no tokens (tokenizer.ggml.tokens is missing or empty)")
@@ -25,7 +28,9 @@ def check_tokenizer(header: GgufHeader) -> int:
 
 
 def _strings(header: GgufHeader, key: str) -> list[bytes]:
-    """An array of strings, each cut at a NUL: two tokens that differ only behind one are the same token to llama.cpp."""
+    """An array of strings, each cut at a NUL: two tokens that differ only behind one are the same
+    token to llama.cpp.
+    """
     value = header.metadata.get(key)
     if value is None:
         return []

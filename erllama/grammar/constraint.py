@@ -1,4 +1,6 @@
-"""What a request wants its reply to follow: a value that is frozen, picklable and knows nothing of how it is enforced."""
+"""What a request wants its reply to follow: a value that is frozen, picklable and knows nothing of
+how it is enforced.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ _MAX_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """`text` in the language `kind`. `param` is the request's field that it came from: errors name it.
+    """`text` in the language `kind`. `param` is the request's field that it came from: errors name
+    it.
 
-    `parts` are constraints of other kinds that a Lark text refers to as rules, by name.
-    Raises `InvalidParameter` for a text that is empty, too long or not text; whether it can be followed tells `GrammarCompiler.check`.
+    `parts` are constraints of other kinds that a Lark text refers to as rules, by name. Raises
+    `InvalidParameter` for a text that is empty, too long or not text; whether it can be followed
+    tells `GrammarCompiler.check`.
     """
 
     kind: ConstraintKind
@@ -47,8 +51,12 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if self.kind not in _MAX_BYTES:
-            raise InvalidParameter(f"the kind of a constraint is one of {', '.join(_MAX_BYTES)}, got {self.kind!r:.40}", param=self.param)
-        if self.parts and (self.kind != ConstraintKind.LARK or any(part.kind == ConstraintKind.LARK for _, part in self.parts)):
+            raise InvalidParameter(
+                f"the kind of a constraint is one of {', '.join(_MAX_BYTES)}, got {self.kind!r:.40}", param=self.param
+            )
+        if self.parts and (
+            self.kind != ConstraintKind.LARK or any(part.kind == ConstraintKind.LARK for _, part in self.parts)
+        ):
             raise self.refusal("only Lark has parts, and they are of other kinds")
         if not isinstance(self.text, str):
             raise self.refusal(f"it must be a string, got {type(self.text).__name__}")
@@ -65,7 +73,9 @@ class Constraint:
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any], param: str) -> Self:
-        """The JSON texts that fit `schema`; the order of its properties is their order in the reply."""
+        """The JSON texts that fit `schema`; the order of its properties is their order in the
+        reply.
+        """
         try:
             return cls(ConstraintKind.JSON_SCHEMA, json.dumps(dict(schema), allow_nan=False), param)
         except RecursionError:

@@ -1,6 +1,7 @@
 """GBNF, the grammar language of llama.cpp, as rules of literals, classes, tokens and references.
 
-Escapes, repetitions and white space follow `llama_grammar_parser` of llama.cpp. Pure; errors are `MalformedGrammar`.
+Escapes, repetitions and white space follow `llama_grammar_parser` of llama.cpp. Pure; errors are
+`MalformedGrammar`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _PLAIN_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
 TokenId = Callable[[str], int]
-"""The id of a token reference, `<[id]>` or `<text>` with its brackets. Raises `MalformedGrammar` for none of the vocabulary."""
+"""The id of a token reference, `<[id]>` or `<text>` with its brackets. Raises `MalformedGrammar` for
+one that the vocabulary lacks.
+"""
 
 
 class MalformedGrammar(Exception):

@@ -1,13 +1,16 @@
 """GBNF as Lark for llguidance.
 
-A rule that is regular (it refers to no recursive rule and to no token) becomes a Lark terminal, so that it is matched as one regular
-expression, as precisely as llama.cpp matches it character by character. The other rules stay rules; the regular parts between their
-references become terminals. A terminal inside a recursive rule takes the longest text that it matches.
+A rule that is regular (it refers to no recursive rule and to no token) becomes a Lark terminal, so
+that it is matched as one regular expression, as precisely as llama.cpp matches it character by
+character. The other rules stay rules; the regular parts between their references become terminals.
+A terminal inside a recursive rule takes the longest text that it matches.
 
-llguidance ships a converter of its own; it renames rules so that they may collide, knows neither token references nor `\\U` escapes, and
-leaves regular rules apart, whose longest matches then exclude sentences of the grammar.
+llguidance ships a converter of its own; it renames rules so that they may collide, knows neither
+token references nor `\\U` escapes, and leaves regular rules apart, whose longest matches then
+exclude sentences of the grammar.
 
-Refused is what is so large or so deep that llguidance's recursive passes could run out of stack. Pure; errors are `MalformedGrammar`.
+Refused is what is so large or so deep that llguidance's recursive passes could run out of stack.
+Pure; errors are `MalformedGrammar`.
 """
 
 from __future__ import annotations
@@ -16,14 +19,29 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import groupby
 
-from erllama.grammar.gbnf import GbnfParser, Group, Item, MalformedGrammar, Ref, Repeat, Rule, Symbols, Text, Token, TokenId
+from erllama.grammar.gbnf import (
+    GbnfParser,
+    Group,
+    Item,
+    MalformedGrammar,
+    Ref,
+    Repeat,
+    Rule,
+    Symbols,
+    Text,
+    Token,
+    TokenId,
+)
 
 MAX_DEPTH = 800  # rules, and the parentheses in each: 8 MB of stack hold twice as many
-_MAX_EXPRESSION = 4000  # terminals in one regular expression, unless the whole text has more: compiling takes time quadratic in them
+# terminals in one regular expression, unless the whole text has more: compiling takes time
+# quadratic in them
+_MAX_EXPRESSION = 4000
 
 
 def gbnf_to_lark(text: str, token_id: TokenId, start: str = "start") -> str:
-    """Lark rules of which `start` derives what the rule `root` of `text` derives. All other names begin with `start`, too.
+    """Lark rules of which `start` derives what the rule `root` of `text` derives. All other names
+    begin with `start`, too.
 
     Raises `MalformedGrammar`, with a line number where there is one.
     """
@@ -34,9 +52,11 @@ def gbnf_to_lark(text: str, token_id: TokenId, start: str = "start") -> str:
 
 
 class _Writer:
-    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a terminal.
+    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a
+    terminal.
 
-    Groups get names, too: llguidance's parser takes some thirty nested parentheses, people's grammars may have more.
+    Groups get names, too: llguidance's parser takes some thirty nested parentheses, people's
+    grammars may have more.
     """
 
     def __init__(self, rules: dict[str, Rule], start: str) -> None:
@@ -100,9 +120,11 @@ class _Writer:
 
 
 def _regular_rules(rules: dict[str, Rule]) -> set[str]:
-    """The rules that a finite automaton can match, a rule that only ends with itself (`ws ::= ([ \\t] ws)?`) among them.
+    """The rules that a finite automaton can match, a rule that only ends with itself (`ws ::= ([
+    \\t] ws)?`) among them.
 
-    One whose expression would be huge (30 rules that each double the next) stays a rule: rules share what terminals repeat.
+    One whose expression would be huge (30 rules that each double the next) stays a rule: rules
+    share what terminals repeat.
     """
     sizes: dict[str, int] = {}
     rest = {name: _items_but_tail(name, rule) for name, rule in rules.items()}
@@ -115,7 +137,12 @@ def _regular_rules(rules: dict[str, Rule]) -> set[str]:
 
 
 def _items_but_tail(name: str, rule: Rule) -> Symbols:
-    return [item for sequences in _split_tail_recursion(name, rule.alternates) for sequence in sequences for item in sequence]
+    return [
+        item
+        for sequences in _split_tail_recursion(name, rule.alternates)
+        for sequence in sequences
+        for item in sequence
+    ]
 
 
 def _is_regular(items: Iterable[Item], regular: Container[str]) -> bool:
@@ -131,7 +158,9 @@ def _is_regular(items: Iterable[Item], regular: Container[str]) -> bool:
 
 
 def _size(items: Iterable[Item], sizes: Mapping[str, int]) -> int:
-    """How many terminals an expression of regular items has, those of rules counted at each mention."""
+    """How many terminals an expression of regular items has, those of rules counted at each
+    mention.
+    """
     return sum(sizes[item.name] if isinstance(item, Ref) else 1 + _size(_inner(item), sizes) for item in items)
 
 
@@ -158,7 +187,9 @@ def _split_tail_recursion(name: str, alternates: list[Symbols]) -> tuple[list[Sy
 
 
 def _unwrapped(alternates: list[Symbols]) -> Iterator[Symbols]:
-    """The alternates, with those of a group (perhaps an optional one) that is all there is of one."""
+    """The alternates, with those of a group (perhaps an optional one) that is all there is of
+    one.
+    """
     for sequence in alternates:
         match sequence:
             case [Group(inner)]:

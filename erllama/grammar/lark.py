@@ -11,13 +11,16 @@ from erllama.grammar.gbnf import MalformedGrammar, TokenId
 from erllama.grammar.gbnf_lark import MAX_DEPTH, gbnf_to_lark
 from erllama.grammar.schema import RefusedSchema, prepared_schema
 
-# Without forcing, every spelling of a text in tokens is allowed, as the model likes; with it, llguidance would ask for a tokenizer.
+# Without forcing, every spelling of a text in tokens is allowed, as the model likes; with it,
+# llguidance would ask for a tokenizer.
 _HEAD = '%llguidance {"no_forcing": true}\n'
 _RULE = re.compile(r"^[ \t]*[!?]?[A-Za-z_][\w-]*[^:\n]*:", re.MULTILINE)
 
 
 def complete_lark(constraint: Constraint, token_id: TokenId) -> str:
-    """The grammar of `constraint` with its options, whose rule `start` derives the whole reply. Raises `InvalidParameter`."""
+    """The grammar of `constraint` with its options, whose rule `start` derives the whole reply.
+    Raises `InvalidParameter`.
+    """
     if constraint.kind != ConstraintKind.LARK:
         return _HEAD + _rules(constraint, token_id, "start")
     if "%" in constraint.text or len(_RULE.findall(constraint.text)) > MAX_DEPTH // 2:
@@ -26,7 +29,9 @@ def complete_lark(constraint: Constraint, token_id: TokenId) -> str:
 
 
 def _rules(constraint: Constraint, token_id: TokenId, start: str) -> str:
-    """Rules of which `start` derives what `constraint` allows; the names of all others begin with it. Raises `InvalidParameter`."""
+    """Rules of which `start` derives what `constraint` allows; the names of all others begin with
+    it. Raises `InvalidParameter`.
+    """
     try:
         match constraint.kind:
             case ConstraintKind.GBNF:

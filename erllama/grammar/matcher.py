@@ -1,8 +1,9 @@
 """Holds a sequence to a constraint: asks about one token, masks a vocabulary, advances.
 
-A `GrammarCompiler` belongs to a vocabulary. `check` compiles a constraint, from any thread, before the request is queued; `matcher` then
-gives a sequence its own copy in microseconds on the engine thread. llguidance's limits bound what a compilation and a step may cost; a step
-that would exceed them ends its sequence.
+A `GrammarCompiler` belongs to a vocabulary. `check` compiles a constraint, from any thread, before
+the request is queued; `matcher` then gives a sequence its own copy in microseconds on the engine
+thread. llguidance's limits bound what a compilation and a step may cost; a step that would exceed
+them ends its sequence.
 """
 
 from __future__ import annotations
@@ -22,27 +23,35 @@ from erllama.grammar.tokenizer import TokenTable, build_tokenizer
 
 _MAX_COMPILED = 64  # agents send the same schemas with every turn
 _MAX_REASON_CHARS = 300
-_PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?|^error: ")  # of the Lark text, which is ours
-# A step costs some 20k items or 14k units of fuel per millisecond, so that none holds the engine for more than 15 ms.
+# of the Lark text, which is ours
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?|^error: ")
+# A step costs some 20k items or 14k units of fuel per millisecond, so that none holds the engine
+# for more than 15 ms.
 _LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, step_max_items=300_000, max_items_in_row=2000, max_lexer_states=50_000,
+    initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, step_max_items=300_000, max_items_in_row=2000,
+    max_lexer_states=50_000,
     max_grammar_size=200_000, verbose_errors=False,
 )  # fmt: skip
 
 
-# What each byte of a mask means for its eight tokens: inf where one is allowed, -inf where not. Shape (256, 8).
-_LIMITS_OF_BYTE = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") > 0, np.inf, -np.inf).astype(
-    np.float32
-)
+# What each byte of a mask means for its eight tokens: inf where one is allowed, -inf where not.
+# Shape (256, 8).
+_LIMITS_OF_BYTE = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") > 0, np.inf, -np.inf
+).astype(np.float32)
 
 
 class ConstraintMatcher:
-    """The state of one reply under a constraint: a `GrammarMatcher`. Raises `InvalidParameter` where llguidance meets a limit.
+    """The state of one reply under a constraint: a `GrammarMatcher`. Raises `InvalidParameter`
+    where llguidance meets a limit.
 
-    `limits`, shape (at least n_vocab / 8, 8), is room for `mask`; matchers of one thread may share it.
+    `limits`, shape (at least n_vocab / 8, 8), is room for `mask`; matchers of one thread may share
+    it.
     """
 
-    def __init__(self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], limits: NDArray[np.float32]) -> None:
+    def __init__(
+        self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], limits: NDArray[np.float32]
+    ) -> None:
         self._state = state
         self._constraint = constraint
         self._eog = eog
@@ -56,7 +65,9 @@ class ConstraintMatcher:
         return self._state.validate_tokens([token]) == 1 or self._failed()
 
     def mask(self, logits: NDArray[np.float32]) -> None:
-        """No branch depends on a token: half of a vocabulary allowed costs as little as one token or all."""
+        """No branch depends on a token: half of a vocabulary allowed costs as little as one token
+        or all.
+        """
         self._compute()
         np.take(_LIMITS_OF_BYTE, self._bits, axis=0, out=self._limits, mode="clip")
         limits = self._limits.reshape(-1)[: logits.shape[0]]
@@ -92,7 +103,9 @@ class ConstraintMatcher:
 
 
 class GrammarCompiler:
-    """Compiles constraints for one vocabulary. Thread-safe; the table is read on first use. One thread uses all of its matchers."""
+    """Compiles constraints for one vocabulary. Thread-safe; the table is read on first use. One
+    thread uses all of its matchers.
+    """
 
     def __init__(self, read_table: Callable[[], TokenTable]) -> None:
         self._read_table = read_table
@@ -108,11 +121,15 @@ class GrammarCompiler:
         self._built()
 
     def check(self, constraint: Constraint) -> None:
-        """Raise `InvalidParameter`, which names the constraint's field, unless it can be followed. Milliseconds after `prepare`."""
+        """Raise `InvalidParameter`, which names the constraint's field, unless it can be followed.
+        Milliseconds after `prepare`.
+        """
         self._get(constraint)
 
     def matcher(self, constraint: Constraint) -> ConstraintMatcher:
-        """A matcher at the start of a reply. Microseconds after `check`; raises what that raises."""
+        """A matcher at the start of a reply. Microseconds after `check`; raises what that
+        raises.
+        """
         return self._get(constraint).copy()
 
     def _get(self, constraint: Constraint) -> ConstraintMatcher:
@@ -149,10 +166,15 @@ class GrammarCompiler:
 
 
 def _reason(error: str) -> str:
-    """What llguidance says, in one line, without its quotes of a grammar that the caller has never seen."""
+    """What llguidance says, in one line, without its quotes of a grammar that the caller has never
+    seen.
+    """
     if error.startswith("NoExtension"):
         return "no text fits it"
     lines = error.strip().splitlines()
-    says = next((line.strip() for line in lines if line.strip().startswith("error: ")), lines[0] if lines else "llguidance gives no reason")
+    says = next(
+        (line.strip() for line in lines if line.strip().startswith("error: ")),
+        lines[0] if lines else "llguidance gives no reason",
+    )
     says = _PLACE.sub("", says)
     return says if len(says) <= _MAX_REASON_CHARS else says[:_MAX_REASON_CHARS] + "..."

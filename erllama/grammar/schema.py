@@ -1,15 +1,18 @@
 """JSON Schema as we mean it, in the terms of llguidance, which then compiles it.
 
 Different from what the standard says, since a model that may add things will:
-- an object that names properties takes no others unless `additionalProperties` says so (as in OpenAI's strict mode);
+- an object that names properties takes no others unless `additionalProperties` says so (as in
+  OpenAI's strict mode);
 - `prefixItems` must all be there, and nothing follows them without `items`;
 - keywords of one type imply that type; `oneOf` is `anyOf`.
 
-Not enforced, and ignored: multipleOf (its expression grows with the number), uniqueItems, contains, dependentRequired, formats that
-llguidance does not know, annotations. Refused, because ignoring them would change what the schema is about: `REFUSED`. Remote references
-are refused and never fetched. White space is bounded.
+Not enforced, and ignored: multipleOf (its expression grows with the number), uniqueItems, contains,
+dependentRequired, formats that llguidance does not know, annotations. Refused, because ignoring
+them would change what the schema is about: `REFUSED`. Remote references are refused and never
+fetched. White space is bounded.
 
-llguidance follows references by recursion and would run out of stack, which ends the process; `MAX_DEPTH` bounds what it can meet.
+llguidance follows references by recursion and would run out of stack, which ends the process;
+`MAX_DEPTH` bounds what it can meet.
 
 Pure; every failure is `RefusedSchema`, whose message names the place as a JSON pointer.
 """
@@ -26,8 +29,8 @@ MAX_DEPTH = 800  # nesting of JSON along any chain of references: 8 MB of stack 
 MAX_OPTIONAL = 450  # properties of one object; a position has four items of the parser for each, of 2000
 MAX_VISITS = 20_000  # subschemas looked at, those of unions and merges counted as often as they are copied
 REFUSED = frozenset(
-    {"not", "if", "then", "else", "propertyNames", "unevaluatedProperties", "unevaluatedItems", "dependentSchemas", "$dynamicRef",
-     "$recursiveRef"}
+    {"not", "if", "then", "else", "propertyNames", "unevaluatedProperties", "unevaluatedItems",
+     "dependentSchemas", "$dynamicRef", "$recursiveRef"}
 )  # fmt: skip
 OPTIONS = {
     "whitespace_pattern": r" |\n[ \t]{0,20}",
@@ -45,10 +48,12 @@ _IMPLIED_TYPES = (
     ("number", ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
 )
 _COMBINATIONS = ("$ref", "allOf", "anyOf", "oneOf")
-_CONSTRAINTS = frozenset({"type", "enum", "const", *_COMBINATIONS, *(name for _, names in _IMPLIED_TYPES for name in names)})
+_CONSTRAINTS = frozenset(
+    {"type", "enum", "const", *_COMBINATIONS, *(name for _, names in _IMPLIED_TYPES for name in names)}
+)
 _DROPPED = frozenset(
-    {"additionalProperties", "multipleOf", "$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "x-guidance", "default",
-     "examples", "title", "description", "$comment"}
+    {"additionalProperties", "multipleOf", "$schema", "$id", "id", "$anchor", "$dynamicAnchor",
+     "$recursiveAnchor", "x-guidance", "default", "examples", "title", "description", "$comment"}
 )  # fmt: skip
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # keywords that hold schemas by name
 _LISTED = ("prefixItems",)
@@ -62,7 +67,9 @@ class RefusedSchema(Exception):
 
 
 def prepared_schema(schema: Any) -> dict[str, Any]:
-    """The schema for llguidance, with `OPTIONS` inside. `schema` is what `json.loads` made. Raises `RefusedSchema`."""
+    """The schema for llguidance, with `OPTIONS` inside. `schema` is what `json.loads` made. Raises
+    `RefusedSchema`.
+    """
     if not isinstance(schema, dict):
         _refuse(f"it must be an object, got {type(schema).__name__}")
     try:
@@ -72,7 +79,10 @@ def prepared_schema(schema: Any) -> dict[str, Any]:
         _refuse("it is nested too deeply")
     if _depth(prepared) > MAX_DEPTH:
         _refuse("its references make too long a chain")
-    return {"x-guidance": OPTIONS | ({"json_allowed_escapes": 'nrbtf\\"'} if preparation.mixes else _ANY_ESCAPE), **prepared}
+    return {
+        "x-guidance": OPTIONS | ({"json_allowed_escapes": 'nrbtf\\"'} if preparation.mixes else _ANY_ESCAPE),
+        **prepared,
+    }
 
 
 def _refuse(reason: str, where: str = "") -> NoReturn:
@@ -80,7 +90,9 @@ def _refuse(reason: str, where: str = "") -> NoReturn:
 
 
 class _Declared:
-    """What a schema and all that it combines say: its keywords, the properties that an object may have, and what others must fit."""
+    """What a schema and all that it combines say: its keywords, the properties that an object may
+    have, and what others must fit.
+    """
 
     def __init__(self) -> None:
         self.keywords: set[str] = set()
@@ -99,7 +111,9 @@ class _Declared:
 
     @property
     def additional(self) -> Any:
-        """What properties beside `names` must fit, False for none. An object that names none takes any."""
+        """What properties beside `names` must fit, False for none. An object that names none takes
+        any.
+        """
         if not self.others:
             return not (self.names or "patternProperties" in self.keywords)
         if any(other is False for other in self.others):
@@ -115,7 +129,9 @@ class _Declared:
 
 
 class _Preparation:
-    """One schema on its way. `alone` makes a schema that stands for itself, `_part` one that another adds to: only the first is closed."""
+    """One schema on its way. `alone` makes a schema that stands for itself, `_part` one that
+    another adds to: only the first is closed.
+    """
 
     def __init__(self, root: _Object) -> None:
         self._root = root
@@ -161,7 +177,9 @@ class _Preparation:
         made["additionalProperties"] = self.alone(additional, f"{where}/additionalProperties", depth + 1)
 
     def _open(self, schema: _Object, where: str, depth: int, union: str | None = None) -> dict[str, Any]:
-        """All but `union`, with what it is combined with copied into it: a definition that stands for itself elsewhere is closed there."""
+        """All but `union`, with what it is combined with copied into it: a definition that stands
+        for itself elsewhere is closed there.
+        """
         self._visit(schema, where, depth)
         made = self._children(schema, where, depth)
         parts = [self._part(part, where, depth + 1) for part in self._parts_of(schema, where)]
@@ -171,14 +189,18 @@ class _Preparation:
             made["allOf"] = parts
         for name in ("anyOf", "oneOf"):
             if name in schema and name != union:
-                made[name] = [self._part(branch, f"{where}/{name}", depth + 1) for branch in _options(schema, name, where)]
+                made[name] = [
+                    self._part(branch, f"{where}/{name}", depth + 1) for branch in _options(schema, name, where)
+                ]
         return made
 
     def _part(self, schema: Any, where: str, depth: int) -> Any:
         return self._open(schema, where, depth) if isinstance(schema, dict) else self._boolean(schema, where)
 
     def _parts_of(self, schema: _Object, where: str) -> list[Any]:
-        """What `schema` must fit beside its own keywords. The target of its reference comes last: pointers into `allOf` stay right."""
+        """What `schema` must fit beside its own keywords. The target of its reference comes last:
+        pointers into `allOf` stay right.
+        """
         parts = list(_list(schema, "allOf", where)) if "allOf" in schema else []
         return [*parts, self._resolve(schema["$ref"], where)] if "$ref" in schema else parts
 
@@ -193,17 +215,23 @@ class _Preparation:
             self._declare(part, declared, where, depth + 1)
 
     def _children(self, schema: _Object, where: str, depth: int) -> dict[str, Any]:
-        """The keywords of one schema, those that are schemas prepared; combinations are left to the caller."""
+        """The keywords of one schema, those that are schemas prepared; combinations are left to the
+        caller.
+        """
         made: dict[str, Any] = {}
         for name, value in schema.items():
             if name in _DROPPED:
                 continue
             if name in _NAMED:
                 made[name] = {
-                    key: self.alone(one, f"{where}/{name}/{key}", depth + 1) for key, one in _mapping(schema, name, where).items()
+                    key: self.alone(one, f"{where}/{name}/{key}", depth + 1)
+                    for key, one in _mapping(schema, name, where).items()
                 }
             elif name in _LISTED or (name == "items" and isinstance(value, list)):
-                made[name] = [self.alone(one, f"{where}/{name}/{n}", depth + 1) for n, one in enumerate(_list(schema, name, where))]
+                made[name] = [
+                    self.alone(one, f"{where}/{name}/{n}", depth + 1)
+                    for n, one in enumerate(_list(schema, name, where))
+                ]
             elif name in _SINGLE:
                 made[name] = self.alone(value, f"{where}/{name}", depth + 1)
             else:
@@ -248,13 +276,17 @@ def _complete_tuple(made: dict[str, Any]) -> None:
 
 
 def _check_pattern(pattern: Any, where: str) -> None:
-    """llguidance puts a pattern between others, so that it would take a lone backslash at the end for an escape."""
+    """llguidance puts a pattern between others, so that it would take a lone backslash at the end
+    for an escape.
+    """
     if isinstance(pattern, str) and (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         _refuse("the pattern ends within an escape", where)
 
 
 def _in_order(made: dict[str, Any]) -> dict[str, Any]:
-    """A schema's own properties come first in the reply, then those of what it is combined with: llguidance goes by the keywords' order."""
+    """A schema's own properties come first in the reply, then those of what it is combined with:
+    llguidance goes by the keywords' order.
+    """
     return {name: value for name, value in made.items() if name not in _COMBINATIONS} | {
         name: made[name] for name in _COMBINATIONS if name in made
     }
@@ -275,8 +307,9 @@ def _target(root: Any, ref: str) -> Any:
 
 
 def _depth(prepared: _Object) -> int:
-    """A bound of how deep llguidance recurses, which follows every reference once: the longest chain of targets; those in cycles, or
-    on the way to one, all count."""
+    """A bound of how deep llguidance recurses, which follows every reference once: the longest
+    chain of targets; those in cycles, or on the way to one, all count.
+    """
     depths: dict[int, int] = {}  # by identity of a part of `prepared`
     _measure(prepared, depths)
     targets = _targets(prepared, prepared)
@@ -286,7 +319,11 @@ def _depth(prepared: _Object) -> int:
         longest |= {key: depths[key] + max((longest[called] for called in calls[key]), default=0) for key in ready}
         if max(longest.values()) > MAX_DEPTH:
             break
-    return depths[id(prepared)] + max(longest.values(), default=0) + sum(depths[key] for key in calls if key not in longest)
+    return (
+        depths[id(prepared)]
+        + max(longest.values(), default=0)
+        + sum(depths[key] for key in calls if key not in longest)
+    )
 
 
 def _targets(root: _Object, part: Any) -> dict[int, Any]:

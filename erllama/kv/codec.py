@@ -1,12 +1,14 @@
-"""One model's sequence state taken apart into rows and a checkpoint, and put together again. The bytes themselves are in `kv_blob`.
+"""One model's sequence state taken apart into rows and a checkpoint, and put together again. The
+bytes themselves are in `kv_blob`.
 
-`KvCodec.learn` takes the shapes from a state of a few tokens; everything later must match them to the byte. That is the second line of
-defence behind digest and namespace of a file. llama.cpp refuses much by itself, but a recurrent state of two cells ends the process, one at
-a negative position stays in the context for ever (no removal reaches it), and a cache with positions missing is taken without a word. Rows
-cannot do harm, because all numbers around them are written here.
+`KvCodec.learn` takes the shapes from a state of a few tokens; everything later must match them to
+the byte. That is the second line of defence behind digest and namespace of a file. llama.cpp
+refuses much by itself, but a recurrent state of two cells ends the process, one at a negative
+position stays in the context for ever (no removal reaches it), and a cache with positions missing
+is taken without a word. Rows cannot do harm, because all numbers around them are written here.
 
-A checkpoint is the part that LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gives, without head, stream count, empty streams and sequence id: it does
-not depend on how many sequences the context has.
+A checkpoint is the part that LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY gives, without head, stream count,
+empty streams and sequence id: it does not depend on how many sequences the context has.
 
 Pure: no llama.cpp here. A `KvCodec` is immutable and safe from any thread.
 """
@@ -44,7 +46,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """What llama.cpp's API tells of a model and its context. `window`: tokens of the sliding window, 0 without one."""
+    """What llama.cpp's API tells of a model and its context. `window`: tokens of the sliding
+    window, 0 without one.
+    """
 
     n_stream: int
     recurrent: bool = False
@@ -62,9 +66,13 @@ class ModelTraits:
 
 
 class StateReading:
-    """A `KvReading` over the bytes of a state. `order`: the cell of each position, None where that is the position itself."""
+    """A `KvReading` over the bytes of a state. `order`: the cell of each position, None where that
+    is the position itself.
+    """
 
-    def __init__(self, n_tokens: int, columns: tuple[Rows, ...], order: NDArray[np.intp] | None, checkpoint: Rows | None) -> None:
+    def __init__(
+        self, n_tokens: int, columns: tuple[Rows, ...], order: NDArray[np.intp] | None, checkpoint: Rows | None
+    ) -> None:
         self.n_tokens = n_tokens
         self.checkpoint = checkpoint
         self._columns = columns
@@ -78,7 +86,9 @@ class StateReading:
 
 @dataclass(frozen=True, slots=True)
 class KvCodec:
-    """The layout of one model in one context. `cache` holds the rows, `tail` is what a checkpoint is made of."""
+    """The layout of one model in one context. `cache` holds the rows, `tail` is what a checkpoint
+    is made of.
+    """
 
     layout: KvLayout
     traits: ModelTraits
@@ -91,9 +101,12 @@ class KvCodec:
 
     @classmethod
     def learn(cls, whole: Rows, partial: Rows, traits: ModelTraits, n_tokens: int) -> KvCodec:
-        """From the state of sequence 0 after `n_tokens`, whole and PARTIAL_ONLY. What is not understood gives an opaque codec."""
+        """From the state of sequence 0 after `n_tokens`, whole and PARTIAL_ONLY. What is not
+        understood gives an opaque codec.
+        """
         if traits.kind is KvKind.WINDOW and len(partial) == len(whole):
-            traits = replace(traits, window=0)  # a window that llama.cpp does not apply: all layers are in one plain cache
+            # a window that llama.cpp does not apply: all layers are in one plain cache
+            traits = replace(traits, window=0)
         try:
             codec = cls._learn(whole, partial, traits)
             codec.parse(whole, 0, n_tokens)
@@ -111,7 +124,11 @@ class KvCodec:
         tail: CacheShape | StateShape | None = None
         n_tail = len(partial) - HEAD.size if traits.kind.has_checkpoint else 0
         split = len(whole) - n_tail
-        if n_tail < 0 or split < HEAD.size or not np.array_equal(whole[split:], partial[HEAD.size : HEAD.size + n_tail]):
+        if (
+            n_tail < 0
+            or split < HEAD.size
+            or not np.array_equal(whole[split:], partial[HEAD.size : HEAD.size + n_tail])
+        ):
             raise UnknownLayout("parts: the partial state is not the end of the whole one")
         if traits.kind is not KvKind.RECURRENT:
             cache = _learn_cache(whole[:split], traits.n_stream)
@@ -122,10 +139,12 @@ class KvCodec:
             tail = read_cell(cursor)[1]
         return cls(_layout(traits.kind, cache), traits, cache, tail)
 
-    # --- reading -----------------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def parse(self, state: Rows, seq_id: int, n_tokens: int) -> StateReading:
-        """Raises `KvUnreadable` unless this is the whole state of the sequence at exactly this length."""
+        """Raises `KvUnreadable` unless this is the whole state of the sequence at exactly this
+        length.
+        """
         self.check_readable()
         cursor = Cursor(state)
         read_head(cursor, seq_id)
@@ -140,7 +159,9 @@ class KvCodec:
         return StateReading(n_tokens, columns, order, checkpoint)
 
     def parse_checkpoint(self, state: Rows, seq_id: int, n_tokens: int) -> Rows:
-        """The checkpoint in a PARTIAL_ONLY state. Like `parse` it writes 0 over the sequence ids in there."""
+        """The checkpoint in a PARTIAL_ONLY state. Like `parse` it writes 0 over the sequence ids in
+        there.
+        """
         self.check_readable()
         cursor = Cursor(state)
         read_head(cursor, seq_id)
@@ -168,16 +189,27 @@ class KvCodec:
         return checkpoint
 
     def _window_tokens(self, stream: Stream) -> int:
-        """Tokens of the sequence when this window was taken; its positions must be the last ones, without a gap."""
+        """Tokens of the sequence when this window was taken; its positions must be the last ones,
+        without a gap.
+        """
         positions = np.sort(stream.positions)
         n_cells, n_tokens = len(positions), int(positions[-1]) + 1
-        in_full = min(n_tokens, self.traits.window), (n_tokens - 1) % self.traits.window + 1  # a sliding window, a chunk (llama4)
-        if n_tokens < 1 or n_cells not in in_full or not np.array_equal(positions, np.arange(n_tokens - n_cells, n_tokens)):
-            raise UnknownLayout(f"positions: a window of {n_cells} cells that are not the last positions up to {n_tokens - 1}")
+        # a sliding window, a chunk (llama4)
+        in_full = min(n_tokens, self.traits.window), (n_tokens - 1) % self.traits.window + 1
+        if (
+            n_tokens < 1
+            or n_cells not in in_full
+            or not np.array_equal(positions, np.arange(n_tokens - n_cells, n_tokens))
+        ):
+            raise UnknownLayout(
+                f"positions: a window of {n_cells} cells that are not the last positions up to {n_tokens - 1}"
+            )
         return n_tokens
 
     def checkpoint_tokens(self, data: Rows) -> int:
-        """After how many tokens a checkpoint was taken. Raises `UnknownLayout` unless llama.cpp would take it."""
+        """After how many tokens a checkpoint was taken. Raises `UnknownLayout` unless llama.cpp
+        would take it.
+        """
         cursor = Cursor(data)
         if isinstance(self.tail, CacheShape):
             n_tokens = self._window_tokens(read_stream(cursor, 0, self.tail))
@@ -188,14 +220,16 @@ class KvCodec:
         cursor.check_end()
         return n_tokens
 
-    # --- places in a state of n cells --------------------------------------------------------------------------------------------
+    # --- places in a state of n cells -------------------------------------------------------------
 
     def columns(self, stream: Rows, n_cells: int) -> tuple[Rows, ...]:
         """Per column a view of its rows within a stream of the cache, in the order of the cells."""
         if self.cache is None:
             return ()
         places = zip(self.cache.fields, self.cache.offsets(n_cells), strict=True)
-        return _by_layer([stream[at : at + n_cells * f.row_bytes].reshape(n_cells, f.row_bytes) for f, at in places], self.cache)
+        return _by_layer(
+            [stream[at : at + n_cells * f.row_bytes].reshape(n_cells, f.row_bytes) for f, at in places], self.cache
+        )
 
     @property
     def empty_streams_bytes(self) -> int:

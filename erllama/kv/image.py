@@ -1,6 +1,8 @@
-"""A sequence state under assembly: rows go straight to where llama.cpp will read them, so a column of a block costs one copy.
+"""A sequence state under assembly: rows go straight to where llama.cpp will read them, so a column
+of a block costs one copy.
 
-An image has one owner at a time. The pool may be used by any thread. Lengths are in tokens unless they say bytes.
+An image has one owner at a time. The pool may be used by any thread. Lengths are in tokens unless
+they say bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from erllama.kv.state_bytes import HEAD, MAGIC, U32, CacheShape, UnknownLayout
 
 
 class BufferPool:
-    """Buffers for whole states. Fresh memory costs 2 ms per MB at its first touch, more than the copies into it: one is kept."""
+    """Buffers for whole states. Fresh memory costs 2 ms per MB at its first touch, more than the
+    copies into it: one is kept.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,10 +42,14 @@ class BufferPool:
 
 
 class StateImage:
-    """A `KvImage`: a buffer laid out as llama.cpp's own state, so that a column of rows is put in place with one copy."""
+    """A `KvImage`: a buffer laid out as llama.cpp's own state, so that a column of rows is put in
+    place with one copy.
+    """
 
     def __init__(self, codec: KvCodec, n_tokens: int, pool: BufferPool, reserve: int = 0) -> None:
-        """Room for `n_tokens`. A new buffer is made large enough for `reserve` tokens, to be of use again: untouched memory is free."""
+        """Room for `n_tokens`. A new buffer is made large enough for `reserve` tokens, to be of use
+        again: untouched memory is free.
+        """
         codec.check_readable()
         assert n_tokens > 0
         self.codec = codec
@@ -61,7 +69,10 @@ class StateImage:
             raise ValueError(f"{n_rows} rows from position {start} do not fit into {self._n_tokens} tokens")
         for name, row_bytes, source in zip(columns, layout.row_bytes, rows, strict=True):
             if source.shape != (n_rows, row_bytes) or source.dtype != np.uint8:
-                raise ValueError(f"column {name} has {source.dtype} of shape {source.shape}, expected {n_rows} rows of {row_bytes} bytes")
+                raise ValueError(
+                    f"column {name} has {source.dtype} of shape {source.shape}, expected {n_rows} rows of "
+                    f"{row_bytes} bytes"
+                )
         for target, source in zip(self._columns(), rows, strict=True):
             target[start : start + n_rows] = source
         self._filled[start : start + n_rows] = True
@@ -78,9 +89,11 @@ class StateImage:
         self._checkpoint_bytes, self._checkpoint_tokens = len(data), n_tokens
 
     def view(self, n_tokens: int) -> Rows:
-        """The state of the first `n_tokens`, for sequence 0. Raises `ValueError` where rows or the checkpoint are missing.
+        """The state of the first `n_tokens`, for sequence 0. Raises `ValueError` where rows or the
+        checkpoint are missing.
 
-        A shorter state than there is room for is moved together in place; the image holds no more than that from then on.
+        A shorter state than there is room for is moved together in place; the image holds no more
+        than that from then on.
         """
         if not 0 < n_tokens <= self._n_tokens:
             raise ValueError(f"{n_tokens} tokens of an image of {self._n_tokens}")
@@ -108,10 +121,14 @@ class StateImage:
         return self.codec.columns(self._stream(), self._n_tokens)
 
     def _shrink(self, n_tokens: int) -> None:
-        """Every target lies at or before its source and ends before the next source: ascending moves overwrite nothing unread."""
+        """Every target lies at or before its source and ends before the next source: ascending
+        moves overwrite nothing unread.
+        """
         codec, stream = self.codec, self._stream()
         if codec.cache is not None:
-            offsets = zip(codec.cache.fields, codec.cache.offsets(n_tokens), codec.cache.offsets(self._n_tokens), strict=True)
+            offsets = zip(
+                codec.cache.fields, codec.cache.offsets(n_tokens), codec.cache.offsets(self._n_tokens), strict=True
+            )
             for field, target, source in offsets:
                 ctypes.memmove(stream.ctypes.data + target, stream.ctypes.data + source, n_tokens * field.row_bytes)
         base = self._whole().ctypes.data

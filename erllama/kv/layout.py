@@ -1,4 +1,5 @@
-"""The KV of a sequence as rows: what a backend reads out and puts back, whatever llama.cpp's own layout is.
+"""The KV of a sequence as rows: what a backend reads out and puts back, whatever llama.cpp's own
+layout is.
 
 A model is of one kind, and nothing above the codec needs to know more than this about its layers:
 
@@ -6,9 +7,11 @@ A model is of one kind, and nothing above the codec needs to know more than this
     WINDOW     full-attention layers have rows; layers with a sliding window only a checkpoint
     RECURRENT  a checkpoint only, no rows
     HYBRID     attention layers have rows; recurrent layers a checkpoint
-    OPAQUE     a layout that the codec refuses: served, never stored or restored (`KvLayout.problem` says why)
+    OPAQUE     a layout that the codec refuses: served, never stored or restored (`KvLayout.problem`
+               says why)
 
-Rows are bytes: (n_tokens, row_bytes) uint8 per column, by position. A checkpoint is opaque and belongs to exactly one position.
+Rows are bytes: (n_tokens, row_bytes) uint8 per column, by position. A checkpoint is opaque and
+belongs to exactly one position.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ class KvKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """`columns` name the row buffers in order ("k0", "v0", "k1", ...), `row_bytes` their bytes per token."""
+    """`columns` name the row buffers in order ("k0", "v0", "k1", ...), `row_bytes` their bytes per
+    token.
+    """
 
     kind: KvKind
     columns: tuple[str, ...] = ()
@@ -55,7 +60,9 @@ class KvLayout:
 
 
 class KvReading(Protocol):
-    """The state of one sequence as it was read out. Views of the backend's buffer: valid until the backend's next call."""
+    """The state of one sequence as it was read out. Views of the backend's buffer: valid until the
+    backend's next call.
+    """
 
     @property
     def n_tokens(self) -> int:
@@ -70,13 +77,19 @@ class KvReading(Protocol):
 
 
 class KvImage(Protocol):
-    """A state under assembly, to be put into a sequence. Owned by one thread at a time; `close` gives its buffer back. Idempotent."""
+    """A state under assembly, to be put into a sequence. Owned by one thread at a time; `close`
+    gives its buffer back. Idempotent.
+    """
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
-        """Copy rows of positions start .. into place. Raises `ValueError` when columns, row bytes or positions do not fit."""
+        """Copy rows of positions start .. into place. Raises `ValueError` when columns, row bytes
+        or positions do not fit.
+        """
 
     def put_checkpoint(self, data: Rows) -> None:
-        """Copy a checkpoint into place. Raises `ValueError` when the codec does not recognise it."""
+        """Copy a checkpoint into place. Raises `ValueError` when the codec does not recognise
+        it.
+        """
 
     def close(self) -> None:
         """Give the buffer back."""

@@ -1,16 +1,21 @@
-"""The bytes of a llama.cpp sequence state: what they are made of, and readers that refuse, by name, what they do not know.
+"""The bytes of a llama.cpp sequence state: what they are made of, and readers that refuse, by name,
+what they do not know.
 
-What `llama_state_seq_get_data` writes (llama-context.cpp, llama-kv-cache.cpp, llama-memory-recurrent.cpp; little endian):
+What `llama_state_seq_get_data` writes (llama-context.cpp, llama-kv-cache.cpp,
+llama-memory-recurrent.cpp; little endian):
 
-    state    u32 magic, i32 sequence, then its parts: a cache, a cell, or a cache and a tail (a second cache, or a cell)
+    state    u32 magic, i32 sequence, then its parts: a cache, a cell, or a cache and a tail (a
+             second cache, or a cell)
     cache    u32 n_stream, then n_stream times a stream
-    stream   u32 n_cells and, where that is not 0: n_cells times (i32 position, u32 n_seq = 1, i32 sequence), u32 v_trans, u32 n_layer,
-             then per layer (i32 type, u64 row bytes, n_cells rows) for K, and the same again for V
-    cell     u32 n_cells = 1, i32 position, u32 n_seq = 0, u32 transposed, u32 n_layer,
-             then (i32 type, u64 row bytes, row) per R, and the same again per S
+    stream   u32 n_cells and, where that is not 0: n_cells times (i32 position, u32 n_seq = 1, i32
+             sequence), u32 v_trans, u32 n_layer, then per layer (i32 type, u64 row bytes, n_cells
+             rows) for K, and the same again for V
+    cell     u32 n_cells = 1, i32 position, u32 n_seq = 0, u32 transposed, u32 n_layer, then (i32
+             type, u64 row bytes, row) per R, and the same again per S
 
-Every sequence has a stream of its own, so all others of a state are empty. Cells come in the order of their index, not of their position.
-Nothing in the bytes tells where the buffers of V end and the next part begins: shapes are learned from a state whose parts are known.
+Every sequence has a stream of its own, so all others of a state are empty. Cells come in the order
+of their index, not of their position. Nothing in the bytes tells where the buffers of V end and the
+next part begins: shapes are learned from a state whose parts are known.
 """
 
 from __future__ import annotations
@@ -61,7 +66,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """The buffers of an attention cache as the bytes order them: K of every layer, then V of every layer (or no V: MLA keeps only K)."""
+    """The buffers of an attention cache as the bytes order them: K of every layer, then V of every
+    layer (or no V: MLA keeps only K).
+    """
 
     n_layer: int
     fields: tuple[Field, ...]
@@ -99,7 +106,9 @@ class StateShape:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The one stream of a cache that holds cells: its place in the data, the position of each cell, its shape."""
+    """The one stream of a cache that holds cells: its place in the data, the position of each cell,
+    its shape.
+    """
 
     start: int
     stop: int
@@ -163,7 +172,9 @@ def read_cache(cursor: Cursor, n_stream: int, seq_id: int, wanted: CacheShape | 
 
 
 def read_stream(cursor: Cursor, seq_id: int, wanted: CacheShape | None = None, *, n_after: int = 0) -> Stream:
-    """A stream from its count on. Without a wanted shape it must reach to `n_after` bytes before the end of the data."""
+    """A stream from its count on. Without a wanted shape it must reach to `n_after` bytes before
+    the end of the data.
+    """
     start = cursor.at
     (n_cells,) = cursor.unpack("I")
     if n_cells == 0:
@@ -208,7 +219,9 @@ def _read_rows(cursor: Cursor, n_cells: int, n_fields: int, wanted: tuple[Field,
 
 
 def read_cell(cursor: Cursor, wanted: StateShape | None = None) -> tuple[int, StateShape]:
-    """The position and the shape of a recurrent state. Without a wanted shape it must be the rest of the data."""
+    """The position and the shape of a recurrent state. Without a wanted shape it must be the rest
+    of the data.
+    """
     n_cells, position, n_seq, transposed, n_layer = cursor.unpack("IiIII")
     if n_cells != 1 or n_seq != 0 or position < 0:  # llama.cpp asserts on the first
         raise UnknownLayout(f"recurrent_cell: {n_cells} cells, the first at position {position} with {n_seq} sequences")
@@ -219,7 +232,9 @@ def read_cell(cursor: Cursor, wanted: StateShape | None = None) -> tuple[int, St
     while cursor.n_left if wanted is None else len(fields) < len(wanted.fields):
         field = cursor.field()
         if field.type != F32 or field.row_bytes % 4 or (wanted is not None and field != wanted.fields[len(fields)]):
-            raise UnknownLayout(f"buffer: recurrent number {len(fields)} has type {field.type} and {field.row_bytes} bytes")
+            raise UnknownLayout(
+                f"buffer: recurrent number {len(fields)} has type {field.type} and {field.row_bytes} bytes"
+            )
         cursor.take(field.row_bytes)
         fields.append(field)
     if not 0 < len(fields) <= 2 * n_layer:

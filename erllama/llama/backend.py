@@ -1,14 +1,17 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
-Ownership: `LlamaBackend` owns the weights (`llama_weights`), the context and the batch and frees them in `close`, in that reverse order.
-The context may go earlier and come back (`release_context`, `ensure_context`), and after it the weights (`unload`). The engine thread
-makes every call but `abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the length of a decode.
-What is done with KV is in `llama_state`.
+Ownership: `LlamaBackend` owns the weights (`llama_weights`), the context and the batch and frees
+them in `close`, in that reverse order. The context may go earlier and come back (`release_context`,
+`ensure_context`), and after it the weights (`unload`). The engine thread makes every call but
+`abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the
+length of a decode. What is done with KV is in `llama_state`.
 
-Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its neighbours hold, and attention does not walk
-over their cells. Measured on the 0.5B shape with 8 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified
-cache; with short sequences both are equal. The price: a batch is computed in one pass only over sequences whose ids follow each other, in
-ascending order. The engine keeps ids dense (`Admission.fill_hole`, `swap`), and `BatchViews.fill` orders the rows.
+Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its
+neighbours hold, and attention does not walk over their cells. Measured on the 0.5B shape with 8
+sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified cache; with
+short sequences both are equal. The price: a batch is computed in one pass only over sequences whose
+ids follow each other, in ascending order. The engine keeps ids dense (`Admission.fill_hole`,
+`swap`), and `BatchViews.fill` orders the rows.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ class LlamaBackend:
             self.close()
             raise
 
-    # --- what never changes --------------------------------------------------------------------------------------------------
+    # --- what never changes -----------------------------------------------------------------------
 
     @property
     def n_vocab(self) -> int:
@@ -113,7 +116,7 @@ class LlamaBackend:
     def piece(self, token: int) -> bytes:
         return self.vocab.piece(token)
 
-    # --- decode ----------------------------------------------------------------------------------------------------------------
+    # --- decode -----------------------------------------------------------------------------------
 
     @property
     def max_logits(self) -> int:
@@ -132,8 +135,12 @@ class LlamaBackend:
         if status == _ABORTED:
             raise DecodeAborted(f"a decode of {plan.n_tokens} tokens of {len(plan.rows)} sequences was aborted")
         if status != 0:
-            raise DecodeFailed(f"llama_decode answered {status} for {plan.n_tokens} tokens of {len(plan.rows)} sequences")
-        return [tuple(map(self._logits, range(end - row.n_logits, end))) for row, end in zip(plan.rows, ends, strict=True)]
+            raise DecodeFailed(
+                f"llama_decode answered {status} for {plan.n_tokens} tokens of {len(plan.rows)} sequences"
+            )
+        return [
+            tuple(map(self._logits, range(end - row.n_logits, end))) for row, end in zip(plan.rows, ends, strict=True)
+        ]
 
     def abort(self) -> None:
         self._abort.set()
@@ -145,10 +152,12 @@ class LlamaBackend:
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self._embedder is None:
             self._loaded.ensure()
-            self._embedder = LlamaEmbedder(self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates)
+            self._embedder = LlamaEmbedder(
+                self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates
+            )
         return self._embedder.embed(inputs)
 
-    # --- KV ----------------------------------------------------------------------------------------------------------------------
+    # --- KV ---------------------------------------------------------------------------------------
 
     @property
     def _kv(self) -> LlamaState:
@@ -191,7 +200,7 @@ class LlamaBackend:
     def swap(self, a: int, b: int) -> None:
         self._kv.swap(a, b)
 
-    # --- adapters ----------------------------------------------------------------------------------------------------------------
+    # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, handle: str, path: str) -> None:
         self._loaded.load_adapter(handle, path)
@@ -211,7 +220,7 @@ class LlamaBackend:
             raise DecodeFailed(f"llama.cpp refused the adapters {[use.handle for use in adapters]}")
         self._active = adapters
 
-    # --- loading and freeing -----------------------------------------------------------------------------------------------------
+    # --- loading and freeing ----------------------------------------------------------------------
 
     @property
     def _loaded(self) -> LlamaWeights:
@@ -250,7 +259,9 @@ class LlamaBackend:
         params.n_ubatch = min(512, config.n_batch)
         params.n_outputs_max = self.max_logits
         params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.type_k = _ggml_type(config.type_k)
         params.type_v = _ggml_type(config.type_v)
         params.rope_freq_base = config.rope_freq_base
@@ -270,8 +281,9 @@ class LlamaBackend:
     def _open_first_context(self) -> None:
         """In a thread that ends at once: the one that loads a model is not the one that decodes.
 
-        Each thread that ever computed keeps a team of OpenMP workers, and with more workers than cores libgomp hardly spins any more: a
-        probe on the loading thread cost the engine thread a quarter of its decode speed (82 to 59 tokens per second on two cores).
+        Each thread that ever computed keeps a team of OpenMP workers, and with more workers than
+        cores libgomp hardly spins any more: a probe on the loading thread cost the engine thread a
+        quarter of its decode speed (82 to 59 tokens per second on two cores).
         """
         with ThreadPoolExecutor(1, thread_name_prefix="erllama-probe") as thread:
             thread.submit(self._open_context).result()
@@ -314,7 +326,8 @@ class LlamaBackend:
         self._close_embedder()
         self._free_context()
         trim_heap()
-        return max(known, resident - psutil.Process().memory_info().rss)  # the KV may be on a GPU, compute buffers are only seen here
+        # the KV may be on a GPU, compute buffers are only seen here
+        return max(known, resident - psutil.Process().memory_info().rss)
 
     @property
     def weights_loaded(self) -> bool:

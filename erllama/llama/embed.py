@@ -1,7 +1,9 @@
-"""Pooled embeddings, from encoder models (BERT and its family) and from generative ones, in a context of their own.
+"""Pooled embeddings, from encoder models (BERT and its family) and from generative ones, in a
+context of their own.
 
-Pooling is the model's own where its GGUF names one, else the mean over tokens. Vectors are L2-normalised, as OpenAI's and llama-server's
-are. The context is made at the first use, holds nothing between calls, and never touches the KV of running sequences. Engine thread only.
+Pooling is the model's own where its GGUF names one, else the mean over tokens. Vectors are
+L2-normalised, as OpenAI's and llama-server's are. The context is made at the first use, holds
+nothing between calls, and never touches the KV of running sequences. Engine thread only.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class LlamaEmbedder:
             if not tokens:
                 raise InvalidParameter(f"input[{i}] has no tokens", param="input")
             if len(tokens) > self._n_ctx:
-                raise ContextOverflow(f"input[{i}] has {len(tokens)} tokens; this model embeds at most {self._n_ctx}", param="input")
+                raise ContextOverflow(
+                    f"input[{i}] has {len(tokens)} tokens; this model embeds at most {self._n_ctx}", param="input"
+                )
             if not (min(tokens) >= 0 and max(tokens) < self._n_vocab):
                 raise InvalidParameter(f"input[{i}] holds a token id outside 0 to {self._n_vocab - 1}", param="input")
         vectors: list[NDArray[np.float32]] = []

@@ -1,7 +1,8 @@
 """llama.cpp as a process-wide library: initialisation, its log, and what it was built with.
 
-`llama_log_set` and the backend registry belong to the process, so this is the one module with process-wide effects, and it has them
-only when a model is loaded. llama.cpp's messages go to the logger "erllama.llama_cpp": errors as such, warnings as INFO, the rest as DEBUG.
+`llama_log_set` and the backend registry belong to the process, so this is the one module with
+process-wide effects, and it has them only when a model is loaded. llama.cpp's messages go to the
+logger "erllama.llama_cpp": errors as such, warnings as INFO, the rest as DEBUG.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: GPU, IGPU
 
 
 class _ErrorCapture:
-    """Who gets a line that llama.cpp logs as an error: the innermost block that is open on the thread which logs it.
+    """Who gets a line that llama.cpp logs as an error: the innermost block that is open on the
+    thread which logs it.
 
-    A thread of llama.cpp's own has no blocks. Its lines go to every block that is open: they belong to one of them, and a reason too many
-    is better than none. Lines of Python threads without a block are nobody's.
+    A thread of llama.cpp's own has no blocks. Its lines go to every block that is open: they belong
+    to one of them, and a reason too many is better than none. Lines of Python threads without a
+    block are nobody's.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,9 @@ class _ErrorCapture:
         self._last = threading.local()
 
     def level_of(self, level: int) -> int:
-        """The level of a message on this thread: its own, or that of the line which it continues."""
+        """The level of a message on this thread: its own, or that of the line which it
+        continues.
+        """
         if level != _CONT:
             self._last.level = level
         return getattr(self._last, "level", level)
@@ -93,22 +98,28 @@ def initialise() -> None:
 
 
 def captured_errors() -> AbstractContextManager[list[str]]:
-    """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while the block is open.
+    """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while the
+    block is open.
 
-    Blocks of other threads neither see these lines nor lose theirs; a block inside another one keeps its lines to itself.
+    Blocks of other threads neither see these lines nor lose theirs; a block inside another one
+    keeps its lines to itself.
     """
     return _capture.block()
 
 
 def trim_heap() -> None:
-    """Give what was freed back to the system: glibc keeps blocks of up to 32 MB, and all that small ones have left behind, for itself."""
+    """Give what was freed back to the system: glibc keeps blocks of up to 32 MB, and all that small
+    ones have left behind, for itself.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(ctypes.c_size_t(0))
 
 
 def gpu_devices() -> tuple[GpuDevice, ...]:
-    """The GPUs that this build can use and sees, with their memory now. Empty without CUDA, ROCm, Metal or Vulkan built in."""
+    """The GPUs that this build can use and sees, with their memory now. Empty without CUDA, ROCm,
+    Metal or Vulkan built in.
+    """
     ggml = llama_cpp._ggml.libggml
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -129,7 +140,9 @@ def build_info() -> str:
 
 
 def build_id() -> str:
-    """What tells this build of llama.cpp from every other one: its version, its CPU features, its files."""
+    """What tells this build of llama.cpp from every other one: its version, its CPU features, its
+    files.
+    """
     files = sorted(Path(llama_cpp.llama_cpp._lib._name).parent.glob("lib*"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{build_info()} {hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"

@@ -1,10 +1,13 @@
-"""The KV of the sequences of a llama.cpp context: read out, put back, cut, copied. Engine thread only.
+"""The KV of the sequences of a llama.cpp context: read out, put back, cut, copied. Engine thread
+only.
 
-Whatever needs more than `llama_memory_seq_rm` of a whole sequence goes through the state of that sequence as bytes: with one KV stream per
-sequence `llama_memory_seq_cp` of a range ends the process, and a sliding window answers True to a rollback that leaves it unusable.
+Whatever needs more than `llama_memory_seq_rm` of a whole sequence goes through the state of that
+sequence as bytes: with one KV stream per sequence `llama_memory_seq_cp` of a range ends the
+process, and a sliding window answers True to a rollback that leaves it unusable.
 
-Owns nothing of llama.cpp: `LlamaBackend` attaches the context that it makes, and detaches it before it frees it. The codec is learned once
-and outlives contexts, so that images can be made and filled while there is none.
+Owns nothing of llama.cpp: `LlamaBackend` attaches the context that it makes, and detaches it before
+it frees it. The codec is learned once and outlives contexts, so that images can be made and filled
+while there is none.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ from erllama.kv.state_bytes import CacheShape, KvUnreadable
 
 _WHOLE, _PARTIAL = llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _PROBE_TOKENS = 2  # one could not tell a cell from its position
-_SEVERAL_POSITIONS = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE, llama_cpp.LLAMA_ROPE_TYPE_VISION)
+_SEVERAL_POSITIONS = (
+    llama_cpp.LLAMA_ROPE_TYPE_MROPE,
+    llama_cpp.LLAMA_ROPE_TYPE_IMROPE,
+    llama_cpp.LLAMA_ROPE_TYPE_VISION,
+)
 _POINTER = ctypes.POINTER(ctypes.c_uint8)
 _WINDOW_PAD = 256  # llama.cpp pads the cells of a sliding window to a multiple of this
 
@@ -41,30 +48,37 @@ class LlamaState:
         self._pool = BufferPool()
         self._touched: Rows | None = None  # made by `prefault` on another thread, taken over as the scratch by this one
 
-    # --- the context -------------------------------------------------------------------------------------------------------------
+    # --- the context ------------------------------------------------------------------------------
 
     def attach(self, ctx: Any) -> None:
-        """Warm the context up and learn, or check, its layout. Raises `ModelLoadError` when it cannot compute two tokens."""
+        """Warm the context up and learn, or check, its layout. Raises `ModelLoadError` when it
+        cannot compute two tokens.
+        """
         self._ctx, self._memory = ctx, llama_cpp.llama_get_memory(ctx)
         codec = self._probe()
         assert self._codec in (None, codec), "the same model and settings gave another layout"
         self._codec = codec
 
     def detach(self) -> None:
-        """Forget the context, and give back all memory but the images that are in use. Idempotent."""
+        """Forget the context, and give back all memory but the images that are in use.
+        Idempotent.
+        """
         self._ctx = self._memory = None
         self._scratch = np.empty(0, dtype=np.uint8)
         self._touched = None
         self._pool.clear()
 
     def prefault(self, max_bytes: int) -> None:
-        """Touch the memory that the first restore and the first save will need, up to `max_bytes` of each. Any thread."""
+        """Touch the memory that the first restore and the first save will need, up to `max_bytes`
+        of each. Any thread.
+        """
         if self.layout.kind is KvKind.OPAQUE:
             return
         size = self.codec.state_bytes(self._n_ctx)
         buffers = [np.empty(size, dtype=np.uint8), np.empty(size, dtype=np.uint8)]
         for buffer in buffers:
-            ctypes.memset(buffer.ctypes.data, 0, min(size, max_bytes))  # outside the interpreter's lock, which numpy would hold
+            # outside the interpreter's lock, which numpy would hold
+            ctypes.memset(buffer.ctypes.data, 0, min(size, max_bytes))
         self._pool.give(buffers[0])
         self._touched = buffers[1]
 
@@ -82,7 +96,9 @@ class LlamaState:
         tokens = (llama_cpp.llama_token * _PROBE_TOKENS)()
         status = llama_cpp.llama_decode(self._ctx, llama_cpp.llama_batch_get_one(tokens, _PROBE_TOKENS))
         if status != 0:
-            raise ModelLoadError(f"llama_decode answered {status} for the first two tokens of a new context", param="path")
+            raise ModelLoadError(
+                f"llama_decode answered {status} for the first two tokens of a new context", param="path"
+            )
         partial = self._read(0, _PARTIAL).copy()
         codec = KvCodec.learn(self._read(0), partial, traits, _PROBE_TOKENS)
         llama_cpp.llama_memory_clear(self._memory, True)  # the rows, too: free cells are read and masked
@@ -110,7 +126,7 @@ class LlamaState:
             bytes_per_sequence += codec.tail.size
         return self._n_seq * bytes_per_sequence
 
-    # --- one sequence --------------------------------------------------------------------------------------------------------------
+    # --- one sequence -----------------------------------------------------------------------------
 
     def length(self, seq_id: int) -> int:
         """Tokens that the sequence holds."""
@@ -160,10 +176,12 @@ class LlamaState:
         assert not done or self.length(seq_id) == n_tokens, (seq_id, n_tokens, self.length(seq_id))
         return done
 
-    # --- two sequences -------------------------------------------------------------------------------------------------------------
+    # --- two sequences ----------------------------------------------------------------------------
 
     def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
-        """The whole state is copied and then cut: what is cut off costs its copy, and its cells are free like any other."""
+        """The whole state is copied and then cut: what is cut off costs its copy, and its cells are
+        free like any other.
+        """
         length = self.length(source)
         assert self.length(target) == 0, f"sequence {target} still holds {self.length(target)} tokens"
         assert 0 <= n_tokens <= length, (source, n_tokens, length)
@@ -198,17 +216,21 @@ class LlamaState:
             if spare is not None:
                 self._pool.give(spare)
 
-    # --- llama.cpp's bytes ---------------------------------------------------------------------------------------------------------
+    # --- llama.cpp's bytes ------------------------------------------------------------------------
 
     def _state_size(self, seq_id: int, flags: int = _WHOLE) -> int:
         return int(llama_cpp.llama_state_seq_get_size_ext(self._ctx, seq_id, flags))
 
     def _read(self, seq_id: int, flags: int = _WHOLE, buffer: Rows | None = None) -> Rows:
-        """The state of a sequence, in `buffer` or in the scratch: valid until the next call. Raises `KvUnreadable`."""
+        """The state of a sequence, in `buffer` or in the scratch: valid until the next call. Raises
+        `KvUnreadable`.
+        """
         n_bytes = self._state_size(seq_id, flags)
         if buffer is None:
             buffer = self._scratch_of(n_bytes)
-        n_read = int(llama_cpp.llama_state_seq_get_data_ext(self._ctx, buffer.ctypes.data_as(_POINTER), n_bytes, seq_id, flags))
+        n_read = int(
+            llama_cpp.llama_state_seq_get_data_ext(self._ctx, buffer.ctypes.data_as(_POINTER), n_bytes, seq_id, flags)
+        )
         if n_read == 0 or n_read != n_bytes:
             raise KvUnreadable(f"llama.cpp gave {n_read} of {n_bytes} bytes for the state of sequence {seq_id}")
         return buffer[:n_bytes]
@@ -220,7 +242,9 @@ class LlamaState:
             raise DecodeFailed(error.message) from error
 
     def _scratch_of(self, n_bytes: int) -> Rows:
-        """Kept, and made for the longest sequence: untouched memory is free, the first touch of it costs more than the copy."""
+        """Kept, and made for the longest sequence: untouched memory is free, the first touch of it
+        costs more than the copy.
+        """
         if len(self._scratch) < n_bytes:
             touched, self._touched = self._touched, None
             if touched is not None and len(touched) >= n_bytes:
@@ -232,9 +256,18 @@ class LlamaState:
         return self._scratch
 
     def _write(self, seq_id: int, state: Rows, n_tokens: int) -> None:
-        """Put a state into an empty sequence. Raises `DecodeFailed` and leaves it empty when it does not end up with `n_tokens`."""
-        n_read = int(llama_cpp.llama_state_seq_set_data_ext(self._ctx, state.ctypes.data_as(_POINTER), len(state), seq_id, _WHOLE))
+        """Put a state into an empty sequence. Raises `DecodeFailed` and leaves it empty when it
+        does not end up with `n_tokens`.
+        """
+        n_read = int(
+            llama_cpp.llama_state_seq_set_data_ext(
+                self._ctx, state.ctypes.data_as(_POINTER), len(state), seq_id, _WHOLE
+            )
+        )
         if n_read != len(state) or self.length(seq_id) != n_tokens:
             found = self.length(seq_id)
             self.drop(seq_id)
-            raise DecodeFailed(f"llama.cpp took {n_read} of {len(state)} bytes for sequence {seq_id} and has {found} of {n_tokens} tokens")
+            raise DecodeFailed(
+                f"llama.cpp took {n_read} of {len(state)} bytes for sequence {seq_id} and has {found} of "
+                f"{n_tokens} tokens"
+            )

@@ -1,9 +1,11 @@
 """The vocabulary of a GGUF: text to token ids and back.
 
-It is static once loaded: every method may be called from any thread, also while the engine decodes with the same model. The ingress loads
-the vocabulary alone (`LlamaVocab.load`, no weights); the engine shares the one of its model (`LlamaVocab.of_model`), until the model's
-weights are unloaded for the first time: from then on it has its own (`stand_alone`), and what lives on the model is never asked again.
-Loading one for every model would cost 0.5 s and 44 MB with a vocabulary of 152 k, for the few that are ever unloaded.
+It is static once loaded: every method may be called from any thread, also while the engine decodes
+with the same model. The ingress loads the vocabulary alone (`LlamaVocab.load`, no weights); the
+engine shares the one of its model (`LlamaVocab.of_model`), until the model's weights are unloaded
+for the first time: from then on it has its own (`stand_alone`), and what lives on the model is
+never asked again. Loading one for every model would cost 0.5 s and 44 MB with a vocabulary of 152
+k, for the few that are ever unloaded.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class LlamaVocab:
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
-        """The llama_vocab*, which nobody frees within the block. Raises `EngineStopped` after `close`."""
+        """The llama_vocab*, which nobody frees within the block. Raises `EngineStopped` after
+        `close`.
+        """
         with self._unused:
             source = self._source
             if source.pointer is None:
@@ -85,9 +89,11 @@ class LlamaVocab:
                     self._unused.notify_all()
 
     def stand_alone(self, path: str) -> None:
-        """Load the vocabulary of the same file once more, without weights, and leave the model it came from, which may be freed afterwards.
+        """Load the vocabulary of the same file once more, without weights, and leave the model it
+        came from, which may be freed afterwards.
 
-        Waits for calls that are using the old one. Idempotent. Raises `ModelLoadError`, and keeps the old one, when it is not to be had.
+        Waits for calls that are using the old one. Idempotent. Raises `ModelLoadError`, and keeps
+        the old one, when it is not to be had.
         """
         if self._source.owns_model:
             return
@@ -96,7 +102,10 @@ class LlamaVocab:
         n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
         if n_vocab != self.n_vocab:
             llama_cpp.llama_model_free(model)
-            raise ModelLoadError(f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the model was loaded")
+            raise ModelLoadError(
+                f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the "
+                "model was loaded"
+            )
         self._replace(_Source(model, True, pointer))
 
     def _replace(self, new: _Source) -> _Source:
@@ -107,8 +116,9 @@ class LlamaVocab:
         return old
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Token ids of `text`. `add_special` adds BOS/EOS where the model wants them; `parse_special` reads "<|im_start|>" and the like
-        as the control tokens they name."""
+        """Token ids of `text`. `add_special` adds BOS/EOS where the model wants them;
+        `parse_special` reads "<|im_start|>" and the like as the control tokens they name.
+        """
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -123,10 +133,14 @@ class LlamaVocab:
             size = -n
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of `tokens`, invalid UTF-8 replaced. `special` shows control tokens by their names."""
+        """The text of `tokens`, invalid UTF-8 replaced. `special` shows control tokens by their
+        names.
+        """
         for token in tokens:
             if not 0 <= token < self.n_vocab:
-                raise InvalidParameter(f"tokens holds id {token}; the vocabulary has ids 0 to {self.n_vocab - 1}", param="tokens")
+                raise InvalidParameter(
+                    f"tokens holds id {token}; the vocabulary has ids 0 to {self.n_vocab - 1}", param="tokens"
+                )
         join = (self._piece(t, special=True) for t in tokens) if special else (self.piece(t) for t in tokens)
         return b"".join(join).decode(errors="replace")
 
@@ -145,7 +159,9 @@ class LlamaVocab:
         return TokenTable(pieces, control | self.eog_tokens, self.eog_tokens)
 
     def close(self) -> None:
-        """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using it; later ones fail. Idempotent."""
+        """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using
+        it; later ones fail. Idempotent.
+        """
         old = self._replace(_Source(None, False, None))
         if old.owns_model:
             llama_cpp.llama_model_free(old.model)
@@ -173,5 +189,7 @@ def _load_alone(path: str) -> Any:
     with captured_errors() as errors:
         model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
-        raise ModelLoadError(f"cannot load the vocabulary of {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}")
+        raise ModelLoadError(
+            f"cannot load the vocabulary of {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}"
+        )
     return model

@@ -1,8 +1,10 @@
-"""The weights of one model and of its adapters: loaded, freed, and loaded again from the same files. Engine thread only.
+"""The weights of one model and of its adapters: loaded, freed, and loaded again from the same
+files. Engine thread only.
 
-`LlamaBackend` frees every context before it frees weights. The vocabulary is shared with any thread and stays usable throughout: see
-`LlamaVocab`. What is loaded again must be what was there before, because KV, fingerprint and vocabulary belong to it: a file that was
-replaced or rewritten meanwhile is refused.
+`LlamaBackend` frees every context before it frees weights. The vocabulary is shared with any thread
+and stays usable throughout: see `LlamaVocab`. What is loaded again must be what was there before,
+because KV, fingerprint and vocabulary belong to it: a file that was replaced or rewritten meanwhile
+is refused.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ class _Adapter:
 
 
 class LlamaWeights:
-    """The model of a GGUF file. `model` is the llama_model*, None while unloaded; `n_bytes` of weights, whether loaded or not.
+    """The model of a GGUF file. `model` is the llama_model*, None while unloaded; `n_bytes` of
+    weights, whether loaded or not.
 
-    `private_bytes` is by how much loading made the process grow, mapped pages left out: for weights that are mapped from the file this is
-    what llama.cpp has copied into the layout of its kernels (nearly all of a Q4_0 model).
+    `private_bytes` is by how much loading made the process grow, mapped pages left out: for weights
+    that are mapped from the file this is what llama.cpp has copied into the layout of its kernels
+    (nearly all of a Q4_0 model).
     """
 
     def __init__(self, path: str, params: Any, info: GgufInfo) -> None:
@@ -54,7 +58,9 @@ class LlamaWeights:
             raise
 
     def ensure(self) -> bool:
-        """Load what was unloaded, adapters included; True when it was. Raises `ModelLoadError`; then nothing is loaded."""
+        """Load what was unloaded, adapters included; True when it was. Raises `ModelLoadError`;
+        then nothing is loaded.
+        """
         if self.model:
             return False
         self._check_files()
@@ -68,7 +74,9 @@ class LlamaWeights:
         return True
 
     def unload(self) -> None:
-        """Free everything but the vocabulary. Idempotent. Raises `ModelLoadError`, and keeps it, when it could not be loaded again."""
+        """Free everything but the vocabulary. Idempotent. Raises `ModelLoadError`, and keeps it,
+        when it could not be loaded again.
+        """
         if self.model:
             self._check_files()
             self.vocab.stand_alone(self._path)
@@ -81,7 +89,7 @@ class LlamaWeights:
             self._free()
         self._adapters.clear()
 
-    # --- adapters ----------------------------------------------------------------------------------------------------------------
+    # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, handle: str, path: str) -> None:
         """Load a LoRA GGUF under `handle`. Raises `ModelLoadError`."""
@@ -104,10 +112,12 @@ class LlamaWeights:
         with captured_errors() as errors:
             pointer = llama_cpp.llama_adapter_lora_init(self.model, path.encode())
         if not pointer:
-            raise ModelLoadError(f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
+            raise ModelLoadError(
+                f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
+            )
         return pointer
 
-    # --- the model ---------------------------------------------------------------------------------------------------------------
+    # --- the model --------------------------------------------------------------------------------
 
     def _check_files(self) -> None:
         _check_unchanged(self._path, self._identity)
@@ -120,7 +130,9 @@ class LlamaWeights:
         with captured_errors() as errors:
             self.model = llama_cpp.llama_model_load_from_file(self._path.encode(), self._params) or None
         if not self.model:
-            raise ModelLoadError(f"cannot load {self._path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path")
+            raise ModelLoadError(
+                f"cannot load {self._path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
+            )
         self.private_bytes = max(0, private_bytes() - before)
 
     def _free(self) -> None:
@@ -142,4 +154,6 @@ def private_bytes() -> int:
 
 def _check_unchanged(path: str, identity: Identity) -> None:
     if file_identity(path) != identity:
-        raise ModelLoadError(f"{path} was replaced or changed after it was loaded; start the model anew to serve it", param="path")
+        raise ModelLoadError(
+            f"{path} was replaced or changed after it was loaded; start the model anew to serve it", param="path"
+        )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AdapterUse:
-    """One adapter at one scale, as a batch applies it. Equal digests at equal scales give equal KV."""
+    """One adapter at one scale, as a batch applies it. Equal digests at equal scales give equal
+    KV.
+    """
 
     handle: str
     sha256: str

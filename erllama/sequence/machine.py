@@ -1,6 +1,7 @@
 """The life of a sequence as one pure table.
 
-Rule 1: every state and every transition of a sequence lives in this file. Nothing else assigns a state.
+Rule 1: every state and every transition of a sequence lives in this file. Nothing else assigns a
+state.
 
     QUEUED      waits for a sequence id; holds no KV
     RESTORING   owns a sequence id; stored KV is being put back
@@ -8,9 +9,10 @@ Rule 1: every state and every transition of a sequence lives in this file. Nothi
     GENERATING  every prompt token is computed; each step adds one token
     FINISHED    terminal; owns nothing
 
-`apply` looks a step up and returns the next state. A step that the table does not list raises `IllegalTransition` and, because the
-caller assigns only what `apply` returned, changes nothing. What a model as a whole is doing is derived from its sequences (`model_status`).
-With one sequence the machine reads: idle -> prefilling -> generating -> idle.
+`apply` looks a step up and returns the next state. A step that the table does not list raises
+`IllegalTransition` and, because the caller assigns only what `apply` returned, changes nothing.
+What a model as a whole is doing is derived from its sequences (`model_status`). With one sequence
+the machine reads: idle -> prefilling -> generating -> idle.
 """
 
 from __future__ import annotations
@@ -60,17 +62,23 @@ _LIVE = {
     State.GENERATING: {Step.TOKEN: State.GENERATING},
 }
 
-# An ending is legal in every live state: a queued request can be cancelled, a prompt of length n_ctx ends before its first token.
+# An ending is legal in every live state: a queued request can be cancelled, a prompt of length
+# n_ctx ends before its first token.
 TRANSITIONS = MappingProxyType(
     {
-        **{state: MappingProxyType({**steps, **dict.fromkeys(ENDINGS, State.FINISHED)}) for state, steps in _LIVE.items()},
+        **{
+            state: MappingProxyType({**steps, **dict.fromkeys(ENDINGS, State.FINISHED)})
+            for state, steps in _LIVE.items()
+        },
         State.FINISHED: MappingProxyType({}),
     }
 )
 
 
 def apply(state: State, step: Step) -> State:
-    """The state after `step`. Raises `IllegalTransition` for a step that `TRANSITIONS` does not list."""
+    """The state after `step`. Raises `IllegalTransition` for a step that `TRANSITIONS` does not
+    list.
+    """
     try:
         return TRANSITIONS[state][step]
     except KeyError:
@@ -78,7 +86,9 @@ def apply(state: State, step: Step) -> State:
 
 
 def model_status(states: Iterable[State]) -> ModelStatus:
-    """What a model with sequences in `states` is doing. Queued ones do not count: they hold nothing."""
+    """What a model with sequences in `states` is doing. Queued ones do not count: they hold
+    nothing.
+    """
     live = set(states) - {State.QUEUED, State.FINISHED}
     if not live:
         return ModelStatus.IDLE

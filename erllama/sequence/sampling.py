@@ -1,18 +1,21 @@
 """Choosing the next token from a row of logits. Pure numpy: no clock, no thread, no llama_cpp.
 
-The chain is: logit bias, grammar, penalties, top_k, top_p, min_p, temperature, draw. It gives what llama.cpp's own samplers in that order
-give, computed another way, because a candidate array of a whole vocabulary (152 k entries) costs more than the sampling itself:
+The chain is: logit bias, grammar, penalties, top_k, top_p, min_p, temperature, draw. It gives what
+llama.cpp's own samplers in that order give, computed another way, because a candidate array of a
+whole vocabulary (152 k entries) costs more than the sampling itself:
 
 - greedy is one `argmax` (12 us at 152 k);
 - `top_k` finds a bound from the maxima of blocks of the row and sorts only what lies above it;
-- `top_p` and `min_p` without `top_k` first drop tokens that cannot be in the nucleus: those below (1 - top_p) / n_vocab sum up to less than
-  1 - top_p, so the nucleus lies above that line;
-- a grammar is asked about the one token that was drawn; only when it refuses is the whole vocabulary masked (0.1 ms at 152 k) and another
-  draw made, as llama.cpp's common_sampler_sample does. That draw has a random number of its own: the refused one is known to lie where the
-  refused token was, and using it again would favour whatever moved there.
+- `top_p` and `min_p` without `top_k` first drop tokens that cannot be in the nucleus: those below
+  (1 - top_p) / n_vocab sum up to less than 1 - top_p, so the nucleus lies above that line;
+- a grammar is asked about the one token that was drawn; only when it refuses is the whole
+  vocabulary masked (0.1 ms at 152 k) and another draw made, as llama.cpp's common_sampler_sample
+  does. That draw has a random number of its own: the refused one is known to lie where the refused
+  token was, and using it again would favour whatever moved there.
 
-The draw is counter-based: the random number for a position depends only on (seed, position). A generation can therefore be resumed anywhere
-and gives the same tokens. The generator is splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+The draw is counter-based: the random number for a position depends only on (seed, position). A
+generation can therefore be resumed anywhere and gives the same tokens. The generator is splitmix64
+(Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class GrammarMatcher(Protocol):
 
 
 def uniform(seed: int, position: int, draw: int = 0) -> float:
-    """A uniform number in [0, 1) that depends only on `seed`, `position` and the number of the `draw` there (53 bits)."""
+    """A uniform number in [0, 1) that depends only on `seed`, `position` and the number of the
+    `draw` there (53 bits).
+    """
     z = (seed + (position + 1) * _GAMMA + draw * _DRAW_GAMMA) & _MASK64
     for _ in range(2):  # two rounds: neighbouring seeds and positions must not correlate
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -91,13 +96,19 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 class TokenSampler:
     """The sampling state of one sequence.
 
-    `params.seed` must be set. `history` is the sequence's own token list, shared and growing: penalties look at its last
-    `repeat_last_n` entries (-1: all of them). `banned` tokens are never drawn, except where a grammar allows nothing else: its end is an
-    end even for a request that ignores the model's. Engine thread only.
+    `params.seed` must be set. `history` is the sequence's own token list, shared and growing:
+    penalties look at its last `repeat_last_n` entries (-1: all of them). `banned` tokens are never
+    drawn, except where a grammar allows nothing else: its end is an end even for a request that
+    ignores the model's. Engine thread only.
     """
 
     def __init__(
-        self, params: SamplingParams, history: Sequence[int], grammar: GrammarMatcher | None = None, *, banned: Iterable[int] = ()
+        self,
+        params: SamplingParams,
+        history: Sequence[int],
+        grammar: GrammarMatcher | None = None,
+        *,
+        banned: Iterable[int] = (),
     ) -> None:
         if params.seed is None:
             raise InvalidParameter("a sampler needs a seed", param="seed")
@@ -110,7 +121,8 @@ class TokenSampler:
         self._bias = np.array([-np.inf if bias <= -100.0 else bias for _, bias in params.logit_bias], dtype=np.float32)
 
     def sample(self, logits: Logits, position: int) -> int:
-        """The token for `position`. Changes `logits` in place (bias, penalties, grammar). Shape (n_vocab,).
+        """The token for `position`. Changes `logits` in place (bias, penalties, grammar). Shape
+        (n_vocab,).
 
         Raises `DecodeFailed` when the row holds NaN or nothing is left to choose from.
         """
@@ -128,7 +140,9 @@ class TokenSampler:
         return token
 
     def _choose_again(self, masked: Logits, position: int) -> int:
-        """A draw among what a grammar has left, alone: sorting a vocabulary that is nearly all -inf takes a millisecond."""
+        """A draw among what a grammar has left, alone: sorting a vocabulary that is nearly all -inf
+        takes a millisecond.
+        """
         if self._params.greedy or not masked.max() > -np.inf:
             return self._choose(masked, position, draw=1)
         ids = np.flatnonzero(masked > -np.inf)
@@ -145,9 +159,13 @@ class TokenSampler:
             self._grammar.accept(token)
 
     def fast_forward(self, token: int) -> None:
-        """Accept a token that an earlier run drew. Raises `InvalidParameter` for one that the grammar does not allow here."""
+        """Accept a token that an earlier run drew. Raises `InvalidParameter` for one that the
+        grammar does not allow here.
+        """
         if self._grammar is not None and not self._grammar.allows(token):
-            raise InvalidParameter(f"resumed holds token id {token} where the grammar does not allow it", param="resumed")
+            raise InvalidParameter(
+                f"resumed holds token id {token} where the grammar does not allow it", param="resumed"
+            )
         self.accept(token)
 
     def close(self) -> None:
@@ -155,7 +173,9 @@ class TokenSampler:
         self._grammar = None
 
     def _penalise(self, logits: Logits) -> None:
-        """Repetition (divide or multiply, as in the CTRL paper), frequency and presence penalties, as llama_sampler_penalties does."""
+        """Repetition (divide or multiply, as in the CTRL paper), frequency and presence penalties,
+        as llama_sampler_penalties does.
+        """
         params = self._params
         window = self._history if params.repeat_last_n < 0 else self._history[-params.repeat_last_n :]
         counts = Counter(window)
@@ -188,7 +208,8 @@ class TokenSampler:
         elif params.top_p < 1.0 or params.min_p > 0.0:
             weights = np.exp(logits - np.float32(best))
             total = float(weights.sum(dtype=np.float64))
-            floor = max(total * (1.0 - params.top_p) / n, params.min_p) * 0.999  # a little lower: float32 rounding must not cut
+            # a little lower: float32 rounding must not cut
+            floor = max(total * (1.0 - params.top_p) / n, params.min_p) * 0.999
             ids = np.flatnonzero(weights >= floor)
             ids = ids[np.argsort(-logits[ids], kind="stable")]
             values = logits[ids].astype(np.float64)

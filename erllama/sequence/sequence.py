@@ -1,12 +1,15 @@
-"""One request on its way through the engine: its state, its tokens and the algebra of their lengths. Pure.
+"""One request on its way through the engine: its state, its tokens and the algebra of their
+lengths. Pure.
 
     0 <= n_cached <= n_kv <= n_tokens <= n_ctx          and n_prompt <= n_given <= n_tokens
 
-`tokens` is the prompt followed by the reply. The first `n_given` of them, the prompt and what an earlier run of the request delivered
-(`resumed`), are `given`: the context must hold them before a token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have
-their KV in the context; the rest, `tokens[n_kv:]`, is pending: the missing part of what is given while prefilling, the newest token while
-generating. `n_prompt`, `n_generated` and `n_max_generated` are the client's view and know nothing of a resume. The engine thread owns every
-sequence; nobody else reads or writes one.
+`tokens` is the prompt followed by the reply. The first `n_given` of them, the prompt and what an
+earlier run of the request delivered (`resumed`), are `given`: the context must hold them before a
+token is sampled. `n_cached` of them were restored, `n_kv` of all tokens have their KV in the
+context; the rest, `tokens[n_kv:]`, is pending: the missing part of what is given while prefilling,
+the newest token while generating. `n_prompt`, `n_generated` and `n_max_generated` are the client's
+view and know nothing of a resume. The engine thread owns every sequence; nobody else reads or
+writes one.
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ _NS_PER_MS = 1e6
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A live request. `seq_id` is its id in the llama context, None before admission and after release; times are `monotonic_ns`.
+    """A live request. `seq_id` is its id in the llama context, None before admission and after
+    release; times are `monotonic_ns`.
 
-    `given` is the chain of what it was given, under the root of its KV (model, settings, adapters, tenant). `n_saved` of its tokens have
-    been handed to the store, or need not be. `n_computed` of the given ones were computed here. `hit_tier` says where `n_cached` came from.
-    `prompt_logits` are those at the end of what was given, for whoever sends the same; `stores_logits`: the store wants them, too. `reply`
-    gathers the text of the whole reply, if it will come back as chat history.
+    `given` is the chain of what it was given, under the root of its KV (model, settings, adapters,
+    tenant). `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of
+    the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
+    are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
+    wants them, too. `reply` gathers the text of the whole reply, if it will come back as chat
+    history.
     """
 
     request: GenerationRequest
@@ -113,7 +119,9 @@ class Sequence:
 
     @property
     def cache_hit_kind(self) -> CacheHitKind:
-        """How much of what is given was taken over instead of computed; its last token may be computed for its logits."""
+        """How much of what is given was taken over instead of computed; its last token may be
+        computed for its logits.
+        """
         if self.n_cached == 0:
             return CacheHitKind.COLD
         return CacheHitKind.EXACT if self.n_cached >= self.n_given - 1 else CacheHitKind.PARTIAL
@@ -123,7 +131,9 @@ class Sequence:
         return self.state is not State.FINISHED
 
     def apply(self, step: Step) -> None:
-        """Move to the next state. An illegal step raises with the sequence's story and changes nothing."""
+        """Move to the next state. An illegal step raises with the sequence's story and changes
+        nothing.
+        """
         try:
             self.state = apply(self.state, step)
         except AssertionError as error:
@@ -160,5 +170,6 @@ class Sequence:
     def __repr__(self) -> str:
         return (
             f"<Sequence {self.request.request_id} {self.state} seq_id={self.seq_id} "
-            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} given={self.n_given} cached={self.n_cached} ctx={self.n_ctx}>"
+            f"kv={self.n_kv}/{self.n_tokens} prompt={self.n_prompt} given={self.n_given} "
+            f"cached={self.n_cached} ctx={self.n_ctx}>"
         )

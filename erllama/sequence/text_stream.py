@@ -1,12 +1,14 @@
 """Token pieces in, text that may be shown out.
 
-Two things make a piece of text uncertain, and both are held back until they are decided: a character whose UTF-8 bytes are spread over
-tokens, and text that could be the beginning of a stop string. What has been returned is never taken back, and no part of a stop string is
-ever returned.
+Two things make a piece of text uncertain, and both are held back until they are decided: a
+character whose UTF-8 bytes are spread over tokens, and text that could be the beginning of a stop
+string. What has been returned is never taken back, and no part of a stop string is ever returned.
 
-The stop strings are one compiled alternation, longest first, so that its first match is the stop string that begins earliest and among
-those the longest. That match counts once nothing that follows can bring a better one. The answer depends on the whole text alone, not on
-how it was cut into tokens, and costs a look-ahead only where one stop string overlaps another ("ab" and "abc", or "bc" and "abcd").
+The stop strings are one compiled alternation, longest first, so that its first match is the stop
+string that begins earliest and among those the longest. That match counts once nothing that follows
+can bring a better one. The answer depends on the whole text alone, not on how it was cut into
+tokens, and costs a look-ahead only where one stop string overlaps another ("ab" and "abc", or "bc"
+and "abcd").
 
 Not thread-safe: one `TextStream` belongs to one sequence, and to the thread that advances it.
 """
@@ -33,16 +35,22 @@ class _StopStrings:
         return match.span() if match else None
 
     def open_from(self, text: str) -> int:
-        """Where the longest end of `text` begins that is the beginning, and not yet all, of a stop string; its length without one."""
+        """Where the longest end of `text` begins that is the beginning, and not yet all, of a stop
+        string; its length without one.
+        """
         n_chars = len(text)
-        return next((i for i in range(max(0, n_chars - self._longest), n_chars) if text[i:] in self._beginnings), n_chars)
+        return next(
+            (i for i in range(max(0, n_chars - self._longest), n_chars) if text[i:] in self._beginnings), n_chars
+        )
 
 
 class TextStream:
-    """The text of one reply. `stop` holds non-empty strings; an empty tuple switches stop strings off.
+    """The text of one reply. `stop` holds non-empty strings; an empty tuple switches stop strings
+    off.
 
-    `stopped` turns True once, with the push (or `finish`) that decides it; `stop_sequence` then names the stop string and every later piece
-    is dropped. Invalid UTF-8 becomes U+FFFD exactly as `bytes.decode("utf-8", "replace")` would do on the whole reply; nothing raises.
+    `stopped` turns True once, with the push (or `finish`) that decides it; `stop_sequence` then
+    names the stop string and every later piece is dropped. Invalid UTF-8 becomes U+FFFD exactly as
+    `bytes.decode("utf-8", "replace")` would do on the whole reply; nothing raises.
     """
 
     __slots__ = ("_decoder", "_held", "_stop", "stop_sequence")
@@ -62,13 +70,17 @@ class TextStream:
         return self.stop_sequence is not None
 
     def push(self, piece: bytes) -> str:
-        """The text that became certain with `piece` (the bytes of one token, or of none); "" after a stop."""
+        """The text that became certain with `piece` (the bytes of one token, or of none); "" after
+        a stop.
+        """
         return "" if self.stopped else self._scan(self._decoder.decode(piece), final=False)
 
     def finish(self) -> str:
-        """What is still held back, at the end of the reply: incomplete bytes as U+FFFD, the beginning of a stop string as text.
+        """What is still held back, at the end of the reply: incomplete bytes as U+FFFD, the
+        beginning of a stop string as text.
 
-        A stop string that was complete but waiting for a longer one takes effect here. Calling it again returns "".
+        A stop string that was complete but waiting for a longer one takes effect here. Calling it
+        again returns "".
         """
         return "" if self.stopped else self._scan(self._decoder.decode(b"", final=True), final=True)
 

@@ -1,1 +1,3 @@
-"""For tests and benchmarks: a deterministic backend without llama.cpp, and GGUF files with random weights."""
+"""For tests and benchmarks: a deterministic backend without llama.cpp, and GGUF files with random
+weights.
+"""

@@ -1,9 +1,11 @@
-"""Random-weight GGUF files of any real shape: models, a tiny encoder, LoRA adapters. For benchmarks and tests, without a download.
+"""Random-weight GGUF files of any real shape: models, a tiny encoder, LoRA adapters. For benchmarks
+and tests, without a download.
 
-Weights depend only on the seed and the tensor's name, so a file is reproducible to the byte. A 0.5B model in Q4_0 takes about ten
-seconds: tensors are drawn, quantised and written in pieces.
+Weights depend only on the seed and the tensor's name, so a file is reproducible to the byte. A 0.5B
+model in Q4_0 takes about ten seconds: tensors are drawn, quantised and written in pieces.
 
-    python -m erllama.testing.random_gguf --shape qwen2-0.5b --vocab ggml-vocab-qwen2.gguf --type Q4_0 OUT.gguf
+    python -m erllama.testing.random_gguf --shape qwen2-0.5b --vocab ggml-vocab-qwen2.gguf --type
+    Q4_0 OUT.gguf
 """
 
 from __future__ import annotations
@@ -41,11 +43,15 @@ ENCODER_LAYERS, ENCODER_WIDTH, ENCODER_HEADS, ENCODER_CTX = 2, 64, 4, 512
 LORA_TARGETS = ("attn_q", "attn_v", "attn_output", "ffn_up", "ffn_down", "ssm_in", "ssm_out")
 
 
-def write_random_model(path: str | Path, shape: ModelShape, *, vocab: Path | None = None, file_type: str = "Q4_0", seed: int = 0) -> None:
-    """Write a generative model. `vocab` is a GGUF whose tokenizer is copied, None makes a small synthetic one.
+def write_random_model(
+    path: str | Path, shape: ModelShape, *, vocab: Path | None = None, file_type: str = "Q4_0", seed: int = 0
+) -> None:
+    """Write a generative model. `vocab` is a GGUF whose tokenizer is copied, None makes a small
+    synthetic one.
 
-    Norms, biases and convolutions stay F32, as llama-quantize leaves them; so does the choice of Q8_0 for the embedding of a Q4_0 file
-    (llama-quantize takes Q6_K where the width allows it, Q8_0 otherwise).
+    Norms, biases and convolutions stay F32, as llama-quantize leaves them; so does the choice of
+    Q8_0 for the embedding of a Q4_0 file (llama-quantize takes Q6_K where the width allows it, Q8_0
+    otherwise).
     """
     writer = _writer(path, shape.arch, f"random {shape.arch} seed {seed}")
     add_hyperparameters(writer, shape)
@@ -72,10 +78,13 @@ def write_random_encoder(path: str | Path, seed: int = 0) -> None:
     _write(writer, [(spec, GGMLQuantizationType.F32) for spec in _encoder_specs(n_vocab)], seed)
 
 
-def write_random_lora(path: str | Path, base_model_path: str | Path, rank: int = 8, seed: int = 0, scale: float = 0.5) -> None:
+def write_random_lora(
+    path: str | Path, base_model_path: str | Path, rank: int = 8, seed: int = 0, scale: float = 0.5
+) -> None:
     """Write a LoRA adapter for the attention and feed-forward matrices of a model.
 
-    `scale` is the size of the change relative to the weights that `random_shape` draws: at 0.5 every logit moves visibly.
+    `scale` is the size of the change relative to the weights that `random_shape` draws: at 0.5
+    every logit moves visibly.
     """
     base = read_header(base_model_path)
     arch = base.get_string("general.architecture")
@@ -145,7 +154,9 @@ def _write(writer: GGUFWriter, plan: Sequence[tuple[TensorSpec, GGMLQuantization
     """Describe all tensors, then draw and write one after another; only one is ever in memory."""
     for spec, kind in plan:
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), math.prod(spec.shape) // block * block_bytes, raw_dtype=kind)
+        writer.add_tensor_info(
+            spec.name, spec.shape, np.dtype(np.float32), math.prod(spec.shape) // block * block_bytes, raw_dtype=kind
+        )
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -177,7 +188,9 @@ def _draw(spec: TensorSpec, kind: GGMLQuantizationType, seed: int) -> np.ndarray
 def main(
     out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "tiny-llama",
-    vocab: Annotated[Path | None, typer.Option(help="A GGUF whose tokenizer is copied; without it a small synthetic one is made.")] = None,
+    vocab: Annotated[
+        Path | None, typer.Option(help="A GGUF whose tokenizer is copied; without it a small synthetic one is made.")
+    ] = None,
     file_type: Annotated[str, typer.Option("--type", help=f"One of {', '.join(FILE_TYPES)}.")] = "Q4_0",
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
 ) -> None:

@@ -1,10 +1,13 @@
-"""Shapes of random-weight models: the hyperparameters and, derived from them, the tensors that llama.cpp expects.
+"""Shapes of random-weight models: the hyperparameters and, derived from them, the tensors that
+llama.cpp expects.
 
-Names and dimensions follow llama.cpp's `src/models/<arch>.cpp`. Weights are Gaussian, scaled so that activations stay of order one
-through any depth: 1/sqrt(inputs) for a matrix, and a further 1/sqrt(2 * n_layer) for what is added to the residual stream (as GPT-2
-initialises). Then logits have a spread of one, and half-precision never overflows. Queries and feed-forwards get a little more than
-that: with uniform attention the positions of a deep random model become alike and greedy text is one token repeated, with sharp attention
-some 28 of 32 tokens differ and depend on the whole prompt, so that a test can tell a restored context from a wrong one.
+Names and dimensions follow llama.cpp's `src/models/<arch>.cpp`. Weights are Gaussian, scaled so
+that activations stay of order one through any depth: 1/sqrt(inputs) for a matrix, and a further
+1/sqrt(2 * n_layer) for what is added to the residual stream (as GPT-2 initialises). Then logits
+have a spread of one, and half-precision never overflows. Queries and feed-forwards get a little
+more than that: with uniform attention the positions of a deep random model become alike and greedy
+text is one token repeated, with sharp attention some 28 of 32 tokens differ and depend on the whole
+prompt, so that a test can tell a restored context from a wrong one.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ QUERY_GAIN, FEED_FORWARD_GAIN = 3.0, 2.0
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """`head_dim` None is n_embd / n_head. `sliding_window` is for gemma3, whose every sixth layer attends to everything.
+    """`head_dim` None is n_embd / n_head. `sliding_window` is for gemma3, whose every sixth layer
+    attends to everything.
 
     In a jamba every second layer attends, the others are mamba's.
 
-    A tied gemma3 repeats its last token for ever, because that architecture scales embeddings up by sqrt(n_embd).
+    A tied gemma3 repeats its last token for ever, because that architecture scales embeddings up by
+    sqrt(n_embd).
     """
 
     arch: str
@@ -46,7 +51,9 @@ class ModelShape:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch {self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
-        if self.arch != "mamba" and (self.n_head % self.n_head_kv or (self.head_dim is None and self.n_embd % self.n_head)):
+        if self.arch != "mamba" and (
+            self.n_head % self.n_head_kv or (self.head_dim is None and self.n_embd % self.n_head)
+        ):
             raise ValueError(f"{self.n_embd} wide, {self.n_head} heads and {self.n_head_kv} KV heads do not divide")
 
     @property
@@ -82,7 +89,9 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor: `shape` in numpy's order (ggml's reversed), filled with `centre` + `spread` * N(0, 1). `matrix`: may be quantised."""
+    """One tensor: `shape` in numpy's order (ggml's reversed), filled with `centre` + `spread` *
+    N(0, 1). `matrix`: may be quantised.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -1,7 +1,9 @@
-"""Vocabularies for random-weight models: two small synthetic ones, or the `tokenizer.*` metadata of another GGUF, copied.
+"""Vocabularies for random-weight models: two small synthetic ones, or the `tokenizer.*` metadata of
+another GGUF, copied.
 
-The synthetic ones are complete: every byte (or every ASCII character) has a token, so that any text tokenises, and special tokens and
-a ChatML template make chat requests work. They are functions of nothing, hence identical in every file.
+The synthetic ones are complete: every byte (or every ASCII character) has a token, so that any text
+tokenises, and special tokens and a ChatML template make chat requests work. They are functions of
+nothing, hence identical in every file.
 """
 
 from __future__ import annotations
@@ -16,36 +18,46 @@ from erllama.gguf.header import read_header
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 N_MERGES = 320
 
 # Frequent English words, the text that the merges are learnt from.
 _TEXT = """
-the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what all were we when
-your can said there use an each which she do how their if will up other about out many then them these so some her would make like him
-into time has look two more write go see number no way could people my than first water been call who oil its now find long down day did
-get come made may part over new sound take only little work know place year live me back give most very after thing our just name good
-sentence man think say great where help through much before line right too mean old any same tell boy follow came want show also around
-form three small set put end does another well large must big even such because turn here why ask went men read need land different home
-us move try kind hand picture again change off play spell air away animal house point page letter mother answer found study still learn
-should world high every near add food between own below country plant last school father keep tree never start city earth eye light
-thought head under story saw left few while along might close something seem next hard open example begin life always those both paper
-together got group often run important until children side feet car mile night walk white sea began grow took river four carry state
+the of and to in is you that it he was for on are as with his they at be this have from or one had
+by word but not what all were we when your can said there use an each which she do how their if will
+up other about out many then them these so some her would make like him into time has look two more
+write go see number no way could people my than first water been call who oil its now find long down
+day did get come made may part over new sound take only little work know place year live me back
+give most very after thing our just name good sentence man think say great where help through much
+before line right too mean old any same tell boy follow came want show also around form three small
+set put end does another well large must big even such because turn here why ask went men read need
+land different home us move try kind hand picture again change off play spell air away animal house
+point page letter mother answer found study still learn should world high every near add food
+between own below country plant last school father keep tree never start city earth eye light
+thought head under story saw left few while along might close something seem next hard open example
+begin life always those both paper together got group often run important until children side feet
+car mile night walk white sea began grow took river four carry state
 """
 WORDS = _TEXT.split()
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's map from byte to printable character (`bytes_to_unicode` in openai/gpt-2 encoder.py)."""
+    """GPT-2's map from byte to printable character (`bytes_to_unicode` in openai/gpt-2
+    encoder.py).
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def _learn_merges(n_merges: int) -> list[tuple[str, str]]:
-    """Plain BPE over WORDS, each with its leading space; ties go to the smaller pair, so the result is always the same."""
+    """Plain BPE over WORDS, each with its leading space; ties go to the smaller pair, so the result
+    is always the same.
+    """
     space = _byte_characters()[ord(" ")]
     words = [[space, *word] for word in WORDS] + [list(word) for word in WORDS]
     merges: list[tuple[str, str]] = []
@@ -86,7 +98,9 @@ def add_byte_level_vocabulary(writer: GGUFWriter) -> int:
 
 
 def add_word_piece_vocabulary(writer: GGUFWriter) -> int:
-    """BERT's scheme as llama.cpp stores it: a word start carries U+2581, a continuation is bare. Returns the number of tokens."""
+    """BERT's scheme as llama.cpp stores it: a word start carries U+2581, a continuation is bare.
+    Returns the number of tokens.
+    """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
     starts = ["▁" + piece for piece in dict.fromkeys([*characters, *WORDS])]
@@ -105,7 +119,9 @@ def add_word_piece_vocabulary(writer: GGUFWriter) -> int:
 
 
 def copy_vocabulary(writer: GGUFWriter, source: Path) -> int:
-    """Copy every `tokenizer.*` value of `source` (a vocabulary-only GGUF will do); returns the number of tokens."""
+    """Copy every `tokenizer.*` value of `source` (a vocabulary-only GGUF will do); returns the
+    number of tokens.
+    """
     header = read_header(source)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if tokens is None:

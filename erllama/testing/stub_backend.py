@@ -1,8 +1,10 @@
-"""A deterministic `Backend` without a model: for tests of everything above it. Nothing falls back to it by itself.
+"""A deterministic `Backend` without a model: for tests of everything above it. Nothing falls back
+to it by itself.
 
-Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of tokens (`stub_kv` has its rows), so
-every bookkeeping error of the engine (a wrong start, a missing drop, a shared id, a wrong restore) is an assertion here. Logits are a
-function of all tokens of the sequence and of its adapter set alone; they favour lower-case letters and spaces, and the end after
+Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of
+tokens (`stub_kv` has its rows), so every bookkeeping error of the engine (a wrong start, a missing
+drop, a shared id, a wrong restore) is an assertion here. Logits are a function of all tokens of the
+sequence and of its adapter set alone; they favour lower-case letters and spaces, and the end after
 `reply_tokens` of them on average.
 """
 
@@ -36,7 +38,10 @@ _LETTERS = np.frombuffer(b"etaoin shrdlucmfwypvbgkqjxz", dtype=np.uint8)
 _N_EMBD = 8
 _WEIGHTS_BYTES = 1000
 _HANG_S = 20.0
-CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 class StubVocab:
@@ -58,16 +63,20 @@ class StubVocab:
     def detokenize(self, tokens: Sequence[int]) -> str:
         for token in tokens:
             if not 0 <= token < N_VOCAB:
-                raise InvalidParameter(f"tokens holds id {token}; the vocabulary has ids 0 to {N_VOCAB - 1}", param="tokens")
+                raise InvalidParameter(
+                    f"tokens holds id {token}; the vocabulary has ids 0 to {N_VOCAB - 1}", param="tokens"
+                )
         return bytes(token for token in tokens if token != EOG).decode(errors="replace")
 
 
 class StubBackend:
-    """`fail_tokens`: a decode whose batch holds one of these ids raises `DecodeFailed`; `reply_tokens`: 0 never ends by itself.
+    """`fail_tokens`: a decode whose batch holds one of these ids raises `DecodeFailed`;
+    `reply_tokens`: 0 never ends by itself.
 
-    `kind` is that of the model whose state it keeps. `calls` counts the calls by method that touch states, `images` are all that were
-    made; `fail_restores` of the next `restore` calls raise `DecodeFailed`. The next `hangs` decodes last until `abort`, which answers the
-    one that runs when it is called.
+    `kind` is that of the model whose state it keeps. `calls` counts the calls by method that touch
+    states, `images` are all that were made; `fail_restores` of the next `restore` calls raise
+    `DecodeFailed`. The next `hangs` decodes last until `abort`, which answers the one that runs
+    when it is called.
     """
 
     generates = True
@@ -125,7 +134,9 @@ class StubBackend:
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> StubBackend:
-        """What `Model(config, make_backend=StubBackend.from_config)` calls. The file of the config is not opened."""
+        """What `Model(config, make_backend=StubBackend.from_config)` calls. The file of the config
+        is not opened.
+        """
         return cls(config.n_ctx or 512, config.n_parallel)
 
     @property
@@ -155,7 +166,9 @@ class StubBackend:
             assert len(kv) == row.start, f"sequence {row.seq_id} holds {len(kv)} tokens, the plan starts at {row.start}"
             self._sequences[row.seq_id].extend(row.tokens, set_name(plan.adapters))
             assert len(kv) <= self.n_ctx, "context overflow"
-            rows.append(tuple(self._logits(kv[:n], plan.adapters) for n in range(len(kv) - row.n_logits + 1, len(kv) + 1)))
+            rows.append(
+                tuple(self._logits(kv[:n], plan.adapters) for n in range(len(kv) - row.n_logits + 1, len(kv) + 1))
+            )
         return rows
 
     def abort(self) -> None:
@@ -204,7 +217,9 @@ class StubBackend:
     def _read(self, seq_id: int, n_tokens: int) -> StubReading:
         self._end_reading()
         if self.kind is KvKind.OPAQUE or not n_tokens or len(self.kv[seq_id]) != n_tokens:
-            raise KvUnreadable(f"sequence {seq_id} of a {self.kind} stub holds {len(self.kv[seq_id])} tokens, expected {n_tokens}")
+            raise KvUnreadable(
+                f"sequence {seq_id} of a {self.kind} stub holds {len(self.kv[seq_id])} tokens, expected {n_tokens}"
+            )
         table = self._sequences[seq_id].rows()
         checkpoint = table.reshape(-1).copy() if self.kind.has_checkpoint else None
         self._reading = StubReading(n_tokens, table, checkpoint, bool(self.kv_layout.columns))

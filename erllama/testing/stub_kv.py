@@ -1,8 +1,10 @@
-"""The KV of `StubBackend` as rows: so much a function of tokens and adapters that a state put back wrongly is an assertion failure.
+"""The KV of `StubBackend` as rows: so much a function of tokens and adapters that a state put back
+wrongly is an assertion failure.
 
-A row is a token id (column "k0", 4 bytes) and a link (column "v0", 16 bytes): a digest of all tokens up to here under the adapter set that
-computed them, and the name of that set. A checkpoint is every row of the sequence. From either the tokens can be told and the digests
-checked, in another stub as well.
+A row is a token id (column "k0", 4 bytes) and a link (column "v0", 16 bytes): a digest of all
+tokens up to here under the adapter set that computed them, and the name of that set. A checkpoint
+is every row of the sequence. From either the tokens can be told and the digests checked, in another
+stub as well.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class StubSequence:
     def extend(self, tokens: Iterable[int], name: bytes) -> None:
         assert all(link[NAME_BYTES:] == name for link in self.links[-1:]), "KV of one adapter set goes on under another"
         for token in tokens:
-            digest = hashlib.blake2b(b"".join(self.links[-1:]) + token.to_bytes(TOKEN_BYTES, "little") + name, digest_size=NAME_BYTES)
+            digest = hashlib.blake2b(
+                b"".join(self.links[-1:]) + token.to_bytes(TOKEN_BYTES, "little") + name, digest_size=NAME_BYTES
+            )
             self.tokens.append(token)
             self.links.append(digest.digest() + name)
 
@@ -51,21 +55,29 @@ class StubSequence:
         del self.links[n_tokens:]
 
     def rows(self) -> Rows:
-        data = b"".join(t.to_bytes(TOKEN_BYTES, "little") + link for t, link in zip(self.tokens, self.links, strict=True))
+        data = b"".join(
+            t.to_bytes(TOKEN_BYTES, "little") + link for t, link in zip(self.tokens, self.links, strict=True)
+        )
         return np.frombuffer(data, dtype=np.uint8).reshape(-1, ROW_BYTES).copy()
 
     def take_rows(self, rows: Rows) -> None:
-        """Become what the rows say; an assertion fails unless they are the rows of some sequence of tokens, from its first on."""
+        """Become what the rows say; an assertion fails unless they are the rows of some sequence of
+        tokens, from its first on.
+        """
         assert not self.tokens, f"a sequence that still holds {len(self.tokens)} tokens"
         for position, row in enumerate(rows):
             token, link = int.from_bytes(row[:TOKEN_BYTES].tobytes(), "little"), row[TOKEN_BYTES:].tobytes()
             self.extend([token], link[NAME_BYTES:])
-            assert self.links[position] == link, f"row {position} is not that of token {token} after the {position} before it"
+            assert self.links[position] == link, (
+                f"row {position} is not that of token {token} after the {position} before it"
+            )
 
 
 @dataclass
 class StubReading:
-    """A `KvReading`. `spoil` is the backend's: what is used after the backend's next call is then visibly wrong."""
+    """A `KvReading`. `spoil` is the backend's: what is used after the backend's next call is then
+    visibly wrong.
+    """
 
     n_tokens: int
     table: Rows
@@ -96,7 +108,11 @@ class StubImage:
         assert not self.closed
         widths = tuple(array.shape[1] for array in rows)
         n_rows = len(rows[0]) if rows else 0
-        if columns != self.layout.columns or widths != self.layout.row_bytes or {len(array) for array in rows} - {n_rows}:
+        if (
+            columns != self.layout.columns
+            or widths != self.layout.row_bytes
+            or {len(array) for array in rows} - {n_rows}
+        ):
             raise ValueError(f"rows of columns {columns} with {widths} bytes do not fit into {self.layout}")
         if start < 0 or start + n_rows > len(self._table):
             raise ValueError(f"{n_rows} rows from position {start} do not fit into {len(self._table)} tokens")
@@ -111,7 +127,9 @@ class StubImage:
         self._checkpoint = data.reshape(-1, ROW_BYTES).copy()
 
     def table(self, n_tokens: int) -> Rows:
-        """The rows of the first `n_tokens`. Raises `ValueError` where any, or the checkpoint, are missing."""
+        """The rows of the first `n_tokens`. Raises `ValueError` where any, or the checkpoint, are
+        missing.
+        """
         assert not self.closed
         if not 0 < n_tokens <= len(self._table) or (self.layout.columns and not self._filled[:n_tokens].all()):
             raise ValueError(f"not all rows of {n_tokens} tokens are there")
@@ -119,7 +137,9 @@ class StubImage:
             return self._table[:n_tokens]
         if self._checkpoint is None or len(self._checkpoint) != n_tokens:
             raise ValueError(f"no checkpoint after {n_tokens} tokens")
-        assert not self.layout.columns or np.array_equal(self._checkpoint, self._table[:n_tokens]), "rows and checkpoint of two sequences"
+        assert not self.layout.columns or np.array_equal(self._checkpoint, self._table[:n_tokens]), (
+            "rows and checkpoint of two sequences"
+        )
         return self._checkpoint
 
     def close(self) -> None:

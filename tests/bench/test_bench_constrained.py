@@ -39,7 +39,12 @@ def test_the_peer_is_asked_in_its_own_words() -> None:
 
 @pytest.mark.parametrize(
     ("text", "tokens", "constrained", "words"),
-    [("[{", 8, True, None), ("abc", 8, False, None), ("[{", 7, True, "7 tokens, not 8"), ("abc", 8, True, "begins with 'abc'")],
+    [
+        ("[{", 8, True, None),
+        ("abc", 8, False, None),
+        ("[{", 7, True, "7 tokens, not 8"),
+        ("abc", 8, True, "begins with 'abc'"),
+    ],
 )
 def test_replies_that_would_not_compare_are_told(text: str, tokens: int, constrained: bool, words: str | None) -> None:
     problem = problem_of([stream(text, tokens)], 8, constrained=constrained)
@@ -52,7 +57,11 @@ def test_ratios_are_of_medians_and_the_peer_may_be_absent() -> None:
     figures = Figures()
     summarise(figures, {"ours": ours, "peer": peer}, [1])
     assert figures.get("ours.json.s1") == 98
-    assert {ratio.name: ratio.value for ratio in figures.ratios} == {"ratio.ours.s1": 0.98, "ratio.peer.s1": 0.49, "ratio.json.s1": 2.0}
+    assert {ratio.name: ratio.value for ratio in figures.ratios} == {
+        "ratio.ours.s1": 0.98,
+        "ratio.peer.s1": 0.49,
+        "ratio.json.s1": 2.0,
+    }
     alone = Figures()
     summarise(alone, {"ours": ours}, [1])
     assert [ratio.name for ratio in alone.ratios] == ["ratio.ours.s1"]

@@ -1,4 +1,6 @@
-"""The pure parts of bench/miss_overhead.py and bench/shared_prefix.py. No model is loaded, no server is started."""
+"""The pure parts of bench/miss_overhead.py and bench/shared_prefix.py. No model is loaded, no
+server is started.
+"""
 
 import math
 import sys
@@ -62,7 +64,9 @@ def test_a_peer_is_believed_what_its_usage_says() -> None:
 
 
 def test_engines_and_usage_that_disagree_are_a_problem() -> None:
-    assert problems_of("r1", [Crowd((100,), (3,), 90, 1.0, (1.0,))]) == ["r1: the engines computed 100 tokens, usage says 90"]
+    assert problems_of("r1", [Crowd((100,), (3,), 90, 1.0, (1.0,))]) == [
+        "r1: the engines computed 100 tokens, usage says 90"
+    ]
 
 
 def test_the_ideal_computes_the_system_prompt_once() -> None:

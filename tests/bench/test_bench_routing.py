@@ -13,7 +13,9 @@ import routing
 from harness import Figures
 from stream_client import Stream
 
-ARGS = Namespace(seed=1, families=2, conversations=20, turns=8, system=50, user=20, reply=8, think=2.0, ramp=30.0, side=0.5)
+ARGS = Namespace(
+    seed=1, families=2, conversations=20, turns=8, system=50, user=20, reply=8, think=2.0, ramp=30.0, side=0.5
+)
 
 
 def test_a_trace_is_the_same_for_every_server():

@@ -1,4 +1,6 @@
-"""The pure parts of bench/warm.py and of what it shares with its neighbours. No server is started."""
+"""The pure parts of bench/warm.py and of what it shares with its neighbours. No server is
+started.
+"""
 
 import json
 import sys
@@ -19,7 +21,9 @@ from warm import Prompts, Shot, problem_of, summarise, tier_of_hit
 from cache_store import Block, BlockId, ChainKey, Kind
 
 
-def shot(case: str, cached: int, tier: str = "", *, n: int = 512, turn: int = 0, ms: float = 1.0, restore_ms: float = 0.0) -> Shot:
+def shot(
+    case: str, cached: int, tier: str = "", *, n: int = 512, turn: int = 0, ms: float = 1.0, restore_ms: float = 0.0
+) -> Shot:
     return Shot(case, n, turn, ms, cached, tier, restore_ms)
 
 
@@ -108,7 +112,11 @@ def test_the_root_is_the_directory_that_is_named_like_one(tmp_path: Path) -> Non
 def test_the_ratios_are_of_medians_and_a_restore_call_counts_apart() -> None:
     figures = Figures()
     shots = [shot("ours.cold", 0, ms=ms, turn=turn) for turn, ms in enumerate((1000.0, 3000.0, 2000.0))]
-    shots += [shot("ours.disk", 512, "disk", ms=20.0), shot("peer.hit", 514, ms=10.0), shot("peer.hit", 512, ms=10.0, turn=1)]
+    shots += [
+        shot("ours.disk", 512, "disk", ms=20.0),
+        shot("peer.hit", 514, ms=10.0),
+        shot("peer.hit", 512, ms=10.0, turn=1),
+    ]
     shots += [shot("peer.saved", 512, ms=5.0, restore_ms=35.0)]
     summarise(figures, shots, [512])
     assert figures.get("ours.ttft.cold_512") == 2000
@@ -121,7 +129,15 @@ def test_the_ratios_are_of_medians_and_a_restore_call_counts_apart() -> None:
 
 
 def test_results_name_files_but_not_where_they_lay() -> None:
-    argv = ["/some/where/bench/warm.py", "--model", "/some/where/m.gguf", "--json=/some/where/o.json", "--set", "a=b", "--no-s3"]
+    argv = [
+        "/some/where/bench/warm.py",
+        "--model",
+        "/some/where/m.gguf",
+        "--json=/some/where/o.json",
+        "--set",
+        "a=b",
+        "--no-s3",
+    ]
     assert shown_command(argv) == "warm.py --model m.gguf --json=o.json --set a=b --no-s3"
 
 
@@ -133,7 +149,8 @@ def test_both_servers_get_the_same_body_which_lets_them_reuse_prefixes() -> None
 
 
 @pytest.mark.parametrize(
-    ("details", "cached"), [({"prompt_tokens_details": {"cached_tokens": 2}}, 2), ({}, 0), ({"prompt_tokens_details": None}, 0)]
+    ("details", "cached"),
+    [({"prompt_tokens_details": {"cached_tokens": 2}}, 2), ({}, 0), ({"prompt_tokens_details": None}, 0)],
 )
 def test_cached_tokens_are_those_of_the_usage(details: dict[str, object], cached: int) -> None:
     events = [

@@ -1,4 +1,6 @@
-"""The pure parts of bench/: percentiles, figures, HTTP and event-stream parsing. No server is started."""
+"""The pure parts of bench/: percentiles, figures, HTTP and event-stream parsing. No server is
+started.
+"""
 
 import json
 import math
@@ -51,7 +53,15 @@ def test_a_median_ignores_what_could_not_be_measured() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (12, "12"), (1234567.0, "1235000"), (9.9999, "10.00"), (95.04, "95.04"), (0.0002481, "0.0002481"), (math.nan, "nan")],
+    [
+        (0.0, "0"),
+        (12, "12"),
+        (1234567.0, "1235000"),
+        (9.9999, "10.00"),
+        (95.04, "95.04"),
+        (0.0002481, "0.0002481"),
+        (math.nan, "nan"),
+    ],
 )
 def test_a_value_prints_without_an_exponent(value: float, text: str) -> None:
     assert format_value(value) == text
@@ -115,11 +125,16 @@ def test_an_event_may_span_chunks() -> None:
 
 
 def test_comments_are_no_events() -> None:
-    assert [data for _, data in split_events(b": keep-alive\n\ndata: 1\n\n: x\ndata: 2\ndata:3\n\ndata: cut")] == ["1", "2\n3"]
+    assert [data for _, data in split_events(b": keep-alive\n\ndata: 1\n\n: x\ndata: 2\ndata:3\n\ndata: cut")] == [
+        "1",
+        "2\n3",
+    ]
 
 
 def test_chat_deltas_count_as_text() -> None:
-    body = event(choices=[{"delta": {"content": "hi"}}]) + event(choices=[{"delta": {}, "finish_reason": "stop"}]) + USAGE
+    body = (
+        event(choices=[{"delta": {"content": "hi"}}]) + event(choices=[{"delta": {}, "finish_reason": "stop"}]) + USAGE
+    )
     assert parse_stream(parse_reply(Raw(0, [(1, HEAD + chunk(body) + END)]))).text == "hi"
 
 
@@ -168,7 +183,10 @@ def test_the_end_of_a_reply_is_seen_at_its_last_byte(wire: bytes, size: int) -> 
 
 
 def test_steady_rate_counts_only_while_all_streams_run() -> None:
-    early, late = stream(*range(0, 11_000_000_000, 1_000_000_000)), stream(*range(5_000_000_000, 16_000_000_000, 1_000_000_000))
+    early, late = (
+        stream(*range(0, 11_000_000_000, 1_000_000_000)),
+        stream(*range(5_000_000_000, 16_000_000_000, 1_000_000_000)),
+    )
     assert steady_rate([early, late]) == pytest.approx(2.0)
     assert math.isnan(steady_rate([stream(0, 1), stream(5, 6)]))
 

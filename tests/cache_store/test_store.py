@@ -47,7 +47,11 @@ def test_what_was_saved_is_restored_before_and_after_it_is_written(store):
 
 def test_flush_waits_for_a_tier_that_survives_the_process(tmp_path):
     config = StoreConfig(
-        tiers=(TierConfig(f"memory://{tmp_path.name}"), TierConfig(str(tmp_path / "disk")), TierConfig(str(tmp_path / "far")))
+        tiers=(
+            TierConfig(f"memory://{tmp_path.name}"),
+            TierConfig(str(tmp_path / "disk")),
+            TierConfig(str(tmp_path / "far")),
+        )
     )
     with Store(config) as store:
         assert store.wait_loaded(10)
@@ -73,7 +77,11 @@ def test_a_start_copies_down_what_no_lower_tier_has(store, config, tmp_path):
 
 def test_nothing_is_missing_after_a_save_and_only_the_rest_after_a_longer_prompt(store):
     root, tokens = root_of(store), prompt(1000)
-    assert [(p.start, p.n_tokens) for p in store.missing(TokenChain(root, tokens), 600)] == [(0, 256), (256, 256), (512, 88)]
+    assert [(p.start, p.n_tokens) for p in store.missing(TokenChain(root, tokens), 600)] == [
+        (0, 256),
+        (256, 256),
+        (512, 88),
+    ]
     save(store, root, tokens, 600)
     assert store.missing(TokenChain(root, tokens), 600) == []
     assert [(p.start, p.n_tokens) for p in store.missing(TokenChain(root, tokens), 1000)] == [(600, 168), (768, 232)]
@@ -159,7 +167,9 @@ def test_a_model_without_rows_is_restored_by_tokens_and_a_checkpoint(store):
     assert store.flush(10)
     seen = []
     fetched = store.read(
-        store.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5), lambda block, n: seen.append((block.rows, n)), 5
+        store.lookup(TokenChain(root, tokens), need_end=True, deadline_s=5),
+        lambda block, n: seen.append((block.rows, n)),
+        5,
     )
     assert (fetched.n_tokens, fetched.checkpoint is None, seen) == (600, False, [((), 256), ((), 256), ((), 88)])
 
@@ -202,7 +212,9 @@ def test_a_restart_finds_everything(config, tmp_path, with_snapshot):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" + b[41:], lambda b: b""], ids=["cut", "flipped", "empty"]
+    "damage",
+    [lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" + b[41:], lambda b: b""],
+    ids=["cut", "flipped", "empty"],
 )
 def test_a_damaged_snapshot_costs_nothing_but_time(config, tmp_path, damage):
     with Store(config) as store:
@@ -275,7 +287,9 @@ def test_blocks_read_from_a_slow_tier_are_promoted(config, tmp_path):
 
 
 def test_a_promotion_evicts_nothing(tmp_path):
-    config = StoreConfig(tiers=(TierConfig(str(tmp_path / "fast"), max_bytes=30_000), TierConfig(str(tmp_path / "slow"))))
+    config = StoreConfig(
+        tiers=(TierConfig(str(tmp_path / "fast"), max_bytes=30_000), TierConfig(str(tmp_path / "slow")))
+    )
     store = opened(config)
     root, old, new = root_of(store), prompt(512), prompt(512, seed=2)
     for tokens in (old, new):
@@ -346,7 +360,9 @@ def test_a_long_running_store_lists_its_tiers_again_and_writes_its_index_down(tm
         assert other.flush(10)
         assert store.stats().tiers[0].objects == 0
         clock.advance(130)
-        wait_until(lambda: store.stats().tiers[0].objects == 3 and list((tmp_path / "only" / "index").glob("*.parquet")))
+        wait_until(
+            lambda: store.stats().tiers[0].objects == 3 and list((tmp_path / "only" / "index").glob("*.parquet"))
+        )
 
 
 def test_only_what_a_lower_tier_has_is_evicted_if_so_asked(store, tmp_path):
@@ -399,7 +415,12 @@ def test_a_closed_store_takes_no_saves_and_closing_twice_is_fine(store):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"tiers": ()}, "tiers"), ({"queue_bytes": 1}, "queue_bytes"), ({"rescan_s": 0}, "rescan_s"), ({"rescan_share": 2}, "rescan_share")],
+    [
+        ({"tiers": ()}, "tiers"),
+        ({"queue_bytes": 1}, "queue_bytes"),
+        ({"rescan_s": 0}, "rescan_s"),
+        ({"rescan_share": 2}, "rescan_share"),
+    ],
 )
 def test_a_wrong_setting_is_named(settings, said):
     with pytest.raises(ValueError, match=said):
@@ -412,7 +433,10 @@ def test_a_chain_with_lost_files_is_whole_again_after_the_next_save(tmp_path):
 
     def save(store: Store, root: ChainKey) -> int:
         pieces = store.missing(TokenChain(root, tokens))
-        blocks = [Block(p.id, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],)) for p in pieces]
+        blocks = [
+            Block(p.id, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],))
+            for p in pieces
+        ]
         assert store.save(blocks) == len(blocks)
         assert store.flush(10)
         return len(blocks)

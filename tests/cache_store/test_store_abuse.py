@@ -1,4 +1,6 @@
-"""Whatever happens to its files, its file systems and its processes: never an exception, never a wrong row, never a hang."""
+"""Whatever happens to its files, its file systems and its processes: never an exception, never a
+wrong row, never a hang.
+"""
 
 import os
 import random
@@ -96,7 +98,10 @@ def test_a_thousand_damaged_chains_are_restored_up_to_the_damage(config, tmp_pat
 
 
 def test_foreign_files_are_left_alone_and_not_counted(config, tmp_path):
-    foreign = [tmp_path / "tier" / name for name in ("README", "a/b/c", "0" * 64 + "/aa/x.arrow", "index/notes.txt", "x.rows.arrow")]
+    foreign = [
+        tmp_path / "tier" / name
+        for name in ("README", "a/b/c", "0" * 64 + "/aa/x.arrow", "index/notes.txt", "x.rows.arrow")
+    ]
     for path in foreign:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"mine" * 1000)
@@ -162,7 +167,11 @@ def test_a_directory_that_vanishes_is_a_miss_and_comes_back_if_it_can(config, tm
 def test_a_hole_in_a_chain_ends_the_prefix_and_is_filled_by_the_next_save(config, tmp_path):
     with filled(config) as store:
         root = store.root("model")
-        gap = next(path for path in files_below(tmp_path / "tier") if BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start == 768)
+        gap = next(
+            path
+            for path in files_below(tmp_path / "tier")
+            if BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start == 768
+        )
         gap.unlink()
         assert restore(store, root, TOKENS).n_tokens == 768
         save(store, root, TOKENS)

@@ -1,4 +1,6 @@
-"""The generated conversations: a function of the seed, right about their own facts, disjoint from the evaluation side."""
+"""The generated conversations: a function of the seed, right about their own facts, disjoint from
+the evaluation side.
+"""
 
 import json
 import random
@@ -81,7 +83,9 @@ def test_a_tool_task_calls_a_tool_on_offer_with_its_parameters():
 
 def test_test_samples_are_a_function_of_the_seed_and_differ_between_seeds():
     for bucket in samples.BUCKETS:
-        first, again, other = (list(samples.draw_samples(bucket, seed=seed, n_samples=5, count=count)) for seed in (1, 1, 2))
+        first, again, other = (
+            list(samples.draw_samples(bucket, seed=seed, n_samples=5, count=count)) for seed in (1, 1, 2)
+        )
         assert first == again
         assert first != other
 

@@ -1,4 +1,6 @@
-"""The measurement itself: an oracle scores 100 %, a mute generator 0 %, and figures print as one line each."""
+"""The measurement itself: an oracle scores 100 %, a mute generator 0 %, and figures print as one
+line each.
+"""
 
 from demo_model.evaluate import evaluate
 from demo_model.samples import BUCKETS, draw_samples

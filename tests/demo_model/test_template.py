@@ -28,7 +28,13 @@ def test_tools_are_listed_in_the_system_turn_one_per_line():
     system = text.split("<|im_end|>")[0]
     assert system.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n\n")
     listed = system.split("<tools>\n")[1].split("\n</tools>")[0].split("\n")
-    assert listed == ['{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}'] * 2
+    assert (
+        listed
+        == [
+            '{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}'
+        ]
+        * 2
+    )
 
 
 @pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'])

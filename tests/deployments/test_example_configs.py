@@ -1,4 +1,6 @@
-"""The shipped configs: Ray takes their outer keys, we take `args`, and serve_config.yaml leaves no knob of ours unmentioned."""
+"""The shipped configs: Ray takes their outer keys, we take `args`, and serve_config.yaml leaves no
+knob of ours unmentioned.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,21 @@ def fields(section: type) -> set[str]:
 
 
 def test_all_sections_are_found():
-    assert {"BuildArgs", "ModelSpec", "Autoscaling", "AdapterSpec", "StoreSpec", "TierConfig", "HttpSpec", "CachePolicy"} <= {
-        section.__name__ for section in sections(BuildArgs)
-    }
+    assert {
+        "BuildArgs",
+        "ModelSpec",
+        "Autoscaling",
+        "AdapterSpec",
+        "StoreSpec",
+        "TierConfig",
+        "HttpSpec",
+        "CachePolicy",
+    } <= {section.__name__ for section in sections(BuildArgs)}
 
 
-@pytest.mark.parametrize("section", sorted(sections(BuildArgs), key=lambda section: section.__name__), ids=lambda section: section.__name__)
+@pytest.mark.parametrize(
+    "section", sorted(sections(BuildArgs), key=lambda section: section.__name__), ids=lambda section: section.__name__
+)
 def test_the_shipped_config_mentions_every_knob(section):
     """With a key of its own, or in the comment that shows the entries of a list."""
     mentioned = set(re.findall(r"\b([a-z_]+):", SHIPPED.read_text()))
@@ -67,7 +78,10 @@ def test_the_gpu_example_shows_what_it_promises():
     assert [tier.url.partition("://")[0] for tier in args.store.tiers] == ["file", "file", "s3"]
     on_gpu = [model for model in args.models if model.num_gpus]
     assert len(on_gpu) >= 2
-    assert all(model.engine_config(n_threads=1).n_gpu_layers == "auto" and model.type_k == model.type_v == "q8_0" for model in on_gpu)
+    assert all(
+        model.engine_config(n_threads=1).n_gpu_layers == "auto" and model.type_k == model.type_v == "q8_0"
+        for model in on_gpu
+    )
     assert any(model.autoscaling and model.autoscaling.min_replicas == 0 for model in args.models)
     assert args.http.api_keys == ("replace-this-key",)
 

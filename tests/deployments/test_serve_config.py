@@ -1,4 +1,6 @@
-"""serve_config.yaml documents every knob with its default, and what is wrong in a config is refused by name before anything starts."""
+"""serve_config.yaml documents every knob with its default, and what is wrong in a config is refused
+by name before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from pydantic import ValidationError
 
 from cache_store import StoreConfig, TierConfig
 from deployments.app import cpu_share, replica_cpus
-from deployments.config import BuildArgs, FailoverPolicy, HttpSpec, ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec, deployment_name
+from deployments.config import (
+    BuildArgs,
+    FailoverPolicy,
+    HttpSpec,
+    ModelSpec,
+    RoutingSpec,
+    SchedulerSpec,
+    StoreSpec,
+    deployment_name,
+)
 from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
 from erllama.cache.policy import CachePolicy
@@ -82,7 +93,9 @@ def test_every_setting_of_the_engine_can_be_set_in_the_config():
 
 
 def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
-    parsed = BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}})
+    parsed = BuildArgs.model_validate(
+        {"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}}
+    )
     assert isinstance(parsed.http, HttpOptions)
     assert (parsed.http.api_keys, parsed.http.ingress_replicas) == (("secret",), 2)
     assert "secret" not in repr(parsed)
@@ -131,9 +144,13 @@ def with_store(**store) -> BuildArgs:
 
 
 def test_tiers_become_those_of_the_store_and_an_empty_list_is_no_store():
-    config = with_store(tiers=[{"url": "file:///x", "max_bytes": "2GiB", "compression": "zstd"}], salt="t").store.config()
+    config = with_store(
+        tiers=[{"url": "file:///x", "max_bytes": "2GiB", "compression": "zstd"}], salt="t"
+    ).store.config()
     assert config is not None
-    assert [(tier.url, tier.budget_bytes, tier.compression) for tier in config.tiers] == [("file:///x", 2 << 30, "zstd")]
+    assert [(tier.url, tier.budget_bytes, tier.compression) for tier in config.tiers] == [
+        ("file:///x", 2 << 30, "zstd")
+    ]
     assert config.salt == "t"
     assert with_store(tiers=[]).store.config() is None
 
@@ -194,7 +211,7 @@ def test_ids_with_a_tag_give_a_deployment_name_that_can_name_a_file():
     assert deployment_name("qwen:0.5b") == "model-qwen-0.5b"
 
 
-# --- the launcher ------------------------------------------------------------------------------------------------------------
+# --- the launcher ---------------------------------------------------------------------------------
 
 
 def test_the_shipped_config_passes_the_launcher():
@@ -208,7 +225,10 @@ def test_the_shipped_config_passes_the_launcher():
         ("a: 1", "no list of applications"),
         ("applications: [{name: x, import_path: other:app}]", IMPORT_PATH),
         (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{models: []}}}}]", "args.models"),
-        (f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{modelz: []}}}}]", "args.modelz: there is no such key"),
+        (
+            f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{modelz: []}}}}]",
+            "args.modelz: there is no such key",
+        ),
         (
             f"applications: [{{name: x, import_path: '{IMPORT_PATH}', args: {{models: [{{id: x, path: a, n_ctxx: 1}}]}}}}]",
             "args.models.0.n_ctxx: there is no such key",

@@ -40,11 +40,16 @@ def model(tmp_path: Path, stub: GatedStub) -> Iterator[Model]:
 
 
 def test_complete_takes_text_or_token_ids(model: Model):
-    assert model.complete("hello", seed=1, response_tokens=5).tokens == model.complete(list(b"hello"), seed=1, response_tokens=5).tokens
+    assert (
+        model.complete("hello", seed=1, response_tokens=5).tokens
+        == model.complete(list(b"hello"), seed=1, response_tokens=5).tokens
+    )
 
 
 def test_streamed_text_is_the_text_of_the_whole_reply(model: Model):
-    streamed = "".join(e.text for e in model.infer(model.tokenize("hello"), seed=1, response_tokens=20) if isinstance(e, Tokens))
+    streamed = "".join(
+        e.text for e in model.infer(model.tokenize("hello"), seed=1, response_tokens=20) if isinstance(e, Tokens)
+    )
     assert streamed == model.complete("hello", seed=1, response_tokens=20).text
 
 
@@ -147,10 +152,16 @@ def test_an_unknown_setting_is_refused_and_named(setting: str):
         Model(**{setting: 1})
 
 
-# --- with a store -------------------------------------------------------------------------------------------------------------------
+# --- with a store ---------------------------------------------------------------------------------
 
 POLICY = CachePolicy(
-    min_tokens=16, cold_min_tokens=16, cold_step_tokens=512, restore_always=True, logits_share=0, share_wait_s=0, session_resume_wait_ms=0
+    min_tokens=16,
+    cold_min_tokens=16,
+    cold_step_tokens=512,
+    restore_always=True,
+    logits_share=0,
+    share_wait_s=0,
+    session_resume_wait_ms=0,
 )
 TEXT = random.Random(0).choices(range(256), k=1000)
 
@@ -169,7 +180,9 @@ class Place:
     def config(self) -> StoreConfig:
         return StoreConfig(tiers=(TierConfig(str(self.path / "kv")),), retry_s=0.01, op_timeout_s=0.2)
 
-    def open(self, *, store: Store | StoreConfig | None = None, policy: CachePolicy = POLICY, **settings: object) -> Model:
+    def open(
+        self, *, store: Store | StoreConfig | None = None, policy: CachePolicy = POLICY, **settings: object
+    ) -> Model:
         if not (self.path / "model.gguf").exists():  # "trusted" looks at the time of the last change
             (self.path / "model.gguf").write_bytes(b"not read by the stub")
         return Model(
@@ -229,7 +242,9 @@ def test_after_an_evict_the_next_request_is_restored(place: Place):
 
 def test_a_model_without_a_store_evicts_too(place: Place, tmp_path: Path, stub: GatedStub):
     (tmp_path / "m.gguf").write_bytes(b"")
-    with Model(path=str(tmp_path / "m.gguf"), fingerprint="trusted", n_ctx=256, n_parallel=2, make_backend=lambda _: stub) as model:
+    with Model(
+        path=str(tmp_path / "m.gguf"), fingerprint="trusted", n_ctx=256, n_parallel=2, make_backend=lambda _: stub
+    ) as model:
         model.complete("hello", response_tokens=5)
         assert model.evict().n_tokens == 9
         assert len(model.complete("hello", response_tokens=5).tokens) == 5
@@ -285,7 +300,11 @@ def test_a_store_of_the_callers_is_left_open(place: Place):
 
 
 def test_two_models_on_one_store_compute_a_prompt_once(place: Place):
-    with Store(place.config) as store, place.open(store=store, id="one") as one, place.open(store=store, id="two") as two:
+    with (
+        Store(place.config) as store,
+        place.open(store=store, id="one") as one,
+        place.open(store=store, id="two") as two,
+    ):
         first = one.complete(TEXT, seed=1, response_tokens=5)
         one.live_prefixes().result()  # answered after the step that ended it, and that saves once the events have left
         second = two.complete(TEXT, seed=1, response_tokens=5)
@@ -299,7 +318,9 @@ def test_requests_of_many_threads_share_a_prefix(place: Place):
         replies = [stream.result() for stream in streams]
         computed = sum(r.stats.prompt_tokens - r.stats.cached_tokens for r in replies)
         assert computed <= 1000 + 12 * 64, "the prefix once, and for each what is not worth waiting for"
-        assert [r.tokens for r in replies] == [model.complete([*TEXT, i], seed=1, response_tokens=3).tokens for i in range(12)]
+        assert [r.tokens for r in replies] == [
+            model.complete([*TEXT, i], seed=1, response_tokens=3).tokens for i in range(12)
+        ]
 
 
 @pytest.mark.parametrize("share_wait_s", [0.0, 30.0])
@@ -308,7 +329,9 @@ def test_a_broken_store_keeps_no_model_from_serving_and_stopping(place: Place, f
     store, tier = place.open_faulty()
     try:
         tier.inject("*", fault, times=None)
-        model = place.open(store=store, policy=replace(POLICY, evict_save_timeout_s=0.3, read_timeout_s=0.2, share_wait_s=share_wait_s))
+        model = place.open(
+            store=store, policy=replace(POLICY, evict_save_timeout_s=0.3, read_timeout_s=0.2, share_wait_s=share_wait_s)
+        )
         began = time.monotonic()
         assert len(model.complete(TEXT, response_tokens=5).tokens) == 5
         model.evict()
@@ -367,7 +390,7 @@ def test_a_store_that_cannot_be_opened_frees_the_model(place: Place, stub: Gated
     assert stub.closed
 
 
-# --- sessions -------------------------------------------------------------------------------------------------------------------------
+# --- sessions -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Parameters are validated by name, type and range; events merge without loss; everything that crosses a boundary pickles."""
+"""Parameters are validated by name, type and range; events merge without loss; everything that
+crosses a boundary pickles.
+"""
 
 import itertools
 import math
@@ -13,7 +15,18 @@ from hypothesis import strategies as st
 
 from erllama import errors
 from erllama.errors import ErllamaError, InvalidParameter
-from erllama.events import CacheHitKind, Completion, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens, merge_events
+from erllama.events import (
+    CacheHitKind,
+    Completion,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    RequestStats,
+    TokenLogprob,
+    Tokens,
+    merge_events,
+)
 from erllama.grammar.constraint import MAX_GRAMMAR_BYTES, Constraint, ConstraintKind
 from erllama.request import (
     MAX_LOGIT_BIAS,
@@ -34,7 +47,8 @@ def build(**params) -> GenerationRequest:
     return build_request("req", [1, 2, 3], params)
 
 
-# name, a lowest and a highest legal value, values just outside, words of the message that tell the limit
+# name, a lowest and a highest legal value, values just outside, words of the message that tell the
+# limit
 RANGES = [
     ("temperature", 0.0, 100.0, (-0.001, 100.001), "between 0 and 100"),
     ("top_k", 0, 1_000_000, (-1, 1_000_001), "between 0 and 1000000"),
@@ -170,17 +184,21 @@ def test_stop_takes_one_string_or_many():
 def test_logit_bias_takes_a_mapping_with_the_string_keys_of_json_and_pairs():
     assert build(logit_bias={"5": 1.5, 6: -100}).sampling.logit_bias == ((5, 1.5), (6, -100))
     assert build(logit_bias=[[5, 1.5]]).sampling.logit_bias == ((5, 1.5),)
-    assert build(logit_bias=dict.fromkeys(range(MAX_LOGIT_BIAS), 1.0)).sampling.logit_bias[-1] == (MAX_LOGIT_BIAS - 1, 1.0)
+    assert build(logit_bias=dict.fromkeys(range(MAX_LOGIT_BIAS), 1.0)).sampling.logit_bias[-1] == (
+        MAX_LOGIT_BIAS - 1,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
-    ("params", "greedy"), [({"temperature": 0.0}, True), ({"top_k": 1}, True), ({}, False), ({"temperature": 1e-9}, False)]
+    ("params", "greedy"),
+    [({"temperature": 0.0}, True), ({"top_k": 1}, True), ({}, False), ({"temperature": 1e-9}, False)],
 )
 def test_greedy_is_temperature_zero_or_one_candidate(params: dict, greedy: bool):
     assert SamplingParams(**params).greedy is greedy
 
 
-# --- events -----------------------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------
 
 STATS = RequestStats(3, 2, 1, 0.5, 1.5, 2.5, CacheHitKind.PARTIAL, FinishReason.STOP, "stop")
 logprob = st.builds(TokenLogprob, st.integers(0, 9), st.binary(max_size=2), st.floats(-9, 0))
@@ -191,21 +209,27 @@ def tokens_events(with_logprobs: bool) -> st.SearchStrategy[Tokens]:
     if not with_logprobs:
         return st.builds(Tokens, ids, st.text(max_size=3))
     return ids.flatmap(
-        lambda i: st.builds(Tokens, st.just(i), st.text(max_size=3), st.lists(logprob, min_size=len(i), max_size=len(i)).map(tuple))
+        lambda i: st.builds(
+            Tokens, st.just(i), st.text(max_size=3), st.lists(logprob, min_size=len(i), max_size=len(i)).map(tuple)
+        )
     )
 
 
 event_lists = st.booleans().flatmap(
     lambda with_logprobs: st.lists(
         st.one_of(
-            tokens_events(with_logprobs), st.just(Done(STATS, "key")), st.builds(Failed, st.builds(ErllamaError, st.text(max_size=3)))
+            tokens_events(with_logprobs),
+            st.just(Done(STATS, "key")),
+            st.builds(Failed, st.builds(ErllamaError, st.text(max_size=3))),
         )
     )
 )
 
 
 def contents(events: list[Event]) -> list[object]:
-    """What events say, one token, character or ending after the other, the cuts between `Tokens` forgotten."""
+    """What events say, one token, character or ending after the other, the cuts between `Tokens`
+    forgotten.
+    """
     ids: list[object] = []
     text: list[object] = []
     logprobs: list[object] = []
@@ -272,11 +296,14 @@ def test_only_a_cancelled_request_says_so():
     ]
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def error_classes(base: type[ErllamaError] = ErllamaError) -> list[type[ErllamaError]]:
-    return [base, *(c for sub in base.__subclasses__() if sub.__module__ == "erllama.errors" for c in error_classes(sub))]
+    return [
+        base,
+        *(c for sub in base.__subclasses__() if sub.__module__ == "erllama.errors" for c in error_classes(sub)),
+    ]
 
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda c: c.__name__)

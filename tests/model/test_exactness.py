@@ -1,9 +1,11 @@
 """The product's promise: where a prompt's KV came from never shows in the reply.
 
-Two hundred conversations with the demo model, each asked cold, live, restored after the context was released, restored by a new
-process-like model, restored by another replica that runs beside, and resumed in the middle of the reply; greedy and sampled. The replies
-are equal token for token. With a q8_0 KV cache llama.cpp computes attention along one path, whatever the number of rows, so equality is
-exact and not a matter of near ties; with an f16 cache the paths that are alike are compared (see AGENTS.md).
+Two hundred conversations with the demo model, each asked cold, live, restored after the context was
+released, restored by a new process-like model, restored by another replica that runs beside, and
+resumed in the middle of the reply; greedy and sampled. The replies are equal token for token. With
+a q8_0 KV cache llama.cpp computes attention along one path, whatever the number of rows, so
+equality is exact and not a matter of near ties; with an f16 cache the paths that are alike are
+compared (see AGENTS.md).
 """
 
 from __future__ import annotations
@@ -43,8 +45,17 @@ class Question:
 def model(folder: Path | None, policy: CachePolicy = EVERYTHING, **settings: object) -> Iterator[Model]:
     store = None
     if folder is not None:
-        store = StoreConfig(tiers=(TierConfig(str(folder / "fast")), TierConfig(str(folder / "slow"))), min_probe_tokens=1)
-    defaults: dict[str, object] = {"path": "demo", "n_ctx": 2048, "n_parallel": 4, "n_threads": 1, "type_k": "q8_0", "type_v": "q8_0"}
+        store = StoreConfig(
+            tiers=(TierConfig(str(folder / "fast")), TierConfig(str(folder / "slow"))), min_probe_tokens=1
+        )
+    defaults: dict[str, object] = {
+        "path": "demo",
+        "n_ctx": 2048,
+        "n_parallel": 4,
+        "n_threads": 1,
+        "type_k": "q8_0",
+        "type_v": "q8_0",
+    }
     with Model(store=store, policy=policy, **{**defaults, **settings}) as one:
         yield one
 
@@ -53,13 +64,18 @@ def model(folder: Path | None, policy: CachePolicy = EVERYTHING, **settings: obj
 def questions() -> list[Question]:
     with model(None) as one:
         samples = []
-        for bucket, n in (("recall_512", 180), ("recall_1024", 20)):  # more than a block: shorter prompts are not looked for everywhere
-            samples += draw_samples(bucket, seed=7, n_samples=n, count=lambda text: len(one.tokenize(text, add_special=False)))
+        # more than a block: shorter prompts are not looked for everywhere
+        for bucket, n in (("recall_512", 180), ("recall_1024", 20)):
+            samples += draw_samples(
+                bucket, seed=7, n_samples=n, count=lambda text: len(one.tokenize(text, add_special=False))
+            )
         assert len(samples) == N_CONVERSATIONS
         return [
             Question(
                 tuple(one.tokenize(sample.prompt, add_special=False)),
-                {"temperature": 0.0} if i % 2 else {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": i},
+                {"temperature": 0.0}
+                if i % 2
+                else {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": i},
                 sample.is_right,
             )
             for i, sample in enumerate(samples)
@@ -84,7 +100,9 @@ def cold(questions: list[Question]) -> list[Completion]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, questions: list[Question]) -> Path:
-    """A store that has seen every conversation, with four of them running at once, and whose writer has left."""
+    """A store that has seen every conversation, with four of them running at once, and whose writer
+    has left.
+    """
     folder = tmp_path_factory.mktemp("kv")
     with model(folder) as one:
         for start in range(0, len(questions), 4):
@@ -95,7 +113,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, questions: list[Question]) 
 
 
 def differing(replies: list[Completion], expected: list[Completion]) -> list[int]:
-    return [i for i, (a, b) in enumerate(zip(replies, expected, strict=True)) if a.tokens != b.tokens or a.text != b.text]
+    return [
+        i for i, (a, b) in enumerate(zip(replies, expected, strict=True)) if a.tokens != b.tokens or a.text != b.text
+    ]
 
 
 def test_live_replies_are_the_cold_ones(questions, cold):
@@ -109,7 +129,8 @@ def test_live_replies_are_the_cold_ones(questions, cold):
 
 def test_batched_replies_are_the_cold_ones(questions, cold):
     with model(None) as one:
-        streams = [one.infer(q.tokens, response_tokens=N_TOKENS, **q.params) for q in questions[:100]]  # as many as may wait
+        # as many as may wait
+        streams = [one.infer(q.tokens, response_tokens=N_TOKENS, **q.params) for q in questions[:100]]
         assert differing([stream.result() for stream in streams], cold[:100]) == []
 
 
@@ -118,7 +139,8 @@ def test_a_restart_changes_no_token_of_any_conversation_and_no_recall(questions,
         replies = [ask(one, question) for question in questions]
     assert differing(replies, cold) == []
     restored = [reply for reply in replies if reply.stats.cache_hit_kind == "exact"]
-    assert len(restored) == N_CONVERSATIONS  # all of every prompt, with the stored logits: nothing was computed before the first token
+    # all of every prompt, with the stored logits: nothing was computed before the first token
+    assert len(restored) == N_CONVERSATIONS
     greedy = [(q, reply) for i, (q, reply) in enumerate(zip(questions, replies, strict=True)) if i % 2]
     right = sum(q.is_right(reply.text) for q, reply in greedy)
     assert right >= 0.9 * len(greedy), f"{right} of {len(greedy)} recalled"
@@ -146,9 +168,16 @@ def test_another_replica_beside_it_restores_what_this_one_has_just_computed(ques
 
 
 def test_a_reply_cut_anywhere_goes_on_with_the_same_tokens_elsewhere(questions, cold, tmp_path):
-    """What an ingress does when a replica dies: prompt and delivered tokens go to another one, with the same seed."""
+    """What an ingress does when a replica dies: prompt and delivered tokens go to another one, with
+    the same seed.
+    """
     policy = CachePolicy(
-        min_tokens=1 << 20, cold_min_tokens=32, cold_step_tokens=256, continued_interval=8, restore_min_tokens=1, restore_always=True
+        min_tokens=1 << 20,
+        cold_min_tokens=32,
+        cold_step_tokens=256,
+        continued_interval=8,
+        restore_min_tokens=1,
+        restore_always=True,
     )
     with model(tmp_path, policy) as one, model(tmp_path, policy) as other:
         for i, question in enumerate(questions):
@@ -164,7 +193,9 @@ def test_a_reply_cut_anywhere_goes_on_with_the_same_tokens_elsewhere(questions, 
 
 
 def test_with_an_f16_cache_a_restart_gives_what_the_first_run_gave(questions, tmp_path):
-    """Like with like: both runs decode the prompt's last token from the same stored logits and every other one alone."""
+    """Like with like: both runs decode the prompt's last token from the same stored logits and
+    every other one alone.
+    """
     f16 = {"type_k": "f16", "type_v": "f16", "n_parallel": 1}
     with model(tmp_path, **f16) as one:
         first = [ask(one, question) for question in questions[:60]]
@@ -175,7 +206,9 @@ def test_with_an_f16_cache_a_restart_gives_what_the_first_run_gave(questions, tm
 
 
 def test_deterministic_mode_restores_only_what_leaves_the_slices_as_they_were(questions, tmp_path):
-    """With an f16 cache, other rows in a slice take another path; aligned restores make the rest of the prompt compute as it did cold."""
+    """With an f16 cache, other rows in a slice take another path; aligned restores make the rest of
+    the prompt compute as it did cold.
+    """
     settings = {"type_k": "f16", "type_v": "f16", "deterministic": True, "n_parallel": 1, "prefill_slice": 64}
     policy = CachePolicy(min_tokens=32, cold_min_tokens=32, restore_min_tokens=1, restore_always=True, logits_share=0.0)
     with model(None, **settings) as one:
@@ -193,9 +226,16 @@ def test_deterministic_mode_restores_only_what_leaves_the_slices_as_they_were(qu
 
 
 def test_a_long_reply_goes_on_from_its_continued_save(questions, tmp_path):
-    """Nothing else was saved of the reply: what the prompt's rows end with was generated, and saved on the way."""
+    """Nothing else was saved of the reply: what the prompt's rows end with was generated, and saved
+    on the way.
+    """
     policy = CachePolicy(
-        min_tokens=1 << 20, cold_min_tokens=32, cold_step_tokens=256, continued_interval=64, restore_min_tokens=1, restore_always=True
+        min_tokens=1 << 20,
+        cold_min_tokens=32,
+        cold_step_tokens=256,
+        continued_interval=64,
+        restore_min_tokens=1,
+        restore_always=True,
     )
     n_tokens, cut = 400, 390
     with model(tmp_path, policy) as one, model(tmp_path, policy) as other:

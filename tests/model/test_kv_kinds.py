@@ -1,6 +1,8 @@
-"""Models whose state cannot be cut by token: sliding window (gemma3), recurrent (mamba), layers of both kinds (jamba).
+"""Models whose state cannot be cut by token: sliding window (gemma3), recurrent (mamba), layers of
+both kinds (jamba).
 
-Never silently wrong, never silently computed again: after a release, a restart and with a longer prompt, replies are those of a cold run.
+Never silently wrong, never silently computed again: after a release, a restart and with a longer
+prompt, replies are those of a cold run.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ pytestmark = pytest.mark.model
 
 KINDS = {"tiny-gemma3": "window", "tiny-mamba": "recurrent", "tiny-jamba": "hybrid", "tiny-qwen3": "attention"}
 POLICY = CachePolicy(
-    min_tokens=32, cold_min_tokens=32, cold_step_tokens=256, checkpoint_interval=512, restore_min_tokens=1, restore_always=True
+    min_tokens=32,
+    cold_min_tokens=32,
+    cold_step_tokens=256,
+    checkpoint_interval=512,
+    restore_min_tokens=1,
+    restore_always=True,
 )
 PROMPT = [7 + i * 13 % 200 for i in range(900)]
 MORE = [11 + i * 17 % 200 for i in range(40)]
@@ -32,7 +39,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds")
     for shape in KINDS:
         write_random_model(
-            folder / f"{shape}.gguf", SHAPES[shape], vocab=None, file_type="Q8_0" if shape == "tiny-qwen3" else "F16", seed=1
+            folder / f"{shape}.gguf",
+            SHAPES[shape],
+            vocab=None,
+            file_type="Q8_0" if shape == "tiny-qwen3" else "F16",
+            seed=1,
         )
     return folder
 
@@ -40,7 +51,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def model(path: Path, store: Path | None) -> Iterator[Model]:
     tiers = None if store is None else StoreConfig(tiers=(TierConfig(str(store)),))
-    with Model(path=str(path), n_ctx=2048, n_parallel=2, n_threads=1, type_k="q8_0", type_v="q8_0", store=tiers, policy=POLICY) as one:
+    with Model(
+        path=str(path), n_ctx=2048, n_parallel=2, n_threads=1, type_k="q8_0", type_v="q8_0", store=tiers, policy=POLICY
+    ) as one:
         yield one
 
 
@@ -64,7 +77,8 @@ def test_a_restart_restores_every_kind_of_model(models, tmp_path, shape):
         assert ask(one, PROMPT).tokens == first.tokens
         one.evict()
         again = ask(one, PROMPT)
-        assert (again.tokens, again.stats.cached_tokens) == (first.tokens, len(PROMPT))  # the stored logits: nothing is computed
+        # the stored logits: nothing is computed
+        assert (again.tokens, again.stats.cached_tokens) == (first.tokens, len(PROMPT))
     with model(path, tmp_path) as one:
         restored = ask(one, longer)
     assert restored.tokens == cold.tokens

@@ -69,7 +69,9 @@ def test_model_info_and_status_tell_what_it_is(demo):
 def test_replies_do_not_depend_on_neighbours_nor_on_the_order_of_arrival(demo, temperature):
     rng = random.Random(3)
     prompts = [[rng.randrange(1000) for _ in range(20 + 15 * i)] for i in range(8)]
-    params = [{"response_tokens": 20 + 8 * i, "temperature": temperature, "seed": i, "ignore_eos": True} for i in range(8)]
+    params = [
+        {"response_tokens": 20 + 8 * i, "temperature": temperature, "seed": i, "ignore_eos": True} for i in range(8)
+    ]
     alone = [demo.complete(prompt, **param).tokens for prompt, param in zip(prompts, params, strict=True)]
     for _ in range(3):
         order = rng.sample(range(8), 8)
@@ -79,9 +81,13 @@ def test_replies_do_not_depend_on_neighbours_nor_on_the_order_of_arrival(demo, t
 
 def test_deterministic_mode_gives_the_same_replies(demo):
     with Model(path="demo", n_ctx=1024, n_parallel=4, n_threads=1, deterministic=True) as solo:
-        streams = [solo.infer(solo.tokenize(text), response_tokens=16, temperature=0) for text in ("One", "Two", "Three")]
+        streams = [
+            solo.infer(solo.tokenize(text), response_tokens=16, temperature=0) for text in ("One", "Two", "Three")
+        ]
         replies = [stream.result().tokens for stream in streams]
-    assert replies == [demo.complete(text, response_tokens=16, temperature=0).tokens for text in ("One", "Two", "Three")]
+    assert replies == [
+        demo.complete(text, response_tokens=16, temperature=0).tokens for text in ("One", "Two", "Three")
+    ]
 
 
 def test_a_cancelled_stream_ends_with_done_cancelled_and_frees_its_sequence(demo):
@@ -145,7 +151,10 @@ def test_a_prompt_beyond_the_context_names_both_numbers(tiny):
 
 def test_a_grammar_is_followed_to_its_end(demo):
     assert ask(demo, "Is it good?", grammar='root ::= ("yes" | "no") "!"').text in ("yes!", "no!")
-    assert ask(demo, "Is it good?", grammar='root ::= ("yes" | "no") "!"', temperature=1.5, seed=4).text in ("yes!", "no!")
+    assert ask(demo, "Is it good?", grammar='root ::= ("yes" | "no") "!"', temperature=1.5, seed=4).text in (
+        "yes!",
+        "no!",
+    )
 
 
 def test_an_ambiguous_grammar_is_followed(tiny):
@@ -158,7 +167,9 @@ def test_an_ambiguous_grammar_is_followed(tiny):
 def test_a_grammar_that_gets_too_costly_ends_its_request_and_not_the_engine(tiny):
     (a,) = tiny.tokenize("a", add_special=False)
     costly = Constraint(ConstraintKind.REGEX, "(((a{0,50}|b){0,50}|c){0,50}|d){0,50}", "response_format")
-    request = build_request("costly", tiny.tokenize("Hello"), {"response_tokens": 100, "grammar": costly, "logit_bias": {a: 100}})
+    request = build_request(
+        "costly", tiny.tokenize("Hello"), {"response_tokens": 100, "grammar": costly, "logit_bias": {a: 100}}
+    )
     with pytest.raises(InvalidParameter) as caught:
         tiny.submit(request).result()
     assert caught.value.param == "response_format"

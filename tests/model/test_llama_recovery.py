@@ -1,4 +1,6 @@
-"""Real llama.cpp: a decode that takes too long is aborted and the model goes on in place; weights that were unloaded come back."""
+"""Real llama.cpp: a decode that takes too long is aborted and the model goes on in place; weights
+that were unloaded come back.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from tests.support.bounds import NO_WAIT_S
 pytestmark = pytest.mark.model
 
 BUDGET_S = 0.3
-HEAVY = ModelShape("llama", 6, 768, 6, 2, 2048, 4096)  # 40 MB; 2048 tokens take one thread seconds, one token milliseconds
+# 40 MB; 2048 tokens take one thread seconds, one token milliseconds
+HEAVY = ModelShape("llama", 6, 768, 6, 2, 2048, 4096)
 LONG = [5] * 2048
 POLICY = CachePolicy(min_tokens=16, cold_min_tokens=16, restore_always=True, share_wait_s=0)
 
@@ -42,7 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def heavy(folder: Path) -> Iterator[Model]:
     with Model(
-        path=str(folder / "heavy.gguf"), n_ctx=2304, n_parallel=1, n_batch=2048, prefill_slice=2048, n_threads=1, decode_budget_s=BUDGET_S
+        path=str(folder / "heavy.gguf"),
+        n_ctx=2304,
+        n_parallel=1,
+        n_batch=2048,
+        prefill_slice=2048,
+        n_threads=1,
+        decode_budget_s=BUDGET_S,
     ) as model:
         yield model
 
@@ -57,7 +66,7 @@ def small(model: Model, prompt: int = 7) -> tuple[int, ...]:
     return tuple(model.complete([prompt, 8, 9], response_tokens=6, temperature=0, ignore_eos=True).tokens)
 
 
-# --- aborts -----------------------------------------------------------------------------------------------------------------------
+# --- aborts ---------------------------------------------------------------------------------------
 
 
 def test_a_decode_beyond_its_budget_is_aborted_and_the_model_answers_as_before(heavy: Model):
@@ -94,14 +103,26 @@ def test_twenty_aborts_leave_no_memory_behind(heavy: Model):
     assert heavy.stats().counts.decode_aborts == 20
 
 
-def test_a_neighbour_of_an_aborted_prefill_goes_on_from_its_saved_kv_as_if_nothing_had_happened(folder: Path, tmp_path: Path):
+def test_a_neighbour_of_an_aborted_prefill_goes_on_from_its_saved_kv_as_if_nothing_had_happened(
+    folder: Path, tmp_path: Path
+):
     exact = {"type_k": "q8_0", "type_v": "q8_0"}  # one path whatever the slices
-    settings = {"n_ctx": 2304, "n_parallel": 2, "n_batch": 2048, "prefill_slice": 2048, "n_threads": 1, "stream_interval_ms": 0, **exact}
+    settings = {
+        "n_ctx": 2304,
+        "n_parallel": 2,
+        "n_batch": 2048,
+        "prefill_slice": 2048,
+        "n_threads": 1,
+        "stream_interval_ms": 0,
+        **exact,
+    }
     greedy = {"ignore_eos": True, "temperature": 0}
     store, prompt = StoreConfig(tiers=(TierConfig(str(tmp_path / "kv")),)), [7, 8, 9] * 10
     with Model(path=str(folder / "heavy.gguf"), **settings) as model:
         whole = model.complete(prompt, response_tokens=300, **greedy).tokens
-    with Model(path=str(folder / "heavy.gguf"), decode_budget_s=BUDGET_S, store=store, policy=POLICY, **settings) as model:
+    with Model(
+        path=str(folder / "heavy.gguf"), decode_budget_s=BUDGET_S, store=store, policy=POLICY, **settings
+    ) as model:
         neighbour = model.infer(prompt, response_tokens=2000, **greedy)
         events = iter(neighbour)
         delivered: list[int] = []
@@ -121,7 +142,7 @@ def test_a_neighbour_of_an_aborted_prefill_goes_on_from_its_saved_kv_as_if_nothi
         assert [*delivered, *rest.tokens] == list(whole)
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 def test_unloaded_weights_leave_the_memory_and_come_back_the_same(folder: Path):
@@ -169,7 +190,9 @@ def test_kv_comes_back_through_the_store_after_an_unload(folder: Path, tmp_path:
     prompt = list(range(3, 203))
     store = StoreConfig(tiers=(TierConfig(str(tmp_path / "kv")),))
     exact = {"type_k": "q8_0", "type_v": "q8_0"}  # one path whatever the slices
-    with Model(path=str(folder / "heavy.gguf"), n_ctx=512, n_parallel=2, n_threads=1, store=store, policy=POLICY, **exact) as model:
+    with Model(
+        path=str(folder / "heavy.gguf"), n_ctx=512, n_parallel=2, n_threads=1, store=store, policy=POLICY, **exact
+    ) as model:
         expected = model.complete(prompt, response_tokens=8, temperature=0, ignore_eos=True).tokens
         model.unload()
         again = model.complete(prompt, response_tokens=8, temperature=0, ignore_eos=True)

@@ -1,4 +1,6 @@
-"""States of real llama.cpp sequences: what is read, cut, stored and put back is the same state, bit for bit."""
+"""States of real llama.cpp sequences: what is read, cut, stored and put back is the same state, bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_backend(folder: Path) -> Iterator[Open]:
-    """Opens a model by kind or path; the same arguments give the same backend, with empty sequences, unless `fresh`."""
+    """Opens a model by kind or path; the same arguments give the same backend, with empty
+    sequences, unless `fresh`.
+    """
     opened: dict[Any, LlamaBackend] = {}
 
     def open_(kind: str, type_kv: str = "f16", *, fresh: int = 0, **settings: Any) -> LlamaBackend:
@@ -69,11 +73,15 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 
 
 def decode(backend: LlamaBackend, seq_id: int, tokens: list[int], start: int, adapters: Any = ()) -> np.ndarray:
-    """Logits after `tokens`, computed in slices that end at multiples of SLICE, as the engine does."""
+    """Logits after `tokens`, computed in slices that end at multiples of SLICE, as the engine
+    does.
+    """
     at, end, logits = start, start + len(tokens), None
     while at < end:
         n = min(SLICE - at % SLICE, end - at)
-        row = SimpleNamespace(seq_id=seq_id, tokens=tokens[at - start : at - start + n], start=at, n_tokens=n, n_logits=1)
+        row = SimpleNamespace(
+            seq_id=seq_id, tokens=tokens[at - start : at - start + n], start=at, n_tokens=n, n_logits=1
+        )
         ((logits,),) = backend.decode(BatchPlan((row,), adapters))  # type: ignore[arg-type]
         at += n
     assert logits is not None
@@ -99,7 +107,9 @@ def stored(backend: LlamaBackend, seq_id: int, n_tokens: int) -> tuple[tuple[np.
     return tuple(rows.copy() for rows in reading.rows(0, n_tokens)), checkpoint
 
 
-def image_of(backend: LlamaBackend, rows: tuple[np.ndarray, ...], checkpoint: np.ndarray | None, n_tokens: int, step: int = 100) -> KvImage:
+def image_of(
+    backend: LlamaBackend, rows: tuple[np.ndarray, ...], checkpoint: np.ndarray | None, n_tokens: int, step: int = 100
+) -> KvImage:
     """An image filled from its end, in blocks of `step` rows."""
     image, columns = backend.new_image(n_tokens), backend.kv_layout.columns
     if columns:
@@ -110,7 +120,9 @@ def image_of(backend: LlamaBackend, rows: tuple[np.ndarray, ...], checkpoint: np
     return image
 
 
-def put_back(backend: LlamaBackend, seq_id: int, rows: tuple[np.ndarray, ...], checkpoint: np.ndarray | None, n_tokens: int) -> None:
+def put_back(
+    backend: LlamaBackend, seq_id: int, rows: tuple[np.ndarray, ...], checkpoint: np.ndarray | None, n_tokens: int
+) -> None:
     image = image_of(backend, rows, checkpoint, n_tokens)
     backend.restore(seq_id, image, n_tokens)
     image.close()
@@ -118,7 +130,9 @@ def put_back(backend: LlamaBackend, seq_id: int, rows: tuple[np.ndarray, ...], c
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_row_may_want_the_logits_after_several_of_its_tokens(open_backend: Open, kind: str):
-    """Each is what a row that ends there gives, up to the kernels of another number of tokens or of rows."""
+    """Each is what a row that ends there gives, up to the kernels of another number of tokens or of
+    rows.
+    """
     backend, tokens = open_backend(kind), prompt(12)
     wide = SimpleNamespace(seq_id=0, tokens=tokens, start=0, n_tokens=12, n_logits=N_SEQ)
     ((*rows,),) = backend.decode(BatchPlan((wide,), ()))  # type: ignore[arg-type]
@@ -130,7 +144,9 @@ def test_a_row_may_want_the_logits_after_several_of_its_tokens(open_backend: Ope
         assert np.abs(decode(backend, 2, tokens[:n], 0) - row).max() < 0.05
         assert np.abs(row - rows[n - 11]).max() > 0.1, "rows of different tokens differ"
     with pytest.raises(DecodeFailed, match=f"wants {N_SEQ + 1} rows of logits, at most {N_SEQ}"):
-        backend.decode(BatchPlan((SimpleNamespace(seq_id=0, tokens=tokens, start=12, n_tokens=12, n_logits=N_SEQ + 1),), ()))  # type: ignore[arg-type]
+        backend.decode(
+            BatchPlan((SimpleNamespace(seq_id=0, tokens=tokens, start=12, n_tokens=12, n_logits=N_SEQ + 1),), ())
+        )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -139,7 +155,12 @@ def test_the_kind_of_a_model_is_known_once_it_is_loaded(open_backend, kind):
     assert layout.kind is KvKind(kind)
     assert (
         layout.columns
-        == {"attention": ("k0", "v0", "k1", "v1"), "window": ("k0", "v0"), "recurrent": (), "hybrid": ("k0", "v0", "k1", "v1")}[kind]
+        == {
+            "attention": ("k0", "v0", "k1", "v1"),
+            "window": ("k0", "v0"),
+            "recurrent": (),
+            "hybrid": ("k0", "v0", "k1", "v1"),
+        }[kind]
     )
     assert layout.bytes_per_token == {"attention": 512, "window": 128, "recurrent": 0, "hybrid": 256}[kind]
 
@@ -153,7 +174,12 @@ def test_the_probe_at_load_leaves_no_trace_in_the_numbers(open_backend, kind):
     backend = open_backend(kind, fresh=1)
     tokens = prompt(SLICE)
     untouched = backend._make_context()
-    assert llama_cpp.llama_decode(untouched, llama_cpp.llama_batch_get_one((llama_cpp.llama_token * SLICE)(*tokens), SLICE)) == 0
+    assert (
+        llama_cpp.llama_decode(
+            untouched, llama_cpp.llama_batch_get_one((llama_cpp.llama_token * SLICE)(*tokens), SLICE)
+        )
+        == 0
+    )
     expected = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(untouched, -1), shape=(backend.n_vocab,)).copy()
     llama_cpp.llama_free(untouched)
     assert np.array_equal(decode(backend, 0, tokens, 0), expected)
@@ -302,7 +328,9 @@ def test_after_any_series_of_operations_every_sequence_is_as_if_computed_afresh(
                 held[a] += tokens
             case "cut" if backend.cut(a, n := int(rng.integers(len(held[a]) + 1))):
                 del held[a][n:]
-            case "copy" if not held[b] and backend.copy_prefix(a, b, n := int(rng.choice([len(held[a]), len(held[a]) // 2]))):
+            case "copy" if not held[b] and backend.copy_prefix(
+                a, b, n := int(rng.choice([len(held[a]), len(held[a]) // 2]))
+            ):
                 held[b] = held[a][:n]
             case "swap":
                 backend.swap(a, b)
@@ -384,7 +412,8 @@ def test_a_state_that_comes_out_at_another_length_is_not_left_there(open_backend
     assert length(backend, 1) == 0
 
 
-# Headers of a checkpoint are changed, or its length. What the codec lets through goes to llama.cpp: the process must live to print.
+# Headers of a checkpoint are changed, or its length. What the codec lets through goes to llama.cpp:
+# the process must live to print.
 FUZZ = """
 import sys
 import numpy as np
@@ -429,7 +458,11 @@ print(*counts.values())
 @pytest.mark.parametrize("kind", WITH_CHECKPOINT)
 def test_no_malformed_checkpoint_ends_the_process(folder, kind):
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ, str(folder / f"{kind}.gguf")], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FUZZ, str(folder / f"{kind}.gguf")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-500:]
     refused, taken, unchanged = map(int, done.stdout.split())
@@ -452,7 +485,9 @@ def test_releasing_the_context_returns_its_memory_and_a_new_one_continues_exactl
         expected = decode(backend, 3, tokens[100:], 100, adapters)
         image = image_of(backend, rows, checkpoint, 100)
         spare = backend.new_image(12288)  # its buffer stays with the backend when it is closed
-        spare.put(0, backend.kv_layout.columns, tuple(np.zeros((12288, len(column[0])), dtype=np.uint8) for column in rows))
+        spare.put(
+            0, backend.kv_layout.columns, tuple(np.zeros((12288, len(column[0])), dtype=np.uint8) for column in rows)
+        )
         spare.close()
         resident = psutil.Process().memory_info().rss
         assert kv_bytes <= backend.release_context() < 2 * kv_bytes

@@ -1,4 +1,6 @@
-"""A longrope model (Phi-3's family) computes with other RoPE factors once its context is larger than what it was first trained with."""
+"""A longrope model (Phi-3's family) computes with other RoPE factors once its context is larger
+than what it was first trained with.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(path: Path, n_ctx: int, store: Path | None):
     tiers = None if store is None else StoreConfig(tiers=(TierConfig(str(store)),))
-    with Model(path=str(path), n_ctx=n_ctx, n_parallel=1, n_threads=1, type_k="q8_0", type_v="q8_0", store=tiers, policy=POLICY) as model:
+    with Model(
+        path=str(path), n_ctx=n_ctx, n_parallel=1, n_threads=1, type_k="q8_0", type_v="q8_0", store=tiers, policy=POLICY
+    ) as model:
         return model.complete(PROMPT, response_tokens=24, temperature=0, ignore_eos=True)
 
 

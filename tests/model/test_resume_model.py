@@ -1,6 +1,8 @@
-"""The demo model goes on where an earlier run was cut off: text, ids and log probabilities of both are those of one run.
+"""The demo model goes on where an earlier run was cut off: text, ids and log probabilities of both
+are those of one run.
 
-With a q8_0 KV cache it is exact (see test_exactness.py): what was decoded token by token before is prefilled now.
+With a q8_0 KV cache it is exact (see test_exactness.py): what was decoded token by token before is
+prefilled now.
 """
 
 from __future__ import annotations
@@ -29,14 +31,26 @@ PENALISED = SamplingParams(temperature=0.7, repetition_penalty=1.3, presence_pen
 CUTS = (1, 7, 40, 77, 119)
 # of the reply nothing but its continued saves: what a replica that dies leaves behind
 CONTINUED = CachePolicy(
-    min_tokens=1 << 20, cold_min_tokens=512, cold_step_tokens=256, continued_interval=64, restore_min_tokens=1, restore_always=True
+    min_tokens=1 << 20,
+    cold_min_tokens=512,
+    cold_step_tokens=256,
+    continued_interval=64,
+    restore_min_tokens=1,
+    restore_always=True,
 )
 
 
 @contextmanager
 def model(folder: Path | None = None, policy: CachePolicy = CONTINUED, **settings: object) -> Iterator[Model]:
     store = None if folder is None else StoreConfig(tiers=(TierConfig(str(folder / "kv")),), min_probe_tokens=1)
-    defaults: dict[str, object] = {"path": "demo", "n_ctx": 2048, "n_parallel": 4, "n_threads": 1, "type_k": "q8_0", "type_v": "q8_0"}
+    defaults: dict[str, object] = {
+        "path": "demo",
+        "n_ctx": 2048,
+        "n_parallel": 4,
+        "n_threads": 1,
+        "type_k": "q8_0",
+        "type_v": "q8_0",
+    }
     with Model(store=store, policy=policy, **{**defaults, **settings}) as one:
         yield one
 
@@ -56,7 +70,9 @@ class Part:
 
 def part(events: list[Tokens], stats: RequestStats | None = None) -> Part:
     ids = tuple(token for event in events for token in event.ids)
-    return Part(ids, "".join(event.text for event in events), tuple(p for event in events for p in event.logprobs or ()), stats)
+    return Part(
+        ids, "".join(event.text for event in events), tuple(p for event in events for p in event.logprobs or ()), stats
+    )
 
 
 def run(one: Model, request: GenerationRequest) -> tuple[list[Tokens], RequestStats]:
@@ -77,10 +93,14 @@ def assert_resumes(one: Model, request: GenerationRequest, events: list[Tokens],
 
 def requests(bucket: str, n_samples: int, **more: object) -> list[GenerationRequest]:
     with model() as one:
-        samples = draw_samples(bucket, seed=11, n_samples=n_samples, count=lambda text: len(one.tokenize(text, add_special=False)))
+        samples = draw_samples(
+            bucket, seed=11, n_samples=n_samples, count=lambda text: len(one.tokenize(text, add_special=False))
+        )
         prompts = [tuple(one.tokenize(sample.prompt, add_special=False)) for sample in samples]
     kinds = (GREEDY, SAMPLED, PENALISED)
-    return [GenerationRequest(f"{bucket} {i}", tokens, sampling=kinds[i % 3], **more) for i, tokens in enumerate(prompts)]
+    return [
+        GenerationRequest(f"{bucket} {i}", tokens, sampling=kinds[i % 3], **more) for i, tokens in enumerate(prompts)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +115,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wholes(questions: list[GenerationRequest], folder: Path) -> list[list[Tokens]]:
-    """The events of uninterrupted runs, each alone and cold; the store has what was saved on the way."""
+    """The events of uninterrupted runs, each alone and cold; the store has what was saved on the
+    way.
+    """
     wholes = []
     with model(folder, n_parallel=1) as one:
         for question in questions:
@@ -127,7 +149,9 @@ def test_a_reply_goes_on_beside_busy_neighbours(questions: list, wholes: list, f
     with model(folder) as one, ExitStack() as neighbours:
         for i in range(3):
             tokens = questions[i].prompt_tokens[: 300 + i]
-            neighbours.enter_context(one.submit(GenerationRequest(f"neighbour {i}", tokens, sampling=SAMPLED, ignore_eos=True)))
+            neighbours.enter_context(
+                one.submit(GenerationRequest(f"neighbour {i}", tokens, sampling=SAMPLED, ignore_eos=True))
+            )
         for i, (question, whole) in enumerate(zip(questions, wholes, strict=True)):
             assert_resumes(one, question, whole, CUTS[i % len(CUTS)])
             assert one.stats().n_running >= 3

@@ -1,6 +1,8 @@
-"""Whatever happens to a store beside a real engine, replies are those of an engine without one, and nothing waits beyond its bound.
+"""Whatever happens to a store beside a real engine, replies are those of an engine without one, and
+nothing waits beyond its bound.
 
-Sampled at temperature 1 with a fixed seed from a q8_0 KV cache, so that a wrong row shows in the tokens and a right one never does.
+Sampled at temperature 1 with a fixed seed from a q8_0 KV cache, so that a wrong row shows in the
+tokens and a right one never does.
 """
 
 from __future__ import annotations
@@ -33,10 +35,20 @@ from erllama.testing.random_shape import SHAPES
 pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = CachePolicy(min_tokens=32, cold_min_tokens=32, cold_step_tokens=256, restore_min_tokens=1, restore_always=True, logits_share=1e9)
+POLICY = CachePolicy(
+    min_tokens=32, cold_min_tokens=32, cold_step_tokens=256, restore_min_tokens=1, restore_always=True, logits_share=1e9
+)
 NO_CLAIMS = replace(POLICY, share_wait_s=0, read_timeout_s=0.3)
 COMPUTE_S = 2.0  # twenty times what a prompt of a test takes on an idle core
-SAMPLED = {"response_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 5, "ignore_eos": True}
+SAMPLED = {
+    "response_tokens": 12,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "seed": 5,
+    "ignore_eos": True,
+}
 
 Cold = Callable[[Sequence[int]], tuple[int, ...]]
 
@@ -51,7 +63,14 @@ def config(*folders: Path, **settings: object) -> StoreConfig:
 
 @contextmanager
 def model(store: Store | StoreConfig | None, policy: CachePolicy = POLICY, **settings: object) -> Iterator[Model]:
-    defaults: dict[str, object] = {"path": "demo", "n_ctx": 1024, "n_parallel": 4, "n_threads": 1, "type_k": "q8_0", "type_v": "q8_0"}
+    defaults: dict[str, object] = {
+        "path": "demo",
+        "n_ctx": 1024,
+        "n_parallel": 4,
+        "n_threads": 1,
+        "type_k": "q8_0",
+        "type_v": "q8_0",
+    }
     with Model(store=store, policy=policy, **{**defaults, **settings}) as one:
         yield one
 
@@ -101,7 +120,7 @@ def decodes(folder: Path, path: Path) -> bool:
     return True
 
 
-# --- places that go away, fill up or refuse -----------------------------------------------------------------------------------------
+# --- places that go away, fill up or refuse -------------------------------------------------------
 
 
 def test_deleting_the_directories_under_it_costs_prefills_and_nothing_else(cold, tmp_path):
@@ -132,7 +151,10 @@ def ram_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "ram"
     folder.mkdir()
     mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode
+    ):
         pytest.skip("file systems may not be mounted here")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -178,7 +200,9 @@ def test_a_read_only_file_system_is_read_and_not_written(cold, ram_disk):
 
 
 @contextmanager
-def faulty_model(folder: Path, policy: CachePolicy = NO_CLAIMS, **settings: object) -> Iterator[tuple[Model, FaultyTier]]:
+def faulty_model(
+    folder: Path, policy: CachePolicy = NO_CLAIMS, **settings: object
+) -> Iterator[tuple[Model, FaultyTier]]:
     tiers: list[FaultyTier] = []
 
     def open_faulty(config: TierConfig) -> FaultyTier:
@@ -218,7 +242,7 @@ def test_a_failing_tier_is_counted_and_never_seen_by_a_request(cold, tmp_path, o
         assert sum(found.dropped.values()) + sum(found.corrupt.values()) + found.tiers[0].errors > 0
 
 
-# --- damage -------------------------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def flip_a_bit(path: Path) -> None:
@@ -243,7 +267,9 @@ def test_damaged_objects_are_counted_deleted_and_saved_again(cold, tmp_path, dam
     assert not any(decodes(tmp_path, path) for path in written)
     with model(config(tmp_path)) as one:
         replies = [ask(one, tokens) for tokens in prompts]
-        assert [(reply.tokens, reply.stats.cached_tokens) for reply in replies] == [(cold(tokens), 0) for tokens in prompts]
+        assert [(reply.tokens, reply.stats.cached_tokens) for reply in replies] == [
+            (cold(tokens), 0) for tokens in prompts
+        ]
         for tokens in prompts * 4:  # a prefix ends at its first damaged object, so every round finds another one
             one.evict()
             assert ask(one, tokens).tokens == cold(tokens)
@@ -251,14 +277,21 @@ def test_damaged_objects_are_counted_deleted_and_saved_again(cold, tmp_path, dam
     with model(config(tmp_path)) as one:
         assert [ask(one, tokens).stats.cached_tokens for tokens in prompts] == [600, 300]
     left = [id_of(tmp_path, path) for path in written if not decodes(tmp_path, path)]
-    assert {(id.kind, id.start) for id in left} <= {(Kind.ROWS, 600), (Kind.ROWS, 300)}, "more than what was saved of the replies"
+    assert {(id.kind, id.start) for id in left} <= {(Kind.ROWS, 600), (Kind.ROWS, 300)}, (
+        "more than what was saved of the replies"
+    )
 
 
 def test_foreign_files_are_left_alone(cold, tmp_path):
     with model(config(tmp_path)) as one:
         ask(one, prompt(1))
     inside = objects_in(tmp_path)[0].parent
-    foreign = {tmp_path / "README": b"mine", tmp_path / "x.arrow": b"", inside / "notes.arrow": b"mine", tmp_path / "index" / "a.txt": b"x"}
+    foreign = {
+        tmp_path / "README": b"mine",
+        tmp_path / "x.arrow": b"",
+        inside / "notes.arrow": b"mine",
+        tmp_path / "index" / "a.txt": b"x",
+    }
     for path, content in foreign.items():
         path.write_bytes(content)
         os.utime(path, (1, 1))
@@ -271,7 +304,7 @@ def test_foreign_files_are_left_alone(cold, tmp_path):
     assert {path: path.read_bytes() for path in foreign} == foreign
 
 
-# --- hanging ------------------------------------------------------------------------------------------------------------------------
+# --- hanging --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", ["read", "stat", "list", "publish", "*"])
@@ -289,7 +322,9 @@ def test_a_request_waits_for_a_hanging_tier_no_longer_than_its_read_timeout(cold
 
 
 def test_a_claim_that_cannot_be_written_holds_a_request_up_for_a_second(cold, tmp_path):
-    """With the default patience for everything else: claims are hints, and nobody waits long for a hint."""
+    """With the default patience for everything else: claims are hints, and nobody waits long for a
+    hint.
+    """
     expected = cold(prompt(1))
     with faulty_model(tmp_path, POLICY) as (one, tier):
         tier.inject("publish", Fault.HANG, times=None)
@@ -324,7 +359,7 @@ def test_evict_and_shutdown_wait_for_a_hanging_tier_once(tmp_path, monkeypatch, 
     assert bound_s * 0.9 <= took < bound_s * 1.9
 
 
-# --- kill -9 ------------------------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 WRITER = """
 import random, sys
@@ -359,7 +394,7 @@ def test_a_killed_process_leaves_whole_objects_that_the_next_one_restores_from(c
     assert replies[0].stats.cached_tokens >= 256
 
 
-# --- sharing ------------------------------------------------------------------------------------------------------------------------
+# --- sharing --------------------------------------------------------------------------------------
 
 
 def test_two_models_on_the_same_directories_answer_many_threads_as_one_without_a_store(cold, tmp_path):
@@ -376,7 +411,9 @@ def test_two_models_on_the_same_directories_answer_many_threads_as_one_without_a
                 models[(thread + n) % 2].evict()
 
     with ExitStack() as stack:
-        models = [stack.enter_context(model(config(tmp_path / "fast", tmp_path / "slow"), n_parallel=3)) for _ in range(2)]
+        models = [
+            stack.enter_context(model(config(tmp_path / "fast", tmp_path / "slow"), n_parallel=3)) for _ in range(2)
+        ]
         threads = [threading.Thread(target=work, args=(models, n)) for n in range(4)]
         for thread in threads:
             thread.start()
@@ -419,7 +456,8 @@ def test_adapters_and_their_scales_never_share(tmp_path):
     write_random_model(path, SHAPES["tiny-llama"], vocab=None, file_type="Q8_0", seed=1)
     write_random_lora(lora, path, rank=4, seed=1, scale=1.0)
     tokens = [token % 250 for token in prompt(1)]
-    with model(config(tmp_path / "kv"), path=path, type_k="f16", type_v="f16") as one:  # its heads are too small for q8_0
+    # its heads are too small for q8_0
+    with model(config(tmp_path / "kv"), path=path, type_k="f16", type_v="f16") as one:
 
         def reply(cached: int) -> tuple[int, ...]:
             completion = ask(one, tokens)
@@ -441,7 +479,9 @@ def test_adapters_and_their_scales_never_share(tmp_path):
 
 
 def test_an_adapter_may_be_unloaded_while_there_is_no_context(tmp_path):
-    """The context that it was active in is gone: llama.cpp must not be asked to take it out of there."""
+    """The context that it was active in is gone: llama.cpp must not be asked to take it out of
+    there.
+    """
     path, lora = str(tmp_path / "tiny.gguf"), str(tmp_path / "lora.gguf")
     write_random_model(path, SHAPES["tiny-llama"], vocab=None, file_type="Q8_0", seed=1)
     write_random_lora(lora, path, rank=4, seed=1, scale=1.0)

@@ -1,4 +1,6 @@
-"""A real engine over S3 (moto's server): a bucket outlives the machine, and a dead endpoint costs hits only."""
+"""A real engine over S3 (moto's server): a bucket outlives the machine, and a dead endpoint costs
+hits only.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,15 @@ POLICY = CachePolicy(
 )
 PROMPTS = [random.Random(seed).choices(range(1000), k=600) for seed in range(4)]
 WHOLE_BLOCKS = 512  # before the bucket has been listed, nobody looks for less there
-SAMPLED = {"response_tokens": 12, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 5, "ignore_eos": True}
+SAMPLED = {
+    "response_tokens": 12,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "seed": 5,
+    "ignore_eos": True,
+}
 FEW_SECONDS = 10.0  # two or three attempts of the driver, at most
 
 
@@ -50,7 +60,12 @@ class S3:
         self.bucket = f"kv-{secrets.token_hex(4)}"  # what moto holds outlives its servers
         self.start()
         # One session: each of its own reads the whole description of S3 again (0.4 s).
-        self.options: dict[str, Any] = {"endpoint_url": self.url, "key": "test", "secret": "test", "session": AioSession()}
+        self.options: dict[str, Any] = {
+            "endpoint_url": self.url,
+            "key": "test",
+            "secret": "test",
+            "session": AioSession(),
+        }
 
     @property
     def url(self) -> str:
@@ -80,7 +95,9 @@ def s3() -> Iterator[S3]:
 @contextmanager
 def model(*tiers: TierConfig) -> Iterator[Model]:
     store = StoreConfig(tiers=tiers, min_probe_tokens=1, retry_s=0.05) if tiers else None
-    with Model(path="demo", n_ctx=1024, n_parallel=2, n_threads=1, type_k="q8_0", type_v="q8_0", store=store, policy=POLICY) as one:
+    with Model(
+        path="demo", n_ctx=1024, n_parallel=2, n_threads=1, type_k="q8_0", type_v="q8_0", store=store, policy=POLICY
+    ) as one:
         yield one
 
 
@@ -117,7 +134,9 @@ def test_a_machine_that_lost_its_disk_restores_from_the_bucket(s3, cold, tmp_pat
 
 
 @pytest.mark.parametrize("with_disk", [False, True], ids=["alone", "below a disk"])
-def test_a_bucket_that_goes_away_while_it_serves_costs_hits_and_is_used_when_it_is_back(s3, cold, tmp_path, monkeypatch, with_disk):
+def test_a_bucket_that_goes_away_while_it_serves_costs_hits_and_is_used_when_it_is_back(
+    s3, cold, tmp_path, monkeypatch, with_disk
+):
     monkeypatch.setattr(breaker, "FIRST_S", 0.01)  # a dead tier is tried again at once
     monkeypatch.setattr(breaker, "LONGEST_S", 0.01)
     remote = s3.tier(config_kwargs={"retries": {"max_attempts": 0}})
@@ -147,7 +166,9 @@ def test_a_model_whose_only_tier_refuses_connections_starts_serves_and_stops(col
     """With the driver settings that everybody gets."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    dead = TierConfig("s3://bucket/kv", storage_options={"endpoint_url": f"http://127.0.0.1:{port}", "key": "test", "secret": "test"})
+    dead = TierConfig(
+        "s3://bucket/kv", storage_options={"endpoint_url": f"http://127.0.0.1:{port}", "key": "test", "secret": "test"}
+    )
     began = time.monotonic()
     with model(dead) as one:
         assert time.monotonic() - began < FEW_SECONDS

@@ -1,4 +1,6 @@
-"""One real `serve run` for the tests of this folder: several models, one of which cannot load, one that scales from zero."""
+"""One real `serve run` for the tests of this folder: several models, one of which cannot load, one
+that scales from zero.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from erllama.testing.random_shape import SHAPES
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 
-DEMO = {"id": "demo", "path": "demo", "n_ctx": 2048, "n_parallel": 4, "n_threads": 1, "num_cpus": 0.5, "aliases": ["gpt-demo"]}
+DEMO = {
+    "id": "demo",
+    "path": "demo",
+    "n_ctx": 2048,
+    "n_parallel": 4,
+    "n_threads": 1,
+    "num_cpus": 0.5,
+    "aliases": ["gpt-demo"],
+}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
-"""A decode that takes too long is aborted within its budget, through HTTP: the replica recovers in place, or is replaced when it cannot.
+"""A decode that takes too long is aborted within its budget, through HTTP: the replica recovers in
+place, or is replaced when it cannot.
 
-The file comes before the tests that share one long-lived server: HAProxy allows one cluster per machine.
+The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
+machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Streams outlive what serves them: replicas are killed, drained and replaced, the store vanishes; the reply stays what it would have been.
+"""Streams outlive what serves them: replicas are killed, drained and replaced, the store vanishes;
+the reply stays what it would have been.
 
-KV in q8_0: what is restored or computed again is then the same bit for bit. The file comes before the tests that share one long-lived
-server: HAProxy allows one cluster per machine. What breaks most for good comes last.
+KV in q8_0: what is restored or computed again is then the same bit for bit. The file comes before
+the tests that share one long-lived server: HAProxy allows one cluster per machine. What breaks most
+for good comes last.
 """
 
 from __future__ import annotations
@@ -41,7 +43,13 @@ MODEL = {
     "type_k": "q8_0", "type_v": "q8_0", "drain_s": 0.2,
 }  # fmt: skip
 # a demo model computes faster than it reads: without `restore_always` it would not even try
-POLICY = {"min_tokens": 32, "cold_min_tokens": 32, "continued_interval": INTERVAL, "boundary_trim_tokens": 0, "restore_always": True}
+POLICY = {
+    "min_tokens": 32,
+    "cold_min_tokens": 32,
+    "continued_interval": INTERVAL,
+    "boundary_trim_tokens": 0,
+    "restore_always": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +102,15 @@ def wait_both() -> None:
 
 
 def body(prompt: str, n: int, temperature: float = 0.0, **more: Any) -> dict[str, Any]:
-    return {"model": "demo", "prompt": prompt, "max_tokens": n, "temperature": temperature, "seed": 5, "ignore_eos": True, **more}
+    return {
+        "model": "demo",
+        "prompt": prompt,
+        "max_tokens": n,
+        "temperature": temperature,
+        "seed": 5,
+        "ignore_eos": True,
+        **more,
+    }
 
 
 def uninterrupted(server: ServeProcess, asked: dict[str, Any]) -> str:
@@ -123,7 +139,9 @@ def test_a_killed_replicas_stream_goes_on_from_the_other_one_without_a_gap_or_a_
 
 def test_what_a_dead_replica_costs_is_bounded_by_the_interval_between_two_saves(server, both):
     model = RemoteModel.connect("demo")
-    request = GenerationRequest("cost", tuple(range(300, 700)), SamplingParams(temperature=0.9, seed=3), max_tokens=N, ignore_eos=True)
+    request = GenerationRequest(
+        "cost", tuple(range(300, 700)), SamplingParams(temperature=0.9, seed=3), max_tokens=N, ignore_eos=True
+    )
     events: list[Event] = []
     n, killed_at = 0, 0
     for arrived in model.generate(request):
@@ -160,7 +178,9 @@ def test_with_no_replica_left_a_stream_waits_for_the_next_one(server, both):
 def test_a_client_without_tries_sees_the_error_itself(server, both):
     model = RemoteModel.connect("demo", failover=FailoverPolicy(max_attempts=1))
     events: list[Event] = []
-    for arrived in model.generate(GenerationRequest("one", (5, 6, 7), SamplingParams(seed=3), max_tokens=N, ignore_eos=True)):
+    for arrived in model.generate(
+        GenerationRequest("one", (5, 6, 7), SamplingParams(seed=3), max_tokens=N, ignore_eos=True)
+    ):
         if not events:
             kill_the_one_that_works()
         events += arrived
@@ -195,7 +215,9 @@ def test_a_request_that_loses_every_replica_ends_with_an_error_after_its_tries(s
 
 
 def test_an_update_loses_no_request_and_what_runs_fails_over(server, both, args, logs):
-    """A constant load of short requests and long streams, while every process of the application is replaced."""
+    """A constant load of short requests and long streams, while every process of the application is
+    replaced.
+    """
     over = threading.Event()
     texts: dict[str, set[str]] = {}
 
@@ -226,11 +248,15 @@ def test_an_update_loses_no_request_and_what_runs_fails_over(server, both, args,
         over.set()
         assert [problem for work in load for problem in work.result(90)] == []
     assert all(len(seen) == 1 for seen in texts.values()), "a prompt had two replies"
-    assert n_failovers(logs) > before, "no stream failed over: has Ray changed what deployments/model/drain.py looks at?"
+    assert n_failovers(logs) > before, (
+        "no stream failed over: has Ray changed what deployments/model/drain.py looks at?"
+    )
 
 
 def n_failovers(logs: Path) -> int:
-    return sum(path.read_text(errors="replace").count("event=failover") for path in logs.glob("replica_erllama_ingress_*.log"))
+    return sum(
+        path.read_text(errors="replace").count("event=failover") for path in logs.glob("replica_erllama_ingress_*.log")
+    )
 
 
 def test_the_official_client_survives_the_death_of_a_front_and_its_retries_are_warm(server, both):
@@ -248,7 +274,10 @@ def test_the_official_client_survives_the_death_of_a_front_and_its_retries_are_w
 
     http = httpx.Client(event_hooks={"request": [sent.append]}, timeout=90)
     wait_until(lambda: len(replica_pids(INGRESS)) == 2, "two fronts")
-    with OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=4, http_client=http) as client, ThreadPoolExecutor(8) as pool:
+    with (
+        OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=4, http_client=http) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
         asked = [pool.submit(ask, name) for name in range(8)]
         model = RemoteModel.connect("demo")
         wait_until(lambda: sum(stats.n_generating for stats in model.stats()) == 8, "all of them run")

@@ -1,4 +1,6 @@
-"""A whole node dies, with every process on it: the stream goes on from the other node. Two Ray nodes on this machine."""
+"""A whole node dies, with every process on it: the stream goes on from the other node. Two Ray
+nodes on this machine.
+"""
 
 from __future__ import annotations
 

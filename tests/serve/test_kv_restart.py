@@ -1,6 +1,8 @@
-"""What was computed outlives the process that computed it: through `serve run`, Ctrl-C, SIGTERM and the official client.
+"""What was computed outlives the process that computed it: through `serve run`, Ctrl-C, SIGTERM and
+the official client.
 
-The file comes before the tests that share one long-lived server: HAProxy allows one cluster per machine.
+The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
+machine.
 """
 
 from __future__ import annotations
@@ -36,7 +38,15 @@ WEATHER = {
 @contextmanager
 def serving(folder: Path, store: Path, policy: dict[str, Any], *, asleep: bool = False) -> Iterator[ServeProcess]:
     folder.mkdir()
-    model: dict[str, Any] = {"id": "demo", "path": "demo", "n_ctx": 8192, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5, "prewarm": 1}
+    model: dict[str, Any] = {
+        "id": "demo",
+        "path": "demo",
+        "n_ctx": 8192,
+        "n_parallel": 2,
+        "n_threads": 1,
+        "num_cpus": 0.5,
+        "prewarm": 1,
+    }
     if asleep:
         model["autoscaling"] = {"min_replicas": 0, "max_replicas": 1}
     tiers = [{"url": str(store / "fast"), "max_bytes": "1GiB"}, {"url": str(store / "slow")}]
@@ -49,7 +59,9 @@ def serving(folder: Path, store: Path, policy: dict[str, Any], *, asleep: bool =
 
 
 def chat(client: OpenAI, messages: list[dict[str, Any]], **params: Any) -> tuple[dict[str, Any], int, int]:
-    """The reply as a message of the history, its prompt tokens and how many of them were not computed."""
+    """The reply as a message of the history, its prompt tokens and how many of them were not
+    computed.
+    """
     reply = client.chat.completions.create(model="demo", messages=messages, max_tokens=48, temperature=0, **params)  # type: ignore[arg-type]
     assert reply.usage is not None
     assert reply.usage.prompt_tokens_details is not None
@@ -59,21 +71,34 @@ def chat(client: OpenAI, messages: list[dict[str, Any]], **params: Any) -> tuple
 
 def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start_from_zero_replicas(tmp_path):
     policy = {"min_tokens": 64, "cold_min_tokens": 64}
-    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "My name is Zorblat."}]
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "My name is Zorblat."},
+    ]
     asking = [{"role": "user", "content": "What is the weather in Lotrusain?"}]
-    with serving(tmp_path / "first", tmp_path, policy) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+    with (
+        serving(tmp_path / "first", tmp_path, policy) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="-") as client,
+    ):
         first, n_prompt, n_cached = chat(client, messages)
         assert n_cached == 0
         messages += [first, {"role": "user", "content": "What is my name?"}]
         second, n_second, n_cached = chat(client, messages)
         assert n_cached >= n_prompt
         call, _, _ = chat(client, asking, tools=[WEATHER], tool_choice="required")
-        asking += [call, {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": '{"weather": "sunny"}'}]
+        asking += [
+            call,
+            {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": '{"weather": "sunny"}'},
+        ]
         arguments = call["tool_calls"][0]["function"]
-        arguments["arguments"] = json.dumps(json.loads(arguments["arguments"]), indent=3)  # as a client writes it that parsed it
+        # as a client writes it that parsed it
+        arguments["arguments"] = json.dumps(json.loads(arguments["arguments"]), indent=3)
         answer, n_answer, n_cached = chat(client, asking, tools=[WEATHER])
         assert n_cached >= n_answer - 40  # all but the tool's result
-    with serving(tmp_path / "second", tmp_path, policy, asleep=True) as server, OpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+    with (
+        serving(tmp_path / "second", tmp_path, policy, asleep=True) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="-") as client,
+    ):
         assert chat(client, messages) == (second, n_second, pytest.approx(n_second, abs=1))
         messages += [second, {"role": "user", "content": "Thank you."}]
         _, n_third, n_cached = chat(client, messages)

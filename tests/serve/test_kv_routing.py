@@ -1,7 +1,9 @@
-"""Two replicas of one model: who gets which request, through `serve run`, the HTTP door and a driver of its own.
+"""Two replicas of one model: who gets which request, through `serve run`, the HTTP door and a
+driver of its own.
 
-The file comes before the tests that share one long-lived server: HAProxy allows one cluster per machine. The driver is a process of its
-own, because Serve's client remembers the first cluster that a process was connected to.
+The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
+machine. The driver is a process of its own, because Serve's client remembers the first cluster that
+a process was connected to.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def driver(server: ServeProcess) -> Iterator[Worker]:
         call(ray.shutdown)
 
 
-# --- in the driver ---------------------------------------------------------------------------------------------------------------------
+# --- in the driver --------------------------------------------------------------------------------
 
 
 def all_up() -> None:
@@ -80,8 +82,9 @@ def admitted() -> list[int]:
 
 
 def converse_in_sessions(n_sessions: int, n_turns: int) -> list[list[int]]:
-    """Committed tokens after each turn. The handle that continues is not the one that began: another router, which only knows what
-    replicas publish."""
+    """Committed tokens after each turn. The handle that continues is not the one that began:
+    another router, which only knows what replicas publish.
+    """
     lengths = []
     model = RemoteModel.connect("demo")
     for i in range(n_sessions):
@@ -89,7 +92,10 @@ def converse_in_sessions(n_sessions: int, n_turns: int) -> list[list[int]]:
     time.sleep(3)  # more than what is published can be late
     other = RemoteModel.connect("demo")
     for i in range(n_sessions):
-        ends = [list((model if turn % 2 else other).continue_(f"s{i}", [5, 6, 7], response_tokens=4))[-1] for turn in range(n_turns)]
+        ends = [
+            list((model if turn % 2 else other).continue_(f"s{i}", [5, 6, 7], response_tokens=4))[-1]
+            for turn in range(n_turns)
+        ]
         lengths.append([end.stats.prompt_tokens for end in ends])  # type: ignore[union-attr]
         model.end_session(f"s{i}")  # its pin would keep others out of the context
     return lengths
@@ -102,12 +108,15 @@ def complete_with_broken_scores(n: int) -> int:
     ranked, kv_router.ranked = kv_router.ranked, broken  # type: ignore[assignment]
     try:
         model = RemoteModel.connect("demo")
-        return sum(model.complete(prompt(100 + i), response_tokens=2, ignore_eos=True).stats.completion_tokens for i in range(n))
+        return sum(
+            model.complete(prompt(100 + i), response_tokens=2, ignore_eos=True).stats.completion_tokens
+            for i in range(n)
+        )
     finally:
         kv_router.ranked = ranked
 
 
-# --- the tests -------------------------------------------------------------------------------------------------------------------------
+# --- the tests ------------------------------------------------------------------------------------
 
 
 def prompt(seed: int, n: int = 200) -> list[int]:
@@ -169,11 +178,16 @@ def test_requests_go_on_when_a_replica_is_killed_and_a_new_one_gets_its_share(se
     for tokens in transcripts:
         ask(server, tokens)
     living = [after - n for after, n in zip(driver(admitted), before, strict=True)]
-    victim, *_ = [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:erllama:model-demo" in " ".join(p.info["cmdline"] or ())]
+    victim, *_ = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "ServeReplica:erllama:model-demo" in " ".join(p.info["cmdline"] or ())
+    ]
     victim.kill()
     cached = [ask(server, [*tokens, *prompt(6000, 40)]) for tokens in transcripts]
     assert sum(n > 0 for n in cached) in living  # those of the other replica
-    assert all(ask(server, [*tokens, *prompt(6000, 60)]) >= len(tokens) for tokens in transcripts)  # they live elsewhere now
+    # they live elsewhere now
+    assert all(ask(server, [*tokens, *prompt(6000, 60)]) >= len(tokens) for tokens in transcripts)
     driver(all_up)
     before = driver(admitted)
     for i in range(12):

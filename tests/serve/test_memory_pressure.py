@@ -1,6 +1,8 @@
-"""Memory pressure, for real: another process eats the machine, an idle model gives its context back, nobody else notices.
+"""Memory pressure, for real: another process eats the machine, an idle model gives its context
+back, nobody else notices.
 
-The file comes before the tests that share one long-lived server: HAProxy allows one cluster per machine.
+The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
+machine.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class Fixture:
     total_bytes: int
 
     def post(self, model: str, **body: Any) -> dict[str, Any]:
-        answer = httpx.post(f"{self.server.url}/v1/completions", json={"model": model, "temperature": 0, **body}, timeout=60)
+        answer = httpx.post(
+            f"{self.server.url}/v1/completions", json={"model": model, "temperature": 0, **body}, timeout=60
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -65,13 +69,20 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
     folder = tmp_path_factory.mktemp("pressure")
     write_random_model(folder / "big.gguf", BIG, vocab=None, file_type="F16", seed=1)
     write_random_model(folder / "brief.gguf", SHAPES["tiny-llama"], vocab=None, file_type="F16", seed=1)
-    total = SystemMemory().read("here")[0].used_bytes + 5 * GB  # so that the watermarks are above what the cluster needs
+    # so that the watermarks are above what the cluster needs
+    total = SystemMemory().read("here")[0].used_bytes + 5 * GB
     small = {"n_threads": 1, "num_cpus": 0.1}
     args = {
         "models": [
             {"id": "big", "path": str(folder / "big.gguf"), "n_ctx": 4096, "n_parallel": 10, **small},
             {"id": "demo", "path": "demo", "n_ctx": 2048, "n_parallel": 2, "n_threads": 1, "num_cpus": 0.5},
-            {"id": "sleepy", "path": "demo", "n_ctx": 512, "autoscaling": {"min_replicas": 0, "max_replicas": 1}, **small},
+            {
+                "id": "sleepy",
+                "path": "demo",
+                "n_ctx": 512,
+                "autoscaling": {"min_replicas": 0, "max_replicas": 1},
+                **small,
+            },
             {"id": "brief", "path": str(folder / "brief.gguf"), "n_ctx": 512, "keep_alive_s": 1.5, **small},
         ],
         "store": {"tiers": [{"url": str(folder / "kv")}]},
@@ -97,7 +108,9 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
 @pytest.fixture
 def ballast() -> Iterator[Callable[[int], None]]:
     """Makes the machine hold so many bytes more, until the test ends."""
-    process = subprocess.Popen([sys.executable, "-c", BALLAST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BALLAST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -125,8 +138,16 @@ class Stream(threading.Thread):
         self.replies = 0
 
     def run(self) -> None:
-        body = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 1500, "stream": True, "ignore_eos": True, "temperature": 0}
-        while not (self.replies and self.may_end.is_set()):  # one reply after the other, so that one runs whenever it matters
+        body = {
+            "model": "demo",
+            "prompt": "Once upon a time",
+            "max_tokens": 1500,
+            "stream": True,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        # one reply after the other, so that one runs whenever it matters
+        while not (self.replies and self.may_end.is_set()):
             with httpx.stream("POST", f"{self._url}/v1/completions", json=body, timeout=WITHIN_S) as response:
                 assert response.status_code == 200
                 for line in filter(None, response.iter_lines()):
@@ -148,7 +169,9 @@ def scheduler_status() -> SchedulerStatus:
 
 
 def until(holds: Callable[[SchedulerStatus], bool]) -> SchedulerStatus:
-    """Poll the scheduler, another process, until something holds of it; its replica may be gone meanwhile."""
+    """Poll the scheduler, another process, until something holds of it; its replica may be gone
+    meanwhile.
+    """
     deadline = time.monotonic() + WITHIN_S
     last: object = None
     while time.monotonic() < deadline:
@@ -176,7 +199,11 @@ def test_an_idle_model_gives_its_context_back_while_another_streams_and_comes_ba
     ballast(int(0.9 * it.total_bytes) - it.used_bytes())
     status = until(lambda status: any(record.order.model_id == "big" for record in status.last))
     (record,) = (record for record in status.last if record.order.model_id == "big")
-    assert (record.order.reason, record.order.kind, record.result.kept) == (ReleaseReason.PRESSURE, ReleaseKind.CONTEXT, "")
+    assert (record.order.reason, record.order.kind, record.result.kept) == (
+        ReleaseReason.PRESSURE,
+        ReleaseKind.CONTEXT,
+        "",
+    )
     assert record.result.freed_bytes > 0.9 * BIG_KV_BYTES
     assert before - replica.memory_info().rss > 0.9 * BIG_KV_BYTES, "the bytes are back with the system"
     assert any(reading.share > 0.8 for reading in status.readings)
@@ -198,8 +225,14 @@ def test_a_model_is_unloaded_when_it_has_been_idle_for_its_keep_alive(it):
     asked = time.time()
     status = until(lambda status: any(record.order.model_id == "brief" and record.at > asked for record in status.last))
     record = next(record for record in status.last if record.order.model_id == "brief" and record.at > asked)
-    assert (record.order.reason, record.order.kind, record.result.kept) == (ReleaseReason.KEEP_ALIVE, ReleaseKind.WEIGHTS, "")
-    (unloaded,) = until(lambda status: not any(report.loaded for report in status.replicas if report.model_id == "brief")).replicas[-1:]
+    assert (record.order.reason, record.order.kind, record.result.kept) == (
+        ReleaseReason.KEEP_ALIVE,
+        ReleaseKind.WEIGHTS,
+        "",
+    )
+    (unloaded,) = until(
+        lambda status: not any(report.loaded for report in status.replicas if report.model_id == "brief")
+    ).replicas[-1:]
     assert unloaded.model_id == "brief"
     assert it.post("brief", prompt=PROMPT[:100], max_tokens=4)["usage"]["prompt_tokens_details"]["cached_tokens"] >= 99
 

@@ -1,4 +1,6 @@
-"""`Cluster` from a driver, and the scripts of examples/ as users run them: `ray job submit` and the official client."""
+"""`Cluster` from a driver, and the scripts of examples/ as users run them: `ray job submit` and the
+official client.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,14 @@ def test_the_example_jobs_run_on_the_cluster_and_a_shared_prompt_is_computed_onc
     questions = [{"id": i, "question": f"What do you know about number {i}?"} for i in range(12)]
     (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps(question) for question in questions))
     before = state(app, "demo")
-    options = ["--questions", str(tmp_path / "questions.jsonl"), "--out", str(tmp_path / "replies.jsonl"), "--tokens", "4"]
+    options = [
+        "--questions",
+        str(tmp_path / "questions.jsonl"),
+        "--out",
+        str(tmp_path / "replies.jsonl"),
+        "--tokens",
+        "4",
+    ]
     jobs = {"batch": submit("batch_job.py", *options), "handle": submit("handle_job.py", "Hello!")}
     said = {name: job.communicate(timeout=WITHIN_S)[0] for name, job in jobs.items()}
     assert {name: job.returncode for name, job in jobs.items()} == {"batch": 0, "handle": 0}, said

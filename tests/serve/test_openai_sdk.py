@@ -17,7 +17,9 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 def chat_text(client: OpenAI, **params) -> str:
-    reply = client.chat.completions.create(**{"model": "demo", "messages": HELLO, "temperature": 0, "max_tokens": 32, **params})
+    reply = client.chat.completions.create(
+        **{"model": "demo", "messages": HELLO, "temperature": 0, "max_tokens": 32, **params}
+    )
     return reply.choices[0].message.content
 
 
@@ -32,7 +34,8 @@ def test_chat_answers_a_greeting_and_ends_by_itself(client):
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.prompt_tokens > 0
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
-    assert 0 <= reply.usage.prompt_tokens_details.cached_tokens < reply.usage.prompt_tokens  # others may have begun with the same token
+    # others may have begun with the same token
+    assert 0 <= reply.usage.prompt_tokens_details.cached_tokens < reply.usage.prompt_tokens
 
 
 def test_a_fact_told_early_is_recalled(client):
@@ -48,7 +51,12 @@ def test_streamed_chunks_join_to_the_unary_text_and_usage_comes_last(client):
     whole = chat_text(client)
     chunks = list(
         client.chat.completions.create(
-            model="demo", messages=HELLO, temperature=0, max_tokens=32, stream=True, stream_options={"include_usage": True}
+            model="demo",
+            messages=HELLO,
+            temperature=0,
+            max_tokens=32,
+            stream=True,
+            stream_options={"include_usage": True},
         )
     )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole
@@ -81,7 +89,9 @@ def test_n_choices_differ_by_seed_and_repeat(client):
 
 
 def test_logprobs_cover_every_token_and_the_greedy_token_leads(client):
-    reply = client.chat.completions.create(model="demo", messages=HELLO, temperature=0, max_tokens=8, logprobs=True, top_logprobs=3)
+    reply = client.chat.completions.create(
+        model="demo", messages=HELLO, temperature=0, max_tokens=8, logprobs=True, top_logprobs=3
+    )
     content = reply.choices[0].logprobs.content
     assert len(content) == reply.usage.completion_tokens
     for entry in content:
@@ -97,7 +107,11 @@ def test_json_schema_is_obeyed(client):
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    text = chat_text(client, max_tokens=200, response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}})
+    text = chat_text(
+        client,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+    )
     value = json.loads(text)
     assert set(value) == {"name", "age"}
     assert isinstance(value["age"], int)
@@ -159,7 +173,7 @@ def test_tools_reach_the_model_and_calls_come_back_parsed(client):
     assert json.loads(call.arguments) == {"city": "Paris"}
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_an_unknown_model_is_404(client):
@@ -219,7 +233,8 @@ def test_request_ids_are_echoed(server: ServeProcess):
 
 
 def test_a_full_queue_answers_429_with_retry_after(server: ServeProcess):
-    body = {"model": "narrow", "prompt": [5], "max_tokens": 250, "ignore_eos": True}  # one runs, one waits, the others are refused
+    # one runs, one waits, the others are refused
+    body = {"model": "narrow", "prompt": [5], "max_tokens": 250, "ignore_eos": True}
 
     async def burst() -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=60) as http:
@@ -234,4 +249,7 @@ def test_a_full_queue_answers_429_with_retry_after(server: ServeProcess):
 
 
 def test_a_model_scaled_to_zero_answers_its_first_request(client):
-    assert client.completions.create(model="sleepy", prompt=[5, 6], max_tokens=3, temperature=0).usage.completion_tokens == 3
+    assert (
+        client.completions.create(model="sleepy", prompt=[5, 6], max_tokens=3, temperature=0).usage.completion_tokens
+        == 3
+    )

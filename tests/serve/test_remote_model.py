@@ -1,4 +1,6 @@
-"""Every call of the engine API from inside the cluster, through a Serve handle, as a Ray job makes them."""
+"""Every call of the engine API from inside the cluster, through a Serve handle, as a Ray job makes
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ IDLE_WITHIN_S = 20.0
 
 
 def wait_idle(model: RemoteModel) -> None:
-    """Until no sequence lives. The engine is another process; its stats are all there is to wait for."""
+    """Until no sequence lives. The engine is another process; its stats are all there is to wait
+    for.
+    """
     deadline = time.monotonic() + IDLE_WITHIN_S
     while True:
         (stats,) = model.stats()

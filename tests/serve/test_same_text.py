@@ -1,4 +1,6 @@
-"""Same prompt, same seed: the demo model gives the same text alone, batched, streamed, in process and over HTTP, greedy and sampled."""
+"""Same prompt, same seed: the demo model gives the same text alone, batched, streamed, in process
+and over HTTP, greedy and sampled.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from erllama import Model
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
-QUESTIONS = ["Hello!", "Tell me a short story.", "What is 2 + 5?", "List three colours.", "Who are you?", "What can you do?"]
+QUESTIONS = [
+    "Hello!",
+    "Tell me a short story.",
+    "What is 2 + 5?",
+    "List three colours.",
+    "Who are you?",
+    "What can you do?",
+]
 SAMPLING = {"greedy": {"temperature": 0.0, "seed": 1}, "sampled": {"temperature": 0.9, "seed": 7}}
 N_TOKENS = 64
 
@@ -36,7 +45,9 @@ def over_http(client: OpenAI, question: str, sampling: dict[str, float]) -> str:
 
 def streamed(client: OpenAI, question: str, sampling: dict[str, float]) -> str:
     messages = [{"role": "user", "content": question}]
-    chunks = client.chat.completions.create(model="demo", messages=messages, max_tokens=N_TOKENS, stream=True, **sampling)
+    chunks = client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=N_TOKENS, stream=True, **sampling
+    )
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 

@@ -20,5 +20,6 @@ def driver() -> Iterator[Any]:
         yield connected
     finally:
         ray.shutdown()
-        # Serve's client remembers the controller; it forgets it for another job id, and the first job of the next cluster has the same one.
+        # Serve's client remembers the controller; it forgets it for another job id, and the first
+        # job of the next cluster has the same one.
         context._set_global_client(None)

@@ -1,4 +1,6 @@
-"""What the engine's tests share: sequences made by hand, and an engine on the stub that is stepped by hand under a clock of its own."""
+"""What the engine's tests share: sequences made by hand, and an engine on the stub that is stepped
+by hand under a clock of its own.
+"""
 
 import weakref
 from collections import defaultdict
@@ -50,7 +52,9 @@ def make_sequence(
     tokens: Iterable[int] | None = None,
     root: ChainKey = ROOT,
 ) -> Sequence:
-    """`tokens`, if given, are prompt and reply; else `n_prompt` and `n_generated` times the same one."""
+    """`tokens`, if given, are prompt and reply; else `n_prompt` and `n_generated` times the same
+    one.
+    """
     tokens = [97] * (n_prompt + n_generated) if tokens is None else list(tokens)
     return Sequence(
         request=GenerationRequest(name, tuple(tokens[: len(tokens) - n_generated])),
@@ -68,7 +72,9 @@ def make_sequence(
 
 
 def request(name: str, prompt: str | Iterable[int] = "hello", *, seed: int = 1, **params: object) -> GenerationRequest:
-    """A request with a fixed seed. Sampling parameters and those of the request are told apart by name."""
+    """A request with a fixed seed. Sampling parameters and those of the request are told apart by
+    name.
+    """
     sampling = {key: params.pop(key) for key in list(params) if key in SamplingParams.__dataclass_fields__}
     tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
     return GenerationRequest(name, tokens, sampling=SamplingParams(seed=seed, **sampling), **params)  # type: ignore[arg-type]
@@ -114,7 +120,9 @@ class Rig:
             self.engine.submit(one)
 
     def kept_matchers(self) -> list[weakref.ref[ConstraintMatcher]]:
-        """The matchers of the requests that are submitted from now on, each as long as something holds it."""
+        """The matchers of the requests that are submitted from now on, each as long as something
+        holds it.
+        """
         matchers: list[weakref.ref[ConstraintMatcher]] = []
         make = self.backend.grammars.matcher
 
@@ -142,7 +150,9 @@ class Rig:
         raise AssertionError(f"not idle after {limit} steps")
 
     def prefill(self, limit: int = 100) -> None:
-        """Step until every running sequence generates. Prompts are computed one after the other, with the others' tokens in between."""
+        """Step until every running sequence generates. Prompts are computed one after the other,
+        with the others' tokens in between.
+        """
         for _ in range(limit):
             self.step()
             if not self.engine.stats.n_prefilling:
@@ -159,7 +169,9 @@ class Rig:
             assert not any(isinstance(event, Done | Failed) for event in events[:-1]), "an event after the last one"
 
     def believed(self) -> list[list[int]]:
-        """The KV of every id as the engine has it in its books: of those that run, and of those that have ended."""
+        """The KV of every id as the engine has it in its books: of those that run, and of those
+        that have ended.
+        """
         held = self.engine.held_ids
         return [held[seq_id].tolist() if seq_id in held else [] for seq_id in range(len(self.backend.kv))]
 
@@ -223,20 +235,31 @@ def make_rig(
     executor: Executor | None = None,
     **settings: object,
 ) -> Rig:
-    """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another one is given.
+    """`settings` are those of `EngineConfig`; the stub never ends a reply by itself unless another
+    one is given.
 
     With a `store` reads run at once, on the engine's thread, unless another `executor` is given.
     """
-    config = EngineConfig(path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, "stream_interval_ms": 0, **settings})  # type: ignore[arg-type]
+    config = EngineConfig(
+        path="stub", **{"n_ctx": 256, "n_batch": 64, "prefill_slice": 16, "stream_interval_ms": 0, **settings}
+    )  # type: ignore[arg-type]
     backend = backend or StubBackend(config.n_ctx, config.n_parallel, reply_tokens=0)
-    flow = make_flow(backend, policy or CachePolicy(), store, executor or Inline(), config.prefill_slice if config.deterministic else 1)
+    flow = make_flow(
+        backend,
+        policy or CachePolicy(),
+        store,
+        executor or Inline(),
+        config.prefill_slice if config.deterministic else 1,
+    )
     rig: Rig
     engine = Engine(backend, config, lambda events: rig.take(events), flow=flow, root_of=root_of, clock=Clock())
     rig = Rig(engine, backend)
     return rig
 
 
-def make_flow(backend: StubBackend, policy: CachePolicy, store: Store | None, executor: Executor, align: int) -> CacheFlow:
+def make_flow(
+    backend: StubBackend, policy: CachePolicy, store: Store | None, executor: Executor, align: int
+) -> CacheFlow:
     counts = CacheCounters()
     if store is None:
         return CacheFlow(backend, policy, counts, align=align)

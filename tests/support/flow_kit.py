@@ -1,6 +1,8 @@
-"""What the stories of the KV cache share: engines on the stub with a real store in a directory, and what they answer without one.
+"""What the stories of the KV cache share: engines on the stub with a real store in a directory, and
+what they answer without one.
 
-The stub asserts that every row which is put back is that of its token. Reads run at once on the engine's thread unless a test holds them.
+The stub asserts that every row which is put back is that of its token. Reads run at once on the
+engine's thread unless a test holds them.
 """
 
 import random
@@ -39,11 +41,21 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 
 
 def rig_of(
-    store: Store | None, policy: CachePolicy = POLICY, *, kind: KvKind = KvKind.ATTENTION, n_parallel: int = 4, **more: object
+    store: Store | None,
+    policy: CachePolicy = POLICY,
+    *,
+    kind: KvKind = KvKind.ATTENTION,
+    n_parallel: int = 4,
+    **more: object,
 ) -> Rig:
-    backend = StubBackend(N_CTX, n_parallel, reply_tokens=0, kind=kind, **{k: more.pop(k) for k in list(more) if k == "fail_tokens"})
+    backend = StubBackend(
+        N_CTX, n_parallel, reply_tokens=0, kind=kind, **{k: more.pop(k) for k in list(more) if k == "fail_tokens"}
+    )
     return make_rig(
-        backend, store=store, policy=policy, **{"n_ctx": N_CTX, "n_parallel": n_parallel, "n_batch": 512, "prefill_slice": 256, **more}
+        backend,
+        store=store,
+        policy=policy,
+        **{"n_ctx": N_CTX, "n_parallel": n_parallel, "n_batch": 512, "prefill_slice": 256, **more},
     )
 
 

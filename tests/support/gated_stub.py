@@ -1,4 +1,6 @@
-"""A stub whose decodes a test can hold and make crash: the order of threads is then the test's, without sleeping."""
+"""A stub whose decodes a test can hold and make crash: the order of threads is then the test's,
+without sleeping.
+"""
 
 import threading
 
@@ -10,7 +12,9 @@ WAIT_S = 20  # far above what any wait of a test takes; one that reaches it has 
 
 
 class GatedStub(StubBackend):
-    """`hold` stops the engine thread inside the decode after the next `n_free`, `release` lets it go on; `crash` is raised by a decode."""
+    """`hold` stops the engine thread inside the decode after the next `n_free`, `release` lets it
+    go on; `crash` is raised by a decode.
+    """
 
     def __init__(self, n_ctx: int, n_parallel: int) -> None:
         super().__init__(n_ctx, n_parallel, reply_tokens=0)

@@ -1,4 +1,6 @@
-"""GGUF files like a given one, with other metadata or tensor descriptions: what a damaged or lying file looks like."""
+"""GGUF files like a given one, with other metadata or tensor descriptions: what a damaged or lying
+file looks like.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def serialise(header: GgufHeader, metadata: dict[str, GgufValue] | None = None, 
         out += _string(key.encode()) + struct.pack("<I", value.type) + _pack(value)
     for info in tensors:
         kind = TYPE_IDS[info.type]
-        out += _string(info.name.encode()) + struct.pack(f"<I{len(info.shape)}QIQ", len(info.shape), *info.shape, kind, info.offset)
+        out += _string(info.name.encode()) + struct.pack(
+            f"<I{len(info.shape)}QIQ", len(info.shape), *info.shape, kind, info.offset
+        )
     return out + bytes(-len(out) % header.alignment) + header.path.read_bytes()[header.data_offset :]
 
 

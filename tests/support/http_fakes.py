@@ -1,4 +1,6 @@
-"""A model and a vocabulary that need nothing: one token per byte, replies from a script. And an ASGI client that a test paces."""
+"""A model and a vocabulary that need nothing: one token per byte, replies from a script. And an
+ASGI client that a test paces.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,18 @@ class FakePrompts:
             raise constraint.refusal("the fake refuses it")
 
 
-def stats(request: GenerationRequest, n: int, reason: FinishReason = FinishReason.STOP, cached: int = 3) -> RequestStats:
+def stats(
+    request: GenerationRequest, n: int, reason: FinishReason = FinishReason.STOP, cached: int = 3
+) -> RequestStats:
     return RequestStats(len(request.prompt_tokens), n, cached, 0.0, 1.0, 1.0, CacheHitKind.PARTIAL, reason)
 
 
 Script = Callable[[GenerationRequest], AsyncGenerator[list[Event], None]]
 
 
-def replies(text: str, *, per_item: int = 4, reason: FinishReason = FinishReason.STOP, error: ErllamaError | None = None) -> Script:
+def replies(
+    text: str, *, per_item: int = 4, reason: FinishReason = FinishReason.STOP, error: ErllamaError | None = None
+) -> Script:
     """Says `text`, `per_item` bytes (= tokens) at a time, then ends, or fails with `error`."""
 
     async def script(request):
@@ -123,7 +129,9 @@ class FakeModel:
         return self.state
 
 
-def served(model: FakeModel, prompts: FakePrompts | None = None, *, id: str = "demo", aliases: tuple[str, ...] = ()) -> ServedModel:
+def served(
+    model: FakeModel, prompts: FakePrompts | None = None, *, id: str = "demo", aliases: tuple[str, ...] = ()
+) -> ServedModel:
     return ServedModel(id=id, client=model, prompts=prompts or FakePrompts(), created=1_700_000_000, aliases=aliases)
 
 
@@ -141,7 +149,9 @@ async def http_client(app: Any, **headers: str) -> Any:
 async def openai_client(app: Any, api_key: str = "none") -> Any:
     """The official client, unmodified, without retries."""
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-    async with openai.AsyncOpenAI(api_key=api_key, base_url="http://test/v1", http_client=http, max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        api_key=api_key, base_url="http://test/v1", http_client=http, max_retries=0
+    ) as client:
         yield client
 
 
@@ -153,7 +163,9 @@ def sse_events(body: bytes) -> list[Any]:
 
 
 class Exchange:
-    """One request to an ASGI app, message by message: `httpx.ASGITransport` hands a body over only when it is complete."""
+    """One request to an ASGI app, message by message: `httpx.ASGITransport` hands a body over only
+    when it is complete.
+    """
 
     def __init__(self, task: asyncio.Task[None], inbox: asyncio.Queue[Any], outbox: asyncio.Queue[Any]) -> None:
         self.task = task

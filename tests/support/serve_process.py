@@ -1,4 +1,6 @@
-"""A real `serve run` in a process group of its own, started the way README says and stopped with SIGINT, as Ctrl-C does."""
+"""A real `serve run` in a process group of its own, started the way README says and stopped with
+SIGINT, as Ctrl-C does.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ STOP_S = 90.0
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on right now, and that nobody gets by asking for any: it is bound only when Ray has started."""
+    """A TCP port that nobody listens on right now, and that nobody gets by asking for any: it is
+    bound only when Ray has started.
+    """
     while True:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", random.randrange(21_000, 30_000)))  # Ray's own ranges end below and begin above
@@ -31,7 +35,9 @@ def free_port() -> int:
 
 
 class ServeProcess:
-    """`tuned`: through deployments.launch, with its switches; else plain `serve run` with Serve's defaults."""
+    """`tuned`: through deployments.launch, with its switches; else plain `serve run` with Serve's
+    defaults.
+    """
 
     def __init__(self, folder: Path, args: dict[str, Any], *, tuned: bool = True) -> None:
         self.port = free_port()
@@ -40,8 +46,14 @@ class ServeProcess:
         config = folder / "serve.yaml"
         application = {"name": "erllama", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
         http = {"host": "127.0.0.1", "port": self.port}
-        config.write_text(yaml.safe_dump({"proxy_location": "HeadOnly", "http_options": http, "applications": [application]}))
-        run = [sys.executable, "-m", "deployments.launch"] if tuned else [str(Path(sys.executable).with_name("serve")), "run"]
+        config.write_text(
+            yaml.safe_dump({"proxy_location": "HeadOnly", "http_options": http, "applications": [application]})
+        )
+        run = (
+            [sys.executable, "-m", "deployments.launch"]
+            if tuned
+            else [str(Path(sys.executable).with_name("serve")), "run"]
+        )
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -86,7 +98,9 @@ class ServeProcess:
 
 
 def _mind_sigint() -> None:
-    """In the child: a shell that runs the tests in the background has SIGINT ignored, and children inherit that."""
+    """In the child: a shell that runs the tests in the background has SIGINT ignored, and children
+    inherit that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

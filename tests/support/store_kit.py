@@ -1,4 +1,6 @@
-"""Prompts, blocks and stores for the tests of the store: rows are a function of (token, position, column), so a wrong row shows."""
+"""Prompts, blocks and stores for the tests of the store: rows are a function of (token, position,
+column), so a wrong row shows.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,12 @@ def rows_block(root: ChainKey, tokens: np.ndarray, start: int, stop: int, reason
 def end_block(root: ChainKey, tokens: np.ndarray, *, checkpoint: bool = False) -> Block:
     state = (np.arange(300) + len(tokens)).astype(np.uint8) if checkpoint else None
     return Block(
-        BlockId.of_end(TokenChain(root, tokens)), tokens[:0], logits=logits_of(tokens), checkpoint=state, reason="cold", created_s=1.0
+        BlockId.of_end(TokenChain(root, tokens)),
+        tokens[:0],
+        logits=logits_of(tokens),
+        checkpoint=state,
+        reason="cold",
+        created_s=1.0,
     )
 
 
@@ -73,10 +80,20 @@ def written(store: Store, tokens: np.ndarray, upto: int | None = None, **options
     assert store.flush(10)
 
 
-def save(store: Store, root: ChainKey, tokens: np.ndarray, upto: int | None = None, *, end: bool = False, checkpoint: bool = False) -> int:
+def save(
+    store: Store,
+    root: ChainKey,
+    tokens: np.ndarray,
+    upto: int | None = None,
+    *,
+    end: bool = False,
+    checkpoint: bool = False,
+) -> int:
     """Save what is missing of tokens[:upto]; returns how many objects were accepted."""
     upto = len(tokens) if upto is None else upto
-    blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens), upto)]
+    blocks = [
+        rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens), upto)
+    ]
     if end:
         blocks.append(end_block(root, tokens[:upto], checkpoint=checkpoint))
     return store.save(blocks)

@@ -29,7 +29,9 @@ def wait_until(true: Any, what: str, seconds: float = WAIT_S) -> None:
 
 
 def busiest(pids: list[int], seconds: float = 0.15) -> int:
-    """The process that computes: an engine that generates takes a whole core, an idle one next to nothing."""
+    """The process that computes: an engine that generates takes a whole core, an idle one next to
+    nothing.
+    """
     processes = [psutil.Process(pid) for pid in pids]
     for process in processes:
         process.cpu_percent()
@@ -56,7 +58,9 @@ class TextStream:
     def wait_chars(self, n: int) -> None:
         """Until so much text has arrived, or the stream has ended."""
         with self._change:
-            assert self._change.wait_for(lambda: len(self.text) >= n or self._ended, WAIT_S), f"{len(self.text)} characters of {n}"
+            assert self._change.wait_for(lambda: len(self.text) >= n or self._ended, WAIT_S), (
+                f"{len(self.text)} characters of {n}"
+            )
 
     def finish(self, seconds: float = WAIT_S) -> str:
         """The whole text, once the stream has ended."""

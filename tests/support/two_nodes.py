@@ -1,6 +1,8 @@
-"""`python -m tests.support.two_nodes FOLDER`: two Ray nodes with a replica each; the one that serves a stream dies with all its processes.
+"""`python -m tests.support.two_nodes FOLDER`: two Ray nodes with a replica each; the one that
+serves a stream dies with all its processes.
 
-Prints one JSON object. Under Serve's defaults, in a process of its own: a process can be the driver of one cluster only.
+Prints one JSON object. Under Serve's defaults, in a process of its own: a process can be the driver
+of one cluster only.
 """
 
 from __future__ import annotations
@@ -44,12 +46,20 @@ def args(folder: str) -> dict[str, Any]:
         "id": "demo", "path": "demo", "n_ctx": 8192, "n_threads": 1, "num_cpus": 0.5, "num_replicas": 2, "resources": {"model": 1},
         "type_k": "q8_0", "type_v": "q8_0",
     }  # fmt: skip
-    policy = {"min_tokens": 32, "cold_min_tokens": 32, "continued_interval": 64, "boundary_trim_tokens": 0, "restore_always": True}
+    policy = {
+        "min_tokens": 32,
+        "cold_min_tokens": 32,
+        "continued_interval": 64,
+        "boundary_trim_tokens": 0,
+        "restore_always": True,
+    }
     return {"models": [model], "store": {"tiers": [{"url": folder}]}, "policy": policy}
 
 
 def kill_a_node(cluster: Cluster, nodes: list[Any]) -> dict[str, Any]:
-    request = GenerationRequest("r", tuple(range(300, 700)), SamplingParams(temperature=0.9, seed=4), max_tokens=N_TOKENS, ignore_eos=True)
+    request = GenerationRequest(
+        "r", tuple(range(300, 700)), SamplingParams(temperature=0.9, seed=4), max_tokens=N_TOKENS, ignore_eos=True
+    )
     ids: list[int] = []
     killed_at, pause_s, done = 0, 0.0, None
     last = time.monotonic()
@@ -65,7 +75,13 @@ def kill_a_node(cluster: Cluster, nodes: list[Any]) -> dict[str, Any]:
     whole = [event for events in model.generate(request) for event in events]
     same = ids == [token for event in whole if isinstance(event, Tokens) for token in event.ids]
     stats = done.stats
-    return {"same": same, "killed_at": killed_at, "resumed": stats.resumed_tokens, "computed": stats.computed_tokens, "pause_s": pause_s}
+    return {
+        "same": same,
+        "killed_at": killed_at,
+        "resumed": stats.resumed_tokens,
+        "computed": stats.computed_tokens,
+        "pause_s": pause_s,
+    }
 
 
 def node_of(nodes: list[Any], pid: int) -> Any:

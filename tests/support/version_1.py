@@ -1,4 +1,6 @@
-"""What the first format left on tiers: the bytes of a ROWS of three tokens, and the name of an object of today as it was then."""
+"""What the first format left on tiers: the bytes of a ROWS of three tokens, and the name of an
+object of today as it was then.
+"""
 
 from __future__ import annotations
 

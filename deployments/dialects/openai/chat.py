@@ -1,4 +1,6 @@
-"""Replies of `/v1/chat/completions`: streamed chunks and whole bodies, tool calls split out of the text when tools were offered."""
+"""Replies of `/v1/chat/completions`: streamed chunks and whole bodies, tool calls split out of the
+text when tools were offered.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,26 @@ from deployments.dialects.openai.reply import (
     encode,
     finish_reason,
 )
-from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, ReplySplitter, TextDelta, ToolCall, ToolFormat, split_reply
+from erllama.chat.tool_formats.base import (
+    ReasoningDelta,
+    ReplyPart,
+    ReplySplitter,
+    TextDelta,
+    ToolCall,
+    ToolFormat,
+    split_reply,
+)
 from erllama.events import Done, Event, Tokens
 
 KIND = "chat.completion.chunk"
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    return {"id": f"call_{uuid4().hex[:24]}", "type": "function", "function": {"name": call.name, "arguments": call.arguments_json}}
+    return {
+        "id": f"call_{uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments_json},
+    }
 
 
 class _Choice:
@@ -37,7 +51,8 @@ class _Choice:
 
 
 class ChatWriter(StreamWriter):
-    """The stream of a chat reply. Per token it encodes the text and joins it with strings made once.
+    """The stream of a chat reply. Per token it encodes the text and joins it with strings made
+    once.
 
     `tool_format` splits calls and reasoning out of the text; None leaves the text as it is.
     """
@@ -46,7 +61,9 @@ class ChatWriter(StreamWriter):
         super().__init__(head, n, KIND, include_usage=include_usage)
         prefix = self._chunk_prefix()
         splitters = [None if tool_format is None else tool_format.splitter() for _ in range(n)]
-        self._choices = [_Choice(f'{prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)]
+        self._choices = [
+            _Choice(f'{prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
+        ]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         choice = self._choices[index]
@@ -72,7 +89,9 @@ class ChatWriter(StreamWriter):
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:
-        """The slow path. Logprobs go with the text of their tokens, or alone when that is held back or belongs to a call."""
+        """The slow path. Logprobs go with the text of their tokens, or alone when that is held back
+        or belongs to a call.
+        """
         out = ""
         text = event.text
         if choice.splitter is not None:
@@ -108,7 +127,12 @@ class WholeChat(WholeChoices):
         self._tool_format = tool_format
 
     def body(self) -> bytes:
-        reply = {"id": self._head.id, "object": "chat.completion", "created": self._head.created, "model": self._head.model}
+        reply = {
+            "id": self._head.id,
+            "object": "chat.completion",
+            "created": self._head.created,
+            "model": self._head.model,
+        }
         choices = [self._choice(index) for index in range(len(self._texts))]
         return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()
 

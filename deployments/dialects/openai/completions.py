@@ -1,4 +1,6 @@
-"""Replies of `/v1/completions`: streamed chunks and whole bodies, with the legacy shape of logprobs."""
+"""Replies of `/v1/completions`: streamed chunks and whole bodies, with the legacy shape of
+logprobs.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ KIND = "text_completion"
 
 
 class LegacyLogprobs:
-    """Logprobs of one choice as four parallel lists; `text_offset` counts characters from the start of the choice's text.
+    """Logprobs of one choice as four parallel lists; `text_offset` counts characters from the start
+    of the choice's text.
 
-    Offsets follow the bytes of the tokens. A token that ends inside a character points at that character.
+    Offsets follow the bytes of the tokens. A token that ends inside a character points at that
+    character.
     """
 
     def __init__(self, offset: int) -> None:
@@ -33,11 +37,18 @@ class LegacyLogprobs:
             top_logprobs.append({piece.decode("utf-8", "replace"): finite(logprob) for _, piece, logprob in entry.top})
             offsets.append(self._offset)
             self._offset += len(self._decoder.decode(entry.piece))
-        return {"tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": top_logprobs, "text_offset": offsets}
+        return {
+            "tokens": tokens,
+            "token_logprobs": token_logprobs,
+            "top_logprobs": top_logprobs,
+            "text_offset": offsets,
+        }
 
 
 class CompletionWriter(StreamWriter):
-    """The stream of a completion. `echoes` has the text to repeat per choice, empty strings without `echo`."""
+    """The stream of a completion. `echoes` has the text to repeat per choice, empty strings without
+    `echo`.
+    """
 
     def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
         super().__init__(head, n, KIND, include_usage=include_usage)

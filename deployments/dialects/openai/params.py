@@ -11,17 +11,29 @@ from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
 
-DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
+# OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
+DEFAULT_COMPLETION_TOKENS = 16
 
 
 def sampling_params(body: GenerationBody) -> SamplingParams:
     """What the body does not say keeps the engine's default."""
     penalty = body.repetition_penalty if body.repeat_penalty is None else body.repeat_penalty
     if body.repetition_penalty not in (None, penalty):
-        raise InvalidParameter("repeat_penalty and repetition_penalty are two names of one option; send one", param="repeat_penalty")
+        raise InvalidParameter(
+            "repeat_penalty and repetition_penalty are two names of one option; send one", param="repeat_penalty"
+        )
     given: dict[str, Any] = {
         name: value
-        for name in ("temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repeat_last_n", "seed")
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "frequency_penalty",
+            "presence_penalty",
+            "repeat_last_n",
+            "seed",
+        )
         if (value := getattr(body, name)) is not None
     }
     if penalty is not None:
@@ -30,7 +42,9 @@ def sampling_params(body: GenerationBody) -> SamplingParams:
         return SamplingParams(**given, logit_bias=body.logit_bias)
     except ErllamaError as error:
         if error.param == "repetition_penalty" and body.repeat_penalty is not None:
-            raise InvalidParameter(error.message.replace("repetition_penalty", "repeat_penalty"), param="repeat_penalty") from None
+            raise InvalidParameter(
+                error.message.replace("repetition_penalty", "repeat_penalty"), param="repeat_penalty"
+            ) from None
         raise
 
 
@@ -57,12 +71,18 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
     if n == 1:
         return [base]
     return [
-        replace(base, request_id=f"{base.request_id}.{i}", sampling=replace(base.sampling, seed=_choice_seed(base.sampling.seed, i)))
+        replace(
+            base,
+            request_id=f"{base.request_id}.{i}",
+            sampling=replace(base.sampling, seed=_choice_seed(base.sampling.seed, i)),
+        )
         for i in range(n)
     ]
 
 
-def chat_requests(body: ChatBody, prompt: Prompt, grammar: Constraint | None, engine_id: str) -> list[GenerationRequest]:
+def chat_requests(
+    body: ChatBody, prompt: Prompt, grammar: Constraint | None, engine_id: str
+) -> list[GenerationRequest]:
     """One request per choice."""
     base = GenerationRequest(
         request_id=engine_id,
@@ -110,14 +130,18 @@ def check_completion(body: CompletionBody) -> None:
 
 
 def reply_constraint(body: GenerationBody) -> Constraint | None:
-    """What the text of the reply must follow, or None for free text. `grammar` and `response_format` are two ways, so not both."""
+    """What the text of the reply must follow, or None for free text. `grammar` and
+    `response_format` are two ways, so not both.
+    """
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return None if body.grammar is None else Constraint(ConstraintKind.GBNF, body.grammar)
     if body.grammar is not None:
         raise InvalidParameter("grammar and response_format exclude each other", param="grammar")
     if wanted.type == "json_object":
-        return Constraint.of_schema(JSON_OBJECT if wanted.object_schema is None else wanted.object_schema, "response_format")
+        return Constraint.of_schema(
+            JSON_OBJECT if wanted.object_schema is None else wanted.object_schema, "response_format"
+        )
     if wanted.json_schema is None or wanted.json_schema.json_schema is None:
         path = "response_format.json_schema.schema"
         raise InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
@@ -125,9 +149,14 @@ def reply_constraint(body: GenerationBody) -> Constraint | None:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it: only what was said, tool calls with their id, content never None."""
+    """A message as chat templates read it: only what was said, tool calls with their id, content
+    never None.
+    """
     # "developer" is OpenAI's newer name of the system role; hardly any template knows it
-    fields: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.content or ""}
+    fields: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.content or "",
+    }
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             fields[name] = value

@@ -1,6 +1,8 @@
-"""What replies are written with: errors, ids, usage, finish reasons, encoded text; and the reply of `/v1/embeddings`, which is no more.
+"""What replies are written with: errors, ids, usage, finish reasons, encoded text; and the reply of
+`/v1/embeddings`, which is no more.
 
-An error has OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, whole as a body or as data in a stream.
+An error has OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, whole as a body or
+as data in a stream.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from erllama.events import Done, Event, FinishReason, RequestStats, TokenLogprob
 DONE = SSE.frame(b"[DONE]", "")
 MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
-# `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one call into C.
+# `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
+# call into C.
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -29,7 +32,9 @@ _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_
 
 
 def error_type(http_status: int) -> str:
-    """OpenAI's `type` of a status; 4xx without a name of its own is an `invalid_request_error`, 5xx a `server_error`."""
+    """OpenAI's `type` of a status; 4xx without a name of its own is an `invalid_request_error`, 5xx
+    a `server_error`.
+    """
     return _ERROR_TYPES.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
 
 
@@ -48,7 +53,9 @@ class ReplyHead:
 
 
 class UsageMeter:
-    """Sums what the choices cost. A prompt counts once for its n choices, with the cached tokens that its first choice found."""
+    """Sums what the choices cost. A prompt counts once for its n choices, with the cached tokens
+    that its first choice found.
+    """
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -85,13 +92,16 @@ def _chat_token(piece: bytes, logprob: float) -> dict[str, Any]:
 def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
     """Entries of `logprobs.content`."""
     return [
-        _chat_token(entry.piece, entry.logprob) | {"top_logprobs": [_chat_token(piece, logprob) for _, piece, logprob in entry.top]}
+        _chat_token(entry.piece, entry.logprob)
+        | {"top_logprobs": [_chat_token(piece, logprob) for _, piece, logprob in entry.top]}
         for entry in logprobs
     ]
 
 
 class StreamWriter:
-    """What chat and completions write alike into a stream: usage, terminator, errors, keep-alives. `kind` is the `object` of a chunk."""
+    """What chat and completions write alike into a stream: usage, terminator, errors, keep-alives.
+    `kind` is the `object` of a chunk.
+    """
 
     def __init__(self, head: ReplyHead, n: int, kind: str, *, include_usage: bool) -> None:
         self._head = head
@@ -100,9 +110,14 @@ class StreamWriter:
         self._include_usage = include_usage
 
     def _chunk_prefix(self) -> str:
-        """The beginning of every chunk, up to the first choice. Writers join the rest as text: what does not change is encoded once."""
+        """The beginning of every chunk, up to the first choice. Writers join the rest as text: what
+        does not change is encoded once.
+        """
         head = self._head
-        return f'data: {{"id":{encode(head.id)},"object":"{self._kind}","created":{head.created},"model":{encode(head.model)},"choices":['
+        return (
+            "data: "
+            f'{{"id":{encode(head.id)},"object":"{self._kind}","created":{head.created},"model":{encode(head.model)},"choices":['
+        )
 
     def close(self) -> bytes:
         return (self._usage_chunk() if self._include_usage else b"") + DONE
@@ -121,7 +136,9 @@ class StreamWriter:
 
 
 class WholeChoices:
-    """Gathers the events of all choices of a reply that is not streamed. `prefixes` are what each text begins with (an echoed prompt)."""
+    """Gathers the events of all choices of a reply that is not streamed. `prefixes` are what each
+    text begins with (an echoed prompt).
+    """
 
     def __init__(self, head: ReplyHead, n: int, prefixes: Sequence[str], *, logprobs: bool) -> None:
         self._head = head
@@ -147,14 +164,18 @@ def _vector(vector: Sequence[float], encoding_format: str | None) -> str:
 
 
 def embedding_body(body: EmbeddingBody, model: str, vectors: Sequence[Sequence[float]], prompt_tokens: int) -> bytes:
-    """The whole reply: floats as JSON numbers, or as base64 of little-endian float32 (what the official client asks for).
+    """The whole reply: floats as JSON numbers, or as base64 of little-endian float32 (what the
+    official client asks for).
 
     Encoding 1000 floats takes a millisecond: call it off the event loop for many vectors.
     Raises `NotSupported` when `dimensions` asks for another size than the model's own.
     """
     native = len(vectors[0])
     if body.dimensions is not None and body.dimensions != native:
-        raise NotSupported(f"this model's embeddings have {native} dimensions; they cannot be cut to {body.dimensions}", param="dimensions")
+        raise NotSupported(
+            f"this model's embeddings have {native} dimensions; they cannot be cut to {body.dimensions}",
+            param="dimensions",
+        )
     data = ",".join(
         f'{{"object":"embedding","index":{index},"embedding":{_vector(vector, body.encoding_format)}}}'
         for index, vector in enumerate(vectors)

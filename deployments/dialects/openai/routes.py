@@ -1,5 +1,6 @@
-"""OpenAI's API as a dialect, with its routes under `/v1`. Each route reads as the life of its request; what bodies mean is in the files
-beside this one."""
+"""OpenAI's API as a dialect, with its routes under `/v1`. Each route reads as the life of its
+request; what bodies mean is in the files beside this one.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +14,37 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, WholeChat
 from deployments.dialects.openai.completions import CompletionWriter, WholeCompletion
-from deployments.dialects.openai.params import chat_requests, check_completion, completion_requests, reply_constraint, template_message
+from deployments.dialects.openai.params import (
+    chat_requests,
+    check_completion,
+    completion_requests,
+    reply_constraint,
+    template_message,
+)
 from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
-from deployments.dialects.openai.wire import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, PromptInput, parse_body
+from deployments.dialects.openai.wire import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    GenerationBody,
+    PromptInput,
+    parse_body,
+)
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import INLINE_CHARS, TranscriptRecorder, check_fits, prepare, read_body, streamed_reply, whole_reply
+from deployments.http.reply import (
+    INLINE_CHARS,
+    TranscriptRecorder,
+    check_fits,
+    prepare,
+    read_body,
+    streamed_reply,
+    whole_reply,
+)
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -53,8 +75,14 @@ def _checked(constraint: Constraint | None, prompts: PromptPort) -> Constraint |
 
 
 def _cost(raw: bytes, body: GenerationBody) -> int:
-    """What preparing a body costs, in characters to tokenise: compiling a constraint is never done on the event loop."""
-    constrained = body.grammar is not None or body.response_format is not None or (isinstance(body, ChatBody) and bool(body.tools))
+    """What preparing a body costs, in characters to tokenise: compiling a constraint is never done
+    on the event loop.
+    """
+    constrained = (
+        body.grammar is not None
+        or body.response_format is not None
+        or (isinstance(body, ChatBody) and bool(body.tools))
+    )
     return len(raw) + INLINE_CHARS * constrained
 
 
@@ -68,7 +96,11 @@ def _recorder(body: ChatBody, model: ServedModel, prompt: Prompt) -> TranscriptR
 
 
 def _may_wait(body: ChatBody, model: ServedModel) -> bool:
-    return model.transcripts is not None and model.transcripts.may_wait and any(message.role == "assistant" for message in body.messages)
+    return (
+        model.transcripts is not None
+        and model.transcripts.may_wait
+        and any(message.role == "assistant" for message in body.messages)
+    )
 
 
 def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[Prompt, Constraint | None, TranscriptRecorder | None]:
@@ -137,11 +169,15 @@ def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(CompletionBody, raw)
         check_completion(body)
         model = models.resolve(body.model)
-        prompts, echoes, grammar = await prepare(model.prompts, _cost(raw, body), _prepare_completion, body, model.prompts)
+        prompts, echoes, grammar = await prepare(
+            model.prompts, _cost(raw, body), _prepare_completion, body, model.prompts
+        )
         requests = completion_requests(body, prompts, grammar, engine_id(request))
         head, n = _head("cmpl", model), body.n or 1
         if not body.stream:
-            return await whole_reply(request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None))
+            return await whole_reply(
+                request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None)
+            )
         writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
         return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 

@@ -1,7 +1,9 @@
-"""Tools of a chat request: which are offered to the template, and the grammar that makes the model call one.
+"""Tools of a chat request: which are offered to the template, and the grammar that makes the model
+call one.
 
-How a call is written, and what separates several, is the model's `ToolFormat`. A forced call (`tool_choice` "required" or named) is
-enforced. When the model may choose ("auto") its reply is free, unless `response_format` constrains it: then it is either calls or JSON.
+How a call is written, and what separates several, is the model's `ToolFormat`. A forced call
+(`tool_choice` "required" or named) is enforced. When the model may choose ("auto") its reply is
+free, unless `response_format` constrains it: then it is either calls or JSON.
 """
 
 from __future__ import annotations
@@ -18,13 +20,18 @@ from erllama.grammar.constraint import Constraint, ConstraintKind
 
 
 def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
-    """Tools as the template shows them, None for none. With `tool_choice` "none" the model is not told of them, so it cannot call one.
+    """Tools as the template shows them, None for none. With `tool_choice` "none" the model is not
+    told of them, so it cannot call one.
 
-    Keys come in one order whatever the client's, so that equal tools are equal tokens; `strict` is for us, not for the model.
+    Keys come in one order whatever the client's, so that equal tools are equal tokens; `strict` is
+    for us, not for the model.
     """
     if not body.tools or body.tool_choice == "none":
         return None
-    return [{"type": "function", "function": tool.function.model_dump(exclude_none=True, exclude={"strict"})} for tool in body.tools]
+    return [
+        {"type": "function", "function": tool.function.model_dump(exclude_none=True, exclude={"strict"})}
+        for tool in body.tools
+    ]
 
 
 def check_tools(body: ChatBody) -> None:
@@ -33,7 +40,9 @@ def check_tools(body: ChatBody) -> None:
     if choice not in (None, "none") and not body.tools:
         raise InvalidParameter("tool_choice is only allowed when tools are specified", param="tool_choice")
     if isinstance(choice, NamedTool) and not _forced(body):
-        raise InvalidParameter(f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice")
+        raise InvalidParameter(
+            f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice"
+        )
     constrained = body.response_format is not None and body.response_format.type != "text"
     if (choice == "required" or isinstance(choice, NamedTool)) and (constrained or body.grammar is not None):
         other = "grammar" if body.grammar is not None else "response_format"
@@ -48,7 +57,9 @@ def _forced(body: ChatBody) -> list[Tool]:
 
 
 def chat_constraint(body: ChatBody, reply: Constraint | None, tool_format: ToolFormat = HERMES) -> Constraint | None:
-    """What the whole reply must follow; `reply` constrains its text (`response_format`, `grammar`)."""
+    """What the whole reply must follow; `reply` constrains its text (`response_format`,
+    `grammar`).
+    """
     parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     forced = _forced(body)
     if forced:
@@ -58,8 +69,12 @@ def chat_constraint(body: ChatBody, reply: Constraint | None, tool_format: ToolF
     return reply
 
 
-def _calls_or(reply: Constraint | None, tools: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool) -> Constraint:
-    opening, closing, separator = (json.dumps(text) for text in (tool_format.opening, tool_format.closing, tool_format.separator))
+def _calls_or(
+    reply: Constraint | None, tools: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool
+) -> Constraint:
+    opening, closing, separator = (
+        json.dumps(text) for text in (tool_format.opening, tool_format.closing, tool_format.separator)
+    )
     more = f" ({separator} CALL_BEGIN call CALL_END)*" if parallel else ""
     lark = f"""
 start: calls{"" if reply is None else " | reply"}
@@ -86,7 +101,9 @@ def _rebased(schema: Any, base: str) -> Any:
     """The schema with its own references (`#/...`) pointing to where it now hangs."""
     if isinstance(schema, dict):
         return {
-            key: base + value[1:] if key == "$ref" and isinstance(value, str) and value.startswith("#") else _rebased(value, base)
+            key: base + value[1:]
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _rebased(value, base)
             for key, value in schema.items()
         }
     return [_rebased(item, base) for item in schema] if isinstance(schema, list) else schema

@@ -1,9 +1,11 @@
-"""Bodies of OpenAI's requests, validated. Every fault is an `InvalidParameter` (HTTP 400) whose `param` is the path of the field.
+"""Bodies of OpenAI's requests, validated. Every fault is an `InvalidParameter` (HTTP 400) whose
+`param` is the path of the field.
 
-An argument that nobody knows is refused, as OpenAI does: a typo must not silently change a reply. Two lists soften that.
-`IGNORED` can be sent with any value, since it never changes what a model answers here. `NEUTRAL` are real options of other servers
-that we lack: they pass with the value that switches them off, because front ends send their whole panel of knobs.
-Types are strict (`"1"` is no number); null means absent.
+An argument that nobody knows is refused, as OpenAI does: a typo must not silently change a reply.
+Two lists soften that. `IGNORED` can be sent with any value, since it never changes what a model
+answers here. `NEUTRAL` are real options of other servers that we lack: they pass with the value
+that switches them off, because front ends send their whole panel of knobs. Types are strict (`"1"`
+is no number); null means absent.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ IGNORED = frozenset(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "prompt_cache_options", "prediction", "verbosity", "reasoning_effort", "moderation",
         # llama.cpp's server and vLLM: where and when to compute, never what
-        "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "timings_per_token", "return_progress", "priority", "request_id",
-        "return_tokens",
+        "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "timings_per_token",
+        "return_progress", "priority", "request_id", "return_tokens",
     }
 )  # fmt: skip
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "dry_multiplier": (0,), "xtc_probability": (0,), "dynatemp_range": (0,),
+    "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
+    "dynatemp_range": (0,),
     "top_n_sigma": (-1,), "n_probs": (0,), "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,),
     "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (True, False),
@@ -41,7 +44,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class Wire(BaseModel):
-    """Base of a body. Unknown names are kept until `check_names` has told ignorable from unknown."""
+    """Base of a body. Unknown names are kept until `check_names` has told ignorable from
+    unknown.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
@@ -92,7 +97,9 @@ class StreamOptions(_Part):
 
 
 class JsonSchema(_Part):
-    """`strict` false is enforced all the same: a grammar costs little, and the reply then parses."""
+    """`strict` false is enforced all the same: a grammar costs little, and the reply then
+    parses.
+    """
 
     name: str | None = None
     description: str | None = None
@@ -107,7 +114,9 @@ class ResponseFormat(_Part):
 
 
 class GenerationBody(Wire):
-    """What chat and completions share. Ranges are checked by `SamplingParams` and `GenerationRequest`, in one place for all dialects."""
+    """What chat and completions share. Ranges are checked by `SamplingParams` and
+    `GenerationRequest`, in one place for all dialects.
+    """
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -166,7 +175,9 @@ class ToolCallPart(BaseModel):
 
 
 class Message(BaseModel):
-    """Extra fields are dropped: clients send replies back whole (`refusal`, `annotations`, `audio`)."""
+    """Extra fields are dropped: clients send replies back whole (`refusal`, `annotations`,
+    `audio`).
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -239,7 +250,9 @@ def _prompts(value: Any) -> Any:
             return tuple(value)
         if all(_token_ids(ids) for ids in value):
             return tuple(tuple(ids) for ids in value)
-    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, none of them empty")
+    raise ValueError(
+        "must be a string, a list of strings, a list of token ids or a list of such lists, none of them empty"
+    )
 
 
 def _bounded(limit: int) -> Any:

@@ -1,1 +1,3 @@
-"""How model families write tool calls and reasoning in their replies: one file per family, `base.py` is what all of them offer."""
+"""How model families write tool calls and reasoning in their replies: one file per family,
+`base.py` is what all of them offer.
+"""

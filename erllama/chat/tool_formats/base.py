@@ -1,12 +1,15 @@
-"""What a tool format is: how one model family writes tool calls and reasoning in the text of a reply.
+"""What a tool format is: how one model family writes tool calls and reasoning in the text of a
+reply.
 
 Three questions are asked of a format, and each family answers them in one file:
 
     the reply is streamed       `splitter()` cuts its text into text, reasoning and calls
-    a call is to be enforced    `opening`, `call_schema()`, `closing` and `separator` say what a grammar must allow
+    a call is to be enforced    `opening`, `call_schema()`, `closing` and `separator` say what a
+                                grammar must allow
     the reply comes back        `strict_calls()` says what a transcript may be compared by
 
-A format is immutable and may be used from any thread; a splitter belongs to one reply and one thread.
+A format is immutable and may be used from any thread; a splitter belongs to one reply and one
+thread.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments_json` is the JSON text of an object, ready for a wire format; its keys keep the order of the model."""
+    """`arguments_json` is the JSON text of an object, ready for a wire format; its keys keep the
+    order of the model.
+    """
 
     name: str
     arguments_json: str
@@ -45,10 +50,14 @@ ReplyPart = TextDelta | ReasoningDelta | ToolCall
 
 
 class ReplySplitter(Protocol):
-    """Cuts a streamed reply into its parts. The result depends on the text only, not on how it was cut into pushes."""
+    """Cuts a streamed reply into its parts. The result depends on the text only, not on how it was
+    cut into pushes.
+    """
 
     def push(self, text: str) -> list[ReplyPart]:
-        """What became certain with `text`, in the order of the reply. What may still become a call is held back."""
+        """What became certain with `text`, in the order of the reply. What may still become a call
+        is held back.
+        """
         ...
 
     def finish(self) -> list[ReplyPart]:
@@ -57,8 +66,9 @@ class ReplySplitter(Protocol):
 
 
 class ToolFormat(Protocol):
-    """One family's way. `name` is what a configuration calls it. A call is written `opening`, a body of JSON that follows `call_schema`,
-    `closing`; between parallel calls stands `separator`."""
+    """One family's way. `name` is what a configuration calls it. A call is written `opening`, a
+    body of JSON that follows `call_schema`, `closing`; between parallel calls stands `separator`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -73,7 +83,9 @@ class ToolFormat(Protocol):
     def separator(self) -> str: ...
 
     def call_schema(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON schema of the body of a call of function `name`, whose arguments follow the schema `arguments`."""
+        """The JSON schema of the body of a call of function `name`, whose arguments follow the
+        schema `arguments`.
+        """
         ...
 
     def splitter(self) -> ReplySplitter:
@@ -81,16 +93,20 @@ class ToolFormat(Protocol):
         ...
 
     def strict_calls(self, text: str) -> tuple[str, list[Call]] | None:
-        """Content and calls of a whole reply that is its content, then its calls, and nothing else but layout.
+        """Content and calls of a whole reply that is its content, then its calls, and nothing else
+        but layout.
 
-        None for any other reply: comparing that by content and calls would hide something that the model wrote.
+        None for any other reply: comparing that by content and calls would hide something that the
+        model wrote.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SplitReply:
-    """A whole reply: the text around its calls, what the model thought (both may be ""), and the calls."""
+    """A whole reply: the text around its calls, what the model thought (both may be ""), and the
+    calls.
+    """
 
     content: str
     reasoning: str

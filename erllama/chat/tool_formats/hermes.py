@@ -4,11 +4,14 @@
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-A block counts as a call when its body is one JSON object with a string `name` and, if present, an object under `arguments` (or
-`parameters`). Anything else stays text, unchanged: a reply is never lost because it resembles a call. A block that is complete but for its
-closing tag counts too, since `</tool_call>` may have been the stop string. A closing tag inside a JSON string does not close the block.
+A block counts as a call when its body is one JSON object with a string `name` and, if present, an
+object under `arguments` (or `parameters`). Anything else stays text, unchanged: a reply is never
+lost because it resembles a call. A block that is complete but for its closing tag counts too, since
+`</tool_call>` may have been the stop string. A closing tag inside a JSON string does not close the
+block.
 
-White space before a block, and white space after one that no text follows, is layout and dropped. All other text is preserved.
+White space before a block, and white space after one that no text follows, is layout and dropped.
+All other text is preserved.
 """
 
 from __future__ import annotations
@@ -22,8 +25,11 @@ from erllama.chat.tool_formats.base import Call, ReplyPart, TextDelta, ToolCall,
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
-MAX_FAILED_BLOCKS = 256  # opening tags that begin no call; after so many the rest is text: each is searched to the end of the reply
-_TOKEN = re.compile(rf'\\.|"|{CLOSE}', re.DOTALL)  # an escaped character, a quote that begins or ends a string, or the closing tag
+# opening tags that begin no call; after so many the rest is text: each is searched to the end of
+# the reply
+MAX_FAILED_BLOCKS = 256
+# an escaped character, a quote that begins or ends a string, or the closing tag
+_TOKEN = re.compile(rf'\\.|"|{CLOSE}', re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _FIELDS = ({"name"}, {"name", "arguments"}, {"name", "parameters"})
 
@@ -64,7 +70,8 @@ class HermesSplitter:
             call = _parse_call(body)
             if call is None:
                 self._failed += 1
-                self._emit_text(out, start + len(OPEN))  # only the tag is known to be text: a real block may follow inside
+                # only the tag is known to be text: a real block may follow inside
+                self._emit_text(out, start + len(OPEN))
             else:
                 out.append(call)
                 self._after_call = True
@@ -81,7 +88,9 @@ class HermesSplitter:
             self._after_call = False
 
     def _block_end(self, body: int) -> int | None:
-        """Where the closing tag of the block begins; None if it has not come yet. Goes on where the last search ended."""
+        """Where the closing tag of the block begins; None if it has not come yet. Goes on where the
+        last search ended.
+        """
         if self._searched <= body:
             self._searched, self._in_string = body, False
         settled = len(self._buffer) - len(CLOSE)  # what ends later may still become another token
@@ -124,11 +133,13 @@ def _load_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# --- what a transcript may be compared by ---------------------------------------------------------------------------------------------
+# --- what a transcript may be compared by ---------------------------------------------------------
 
 
 def _strict_calls(text: str, content: str) -> list[Call] | None:
-    """The calls of a reply that is `content`, then calls, and nothing else but white space; None for any other."""
+    """The calls of a reply that is `content`, then calls, and nothing else but white space; None
+    for any other.
+    """
     if not text.startswith(content):
         return None
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
@@ -179,7 +190,12 @@ class Hermes:
 
     def call_schema(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         properties = {"name": {"const": name}, "arguments": arguments}
-        return {"type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
 
     def splitter(self) -> HermesSplitter:
         return HermesSplitter()

@@ -11,7 +11,13 @@ from cache_store.format.keys import ChainKey
 
 keys = st.binary(max_size=4).map(lambda seed: ChainKey(hashlib.sha256(seed).hexdigest()))
 ids = st.builds(
-    BlockId, root=keys, kind=st.sampled_from(Kind), parent=keys, key=keys, start=st.integers(0, 2**32 - 1), n_tokens=st.integers(0, 0xFFF)
+    BlockId,
+    root=keys,
+    kind=st.sampled_from(Kind),
+    parent=keys,
+    key=keys,
+    start=st.integers(0, 2**32 - 1),
+    n_tokens=st.integers(0, 0xFFF),
 )
 
 ROOT, PARENT, KEY = "0" * 64, "ab" * 32, "cd" * 32

@@ -38,7 +38,16 @@ def rows_block(n=5, row_bytes=(8, 24, 3), *, seed=0, **about):
     rows = tuple(rng.integers(0, 7, (n, width), dtype=np.uint8) for width in row_bytes)
     columns = tuple(f"{'kv'[i % 2]}{i // 2}" for i in range(len(rows)))
     id = BlockId(key("root"), Kind.ROWS, key(seed), key(seed + 1), 256, n)
-    return Block(id, rng.integers(0, 150_000, n).astype(np.uint32), columns, rows, reason="cold", created_s=1.75e9, build=BUILD, **about)
+    return Block(
+        id,
+        rng.integers(0, 150_000, n).astype(np.uint32),
+        columns,
+        rows,
+        reason="cold",
+        created_s=1.75e9,
+        build=BUILD,
+        **about,
+    )
 
 
 def end_block(n_vocab=17, checkpoint_bytes=100):
@@ -46,7 +55,9 @@ def end_block(n_vocab=17, checkpoint_bytes=100):
     id = BlockId(key("root"), Kind.END, key(7), key(7), 300, 0)
     logits = None if n_vocab is None else rng.standard_normal(n_vocab).astype(np.float32)
     checkpoint = None if checkpoint_bytes is None else rng.integers(0, 256, checkpoint_bytes, dtype=np.uint8)
-    return Block(id, np.empty(0, np.uint32), logits=logits, checkpoint=checkpoint, reason="finish", created_s=1.75e9, build=BUILD)
+    return Block(
+        id, np.empty(0, np.uint32), logits=logits, checkpoint=checkpoint, reason="finish", created_s=1.75e9, build=BUILD
+    )
 
 
 def replay_block(n=300):
@@ -99,11 +110,15 @@ def blocks(draw):
     n = draw(st.integers(0, 300))
     tokens = rng.integers(0, 2**32, 2 * n, dtype=np.uint32)[:: draw(st.sampled_from((1, 2)))][:n]
     count = n if kind is Kind.ROWS else 0
-    id = BlockId(key("root"), kind, key(rng.integers(99)), key(rng.integers(99)), draw(st.integers(0, 2**32 - 1)), count)
+    id = BlockId(
+        key("root"), kind, key(rng.integers(99)), key(rng.integers(99)), draw(st.integers(0, 2**32 - 1)), count
+    )
     if kind is Kind.REPLAY:
         return Block(id, tokens, **about)
     if kind is Kind.END:
-        logits = draw(st.none() | st.integers(0, 3000).map(lambda n: rng.standard_normal(2 * n).astype(np.float32)[::2]))
+        logits = draw(
+            st.none() | st.integers(0, 3000).map(lambda n: rng.standard_normal(2 * n).astype(np.float32)[::2])
+        )
         checkpoint = draw(st.none() | st.integers(0, 3000).map(lambda n: rng.integers(0, 256, n, dtype=np.uint8)))
         return Block(id, np.empty(0, np.uint32), logits=logits, checkpoint=checkpoint, **about)
     columns = tuple(draw(st.lists(names, unique=True, max_size=6)))
@@ -139,7 +154,11 @@ def test_an_uncompressed_file_is_not_copied():
     for block in SAMPLES:
         data = np.frombuffer(bytearray(encoded(block)), np.uint8)
         found = decode(data.data, block.id)
-        parts = [part for part in (found.tokens, *found.rows, found.logits, found.checkpoint) if part is not None and part.size]
+        parts = [
+            part
+            for part in (found.tokens, *found.rows, found.logits, found.checkpoint)
+            if part is not None and part.size
+        ]
         assert parts
         assert all(np.shares_memory(part, data) for part in parts)
 
@@ -265,7 +284,9 @@ def test_the_bytes_lie_where_the_specification_says(block, compression):
     assert file[tail_at : tail_at + 8] == b"\xff\xff\xff\xff\0\0\0\0"
     if compression is None:
         parts = [*block.rows, block.logits, block.checkpoint]
-        assert file[payload_at : payload_at + stored_bytes] == b"".join(part.tobytes() for part in parts if part is not None)
+        assert file[payload_at : payload_at + stored_bytes] == b"".join(
+            part.tobytes() for part in parts if part is not None
+        )
 
 
 def test_a_head_with_the_columns_of_a_large_model_is_peeked_at_with_room_to_spare():
@@ -274,7 +295,8 @@ def test_a_head_with_the_columns_of_a_large_model_is_peeked_at_with_room_to_spar
     assert np.array_equal(peek_tokens(file[: PEEK_BYTES // 2], block.id), block.tokens)
 
 
-# files as pyarrow 26 wrote them, zlib and base85; newer ones may lay out flatbuffers otherwise, so only reading is pinned
+# files as pyarrow 26 wrote them, zlib and base85; newer ones may lay out flatbuffers otherwise, so
+# only reading is pinned
 GOLDEN = {
     "rows": (
         "c-rk2J!=#}baG!g!>K1EBADV_v^&Gj?Ci{L(8A6_P!tptNoICt$a$OFxVJG0D)<8|>;%hTVJ8SS7M6mImA^n+J1Y^<H@lM$55>wZ@0gu=-*4W>a2Kv#y?g^B^b_Dw9"
@@ -443,7 +465,9 @@ def test_tokens_of_a_damaged_file_are_right_or_refused(damage):
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-@pytest.mark.parametrize("block", [rows_block(3, (2, 5)), end_block(3, 5), replay_block(3)], ids=lambda block: block.id.kind)
+@pytest.mark.parametrize(
+    "block", [rows_block(3, (2, 5)), end_block(3, 5), replay_block(3)], ids=lambda block: block.id.kind
+)
 def test_every_single_bit_of_a_file_counts(block, compression):
     file = encoded(block, compression)
     for at in range(len(file)):
@@ -543,7 +567,9 @@ def resealed(file, begin, change):
 def changed(file, **claims):
     """`file` with a header that says something else, sealed; the build makes room."""
     (begin, size) = struct.unpack_from("<II", file, body_at(file) + 16)
-    claimed = json.dumps(json.loads(file[begin : begin + size]) | {"reason": "", "build": ""} | claims, separators=(",", ":"))
+    claimed = json.dumps(
+        json.loads(file[begin : begin + size]) | {"reason": "", "build": ""} | claims, separators=(",", ":")
+    )
     assert len(claimed) <= size
     return resealed(file, begin, claimed.encode().ljust(size))
 
@@ -616,7 +642,10 @@ def test_a_sealed_end_with_parts_of_something_else_is_refused(parts, row_bytes):
 
 def test_a_sealed_replay_with_rows_is_refused():
     block = replay_block(5)
-    assert damage_of(decode, Forger(stored=lambda _: b"rows", parts=["k0"], row_bytes=[4]).encode(block), block.id) is Damage.NOT_ARROW
+    assert (
+        damage_of(decode, Forger(stored=lambda _: b"rows", parts=["k0"], row_bytes=[4]).encode(block), block.id)
+        is Damage.NOT_ARROW
+    )
 
 
 HUGE = 1 << 30
@@ -637,7 +666,9 @@ def test_a_huge_payload_claimed_by_a_small_file_takes_no_memory(compression, row
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize(
-    "claims", [{"n_ids": HUGE}, {"stored_bytes": HUGE}, {"stored_bytes": 1 << 60}, {"stored_bytes": 8000, "row_bytes": [1600]}], ids=str
+    "claims",
+    [{"n_ids": HUGE}, {"stored_bytes": HUGE}, {"stored_bytes": 1 << 60}, {"stored_bytes": 8000, "row_bytes": [1600]}],
+    ids=str,
 )
 def test_sizes_that_a_file_cannot_have_are_refused(compression, claims):
     block = rows_block(5, (8,))
@@ -681,7 +712,9 @@ def test_a_sealed_payload_that_is_not_compressed_as_the_header_says_is_refused(c
 @pytest.mark.parametrize("n_more", [-1, 1, 1000])
 def test_a_sealed_payload_of_another_length_is_refused(compression, n_more):
     block = rows_block(1, (2000,))
-    assert damage_of(decode, changed(encoded(block, compression), row_bytes=[2000 + n_more]), block.id) is Damage.NOT_ARROW
+    assert (
+        damage_of(decode, changed(encoded(block, compression), row_bytes=[2000 + n_more]), block.id) is Damage.NOT_ARROW
+    )
 
 
 def test_lack_of_memory_is_no_damage(monkeypatch):
@@ -696,11 +729,15 @@ def test_lack_of_memory_is_no_damage(monkeypatch):
         decode(file, block.id)
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 50), (16, 900), (1 << 31, 900), (100, 1 << 31), (9, (1 << 32) - 1)], ids=str)
+@pytest.mark.parametrize(
+    "place", [(0, 0), (0, 50), (16, 900), (1 << 31, 900), (100, 1 << 31), (9, (1 << 32) - 1)], ids=str
+)
 def test_a_seal_that_points_to_no_header_is_refused(place):
     block = rows_block()
     file = encoded(block)
-    assert damage_of(decode, resealed(file, body_at(file) + 16, struct.pack("<II", *place)), block.id) is Damage.NOT_ARROW
+    assert (
+        damage_of(decode, resealed(file, body_at(file) + 16, struct.pack("<II", *place)), block.id) is Damage.NOT_ARROW
+    )
 
 
 @pytest.mark.parametrize(

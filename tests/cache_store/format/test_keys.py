@@ -1,4 +1,6 @@
-"""Chain keys: equal prefixes have equal keys, everything else has different ones, and the bytes never change."""
+"""Chain keys: equal prefixes have equal keys, everything else has different ones, and the bytes
+never change.
+"""
 
 import subprocess
 import sys
@@ -39,7 +41,9 @@ def test_keys_never_change():
 
 def test_keys_do_not_depend_on_the_process():
     code = "from cache_store.format.keys import *; print(TokenChain(root_key('n', 's'), [1, 2, 3], 2).key_at(3))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
     assert run.stdout.strip() == last_key([1, 2, 3], 2, root_key("n", "s"))
 
 
@@ -62,7 +66,9 @@ def test_there_is_one_key_per_full_block(tokens: list[int], size: int):
 def test_block_keys_are_those_of_the_blocks_that_end_in_a_range(tokens: list[int], size: int, data: st.DataObject):
     chain = TokenChain(ROOT, tokens, size)
     start, stop = data.draw(st.integers(0, len(tokens))), data.draw(st.integers(0, len(tokens) + 3))
-    assert chain.block_keys(start, stop) == [chain.key_at(n) for n in range(1, len(tokens) + 1) if n % size == 0 and start < n <= stop]
+    assert chain.block_keys(start, stop) == [
+        chain.key_at(n) for n in range(1, len(tokens) + 1) if n % size == 0 and start < n <= stop
+    ]
 
 
 @given(tokens_lists, block_sizes)
@@ -137,13 +143,20 @@ def test_the_length_of_a_key_counts_under_its_root_only():
 
 
 @given(tokens_lists, tokens_lists, tokens_lists, block_sizes, st.data())
-def test_chains_that_share_keys_have_those_of_their_own_tokens(a: list[int], b: list[int], c: list[int], size: int, data: st.DataObject):
+def test_chains_that_share_keys_have_those_of_their_own_tokens(
+    a: list[int], b: list[int], c: list[int], size: int, data: st.DataObject
+):
     n = data.draw(st.integers(0, len(a)))
     whole = TokenChain(ROOT, a, size)
     for asked in data.draw(st.lists(st.integers(0, len(a)), max_size=3)):
         whole.key_at(asked)
     prefix = whole.prefix(n)
-    for chain, tokens in ((prefix.extended(b), a[:n] + b), (prefix.extended(c), a[:n] + c), (prefix, a[:n]), (whole, a)):
+    for chain, tokens in (
+        (prefix.extended(b), a[:n] + b),
+        (prefix.extended(c), a[:n] + c),
+        (prefix, a[:n]),
+        (whole, a),
+    ):
         assert chain.ids.tolist() == tokens
         assert all_keys(chain) == all_keys(TokenChain(ROOT, tokens, size))
 

@@ -1,4 +1,6 @@
-"""The index: the longest prefix to the token, and evictions that never leave a hole, against a model that tries everything."""
+"""The index: the longest prefix to the token, and evictions that never leave a hole, against a
+model that tries everything.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def tokens_of(id: BlockId, tokens: Tokens) -> np.ndarray:
     return array(tokens[id.start : id.start + id.n_tokens])
 
 
-def add_chain(index: Index, tokens: Tokens, *more_cuts: int, tier: int = 0, known: bool = True, n_bytes: int = 10) -> list[BlockId]:
+def add_chain(
+    index: Index, tokens: Tokens, *more_cuts: int, tier: int = 0, known: bool = True, n_bytes: int = 10
+) -> list[BlockId]:
     ids = chain(tokens, *more_cuts)
     for id in ids:
         index.add(id, tier, n_bytes, tokens_of(id, tokens) if known else None)
@@ -211,7 +215,10 @@ def test_ends_of_every_way_are_listed_in_order():
 def test_a_save_continues_from_the_last_whole_node():
     index, tokens = make_index(), some_tokens(600)
     add_chain(index, tokens, 100)
-    assert [index.longest_prefix(TokenChain(ROOT, tokens).prefix(upto)).n_whole for upto in (0, 99, 100, 255, 256, 599, 600, 900)] == [
+    assert [
+        index.longest_prefix(TokenChain(ROOT, tokens).prefix(upto)).n_whole
+        for upto in (0, 99, 100, 255, 256, 599, 600, 900)
+    ] == [
         0,
         0,
         100,
@@ -278,7 +285,9 @@ def test_a_node_with_ten_thousand_children_is_not_scanned(monkeypatch: pytest.Mo
     monkeypatch.setattr(index_graph, "n_common", lambda a, b: compared.append(1) or n_common(a, b))
     for trial in range(20):
         prompt = tuple(int(token) for token in generator.integers(0, 3, 100)) if trial % 2 else suffixes[trial * 17]
-        shared = max(next((i for i, (a, b) in enumerate(zip(prompt, suffix, strict=True)) if a != b), 100) for suffix in suffixes)
+        shared = max(
+            next((i for i, (a, b) in enumerate(zip(prompt, suffix, strict=True)) if a != b), 100) for suffix in suffixes
+        )
         assert index.longest_prefix(TokenChain(ROOT, (*system, *prompt))).n_tokens == 300 + shared
     assert len(compared) < 20 * 30
 
@@ -368,7 +377,16 @@ def test_recency_outweighs_hits_after_enough_half_lives():
 def test_victims_are_enough_and_not_one_more():
     index = make_index()
     add_chain(index, some_tokens(256 * 10))
-    assert [len(victims(index, 0, n_bytes)) for n_bytes in (0, -5, 1, 10, 11, 99, 100, 1000)] == [0, 0, 1, 1, 2, 10, 10, 10]
+    assert [len(victims(index, 0, n_bytes)) for n_bytes in (0, -5, 1, 10, 11, 99, 100, 1000)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        10,
+        10,
+        10,
+    ]
 
 
 def test_victims_are_proposed_until_they_are_removed():
@@ -421,7 +439,9 @@ def test_ways_through_other_tiers_do_not_count():
     assert victims(index, 0, 1000) == []
     index.add(cut[1], 0, 10)
     index.touch([cut[1]])
-    assert victims(index, 0, 1000) == [cut[1]], "its own beginning is in the other tier, so it is the one that leads nowhere"
+    assert victims(index, 0, 1000) == [cut[1]], (
+        "its own beginning is in the other tier, so it is the one that leads nowhere"
+    )
     index.add(cut[0], 0, 10)
     for _ in range(2):
         index.touch(cut)
@@ -735,7 +755,9 @@ class IndexAgainstModel(RuleBasedStateMachine):
     @rule(tier=TIERS, n_bytes=st.sampled_from([1, 5, 20, 10_000]), remove=st.booleans())
     def evict(self, tier: int, n_bytes: int, remove: bool) -> None:
         here = self.model.tiers[tier]
-        victims = [victim.id for victim in self.index.victims(tier, n_bytes, lambda victim: victim.id not in self.spared)]
+        victims = [
+            victim.id for victim in self.index.victims(tier, n_bytes, lambda victim: victim.id not in self.spared)
+        ]
         assert len(set(victims)) == len(victims)
         left = set(here)
         for victim in victims:
@@ -751,12 +773,16 @@ class IndexAgainstModel(RuleBasedStateMachine):
             self.drop(victim, tier)
 
     def all_must_stay(self, left: set[BlockId]) -> bool:
-        """Whether each of `left` is held, or something hangs on it that would not be reached without it."""
+        """Whether each of `left` is held, or something hangs on it that would not be reached
+        without it.
+        """
         found = reachable(left)
         for id in left:
             if id in self.spared or self.pins[id]:
                 continue
-            if id.kind is not Kind.ROWS or not any(other.parent == id.key for other in left if other.kind is not Kind.REPLAY):
+            if id.kind is not Kind.ROWS or not any(
+                other.parent == id.key for other in left if other.kind is not Kind.REPLAY
+            ):
                 return False
             if id in found and reachable(left - {id}) == found - {id}:
                 return False

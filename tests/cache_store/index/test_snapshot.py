@@ -48,7 +48,13 @@ def make_index(now_s: float = NOW_S) -> Index:
 def edge(n: int, **changes: object) -> IndexRow:
     tokens = np.arange(n, n + 200, dtype=">u4").tobytes()
     return replace(
-        IndexRow(BlockId(ChainKey("a" * 64), Kind.ROWS, ChainKey("a" * 64), ChainKey(f"{n:064x}"), 0, 200), 7, tokens, n, NOW_S - n),
+        IndexRow(
+            BlockId(ChainKey("a" * 64), Kind.ROWS, ChainKey("a" * 64), ChainKey(f"{n:064x}"), 0, 200),
+            7,
+            tokens,
+            n,
+            NOW_S - n,
+        ),
         **changes,
     )
 
@@ -152,7 +158,18 @@ def test_entries_show_the_index_as_it_is_when_their_turn_comes():
 
 def test_the_payload_is_a_parquet_file_for_anyone():
     table = pq.read_table(pa.py_buffer(encode(filled_index().rows(0))[HEAD:]))
-    assert table.column_names == ["root", "kind", "parent", "key", "start", "n_tokens", "n_bytes", "tokens", "hits", "last_used_s"]
+    assert table.column_names == [
+        "root",
+        "kind",
+        "parent",
+        "key",
+        "start",
+        "n_tokens",
+        "n_bytes",
+        "tokens",
+        "hits",
+        "last_used_s",
+    ]
     assert np.frombuffer(table["tokens"][3].as_py(), ">u4").tolist() == list(range(3, 203))
 
 
@@ -186,7 +203,11 @@ def test_other_bytes_are_a_bad_snapshot_even_with_a_true_digest(payload: bytes):
 def test_other_columns_are_a_bad_snapshot():
     good = table_of(edge(1))
     assert len(list(decode(sealed(good)))) == 1
-    for table in (good.drop_columns(["hits"]), good.append_column("more", pa.array([1])), good.rename_columns([*"abcdefghij"])):
+    for table in (
+        good.drop_columns(["hits"]),
+        good.append_column("more", pa.array([1])),
+        good.rename_columns([*"abcdefghij"]),
+    ):
         with pytest.raises(BadSnapshot, match="other columns"):
             decode(sealed(table))
 
@@ -217,7 +238,9 @@ def test_a_row_that_contradicts_itself_is_left_out(monkeypatch: pytest.MonkeyPat
 def test_a_row_of_an_unknown_kind_is_left_out():
     table = table_of(edge(1), edge(2))
     kinds = pa.array(["rows", "other"])
-    assert [entry.id for entry in decode(sealed(table.set_column(1, table.schema.field("kind"), kinds)))] == [edge(1).id]
+    assert [entry.id for entry in decode(sealed(table.set_column(1, table.schema.field("kind"), kinds)))] == [
+        edge(1).id
+    ]
 
 
 def test_what_the_index_knows_better_stays():

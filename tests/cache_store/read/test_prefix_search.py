@@ -26,14 +26,19 @@ def saved(store: Store, tokens: np.ndarray) -> str:
     pieces = store.missing(TokenChain(root, tokens))
     rows = np.zeros((len(tokens), 8), dtype=np.uint8)
     blocks = [
-        Block(p.id, tokens[p.start : p.start + p.n_tokens], columns=("k0",), rows=(rows[p.start : p.start + p.n_tokens],)) for p in pieces
+        Block(
+            p.id, tokens[p.start : p.start + p.n_tokens], columns=("k0",), rows=(rows[p.start : p.start + p.n_tokens],)
+        )
+        for p in pieces
     ]
     assert store.save(blocks) == len(blocks)
     assert store.flush(10)
     return root
 
 
-@pytest.mark.parametrize(("n_more", "asks"), [(16, False), (BLOCK_TOKENS - 1, False), (BLOCK_TOKENS, True), (1000, True)])
+@pytest.mark.parametrize(
+    ("n_more", "asks"), [(16, False), (BLOCK_TOKENS - 1, False), (BLOCK_TOKENS, True), (1000, True)]
+)
 def test_an_object_store_is_asked_only_where_a_block_could_be_won(tmp_path, n_more, asks):
     spy = Spy()
     config = StoreConfig(tiers=(TierConfig(str(tmp_path)), TierConfig(f"memory://probes{n_more}")))

@@ -74,7 +74,9 @@ def test_prefixes_whose_tokens_cannot_be_had_in_time_are_left_out(config, tmp_pa
     with opened(config, open=tiers) as again:
         written(again, prompt(300, seed=2))
         tiers.tiers[0].inject("read_head", Fault.HANG, times=None)
-        assert [found.tolist() for found in again.hottest(again.root("model"), 5, deadline_s=0.2)] == [prompt(300, seed=2).tolist()]
+        assert [found.tolist() for found in again.hottest(again.root("model"), 5, deadline_s=0.2)] == [
+            prompt(300, seed=2).tolist()
+        ]
         tiers.tiers[0].heal()
         assert len(again.hottest(again.root("model"), 5)) == 2
 

@@ -1,4 +1,6 @@
-"""Claims spare a second replica the prefill that a first one is doing; whatever happens to them, nobody waits long or breaks."""
+"""Claims spare a second replica the prefill that a first one is doing; whatever happens to them,
+nobody waits long or breaks.
+"""
 
 import json
 import threading
@@ -122,7 +124,9 @@ def test_a_lookup_waits_for_what_another_store_claims_and_then_has_it(pair):
     root = one.root("model")
     one.claim([first_key(one), key_of(root, TOKENS[:512])], 30)
     found = []
-    waiter = threading.Thread(target=lambda: found.append(other.lookup(TokenChain(root, TOKENS), deadline_s=5, share_wait_s=20)))
+    waiter = threading.Thread(
+        target=lambda: found.append(other.lookup(TokenChain(root, TOKENS), deadline_s=5, share_wait_s=20))
+    )
     waiter.start()
     save(one, root, TOKENS)
     assert one.flush(10)
@@ -151,7 +155,9 @@ def test_a_lookup_that_may_not_wait_does_not(pair):
 def test_closing_ends_the_wait_for_a_claim(pair):
     one, other = pair
     one.claim([first_key(one)], 300)
-    waiter = threading.Thread(target=lambda: other.lookup(TokenChain(one.root("model"), TOKENS), deadline_s=5, share_wait_s=200))
+    waiter = threading.Thread(
+        target=lambda: other.lookup(TokenChain(one.root("model"), TOKENS), deadline_s=5, share_wait_s=200)
+    )
     waiter.start()
     other.close(5)
     waiter.join(20)

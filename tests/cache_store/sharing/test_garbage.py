@@ -1,4 +1,6 @@
-"""A shared tier is brought down to its budget by one process for all: enough, no more, and never what a chain hangs on."""
+"""A shared tier is brought down to its budget by one process for all: enough, no more, and never
+what a chain hangs on.
+"""
 
 import os
 import random
@@ -16,7 +18,18 @@ from hypothesis import strategies as st
 from cache_store import BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig, TokenChain, root_key
 from cache_store.testing import FakeClock, Fault
 from tests.support import store_kit
-from tests.support.store_kit import FaultyTiers, Restored, end_block, files_below, prompt, restore, rows_block, save, wait_until, written
+from tests.support.store_kit import (
+    FaultyTiers,
+    Restored,
+    end_block,
+    files_below,
+    prompt,
+    restore,
+    rows_block,
+    save,
+    wait_until,
+    written,
+)
 from tests.support.version_1 import VERSION_1_FILE, version_1_name
 
 KB = 1 << 10
@@ -109,7 +122,9 @@ def test_pinned_objects_and_what_they_hang_on_stay(tmp_path):
 
 def test_objects_that_wait_to_be_copied_down_stay(tmp_path):
     tiers = FaultyTiers()
-    config = StoreConfig(tiers=(TierConfig(str(tmp_path / "fast"), max_bytes=BUDGET), TierConfig(str(tmp_path / "slow"))), retry_s=0.01)
+    config = StoreConfig(
+        tiers=(TierConfig(str(tmp_path / "fast"), max_bytes=BUDGET), TierConfig(str(tmp_path / "slow"))), retry_s=0.01
+    )
     with Store(config, open=tiers) as store:
         assert store.wait_loaded(10)
         tiers.tiers[1].inject("publish", Fault.HANG, times=None)
@@ -124,9 +139,13 @@ def test_objects_that_wait_to_be_copied_down_stay(tmp_path):
 
 
 def left_by_version_1(tmp_path: Path, tokens: np.ndarray, root: ChainKey) -> list[Path]:
-    """The files of a prompt's blocks and its END under the names of the first format, and nothing else."""
+    """The files of a prompt's blocks and its END under the names of the first format, and nothing
+    else.
+    """
     paths = []
-    for block in [rows_block(root, tokens, at, at + 256) for at in range(0, len(tokens), 256)] + [end_block(root, tokens)]:
+    for block in [rows_block(root, tokens, at, at + 256) for at in range(0, len(tokens), 256)] + [
+        end_block(root, tokens)
+    ]:
         path = tmp_path / version_1_name(block.id)
         assert path != tmp_path / block.id.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +239,7 @@ def test_a_listing_that_is_recent_enough_is_trusted(tmp_path):
         assert calls["list"] == n_lists + 1
 
 
-# --- failures ------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", ["list", "sweep", "delete"])
@@ -268,13 +287,20 @@ def test_collections_of_a_tier_that_hangs_do_not_pile_up_threads(tmp_path):
         tiers.tiers[0].heal()
 
 
-# --- chains --------------------------------------------------------------------------------------------------------------------
+# --- chains ---------------------------------------------------------------------------------------
 
-_saves = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 1500), st.integers(0, 2), st.booleans()), min_size=5, max_size=25)
+_saves = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(1, 1500), st.integers(0, 2), st.booleans()), min_size=5, max_size=25
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(saves=_saves, share=st.sampled_from((0.1, 0.4, 0.8)), fail_at=st.none() | st.integers(0, 30), seed=st.integers(0, 99))
+@given(
+    saves=_saves,
+    share=st.sampled_from((0.1, 0.4, 0.8)),
+    fail_at=st.none() | st.integers(0, 30),
+    seed=st.integers(0, 99),
+)
 def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_factory, saves, share, fail_at, seed):
     directory = tmp_path_factory.mktemp("tier")
     tiers = FaultyTiers()
@@ -305,7 +331,7 @@ def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_fact
         assert {entry.id for entry in writer._stack.index.rows(0)} == left
 
 
-# --- beside others -------------------------------------------------------------------------------------------------------------
+# --- beside others --------------------------------------------------------------------------------
 
 
 def test_one_collects_what_many_wrote_and_nobody_evicts_more(tmp_path):
@@ -424,7 +450,9 @@ def test_a_reader_in_another_process_has_misses_and_nothing_worse(tmp_path):
     with opened(tmp_path) as collector, opened(tmp_path, None) as writer:
         for seed in range(4):
             written(writer, prompt(3000, seed))
-        reader = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         lines: list[list[int]] = []
         with reader:
             for share in (1.0, 0.7, 0.4, 0.2, 0.1):

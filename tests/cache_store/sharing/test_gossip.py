@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import BadDelta, Block, BlockId, IndexDelta, Kind, Store, StoreConfig, TierConfig, TierDelta, TokenChain
+from cache_store import (
+    BadDelta,
+    Block,
+    BlockId,
+    IndexDelta,
+    Kind,
+    Store,
+    StoreConfig,
+    TierConfig,
+    TierDelta,
+    TokenChain,
+)
 from cache_store.index.delta import DeltaLog, Packer, Record
 from cache_store.testing import Fault
 from tests.support.store_kit import FaultyTiers, files_below, key_of, opened, prompt, restore, save, written
@@ -140,7 +151,7 @@ def test_a_replay_and_an_end_are_told(pair):
     assert other.lookup(TokenChain(root, prompt(300)), need_end=True, deadline_s=5).n_tokens == 300
 
 
-# --- places ------------------------------------------------------------------------------------------------------------------
+# --- places ---------------------------------------------------------------------------------------
 
 
 def test_deltas_about_a_directory_of_the_same_path_elsewhere_do_not_count(config, tmp_path):
@@ -199,7 +210,7 @@ def test_a_tier_that_can_hold_no_id_is_unknown_to_others_and_works(config):
         assert store.apply_deltas([IndexDelta("other", (replace(tier, ids=frozenset({"x"})),))]) == 0
 
 
-# --- lies and bounds ---------------------------------------------------------------------------------------------------------
+# --- lies and bounds ------------------------------------------------------------------------------
 
 
 def test_an_object_that_is_not_there_costs_one_miss(pair, tmp_path):
@@ -219,7 +230,10 @@ def test_tokens_that_a_name_does_not_prove_are_not_believed(pair):
     root, tokens, lie = one.root("model"), prompt(100), prompt(100, seed=2)
     written(one, tokens)
     delta = one.take_delta()
-    forged = tuple(replace(p, written=p.written.replace(tokens.astype(">u4").tobytes(), lie.astype(">u4").tobytes())) for p in delta.tiers)
+    forged = tuple(
+        replace(p, written=p.written.replace(tokens.astype(">u4").tobytes(), lie.astype(">u4").tobytes()))
+        for p in delta.tiers
+    )
     assert forged != delta.tiers
     other.apply_deltas([replace(delta, tiers=forged)])
     assert other.lookup(TokenChain(root, lie), deadline_s=5).n_tokens == 0
@@ -233,7 +247,12 @@ def test_tokens_are_proven_wherever_in_a_block_an_object_begins(pair):
         written(one, tokens[:upto])
     other.apply_deltas([one.take_delta()])
     for n in (50, 150, 250, 280, 400, 640, 670, 690):
-        assert other._stack.index.longest_prefix(TokenChain(root, np.append(tokens[:n], tokens[n] + np.uint32(1)))).n_tokens == n
+        assert (
+            other._stack.index.longest_prefix(
+                TokenChain(root, np.append(tokens[:n], tokens[n] + np.uint32(1)))
+            ).n_tokens
+            == n
+        )
 
 
 def test_deltas_that_make_no_sense_are_counted_and_nothing_else(pair):
@@ -249,7 +268,13 @@ def test_deltas_that_make_no_sense_are_counted_and_nothing_else(pair):
         for _ in range(rng.choice((1, 3, 30))):
             junk[rng.randrange(len(junk))] = rng.randrange(256)
         bad = replace(tier, **{field: bytes(junk[: rng.randrange(len(junk))])})
-        other.apply_deltas([replace(delta, tiers=(bad,), roots=rng.choice((delta.roots, delta.roots[:9], b"")), used=rng.randbytes(99))])
+        other.apply_deltas(
+            [
+                replace(
+                    delta, tiers=(bad,), roots=rng.choice((delta.roots, delta.roots[:9], b"")), used=rng.randbytes(99)
+                )
+            ]
+        )
         other.check_integrity()
     assert other.stats().corrupt["delta"] > 400
     other.rescan()
@@ -348,19 +373,23 @@ def test_stores_that_hear_of_each_other_converge_to_what_is_on_disk(config, tmp_
         store.close(5)
 
 
-# --- what is believed and gone -------------------------------------------------------------------------------------------------
+# --- what is believed and gone --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_lost", [1, 2, 4])
 def test_a_chain_that_goes_on_from_objects_that_are_gone_heals_with_the_next_save(pair, tmp_path, n_lost):
-    """One hears of what the other wrote, writes behind it, and only then the other's objects go without a word."""
+    """One hears of what the other wrote, writes behind it, and only then the other's objects go
+    without a word.
+    """
     one, other = pair
     root, tokens = one.root("model"), prompt(1500)
     written(one, tokens, upto=1024)
     other.apply_deltas([one.take_delta()])
     lost = files_below(tmp_path)
     written(other, tokens, end=True)
-    for path in sorted(lost, key=lambda path: BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start)[4 - n_lost :]:
+    for path in sorted(lost, key=lambda path: BlockId.parse(str(path.relative_to(tmp_path / "tier"))).start)[
+        4 - n_lost :
+    ]:
         path.unlink()
     one.apply_deltas([other.take_delta()])
     for store in (one, other):
@@ -374,7 +403,10 @@ def test_a_chain_that_goes_on_from_objects_that_are_gone_heals_with_the_next_sav
 
 def test_what_found_no_room_once_may_be_continued_when_another_has_written_it(tmp_path):
     tier = TierConfig(str(tmp_path / "tier"), max_bytes=24_000)
-    with opened(StoreConfig(tiers=(tier,))) as one, opened(StoreConfig(tiers=(replace(tier, max_bytes=None),))) as other:
+    with (
+        opened(StoreConfig(tiers=(tier,))) as one,
+        opened(StoreConfig(tiers=(replace(tier, max_bytes=None),))) as other,
+    ):
         root, pinned, tokens = one.root("model"), prompt(512, seed=2), prompt(512)
         written(one, pinned)
         one.pin(TokenChain(root, pinned), 512)

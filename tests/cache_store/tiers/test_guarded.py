@@ -1,4 +1,6 @@
-"""A tier as the store uses it: measured, left alone while it fails, and never waited for beyond a deadline."""
+"""A tier as the store uses it: measured, left alone while it fails, and never waited for beyond a
+deadline.
+"""
 
 import threading
 import time
@@ -168,7 +170,8 @@ def test_a_tier_that_lets_its_callers_wait_in_vain_is_left_alone(guarded, tier):
     tier.inject("stat", Fault.HANG, times=None)
     for _ in range(THRESHOLD):
         with pytest.raises(TierError):
-            guarded.stat("x", soon(0.2))  # of which more than 0.05 must be left when waiting begins, on a busy machine too
+            # of which more than 0.05 must be left when waiting begins, on a busy machine too
+            guarded.stat("x", soon(0.2))
     assert not guarded.available
 
 

@@ -1,4 +1,6 @@
-"""The contract battery on every kind of tier that needs no server, and what only configuration and local directories have."""
+"""The contract battery on every kind of tier that needs no server, and what only configuration and
+local directories have.
+"""
 
 import os
 import secrets
@@ -121,13 +123,20 @@ def test_the_label_follows_the_file_system_and_not_the_path(tmp_path, shm):
     (tmp_path / "link").symlink_to(shm)
     tiers = [open_tier(TierConfig(url)) for url in (str(tmp_path), shm, f"{tmp_path}/link", "memory://x")]
     expected = "disk" if file_system_type(str(tmp_path)) != "tmpfs" else "ram_file"
-    assert [(tier.label, tier.local) for tier in tiers] == [(expected, True), ("ram_file", True), ("ram_file", True), ("memory", False)]
+    assert [(tier.label, tier.local) for tier in tiers] == [
+        (expected, True),
+        ("ram_file", True),
+        ("ram_file", True),
+        ("memory", False),
+    ]
 
 
 def test_only_a_ram_file_system_is_not_synced(tmp_path, shm, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor)))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor))
+    )
     open_tier(TierConfig(shm)).publish("r/one", sealed(b"x"))
     assert synced == []
     if file_system_type(str(tmp_path)) in ("tmpfs", "ramfs"):
@@ -227,13 +236,24 @@ def memoryview_address(view):
 
 @pytest.mark.parametrize(
     ("size", "n_bytes"),
-    [(1, 1), ("17", 17), ("2GiB", 2 << 30), ("500MB", 500_000_000), (" 1.5 KiB ", 1536), ("3tib", 3 << 40), ("0.5kb", 500), ("9 B", 9)],
+    [
+        (1, 1),
+        ("17", 17),
+        ("2GiB", 2 << 30),
+        ("500MB", 500_000_000),
+        (" 1.5 KiB ", 1536),
+        ("3tib", 3 << 40),
+        ("0.5kb", 500),
+        ("9 B", 9),
+    ],
 )
 def test_a_size_may_have_a_unit(size, n_bytes):
     assert parse_bytes(size) == n_bytes
 
 
-@pytest.mark.parametrize("size", ["", "GiB", "2 gigs", "2G", "-1", -1, 0, "0GB", "0.1", True, None, 1.5, "1e9", "1,5GB", "inf", [1]])
+@pytest.mark.parametrize(
+    "size", ["", "GiB", "2 gigs", "2G", "-1", -1, 0, "0GB", "0.1", True, None, 1.5, "1e9", "1,5GB", "inf", [1]]
+)
 def test_anything_else_is_no_size(size):
     with pytest.raises(ValueError, match="is not a size"):
         parse_bytes(size)

@@ -1,4 +1,6 @@
-"""What a tier does when its file system is full, read-only, gone, or has a wrong clock; and the tier that fails on command."""
+"""What a tier does when its file system is full, read-only, gone, or has a wrong clock; and the
+tier that fails on command.
+"""
 
 import errno
 import os
@@ -189,7 +191,12 @@ def test_a_directory_that_cannot_be_synced_is_no_failure(tier, monkeypatch):
 def test_a_directory_removed_underneath_is_made_again(tier, tmp_path):
     tier.publish("r/ab/one", sealed(b"x"))
     shutil.rmtree(tmp_path / "tier")
-    assert (read(tier, "r/ab/one"), list(tier.list()), tier.stat("r/ab/one"), tier.delete("r/ab/one")) == (None, [], None, False)
+    assert (read(tier, "r/ab/one"), list(tier.list()), tier.stat("r/ab/one"), tier.delete("r/ab/one")) == (
+        None,
+        [],
+        None,
+        False,
+    )
     assert tier.publish("r/ab/one", sealed(b"y"))
     assert read(tier, "r/ab/one") == bytes(sealed(b"y"))
     assert os.stat(tmp_path / "tier").st_mode & 0o777 == 0o700
@@ -259,7 +266,9 @@ def test_only_old_temp_files_are_swept(tier, tmp_path):
 
 
 def test_a_temp_file_from_the_future_is_old(tier, tmp_path):
-    """The clock has been set back since: without this it would stay until the clock is there again."""
+    """The clock has been set back since: without this it would stay until the clock is there
+    again.
+    """
     leave_temp(tmp_path, -1e6)
     near = leave_temp(tmp_path, -60)
     assert tier.sweep(OLD_S) == 1
@@ -289,7 +298,9 @@ def test_directories_that_have_long_been_empty_are_swept(tier, tmp_path):
 
 def test_a_directory_that_cannot_be_opened_is_a_failure_with_its_cause(tier, monkeypatch):
     tier.publish("r/one", sealed(b"x"))
-    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "not yours", path)))
+    monkeypatch.setattr(
+        os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "not yours", path))
+    )
     with pytest.raises(TierError, match=r"list r/ in .*not yours") as failure:
         list(tier.list("r/"))
     assert isinstance(failure.value.__cause__, PermissionError)

@@ -1,6 +1,7 @@
 """kill -9 at any moment of a publish leaves whole objects and temp files that `sweep` removes.
 
-One child process imports the tier once and forks a real writer per kill, so that a kill costs milliseconds.
+One child process imports the tier once and forks a real writer per kill, so that a kill costs
+milliseconds.
 """
 
 import os
@@ -21,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[3]
 SEED = 20_240
 N_RANDOM_KILLS = 40
 
-# Commands on stdin, one line each: "start DIR SEED" forks a writer that publishes until it is killed; "crash DIR CALL WHEN" forks one that
-# kills itself at the first CALL of the os module, before or after it took effect; "reap" waits for the last one and tells how it ended.
+# Commands on stdin, one line each: "start DIR SEED" forks a writer that publishes until it is
+# killed; "crash DIR CALL WHEN" forks one that kills itself at the first CALL of the os module,
+# before or after it took effect; "reap" waits for the last one and tells how it ended.
 NURSERY = r"""
 import os, random, signal, sys
 from cache_store.tiers.local import LocalTier

@@ -1,4 +1,6 @@
-"""The contract battery on S3, through s3fs and moto's server in this process; and what only a remote store can do to a tier."""
+"""The contract battery on S3, through s3fs and moto's server in this process; and what only a
+remote store can do to a tier.
+"""
 
 import gc
 import logging

@@ -1,4 +1,6 @@
-"""Saving: bounded, in the background, once; what cannot be written is dropped, counted and waited for by nobody."""
+"""Saving: bounded, in the background, once; what cannot be written is dropped, counted and waited
+for by nobody.
+"""
 
 import threading
 import time
@@ -67,7 +69,9 @@ def test_what_finds_no_room_in_the_queue_is_dropped_with_all_that_follows(config
 def test_a_save_that_may_wait_waits_for_room(config, faulty):
     with Store(replace(config, queue_bytes=1 << 20), open=faulty) as store:
         root, tokens = store.root("model"), prompt(256 * 200)
-        blocks = [rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens))]
+        blocks = [
+            rows_block(root, tokens, p.start, p.start + p.n_tokens) for p in store.missing(TokenChain(root, tokens))
+        ]
         assert store.save(blocks, wait_s=30) == 200
         assert store.flush(30)
         assert restore(store, root, tokens).n_tokens == len(tokens)

@@ -1,4 +1,6 @@
-"""Chat completions through the official client, and through bare HTTP where the client would hide what is sent."""
+"""Chat completions through the official client, and through bare HTTP where the client would hide
+what is sent.
+"""
 
 import json
 import re
@@ -9,20 +11,35 @@ import pytest
 from erllama.chat.tool_formats.base import ReasoningDelta, TextDelta, ToolCall
 from erllama.events import FinishReason
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
-from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served, sse_events
+from tests.support.http_fakes import (
+    FakeModel,
+    FakePrompts,
+    app_of,
+    http_client,
+    openai_client,
+    replies,
+    served,
+    sse_events,
+)
 
 pytestmark = pytest.mark.anyio
 
 HI = [{"role": "user", "content": "hi"}]
 WEATHER = {
     "type": "function",
-    "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}, "strict": True},
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": True,
+    },
 }
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
 
 
 async def chunks_of(client, **params):
-    return [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, stream=True, **params)]
+    return [
+        chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, stream=True, **params)
+    ]
 
 
 async def test_a_reply_is_complete_and_counts_its_tokens():
@@ -82,7 +99,13 @@ async def test_every_sampling_parameter_reaches_the_engine():
     assert reply.json()["choices"][0]["finish_reason"] == "length"
     [request] = model.requests
     sampling = request.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed) == (1.0, 0.5, 7, 0.1, 11)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.seed) == (
+        1.0,
+        0.5,
+        7,
+        0.1,
+        11,
+    )
     assert (sampling.repetition_penalty, sampling.repeat_last_n) == (1.2, 9)
     assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.5, -0.5)
     assert sampling.logit_bias == ((65, -100.0), (66, 1.5))
@@ -92,7 +115,9 @@ async def test_every_sampling_parameter_reaches_the_engine():
 async def test_what_the_body_leaves_out_keeps_the_engines_defaults():
     model = FakeModel()
     async with http_client(app_of(served(model))) as client:
-        await client.post("/v1/chat/completions", json={"messages": HI, "temperature": None, "stop": None, "max_tokens": -1})
+        await client.post(
+            "/v1/chat/completions", json={"messages": HI, "temperature": None, "stop": None, "max_tokens": -1}
+        )
     [request] = model.requests
     assert (request.sampling.temperature, request.max_tokens, request.stop, request.grammar, request.logprobs) == (
         0.8,
@@ -180,7 +205,9 @@ async def test_messages_reach_the_template_as_templates_expect_them():
 @pytest.mark.parametrize("per_item", [1, 3, 500])
 async def test_a_tool_call_is_split_out_of_the_text(per_item):
     prompts = FakePrompts()
-    async with openai_client(app_of(served(FakeModel(replies(f"Let me see.\n{CALL}\n{CALL}", per_item=per_item)), prompts))) as client:
+    async with openai_client(
+        app_of(served(FakeModel(replies(f"Let me see.\n{CALL}\n{CALL}", per_item=per_item)), prompts))
+    ) as client:
         reply = await client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER])
         [choice] = reply.choices
         assert choice.finish_reason == "tool_calls"
@@ -211,7 +238,12 @@ async def test_a_call_without_other_text_has_null_content():
 async def test_logprobs_and_tool_calls_go_together():
     async with openai_client(app_of(served(FakeModel(replies(f"Hm. {CALL}", per_item=5))))) as client:
         chunks = await chunks_of(client, tools=[WEATHER], logprobs=True)
-    pieces = [bytes(entry.bytes) for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    pieces = [
+        bytes(entry.bytes)
+        for chunk in chunks
+        if chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content
+    ]
     assert b"".join(pieces).decode() == f"Hm. {CALL}"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hm."
     assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == 1
@@ -253,7 +285,9 @@ async def test_a_reply_that_was_cut_while_calling_says_length():
 
 
 class Bracketed:
-    """Another family's form: `(thought)`, `[name]`, all else is text. Only what a reply needs of a format is here."""
+    """Another family's form: `(thought)`, `[name]`, all else is text. Only what a reply needs of a
+    format is here.
+    """
 
     def splitter(self):
         return self

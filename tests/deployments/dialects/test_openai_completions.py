@@ -41,7 +41,9 @@ async def test_more_prompts_than_may_run_at_once_all_get_done():
 
 async def test_streamed_text_and_usage_equal_the_whole_reply():
     async with openai_client(app_of(served(FakeModel()))) as client:
-        stream = await client.completions.create(model="demo", prompt=["a", "b"], stream=True, stream_options={"include_usage": True})
+        stream = await client.completions.create(
+            model="demo", prompt=["a", "b"], stream=True, stream_options={"include_usage": True}
+        )
         texts, usage = ["", ""], None
         async for chunk in stream:
             for choice in chunk.choices:

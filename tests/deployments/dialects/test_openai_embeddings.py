@@ -11,14 +11,18 @@ from tests.support.http_fakes import FakeModel, app_of, http_client, openai_clie
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize(("given", "lengths"), [("abc", [3]), (["a", "bc"], [1, 2]), ([1, 2], [2]), ([[1], [1, 2, 3]], [1, 3])])
+@pytest.mark.parametrize(
+    ("given", "lengths"), [("abc", [3]), (["a", "bc"], [1, 2]), ([1, 2], [2]), ([[1], [1, 2, 3]], [1, 3])]
+)
 @pytest.mark.parametrize("encoding", [None, "float", "base64"])
 async def test_inputs_and_encodings(given, lengths, encoding):
     params = {} if encoding is None else {"encoding_format": encoding}
     async with openai_client(app_of(served(FakeModel()))) as client:
         reply = await client.embeddings.create(model="demo", input=given, **params)
     vectors = [
-        list(struct.unpack("<4f", base64.b64decode(item.embedding))) if isinstance(item.embedding, str) else item.embedding
+        list(struct.unpack("<4f", base64.b64decode(item.embedding)))
+        if isinstance(item.embedding, str)
+        else item.embedding
         for item in reply.data
     ]
     assert vectors == [[float(n), 0.5, 0.5, 0.5] for n in lengths]

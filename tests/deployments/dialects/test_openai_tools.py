@@ -20,7 +20,11 @@ CITY = tool("get_weather", properties={"city": {"type": "string"}}, required=["c
 TREE = tool(
     "plant",
     properties={"tree": {"$ref": "#/$defs/node"}},
-    **{"$defs": {"node": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}}}}},
+    **{
+        "$defs": {
+            "node": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}}}
+        }
+    },
 )
 ROOTED = tool("nest", properties={"inner": {"$ref": "#"}})
 BARE = {"type": "function", "function": {"name": "now"}}
@@ -65,7 +69,14 @@ def test_a_forced_call_is_all_that_may_be_said(choice, parallel):
     assert accepts(constraint, PLANT)
     assert [accepts(constraint, other) for other in OTHERS] == [choice == "required"] * 3
     assert accepts(constraint, f"{PLANT}\n{PLANT}") is (choice == "required" and parallel is None)
-    for wrong in ("", "Hello", PLANT + "\n", call("plant", '{"tree": 3}'), call("plant", '{"city": "Bonn"}'), call("nobody", "{}")):
+    for wrong in (
+        "",
+        "Hello",
+        PLANT + "\n",
+        call("plant", '{"tree": 3}'),
+        call("plant", '{"city": "Bonn"}'),
+        call("nobody", "{}"),
+    ):
         assert not accepts(constraint, wrong)
 
 
@@ -73,7 +84,11 @@ def test_a_forced_call_is_all_that_may_be_said(choice, parallel):
     ("reply", "good", "bad"),
     [
         (Constraint.of_schema(JSON_OBJECT, "response_format"), '{"a": 1}', "[]"),
-        (Constraint.of_schema({"properties": {"root": {"enum": ["root ::= x"]}}}, "response_format"), '{"root":"root ::= x"}', '{"a":1}'),
+        (
+            Constraint.of_schema({"properties": {"root": {"enum": ["root ::= x"]}}}, "response_format"),
+            '{"root":"root ::= x"}',
+            '{"a":1}',
+        ),
         (Constraint(ConstraintKind.GBNF, 'root ::= call\ncall ::= "(" call ")" | "start"'), "((start))", "((start)"),
     ],
 )
@@ -95,14 +110,20 @@ def test_free_replies_have_no_constraint():
 @pytest.mark.parametrize("tool_choice", ["required", "auto"])
 def test_a_schema_that_cannot_be_enforced_names_the_tools(tool_choice):
     body = body_of(tools=[tool("f", properties={"a": {"not": {}}})], tool_choice=tool_choice)
-    constraint = chat_constraint(body, None if tool_choice == "required" else Constraint.of_schema(JSON_OBJECT, "response_format"))
+    constraint = chat_constraint(
+        body, None if tool_choice == "required" else Constraint.of_schema(JSON_OBJECT, "response_format")
+    )
     with pytest.raises(InvalidParameter) as caught:
         GrammarCompiler(AnyTable).check(constraint)
     assert caught.value.param == "tools"
 
 
 def test_tools_are_shown_in_one_order_whatever_the_clients():
-    shuffled = {"function": {"strict": True, "parameters": {"b": 1, "a": 2}, "description": "d", "name": "f"}, "type": "function", "x": 1}
+    shuffled = {
+        "function": {"strict": True, "parameters": {"b": 1, "a": 2}, "description": "d", "name": "f"},
+        "type": "function",
+        "x": 1,
+    }
     [shown] = offered_tools(body_of(tools=[shuffled]))
     assert list(shown) == ["type", "function"]
     assert list(shown["function"]) == ["name", "description", "parameters"]

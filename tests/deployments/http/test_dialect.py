@@ -1,4 +1,6 @@
-"""The HTTP code serves any dialect: a second one, made here, is like OpenAI's in nothing that a client sees."""
+"""The HTTP code serves any dialect: a second one, made here, is like OpenAI's in nothing that a
+client sees.
+"""
 
 import ast
 import asyncio
@@ -138,7 +140,9 @@ async def test_what_no_route_takes_is_refused_in_the_shape_of_the_paths_dialect(
 @pytest.mark.parametrize("dialects", [(OpenAI(), Tiny()), (Tiny(), OpenAI())])
 async def test_the_first_dialect_answers_for_paths_that_nobody_claims(dialects):
     async with http_client(app_of(FakeModel(), *dialects)) as client:
-        assert set((await client.get("/nope")).json()) == ({"error"} if isinstance(dialects[0], OpenAI) else {"fault", "request"})
+        assert set((await client.get("/nope")).json()) == (
+            {"error"} if isinstance(dialects[0], OpenAI) else {"fault", "request"}
+        )
         assert set((await client.get("/v1/nope")).json()) == {"error"}
         assert set((await client.get("/tiny/nope")).json()) == {"fault", "request"}
 
@@ -153,7 +157,11 @@ async def test_a_bug_is_500_in_the_dialects_shape_without_its_words():
 async def test_keys_stand_where_the_dialect_says():
     app = app_of(FakeModel(), api_keys=("k1",))
     async with http_client(app) as client:
-        for headers in ({"x-tiny-key": "k1"}, {"authorization": "Bearer k1"}, {"x-tiny-key": "wrong", "authorization": "bearer k1"}):
+        for headers in (
+            {"x-tiny-key": "k1"},
+            {"authorization": "Bearer k1"},
+            {"x-tiny-key": "wrong", "authorization": "bearer k1"},
+        ):
             assert (await client.post(SAY, json={"text": "hi"}, headers=headers)).status_code == 200
         for headers in ({}, {"x-tiny-key": ""}, {"x-tiny-key": "Bearer k1"}, {"authorization": "k1"}):
             refused = await client.post(SAY, json={"text": "hi"}, headers=headers)
@@ -193,7 +201,9 @@ async def test_a_framing_without_keepalive_stays_silent_and_keeps_its_status_ope
             async def say(request: Request):
                 await read_body(request, options.max_body_bytes)
                 asked = GenerationRequest(request_id="r", prompt=Prompt.of((1,)))
-                return streamed_reply(request, models.resolve(None), [asked], Counting(), keepalive_s=options.keepalive_s)
+                return streamed_reply(
+                    request, models.resolve(None), [asked], Counting(), keepalive_s=options.keepalive_s
+                )
 
             return router
 
@@ -212,7 +222,12 @@ def test_the_longest_prefix_claims_and_only_whole_segments_count():
     def chosen(path, root=""):
         return choose_dialect((openai, tiny), {"path": root + path, "root_path": root})
 
-    assert [chosen(path) for path in ("/v1", "/v1/tiny", "/v1/tiny/x", "/v1/tinyx", "/v1x", "/")] == [openai, tiny, tiny, *[openai] * 3]
+    assert [chosen(path) for path in ("/v1", "/v1/tiny", "/v1/tiny/x", "/v1/tinyx", "/v1x", "/")] == [
+        openai,
+        tiny,
+        tiny,
+        *[openai] * 3,
+    ]
     assert chosen("/tiny/say", root="/mounted") is tiny
 
 
@@ -222,7 +237,13 @@ def test_server_sent_events_have_a_name_if_the_dialect_gives_one():
 
 
 def test_the_http_code_imports_no_dialect_and_nothing_above_it():
-    above = ("deployments.dialects", "deployments.ingress", "deployments.model", "deployments.app", "deployments.config")
+    above = (
+        "deployments.dialects",
+        "deployments.ingress",
+        "deployments.model",
+        "deployments.app",
+        "deployments.config",
+    )
     folder = Path(deployments.http.__path__[0])
     imported = {
         name

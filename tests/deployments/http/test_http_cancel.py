@@ -1,4 +1,6 @@
-"""A client that goes away frees its sequences at once: at every stage, streamed or not, whoever tells us."""
+"""A client that goes away frees its sequences at once: at every stage, streamed or not, whoever
+tells us.
+"""
 
 import asyncio
 
@@ -75,7 +77,15 @@ async def test_leaving_before_the_body_is_complete_starts_nothing():
     inbox.put_nowait({"type": "http.request", "body": b'{"mess', "more_body": True})
     inbox.put_nowait({"type": "http.disconnect"})
     sent = []
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "headers": [],
+        "query_string": b"",
+        "http_version": "1.1",
+        "scheme": "http",
+    }
 
     async def send(message):
         sent.append(message)
@@ -89,8 +99,22 @@ async def test_a_server_that_tells_by_raising_from_send_cancels_too(caplog):
     """ASGI 2.4: `send` raises OSError once the client has gone."""
     model = FakeModel(replies("abcdefgh", per_item=1))
     inbox: asyncio.Queue = asyncio.Queue()
-    inbox.put_nowait({"type": "http.request", "body": b'{"messages":[{"role":"user","content":"x"}],"stream":true}', "more_body": False})
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    inbox.put_nowait(
+        {
+            "type": "http.request",
+            "body": b'{"messages":[{"role":"user","content":"x"}],"stream":true}',
+            "more_body": False,
+        }
+    )
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "headers": [],
+        "query_string": b"",
+        "http_version": "1.1",
+        "scheme": "http",
+    }
     n_sent = 0
 
     async def send(message):
@@ -118,7 +142,15 @@ async def test_a_lost_transport_counts_as_a_client_that_left():
     async def send(message):
         pass
 
-    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "headers": [],
+        "query_string": b"",
+        "http_version": "1.1",
+        "scheme": "http",
+    }
     await asyncio.wait_for(app_of(served(model))(scope, receive, send), 5)
     assert len(model.requests) == len(model.cancelled) == 1
 

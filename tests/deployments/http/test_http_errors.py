@@ -1,4 +1,6 @@
-"""Every error has OpenAI's shape, the right status and the name of what is wrong; nothing of our insides leaks."""
+"""Every error has OpenAI's shape, the right status and the name of what is wrong; nothing of our
+insides leaks.
+"""
 
 import asyncio
 import logging
@@ -32,7 +34,10 @@ def fault(reply):
         ({"messages": None}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
@@ -67,10 +72,20 @@ def fault(reply):
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
             "tool_choice",
         ),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required", "grammar": "root ::= x"}, "tool_choice"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": "required",
+                "grammar": "root ::= x",
+            },
+            "tool_choice",
+        ),
         ({"temprature": 1}, "temprature"),
         ({"mirostat": 2}, "mirostat"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -98,7 +113,9 @@ async def test_a_body_that_is_no_json_object_is_400(body):
 async def test_the_content_type_does_not_matter():
     async with http_client(app_of(served(FakeModel()))) as client:
         reply = await client.post(
-            CHAT, content=b'{"messages":[{"role":"user","content":"x"}]}', headers={"content-type": "application/x-www-form-urlencoded"}
+            CHAT,
+            content=b'{"messages":[{"role":"user","content":"x"}]}',
+            headers={"content-type": "application/x-www-form-urlencoded"},
         )
     assert reply.status_code == 200
 
@@ -146,7 +163,10 @@ async def test_two_models_may_not_share_an_alias():
     ("error", "expected"),
     [
         (errors.QueueFull("full", retry_after_s=7), (429, "rate_limit_error", None, "queue_full")),
-        (errors.ContextOverflow("too long", param="messages"), (400, "invalid_request_error", "messages", "context_length_exceeded")),
+        (
+            errors.ContextOverflow("too long", param="messages"),
+            (400, "invalid_request_error", "messages", "context_length_exceeded"),
+        ),
         (errors.NotSupported("cannot"), (400, "invalid_request_error", None, "not_supported")),
         (errors.EngineStopped("bye", retry_after_s=7), (503, "server_error", None, "engine_stopped")),
         (errors.DecodeFailed("lost"), (500, "server_error", None, "decode_failed")),
@@ -251,7 +271,11 @@ async def test_request_ids_are_echoed_if_sane_and_always_logged(caplog):
         assert model.requests[0].request_id.startswith("my-id~")  # a client may repeat its ids; the engine's are unique
         assert "request_id=my-id method=POST path=/v1/chat/completions status=200" in caplog.text
         for insane in ("", "a b", "x" * 200, "-a"):
-            assert (await client.get("/health", headers={"x-request-id": insane})).headers["x-request-id"].startswith("req-")
+            assert (
+                (await client.get("/health", headers={"x-request-id": insane}))
+                .headers["x-request-id"]
+                .startswith("req-")
+            )
         generated = (await client.post(CHAT, json={"messages": HI})).headers["x-request-id"]
     assert model.requests[1].request_id == generated
 
@@ -269,7 +293,13 @@ async def test_keys_guard_everything_but_health():
     async with http_client(app) as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
-        for headers in ({}, {"authorization": "Bearer k"}, {"authorization": "Basic k1"}, {"authorization": "k1"}, {"authorization": ""}):
+        for headers in (
+            {},
+            {"authorization": "Bearer k"},
+            {"authorization": "Basic k1"},
+            {"authorization": "k1"},
+            {"authorization": ""},
+        ):
             reply = await client.get("/v1/models", headers=headers)
             assert fault(reply) == (401, "authentication_error", None, "invalid_api_key")
             assert reply.headers["www-authenticate"] == "Bearer"
@@ -283,7 +313,10 @@ async def test_keys_guard_everything_but_health():
 
 async def test_cors_is_off_by_default_and_covers_refusals_when_on():
     origin = {"origin": "https://a.example"}
-    preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    preflight = origin | {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
     async with http_client(app_of(served(FakeModel()))) as client:
         assert "access-control-allow-origin" not in (await client.get("/v1/models", headers=origin)).headers
     async with http_client(app_of(served(FakeModel()), cors_origins=("https://a.example",), api_keys=("k",))) as client:

@@ -27,7 +27,10 @@ async def test_health_does_not_ask_the_models():
 async def test_ready_needs_every_model_that_is_awake():
     async with http_client(app_of(served(FakeModel()), served(FakeModel(state=None), id="asleep"))) as client:
         reply = await client.get("/health/ready")
-        assert (reply.status_code, reply.json()) == (200, {"status": "ready", "models": {"demo": "ready", "asleep": "unknown"}})
+        assert (reply.status_code, reply.json()) == (
+            200,
+            {"status": "ready", "models": {"demo": "ready", "asleep": "unknown"}},
+        )
     for state in (False, RuntimeError("dead")):
         async with http_client(app_of(served(FakeModel()), served(FakeModel(state=state), id="b"))) as client:
             reply = await client.get("/health/ready")

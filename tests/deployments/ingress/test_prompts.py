@@ -104,7 +104,9 @@ def test_a_missing_file_says_so_each_time():
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("loaded", "n_chars", "off_loop"), [(True, 10, False), (True, 20_000, True), (False, 10, True)])
+@pytest.mark.parametrize(
+    ("loaded", "n_chars", "off_loop"), [(True, 10, False), (True, 20_000, True), (False, 10, True)]
+)
 async def test_loading_and_long_prompts_stay_off_the_event_loop(loaded, n_chars, off_loop):
     seen = []
 
@@ -127,7 +129,9 @@ def test_the_demo_model_renders_checks_grammars_and_detokenizes():
     tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {}).tokens
     assert source.detokenize(source.tokenize("Hello, wörld!", add_special=False)) == "Hello, wörld!"
     assert b"".join(source.piece(token) for token in tokens).decode().count("Hello") == 1
-    source.check_constraint(Constraint.of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}, "response_format"))
+    source.check_constraint(
+        Constraint.of_schema({"type": "object", "properties": {"a": {"type": "integer"}}}, "response_format")
+    )
     source.check_constraint(Constraint(ConstraintKind.GBNF, "root ::= <any token> <[99999999]>"))
     with pytest.raises(InvalidParameter) as caught:
         source.check_constraint(Constraint.of_schema({"type": "nothing"}, "response_format"))

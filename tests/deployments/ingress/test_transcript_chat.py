@@ -28,7 +28,9 @@ CALL = '<tool_call>\n{"name":"get_weather",  "arguments":{"city":"Ulm","days":2.
 
 
 class PairVocab:
-    """Ids 0-255 are bytes, 256 is "ll", 257 and 258 open and close a turn. The tokenizer prefers "ll"; the fake models sample bytes."""
+    """Ids 0-255 are bytes, 256 is "ll", 257 and 258 open and close a turn. The tokenizer prefers
+    "ll"; the fake models sample bytes.
+    """
 
     n_vocab = 259
     bos_text, eos_text, adds_bos, pointer = "", "", False, 0
@@ -58,7 +60,9 @@ class PairVocab:
 
 
 def samples(text, *, beyond="", reason=FinishReason.STOP, error=None):
-    """Samples `text` byte by byte, three at a time, then `beyond`, whose text a stop string held back."""
+    """Samples `text` byte by byte, three at a time, then `beyond`, whose text a stop string held
+    back.
+    """
 
     async def script(request):
         data, decoder = text.encode(), codecs.getincrementaldecoder("utf-8")()
@@ -66,7 +70,10 @@ def samples(text, *, beyond="", reason=FinishReason.STOP, error=None):
             ids = tuple(data[start : start + 3])
             await asyncio.sleep(0)
             yield [Tokens(ids, decoder.decode(bytes(ids)))]
-        yield [Tokens(tuple(beyond.encode()), ""), Failed(error) if error else Done(stats(request, len(data), reason), "key")]
+        yield [
+            Tokens(tuple(beyond.encode()), ""),
+            Failed(error) if error else Done(stats(request, len(data), reason), "key"),
+        ]
 
     return script
 
@@ -146,7 +153,10 @@ async def test_a_call_comes_back_as_sampled_although_the_client_wrote_its_json_a
 async def test_a_streamed_call_comes_back_as_sampled(vocab):
     chat = Chat(CALL)
     async with openai_client(chat.app) as client:
-        chunks = [chunk async for chunk in await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)]
+        chunks = [
+            chunk
+            async for chunk in await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)
+        ]
         [call] = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
         message = {"role": "assistant", "tool_calls": [call.model_dump()]}
         await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call.id, "content": "wet"}], tools=TOOLS)

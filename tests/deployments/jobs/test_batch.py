@@ -1,4 +1,6 @@
-"""A batch of rows and its replies: order, formats, seeds, errors, what is computed once. A fake model, and the engine in this process."""
+"""A batch of rows and its replies: order, formats, seeds, errors, what is computed once. A fake
+model, and the engine in this process.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,15 @@ FORMATS: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
 
 
 def completion(text: str, n_prompt: int = 3) -> Completion:
-    return Completion(text, (1, 2), "key", RequestStats(n_prompt, 2, 1, 0.0, 0.0, 0.0, CacheHitKind.PARTIAL, FinishReason.LENGTH))
+    return Completion(
+        text, (1, 2), "key", RequestStats(n_prompt, 2, 1, 0.0, 0.0, 0.0, CacheHitKind.PARTIAL, FinishReason.LENGTH)
+    )
 
 
 class Echo:
-    """Replies with the prompt and the seed; raises what `failing` holds for a prompt, one after the other."""
+    """Replies with the prompt and the seed; raises what `failing` holds for a prompt, one after the
+    other.
+    """
 
     def __init__(self, failing: dict[str, list[ErllamaError]] | None = None) -> None:
         self.failing = failing or {}
@@ -68,7 +74,11 @@ def test_every_format_comes_back_as_it_came_with_the_new_columns_in_the_order_of
     assert type(answered) is type(batch)
     assert texts(answered["reply"]) == ["b|0", "c|1", "a|2"]
     assert texts(answered["other"]) == [1, 2, 3]
-    assert [texts(answered[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")] == [[1] * 3, [1] * 3, [2] * 3]
+    assert [texts(answered[name]) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")] == [
+        [1] * 3,
+        [1] * 3,
+        [2] * 3,
+    ]
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
@@ -99,7 +109,10 @@ def test_messages_are_rendered_and_token_ids_are_taken_as_they_are(make):
     if make is FORMATS["numpy"]:
         make = lambda columns: {name: np.array([None, *cells], dtype=object)[1:] for name, cells in columns.items()}  # noqa: E731
     batch = make(columns)
-    assert texts(answer_batch(Echo(), batch, spec(prompt_column="talk"))["reply"]) == [f"{[ord(c) for c in 'uxay']}|0", f"{[115, 122]}|1"]
+    assert texts(answer_batch(Echo(), batch, spec(prompt_column="talk"))["reply"]) == [
+        f"{[ord(c) for c in 'uxay']}|0",
+        f"{[115, 122]}|1",
+    ]
     assert texts(answer_batch(Echo(), batch, spec(prompt_column="ids"))["reply"]) == ["[1, 2]|0", "[3]|1"]
 
 
@@ -205,10 +218,15 @@ def test_importing_and_making_one_needs_neither_ray_nor_pandas():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-# --- what is computed once --------------------------------------------------------------------------------------------------------
+# --- what is computed once ------------------------------------------------------------------------
 
 
-@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=700).map(lambda tail: [7] * len(tail) * (tail[0] + 1)), max_size=6))
+@given(
+    st.lists(
+        st.lists(st.integers(0, 1), min_size=1, max_size=700).map(lambda tail: [7] * len(tail) * (tail[0] + 1)),
+        max_size=6,
+    )
+)
 def test_neighbours_with_a_long_common_prefix_have_it_computed_ahead_once(prompts):
     ordered = sorted(prompts)
     prefixes = list(shared_prefixes(ordered))
@@ -246,4 +264,5 @@ def test_fifty_rows_compute_the_thousand_tokens_that_they_share_once(demo, syste
     shared = int(answered["cached_tokens"].min())
     assert shared >= 1000
     assert computed <= shared + sum(answered["prompt_tokens"] - shared) + 256
-    assert texts(answer_batch(demo, batch, what)["reply"]) == texts(answered["reply"])  # a batch that runs again gives the same
+    # a batch that runs again gives the same
+    assert texts(answer_batch(demo, batch, what)["reply"]) == texts(answered["reply"])

@@ -1,4 +1,6 @@
-"""What `Cluster` says where there is no cluster, and what it adds up. Against a running application: tests/serve/test_on_cluster.py."""
+"""What `Cluster` says where there is no cluster, and what it adds up. Against a running
+application: tests/serve/test_on_cluster.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the memory scheduler decides: tables for single rounds, an hour of simulated time for everything together."""
+"""What the memory scheduler decides: tables for single rounds, an hour of simulated time for
+everything together.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def orders_of(*reports: ReplicaReport, spec: SchedulerSpec = SPEC) -> list[tuple
         ([report("m", context(50), used=86)], [("m", ReleaseKind.CONTEXT)]),
         ([report("m", context(50), idle_s=0.0, n_running=1)], []),
         ([report("m", context(50), idle_s=0.0, n_queued=1)], []),
-        ([report("m", tier(30), idle_s=0.0, n_running=1)], [("m", ReleaseKind.RAM_TIER)]),  # its request does not feel that
+        # its request does not feel that
+        ([report("m", tier(30), idle_s=0.0, n_running=1)], [("m", ReleaseKind.RAM_TIER)]),
         ([report("m", tier(30), context(50), weights(50))], [("m", ReleaseKind.RAM_TIER)]),
         ([report("m", tier(10), context(50))], [("m", ReleaseKind.RAM_TIER), ("m", ReleaseKind.CONTEXT)]),
         ([report("m", context(0.01))], []),  # below min_bytes
@@ -58,8 +61,10 @@ def orders_of(*reports: ReplicaReport, spec: SchedulerSpec = SPEC) -> list[tuple
             [report("new", context(10), idle_s=1), report("old", context(10), idle_s=99)],
             [("old", ReleaseKind.CONTEXT), ("new", ReleaseKind.CONTEXT)],
         ),
-        ([report("x", weights(50), idle_s=99), report("y", context(15), idle_s=1)], [("y", ReleaseKind.CONTEXT)]),  # cheaper first
-        ([report("m", context(10), weights(10))], [("m", ReleaseKind.CONTEXT)]),  # one order at a time; the next reading tells
+        # cheaper first
+        ([report("x", weights(50), idle_s=99), report("y", context(15), idle_s=1)], [("y", ReleaseKind.CONTEXT)]),
+        # one order at a time; the next reading tells
+        ([report("m", context(10), weights(10))], [("m", ReleaseKind.CONTEXT)]),
         ([report("a1", tier(30)), report("a2", tier(31))], [("a2", ReleaseKind.RAM_TIER)]),  # one tier, seen by two
         ([report("m", context(50), used=50), report("n", context(50), node="b")], [("n", ReleaseKind.CONTEXT)]),
         ([report("m", context(50, "gpu:x"))], []),  # RAM is full, the GPU is not known to be
@@ -72,7 +77,9 @@ def test_a_round_orders_what_is_cheapest_of_whom_it_disturbs_least(reports, expe
 def test_kinds_that_are_not_listed_are_not_taken_and_the_list_gives_the_order():
     one = report("m", tier(30), context(30), weights(30))
     assert orders_of(one, spec=replaced(release_kinds=(ReleaseKind.CONTEXT,))) == [("m", ReleaseKind.CONTEXT)]
-    assert orders_of(one, spec=replaced(release_kinds=(ReleaseKind.WEIGHTS, ReleaseKind.RAM_TIER))) == [("m", ReleaseKind.WEIGHTS)]
+    assert orders_of(one, spec=replaced(release_kinds=(ReleaseKind.WEIGHTS, ReleaseKind.RAM_TIER))) == [
+        ("m", ReleaseKind.WEIGHTS)
+    ]
     assert orders_of(one, spec=replaced(release_kinds=())) == []
 
 
@@ -87,7 +94,11 @@ def test_of_a_tier_only_what_is_needed_is_asked_for():
 
 
 def test_a_full_gpu_is_relieved_by_the_models_on_it():
-    gpus = (Reading("a", "gpu:x", 95 * GB, 100 * GB), Reading("a", "gpu:y", 10 * GB, 100 * GB), Reading("a", RAM, 10 * GB, 100 * GB))
+    gpus = (
+        Reading("a", "gpu:x", 95 * GB, 100 * GB),
+        Reading("a", "gpu:y", 10 * GB, 100 * GB),
+        Reading("a", RAM, 10 * GB, 100 * GB),
+    )
     on_x, on_y = (report(name, context(30, f"gpu:{name}"), readings=gpus) for name in ("x", "y"))
     in_ram = report("z", context(30), readings=gpus)
     assert orders_of(on_x, on_y, in_ram) == [("x", ReleaseKind.CONTEXT)]
@@ -98,7 +109,7 @@ def test_the_fullest_look_at_a_memory_counts_and_each_memory_is_listed_once():
     assert [(reading.node_id, reading.used_bytes // GB) for reading in readings] == [("a", 60), ("b", 10)]
 
 
-# --- rounds after each other ------------------------------------------------------------------------------------------
+# --- rounds after each other ----------------------------------------------------------------------
 
 
 def test_draining_starts_above_high_and_goes_on_until_low():
@@ -106,7 +117,9 @@ def test_draining_starts_above_high_and_goes_on_until_low():
     assert not policy.plan([report("m", context(5), used=84)], 0, 0).orders
     assert [order.replica_id for order in policy.plan([report("m", context(5), used=86)], 1 * S, 1 * S).orders] == ["m"]
     policy.ended(one_order("m", 5), 5 * GB, 2 * S)
-    assert [order.replica_id for order in policy.plan([report("n", context(5), used=81)], 3 * S, 3 * S).orders] == ["n"], "not at low yet"
+    assert [order.replica_id for order in policy.plan([report("n", context(5), used=81)], 3 * S, 3 * S).orders] == [
+        "n"
+    ], "not at low yet"
     policy.ended(one_order("n", 5), 5 * GB, 4 * S)
     assert not policy.plan([report("o", context(5), used=75)], 5 * S, 5 * S).orders
     assert not policy.plan([report("o", context(5), used=84)], 6 * S, 6 * S).orders, "below high nothing begins"
@@ -156,24 +169,33 @@ def test_a_tier_may_be_asked_again_at_once_unless_it_had_next_to_nothing_to_give
 def test_with_nothing_left_it_says_so_once_until_the_memory_has_recovered():
     policy = ReleasePolicy(SPEC)
     told = [
-        policy.plan([report("m", used=used)], now * S, now * S).newly_exhausted for now, used in enumerate([90, 90, 80, 90, 74, 80, 90, 90])
+        policy.plan([report("m", used=used)], now * S, now * S).newly_exhausted
+        for now, used in enumerate([90, 90, 80, 90, 74, 80, 90, 90])
     ]
     assert [len(memories) for memories in told] == [1, 0, 0, 0, 0, 0, 1, 0]
     assert policy.plan([report("m")], 9 * S, 9 * S).exhausted == (("a", RAM),)
 
 
-# --- keep_alive_s -----------------------------------------------------------------------------------------------------
+# --- keep_alive_s ---------------------------------------------------------------------------------
 
 
 def test_a_model_that_outlived_its_keep_alive_is_unloaded_without_any_pressure():
     policy = ReleasePolicy(SPEC, {"m": 30.0})
     assert not policy.plan([report("m", context(5), used=10, idle_s=29.9)], 0, 0).orders
-    plan = policy.plan([report("m", context(5), weights(2), used=10, idle_s=30.0), report("n", context(5), used=10, idle_s=99)], S, S)
-    assert plan.orders == (ReleaseOrder("m", "m", "a", RAM, ReleaseKind.WEIGHTS, 7 * GB, 30.0, reason=ReleaseReason.KEEP_ALIVE),)
+    plan = policy.plan(
+        [report("m", context(5), weights(2), used=10, idle_s=30.0), report("n", context(5), used=10, idle_s=99)], S, S
+    )
+    assert plan.orders == (
+        ReleaseOrder("m", "m", "a", RAM, ReleaseKind.WEIGHTS, 7 * GB, 30.0, reason=ReleaseReason.KEEP_ALIVE),
+    )
     assert not policy.plan([report("m", context(5), used=10, idle_s=31)], 2 * S, 2 * S).orders, "under way"
     policy.ended(plan.orders[0], 7 * GB, 3 * S)
-    assert not policy.plan([report("m", used=10, idle_s=99, loaded=False)], 99 * S, 99 * S).orders, "there is nothing to unload"
-    assert policy.plan([report("m", context(5), used=10, idle_s=30)], 140 * S, 140 * S).orders, "loaded again, idle again"
+    assert not policy.plan([report("m", used=10, idle_s=99, loaded=False)], 99 * S, 99 * S).orders, (
+        "there is nothing to unload"
+    )
+    assert policy.plan([report("m", context(5), used=10, idle_s=30)], 140 * S, 140 * S).orders, (
+        "loaded again, idle again"
+    )
 
 
 def test_a_model_with_work_never_outlives_its_keep_alive():
@@ -181,7 +203,7 @@ def test_a_model_with_work_never_outlives_its_keep_alive():
     assert not policy.plan([report("m", context(5), used=10, idle_s=99, n_queued=1)], 0, 0).orders
 
 
-# --- an hour ----------------------------------------------------------------------------------------------------------
+# --- an hour --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -202,7 +224,9 @@ class Model:
 
 @dataclass
 class World:
-    """Nodes of 100 GB with other processes that come and go; the ground truth that replicas report. Orders take `latency` rounds."""
+    """Nodes of 100 GB with other processes that come and go; the ground truth that replicas report.
+    Orders take `latency` rounds.
+    """
 
     models: list[Model]
     ballast: dict[str, list[int]]  # GB on each node, by minute
@@ -214,7 +238,9 @@ class World:
 
     def used(self, node: str, second: int) -> int:
         ballast = self.ballast[node]
-        return ballast[min(second // 60, len(ballast) - 1)] + sum(model.held for model in self.models if model.node == node)
+        return ballast[min(second // 60, len(ballast) - 1)] + sum(
+            model.held for model in self.models if model.node == node
+        )
 
     def busy(self, model: Model, second: int) -> bool:
         return any(begin <= second < end for begin, end in model.uses)
@@ -263,7 +289,13 @@ def worlds(draw: st.DrawFn) -> World:
     nodes = ["a", "b"]
     spans = st.tuples(st.integers(0, 3500), st.integers(1, 120)).map(lambda at: (at[0], at[0] + at[1]))
     models = [
-        Model(f"m{i}", draw(st.sampled_from(nodes)), draw(st.integers(1, 25)), draw(st.integers(1, 25)), draw(st.lists(spans, max_size=20)))
+        Model(
+            f"m{i}",
+            draw(st.sampled_from(nodes)),
+            draw(st.integers(1, 25)),
+            draw(st.integers(1, 25)),
+            draw(st.lists(spans, max_size=20)),
+        )
         for i in range(draw(st.integers(1, 6)))
     ]
     ballast = {node: draw(st.lists(st.integers(0, 95), min_size=1, max_size=60)) for node in nodes}
@@ -277,7 +309,9 @@ def test_in_an_hour_nobody_is_disturbed_releases_are_few_and_full_nodes_recover(
         world.step(second)
     assert all(n <= 3600 / SPEC.cooldown_s + 1 for n in world.releases.values()), "once per cooldown at most"
     uses = {model.name: len(model.uses) for model in world.models}
-    assert all(n <= uses[name] + 1 for (name, _), n in world.releases.items()), "nothing is freed more often than it was taken"
+    assert all(n <= uses[name] + 1 for (name, _), n in world.releases.items()), (
+        "nothing is freed more often than it was taken"
+    )
     for model in world.models:  # from now on everything is quiet
         model.uses = []
     for second in range(3600, 3600 + 600):
@@ -293,7 +327,9 @@ def test_in_an_hour_nobody_is_disturbed_releases_are_few_and_full_nodes_recover(
 
 
 def test_two_models_that_do_not_fit_together_take_turns_at_the_pace_of_the_cooldown():
-    """Each is asked again as soon as the other has ended: without a cooldown every request would cost an eviction."""
+    """Each is asked again as soon as the other has ended: without a cooldown every request would
+    cost an eviction.
+    """
     one = Model("one", "a", 40, 1, [(at, at + 5) for at in range(0, 3600, 20)])
     other = Model("other", "a", 40, 1, [(at, at + 5) for at in range(10, 3600, 20)])
     world = World([one, other], {"a": [10]}, latency=1)

@@ -1,4 +1,6 @@
-"""What a replica reports to the memory scheduler and how it takes orders: pure fakes first, then the real engine and store behind them."""
+"""What a replica reports to the memory scheduler and how it takes orders: pure fakes first, then
+the real engine and store behind them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ import pytest
 from cache_store import Store, StoreConfig, TierConfig
 from cache_store.records import StoreStats, TierStats
 from deployments.config import ModelSpec, ReleaseKind
-from deployments.memory.messages import RAM, GarbageOrder, Reading, ReleaseOffer, ReleaseOrder, ReleaseResult, ReplicaLocation
+from deployments.memory.messages import (
+    RAM,
+    GarbageOrder,
+    Reading,
+    ReleaseOffer,
+    ReleaseOrder,
+    ReleaseResult,
+    ReplicaLocation,
+)
 from deployments.memory.replica import ReplicaMemory, tier_offers
 from deployments.memory.sources import NvidiaMemory
 from deployments.model.replica import ModelReplica
@@ -89,7 +99,13 @@ def test_an_order_is_carried_out_by_whom_it_names_if_nobody_needs_the_memory(mem
 def test_a_report_offers_the_context_and_what_of_the_weights_is_not_mapped_from_the_file():
     report = ReplicaMemory(FakeModel(), "m", HERE, ()).report(with_delta=True)
     assert report.offers == (ReleaseOffer(ReleaseKind.CONTEXT, RAM, 1000), ReleaseOffer(ReleaseKind.WEIGHTS, RAM, 100))
-    assert (report.replica_id, report.model_id, report.node_id, report.loaded, report.idle_s) == ("r1", "m", "node", True, 60.0)
+    assert (report.replica_id, report.model_id, report.node_id, report.loaded, report.idle_s) == (
+        "r1",
+        "m",
+        "node",
+        True,
+        60.0,
+    )
     gone = replace(IDLE, kv_bytes=0, weights_bytes=0, weights_private_bytes=0, has_context=False, weights_loaded=False)
     report = ReplicaMemory(FakeModel(gone), "m", HERE, ()).report(with_delta=True)
     assert (report.offers, report.loaded) == ((), False)
@@ -111,7 +127,9 @@ def test_what_is_on_gpus_is_offered_to_them_in_equal_parts_and_freed_in_equal_pa
     memory = ReplicaMemory(model, "m", replace(HERE, gpu_ids=("x", "y")), [TwoGpus()])
     offers = memory.report(with_delta=True).offers
     assert offers == tuple(
-        ReleaseOffer(kind, gpu, n) for kind, n in ((ReleaseKind.CONTEXT, 500), (ReleaseKind.WEIGHTS, 250)) for gpu in ("gpu:x", "gpu:y")
+        ReleaseOffer(kind, gpu, n)
+        for kind, n in ((ReleaseKind.CONTEXT, 500), (ReleaseKind.WEIGHTS, 250))
+        for gpu in ("gpu:x", "gpu:y")
     )
     assert memory.release(replace(order(), resource="gpu:x")) == ReleaseResult(500)
 
@@ -120,13 +138,15 @@ def test_a_tier_in_ram_is_offered_where_a_lower_tier_outlives_it():
     def stats(*tiers: tuple[str, int]) -> StoreStats:
         return StoreStats(tuple(TierStats(label, n, 1, None, 0, 0, 0.0, 0.0, 0, 0, True) for label, n in tiers), 0, 0)
 
-    assert list(tier_offers(stats(("ram_file", 7), ("disk", 9)))) == [ReleaseOffer(ReleaseKind.RAM_TIER, RAM, 7, "ram_file")]
+    assert list(tier_offers(stats(("ram_file", 7), ("disk", 9)))) == [
+        ReleaseOffer(ReleaseKind.RAM_TIER, RAM, 7, "ram_file")
+    ]
     assert list(tier_offers(stats(("ram_file", 7), ("ram_file2", 9)))) == []
     assert list(tier_offers(stats(("disk", 7), ("ram_file", 9)))) == []
     assert list(tier_offers(stats(("ram_file", 0), ("s3", 9)))) == []
 
 
-# --- engine and store -------------------------------------------------------------------------------------------------
+# --- engine and store -----------------------------------------------------------------------------
 
 
 def make_replica(folder: Path, name: str, *above: TierConfig) -> ModelReplica:
@@ -170,7 +190,9 @@ def test_what_one_replica_stored_another_knows_once_it_has_heard(replicas):
         report = pickle.loads(pickle.dumps(await one.memory_report(True)))
         assert (await one.memory_report(True)).delta is None, "told once"
         await other.apply_deltas([report.delta])
-        assert [prefix.n_tokens for prefix in store_of(other).prefixes()] == [prefix.n_tokens for prefix in store_of(one).prefixes()]
+        assert [prefix.n_tokens for prefix in store_of(other).prefixes()] == [
+            prefix.n_tokens for prefix in store_of(one).prefixes()
+        ]
 
     asyncio.run(story())
 
@@ -187,7 +209,9 @@ def test_a_tiers_garbage_is_collected_by_whom_the_order_names_and_left_alone_by_
         assert collected is not None
         assert collected.is_done, collected
         assert await replicas[1].collect_garbage(one) is None
-        assert await replicas[1].collect_garbage(replace(one, replica_id="r2", tier_ids=frozenset({"elsewhere"}))) is None
+        assert (
+            await replicas[1].collect_garbage(replace(one, replica_id="r2", tier_ids=frozenset({"elsewhere"}))) is None
+        )
 
     asyncio.run(story())
 
@@ -198,7 +222,9 @@ def test_of_a_real_tier_in_ram_goes_what_the_disk_has_too(tmp_path):
         await complete(replica, range(3, 103), response_tokens=1, seed=1)
         await replica.evict()  # waits until the lower tier has it
         (offer,) = (offer for offer in (await replica.memory_report(False)).offers if offer.tier)
-        result = await replica.release(ReleaseOrder("r1", "stub", "node", RAM, ReleaseKind.RAM_TIER, offer.n_bytes, tier=offer.tier))
+        result = await replica.release(
+            ReleaseOrder("r1", "stub", "node", RAM, ReleaseKind.RAM_TIER, offer.n_bytes, tier=offer.tier)
+        )
         assert result == ReleaseResult(offer.n_bytes)
         assert not [offer for offer in (await replica.memory_report(False)).offers if offer.tier]
         assert store_of(replica).prefixes()[0].tiers == ("disk",)

@@ -1,4 +1,6 @@
-"""The scheduler's rounds over fake replicas: who is asked, what is ordered, and that nobody's trouble is anybody else's."""
+"""The scheduler's rounds over fake replicas: who is asked, what is ordered, and that nobody's
+trouble is anybody else's.
+"""
 
 from __future__ import annotations
 
@@ -128,11 +130,19 @@ class FakeMeter:
 
 
 class Fixture:
-    def __init__(self, *groups: FakeGroup, spec: SchedulerSpec = SPEC, keep_alive_s: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, *groups: FakeGroup, spec: SchedulerSpec = SPEC, keep_alive_s: dict[str, float] | None = None
+    ) -> None:
         self.clock, self.meter = Clock(), FakeMeter()
         by_model = {group.replicas[0].name if group.replicas else "none": group for group in groups}
         self.scheduler = Scheduler(
-            spec, by_model, keep_alive_s or {}, order_timeout_s=1.0, meter=self.meter, clock=self.clock, unix_s=lambda: 1000.0
+            spec,
+            by_model,
+            keep_alive_s or {},
+            order_timeout_s=1.0,
+            meter=self.meter,
+            clock=self.clock,
+            unix_s=lambda: 1000.0,
         )
 
     async def round(self, seconds: float = 1.0) -> SchedulerStatus:
@@ -154,12 +164,18 @@ def test_an_action_is_done_counted_shown_and_logged_in_one_line(caplog):
             status = await it.round()
         assert [order.kind for order in replica.orders] == [ReleaseKind.CONTEXT]
         (record,) = status.last
-        assert (record.order.reason, record.order.model_id, record.result) == (ReleaseReason.PRESSURE, "m", ReleaseResult(20 * GB))
+        assert (record.order.reason, record.order.model_id, record.result) == (
+            ReleaseReason.PRESSURE,
+            "m",
+            ReleaseResult(20 * GB),
+        )
         assert (status.releases, status.freed_bytes) == ({"context": 1}, {"context": 20 * GB})
         assert it.meter.releases == [record]
         assert it.meter.readings == list(status.readings) == [Reading("node", RAM, 90 * GB, 100 * GB)]
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("event=memory_released reason=pressure kind=context model=m replica=m node=node resource=ram ")
+        assert line.startswith(
+            "event=memory_released reason=pressure kind=context model=m replica=m node=node resource=ram "
+        )
         assert f"freed_bytes={20 * GB}" in line
         status = await it.round()
         assert len(status.last) == 1
@@ -190,7 +206,9 @@ def test_a_replica_that_hangs_or_fails_holds_up_nobody(caplog):
         assert [report.replica_id for report in status.replicas] == ["well"]
         status = await it.round()
         assert status.errors == {"memory_report": 4}
-        assert len([record for record in caplog.records if "memory_report" in record.getMessage()]) == 2, "logged when it begins"
+        assert len([record for record in caplog.records if "memory_report" in record.getMessage()]) == 2, (
+            "logged when it begins"
+        )
 
     run(story)
 
@@ -357,12 +375,15 @@ def test_an_order_waits_for_the_one_it_names_and_a_question_for_all(first, expec
         now, then = asyncio.Event(), asyncio.Event()
         now.set()
         last = asyncio.Event() if first else then  # a replica that hangs
-        assert await gathered([answer(None, now), answer("done", now, then), answer("late", last)], first=first) == expected
+        assert (
+            await gathered([answer(None, now), answer("done", now, then), answer("late", last)], first=first)
+            == expected
+        )
 
     run(story)
 
 
-# --- the config -----------------------------------------------------------------------------------------------------
+# --- the config -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +428,7 @@ def test_a_config_survives_the_way_to_the_replica_and_keep_alive_needs_a_schedul
         BuildArgs.model_validate({"models": [{**model, "keep_alive_s": 0}]})
 
 
-# --- the application ------------------------------------------------------------------------------------------------
+# --- the application ------------------------------------------------------------------------------
 
 
 def test_what_the_scheduler_asks_all_the_time_is_not_in_the_log_unless_it_fails():

@@ -1,4 +1,6 @@
-"""Sources of readings: cgroups v1 and v2 from a made-up file tree, NVML from a made-up library, functions of the user's."""
+"""Sources of readings: cgroups v1 and v2 from a made-up file tree, NVML from a made-up library,
+functions of the user's.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.write("proc/meminfo", f"MemTotal:  {64 << 20} kB\nMemFree:  1 kB\nMemAvailable:  {48 << 20} kB\nHugePages_Total:  0\n")
+        self.write(
+            "proc/meminfo",
+            f"MemTotal:  {64 << 20} kB\nMemFree:  1 kB\nMemAvailable:  {48 << 20} kB\nHugePages_Total:  0\n",
+        )
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path
@@ -134,7 +139,7 @@ def test_this_machine_can_be_read():
     assert 0 < reading.used_bytes < reading.total_bytes
 
 
-# --- GPUs -------------------------------------------------------------------------------------------------------------
+# --- GPUs -----------------------------------------------------------------------------------------
 
 
 class FakeNvml:
@@ -166,7 +171,10 @@ class FakeNvml:
 
 def test_every_gpu_is_a_memory_of_its_own():
     source = NvidiaMemory(FakeNvml)
-    assert source.read("n") == (Reading("n", "gpu:GPU-a", 10 * GB, 80 * GB), Reading("n", "gpu:GPU-b", 70 * GB, 80 * GB))
+    assert source.read("n") == (
+        Reading("n", "gpu:GPU-a", 10 * GB, 80 * GB),
+        Reading("n", "gpu:GPU-b", 70 * GB, 80 * GB),
+    )
     assert source.resources(["1", "GPU-a"]) == ("gpu:GPU-b", "gpu:GPU-a")
 
 
@@ -179,7 +187,7 @@ def test_without_package_or_driver_there_are_no_gpus_and_no_complaint():
         assert source.resources(["0"]) == ()
 
 
-# --- functions --------------------------------------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------
 
 
 def look(node_id: str) -> list[Reading]:

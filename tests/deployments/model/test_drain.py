@@ -1,4 +1,6 @@
-"""A replica that is told to go: nothing new, time for what runs, then everything saved, to fail over."""
+"""A replica that is told to go: nothing new, time for what runs, then everything saved, to fail
+over.
+"""
 
 import asyncio
 import inspect
@@ -131,7 +133,9 @@ def test_outside_of_serve_nothing_is_being_stopped():
 
 
 def test_rays_private_names_are_where_the_drain_looks_for_them():
-    """When this fails, Ray has moved them: replicas then drain without an early save (tests/serve/test_failover.py says so as well)."""
+    """When this fails, Ray has moved them: replicas then drain without an early save
+    (tests/serve/test_failover.py says so as well).
+    """
     assert hasattr(worker.global_worker, "actors")
     assert "self._shutting_down = True" in inspect.getsource(serve_replica_module.Replica._perform_graceful_shutdown)
     assert "self._replica_impl" in inspect.getsource(serve_replica_module.ReplicaActor)

@@ -1,4 +1,6 @@
-"""What is sent again after a failure, when, and when it is given up. No waiting: the clock is a number."""
+"""What is sent again after a failure, when, and when it is given up. No waiting: the clock is a
+number.
+"""
 
 from dataclasses import replace
 
@@ -47,7 +49,9 @@ def test_a_seed_is_drawn_once_for_all_attempts():
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple), max_size=8), st.sets(st.integers(0, 7)))
 def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
-    """Cut anywhere: the next attempt carries all that has come and nothing else; what the caller got is the whole reply, once."""
+    """Cut anywhere: the next attempt carries all that has come and nothing else; what the caller
+    got is the whole reply, once.
+    """
     run = FailoverCall(request(), FailoverPolicy(max_attempts=20), Clock())
     got: list[int] = []
     for number, ids in enumerate(messages):
@@ -109,7 +113,7 @@ def test_the_times_of_a_request_that_failed_over_are_those_that_its_caller_has_l
     assert last.stats == replace(done(3).stats, queue_ms=0, prefill_ms=2000, generation_ms=10000)
 
 
-# --- how often ---------------------------------------------------------------------------------------------------------------
+# --- how often ------------------------------------------------------------------------------------
 
 
 def test_the_first_retry_is_at_once_and_later_ones_back_off():

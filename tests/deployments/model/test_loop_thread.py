@@ -1,4 +1,6 @@
-"""An event loop for plain code: results, streams, and that nothing goes on which nobody waits for."""
+"""An event loop for plain code: results, streams, and that nothing goes on which nobody waits
+for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def loop() -> Iterator[LoopThread]:
 
 
 class Source:
-    """Gives `n` numbers, then raises `error`, or waits for ever where there is none and `n` were not the last."""
+    """Gives `n` numbers, then raises `error`, or waits for ever where there is none and `n` were
+    not the last.
+    """
 
     def __init__(self, n: int, error: Exception | None = None, *, ends: bool = True) -> None:
         self.waits, self.closed = threading.Event(), threading.Event()

@@ -42,7 +42,9 @@ NAMES = ["died", "unavailable", "cancelled", "request cancelled", "grpc", "unexp
 
 
 class Response:
-    """A streaming response: the messages of a replica, then what it ends with. At "hang" it says nothing more."""
+    """A streaming response: the messages of a replica, then what it ends with. At "hang" it says
+    nothing more.
+    """
 
     def __init__(self, messages: list[Any]) -> None:
         self._messages = iter(messages)
@@ -86,9 +88,13 @@ class Answer:
 
 
 class Handle:
-    """`script(request, number)` gives the messages of each attempt; `answers` those of unary calls, in order."""
+    """`script(request, number)` gives the messages of each attempt; `answers` those of unary calls,
+    in order.
+    """
 
-    def __init__(self, script: Callable[[GenerationRequest, int], list[Any]] | None = None, answers: list[Any] | None = None) -> None:
+    def __init__(
+        self, script: Callable[[GenerationRequest, int], list[Any]] | None = None, answers: list[Any] | None = None
+    ) -> None:
         self.requests: list[GenerationRequest] = []
         self.responses: list[Response | Answer] = []
         self._script = script
@@ -171,7 +177,9 @@ def test_a_reply_is_whole_and_nothing_comes_twice_however_its_replicas_die(by, c
         assert isinstance(events[-1], Done)
         assert events[-1].stats.completion_tokens == len(REPLY)
         assert len(handle.requests) == len(cuts) + 1
-        assert all(response.cancelled for response in handle.responses[:-1]), "an attempt that may still run somewhere is cancelled"
+        assert all(response.cancelled for response in handle.responses[:-1]), (
+            "an attempt that may still run somewhere is cancelled"
+        )
 
 
 def test_a_failure_that_arrives_as_an_event_lets_the_request_fail_over_as_well():
@@ -221,7 +229,9 @@ def test_a_model_that_serve_has_given_up_on_is_not_tried_again():
 
 
 def test_back_pressure_is_a_full_queue():
-    (last,) = asyncio.run(collect(Handle(lambda sent, n: [BackPressureError(num_queued_requests=1, max_queued_requests=1)])))
+    (last,) = asyncio.run(
+        collect(Handle(lambda sent, n: [BackPressureError(num_queued_requests=1, max_queued_requests=1)]))
+    )
     assert isinstance(last, Failed)
     assert isinstance(last.error, QueueFull)
 
@@ -311,7 +321,9 @@ def test_a_reply_whose_first_answer_does_not_come_in_time_ends_as_unavailable(re
         assert isinstance(last, Failed)
         assert isinstance(last.error, ModelUnavailable)
         assert last.error.retry_after_s
-        assert [response.cancelled for response in handle.responses] == [True], "Serve must not start a model for it later"
+        assert [response.cancelled for response in handle.responses] == [True], (
+            "Serve must not start a model for it later"
+        )
 
 
 def test_calls_whose_answer_does_not_come_in_time_end_as_unavailable(remote):
@@ -399,7 +411,7 @@ def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):
     assert caught.value is cause
 
 
-# --- through HTTP ------------------------------------------------------------------------------------------------------------
+# --- through HTTP ---------------------------------------------------------------------------------
 
 
 def post(handle: Handle, **more: Any) -> Any:
@@ -413,7 +425,11 @@ def post(handle: Handle, **more: Any) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_sees_the_whole_reply_and_its_usage_whatever_died(stream):
-    answer = post(Handle(breaking(3, 5, by=ActorDiedError)), stream=stream, stream_options={"include_usage": True} if stream else None)
+    answer = post(
+        Handle(breaking(3, 5, by=ActorDiedError)),
+        stream=stream,
+        stream_options={"include_usage": True} if stream else None,
+    )
     assert answer.status_code == 200
     if stream:
         chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -433,7 +449,9 @@ def test_when_no_replica_takes_a_request_it_is_503_with_retry_after(stream):
 
 
 def test_when_no_replica_takes_over_a_stream_that_has_begun_an_error_event_ends_it():
-    answer = post(Handle(lambda sent, n: [*rest(sent)[:3], ActorDiedError()] if n == 1 else [ActorDiedError()]), stream=True)
+    answer = post(
+        Handle(lambda sent, n: [*rest(sent)[:3], ActorDiedError()] if n == 1 else [ActorDiedError()]), stream=True
+    )
     assert answer.status_code == 200
     *_, last = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     assert json.loads(last[6:])["error"]["code"] == "engine_stopped"

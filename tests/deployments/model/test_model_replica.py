@@ -1,4 +1,6 @@
-"""ModelReplica as a plain class over the real `Model`, engine and engine thread, on the stub backend; no Ray."""
+"""ModelReplica as a plain class over the real `Model`, engine and engine thread, on the stub
+backend; no Ray.
+"""
 
 import asyncio
 import threading
@@ -44,7 +46,9 @@ class Fixture:
         return self.backends[-1]
 
     async def idle_now(self) -> tuple[bool, int]:
-        """Whether the engine holds no request once it has taken all commands given so far, and how many steps it has made by then."""
+        """Whether the engine holds no request once it has taken all commands given so far, and how
+        many steps it has made by then.
+        """
         return await asyncio.to_thread(self.replica._model._call, lambda engine: (engine.idle, len(self.backend.plans)))
 
     async def held(self) -> None:
@@ -74,7 +78,9 @@ def serve(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-def request(name: str = "req", prompt: str = "hello", *, seed: int = 1, max_tokens: int | None = 5, **more: object) -> GenerationRequest:
+def request(
+    name: str = "req", prompt: str = "hello", *, seed: int = 1, max_tokens: int | None = 5, **more: object
+) -> GenerationRequest:
     return GenerationRequest(name, tuple(prompt.encode()), SamplingParams(seed=seed), max_tokens=max_tokens, **more)  # type: ignore[arg-type]
 
 
@@ -88,7 +94,7 @@ def ids(events: list[Event]) -> list[int]:
     return [token for event in events if isinstance(event, Tokens) for token in event.ids]
 
 
-# --- generate ----------------------------------------------------------------------------------------------------------------------------
+# --- generate -------------------------------------------------------------------------------------
 
 
 def test_generate_yields_lists_that_end_in_done(serve):
@@ -117,7 +123,9 @@ def test_the_first_token_leaves_alone_and_what_gathers_meanwhile_leaves_together
 
 def test_concurrent_generators_get_their_own_events(serve):
     async def story(it: Fixture) -> None:
-        alone = [ids(await events_of(it.replica, request(f"alone{i}", "prompt", seed=i, max_tokens=12))) for i in range(4)]
+        alone = [
+            ids(await events_of(it.replica, request(f"alone{i}", "prompt", seed=i, max_tokens=12))) for i in range(4)
+        ]
         together = await asyncio.gather(
             *(events_of(it.replica, request(f"together{i}", "prompt", seed=i, max_tokens=12)) for i in range(4))
         )
@@ -165,7 +173,9 @@ def test_a_reader_whose_task_ends_without_closing_the_generator_cancels_as_well(
 
         it.backend.hold(n_free=1)
         await asyncio.create_task(read_one())
-        await asyncio.sleep(0)  # one turn of the loop: whoever waits for a task is woken before the callbacks that it got while it ran
+        # one turn of the loop: whoever waits for a task is woken before the callbacks that it got
+        # while it ran
+        await asyncio.sleep(0)
         it.backend.release()
         assert await it.idle_now() == (True, 2)
         await stream.aclose()
@@ -228,7 +238,7 @@ def test_cancelling_an_unknown_request_is_fine(serve):
     serve(story)
 
 
-# --- errors are events -------------------------------------------------------------------------------------------------------------------
+# --- errors are events ----------------------------------------------------------------------------
 
 
 def error_of(events: list[Event]) -> Exception:
@@ -266,14 +276,18 @@ def test_a_request_that_cannot_be_served_fails_as_an_event(serve):
     async def story(it: Fixture) -> None:
         assert isinstance(error_of(await events_of(it.replica, request(prompt="x" * 999))), ContextOverflow)
         assert isinstance(error_of(await events_of(it.replica, request(grammar="nonsense"))), InvalidParameter)
-        assert isinstance(error_of(await events_of(it.replica, request(grammar="root ::= <no such token>"))), InvalidParameter)
+        assert isinstance(
+            error_of(await events_of(it.replica, request(grammar="root ::= <no such token>"))), InvalidParameter
+        )
         await events_of(it.replica, request(session_id="s"))
         for session, params, expected in (
             ("s", {"temperature": -1}, "temperature"),
             ("s", {"temprature": 1}, "temprature"),
             ("t", {}, "session_id"),
         ):
-            error = error_of([e async for events in it.replica.continue_(session, [1], None, params, "req") for e in events])
+            error = error_of(
+                [e async for events in it.replica.continue_(session, [1], None, params, "req") for e in events]
+            )
             assert isinstance(error, ErllamaError)
             assert error.param == expected
 
@@ -316,7 +330,9 @@ def test_an_id_whose_reader_left_is_in_flight_until_its_last_event_has_come(serv
         it.backend.release()
         for _ in range(
             2
-        ):  # the second one runs after the step that ended the request: its last event waits for this loop, which is busy here
+            # the second one runs after the step that ended the request: its last event waits for
+            # this loop, which is busy here
+        ):
             it.replica._model._call(lambda engine: engine.idle)
         assert "in flight" in str(error_of(await events_of(it.replica, request("same"))))
         await asyncio.sleep(0)  # now it comes
@@ -356,7 +372,7 @@ def test_shutdown_ends_running_requests_with_an_event_and_is_idempotent(serve):
     serve(story)
 
 
-# --- the rest of the engine API ------------------------------------------------------------------------------------------
+# --- the rest of the engine API -------------------------------------------------------------------
 
 
 def test_text_and_logprobs_of_a_reply_belong_to_its_tokens(serve):
@@ -468,11 +484,15 @@ def test_the_threads_are_the_cpus_that_ray_gave_unless_the_config_names_a_number
 def test_a_new_replica_has_the_hottest_prefixes_live_before_it_answers(tmp_path):
     """The second replica stands for one after a restart, on the same store."""
     (tmp_path / "model.gguf").write_bytes(b"not read by the stub")
-    spec = ModelSpec(id="stub", path=str(tmp_path / "model.gguf"), fingerprint="trusted", n_ctx=1024, n_parallel=2, prewarm=1)
+    spec = ModelSpec(
+        id="stub", path=str(tmp_path / "model.gguf"), fingerprint="trusted", n_ctx=1024, n_parallel=2, prewarm=1
+    )
     store = StoreConfig(tiers=(TierConfig(str(tmp_path / "kv")),))
 
     def replica() -> ModelReplica:
-        return ModelReplica(spec, n_cpus=1, store=store, make_model=partial(Model, make_backend=StubBackend.from_config))
+        return ModelReplica(
+            spec, n_cpus=1, store=store, make_model=partial(Model, make_backend=StubBackend.from_config)
+        )
 
     async def asked(one: ModelReplica) -> Completion:
         return await complete(one, [1 + i * 7 % 250 for i in range(600)], response_tokens=2, temperature=0)

@@ -31,6 +31,8 @@ def test_without_a_budget_there_is_a_bound_all_the_same():
 @pytest.mark.parametrize("budget_s", [0.0, 7.5])
 def test_the_health_check_follows_the_budget_of_the_model(budget_s: float):
     model = FakeModel()
-    replica = ModelReplica(ModelSpec(id="m", path="x", decode_budget_s=budget_s), n_cpus=1, make_model=lambda *_, **__: model)
+    replica = ModelReplica(
+        ModelSpec(id="m", path="x", decode_budget_s=budget_s), n_cpus=1, make_model=lambda *_, **__: model
+    )
     asyncio.run(replica.check_health())
     assert model.asked == [stuck_after_s(budget_s)]

@@ -18,7 +18,9 @@ DEPLOYMENT = DeploymentID(name="model-demo", app_name="erllama")
 
 def args(**model: Any) -> BuildArgs:
     routing = model.pop("routing", {})
-    return BuildArgs.model_validate({"models": [{"id": "demo", "path": "demo", **model}], "routing": routing, "store": {"tiers": []}})
+    return BuildArgs.model_validate(
+        {"models": [{"id": "demo", "path": "demo", **model}], "routing": routing, "store": {"tiers": []}}
+    )
 
 
 def config_of(**model: Any) -> Any:
@@ -27,7 +29,9 @@ def config_of(**model: Any) -> Any:
 
 
 class Fixture:
-    """A router and its replicas. `ask` chooses for a call, and tells the router that the best one took it."""
+    """A router and its replicas. `ask` chooses for a call, and tells the router that the best one
+    took it.
+    """
 
     def __init__(self, n_replicas: int = 3) -> None:
         self.router = KvRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
@@ -42,7 +46,11 @@ class Fixture:
             return 0
 
         return SimpleNamespace(
-            replica_id=ReplicaID(name, DEPLOYMENT), node_id="n", routing_stats={}, max_ongoing_requests=10, get_queue_len=queue_len
+            replica_id=ReplicaID(name, DEPLOYMENT),
+            node_id="n",
+            routing_stats={},
+            max_ongoing_requests=10,
+            get_queue_len=queue_len,
         )
 
     async def ask(self, method: str, *call: Any) -> list[list[str]]:
@@ -85,7 +93,11 @@ async def test_unknown_prompts_go_round():
 
 async def test_what_another_router_sent_is_known_from_the_replica():
     fixture = Fixture()
-    fixture.replicas[2].routing_stats = {"prefixes": pack_hashes(chunk_hashes(chunk_chain(range(600), 32))), "load": 0, "n_parallel": 4}
+    fixture.replicas[2].routing_stats = {
+        "prefixes": pack_hashes(chunk_hashes(chunk_chain(range(600), 32))),
+        "load": 0,
+        "n_parallel": 4,
+    }
     fixture.router.update_replicas(fixture.replicas)
     assert (await fixture.generate(0))[0] == ["r2"]
 
@@ -140,7 +152,9 @@ def test_models_with_several_replicas_are_routed(model, routed):
 
 
 def test_the_knobs_arrive():
-    config = config_of(num_replicas=2, n_parallel=3, routing={"chunk_tokens": 64, "guard_tokens": 7, "stats_period_s": 2})
+    config = config_of(
+        num_replicas=2, n_parallel=3, routing={"chunk_tokens": 64, "guard_tokens": 7, "stats_period_s": 2}
+    )
     assert config.request_routing_stats_period_s == 2
     assert config.request_router_kwargs == {
         "chunk_tokens": 64, "guard_tokens": 7.0, "n_parallel": 3, "node_share": 0.0, "node_min_tokens": 512, "lag_s": 6.0,
@@ -148,7 +162,9 @@ def test_the_knobs_arrive():
 
 
 def test_a_store_makes_a_node_s_first_tier_count():
-    parsed = BuildArgs.model_validate({"models": [{"id": "demo", "path": "demo", "num_replicas": 2}], "store": {"tiers": [{"url": "/x"}]}})
+    parsed = BuildArgs.model_validate(
+        {"models": [{"id": "demo", "path": "demo", "num_replicas": 2}], "store": {"tiers": [{"url": "/x"}]}}
+    )
     config = router_config(parsed.models[0], parsed.routing, parsed.store.config(), parsed.policy)
     assert config is not None
     assert config.request_router_kwargs["node_share"] > 0

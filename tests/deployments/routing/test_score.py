@@ -28,9 +28,16 @@ def view(key: str, **known: object) -> ReplicaView[str]:
         pytest.param({"live": 960, "load": 6}, {}, "b", id="a hot replica sheds"),
         pytest.param({"live": 64, "load": 4}, {}, "b", id="a short match is not worth waiting for"),
         pytest.param({"live": 960, "load": 6}, {"load": 6}, "a", id="all are hot"),
-        pytest.param({"live": 64, "full": True, "load": 1}, {}, "b", id="an empty sequence elsewhere rather than another's conversation"),
+        pytest.param(
+            {"live": 64, "full": True, "load": 1},
+            {},
+            "b",
+            id="an empty sequence elsewhere rather than another's conversation",
+        ),
         pytest.param({"has_session": True, "load": 9}, {"live": 960}, "a", id="a session stays"),
-        pytest.param({"has_failed": True, "live": 960, "has_session": True}, {"load": 9}, "b", id="not again where it failed"),
+        pytest.param(
+            {"has_failed": True, "live": 960, "has_session": True}, {"load": 9}, "b", id="not again where it failed"
+        ),
     ],
 )
 def test_the_better_one_comes_first(a, b, first):
@@ -41,7 +48,10 @@ def test_the_better_one_comes_first(a, b, first):
 def test_a_hot_replica_sheds_as_soon_as_waiting_costs_more_than_computing():
     holder = view("holder", live=1000)
     other = view("other")
-    order = ["holder" if ranked([replace(holder, load=load), other], 1000, WEIGHTS)[0] == "holder" else "other" for load in range(10)]
+    order = [
+        "holder" if ranked([replace(holder, load=load), other], 1000, WEIGHTS)[0] == "holder" else "other"
+        for load in range(10)
+    ]
     assert order == ["holder"] * 5 + ["other"] * 5  # four run, one waits: 160 + 512 < 1000; two wait: 192 + 1024 > 1000
     patient = replace(WEIGHTS, guard_tokens=4 * WEIGHTS.guard_tokens)
     assert ranked([replace(holder, load=3), other], 1000, patient)[0] == "holder"

@@ -1,4 +1,6 @@
-"""What a replica publishes: chains of hashes, thinned to a bound, and what its engine really holds."""
+"""What a replica publishes: chains of hashes, thinned to a bound, and what its engine really
+holds.
+"""
 
 import asyncio
 from concurrent.futures import Future
@@ -84,12 +86,19 @@ def test_the_prompt_of_a_call(method, args, expected):
         return
     n_tokens, n_chunks, session, request, attempt = expected
     assert prompt is not None
-    assert (prompt.n_tokens, len(prompt.chain), prompt.request, prompt.attempt) == (n_tokens, n_chunks, request, attempt)
+    assert (prompt.n_tokens, len(prompt.chain), prompt.request, prompt.attempt) == (
+        n_tokens,
+        n_chunks,
+        request,
+        attempt,
+    )
     assert prompt.session == (None if session is None else session_hash(session))
 
 
 def live(*idle: np.ndarray, **more: object) -> LivePrefixes:
-    return LivePrefixes(**{"running": (), "idle": tuple(enumerate(idle)), "n_empty": 1, "sessions": (), "whole": False, **more})
+    return LivePrefixes(
+        **{"running": (), "idle": tuple(enumerate(idle)), "n_empty": 1, "sessions": (), "whole": False, **more}
+    )
 
 
 def done(snapshot: LivePrefixes) -> Future[LivePrefixes]:

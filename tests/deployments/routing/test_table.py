@@ -1,4 +1,6 @@
-"""What a router knows of its replicas, from decisions, acceptances, ends and what replicas publish. A clock by hand, no Ray."""
+"""What a router knows of its replicas, from decisions, acceptances, ends and what replicas publish.
+A clock by hand, no Ray.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +20,14 @@ class Fixture:
     def __init__(self, *replicas: str, **settings: Any) -> None:
         self.now = 0
         self.table: RouteTable[str] = RouteTable(
-            **{"chunk_tokens": CHUNK, "n_parallel": 4, "lag_s": LAG_NS / 1e9, "node_min_tokens": 512, "clock": lambda: self.now, **settings}
+            **{
+                "chunk_tokens": CHUNK,
+                "n_parallel": 4,
+                "lag_s": LAG_NS / 1e9,
+                "node_min_tokens": 512,
+                "clock": lambda: self.now,
+                **settings,
+            }
         )
         self.stats: dict[str, dict[str, Any]] = {name: {} for name in replicas or ("a", "b")}
         self.update()
@@ -28,7 +37,11 @@ class Fixture:
 
     def publish(self, name: str, **stats: Any) -> None:
         """`prefixes` and `tails` are prompts, `sessions` names."""
-        packed = {key: pack_hashes(h for p in stats.pop(key) for h in p.chain) for key in ("prefixes", "tails") if key in stats}
+        packed = {
+            key: pack_hashes(h for p in stats.pop(key) for h in p.chain)
+            for key in ("prefixes", "tails")
+            if key in stats
+        }
         if "sessions" in stats:
             packed["sessions"] = pack_hashes(map(session_hash, stats.pop("sessions")))
         self.stats[name] = {**packed, **stats}
@@ -47,7 +60,12 @@ class Fixture:
 
 def prompt(tokens: Iterable[int], session: str | None = None, **more: Any) -> RoutedPrompt:
     ids = list(tokens)
-    return RoutedPrompt(len(ids), tuple(chunk_hashes(chunk_chain(ids, CHUNK))), None if session is None else session_hash(session), **more)
+    return RoutedPrompt(
+        len(ids),
+        tuple(chunk_hashes(chunk_chain(ids, CHUNK))),
+        None if session is None else session_hash(session),
+        **more,
+    )
 
 
 LONG = prompt(range(1000))
@@ -101,7 +119,8 @@ def test_a_thinned_chain_matches_up_to_the_last_chunk_that_was_told():
     fixture = Fixture()
     fixture.stats["a"] = {"prefixes": pack_hashes(LONG.chain[3::4])}
     fixture.update()
-    assert fixture.seen(prompt([*range(500), 1, 2]), "live")["a"] == 384  # of 480 in common, told are 128, 256, 384, 512, ...
+    # of 480 in common, told are 128, 256, 384, 512, ...
+    assert fixture.seen(prompt([*range(500), 1, 2]), "live")["a"] == 384
 
 
 def test_load_of_other_routers_is_what_our_own_requests_do_not_explain():

@@ -23,7 +23,11 @@ def sequences(draw, states=(*LIVE, State.RESTORING), sets=SETS):
         if state is State.GENERATING:
             n_generated = draw(st.integers(1, 20))
             shape = {"n_generated": n_generated, "n_kv": n_prompt + n_generated - 1}
-        made.append(make_sequence(str(i), state=state, n_prompt=n_prompt, seq_id=i, adapters=draw(st.sampled_from(sets)), **shape))
+        made.append(
+            make_sequence(
+                str(i), state=state, n_prompt=n_prompt, seq_id=i, adapters=draw(st.sampled_from(sets)), **shape
+            )
+        )
     return made
 
 
@@ -67,7 +71,9 @@ def test_a_plan_of_tokens_has_exactly_one_for_every_generating_sequence_of_its_s
     plan = plan_batch(running, limits, turn)
     rows = by_state(plan, State.GENERATING)
     if rows:
-        assert [row.sequence for row in rows] == [s for s in running if s.state is State.GENERATING and s.adapters == plan.adapters]
+        assert [row.sequence for row in rows] == [
+            s for s in running if s.state is State.GENERATING and s.adapters == plan.adapters
+        ]
         assert all(row.n_tokens == 1 for row in rows)
 
 
@@ -142,7 +148,9 @@ def compute(plan: BatchPlan) -> None:
 
 
 def most_steps(running: list[Sequence], limits: BatchLimits) -> int:
-    """Until every prompt is computed: at worst each step serves one of the sequences, with the smaller of a slice and the batch."""
+    """Until every prompt is computed: at worst each step serves one of the sequences, with the
+    smaller of a slice and the batch.
+    """
     work = sum(-(-s.n_pending // min(limits.prefill_slice, limits.n_batch)) + 1 for s in running)
     return work * len(running)
 

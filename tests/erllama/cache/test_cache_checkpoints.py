@@ -9,7 +9,7 @@ from erllama.events import CacheHitKind
 from erllama.kv.layout import KvKind
 from tests.support.flow_kit import CHECKPOINT_KINDS, POLICY, ask, problem, prompt, reply, rig_of
 
-# --- states that cannot be cut ----------------------------------------------------------------------------------------------------
+# --- states that cannot be cut --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CHECKPOINT_KINDS)
@@ -37,7 +37,9 @@ def test_a_conversation_is_resumed_at_the_checkpoint_of_its_end(store: Store, ki
 
 @pytest.mark.parametrize("kind", CHECKPOINT_KINDS)
 @pytest.mark.parametrize(("n_shared", "n_cached"), [(511, 0), (512, 512), (700, 512), (1024, 1024), (1100, 1024)])
-def test_a_prompt_that_branches_off_is_restored_at_the_last_checkpoint_before(store: Store, kind: KvKind, n_shared: int, n_cached: int):
+def test_a_prompt_that_branches_off_is_restored_at_the_last_checkpoint_before(
+    store: Store, kind: KvKind, n_shared: int, n_cached: int
+):
     ask(rig_of(store, kind=kind), "first", prompt(1200))
     other = [*prompt(1200)[:n_shared], 256, *prompt(60, 1)]
     rig = rig_of(store, kind=kind)
@@ -58,11 +60,17 @@ def test_a_prompt_that_ends_at_a_checkpoint_without_logits_is_restored_at_an_ear
 
 
 @pytest.mark.parametrize("kind", CHECKPOINT_KINDS)
-def test_a_checkpoint_is_stored_where_its_rows_end_and_nowhere_else(store: Store, kind: KvKind, monkeypatch: pytest.MonkeyPatch):
-    """Slices of 96 tokens end inside of blocks, where a prompt that goes on has no rows to go with a checkpoint."""
+def test_a_checkpoint_is_stored_where_its_rows_end_and_nowhere_else(
+    store: Store, kind: KvKind, monkeypatch: pytest.MonkeyPatch
+):
+    """Slices of 96 tokens end inside of blocks, where a prompt that goes on has no rows to go with
+    a checkpoint.
+    """
     stored: list[Block] = []
     save = store.save
-    monkeypatch.setattr(store, "save", lambda blocks, *, wait_s=0.0: (stored.extend(blocks), save(blocks, wait_s=wait_s))[1])
+    monkeypatch.setattr(
+        store, "save", lambda blocks, *, wait_s=0.0: (stored.extend(blocks), save(blocks, wait_s=wait_s))[1]
+    )
     ask(rig_of(store, kind=kind, prefill_slice=96), "it", prompt(1500))
     ends = {block.id.start for block in stored if block.id.kind is Kind.END}
     assert ends <= {block.id.start + block.id.n_tokens for block in stored if block.id.kind is Kind.ROWS}

@@ -1,4 +1,6 @@
-"""Giving the context back, sessions that hold on to it, parents that are waited for, and deterministic engines."""
+"""Giving the context back, sessions that hold on to it, parents that are waited for, and
+deterministic engines.
+"""
 
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ from erllama.events import Done
 from tests.support.engine_kit import Rig, request
 from tests.support.flow_kit import POLICY, ask, flushed, prompt, reply, rig_of
 
-# --- evict ------------------------------------------------------------------------------------------------------------------------
+# --- evict ----------------------------------------------------------------------------------------
 
 
 def test_an_evict_tells_what_it_freed_and_the_next_request_makes_a_new_context(store: Store):
@@ -59,7 +61,7 @@ def test_a_context_that_cannot_be_made_again_fails_those_who_wait(store: Store, 
     assert rig.engine.idle
 
 
-# --- sessions and parents ---------------------------------------------------------------------------------------------------------
+# --- sessions and parents -------------------------------------------------------------------------
 
 
 def test_a_session_keeps_its_sequence_while_strangers_come_and_go():
@@ -172,7 +174,7 @@ def test_a_parent_key_that_names_no_prefix_of_the_prompt_is_not_waited_for(store
     assert len(lookups) == 1
 
 
-# --- deterministic ----------------------------------------------------------------------------------------------------------------
+# --- deterministic --------------------------------------------------------------------------------
 
 
 def test_deterministic_engines_take_over_whole_slices_only(store: Store):

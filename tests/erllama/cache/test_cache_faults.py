@@ -11,7 +11,7 @@ from erllama.events import FinishReason
 from tests.support.engine_kit import OnCall, Rig, request
 from tests.support.flow_kit import POLICY, WAIT_S, Faulty, ask, open_store, problem, prompt, reply, rig_of
 
-# --- whatever goes wrong ----------------------------------------------------------------------------------------------------------
+# --- whatever goes wrong --------------------------------------------------------------------------
 
 
 def restoring_rig(store: Store) -> tuple[Rig, OnCall]:
@@ -120,7 +120,9 @@ def test_a_store_that_raises_on_reading_is_a_miss(store: Store, method: str, mon
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), MemoryError("staging")], ids=lambda e: type(e).__name__)
-def test_a_store_that_raises_on_saving_loses_the_save_alone(store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_raises_on_saving_loses_the_save_alone(
+    store: Store, error: Exception, monkeypatch: pytest.MonkeyPatch
+):
     def fail(blocks: list[Block], *, wait_s: float = 0.0) -> int:
         raise error
 

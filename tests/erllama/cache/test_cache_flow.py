@@ -14,9 +14,22 @@ from erllama.cache.policy import CachePolicy
 from erllama.events import CacheHitKind
 from erllama.kv.layout import KvKind
 from tests.support.engine_kit import request
-from tests.support.flow_kit import LOGITS, N_CTX, POLICY, SAMPLED, Faulty, ask, flushed, open_store, problem, prompt, reply, rig_of
+from tests.support.flow_kit import (
+    LOGITS,
+    N_CTX,
+    POLICY,
+    SAMPLED,
+    Faulty,
+    ask,
+    flushed,
+    open_store,
+    problem,
+    prompt,
+    reply,
+    rig_of,
+)
 
-# --- from the store ---------------------------------------------------------------------------------------------------------------
+# --- from the store -------------------------------------------------------------------------------
 
 
 def test_after_an_evict_the_same_prompt_is_restored(store: Store):
@@ -119,11 +132,13 @@ def test_adapters_and_none_share_nothing(store: Store, tmp_path: Path):
     assert rig.ids("again") == rig.ids("adapted") != rig.ids("plain")
 
 
-# --- stored logits ----------------------------------------------------------------------------------------------------------------
+# --- stored logits --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"temperature": 0.0}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}], ids=["greedy", "sampled"]
+    "sampling",
+    [{"temperature": 0.0}, {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}],
+    ids=["greedy", "sampled"],
 )
 def test_with_stored_logits_nothing_is_decoded_before_the_first_token(store: Store, sampling: dict):
     first = rig_of(store, LOGITS)
@@ -177,7 +192,7 @@ def test_logits_of_another_vocabulary_are_not_used(store: Store):
     assert ask(rig, "second", prompt(1000)).stats.cached_tokens == 999
 
 
-# --- the same tokens, whatever way ------------------------------------------------------------------------------------------------
+# --- the same tokens, whatever way ----------------------------------------------------------------
 
 
 @settings(max_examples=25)
@@ -214,13 +229,22 @@ def test_a_reply_is_the_same_cold_live_restored_and_resumed_anywhere(
 
 
 TURN = st.tuples(
-    st.integers(1, 400), st.integers(0, 30), st.sampled_from(["on", "branch", "again"]), st.sampled_from(["-", "evict", "move"])
+    st.integers(1, 400),
+    st.integers(0, 30),
+    st.sampled_from(["on", "branch", "again"]),
+    st.sampled_from(["-", "evict", "move"]),
 )
 
 
 @settings(max_examples=25)
-@given(turns=st.lists(TURN, min_size=2, max_size=6), kind=st.sampled_from([KvKind.ATTENTION, KvKind.HYBRID]), n_parallel=st.integers(1, 3))
-def test_a_conversation_gets_the_same_replies_whatever_happens_between_its_turns(turns: list, kind: KvKind, n_parallel: int):
+@given(
+    turns=st.lists(TURN, min_size=2, max_size=6),
+    kind=st.sampled_from([KvKind.ATTENTION, KvKind.HYBRID]),
+    n_parallel=st.integers(1, 3),
+)
+def test_a_conversation_gets_the_same_replies_whatever_happens_between_its_turns(
+    turns: list, kind: KvKind, n_parallel: int
+):
     with Store(StoreConfig(tiers=(TierConfig(f"memory://{uuid.uuid4()}"),))) as store:
         rig = rig_of(store, kind=kind, n_parallel=n_parallel)
         tokens: list[int] = []

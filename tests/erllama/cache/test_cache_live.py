@@ -1,4 +1,6 @@
-"""Prefixes that are taken over from the context itself: from sequences that ended, that run, and that will have them soon."""
+"""Prefixes that are taken over from the context itself: from sequences that ended, that run, and
+that will have them soon.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,7 @@ from tests.support.flow_kit import (
     rig_of,
 )
 
-# --- live -------------------------------------------------------------------------------------------------------------------------
+# --- live -----------------------------------------------------------------------------------------
 
 
 def test_a_conversation_goes_on_in_place():
@@ -104,7 +106,9 @@ def test_equal_prompts_that_arrive_together_are_computed_once():
     rig.submit(*(request(name, prompt(500), max_tokens=1, seed=seed, **SAMPLED) for seed, name in enumerate("abcd")))
     rig.run()
     assert rig.computed() <= 500 + 3
-    assert all(rig.ids(name) == reply(prompt(500), max_tokens=1, seed=seed, **SAMPLED) for seed, name in enumerate("abcd"))
+    assert all(
+        rig.ids(name) == reply(prompt(500), max_tokens=1, seed=seed, **SAMPLED) for seed, name in enumerate("abcd")
+    )
 
 
 @pytest.mark.parametrize("kind", CHECKPOINT_KINDS)
@@ -141,7 +145,7 @@ def test_a_copy_that_fails_is_computed_instead(monkeypatch: pytest.MonkeyPatch):
     assert "no" in problem(rig)
 
 
-# --- two at once ------------------------------------------------------------------------------------------------------------------
+# --- two at once ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_store", [False, True])
@@ -199,7 +203,9 @@ SHARED = replace(POLICY, share_wait_s=WAIT_S, cold_step_tokens=256)
 
 
 def test_a_prefix_that_another_replica_computes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two processes on one directory, each with a store of its own. The wait is made of many short ones."""
+    """Two processes on one directory, each with a store of its own. The wait is made of many short
+    ones.
+    """
     monkeypatch.setattr("erllama.cache.read._SHARE_SLICE_S", 0.01)
     with open_store(tmp_path) as here, open_store(tmp_path) as there, ThreadPoolExecutor() as threads:
         first, second = rig_of(here, SHARED), rig_of(there, SHARED, executor=threads)
@@ -236,7 +242,10 @@ def test_a_claim_is_kept_until_what_it_stands_for_is_written(faulty: Faulty, tmp
         faulty.tier.release()
         releasing.result(WAIT_S)
         assert other.claimed(key) == 0
-        assert other.lookup(TokenChain(root_of(()), np.asarray(prompt(1000), np.uint32)), deadline_s=WAIT_S).n_tokens >= 768
+        assert (
+            other.lookup(TokenChain(root_of(()), np.asarray(prompt(1000), np.uint32)), deadline_s=WAIT_S).n_tokens
+            >= 768
+        )
 
 
 @pytest.mark.parametrize("when", ["reading", "read", "computing"])

@@ -36,7 +36,12 @@ POLICY = CachePolicy()  # cold: from 512 tokens on, every 1024, without the last
     ],
 )
 def test_how_much_of_a_prompt_is_due(n_prompt: int, n_kv: int, n_saved: int, upto: int):
-    assert cold_upto(POLICY, n_prompt=n_prompt, n_kv=n_kv, n_saved=n_saved, step_tokens=POLICY.cold_step_tokens, trims=True) == upto
+    assert (
+        cold_upto(
+            POLICY, n_prompt=n_prompt, n_kv=n_kv, n_saved=n_saved, step_tokens=POLICY.cold_step_tokens, trims=True
+        )
+        == upto
+    )
 
 
 def test_the_end_of_a_prompt_is_not_trimmed_where_the_state_belongs_to_its_end():
@@ -48,16 +53,24 @@ def test_what_is_due_is_in_the_context_and_before_the_end_whole_blocks(n_prompt:
     n_kv = data.draw(st.integers(0, n_prompt))
     n_saved = data.draw(st.integers(0, n_kv))
     upto = cold_upto(
-        POLICY, n_prompt=n_prompt, n_kv=n_kv, n_saved=n_saved, step_tokens=POLICY.cold_step_tokens, trims=data.draw(st.booleans())
+        POLICY,
+        n_prompt=n_prompt,
+        n_kv=n_kv,
+        n_saved=n_saved,
+        step_tokens=POLICY.cold_step_tokens,
+        trims=data.draw(st.booleans()),
     )
     assert upto <= n_kv
     assert n_kv == n_prompt or upto % 256 == 0
 
 
 @pytest.mark.parametrize(
-    ("n_kv", "n_saved", "upto"), [(0, 0, 0), (2047, 0, 0), (2048, 0, 2048), (4095, 2048, 0), (4096, 2048, 4096), (3000, 900, 2816)]
+    ("n_kv", "n_saved", "upto"),
+    [(0, 0, 0), (2047, 0, 0), (2048, 0, 2048), (4095, 2048, 0), (4096, 2048, 4096), (3000, 900, 2816)],
 )
-def test_a_continued_save_is_due_at_an_interval_of_unsaved_tokens_and_takes_whole_blocks(n_kv: int, n_saved: int, upto: int):
+def test_a_continued_save_is_due_at_an_interval_of_unsaved_tokens_and_takes_whole_blocks(
+    n_kv: int, n_saved: int, upto: int
+):
     assert continued_upto(POLICY, n_kv=n_kv, n_saved=n_saved, whole_blocks=True) == upto
 
 
@@ -65,8 +78,12 @@ def test_a_continued_save_of_a_state_that_cannot_be_cut_takes_all():
     assert continued_upto(POLICY, n_kv=3000, n_saved=900, whole_blocks=False) == 3000
 
 
-@given(interval=st.integers(1, 700), n_given=st.integers(0, 900), n_reply=st.integers(0, 3000), n_saved=st.integers(0, 900))
-def test_never_more_than_an_interval_or_a_block_of_a_reply_is_unsaved(interval: int, n_given: int, n_reply: int, n_saved: int):
+@given(
+    interval=st.integers(1, 700), n_given=st.integers(0, 900), n_reply=st.integers(0, 3000), n_saved=st.integers(0, 900)
+)
+def test_never_more_than_an_interval_or_a_block_of_a_reply_is_unsaved(
+    interval: int, n_given: int, n_reply: int, n_saved: int
+):
     policy, n_saved = replace(POLICY, continued_interval=interval), min(n_saved, n_given)
     for n_kv in range(n_given + 1, n_given + n_reply):
         n_saved = max(n_saved, continued_upto(policy, n_kv=n_kv, n_saved=n_saved, whole_blocks=True))
@@ -75,9 +92,17 @@ def test_never_more_than_an_interval_or_a_block_of_a_reply_is_unsaved(interval: 
 
 @pytest.mark.parametrize(
     ("logits_bytes", "new_kv_bytes", "always", "due"),
-    [(100, 1600, False, True), (101, 1600, False, False), (100, 0, False, False), (100, 0, True, True), (0, 0, False, True)],
+    [
+        (100, 1600, False, True),
+        (101, 1600, False, False),
+        (100, 0, False, False),
+        (100, 0, True, True),
+        (0, 0, False, True),
+    ],
 )
-def test_logits_are_stored_up_to_a_sixteenth_of_the_new_kv(logits_bytes: int, new_kv_bytes: int, always: bool, due: bool):
+def test_logits_are_stored_up_to_a_sixteenth_of_the_new_kv(
+    logits_bytes: int, new_kv_bytes: int, always: bool, due: bool
+):
     assert logits_due(POLICY, logits_bytes=logits_bytes, new_kv_bytes=new_kv_bytes, always=always) is due
 
 

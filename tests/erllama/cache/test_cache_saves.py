@@ -10,7 +10,7 @@ from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
 from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, request, root_of
 from tests.support.flow_kit import POLICY, WAIT_S, ask, flushed, prompt, reply, rig_of
 
-# --- saves ------------------------------------------------------------------------------------------------------------------------
+# --- saves ----------------------------------------------------------------------------------------
 
 
 def test_the_five_reasons(store: Store):
@@ -96,7 +96,9 @@ def test_a_conversation_is_stored_once_whatever_its_turns(store: Store, saves: l
     ],
     ids=str,
 )
-def test_gates_keep_short_sequences_out_of_the_store(store: Store, saves: list, policy: dict, n_prompt: int, expected: list[str]):
+def test_gates_keep_short_sequences_out_of_the_store(
+    store: Store, saves: list, policy: dict, n_prompt: int, expected: list[str]
+):
     ask(rig_of(store, replace(POLICY, cold_step_tokens=5000, **policy)), "it", prompt(n_prompt))
     assert [reason for reason, _ in saves] == expected
 

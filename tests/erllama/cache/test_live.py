@@ -1,4 +1,6 @@
-"""KV that outlives its request: who may take it over, in place or as a copy, and which is given up first."""
+"""KV that outlives its request: who may take it over, in place or as a copy, and which is given up
+first.
+"""
 
 from collections.abc import Iterable
 
@@ -41,12 +43,16 @@ def choose(
     return live.choose(chain(tokens), session_id, free=free, running=running, cuttable=cuttable)
 
 
-def running(seq_id: int, tokens: Iterable[int], *, n_kv: int | None = None, state: State = State.GENERATING) -> Sequence:
+def running(
+    seq_id: int, tokens: Iterable[int], *, n_kv: int | None = None, state: State = State.GENERATING
+) -> Sequence:
     tokens = list(tokens)
-    return make_sequence(f"on {seq_id}", state=state, seq_id=seq_id, tokens=tokens, n_kv=len(tokens) if n_kv is None else n_kv)
+    return make_sequence(
+        f"on {seq_id}", state=state, seq_id=seq_id, tokens=tokens, n_kv=len(tokens) if n_kv is None else n_kv
+    )
 
 
-# --- in place or as a copy -------------------------------------------------------------------------------------------------------
+# --- in place or as a copy ------------------------------------------------------------------------
 
 
 def test_a_conversation_goes_on_in_place():
@@ -137,10 +143,12 @@ def test_kv_of_another_root_is_never_taken_over():
 
 
 def test_only_what_a_running_sequence_has_in_the_context_counts():
-    assert choose(LiveKv(), range(500), free=[0], running=[running(1, range(500), n_kv=64, state=State.PREFILLING)]) == Choice(0, 1, 64)
+    assert choose(
+        LiveKv(), range(500), free=[0], running=[running(1, range(500), n_kv=64, state=State.PREFILLING)]
+    ) == Choice(0, 1, 64)
 
 
-# --- who is given up --------------------------------------------------------------------------------------------------------------
+# --- who is given up ------------------------------------------------------------------------------
 
 
 def test_an_empty_id_is_taken_before_any_that_holds_kv():
@@ -160,8 +168,12 @@ def test_the_short_and_old_go_before_the_long_and_old():
 
 
 @given(st.integers(1, 6), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 60)), max_size=6), st.data())
-def test_a_short_side_request_never_destroys_a_long_conversation_while_another_id_is_free(n: int, others: list, data: st.DataObject):
-    """Whatever the other ids hold, and whatever part of the conversation, or of theirs, the side request begins with."""
+def test_a_short_side_request_never_destroys_a_long_conversation_while_another_id_is_free(
+    n: int, others: list, data: st.DataObject
+):
+    """Whatever the other ids hold, and whatever part of the conversation, or of theirs, the side
+    request begins with.
+    """
     live = LiveKv()
     for seq_id, n_tokens in others:
         if seq_id < n:
@@ -176,7 +188,7 @@ def test_a_first_token_in_common_does_not_spare_a_short_one_at_the_cost_of_a_lon
     assert choose(live, [2, 8], free=[0, 1]) == Choice(1, 1, 1)
 
 
-# --- sessions ----------------------------------------------------------------------------------------------------------------------
+# --- sessions -------------------------------------------------------------------------------------
 
 
 def test_the_kv_of_sessions_is_given_up_last():
@@ -219,7 +231,7 @@ def test_unpinned_kv_stays_and_is_like_any_other():
     assert live.n_tokens == 2020
 
 
-# --- state that cannot be cut -------------------------------------------------------------------------------------------------------
+# --- state that cannot be cut ---------------------------------------------------------------------
 
 
 def test_a_state_that_cannot_be_cut_is_taken_over_whole():
@@ -227,7 +239,9 @@ def test_a_state_that_cannot_be_cut_is_taken_over_whole():
     assert choose(live, [*range(100), 7], free=[0], cuttable=False) == Choice(0, 0, 100)
 
 
-@pytest.mark.parametrize("prompt", [range(99), [*range(99), 7, 8], range(100)], ids=["shorter", "parts before its end", "the same"])
+@pytest.mark.parametrize(
+    "prompt", [range(99), [*range(99), 7, 8], range(100)], ids=["shorter", "parts before its end", "the same"]
+)
 def test_a_state_that_cannot_be_cut_is_not_taken_over_in_part(prompt: Iterable[int]):
     live = live_kv((0, range(100)))
     assert choose(live, prompt, free=[0, 1], cuttable=False) == Choice(1)
@@ -238,7 +252,7 @@ def test_a_shorter_state_that_fits_beats_a_longer_one_that_would_have_to_be_cut(
     assert live.best_source(chain(range(1000)), (), cuttable=False) == (1, 200)
 
 
-# --- alignment ---------------------------------------------------------------------------------------------------------------------
+# --- alignment ------------------------------------------------------------------------------------
 
 
 def test_aligned_prefixes_are_multiples_of_the_slice():
@@ -251,7 +265,7 @@ def test_less_than_a_slice_in_common_is_nothing():
     assert choose(live, range(100), free=[0, 1]) == Choice(1)
 
 
-# --- what is there -----------------------------------------------------------------------------------------------------------------
+# --- what is there --------------------------------------------------------------------------------
 
 
 def test_exchanged_ids_exchange_what_they_hold():
@@ -276,7 +290,7 @@ def test_the_common_prefix_is_common_and_the_longest(a: list[int], b: list[int])
     assert n == min(len(a), len(b)) or a[n] != b[n]
 
 
-# --- what will be there --------------------------------------------------------------------------------------------------------------
+# --- what will be there ---------------------------------------------------------------------------
 
 
 def prefilling(seq_id: int, tokens: Iterable[int], n_kv: int = 0) -> Sequence:

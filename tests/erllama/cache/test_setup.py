@@ -35,7 +35,13 @@ SAME = {
 }
 
 
-def made(fingerprint: str = "safe:1", config: EngineConfig = CONFIG, layout: KvLayout = LAYOUT, adapters=WHOLE, version: str = "v1") -> str:
+def made(
+    fingerprint: str = "safe:1",
+    config: EngineConfig = CONFIG,
+    layout: KvLayout = LAYOUT,
+    adapters=WHOLE,
+    version: str = "v1",
+) -> str:
     return namespace(fingerprint, config, layout, adapters, version)
 
 
@@ -95,7 +101,13 @@ def test_a_namespace_never_changes():
 
 
 def test_transcripts_hang_on_the_models_name_and_the_tenant_and_on_no_root_of_kv():
-    roots = {transcript_root("a", ""), transcript_root("b", ""), transcript_root("a", "tenant"), root_key("a"), root_key(made())}
+    roots = {
+        transcript_root("a", ""),
+        transcript_root("b", ""),
+        transcript_root("a", "tenant"),
+        root_key("a"),
+        root_key(made()),
+    }
     assert len(roots) == 5
     assert transcript_root("a", "") == transcript_root("a", "")
 

@@ -1,4 +1,6 @@
-"""Chat templates: rendered as transformers does, contained, and wrong messages named by their place."""
+"""Chat templates: rendered as transformers does, contained, and wrong messages named by their
+place.
+"""
 
 from datetime import datetime
 
@@ -145,7 +147,10 @@ def test_normalised_messages():
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text must be a string"),
         ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls must be a list"),
         ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0].function must be an object"),
-        ([{"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}], "messages[0].tool_calls[0].function.name must be a string"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}],
+            "messages[0].tool_calls[0].function.name must be a string",
+        ),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages[0].tool_calls[0].function.arguments is not JSON",
@@ -168,7 +173,8 @@ def test_a_model_without_a_template_does_not_support_chat(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ x", "{% for m in messages %}", "{{ x | nofilter }}", "{% generation %}x", "{{ " + "(" * 5000]
+    "source",
+    ["{% if %}", "{{ x", "{% for m in messages %}", "{{ x | nofilter }}", "{% generation %}x", "{{ " + "(" * 5000],
 )
 def test_a_template_that_does_not_compile_is_reported_on_use(source):
     chat = template(source)
@@ -177,7 +183,8 @@ def test_a_template_that_does_not_compile_is_reported_on_use(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ messages[0].nothing.at_all }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ nothing() }}", "{{ undefined | tojson }}"]
+    "source",
+    ["{{ messages[0].nothing.at_all }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ nothing() }}", "{{ undefined | tojson }}"],
 )
 def test_whatever_a_template_raises_names_the_messages(source):
     error = refusal(source)

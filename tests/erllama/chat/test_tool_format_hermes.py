@@ -15,7 +15,22 @@ F = ToolCall("f", '{"x": 1}')
 
 pieces = st.lists(
     st.sampled_from(
-        [CALL, "<tool_call>", "</tool_call>", "<tool_", "<", "\n", " ", "text", '{"name": "g"}', '{"name": "', '"', "\\", "}", "é😀"]
+        [
+            CALL,
+            "<tool_call>",
+            "</tool_call>",
+            "<tool_",
+            "<",
+            "\n",
+            " ",
+            "text",
+            '{"name": "g"}',
+            '{"name": "',
+            '"',
+            "\\",
+            "}",
+            "é😀",
+        ]
     ),
     max_size=12,
 ).map("".join)
@@ -99,14 +114,22 @@ def test_arguments_may_be_missing_quoted_or_called_parameters():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8) | st.sampled_from([OPEN, CLOSE, '"', "\\"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.text(max_size=8)
+    | st.sampled_from([OPEN, CLOSE, '"', "\\"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
 
 
 @given(
-    st.lists(st.tuples(st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=5), JSON, max_size=3)), min_size=1, max_size=3),
+    st.lists(
+        st.tuples(st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=5), JSON, max_size=3)),
+        min_size=1,
+        max_size=3,
+    ),
     st.booleans(),
 )
 def test_what_the_form_writes_the_splitter_and_the_transcript_read(calls, ascii_only):
@@ -133,7 +156,9 @@ def test_text_streams_out_at_once_and_a_possible_tag_waits():
 
 
 def test_a_reply_made_to_be_searched_again_and_again_is_read_in_bounded_time():
-    """Every opening tag could begin a call, and no closing tag is outside of a string. A count of steps, not of seconds."""
+    """Every opening tag could begin a call, and no closing tag is outside of a string. A count of
+    steps, not of seconds.
+    """
     n = 4000
     text = OPEN * n + '"' + CLOSE * n
     steps = 0

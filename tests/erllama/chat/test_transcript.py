@@ -1,4 +1,6 @@
-"""Replies come back as they were sampled: signatures that hide nothing, and prompts that hold the sampled ids where the reply stands."""
+"""Replies come back as they were sampled: signatures that hide nothing, and prompts that hold the
+sampled ids where the reply stands.
+"""
 
 import json
 
@@ -17,7 +19,23 @@ from erllama.errors import InvalidParameter
 
 ROOT = root_key("test")
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["th", "the", " the", "aa", "aaa", "ab", "ba", "bab", "\n\n", "user", "assistant", "tool_call", "xReply", '": "', '{"']
+MERGES = [
+    "th",
+    "the",
+    " the",
+    "aa",
+    "aaa",
+    "ab",
+    "ba",
+    "bab",
+    "\n\n",
+    "user",
+    "assistant",
+    "tool_call",
+    "xReply",
+    '": "',
+    '{"',
+]
 
 
 def key_of(prompt: list[int]) -> ChainKey:
@@ -25,7 +43,9 @@ def key_of(prompt: list[int]) -> ChainKey:
 
 
 class ToyVocab:
-    """Ids 0-255 are bytes, then come merges, then control tokens. Tokenises greedily, the longest piece first."""
+    """Ids 0-255 are bytes, then come merges, then control tokens. Tokenises greedily, the longest
+    piece first.
+    """
 
     adds_bos = True
     bos_text, eos_text, chat_template = "<s>", "</s>", None
@@ -57,7 +77,9 @@ class ToyVocab:
 
 
 class Server:
-    """What the ingress does with a model, without the model: prompts are answered by what the test says was sampled."""
+    """What the ingress does with a model, without the model: prompts are answered by what the test
+    says was sampled.
+    """
 
     def __init__(self, source=CHAT_TEMPLATE, vocab=None):
         self.vocab = vocab or ToyVocab()
@@ -70,7 +92,9 @@ class Server:
         return self.store.get(id)
 
     def prompt(self, messages, tools=None, **kwargs):
-        return transcript_prompt(self.template, self.vocab, messages, tools=tools, template_kwargs=kwargs, root=ROOT, find=self.find)
+        return transcript_prompt(
+            self.template, self.vocab, messages, tools=tools, template_kwargs=kwargs, root=ROOT, find=self.find
+        )
 
     def canonical(self, messages, tools=None, **kwargs):
         return tokenize_chat(self.vocab, self.template.render(messages, tools=tools, **kwargs))
@@ -119,7 +143,21 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
 
 words = st.lists(
     st.sampled_from(
-        ["the", "a", "b", " ", "\n", "é", "😀", "<|im_end|>\n", "<|im_start|>user\n", "xReply0x", "xReply0x0x", "<tool_call>", '"']
+        [
+            "the",
+            "a",
+            "b",
+            " ",
+            "\n",
+            "é",
+            "😀",
+            "<|im_end|>\n",
+            "<|im_start|>user\n",
+            "xReply0x",
+            "xReply0x0x",
+            "<tool_call>",
+            '"',
+        ]
     ),
     min_size=1,
     max_size=6,
@@ -138,7 +176,7 @@ def segmented(draw):
     return text, ids
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(words, segmented()), min_size=1, max_size=5), st.sampled_from([None, "be brief"]))
@@ -152,7 +190,9 @@ def test_each_prompt_begins_with_the_last_one_and_its_reply_as_sampled(turns, sy
         messages.append(user(question))
         prompt = server.prompt(messages)
         assert prompt[: len(before)] == before
-        assert server.vocab.detokenize(prompt, special=True) == server.vocab.detokenize(server.canonical(messages), special=True)
+        assert server.vocab.detokenize(prompt, special=True) == server.vocab.detokenize(
+            server.canonical(messages), special=True
+        )
         server.record(prompt, ids)
         messages.append(said(text))
         before = prompt + ids
@@ -270,9 +310,11 @@ def test_a_space_that_the_template_trims_and_writes_itself_belongs_to_the_reply(
         "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}",  # changes the sentinel
         "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{{ m.content }}{% endfor %}",  # repeats it
         "{% for m in messages | reverse %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",  # moves it
-        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}",  # drops it
+        # drops it
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% endif %}{% endfor %}",
         "{% for m in messages %}{% if 'xReply' in m.content %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}{{ m.content | length }}{{ m.content }}<|im_end|>{% endfor %}",  # the rest depends on it
+        # the rest depends on it
+        "{% for m in messages %}{{ m.content | length }}{{ m.content }}<|im_end|>{% endfor %}",
     ],
 )
 def test_a_template_that_is_odd_about_the_sentinel_gives_the_canonical_prompt(source):
@@ -333,7 +375,7 @@ def test_content_in_parts_and_empty_content_are_what_the_template_makes_of_them(
     assert len(server.asked) == 2  # an empty reply is not looked up
 
 
-# --- tool calls -----------------------------------------------------------------------------------------------------------------------
+# --- tool calls -----------------------------------------------------------------------------------
 
 
 def test_a_call_comes_back_as_sampled_whatever_the_client_made_of_its_json():
@@ -354,7 +396,10 @@ def test_parallel_calls_with_results_between_and_plain_text_after():
     server = Server()
     messages, before = [user("one")], []
     turns = [
-        (call_text("f", '{"x":1}') + "\n\n" + call_text("g", "{}"), [called(("f", '{"x": 1}'), ("g", "{}")), result("1"), result("2")]),
+        (
+            call_text("f", '{"x":1}') + "\n\n" + call_text("g", "{}"),
+            [called(("f", '{"x": 1}'), ("g", "{}")), result("1"), result("2")],
+        ),
         (call_text("f", '{"x":2}'), [called(("f", '{"x": 2}')), result("3")]),
         ("the answer", [said("the answer"), user("thanks")]),
     ]
@@ -378,7 +423,9 @@ def test_a_missed_call_is_rendered_by_the_template_while_others_come_back_as_sam
     messages += [said("the answer"), user("two")]
     prompt = server.prompt(messages)
     assert prompt != server.canonical(messages)
-    assert server.vocab.detokenize(prompt, special=True) == server.vocab.detokenize(server.canonical(messages), special=True)
+    assert server.vocab.detokenize(prompt, special=True) == server.vocab.detokenize(
+        server.canonical(messages), special=True
+    )
 
 
 def test_a_template_that_wants_a_call_before_its_result_still_takes_sampled_text():
@@ -402,7 +449,9 @@ def test_replies_whose_border_cannot_be_told_are_left_to_the_template():
     server.record(server.prompt([user("one")]), by_bytes(call_text("f", "{}")))
     messages = [user("one"), called(("f", "{}")), called(("g", "{}")), result("1")]
     assert server.prompt(messages) == server.canonical(messages)
-    assert server.prompt([messages[0], messages[1], messages[3]]) != server.canonical([messages[0], messages[1], messages[3]])
+    assert server.prompt([messages[0], messages[1], messages[3]]) != server.canonical(
+        [messages[0], messages[1], messages[3]]
+    )
 
 
 def test_a_reply_that_looks_like_a_call_comes_back_as_text_when_the_client_took_it_as_text():
@@ -415,7 +464,7 @@ def test_a_reply_that_looks_like_a_call_comes_back_as_text_when_the_client_took_
     assert server.prompt(spaced) == server.canonical(spaced)
 
 
-# --- what is recorded -----------------------------------------------------------------------------------------------------------------
+# --- what is recorded -----------------------------------------------------------------------------
 
 
 def test_the_object_hangs_on_the_prompt_and_holds_the_sampled_ids():
@@ -446,7 +495,9 @@ def test_a_reply_is_not_recorded_when_its_signature_would_hide_part_of_it(text):
     assert transcript_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is None
 
 
-@pytest.mark.parametrize("text", [CALL, CALL.removesuffix("</tool_call>"), f" \n{CALL}\n{CALL}\n", f"See <tool_call> here {CALL}"])
+@pytest.mark.parametrize(
+    "text", [CALL, CALL.removesuffix("</tool_call>"), f" \n{CALL}\n{CALL}\n", f"See <tool_call> here {CALL}"]
+)
 def test_layout_around_calls_is_no_secret(text):
     assert transcript_block(ROOT, [1], by_bytes(text), text, ToyVocab().piece) is not None
 
@@ -474,19 +525,35 @@ def test_a_spelling_spells(pair):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**6), 10**6)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(st.text(max_size=8).map(str.strip), st.dictionaries(st.text(max_size=4), json_values, max_size=3), st.sampled_from([None, 0, 4]))
+@given(
+    st.text(max_size=8).map(str.strip),
+    st.dictionaries(st.text(max_size=4), json_values, max_size=3),
+    st.sampled_from([None, 0, 4]),
+)
 def test_the_sampled_call_and_the_returned_call_have_one_signature(content, arguments, indent):
     text = content + call_text("f", json.dumps(arguments, indent=indent))
     returned = dict(reversed(list(arguments.items())))
-    message = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "f", "arguments": returned}}]}
+    message = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"function": {"name": "f", "arguments": returned}}],
+    }
     assert reply_signature(text) == message_signature(message) is not None
-    other = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "f", "arguments": returned | {"new": 1}}}]}
+    other = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"function": {"name": "f", "arguments": returned | {"new": 1}}}],
+    }
     assert ("new" in arguments and arguments["new"] == 1) or message_signature(other) != reply_signature(text)
 
 
@@ -500,12 +567,14 @@ def test_arguments_that_cannot_be_written_have_no_signature():
 
 def test_content_and_calls_are_not_confused():
     as_text = message_signature({"role": "assistant", "content": '["f",{}]'})
-    as_call = message_signature({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]})
+    as_call = message_signature(
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    )
     assert as_text != as_call
     assert message_signature(said("")) is None
 
 
-# --- the real vocabulary --------------------------------------------------------------------------------------------------------------
+# --- the real vocabulary --------------------------------------------------------------------------
 
 
 @pytest.mark.model

@@ -1,4 +1,6 @@
-"""The book of replies: bounded, patient with no store for longer than its budget, and quick to forget that something was missing."""
+"""The book of replies: bounded, patient with no store for longer than its budget, and quick to
+forget that something was missing.
+"""
 
 import threading
 
@@ -176,7 +178,9 @@ def test_threads_may_share_a_book():
 
 
 class BookMachine(RuleBasedStateMachine):
-    """Whatever happens, a found reply is the last one recorded or stored under its name, and the bounds hold."""
+    """Whatever happens, a found reply is the last one recorded or stored under its name, and the
+    bounds hold.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,6 @@
-"""LoRA adapters: handles are digests, sequences keep their snapshot, and nothing is freed while it is used."""
+"""LoRA adapters: handles are digests, sequences keep their snapshot, and nothing is freed while it
+is used.
+"""
 
 import hashlib
 from collections.abc import Iterator

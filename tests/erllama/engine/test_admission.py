@@ -84,7 +84,9 @@ def test_an_id_that_is_lost_or_held_twice_fails_the_integrity_check():
 
 @given(st.integers(1, 5), st.lists(st.integers(-1, 9), max_size=40))
 def test_ids_are_neither_lost_nor_given_twice(n_parallel: int, actions: list[int]):
-    """-1 enqueues a sequence and admits; a number releases the one at that place among all of them, again and again."""
+    """-1 enqueues a sequence and admits; a number releases the one at that place among all of them,
+    again and again.
+    """
     admission, everyone = Admission(n_parallel), []
     admitted: list[Sequence] = []
     for action in actions:
@@ -101,7 +103,7 @@ def test_ids_are_neither_lost_nor_given_twice(n_parallel: int, actions: list[int
     assert admitted == [s for s in everyone if s in admitted], "admitted out of order"
 
 
-# --- which id --------------------------------------------------------------------------------------------------------------------
+# --- which id -------------------------------------------------------------------------------------
 
 
 def running_on(n_parallel: int, *seq_ids: int) -> tuple[Admission, list[Sequence]]:
@@ -164,7 +166,9 @@ def test_ids_that_follow_each_other_are_no_gap_wherever_they_begin(seq_ids: tupl
 
 
 @pytest.mark.parametrize(
-    ("seq_ids", "after"), [((0, 2), {0, 1}), ((1, 5), {1, 2}), ((0, 1, 5), {0, 1, 2}), ((0, 2, 5), {0, 1, 2}), ((5, 3), {3, 4})], ids=str
+    ("seq_ids", "after"),
+    [((0, 2), {0, 1}), ((1, 5), {1, 2}), ((0, 1, 5), {0, 1, 2}), ((0, 2, 5), {0, 1, 2}), ((5, 3), {3, 4})],
+    ids=str,
 )
 def test_the_highest_id_closes_the_lowest_gap(seq_ids: tuple[int, ...], after: set[int]):
     admission, waiting = running_on(6, *seq_ids)

@@ -1,4 +1,6 @@
-"""A decode that hangs is aborted: who ends how, what is saved, and when the engine gives itself up. The stub hangs until it is aborted."""
+"""A decode that hangs is aborted: who ends how, what is saved, and when the engine gives itself up.
+The stub hangs until it is aborted.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -45,7 +47,7 @@ def hang(rig: Rig, n: int = 1) -> None:
     rig.step()
 
 
-# --- who ends how -----------------------------------------------------------------------------------------------------------------
+# --- who ends how ---------------------------------------------------------------------------------
 
 
 def busy(rig: Rig) -> None:
@@ -61,7 +63,9 @@ def busy(rig: Rig) -> None:
     assert rig.backend.plans[-1][0][2] == 1
 
 
-@pytest.mark.parametrize(("name", "ends"), [("generates", ContextLost), ("prefills", DecodeAborted), ("waits", Done), ("ended", Done)])
+@pytest.mark.parametrize(
+    ("name", "ends"), [("generates", ContextLost), ("prefills", DecodeAborted), ("waits", Done), ("ended", Done)]
+)
 def test_running_requests_end_aborted_and_waiting_ones_run_in_the_new_context(name: str, ends: type):
     rig = tight(n_parallel=2)
     with watched(rig):
@@ -117,13 +121,16 @@ def test_the_kv_that_the_hanging_decode_did_not_touch_is_saved(store: Store):
         assert held > 300 + generated
         rig.submit(request("resumed", [*prompt(300, 1), *rig.ids("generates"), 1], max_tokens=4))
         rig.run()
-        assert rig.done("resumed").stats.cached_tokens == 300 + generated - 1  # the newest token was never in the context
+        # the newest token was never in the context
+        assert rig.done("resumed").stats.cached_tokens == 300 + generated - 1
         rig.submit(request("ended again", [*prompt(300), *rig.ids("ended"), 1], max_tokens=4))
         rig.run()
         assert rig.done("ended again").stats.cached_tokens == 303
 
 
-def test_the_kv_that_the_hanging_decode_was_writing_is_not_saved(store: Store, saves: list[tuple[str, list[tuple[int, int]]]]):
+def test_the_kv_that_the_hanging_decode_was_writing_is_not_saved(
+    store: Store, saves: list[tuple[str, list[tuple[int, int]]]]
+):
     rig = tight(store)
     with watched(rig):
         rig.submit(request("it", prompt(600), max_tokens=4))
@@ -133,7 +140,7 @@ def test_the_kv_that_the_hanging_decode_was_writing_is_not_saved(store: Store, s
         assert saves == []
 
 
-# --- when the engine gives itself up ---------------------------------------------------------------------------------------------
+# --- when the engine gives itself up --------------------------------------------------------------
 
 
 def test_the_third_abort_in_a_row_ends_the_engine():
@@ -262,7 +269,7 @@ def test_a_stop_does_not_wait_for_a_decode_that_hangs(monkeypatch: pytest.Monkey
     assert end.error.resumable
 
 
-# --- the watchdog ------------------------------------------------------------------------------------------------------------------
+# --- the watchdog ---------------------------------------------------------------------------------
 
 
 class Watched:

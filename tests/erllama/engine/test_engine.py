@@ -1,4 +1,6 @@
-"""The engine on the stub, stepped by hand: who runs when, what is delivered, and that nothing is left behind."""
+"""The engine on the stub, stepped by hand: who runs when, what is delivered, and that nothing is
+left behind.
+"""
 
 import math
 
@@ -16,7 +18,8 @@ from erllama.testing.stub_backend import EOG, StubBackend
 from tests.support.engine_kit import ROOT, Rig, make_rig, request
 
 FAIL = 7  # a token at which the failing stub refuses the batch
-REPLIES_FAIL = {"logit_bias": ((FAIL, 100.0),)}  # its prompt is fine, its first token is not: that one shares a batch with others
+# its prompt is fine, its first token is not: that one shares a batch with others
+REPLIES_FAIL = {"logit_bias": ((FAIL, 100.0),)}
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def failing_rig(**settings: object) -> Rig:
     return make_rig(StubBackend(256, 4, reply_tokens=0, fail_tokens=frozenset({FAIL})), **settings)
 
 
-# --- who runs when ----------------------------------------------------------------------------------------------------------------
+# --- who runs when --------------------------------------------------------------------------------
 
 
 def test_beyond_n_parallel_requests_wait_and_are_served_in_order_of_arrival():
@@ -109,11 +112,13 @@ def test_a_step_without_work_decodes_nothing(rig: Rig):
     assert rig.deliveries == []
 
 
-# --- cancel ---------------------------------------------------------------------------------------------------------------------------
+# --- cancel ---------------------------------------------------------------------------------------
 
 
 def in_state(state: State) -> Rig:
-    """A rig whose request "it" is in `state`, with the one sequence id taken by it, or by "other" when it is queued."""
+    """A rig whose request "it" is in `state`, with the one sequence id taken by it, or by "other"
+    when it is queued.
+    """
     rig = make_rig(n_parallel=1)
     if state is State.QUEUED:
         rig.submit(request("other"))
@@ -184,7 +189,7 @@ def test_cancel_releases_held_back_text(rig: Rig):
     assert rig.text("it") == bytes(rig.ids("it")).decode()
 
 
-# --- how a request ends -------------------------------------------------------------------------------------------------------------
+# --- how a request ends ---------------------------------------------------------------------------
 
 
 def test_max_tokens_is_the_number_of_tokens(rig: Rig):
@@ -306,7 +311,7 @@ def test_the_matcher_of_a_grammar_is_freed_however_the_request_ends(rig: Rig):
     assert [matcher() for matcher in matchers] == [None] * 3
 
 
-# --- failures -----------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def test_a_failed_decode_fails_the_sequences_of_its_batch_and_no_others():
@@ -401,7 +406,7 @@ def test_fail_all_ends_every_request_with_the_error():
     assert rig.engine.stats.n_free_seq_ids == 1
 
 
-# --- validation ------------------------------------------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("token", [-1, 257, 2**40])
@@ -426,7 +431,7 @@ def test_an_encoder_model_refuses_to_generate():
         make_rig(backend).engine.validate(request("it"))
 
 
-# --- seeds: the same tokens in any company -------------------------------------------------------------------------------------------
+# --- seeds: the same tokens in any company --------------------------------------------------------
 
 SAMPLED = {"seed": 77, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 20}
 
@@ -438,7 +443,11 @@ def alone() -> list[int]:
     return rig.ids("it")
 
 
-OTHERS = [request("a", "quick", max_tokens=30), request("b", "x" * 70, max_tokens=9), request("c", "brown fox", max_tokens=15)]
+OTHERS = [
+    request("a", "quick", max_tokens=30),
+    request("b", "x" * 70, max_tokens=9),
+    request("c", "brown fox", max_tokens=15),
+]
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -477,7 +486,7 @@ def test_without_a_seed_every_request_draws_its_own(rig: Rig):
     assert rig.ids("0") != rig.ids("1")
 
 
-# --- events ----------------------------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------
 
 
 def test_the_events_of_a_step_leave_as_one_delivery(rig: Rig):
@@ -545,7 +554,7 @@ def test_the_finish_key_names_prompt_and_reply(rig: Rig):
     assert rig.done("it").finish_key == chain.key_at(len(chain))
 
 
-# --- stats ------------------------------------------------------------------------------------------------------------------------------
+# --- stats ----------------------------------------------------------------------------------------
 
 
 def test_the_status_follows_the_sequences(rig: Rig):
@@ -563,7 +572,12 @@ def test_counters_add_up(rig: Rig):
     rig.submit_unchecked(request("bad grammar", grammar="?"))
     rig.run()
     counts = rig.engine.stats.counts
-    assert (counts.requests_admitted, counts.requests_finished, counts.requests_cancelled, counts.requests_failed) == (3, 3, 1, 1)
+    assert (counts.requests_admitted, counts.requests_finished, counts.requests_cancelled, counts.requests_failed) == (
+        3,
+        3,
+        1,
+        1,
+    )
     assert (counts.prompt_tokens, counts.completion_tokens) == (15, 3 + 5 + 1)
     assert counts.steps == len(rig.backend.plans) == 7
 
@@ -595,7 +609,7 @@ def test_a_request_cancelled_in_the_queue_has_spent_all_its_time_there():
     assert (stats.prefill_ms, stats.generation_ms) == (0, 0)
 
 
-# --- adapters -----------------------------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -650,12 +664,14 @@ def test_different_scales_do_not_share_a_batch(rig: Rig, lora: str):
 
 def test_every_row_of_logits_is_the_engines_to_change(rig: Rig):
     """Bias and grammar write into rows; the next decode must not see it."""
-    rig.submit(request("it", max_tokens=2, logit_bias=((int(np.frombuffer(b"e", np.uint8)[0]), -100.0),), temperature=0.0))
+    rig.submit(
+        request("it", max_tokens=2, logit_bias=((int(np.frombuffer(b"e", np.uint8)[0]), -100.0),), temperature=0.0)
+    )
     rig.run()
     assert ord("e") not in rig.ids("it")
 
 
-# --- hand-over of events -----------------------------------------------------------------------------------------------------
+# --- hand-over of events --------------------------------------------------------------------------
 
 
 def test_the_first_token_and_the_end_leave_at_once_and_what_lies_between_gathers():
@@ -690,7 +706,7 @@ def test_a_newcomers_first_token_takes_the_others_tokens_along():
     assert len(rig.ids("old")) == 5
 
 
-# --- dense ids ---------------------------------------------------------------------------------------------------------------
+# --- dense ids ------------------------------------------------------------------------------------
 
 
 def test_a_hole_in_the_running_ids_is_filled_by_the_highest_one_and_its_reply_does_not_change():

@@ -1,4 +1,6 @@
-"""The engine under random submits, cancels, steps and adapters: it never loses an id, and every request ends exactly once."""
+"""The engine under random submits, cancels, steps and adapters: it never loses an id, and every
+request ends exactly once.
+"""
 
 import shutil
 import tempfile
@@ -22,7 +24,13 @@ from tests.support.engine_kit import OnCall, Rig, make_rig, request
 FAIL = 7
 N_CTX = 64
 POLICY = CachePolicy(
-    min_tokens=4, cold_min_tokens=4, boundary_trim_tokens=2, continued_interval=5, restore_min_tokens=3, restore_always=True, share_wait_s=0
+    min_tokens=4,
+    cold_min_tokens=4,
+    boundary_trim_tokens=2,
+    continued_interval=5,
+    restore_min_tokens=3,
+    restore_always=True,
+    share_wait_s=0,
 )
 
 
@@ -88,7 +96,9 @@ class EngineMachine(RuleBasedStateMachine):
         }[extra]
         self.submitted.append(name)
         self.wanted[name] = max_tokens
-        self.asked.append(request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params))
+        self.asked.append(
+            request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params)
+        )
         self.rig.submit(self.asked[-1])
 
     @precondition(lambda self: self.asked)
@@ -98,7 +108,9 @@ class EngineMachine(RuleBasedStateMachine):
         earlier = data.draw(st.sampled_from(self.asked))
         name = f"r{len(self.submitted)}"
         self.submitted.append(name)
-        self.wanted[name] = None if earlier.max_tokens is None else earlier.max_tokens - len(self.rig.ids(earlier.request_id))
+        self.wanted[name] = (
+            None if earlier.max_tokens is None else earlier.max_tokens - len(self.rig.ids(earlier.request_id))
+        )
         self.rig.submit(replace(earlier, request_id=name, resumed=tuple(self.rig.ids(earlier.request_id))))
 
     @rule(n_prompt=st.integers(1, N_CTX))
@@ -143,7 +155,8 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.rig.engine.unload().weights_unloaded == idle
         assert self.rig.backend.weights_loaded == (loaded and not idle)
 
-    @precondition(lambda self: not self.rig.backend.hangs and "aborts=2" not in repr(self.rig.engine))  # the third one ends an engine
+    # the third one ends an engine
+    @precondition(lambda self: not self.rig.backend.hangs and "aborts=2" not in repr(self.rig.engine))
     @rule()
     def hang(self) -> None:
         self.rig.backend.hangs = 1

@@ -1,4 +1,6 @@
-"""The engine thread and its door. Where the order of threads matters, the stub's decode waits for the test (`GatedStub`)."""
+"""The engine thread and its door. Where the order of threads matters, the stub's decode waits for
+the test (`GatedStub`).
+"""
 
 import threading
 from collections import defaultdict
@@ -93,7 +95,7 @@ def in_threads(n: int, function: Callable[[int], None]) -> None:
     assert errors == []
 
 
-# --- waking ---------------------------------------------------------------------------------------------------------------------------
+# --- waking ---------------------------------------------------------------------------------------
 
 
 def test_an_idle_engine_steps_when_it_is_woken(harness: Harness, monkeypatch: pytest.MonkeyPatch):
@@ -118,13 +120,16 @@ def test_waking_a_stopped_engine_is_fine():
     harness.loop.wake()
 
 
-# --- requests ------------------------------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
 def test_requests_of_many_threads_all_end_and_get_their_own_tokens():
     harness = Harness(n_parallel=4, max_queue=100)
     try:
-        in_threads(16, lambda i: [harness.loop.submit(request(f"{i}.{j}", f"prompt {i}", max_tokens=5, seed=i)) for j in range(3)])
+        in_threads(
+            16,
+            lambda i: [harness.loop.submit(request(f"{i}.{j}", f"prompt {i}", max_tokens=5, seed=i)) for j in range(3)],
+        )
         for i in range(16):
             for j in range(3):
                 assert isinstance(harness.inbox.end(f"{i}.{j}"), Done)
@@ -206,7 +211,7 @@ def test_cancelling_what_nobody_knows_is_fine(harness: Harness):
     assert isinstance(harness.inbox.end("it"), Done)
 
 
-# --- calls ------------------------------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
 
 
 def test_a_call_runs_on_the_engine_thread_between_two_steps(harness: Harness):
@@ -265,7 +270,7 @@ def test_a_call_that_was_cancelled_does_not_run(harness: Harness):
     assert ran == []
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 def test_stop_ends_running_and_waiting_requests(harness: Harness):
@@ -400,7 +405,7 @@ def test_a_build_that_fails_starts_no_thread():
     assert threading.active_count() == before
 
 
-# --- alive or stuck -----------------------------------------------------------------------------------------------------------------------
+# --- alive or stuck -------------------------------------------------------------------------------
 
 
 def test_an_idle_engine_is_alive_however_long_ago_its_last_step_was(harness: Harness):

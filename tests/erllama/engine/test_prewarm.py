@@ -1,4 +1,6 @@
-"""Stored prefixes are put back before anyone asks for them, and nothing is computed or given up for that."""
+"""Stored prefixes are put back before anyone asks for them, and nothing is computed or given up for
+that.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +16,23 @@ from erllama.model import Model
 from erllama.request import GenerationRequest
 from erllama.testing.stub_backend import StubBackend
 from tests.support.engine_kit import Rig, request
-from tests.support.flow_kit import CHECKPOINT_KINDS, LOGITS, N_CTX, POLICY, WAIT_S, ask, flushed, open_store, problem, prompt, reply, rig_of
+from tests.support.flow_kit import (
+    CHECKPOINT_KINDS,
+    LOGITS,
+    N_CTX,
+    POLICY,
+    WAIT_S,
+    ask,
+    flushed,
+    open_store,
+    problem,
+    prompt,
+    reply,
+    rig_of,
+)
 from tests.support.gated_stub import GatedStub
 
-# --- a request that only restores ---------------------------------------------------------------------------------------------------
+# --- a request that only restores -----------------------------------------------------------------
 
 
 def restore(rig: Rig, name: str, tokens: Sequence[int]) -> int:
@@ -76,7 +91,12 @@ def test_a_restore_alone_is_no_request_in_the_statistics_of_the_cache(store: Sto
     restore(rig, "warm", prompt(700))
     restore(rig, "nothing", prompt(700, 1))
     stats = rig.engine.stats
-    assert (stats.cache.hits, stats.cache.misses, stats.counts.prompt_tokens, stats.counts.cached_tokens) == ({}, 0, 0, 0)
+    assert (stats.cache.hits, stats.cache.misses, stats.counts.prompt_tokens, stats.counts.cached_tokens) == (
+        {},
+        0,
+        0,
+        0,
+    )
     assert saves == []
 
 
@@ -117,11 +137,13 @@ def test_what_only_restores_has_no_reply():
     assert refused.value.param == "restore_only"
 
 
-# --- the most valuable ones ---------------------------------------------------------------------------------------------------------
+# --- the most valuable ones -----------------------------------------------------------------------
 
 
 @contextmanager
-def stub_model(folder: Path, store: Store | StoreConfig | None, stub: StubBackend | None = None, n_parallel: int = 3) -> Iterator[Model]:
+def stub_model(
+    folder: Path, store: Store | StoreConfig | None, stub: StubBackend | None = None, n_parallel: int = 3
+) -> Iterator[Model]:
     path = folder / "m.gguf"
     if not path.exists():  # it is told by its time, too
         path.write_bytes(b"not read by the stub")
@@ -155,7 +177,9 @@ def conversations(tmp_path: Path, config: StoreConfig) -> list[list[int]]:
     return tokens
 
 
-def test_after_a_restart_the_most_asked_for_are_live_before_anyone_asks(tmp_path: Path, config: StoreConfig, conversations: list):
+def test_after_a_restart_the_most_asked_for_are_live_before_anyone_asks(
+    tmp_path: Path, config: StoreConfig, conversations: list
+):
     with stub_model(tmp_path, config) as model:
         assert model.prewarm(2, WAIT_S) == 2
         assert model.stats().idle_kv_tokens == 2 * 601
@@ -190,7 +214,9 @@ def test_without_a_store_or_a_number_nothing_is_warmed(tmp_path: Path, config: S
         assert model.prewarm(0, WAIT_S) == 0
 
 
-def test_a_stored_prefix_longer_than_the_context_is_warmed_as_far_as_it_fits(tmp_path: Path, config: StoreConfig, conversations: list):
+def test_a_stored_prefix_longer_than_the_context_is_warmed_as_far_as_it_fits(
+    tmp_path: Path, config: StoreConfig, conversations: list
+):
     with stub_model(tmp_path, config, StubBackend(400, 3, reply_tokens=0)) as model:
         assert model.prewarm(1, WAIT_S) == 1
         assert model.complete(conversations[4][:390], response_tokens=1).stats.cache_tier == "live"
@@ -213,7 +239,9 @@ def test_files_that_are_gone_cost_only_the_warming(
         monkeypatch.setattr(store, "hottest", then_gone)
         assert model.prewarm(2, WAIT_S) == 0
         assert gone
-        assert model.complete(conversations[4], response_tokens=2, seed=1).tokens == tuple(reply(conversations[4], max_tokens=2))
+        assert model.complete(conversations[4], response_tokens=2, seed=1).tokens == tuple(
+            reply(conversations[4], max_tokens=2)
+        )
 
 
 class SlowIndex:
@@ -226,7 +254,9 @@ class SlowIndex:
         raise AssertionError("asked before it is loaded")
 
 
-def test_an_index_that_is_not_loaded_in_time_is_not_waited_for(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_an_index_that_is_not_loaded_in_time_is_not_waited_for(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+):
     slow = SlowIndex()
     monkeypatch.setattr(store, "wait_loaded", slow.wait_loaded)
     monkeypatch.setattr(store, "hottest", slow.hottest)

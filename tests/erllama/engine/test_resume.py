@@ -1,4 +1,6 @@
-"""A request that goes on where an earlier run of it was cut off: what was delivered before and what is delivered now are one reply."""
+"""A request that goes on where an earlier run of it was cut off: what was delivered before and what
+is delivered now are one reply.
+"""
 
 import uuid
 from collections.abc import Iterator
@@ -56,16 +58,28 @@ def stores() -> Iterator[Store]:
 @given(
     n_prompt=st.integers(1, 900),
     cut=st.integers(0, N_REPLY),
-    sampling=st.sampled_from([{"temperature": 0.0}, SAMPLED, {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 1.0}]),
+    sampling=st.sampled_from(
+        [{"temperature": 0.0}, SAMPLED, {**SAMPLED, "repetition_penalty": 1.5, "frequency_penalty": 1.0}]
+    ),
     bias=st.sampled_from([(), SPLIT]),
     stop=st.sampled_from([(), ("e", "t"), ("th", "the", "an", "a\xe9"), (" ", "  x"), ("é€", "😀a", "�")]),
-    more=st.sampled_from([{}, {"logprobs": 2}, {"grammar": 'root ::= "some text of the grammar"'}, {"ignore_eos": True}]),
+    more=st.sampled_from(
+        [{}, {"logprobs": 2}, {"grammar": 'root ::= "some text of the grammar"'}, {"ignore_eos": True}]
+    ),
     kind=st.sampled_from([kind for kind in KvKind if kind is not KvKind.OPAQUE]),
     policy=st.sampled_from([POLICY, LOGITS]),
     way=st.sampled_from(["no store", "same engine", "other engine", "busy engine"]),
 )
 def test_a_reply_cut_anywhere_is_the_whole_one(
-    n_prompt: int, cut: int, sampling: dict, bias: tuple, stop: tuple, more: dict, kind: KvKind, policy: object, way: str
+    n_prompt: int,
+    cut: int,
+    sampling: dict,
+    bias: tuple,
+    stop: tuple,
+    more: dict,
+    kind: KvKind,
+    policy: object,
+    way: str,
 ):
     params = {**sampling, **more, "stop": stop, "logit_bias": bias, "max_tokens": N_REPLY}
     with stores() as store:
@@ -79,7 +93,10 @@ def test_a_reply_cut_anywhere_is_the_whole_one(
         done = ask(rig, "on", prompt(n_prompt), resumed=tuple(before.ids), **params)
         assert before + part(rig.events["on"]) == part(first.events["it"])
         assert (done.finish_key, done.stats.completion_tokens) == (whole.finish_key, whole.stats.completion_tokens)
-        assert (done.stats.finish_reason, done.stats.stop_sequence) == (whole.stats.finish_reason, whole.stats.stop_sequence)
+        assert (done.stats.finish_reason, done.stats.stop_sequence) == (
+            whole.stats.finish_reason,
+            whole.stats.stop_sequence,
+        )
         assert done.stats.resumed_tokens == len(before.ids)
         assert rig.engine.stats.cache.last_problem == ""
 
@@ -94,11 +111,14 @@ def test_a_reply_that_the_model_ends_ends_where_it_would_have():
     assert 3 < len(whole) < 100
     for cut in range(len(whole) + 1):
         on = rig()
-        assert ask(on, "on", prompt(20), resumed=tuple(whole[:cut]), max_tokens=100).stats.finish_reason is FinishReason.STOP
+        assert (
+            ask(on, "on", prompt(20), resumed=tuple(whole[:cut]), max_tokens=100).stats.finish_reason
+            is FinishReason.STOP
+        )
         assert on.ids("on") == whole[cut:]
 
 
-# --- a reply that was complete -----------------------------------------------------------------------------------------------------
+# --- a reply that was complete --------------------------------------------------------------------
 
 
 def test_a_reply_that_was_complete_ends_at_once_and_computes_nothing():
@@ -120,11 +140,14 @@ def test_a_reply_that_had_reached_its_stop_string_ends_at_once():
 
 def test_a_reply_that_had_filled_the_context_ends_at_once():
     rig = rig_of(None)
-    assert ask(rig, "on", prompt(N_CTX - 3), resumed=(97, 98, 99), max_tokens=None).stats.finish_reason is FinishReason.LENGTH
+    assert (
+        ask(rig, "on", prompt(N_CTX - 3), resumed=(97, 98, 99), max_tokens=None).stats.finish_reason
+        is FinishReason.LENGTH
+    )
     assert rig.backend.plans == []
 
 
-# --- what cannot be resumed --------------------------------------------------------------------------------------------------------
+# --- what cannot be resumed -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resumed", [[97], (97, "x"), (True,), (1.0,), None])
@@ -135,7 +158,9 @@ def test_resumed_is_token_ids(resumed: object):
 
 
 def test_resumed_is_not_longer_than_the_reply_may_be():
-    with pytest.raises(InvalidParameter, match=r"resumed has 4 tokens and max_tokens, which counts them, is 3") as refused:
+    with pytest.raises(
+        InvalidParameter, match=r"resumed has 4 tokens and max_tokens, which counts them, is 3"
+    ) as refused:
         request("it", resumed=(97,) * 4, max_tokens=3)
     assert refused.value.param == "resumed"
 
@@ -146,7 +171,11 @@ def test_resumed_is_not_longer_than_the_reply_may_be():
         ((97, 257), InvalidParameter, "resumed holds token id 257; the vocabulary has ids 0 to 256"),
         ((97, -1), InvalidParameter, "resumed holds token id -1"),
         ((97, EOG), InvalidParameter, "resumed holds a token that ends a reply"),
-        ((97,) * (N_CTX - 4), ContextOverflow, "the prompt has 5 tokens and resumed 2044; the context of this model holds 2048"),
+        (
+            (97,) * (N_CTX - 4),
+            ContextOverflow,
+            "the prompt has 5 tokens and resumed 2044; the context of this model holds 2048",
+        ),
     ],
 )
 def test_resumed_ids_that_cannot_be_a_reply_are_refused(resumed: tuple, error: type, says: str):
@@ -164,7 +193,10 @@ def test_a_resumed_id_that_the_grammar_refuses_fails_that_request_alone():
     rig.run()
     error = rig.error("it")
     assert isinstance(error, InvalidParameter)
-    assert (error.param, error.message) == ("resumed", f"resumed holds token id {ord('a')} where the grammar does not allow it")
+    assert (error.param, error.message) == (
+        "resumed",
+        f"resumed holds token id {ord('a')} where the grammar does not allow it",
+    )
     assert [matcher() for matcher in matchers] == [None]
     assert rig.ids("neighbour") == reply(list(b"hello"), max_tokens=20)
 
@@ -176,7 +208,7 @@ def test_resumed_ids_behind_a_stop_string_fail():
     assert "goes on after a stop string" in str(rig.error("it"))
 
 
-# --- what a resume costs -----------------------------------------------------------------------------------------------------------
+# --- what a resume costs --------------------------------------------------------------------------
 
 
 def test_the_stats_tell_what_a_resume_took_over_and_what_it_computed(store: Store):
@@ -212,7 +244,9 @@ def test_a_prompt_of_which_a_part_is_found_reports_that_part(store: Store):
 def test_however_often_engines_die_at_most_an_interval_and_a_block_is_computed_again(
     n_prompt: int, cuts: list[int], interval: int, kind: KvKind
 ):
-    """Each of them after so many tokens, with what it had handed over written. Prompts that are too short for a save of their own, too."""
+    """Each of them after so many tokens, with what it had handed over written. Prompts that are too
+    short for a save of their own, too.
+    """
     policy = replace(POLICY, min_tokens=512, cold_min_tokens=512, continued_interval=interval)
     ids: list[int] = []
     with stores() as store:
@@ -246,12 +280,18 @@ def test_what_an_earlier_run_saved_is_not_written_again(store: Store, saves: lis
         rig.step()
     ask(rig_of(store, policy), "on", prompt(300), resumed=tuple(rig.ids("it")), max_tokens=1200)
     written = sorted(rows for _, save in saves for rows in save)
-    assert [start for start, _ in written] == [0, *[start + n for start, n in written][:-1]]  # each where the last one ended
+    # each where the last one ended
+    assert [start for start, _ in written] == [0, *[start + n for start, n in written][:-1]]
     assert {reason for reason, _ in saves} == {"cold", "continued", "finish"}
 
 
 def test_a_prompt_capped_by_its_cold_saves_is_not_made_up_for_by_the_first_token(store: Store, saves: list):
-    ask(rig_of(store, replace(POLICY, cold_max_tokens=600, continued_interval=100, min_tokens=5000)), "it", prompt(1500), max_tokens=60)
+    ask(
+        rig_of(store, replace(POLICY, cold_max_tokens=600, continued_interval=100, min_tokens=5000)),
+        "it",
+        prompt(1500),
+        max_tokens=60,
+    )
     assert sum(n for _, rows in saves for _, n in rows) == 600
 
 
@@ -263,10 +303,12 @@ def test_a_short_prompt_that_was_taken_over_live_counts_as_unsaved(store: Store)
     while len(rig.ids("it")) < 150:
         rig.step()
     flushed(store)
-    assert ask(rig_of(store), "on", prompt(400), resumed=tuple(rig.ids("it")), max_tokens=300).stats.computed_tokens <= 500
+    assert (
+        ask(rig_of(store), "on", prompt(400), resumed=tuple(rig.ids("it")), max_tokens=300).stats.computed_tokens <= 500
+    )
 
 
-# --- what follows ------------------------------------------------------------------------------------------------------------------
+# --- what follows ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", [1, 15, 30])
@@ -296,7 +338,9 @@ def test_a_resumed_reply_is_taken_over_live_by_the_next_turn():
 
 
 def test_two_that_resume_the_same_reply_compute_it_once():
-    """Slices end at 512: the second one must not go on from there, where the prompt ends, but wait for what was resumed, too."""
+    """Slices end at 512: the second one must not go on from there, where the prompt ends, but wait
+    for what was resumed, too.
+    """
     rig = rig_of(None)
     whole = reply(prompt(500), max_tokens=110)
     rig.submit(*[request(name, prompt(500), resumed=tuple(whole[:100]), max_tokens=110) for name in ("one", "two")])

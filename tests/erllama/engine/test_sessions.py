@@ -1,4 +1,6 @@
-"""Transcripts of sessions: what was committed, how far the caller agrees, and what becomes of the oldest."""
+"""Transcripts of sessions: what was committed, how far the caller agrees, and what becomes of the
+oldest.
+"""
 
 import pickle
 

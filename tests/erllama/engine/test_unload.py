@@ -1,4 +1,6 @@
-"""Weights that are unloaded and come back, idle KV that is dropped, and what a model tells a memory scheduler. On the stub."""
+"""Weights that are unloaded and come back, idle KV that is dropped, and what a model tells a memory
+scheduler. On the stub.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ def model(stub: GatedStub, tmp_path: Path) -> Iterator[Model]:
     model.shutdown()
 
 
-# --- unload -----------------------------------------------------------------------------------------------------------------------
+# --- unload ---------------------------------------------------------------------------------------
 
 
 def test_an_unload_frees_context_and_weights_and_the_next_request_loads_both(store: Store):
@@ -37,7 +39,11 @@ def test_an_unload_frees_context_and_weights_and_the_next_request_loads_both(sto
     evicted = rig.backend.kv_bytes
     result = rig.engine.unload()
     assert result == EvictResult(n_tokens=603, freed_bytes=evicted + 1000, weights_unloaded=True)
-    assert (rig.engine.stats.has_context, rig.engine.stats.weights_loaded, rig.engine.stats.kv_bytes) == (False, False, 0)
+    assert (rig.engine.stats.has_context, rig.engine.stats.weights_loaded, rig.engine.stats.kv_bytes) == (
+        False,
+        False,
+        0,
+    )
     ask(rig, "next", prompt(600, 1))
     assert rig.ids("next") == reply(prompt(600, 1))
     assert (rig.engine.stats.has_context, rig.engine.stats.weights_loaded) == (True, True)
@@ -120,14 +126,19 @@ def test_embeddings_load_the_weights(model: Model):
     assert model.stats().weights_loaded
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_memory_tells_what_the_context_and_the_weights_hold(model: Model, stub: GatedStub):
     model.complete("hello", response_tokens=3)
     memory = model.memory()
     assert (memory.kv_bytes, memory.kv_bytes_per_token) == (stub.kv_bytes, stub.kv_layout.bytes_per_token)
-    assert (memory.idle_kv_tokens, memory.weights_bytes, memory.weights_loaded, memory.has_context) == (7, 1000, True, True)
+    assert (memory.idle_kv_tokens, memory.weights_bytes, memory.weights_loaded, memory.has_context) == (
+        7,
+        1000,
+        True,
+        True,
+    )
     model.unload()
     memory = model.memory()
     assert (memory.kv_bytes, memory.idle_kv_tokens, memory.weights_bytes) == (0, 0, 0)

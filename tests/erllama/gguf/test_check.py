@@ -1,4 +1,6 @@
-"""A malformed GGUF is a `ModelLoadError` with a reason, never another exception and never the end of the process."""
+"""A malformed GGUF is a `ModelLoadError` with a reason, never another exception and never the end
+of the process.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +193,11 @@ def test_all_parts_of_a_split_model_must_be_there(tmp_path, tiny):
     second = [replace(tensors[-1], offset=0)]
     split = {"split.count": GgufValue(GGUFValueType.UINT16, None, 2)}
     one, two = split_paths(tmp_path / "m-00001-of-00002.gguf")
-    one.write_bytes(serialise(header, header.metadata | split | {"split.no": GgufValue(GGUFValueType.UINT16, None, 0)}, tensors[:-1]))
+    one.write_bytes(
+        serialise(
+            header, header.metadata | split | {"split.no": GgufValue(GGUFValueType.UINT16, None, 0)}, tensors[:-1]
+        )
+    )
     with pytest.raises(ModelLoadError, match=r"00002-of-00002.gguf: there is no such file"):
         inspect_gguf(one)
     two.write_bytes(serialise(header, split | {"split.no": GgufValue(GGUFValueType.UINT16, None, 1)}, second))
@@ -210,7 +216,9 @@ def test_a_vocabulary_of_150k_is_checked_within_a_second(tmp_path, tiny):
     metadata = dict(header.metadata)
     metadata["tokenizer.ggml.tokens"] = replace(metadata["tokenizer.ggml.tokens"], data=tokens)
     metadata["tokenizer.ggml.merges"] = replace(metadata["tokenizer.ggml.merges"], data=merges)
-    metadata["tokenizer.ggml.token_type"] = replace(metadata["tokenizer.ggml.token_type"], data=np.ones(150_000, dtype="<i4"))
+    metadata["tokenizer.ggml.token_type"] = replace(
+        metadata["tokenizer.ggml.token_type"], data=np.ones(150_000, dtype="<i4")
+    )
     path = tmp_path / "large.gguf"
     path.write_bytes(serialise(header, metadata, []))
     started = time.process_time()
@@ -269,7 +277,9 @@ def test_truncation_anywhere_is_refused(scratch, tiny, data):
 def test_damaged_bytes_anywhere_in_the_header_never_raise_anything_else(scratch, tiny, data):
     raw = bytearray(tiny.read_bytes())
     end = read_header(tiny).data_offset
-    for position, byte in data.draw(st.lists(st.tuples(st.integers(0, end - 1), st.integers(0, 255)), min_size=1, max_size=8)):
+    for position, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, end - 1), st.integers(0, 255)), min_size=1, max_size=8)
+    ):
         raw[position] = byte
     scratch.write_bytes(raw)
     _inspect_or_refuse(scratch)

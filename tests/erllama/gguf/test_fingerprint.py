@@ -1,4 +1,6 @@
-"""The digest of a model file: stable, sensitive to what its mode promises, and remembered without reading again."""
+"""The digest of a model file: stable, sensitive to what its mode promises, and remembered without
+reading again.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,16 @@ def test_two_models_are_remembered_side_by_side(model, memory, reads, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"version": 2, "entries": {}}', b'{"version": 1, "entries": 3}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"version": 2, "entries": {}}',
+        b'{"version": 1, "entries": 3}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_corrupt_memory_is_ignored_with_a_warning_and_replaced(model, memory, caplog, content):
     memory.parent.mkdir()

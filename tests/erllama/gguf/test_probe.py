@@ -1,4 +1,6 @@
-"""What kills llama.cpp kills a child process, and this one gets a `ModelLoadError` that names the file and the reason."""
+"""What kills llama.cpp kills a child process, and this one gets a `ModelLoadError` that names the
+file and the reason.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def memory(tmp_path):
 
 @pytest.fixture
 def child(monkeypatch, tmp_path):
-    """Puts a program in the place of the child and counts how often it starts: its lines of Python, with `kind` and `path`."""
+    """Puts a program in the place of the child and counts how often it starts: its lines of Python,
+    with `kind` and `path`.
+    """
     program, starts = tmp_path / "child.py", tmp_path / "starts"
     starts.touch()
 
@@ -243,7 +247,9 @@ def test_a_child_that_does_not_come_back_is_ended(tiny, child):
     assert "llama.cpp loads the file for more than" in refusal(tiny, timeout_s=1)
 
 
-@pytest.mark.parametrize("line", ["raise OSError('no room')", "print('nonsense')", "print('[1]')", "print('{}')", "pass", "sys.exit(3)"])
+@pytest.mark.parametrize(
+    "line", ["raise OSError('no room')", "print('nonsense')", "print('[1]')", "print('{}')", "pass", "sys.exit(3)"]
+)
 def test_a_child_that_fails_otherwise_is_no_pass(tiny, child, memory, line):
     child.does(line)
     message = refusal(tiny, memory_path=memory)
@@ -335,7 +341,9 @@ def test_a_corrupt_entry_is_no_pass(tiny, child, memory, damage):
 
 def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
     with ThreadPoolExecutor(4) as pool:
-        probes = [pool.submit(probe_gguf, tiny, kind, build=BUILD, memory_path=memory) for kind in (MODEL, VOCABULARY) * 4]
+        probes = [
+            pool.submit(probe_gguf, tiny, kind, build=BUILD, memory_path=memory) for kind in (MODEL, VOCABULARY) * 4
+        ]
         assert all(probe.result().generates for probe in probes)
     n_starts = child.n_starts
     assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory).generates
@@ -344,8 +352,8 @@ def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
 
 # --- damaged files --------------------------------------------------------------------------------
 
-# Forks a child for each file of argv[2:], which probes it or loads it and decodes, and prints how that ended: the exit
-# status (1: refused), or minus the signal.
+# Forks a child for each file of argv[2:], which probes it or loads it and decodes, and prints how
+# that ended: the exit status (1: refused), or minus the signal.
 RUNNER = """
 import os, signal, sys
 import llama_cpp
@@ -377,14 +385,18 @@ for path in sys.argv[2:]:
 
 
 def _run(what: str, paths: list[str]) -> dict[str, int]:
-    done = subprocess.run([sys.executable, "-c", RUNNER, what, *paths], capture_output=True, text=True, timeout=250, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, what, *paths], capture_output=True, text=True, timeout=250, check=True
+    )
     results = {path: int(status) for status, path in (line.split() for line in done.stdout.splitlines())}
     assert results.keys() == set(paths)
     return results
 
 
 def _mutated(path: Path, rng: random.Random) -> bytes:
-    """One plausible lie: a number of the metadata, a tensor's type or shape, or some bytes of the header."""
+    """One plausible lie: a number of the metadata, a tensor's type or shape, or some bytes of the
+    header.
+    """
     header = read_header(path)
     tensors = list(header.tensors.values())
     scalars = [key for key, value in header.metadata.items() if value.is_integer or value.type is GGUFValueType.BOOL]
@@ -395,7 +407,9 @@ def _mutated(path: Path, rng: random.Random) -> bytes:
             if value.type is GGUFValueType.BOOL:
                 return with_value(path, key, not value.data)
             return with_value(
-                path, key, rng.choice([0, 1, 2, 3, 8, 63, 255, 256, 65535, 2**31, 2**32 - 1, value.data * 2, value.data // 2])
+                path,
+                key,
+                rng.choice([0, 1, 2, 3, 8, 63, 255, 256, 65535, 2**31, 2**32 - 1, value.data * 2, value.data // 2]),
             )
         case 1:
             i = rng.randrange(len(tensors))

@@ -1,4 +1,6 @@
-"""What a reply must follow: accepted texts are accepted, others are not, and whatever is faulty or hostile is refused by name."""
+"""What a reply must follow: accepted texts are accepted, others are not, and whatever is faulty or
+hostile is refused by name.
+"""
 
 import json
 import random
@@ -124,7 +126,11 @@ def test_a_faulty_or_hostile_grammar_is_refused_with_its_reason(text, reason):
 
 
 GRAMMARS = {
-    "everything at once": ('root ::= ("a" | [b-d]+ | . )* "\\n" # comment\n\n  \n', ["\n", "abq\n", "é\n\n"], ["a", ""]),
+    "everything at once": (
+        'root ::= ("a" | [b-d]+ | . )* "\\n" # comment\n\n  \n',
+        ["\n", "abq\n", "é\n\n"],
+        ["a", ""],
+    ),
     "lines": (
         'root ::= item+\nitem ::= "- " [^\\r\\n\\x0b\\u2028]+ "\\n"',
         ["- a\n", "- ä b\n- c\n"],
@@ -141,14 +147,30 @@ GRAMMARS = {
     "many ways to begin": (chain('X | X | "y"', '"x"'), ["x", "y"], ["", "xy"]),
     "left recursion": ('root ::= root "x" | "y"', ["y", "yxx"], ["", "x"]),
     "left recursion through another rule": ('root ::= "k" e\ne ::= t\nt ::= e "+" | "1"', ["k1", "k1++"], ["k", "k+"]),
-    "left recursion behind nothing": ('root ::= a root "x" | "y"\na ::= b\nb ::= "c" | ', ["y", "yxx", "ccyxx"], ["ccyx"]),
-    "an ambiguous grammar": ('root ::= s\ns ::= "x" s "1" | "x" s "2" | "y"', ["y", "x" * 20 + "y" + "12" * 10], ["xy", "xy12"]),
+    "left recursion behind nothing": (
+        'root ::= a root "x" | "y"\na ::= b\nb ::= "c" | ',
+        ["y", "yxx", "ccyxx"],
+        ["ccyx"],
+    ),
+    "an ambiguous grammar": (
+        'root ::= s\ns ::= "x" s "1" | "x" s "2" | "y"',
+        ["y", "x" * 20 + "y" + "12" * 10],
+        ["xy", "xy12"],
+    ),
     "white space by recursion": ('root ::= "a" ws "b"\nws ::= ([ \\t\\n] ws)?', ["ab", "a \n b"], ["a", "axb"]),
-    "what begins alike": ('root ::= [a-z]* "ab" | item "c"\nitem ::= "a" | "ab"', ["ab", "xxab", "ac", "abc"], ["", "abb", "b"]),
+    "what begins alike": (
+        'root ::= [a-z]* "ab" | item "c"\nitem ::= "a" | "ab"',
+        ["ab", "xxab", "ac", "abc"],
+        ["", "abb", "b"],
+    ),
     "deep nesting": ("root ::= " + "(" * 90 + '"a"' + ")*" * 90, ["", "aaa"], ["b"]),
     "deep nesting of a recursive rule": ("root ::= " + "(" * 90 + '"a" root?' + ")?" * 90, ["", "aaa"], ["b"]),
     "an empty repetition": ('root ::= ""* "a"{0} "b"', ["b"], ["", "ab"]),
-    "names that differ by case and dashes": ('root ::= a-b A-B aB\na-b ::= "1"\nA-B ::= "2"\naB ::= "3" | "(" root ")"', ["123"], ["12"]),
+    "names that differ by case and dashes": (
+        'root ::= a-b A-B aB\na-b ::= "1"\nA-B ::= "2"\naB ::= "3" | "(" root ")"',
+        ["123"],
+        ["12"],
+    ),
     "JSON of llama.cpp": (
         r"""
 root   ::= object
@@ -322,7 +344,10 @@ def references(n, step, last):
         (references(300, lambda ref: {"properties": {"a": ref, "b": {"$ref": "#"}}}, {}), "too long a chain"),
         ({"anyOf": [{"$ref": f"#/$defs/{'%61' * n}x"} for n in range(50)], "$defs": {}}, "leads nowhere"),
         (references(25, lambda ref: {"allOf": [ref, ref]}, {}), "expands to more than"),
-        ({"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(4)]} for i in range(12)]}, "schema too large"),
+        (
+            {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(4)]} for i in range(12)]},
+            "schema too large",
+        ),
     ],
 )
 def test_a_schema_is_refused_with_its_reason(schema, reason):
@@ -340,7 +365,9 @@ def test_a_schema_nested_too_deeply_to_be_written_is_refused():
         schema = schema.pop("items")
 
 
-@pytest.mark.parametrize("pattern", ["*a", "(a", "a)", "[a", "[b-a]", r"\1", r"\bword", "a^b", "a$b", "(?!x)", r"\x4", "\\", "x{3,1}"])
+@pytest.mark.parametrize(
+    "pattern", ["*a", "(a", "a)", "[a", "[b-a]", r"\1", r"\bword", "a^b", "a$b", "(?!x)", r"\x4", "\\", "x{3,1}"]
+)
 def test_an_unsupported_pattern_is_refused(pattern):
     assert blamed(lambda: schema_of({"pattern": pattern})) == "response_format"
 
@@ -400,7 +427,22 @@ def test_the_json_schemas_accept_every_object(value, indent, ascii_only):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "1", '"a"', "{} ", " {}", '{"a"}', '{"a":1,}', '{"a":01}', '{"a":\n\n1}', "{'a':1}", '{"a":"\n"}', '{"a":NaN}']
+    "text",
+    [
+        "",
+        "[]",
+        "1",
+        '"a"',
+        "{} ",
+        " {}",
+        '{"a"}',
+        '{"a":1,}',
+        '{"a":01}',
+        '{"a":\n\n1}',
+        "{'a':1}",
+        '{"a":"\n"}',
+        '{"a":NaN}',
+    ],
 )
 def test_the_schema_of_any_object_refuses_everything_else(text):
     assert not accepts(schema_of(JSON_OBJECT), text)
@@ -571,13 +613,18 @@ def test_a_schema_accepts_what_fits_and_nothing_else(name):
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"^[^\W\d_]{1,3}$", r"^(?:a|bc)*?d{2,}$", r"^\s\S$", r"^[\w.+-]+@[a-z]+\.[a-z]{2,3}$", "^(x|)y$", "^.$", "^[^a]$"]
+    "pattern",
+    [r"^[^\W\d_]{1,3}$", r"^(?:a|bc)*?d{2,}$", r"^\s\S$", r"^[\w.+-]+@[a-z]+\.[a-z]{2,3}$", "^(x|)y$", "^.$", "^[^a]$"],
 )
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_pattern_accepts_what_it_matches(pattern, data):
-    """ECMA's \\w, \\d and \\s are narrower than Python's, so that the examples stay within ASCII."""
-    text = data.draw(st.from_regex(pattern.replace("$", r"\Z"), alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E)))
+    """ECMA's \\w, \\d and \\s are narrower than Python's, so that the examples stay within
+    ASCII.
+    """
+    text = data.draw(
+        st.from_regex(pattern.replace("$", r"\Z"), alphabet=st.characters(min_codepoint=0x20, max_codepoint=0x7E))
+    )
     assert accepts(schema_of({"pattern": pattern}), json.dumps(text))
 
 
@@ -638,7 +685,11 @@ def fits(value, schema):
         case "string":
             return isinstance(value, str) and len(value) <= 4
         case "array":
-            return isinstance(value, list) and len(value) <= schema["maxItems"] and all(fits(item, schema["items"]) for item in value)
+            return (
+                isinstance(value, list)
+                and len(value) <= schema["maxItems"]
+                and all(fits(item, schema["items"]) for item in value)
+            )
     properties = schema["properties"]
     return (
         isinstance(value, dict)
@@ -746,7 +797,9 @@ def follow(matcher, letter, n):
 
 
 def test_a_step_beyond_the_limits_fails_with_the_field():
-    matcher = COMPILER.matcher(Constraint(ConstraintKind.REGEX, "(((a{0,50}|b){0,50}|c){0,50}|d){0,50}", "response_format"))
+    matcher = COMPILER.matcher(
+        Constraint(ConstraintKind.REGEX, "(((a{0,50}|b){0,50}|c){0,50}|d){0,50}", "response_format")
+    )
     with pytest.raises(InvalidParameter) as caught:
         follow(matcher, "a", 200)
     assert caught.value.param == "response_format"

@@ -1,4 +1,6 @@
-"""States written by hand from the documented format: what the codec reads, what it writes, and what it refuses by which name."""
+"""States written by hand from the documented format: what the codec reads, what it writes, and what
+it refuses by which name.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def pack(codes: str, *values: int) -> bytes:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache of `rows[field][position]` (all K, then all V) whose cells hold `positions` in this order."""
+    """A cache of `rows[field][position]` (all K, then all V) whose cells hold `positions` in this
+    order.
+    """
 
     rows: tuple[np.ndarray, ...]
     type: int
@@ -43,7 +47,10 @@ class Cache:
     def stream_bytes(self) -> bytes:
         cells = b"".join(pack("iI", p, self.n_seq) + self.ext + pack("i", self.seq_id) for p in self.positions)
         first = min(self.positions)
-        fields = (pack("iQ", self.type, r.shape[1]) + b"".join(r[p - first].tobytes() for p in self.positions) for r in self.rows)
+        fields = (
+            pack("iQ", self.type, r.shape[1]) + b"".join(r[p - first].tobytes() for p in self.positions)
+            for r in self.rows
+        )
         return pack("I", len(self.positions)) + cells + pack("II", self.v_trans, self.n_layer) + b"".join(fields)
 
     def __bytes__(self) -> bytes:
@@ -72,7 +79,9 @@ def state(*parts: Cache | Cell, seq_id: int = 0, magic: int = MAGIC) -> np.ndarr
     return np.frombuffer(bytearray(pack("Ii", magic, seq_id) + b"".join(map(bytes, parts))), dtype=np.uint8)
 
 
-def random_cache(n_tokens: int, *, seed: int = 0, n_layer: int = 2, kind: int = F16, n_stream: int = 1, blocks: int = 3) -> Cache:
+def random_cache(
+    n_tokens: int, *, seed: int = 0, n_layer: int = 2, kind: int = F16, n_stream: int = 1, blocks: int = 3
+) -> Cache:
     rng = np.random.default_rng(seed)
     rows = tuple(rng.integers(0, 256, (n_tokens, BLOCK[kind] * blocks), dtype=np.uint8) for _ in range(2 * n_layer))
     return Cache(rows, kind, n_layer, tuple(range(n_tokens)), n_stream)
@@ -86,7 +95,9 @@ def random_cell(position: int, seed: int = 0) -> Cell:
 def window_cache(n_tokens: int, *, seed: int = 1, n_stream: int = 1) -> Cache:
     """The last `WINDOW` positions of `n_tokens`."""
     n_cells = min(n_tokens, WINDOW)
-    return replace(random_cache(n_cells, seed=seed, n_stream=n_stream), positions=tuple(range(n_tokens - n_cells, n_tokens)))
+    return replace(
+        random_cache(n_cells, seed=seed, n_stream=n_stream), positions=tuple(range(n_tokens - n_cells, n_tokens))
+    )
 
 
 def parts_of(kind: KvKind, n_tokens: int, n_stream: int = 1) -> tuple[Cache | Cell, ...]:
@@ -143,7 +154,11 @@ def test_a_window_that_llama_cpp_does_not_apply_is_none():
 @given(data=st.data())
 def test_rows_come_by_position_whatever_the_order_of_the_cells(data):
     n_stream, kind = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([F16, Q8_0, Q4_0]))
-    n_tokens, n_layer, seq_id = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3)), data.draw(st.integers(0, 4))
+    n_tokens, n_layer, seq_id = (
+        data.draw(st.integers(1, 40)),
+        data.draw(st.integers(1, 3)),
+        data.draw(st.integers(0, 4)),
+    )
     cache = random_cache(n_tokens, n_layer=n_layer, kind=kind, n_stream=n_stream, seed=n_tokens)
     two = random_cache(2, n_layer=n_layer, kind=kind, n_stream=n_stream)
     codec = KvCodec.learn(state(two), state(two), ModelTraits(n_stream), 2)
@@ -230,7 +245,12 @@ def test_cells_in_two_streams_are_refused():
 
 
 REFUSED_CELLS = {
-    "recurrent_cell": [replace(CELL, n_cells=2), replace(CELL, n_cells=0), replace(CELL, position=-1), replace(CELL, n_seq=1)],
+    "recurrent_cell": [
+        replace(CELL, n_cells=2),
+        replace(CELL, n_cells=0),
+        replace(CELL, position=-1),
+        replace(CELL, n_seq=1),
+    ],
     "transposed_s": [replace(CELL, transposed=1)],
     "layer_count": [replace(CELL, n_layer=3)],
     "buffer": [replace(CELL, rows=CELL.rows[::-1])],
@@ -247,7 +267,9 @@ def test_an_unknown_recurrent_state_is_refused_by_name(name, cell):
     assert refusal.value.name == name
 
 
-@pytest.mark.parametrize("positions", [(3, 4, 5), tuple(range(9)), (0, 1, 2, 3, 4, 5, 6, 8), (-1, 0, 1, 2, 3, 4, 5, 6), (7,) * 8])
+@pytest.mark.parametrize(
+    "positions", [(3, 4, 5), tuple(range(9)), (0, 1, 2, 3, 4, 5, 6, 8), (-1, 0, 1, 2, 3, 4, 5, 6), (7,) * 8]
+)
 def test_a_window_with_gaps_or_of_another_size_is_refused(positions):
     codec = learned(KvKind.WINDOW)
     rows = tuple(np.zeros((20, 6), dtype=np.uint8) for _ in range(4))
@@ -262,7 +284,8 @@ OPAQUE = {
     "extended_cells": (ModelTraits(1, several_positions=True), (random_cache(2),)),
     "three_parts": (ModelTraits(1, hybrid=True, window=8), (random_cache(2), random_cell(1))),
     "positions": (ModelTraits(1), (random_cache(3),)),
-    "trailing_bytes": (ModelTraits(1), (random_cache(2), random_cache(2))),  # a second cache, as models with an indexer have
+    # a second cache, as models with an indexer have
+    "trailing_bytes": (ModelTraits(1), (random_cache(2), random_cache(2))),
     "shared_cells": (ModelTraits(1, window=8), (random_cache(2), random_cell(1))),
     "transposed_s": (ModelTraits(1, recurrent=True), (random_cache(2),)),
 }
@@ -280,14 +303,20 @@ def test_a_model_whose_state_is_not_understood_is_opaque_with_the_reason(name):
 
 
 def test_a_partial_state_that_is_not_the_end_of_the_whole_makes_a_model_opaque():
-    codec = KvCodec.learn(state(random_cache(2), random_cell(1)), state(random_cell(1, seed=5)), ModelTraits(1, hybrid=True), 2)
+    codec = KvCodec.learn(
+        state(random_cache(2), random_cell(1)), state(random_cell(1, seed=5)), ModelTraits(1, hybrid=True), 2
+    )
     assert codec.layout.problem.startswith("parts: ")
 
 
 @given(st.binary(max_size=200), st.sampled_from(KINDS))
 def test_any_bytes_are_refused_with_a_name_and_nothing_else(data, kind):
     codec, junk = learned(kind), np.frombuffer(bytearray(data), dtype=np.uint8)
-    for call in (lambda: codec.parse(junk, 0, 2), lambda: codec.parse_checkpoint(junk, 0, 2), lambda: codec.checkpoint_tokens(junk)):
+    for call in (
+        lambda: codec.parse(junk, 0, 2),
+        lambda: codec.parse_checkpoint(junk, 0, 2),
+        lambda: codec.checkpoint_tokens(junk),
+    ):
         with pytest.raises(UnknownLayout):
             call()
 
@@ -305,7 +334,10 @@ def test_a_changed_byte_is_refused_or_changes_one_row(data):
     except UnknownLayout:
         return
     before = codec.parse(good, 0, 6)
-    n_changed = sum(int((mine != theirs).any(axis=1).sum()) for mine, theirs in zip(reading.rows(0, 6), before.rows(0, 6), strict=True))
+    n_changed = sum(
+        int((mine != theirs).any(axis=1).sum())
+        for mine, theirs in zip(reading.rows(0, 6), before.rows(0, 6), strict=True)
+    )
     if reading.checkpoint is not None and before.checkpoint is not None:
         n_changed += int(not np.array_equal(reading.checkpoint, before.checkpoint))
     assert n_changed == 1

@@ -1,4 +1,6 @@
-"""What llama.cpp logs as an error reaches the block that it belongs to, whatever other threads do meanwhile."""
+"""What llama.cpp logs as an error reaches the block that it belongs to, whatever other threads do
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def routed_log():
 
 def fail_to_load(name: str) -> None:
     """llama.cpp logs errors that name the file, on this thread."""
-    assert not llama_cpp.llama_model_load_from_file(f"/none/{name}.gguf".encode(), llama_cpp.llama_model_default_params())
+    assert not llama_cpp.llama_model_load_from_file(
+        f"/none/{name}.gguf".encode(), llama_cpp.llama_model_default_params()
+    )
 
 
 def log_on_a_thread_of_llama_cpp(text: bytes) -> None:

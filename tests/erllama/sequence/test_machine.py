@@ -1,4 +1,6 @@
-"""Every cell of the state table, the note an illegal step carries, and the status that follows from sequences."""
+"""Every cell of the state table, the note an illegal step carries, and the status that follows from
+sequences.
+"""
 
 from itertools import product
 

@@ -29,11 +29,13 @@ def random_row(seed: int, n: int, scale: float = 4.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, scale, n).astype(np.float32)
 
 
-# --- the reference: the documented order, in the plainest way ----------------------------------------------------------------
+# --- the reference: the documented order, in the plainest way -------------------------------------
 
 
 class TooClose(Exception):
-    """A cut or the draw lies within rounding: float32 and float64 may differ here and both be right."""
+    """A cut or the draw lies within rounding: float32 and float64 may differ here and both be
+    right.
+    """
 
 
 def close(a: float, b: float) -> bool:
@@ -61,8 +63,12 @@ def penalised_logits(logits: np.ndarray, params: SamplingParams, history: list[i
     return out
 
 
-def reference(logits: np.ndarray, params: SamplingParams, history: list[int], position: int, allowed: set[int] | None = None) -> int:
-    """Bias, grammar, penalties, top_k, top_p, min_p, temperature, draw. Raises `TooClose` where rounding decides."""
+def reference(
+    logits: np.ndarray, params: SamplingParams, history: list[int], position: int, allowed: set[int] | None = None
+) -> int:
+    """Bias, grammar, penalties, top_k, top_p, min_p, temperature, draw. Raises `TooClose` where
+    rounding decides.
+    """
     values = penalised_logits(logits, params, history)
     token = reference_choice(values, params, uniform(params.seed or 0, position))
     if allowed is None or token in allowed:
@@ -124,7 +130,9 @@ def chains(draw):
         repeat_last_n=draw(st.sampled_from([-1, 0, 1, 4, 64])),
         seed=draw(st.integers(-(2**63), 2**64 - 1)),
         logit_bias=tuple(
-            draw(st.dictionaries(st.integers(0, n - 1), st.sampled_from([-100.0, -1.5, 2.25]), max_size=min(3, n - 1))).items()
+            draw(
+                st.dictionaries(st.integers(0, n - 1), st.sampled_from([-100.0, -1.5, 2.25]), max_size=min(3, n - 1))
+            ).items()
         ),
     )
     logits = random_row(draw(st.integers(0, 2**32)), n, draw(st.sampled_from([0.5, 4.0])))
@@ -143,7 +151,9 @@ def test_the_chain_gives_what_the_documented_order_gives(chain):
 
 
 def test_candidates_are_drawn_in_order_of_id_exactly_when_nothing_truncates():
-    """A convention, and all that makes a top_k of the whole vocabulary the same request as none: nothing sorts 152 k logits."""
+    """A convention, and all that makes a top_k of the whole vocabulary the same request as none:
+    nothing sorts 152 k logits.
+    """
     logits, wide = random_row(5, 50), {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}
     for position in range(50):
         tokens = {sampler(top_k=k, **wide).sample(logits.copy(), position) for k in (0, 50, 51)}
@@ -163,7 +173,7 @@ def test_the_chain_with_a_grammar_gives_what_the_documented_order_gives(chain, d
     assert TokenSampler(params, history, Matcher(allowed)).sample(logits.copy(), position) == expected
 
 
-# --- top_candidates ------------------------------------------------------------------------------------------------------------
+# --- top_candidates -------------------------------------------------------------------------------
 
 small_floats = st.sampled_from([-INF, -3.0, -1.0, 0.0, 0.5, 1.0, 2.0, 7.0])
 
@@ -190,7 +200,7 @@ def test_top_candidates_finds_a_maximum_after_the_last_whole_block():
     assert top_candidates(logits, 2).tolist() == [640, 0]
 
 
-# --- greedy ----------------------------------------------------------------------------------------------------------------------
+# --- greedy ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32), st.integers(1, 400))
@@ -221,7 +231,7 @@ def test_a_tiny_temperature_is_as_good_as_greedy_and_warns_of_nothing(temperatur
     assert sampler(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0).sample(row(-30, 20, 10), 3) == 1
 
 
-# --- the draw ---------------------------------------------------------------------------------------------------------------------
+# --- the draw -------------------------------------------------------------------------------------
 
 
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**40), st.integers(0, 1))
@@ -296,7 +306,9 @@ def test_the_draw_depends_on_seed_and_position_alone():
     one, other = sampler(seed=9, **wide), sampler(seed=9, **wide)
     for position in range(50):  # `one` has a past, `other` has not
         one.sample(random_row(position, 500), position)
-    assert [one.sample(logits.copy(), p) for p in range(50)] == [other.sample(logits.copy(), p) for p in reversed(range(50))][::-1]
+    assert [one.sample(logits.copy(), p) for p in range(50)] == [
+        other.sample(logits.copy(), p) for p in reversed(range(50))
+    ][::-1]
     assert len({one.sample(logits.copy(), p) for p in range(50)}) > 10
 
 
@@ -305,7 +317,7 @@ def test_a_sampler_without_a_seed_is_refused():
         TokenSampler(SamplingParams(), [])
 
 
-# --- bias and penalties ----------------------------------------------------------------------------------------------------------
+# --- bias and penalties ---------------------------------------------------------------------------
 
 
 def test_a_bias_of_minus_100_bans_even_an_overwhelming_token():
@@ -325,7 +337,9 @@ def test_two_biases_of_one_token_add_up():
 
 def test_penalties_are_those_of_llama_cpp():
     logits = row(2.0, -2.0, 0.0, 1.0)
-    sampler([0, 0, 1, 2], temperature=0.0, repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5).sample(logits, 4)
+    sampler([0, 0, 1, 2], temperature=0.0, repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5).sample(
+        logits, 4
+    )
     assert logits.tolist() == [2 / 2 - 2 * 0.25 - 0.5, -2 * 2 - 0.25 - 0.5, 0 - 0.25 - 0.5, 1.0]
 
 
@@ -351,11 +365,13 @@ def test_penalties_see_the_history_grow():
     assert pick.sample(row(1.0, 0.5, 0.0), 2) == 2
 
 
-# --- rows without a choice ---------------------------------------------------------------------------------------------------------
+# --- rows without a choice ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("bad", [(math.nan, 1, 2), (0, 1, math.nan), (math.nan, math.nan, INF), (-INF, -INF, -INF), (0, INF, 1)])
+@pytest.mark.parametrize(
+    "bad", [(math.nan, 1, 2), (0, 1, math.nan), (math.nan, math.nan, INF), (-INF, -INF, -INF), (0, INF, 1)]
+)
 def test_a_row_that_offers_no_choice_fails_the_decode(temperature: float, bad: tuple[float, ...]):
     with pytest.raises(DecodeFailed, match="position 7"):
         sampler(temperature=temperature).sample(row(*bad), 7)
@@ -372,7 +388,7 @@ def test_a_banned_token_is_never_drawn(position: int):
     assert pick.sample(row(9, 1, 1, 9), position) in (1, 2)
 
 
-# --- grammar -------------------------------------------------------------------------------------------------------------------------
+# --- grammar --------------------------------------------------------------------------------------
 
 
 class Matcher:
@@ -430,14 +446,15 @@ def test_closing_lets_go_of_the_grammar():
 
 
 def test_what_takes_the_place_of_a_refused_token_has_its_fair_share():
-    # One random number for both draws would always give the token that moves into the refused one's place.
+    # One random number for both draws would always give the token that moves into the refused one's
+    # place.
     pick = sampler(grammar=Matcher({1, 2}), temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     counts = np.bincount([pick.sample(row(1.0, 0.0, 0.0), i) for i in range(20_000)], minlength=3)
     assert counts[0] == 0
     assert _chi_square(counts[1:], np.full(2, 10_000)) < _chi_square_limit(1)
 
 
-# --- log probabilities -----------------------------------------------------------------------------------------------------------------
+# --- log probabilities ----------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300), st.floats(-1e4, 1e4))

@@ -14,7 +14,9 @@ ALPHABET = "ab\néß😀"
 
 
 def batch(data: bytes, stop: tuple[str, ...]) -> tuple[str, str | None]:
-    """The definition: decode everything, then cut at the stop string that begins earliest, among those the longest."""
+    """The definition: decode everything, then cut at the stop string that begins earliest, among
+    those the longest.
+    """
     text = data.decode("utf-8", "replace")
     hits = [(text.find(s), -len(s), s) for s in stop if s in text]
     if not hits:
@@ -37,7 +39,9 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
 
 texts = st.text(ALPHABET, max_size=40).map(str.encode)
 garbage = st.lists(
-    st.sampled_from([b"a", b"b", b"\xf0\x9f\x98\x80", b"\xf0\x9f", b"\xe2", b"\xff", b"\x80", b"\xc0\x80", b"\xed\xa0\x80"])
+    st.sampled_from(
+        [b"a", b"b", b"\xf0\x9f\x98\x80", b"\xf0\x9f", b"\xe2", b"\xff", b"\x80", b"\xc0\x80", b"\xed\xa0\x80"]
+    )
 ).map(b"".join)
 stops = st.lists(st.text(ALPHABET + "\ufffd", min_size=1, max_size=5), max_size=4).map(tuple)
 

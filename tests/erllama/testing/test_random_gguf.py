@@ -78,7 +78,9 @@ def test_a_file_without_a_vocabulary_cannot_lend_one(tmp_path):
 def test_a_hybrid_shape_alternates_recurrent_and_attention_layers(tmp_path):
     write_random_model(tmp_path / "m.gguf", SHAPES["tiny-jamba"])
     header = read_header(tmp_path / "m.gguf")
-    mixers = [next(name for name in ("ssm_in", "attn_q") if f"blk.{i}.{name}.weight" in header.tensors) for i in range(4)]
+    mixers = [
+        next(name for name in ("ssm_in", "attn_q") if f"blk.{i}.{name}.weight" in header.tensors) for i in range(4)
+    ]
     assert mixers == ["ssm_in", "attn_q"] * 2
     assert list(header.metadata["jamba.attention.head_count_kv"].data) == [0, 1, 0, 1]
 
@@ -106,7 +108,9 @@ def test_an_impossible_shape_is_refused():
 def test_the_command_line_writes_a_model(tmp_path):
     app = typer.Typer()
     app.command()(main)
-    result = CliRunner().invoke(app, ["--shape", "tiny-qwen3", "--type", "Q8_0", "--seed", "5", str(tmp_path / "m.gguf")])
+    result = CliRunner().invoke(
+        app, ["--shape", "tiny-qwen3", "--type", "Q8_0", "--seed", "5", str(tmp_path / "m.gguf")]
+    )
     assert result.exit_code == 0
     assert inspect_gguf(tmp_path / "m.gguf").architecture == "qwen3"
     assert CliRunner().invoke(app, ["--shape", "huge", str(tmp_path / "n.gguf")]).exit_code == 2
@@ -148,7 +152,9 @@ for lora in [None, *loras]:
 
 
 def run_llama_cpp(path, adapter):
-    done = subprocess.run([sys.executable, "-c", RUNNER, str(path), str(adapter)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(path), str(adapter)], capture_output=True, text=True, timeout=120, check=True
+    )
     return done.stdout.splitlines()
 
 

@@ -1,4 +1,6 @@
-"""The stub keeps the contract of a backend's states, and a wrong restore in a test of the engine is an assertion."""
+"""The stub keeps the contract of a backend's states, and a wrong restore in a test of the engine is
+an assertion.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,12 @@ def test_only_attention_is_cut_between_its_ends(kind):
     assert stub.copy_prefix(0, 1, 5)
     assert stub.copy_prefix(0, 2, 3) == kind.cuttable
     assert stub.cut(0, 3) == kind.cuttable
-    assert [bytes(tokens) for tokens in stub.kv] == [b"hel" if kind.cuttable else b"hello", b"hello", b"hel" if kind.cuttable else b"", b""]
+    assert [bytes(tokens) for tokens in stub.kv] == [
+        b"hel" if kind.cuttable else b"hello",
+        b"hello",
+        b"hel" if kind.cuttable else b"",
+        b"",
+    ]
     assert stub.cut(0, 0)
     stub.swap(0, 1)
     assert [bytes(tokens) for tokens in stub.kv[:2]] == [b"hello", b""]
