@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,14 +33,42 @@ Consume = Callable[[Block, int], None]
 READ_AHEAD = 2
 
 
+@dataclass(slots=True)
+class _Read:
+    """One read under way."""
+
+    plan: Plan
+    consume: Consume
+    deadline_ns: int
+    n_tokens: int = 0
+    n_bytes: int = 0
+    corrupt: int = 0
+    slowest: int = -1  # index of the slowest tier used; -1 for none
+    used: list[BlockId] = field(default_factory=list)
+
+
 class Reader:
+    """`promoter` copies what a slower tier gave up to the fastest; None where there is one tier."""
+
     def __init__(self, stack: TierStack, writer: Writer, promoter: TierCopier | None) -> None:
         self._stack = stack
         self._writer = writer
         self._promoter = promoter
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
-        return _Reading(self._stack, self._writer, self._promoter, plan, deadline_ns).run(consume)
+        began_ns, read = time.monotonic_ns(), _Read(plan, consume, deadline_ns)
+        end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
+        self._stack.touch(read.used)
+        self._stack.tally.add("tokens", "hit", read.n_tokens)
+        return Fetched(
+            n_tokens=read.n_tokens,
+            logits=None if end is None else end.logits,
+            checkpoint=None if end is None else end.checkpoint,
+            n_bytes=read.n_bytes,
+            seconds=(time.monotonic_ns() - began_ns) / 1e9,
+            tier=self._stack.tiers[read.slowest].label if read.slowest >= 0 else "",
+            corrupt=read.corrupt,
+        )
 
     def get(self, id: BlockId, deadline_ns: int) -> Block | None:
         """A copy of one object, looked for in every tier by its name."""
@@ -52,70 +81,48 @@ class Reader:
         finally:
             fetch.free()
 
+    def _read_all(self, read: _Read) -> Block | None:
+        """Rows, and the END if it is where they stop."""
+        plan = read.plan
+        end = None if plan.end is None else self._first_of(read, [plan.end])
+        self._read_rows(read, plan.n_tokens if end is None else end.id.start)
+        return end if end is not None and end.id.start == read.n_tokens else None
 
-class _Reading:
-    """The state of one read."""
+    def _read_to_an_end(self, read: _Read) -> Block | None:
+        """Rows up to an END, the longest that can be had with all of them."""
+        ends = [] if read.plan.end is None else [read.plan.end, *read.plan.other_ends]
+        end = self._first_of(read, ends)
+        if end is not None:
+            self._read_rows(read, end.id.start)
+            if read.n_tokens < end.id.start:
+                end = self._first_of(read, [id for id in ends if id.start <= read.n_tokens])
+        read.n_tokens = 0 if end is None else end.id.start
+        return end
 
-    def __init__(
-        self, stack: TierStack, writer: Writer, promoter: TierCopier | None, plan: Plan, deadline_ns: int
-    ) -> None:
-        self._stack = stack
-        self._writer = writer
-        self._promoter = promoter
-        self._plan = plan
-        self._deadline_ns = deadline_ns
-        self._n_bytes = self._corrupt = self._n_tokens = 0
-        self._slowest = -1
-        self._used: list[BlockId] = []
-
-    def run(self, consume: Consume) -> Fetched:
-        began_ns = time.monotonic_ns()
-        ends = [] if self._plan.end is None else [self._plan.end, *self._plan.other_ends]
-        end = self._first_of(ends if self._plan.need_end else ends[:1])
-        if end is not None or not self._plan.need_end:
-            self._read_rows(self._plan.n_tokens if end is None else end.id.start, consume)
-        if end is not None and self._plan.need_end and self._n_tokens < end.id.start:
-            end = self._first_of([id for id in ends if id.start <= self._n_tokens])
-        if self._plan.need_end:
-            self._n_tokens = 0 if end is None else end.id.start
-        elif end is not None and end.id.start != self._n_tokens:
-            end = None
-        self._stack.touch(self._used)
-        self._stack.tally.add("tokens", "hit", self._n_tokens)
-        return Fetched(
-            n_tokens=self._n_tokens,
-            logits=None if end is None else end.logits,
-            checkpoint=None if end is None else end.checkpoint,
-            n_bytes=self._n_bytes,
-            seconds=(time.monotonic_ns() - began_ns) / 1e9,
-            tier=self._stack.tiers[self._slowest].label if self._slowest >= 0 else "",
-            corrupt=self._corrupt,
-        )
-
-    def _first_of(self, ends: list[BlockId]) -> Block | None:
+    def _first_of(self, read: _Read, ends: list[BlockId]) -> Block | None:
         """A copy of the first END that can be had."""
         for id in ends:
             fetch = Fetch(self._stack, self._writer, id)
             try:
-                block = self._result(fetch)
+                block = _result(read, fetch)
                 if block is not None:
                     end = copied(block)
-                    self._use(fetch)
+                    self._use(read, fetch)
                     return end
             finally:
-                self._corrupt += fetch.corrupt
+                read.corrupt += fetch.corrupt
                 fetch.free()
         return None
 
-    def _read_rows(self, n_tokens: int, consume: Consume) -> None:
+    def _read_rows(self, read: _Read, n_tokens: int) -> None:
         ahead: deque[tuple[Hop, Fetch]] = deque()
-        hops = deque(hop for hop in self._plan.hops if hop.id.start < n_tokens)
+        hops = deque(hop for hop in read.plan.hops if hop.id.start < n_tokens)
         try:
             while hops or ahead:
                 while hops and len(ahead) <= READ_AHEAD:
                     ahead.append((hops[0], Fetch(self._stack, self._writer, hops.popleft().id)))
                 hop, fetch = ahead[0]
-                if not self._consume(fetch, min(hop.n_use, n_tokens - hop.id.start), consume):
+                if not self._consume(read, fetch, min(hop.n_use, n_tokens - hop.id.start)):
                     if not self._stack.index.has(hop.id):
                         self._disown(
                             [later.id for later, _ in ahead if later is not hop] + [later.id for later in hops]
@@ -137,35 +144,36 @@ class _Reading:
                 if tier_index != self._stack.staged:
                     self._stack.index.remove(id, tier_index)
 
-    def _consume(self, fetch: Fetch, n_use: int, consume: Consume) -> bool:
+    def _consume(self, read: _Read, fetch: Fetch, n_use: int) -> bool:
         """False when this is where the prefix ends."""
         try:
-            block = self._result(fetch)
+            block = _result(read, fetch)
             if block is None:
                 return False
-            wanted = self._plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
+            wanted = read.plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
             if not np.array_equal(block.tokens[:n_use], wanted):
-                # the index was told something else, by a snapshot that lies
+                # The index was told something else, by a snapshot that lies.
                 self._stack.index.learn(fetch.id, block.tokens)
                 self._stack.tally.add("mismatched", "tokens")
                 return False
-            consume(block, n_use)
-            self._n_tokens = fetch.id.start + n_use
-            self._use(fetch)
+            read.consume(block, n_use)
+            read.n_tokens = fetch.id.start + n_use
+            self._use(read, fetch)
             return True
         finally:
-            self._corrupt += fetch.corrupt
+            read.corrupt += fetch.corrupt
             fetch.free()
 
-    def _result(self, fetch: Fetch) -> Block | None:
-        return fetch.result(self._deadline_ns) if time.monotonic_ns() < self._deadline_ns else None
-
-    def _use(self, fetch: Fetch) -> None:
-        self._used.append(fetch.id)
-        self._n_bytes += fetch.n_bytes
+    def _use(self, read: _Read, fetch: Fetch) -> None:
+        read.used.append(fetch.id)
+        read.n_bytes += fetch.n_bytes
         if fetch.tier is None:
             return
         fetch.tier.count("hits")
-        self._slowest = max(self._slowest, fetch.tier.index)
+        read.slowest = max(read.slowest, fetch.tier.index)
         if self._promoter is not None and fetch.tier.index > 0 and (loaded := fetch.take_loaded()) is not None:
             self._promoter.promote(fetch.id, loaded)
+
+
+def _result(read: _Read, fetch: Fetch) -> Block | None:
+    return fetch.result(read.deadline_ns) if time.monotonic_ns() < read.deadline_ns else None

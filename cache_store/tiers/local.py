@@ -122,11 +122,11 @@ class LocalTier:
             return Stat(name, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        directory, stem = split_prefix(prefix)
+        directory, name_prefix = split_prefix(prefix)
         with self._failures("list", prefix):
             entries = _entries(os.path.join(self._root, directory))
         for entry in entries:
-            if entry.name.startswith(stem) and not is_hidden(entry.name):
+            if entry.name.startswith(name_prefix) and not is_hidden(entry.name):
                 yield from self._listed(entry, f"{directory}/{entry.name}" if directory else entry.name)
 
     def _listed(self, entry: os.DirEntry[str], name: str) -> Iterator[Stat]:

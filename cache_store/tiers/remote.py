@@ -152,16 +152,16 @@ class RemoteTier:
         return Stat(name, info["size"], _modified_s(info)) if info["type"] == "file" else None
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
-        directory, stem = split_prefix(prefix)
+        directory, name_prefix = split_prefix(prefix)
         with self._failures("list", prefix):
-            found = self._find(directory, stem)
+            found = self._find(directory, name_prefix)
         for path, info in found.items():
             name = path.removeprefix(f"{self._root}/")
             if info["type"] == "file" and name.startswith(prefix) and not name.endswith("/") and not is_hidden(name):
                 yield Stat(name, info["size"], _modified_s(info))
 
-    def _find(self, directory: str, stem: str) -> dict[str, dict[str, Any]]:
-        options = {"prefix": stem} if stem and self._lists_by_prefix else {}
+    def _find(self, directory: str, name_prefix: str) -> dict[str, dict[str, Any]]:
+        options = {"prefix": name_prefix} if name_prefix and self._lists_by_prefix else {}
         try:
             found: dict[str, dict[str, Any]] = self._open_fs.find(
                 f"{self._root}/{directory}".rstrip("/"), detail=True, **options

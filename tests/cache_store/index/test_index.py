@@ -1,4 +1,4 @@
-"""The index: the longest prefix to the token, and evictions that never leave a hole, against a
+"""The index: the longest prefix to the token, and evictions that never leave a gap, against a
 model that tries everything.
 """
 

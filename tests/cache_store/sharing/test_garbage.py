@@ -166,7 +166,7 @@ def test_objects_of_the_first_format_are_not_seen_and_are_collected(tmp_path):
         written(store, tokens)
         done = store.collect_garbage("disk", deadline_s=20)
         assert (done.is_done, done.failure, done.evicted) == (True, "", 0)
-        assert done.swept <= len(old)  # the keeper may have been at it too
+        assert done.swept <= len(old)  # maintenance may have been at it too
         wait_until(lambda: not any(path.exists() for path in old))
         assert (tmp_path / "mine.rows.arrow").exists()
         assert restore(store, root, tokens).n_tokens == 1024
