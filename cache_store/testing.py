@@ -148,10 +148,6 @@ class FaultyTier:
         self._meet("sweep", "")
         return self._tier.sweep(older_than_s)
 
-    def free_bytes(self) -> int | None:
-        self._meet("free_bytes", "")
-        return self._tier.free_bytes()
-
     def close(self) -> None:
         self.heal()
         self._tier.close()

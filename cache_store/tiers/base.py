@@ -125,9 +125,6 @@ class Tier(Protocol):
         removed. Safe beside live writers.
         """
 
-    def free_bytes(self) -> int | None:
-        """Room left on the file system; None where there is no such figure."""
-
     def close(self) -> None:
         """Let go of connections. Idempotent; other calls fail afterwards or go on working, whatever
         the tier needs.

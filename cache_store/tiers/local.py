@@ -173,15 +173,6 @@ class LocalTier:
             with suppress(OSError):  # a sweep of another process was quicker, or the failure above says why
                 os.unlink(temp)
 
-    def free_bytes(self) -> int | None:
-        directory = Path(self._root)
-        while not directory.exists():  # removed under us: what counts is where it will be made again
-            directory = directory.parent
-        with self._failures("statvfs", ""):
-            figures = os.statvfs(directory)
-        # a RAM file system without a limit has no blocks
-        return figures.f_bavail * figures.f_frsize if figures.f_blocks else None
-
     def close(self) -> None:
         """Nothing is held between calls."""
 

@@ -197,9 +197,6 @@ class RemoteTier:
         finally:
             self._remove_quietly(temp)
 
-    def free_bytes(self) -> int | None:
-        return None
-
     def close(self) -> None:
         """Drops the driver, which closes its connections. Calls that are under way end as they
         would have.

@@ -159,13 +159,6 @@ def test_an_existing_directory_keeps_its_mode(tmp_path):
     assert os.stat(tmp_path / "tier").st_mode & 0o777 == 0o755
 
 
-def test_a_local_tier_knows_the_room_that_is_left(tmp_path):
-    tier = open_tier(TierConfig(f"{tmp_path}/tier"))
-    shutil.rmtree(tmp_path / "tier")
-    figures = os.statvfs(tmp_path)
-    assert abs((tier.free_bytes() or 0) - figures.f_bavail * figures.f_frsize) < 1 << 30
-
-
 def test_listing_by_prefix_opens_one_directory_only(tmp_path, monkeypatch):
     tier = open_tier(TierConfig(str(tmp_path)))
     for n in range(5):

@@ -85,17 +85,6 @@ def test_replacing_on_a_full_file_system_keeps_the_old_object(mount):
     assert read(tier, "r/one") == bytes(sealed(b"x" * 700_000))
 
 
-def test_the_room_left_shrinks_as_objects_are_published(mount):
-    tier = open_tier(TierConfig(str(mount("size=1m"))))
-    before = tier.free_bytes()
-    tier.publish("r/one", sealed(b"x" * 500_000))
-    assert 500_000 <= before - tier.free_bytes() < 520_000
-
-
-def test_a_file_system_without_a_limit_has_no_figure(mount):
-    assert open_tier(TierConfig(str(mount("size=0")))).free_bytes() is None
-
-
 def test_a_file_system_without_inodes_is_full_too(mount):
     tier = open_tier(TierConfig(str(mount("size=1m,nr_inodes=4"))))
     tier.publish("r/one", sealed(b"x"))  # with the mount itself and the directory: three
@@ -329,7 +318,6 @@ def test_a_fault_for_all_operations_lasts_until_it_is_healed(faulty):
         "stat": lambda: faulty.stat("r/one"),
         "list": lambda: list(faulty.list()),
         "sweep": lambda: faulty.sweep(0),
-        "free_bytes": faulty.free_bytes,
     }
     for operation, call in calls.items():
         with pytest.raises(TierError, match=f"^{operation} .*Input/output error"):
