@@ -60,6 +60,11 @@ class Path:
     def __repr__(self) -> str:
         return f"<Path of {self.n_tokens} tokens, {self.n_whole} in whole objects, {len(self.ends)} ends>"
 
+    def reaches_beyond(self, before: Path) -> bool:
+        """Whether an earlier walk of the same prompt knew less."""
+        mine = (self.n_tokens, self.n_whole, len(self.ends))
+        return mine > (before.n_tokens, before.n_whole, len(before.ends)) or self.unknown != before.unknown
+
     @property
     def hops(self) -> tuple[Hop, ...]:
         """The fewest objects that hold the prefix, in order."""

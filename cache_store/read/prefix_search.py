@@ -102,11 +102,19 @@ class PrefixSearch:
         wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
         lookup = _Lookup(chain, need_end, deadline_ns, wait_until_ns, self._index.longest_prefix(chain))
         if len(chain) >= self._min_probe_tokens:
-            while not lookup.is_complete and self._finds_more(lookup):
-                lookup.path = self._index.longest_prefix(chain)
+            while not lookup.is_complete and self._goes_on(lookup):
+                pass
         return self._plan_to_an_end(lookup) if need_end else self._plan(lookup)
 
     # --- exploring --------------------------------------------------------------------------------
+
+    def _goes_on(self, lookup: _Lookup) -> bool:
+        """One round of asking, then the way anew; True when the next round may find more. What
+        another thread has listed in the meantime is nothing new to the round, but longer for it.
+        """
+        before, found = lookup.path, self._finds_more(lookup)
+        lookup.path = self._index.longest_prefix(lookup.chain)
+        return found or lookup.path.reaches_beyond(before)
 
     def _finds_more(self, lookup: _Lookup) -> bool:
         """One round of asking; True when the index may know a longer prefix now."""

@@ -9,7 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import psutil
 import pytest
@@ -98,8 +100,11 @@ def test_twenty_aborts_leave_no_memory_behind(heavy: Model):
         assert small(heavy) == expected
         return int(process.memory_info().rss)
 
-    warm = [abort() for _ in range(5)][-1]
-    assert [abort() for _ in range(15)][-1] - warm < 8 << 20
+    # A leak grows with every abort. A step or two are the allocator's: in a process with a long past
+    # it may need another arena.
+    held = [abort() for _ in range(20)][4:]
+    assert median(after - before for before, after in pairwise(held)) < 512 << 10, [n >> 20 for n in held]
+    assert held[-1] - held[0] < 40 << 20, [n >> 20 for n in held]
     assert heavy.stats().counts.decode_aborts == 20
 
 
