@@ -4,7 +4,7 @@ llama-server. Over HTTP.
     python bench/constrained.py --model MODEL.gguf --peer LLAMA_SERVER [--rounds 3] [--json FILE]
 
 The model should have a real vocabulary, since masks cost by its size (152 k tokens: `python -m
-erllama.demo.random_gguf` with `--vocab`). Each round starts both servers in turn (the order
+erllama.testing.random_gguf` with `--vocab`). Each round starts both servers in turn (the order
 alternates), with the settings of bench/throughput.py. Within a round replies with and without the
 schema alternate, over the same prompts of random token ids; all are greedy and ignore the end of
 text. The schema asks for a list that cannot end within `--gen` tokens, so that every reply is

@@ -10,7 +10,7 @@ Each sequence has its own KV stream (`kv_unified` off): its numerics do not depe
 neighbours hold, and attention does not walk over their cells. Measured on the 0.5B shape with 8
 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified cache; with
 short sequences both are equal. The price: a batch is computed in one pass only over sequences whose
-ids follow each other, in ascending order. The engine keeps ids dense (`Admission.fill_hole`,
+ids follow each other, in ascending order. The engine keeps ids dense (`Admission.close_gap`,
 `swap`), and `BatchViews.fill` orders the rows.
 """
 
