@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cache_store import BlockId, ChainKey, Kind, Store, StoreConfig, TierConfig, TokenChain, root_key
 from cache_store.testing import FakeClock, Fault
 from tests.support import store_kit
+from tests.support.bounds import NO_WAIT_S
 from tests.support.store_kit import (
     FaultyTiers,
     Restored,
@@ -265,7 +266,7 @@ def test_a_tier_that_hangs_does_not_hold_the_collector_beyond_its_deadline(tmp_p
         tiers.tiers[0].inject(operation, Fault.HANG, times=None)
         began = time.monotonic()
         done = collector.collect_garbage("disk", deadline_s=0.2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < NO_WAIT_S
         assert (done.is_done, done.failure) == (False, "no answer before the deadline")
         tiers.tiers[0].heal()
         assert collector.collect_garbage("disk", deadline_s=20).is_done
