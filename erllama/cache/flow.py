@@ -17,10 +17,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from erllama.backend.base import Backend
-from erllama.cache.live import Choice, Held, LiveKv, upcoming
+from erllama.cache.live import Choice, Held, LiveKv, Upcoming, upcoming
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.read import KvReader, ReadJob, Restored
 from erllama.cache.save import KvSaver
@@ -36,14 +35,6 @@ LIVE = "live"
 _WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
 _RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
 _RATE_WEIGHT = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """A sequence waits until `source` has `n_tokens` in the context, or has ended."""
-
-    source: Sequence
-    n_tokens: int
 
 
 class CacheFlow:
@@ -70,7 +61,7 @@ class CacheFlow:
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
         self._reading: set[Sequence] = set()
-        self._waiting: dict[Sequence, _Wait] = {}
+        self._waiting: dict[Sequence, Upcoming] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
         self._prefill_rate = 0.0  # tokens per second, 0: not measured yet
@@ -143,9 +134,9 @@ class CacheFlow:
         if not self._cuttable or sequence.request.restore_only:
             return False
         found = upcoming(sequence.given, [s for s in running if s is not sequence])
-        if found is None or found[1] - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
+        if found is None or found.n_tokens - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
-        self._waiting[sequence] = _Wait(*found)
+        self._waiting[sequence] = found
         return True
 
     # --- restores ---------------------------------------------------------------------------------
@@ -169,7 +160,7 @@ class CacheFlow:
                 continue
             yield self._arrived(result, running)
         for sequence, wait in list(self._waiting.items()):
-            if wait.source.readable and wait.source.n_kv < wait.n_tokens:
+            if not wait.is_over:
                 continue
             del self._waiting[sequence]
             self._copy_longest(sequence, running, longer_than=sequence.n_kv)
@@ -181,14 +172,13 @@ class CacheFlow:
     @property
     def can_go_on(self) -> bool:
         """Whether what a sequence waits for is there: `ready` will yield it."""
-        return any(not wait.source.readable or wait.source.n_kv >= wait.n_tokens for wait in self._waiting.values())
+        return any(wait.is_over for wait in self._waiting.values())
 
     def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
         """What was read, unless a neighbour has computed more in the meantime."""
         sequence = result.job.sequence
-        if result.logits is None and self._copy_longest(
-            sequence, running, longer_than=max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN
-        ):
+        beyond = max(result.n_tokens, sequence.n_kv) + _WAIT_GAIN
+        if result.logits is None and self._copy_longest(sequence, running, longer_than=beyond):
             result.close()
         else:
             self._put_back(sequence, result)

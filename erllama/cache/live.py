@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,15 +228,25 @@ def _same(a: TokenChain, b: TokenChain) -> bool:
     return a.root == b.root and np.array_equal(a.ids, b.ids)
 
 
-def upcoming(prompt: TokenChain, running: Iterable[Sequence]) -> tuple[Sequence, int] | None:
-    """The running prefill that will have most of `prompt` in its context, and how many of them;
-    None when there is none.
-    """
-    best: tuple[Sequence, int] | None = None
+class Upcoming(NamedTuple):
+    """`source` will have `n_tokens` of a prompt in its context, unless it ends before."""
+
+    source: Sequence
+    n_tokens: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether they are there, or will not come."""
+        return not self.source.readable or self.source.n_kv >= self.n_tokens
+
+
+def upcoming(prompt: TokenChain, running: Iterable[Sequence]) -> Upcoming | None:
+    """The running prefill that will have most of `prompt`; None when there is none."""
+    best: Upcoming | None = None
     for other in running:
         if other.state is not State.PREFILLING or other.root != prompt.root:
             continue
         n = common_prefix(other.given.ids, prompt.ids)
-        if n > other.n_kv and (best is None or n > best[1]):
-            best = (other, n)
+        if n > other.n_kv and (best is None or n > best.n_tokens):
+            best = Upcoming(other, n)
     return best
