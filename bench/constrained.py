@@ -31,10 +31,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import Figures, PromptMaker, int_list, make_parser, median, say, setting, spread
-from servers import Ours, Peer, Server
+from harness import Figures, PromptMaker, median, say, spread
+from servers import Server
 from stream_client import Stream, steady_rate
-from throughput import MODEL_ID, complete
+from throughput import comparison_parser, complete, make_server, our_spec
 
 from erllama.demo import demo_model_path
 from erllama.gguf.check import inspect_gguf
@@ -131,26 +131,7 @@ def summarise(figures: Figures, rounds: Mapping[str, Sequence[Mapping[str, float
 
 
 def main() -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument("--model", required=True, help="a GGUF file, or demo")
-    parser.add_argument("--peer", help="the llama-server binary; without it only ours is measured")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--streams", type=int_list, default=[1, 4], help="stream counts (default 1,4)")
-    parser.add_argument("--slots", type=int, default=4, help="sequences of both servers (default 4)")
-    parser.add_argument("--n-ctx", type=int, default=1024, help="context of one slot (default 1024)")
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="length of every prompt (default 64)")
-    parser.add_argument("--gen", type=int, default=256, help="tokens per reply (default 256)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3, help="runs per round of each kind of reply (default 3)")
-    parser.add_argument("--port", type=int, default=8200)
-    parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another key of our model's config",
-    )
+    parser = comparison_parser(__doc__, streams=[1, 4], slots=4, n_ctx=1024, prompt_tokens=64, gen=256)
     args = parser.parse_args()
 
     path = str(demo_model_path()) if args.model == "demo" else os.path.abspath(args.model)
@@ -161,15 +142,10 @@ def main() -> int:
             f"--slots must be at least {max(plan.streams)} and --n-ctx at least {plan.prompt_tokens + plan.gen}"
         )
 
-    spec: dict[str, Any] = {
-        "id": MODEL_ID, "path": path, "n_ctx": args.n_ctx, "n_parallel": args.slots, "n_threads": args.threads,
-        "flash_attn": True, "type_k": "f16", "type_v": "f16", **dict(args.set),
-    }  # fmt: skip
+    spec = our_spec(args, path)
 
     def make(kind: str) -> Server:
-        if kind == "ours":
-            return Ours({"models": [spec]}, port=args.port)
-        return Peer(args.peer, path, threads=args.threads, slots=args.slots, n_ctx=args.n_ctx, port=args.port + 1)
+        return make_server(kind, args, path, spec)
 
     figures = Figures()
     figures.extra["settings"] = {"ours": spec, "peer": args.peer, "n_vocab": n_vocab}

@@ -28,6 +28,7 @@ physical cores. The client shares the machine and costs the same for both.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import time
@@ -172,21 +173,24 @@ def summarise(figures: Figures, rounds: dict[str, list[Measured]]) -> None:
     figures.extra["rounds"] = {kind: [one.values for one in measured] for kind, measured in rounds.items()}
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
+def comparison_parser(
+    description: str | None, *, streams: list[int], slots: int, n_ctx: int, prompt_tokens: int, gen: int
+) -> argparse.ArgumentParser:
+    """The options of a comparison with llama-server; what is given are the defaults."""
+    parser = make_parser(description)
+    shown = ",".join(map(str, streams))
     parser.add_argument("--model", required=True, help="a GGUF file, or demo")
     parser.add_argument("--peer", help="the llama-server binary; without it only ours is measured")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--streams", type=int_list, default=[1, 4, 8], help="stream counts (default 1,4,8)")
-    parser.add_argument("--slots", type=int, default=8, help="sequences of both servers (default 8)")
-    parser.add_argument("--n-ctx", type=int, default=2048, help="context of one slot (default 2048)")
-    parser.add_argument("--prompt-tokens", type=int, default=256, help="prompt of the decode streams (default 256)")
-    parser.add_argument("--ttft-tokens", type=int, default=800, help="prompt of the TTFT figure (default 800)")
-    parser.add_argument("--gen", type=int, default=128, help="tokens per stream (default 128)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int_list, default=streams, help=f"stream counts (default {shown})")
+    parser.add_argument("--slots", type=int, default=slots, help=f"sequences of both servers (default {slots})")
+    parser.add_argument("--n-ctx", type=int, default=n_ctx, help=f"context of one slot (default {n_ctx})")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="requests per round for prefill, TTFT and one stream (default 3)"
+        "--prompt-tokens", type=int, default=prompt_tokens, help=f"prompt of the streams (default {prompt_tokens})"
     )
+    parser.add_argument("--gen", type=int, default=gen, help=f"tokens per stream (default {gen})")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind per round (default 3)")
     parser.add_argument("--port", type=int, default=8200)
     parser.add_argument(
         "--set",
@@ -196,6 +200,27 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="another key of our model's config",
     )
+    return parser
+
+
+def our_spec(args: argparse.Namespace, path: str) -> dict[str, Any]:
+    """Our model, set up as llama-server is."""
+    return {
+        "id": MODEL_ID, "path": path, "n_ctx": args.n_ctx, "n_parallel": args.slots, "n_threads": args.threads,
+        "flash_attn": True, "type_k": "f16", "type_v": "f16", **dict(args.set),
+    }  # fmt: skip
+
+
+def make_server(kind: str, args: argparse.Namespace, path: str, spec: dict[str, Any]) -> Server:
+    """The server of that kind, "ours" or "peer"; their ports are neighbours."""
+    if kind == "ours":
+        return Ours({"models": [spec]}, port=args.port)
+    return Peer(args.peer, path, threads=args.threads, slots=args.slots, n_ctx=args.n_ctx, port=args.port + 1)
+
+
+def main() -> None:
+    parser = comparison_parser(__doc__, streams=[1, 4, 8], slots=8, n_ctx=2048, prompt_tokens=256, gen=128)
+    parser.add_argument("--ttft-tokens", type=int, default=800, help="prompt of the TTFT figure (default 800)")
     args = parser.parse_args()
 
     path = str(demo_model_path()) if args.model == "demo" else os.path.abspath(args.model)
@@ -205,15 +230,10 @@ def main() -> None:
     if max(plan.streams, default=0) > args.slots or longest > args.n_ctx:
         parser.error(f"--slots must be at least the largest stream count and --n-ctx at least {longest}")
 
-    spec: dict[str, Any] = {
-        "id": MODEL_ID, "path": path, "n_ctx": args.n_ctx, "n_parallel": args.slots, "n_threads": args.threads,
-        "flash_attn": True, "type_k": "f16", "type_v": "f16", **dict(args.set),
-    }  # fmt: skip
+    spec = our_spec(args, path)
 
     def make(kind: str) -> Server:
-        if kind == "ours":
-            return Ours({"models": [spec]}, port=args.port)
-        return Peer(args.peer, path, threads=args.threads, slots=args.slots, n_ctx=args.n_ctx, port=args.port + 1)
+        return make_server(kind, args, path, spec)
 
     figures = Figures()
     figures.extra["settings"] = {"ours": spec, "peer": args.peer}

@@ -20,24 +20,10 @@ from hypothesis import strategies as st
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import check_adapter, inspect_gguf, split_paths
 from erllama.gguf.header import GgufValue, read_header
-from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
+from erllama.testing.random_gguf import write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.bounds import NO_WAIT_S
 from tests.support.gguf_files import serialise, with_value
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_random_model(path, SHAPES["tiny-llama"], file_type="F16", seed=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "encoder.gguf"
-    write_random_encoder(path, seed=1)
-    return path
 
 
 @pytest.fixture(scope="module")

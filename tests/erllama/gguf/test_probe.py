@@ -24,7 +24,7 @@ from erllama.gguf.check import inspect_gguf
 from erllama.gguf.header import TENSOR_TYPES, GgufValue, read_header
 from erllama.gguf.probe import ProbeKind, ProbeResult, probe_gguf
 from erllama.llama.vocab import LlamaVocab
-from erllama.testing.random_gguf import write_random_encoder, write_random_model
+from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.gguf_files import TYPE_IDS, serialise, with_value
 
@@ -33,23 +33,9 @@ BUILD = "build 1"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_random_model(path, SHAPES["tiny-llama"], file_type="F16", seed=1)
-    return path
-
-
-@pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "qwen.gguf"
     write_random_model(path, SHAPES["tiny-qwen2"], file_type="F16", seed=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "encoder.gguf"
-    write_random_encoder(path, seed=1)
     return path
 
 
