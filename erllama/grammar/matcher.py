@@ -34,56 +34,30 @@ _LIMITS = LLParserLimits(
 )  # fmt: skip
 
 
-# What each byte of a mask means for its eight tokens: inf where one is allowed, -inf where not.
-# Shape (256, 8).
-_LIMITS_OF_BYTE = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") > 0, np.inf, -np.inf
-).astype(np.float32)
-
-
 class ConstraintMatcher:
     """The state of one reply under a constraint: a `GrammarMatcher`. Raises `InvalidParameter`
-    where llguidance meets a limit.
-
-    `limits`, shape (at least n_vocab / 8, 8), is room for `mask`; matchers of one thread may share
-    it.
+    where llguidance meets a limit. `n_vocab` is the tokenizer's.
     """
 
-    def __init__(
-        self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], limits: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], n_vocab: int) -> None:
         self._state = state
         self._constraint = constraint
         self._eog = eog
         self._ends = sorted(eog)
-        self._limits = limits
-        self._bits = np.zeros(limits.shape[0], dtype=np.uint8)
+        self._bits = np.zeros((n_vocab + 31) // 32 * 4, dtype=np.uint8)  # llguidance writes whole words
 
     def allows(self, token: int) -> bool:
         if token in self._eog:
             return self._state.is_accepting() and not self._failed()
         return self._state.validate_tokens([token]) == 1 or self._failed()
 
-    def mask(self, logits: NDArray[np.float32]) -> None:
-        """No branch depends on a token: half of a vocabulary allowed costs as little as one token
-        or all.
-        """
-        self._compute()
-        np.take(_LIMITS_OF_BYTE, self._bits, axis=0, out=self._limits, mode="clip")
-        limits = self._limits.reshape(-1)[: logits.shape[0]]
-        limits[self._ends] = np.inf if self._state.is_accepting() else -np.inf
-        np.minimum(logits, limits, out=logits)
-
     def allowed(self, n_vocab: int) -> NDArray[np.bool_]:
         """Which tokens may come next. Shape (n_vocab,)."""
-        self._compute()
+        self._state.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._failed()
         allowed = np.unpackbits(self._bits, count=n_vocab, bitorder="little").view(np.bool_)
         allowed[self._ends] = self._state.is_accepting()  # "any token but this one" (`!<[7]>`) means none of these
         return allowed
-
-    def _compute(self) -> None:
-        self._state.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._failed()
 
     def accept(self, token: int) -> None:
         if token in self._eog:
@@ -99,7 +73,7 @@ class ConstraintMatcher:
 
     def copy(self) -> ConstraintMatcher:
         """Another one in the same state."""
-        return ConstraintMatcher(self._state.deep_copy(), self._constraint, self._eog, self._limits)
+        return ConstraintMatcher(self._state.deep_copy(), self._constraint, self._eog, self._bits.size * 8)
 
 
 class GrammarCompiler:
@@ -112,7 +86,6 @@ class GrammarCompiler:
         self._building = threading.Lock()
         self._table: TokenTable | None = None
         self._tokenizer: LLTokenizer | None = None
-        self._limits = np.empty((0, 8), dtype=np.float32)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[Constraint, ConstraintMatcher] = OrderedDict()
 
@@ -151,7 +124,7 @@ class GrammarCompiler:
         state = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
         if state.is_error():
             raise constraint.refusal(_reason(state.get_error()))
-        compiled = ConstraintMatcher(state, constraint, table.eog, self._limits)
+        compiled = ConstraintMatcher(state, constraint, table.eog, tokenizer.vocab_size)
         if not compiled.allowed(tokenizer.vocab_size).any():
             raise constraint.refusal("no text fits it")
         return compiled
@@ -161,7 +134,6 @@ class GrammarCompiler:
             if self._tokenizer is None or self._table is None:
                 self._table = self._read_table()
                 self._tokenizer = build_tokenizer(self._table)
-                self._limits = np.empty(((self._tokenizer.vocab_size + 31) // 32 * 4, 8), dtype=np.float32)
             return self._tokenizer, self._table
 
 

@@ -8,8 +8,8 @@ whole vocabulary (152 k entries) costs more than the sampling itself:
 - `top_k` finds a bound from the maxima of blocks of the row and sorts only what lies above it;
 - `top_p` and `min_p` without `top_k` first drop tokens that cannot be in the nucleus: those below
   (1 - top_p) / n_vocab sum up to less than 1 - top_p, so the nucleus lies above that line;
-- a grammar is asked about the one token that was drawn; only when it refuses is the whole
-  vocabulary masked (0.1 ms at 152 k) and another draw made, as llama.cpp's common_sampler_sample
+- a grammar is asked about the one token that was drawn; only when it refuses is it asked about the
+  whole vocabulary, and another draw made among what it allows, as llama.cpp's common_sampler_sample
   does. That draw has a random number of its own: the refused one is known to lie where the refused
   token was, and using it again would favour whatever moved there.
 
@@ -48,8 +48,8 @@ class GrammarMatcher(Protocol):
     def allows(self, token: int) -> bool:
         """Whether `token` may come next. Does not change the state."""
 
-    def mask(self, logits: Logits) -> None:
-        """Set the logits of every token that may not come next to -inf, in place."""
+    def allowed(self, n_vocab: int) -> NDArray[np.bool_]:
+        """Which tokens may come next. Shape (n_vocab,)."""
 
     def accept(self, token: int) -> None:
         """Advance by a token. Raises `InvalidParameter` for one that may not come next."""
@@ -121,8 +121,7 @@ class TokenSampler:
         self._bias = np.array([-np.inf if bias <= -100.0 else bias for _, bias in params.logit_bias], dtype=np.float32)
 
     def sample(self, logits: Logits, position: int) -> int:
-        """The token for `position`. Changes `logits` in place (bias, penalties, grammar). Shape
-        (n_vocab,).
+        """The token for `position`. Changes `logits` in place (bias, penalties). Shape (n_vocab,).
 
         Raises `DecodeFailed` when the row holds NaN or nothing is left to choose from.
         """
@@ -134,24 +133,17 @@ class TokenSampler:
             logits[self._banned] = -np.inf
         token = self._choose(logits, position, draw=0)
         if self._grammar is not None and not self._grammar.allows(token):
-            self._grammar.mask(logits)
-            forced = self._forced_end(logits)
-            token = self._choose_again(logits, position) if forced is None else forced
+            token = self._choose_allowed(logits, position, np.flatnonzero(self._grammar.allowed(logits.shape[0])))
         return token
 
-    def _choose_again(self, masked: Logits, position: int) -> int:
-        """A draw among what a grammar has left, alone: sorting a vocabulary that is nearly all -inf
-        takes a millisecond.
-        """
-        if self._params.greedy or not masked.max() > -np.inf:
-            return self._choose(masked, position, draw=1)
-        ids = np.flatnonzero(masked > -np.inf)
-        return int(ids[self._choose(masked[ids], position, draw=1)])
-
-    def _forced_end(self, masked: Logits) -> int | None:
-        if not self._banned or self._grammar is None or masked.max() > -np.inf:
-            return None
-        return next((token for token in self._banned if self._grammar.allows(token)), None)
+    def _choose_allowed(self, logits: Logits, position: int, ids: NDArray[np.intp]) -> int:
+        """A draw among what the grammar allows, mostly a few tokens of a vocabulary."""
+        if not ids.size:
+            raise DecodeFailed(f"no token can be chosen at position {position}: the grammar allows none")
+        left = logits[ids]
+        if left.max() == -np.inf and (ends := sorted(set(self._banned) & set(ids.tolist()))):
+            return ends[0]
+        return int(ids[self._choose(left, position, draw=1)])
 
     def accept(self, token: int) -> None:
         """Tell the grammar which token was kept."""

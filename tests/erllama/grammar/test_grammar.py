@@ -729,29 +729,11 @@ def test_the_mask_allows_what_asking_about_each_token_allows(name, seed):
         matcher.accept(token)
 
 
-@settings(deadline=None)
-@given(name=st.sampled_from(sorted(SCHEMAS)), seed=st.integers(0, 2**32))
-def test_masked_logits_are_those_of_the_allowed_tokens(name, seed):
-    matcher, draw = COMPILER.matcher(schema_of(SCHEMAS[name][0])), np.random.default_rng(seed)
-    for _ in range(12):
-        allowed = matcher.allowed(len(TABLE.pieces))
-        logits = draw.standard_normal(len(TABLE.pieces)).astype(np.float32)
-        masked = logits.copy()
-        matcher.mask(masked)
-        assert masked.tolist() == np.where(allowed, logits, -np.inf).tolist()
-        token = int(draw.choice(np.flatnonzero(allowed)))
-        if token in TABLE.eog:
-            break
-        matcher.accept(token)
-
-
 def test_a_finished_text_allows_every_end_and_nothing_else():
     matcher = COMPILER.matcher(gbnf('root ::= "ab"'))
     assert not matcher.allows(END)
     matcher.accept(MERGED)
-    logits = np.zeros(len(TABLE.pieces), dtype=np.float32)
-    matcher.mask(logits)
-    assert np.flatnonzero(logits == 0).tolist() == [END, OTHER_END]
+    assert np.flatnonzero(matcher.allowed(len(TABLE.pieces))).tolist() == [END, OTHER_END]
     assert matcher.allows(END)
     assert matcher.allows(OTHER_END)
     matcher.accept(END)
@@ -788,9 +770,9 @@ def test_matchers_of_one_grammar_do_not_share_their_state():
 
 
 def follow(matcher, letter, n):
-    """Write `letter` up to `n` times, masking before each."""
+    """Write `letter` up to `n` times, asking for all allowed tokens before each."""
     for _ in range(n):
-        matcher.mask(np.zeros(len(TABLE.pieces), dtype=np.float32))
+        matcher.allowed(len(TABLE.pieces))
         if not matcher.allows(ord(letter)):
             break
         matcher.accept(ord(letter))
