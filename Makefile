@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 STAMP  := $(VENV)/.setup-done
+SOURCE := build/llama.cpp
 # Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
 
@@ -22,7 +23,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-setup: $(STAMP)
+setup: $(STAMP) $(SOURCE)/models
 
 # -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
 # pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
@@ -35,6 +36,14 @@ $(STAMP): pyproject.toml constraints.txt
 	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
 	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+# Chat templates and vocabularies of real models, for the tests: they lie in the package that llama.cpp was built from.
+$(SOURCE)/models: constraints.txt | $(STAMP)
+	rm -rf $(SOURCE) && mkdir -p $(SOURCE)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python -c constraints.txt -d $(SOURCE) \
+	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)"
+	tar -xzf $(SOURCE)/*.tar.gz -C $(SOURCE) --strip-components=3 --wildcards '*/vendor/llama.cpp/models' && rm $(SOURCE)/*.tar.gz
 	touch $@
 
 .PHONY: check-tools

@@ -23,7 +23,9 @@ A `ChatTemplate` is immutable and may be used from any thread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -35,12 +37,20 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from erllama.backend.base import Vocab
+from erllama.chat.adapt import adapt, completed_tool, spelled
+from erllama.chat.messages import RawArguments, normalise_messages
+from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.traits import TemplateTraits, probe_traits
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PROMPT_CHARS = 8 * 2**20  # a context of 1M tokens has about 4M characters
-# what all range() calls of one rendering may yield; real templates loop over messages, not numbers
+# what all range() calls of one rendering may yield, and lists may gather; real templates loop over
+# messages, not numbers
 MAX_LOOP_ITEMS = 1_000_000
+MAX_PROBE_ITEMS = 20_000  # the same of a rendering that only tries what the template can do
 MAX_POWER_BITS = 4096
+_LIST_METHODS = ("append", "pop")
 NO_TEMPLATE = "this model has no chat template; use plain completions"
 
 
@@ -58,7 +68,7 @@ class _GenerationTag(Extension):
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     """The sandbox of jinja2, with the operators bounded that build something large from something
-    small.
+    small. Lists may grow and shrink: templates gather what they print later, from copies.
     """
 
     intercepted_binops = frozenset({"*", "**", "+"})
@@ -88,6 +98,26 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"a text of more than {MAX_PROMPT_CHARS} characters")
         return super().call_binop(context, operator, left, right)
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (isinstance(obj, list) and attr in _LIST_METHODS) or super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if getattr(obj, "__name__", "") == "append":
+            context.resolve("range").spend(1)  # a loop over the list that it appends to would not end
+        return super().call(context, obj, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Adapted messages, and the variables that are rendered with them."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    variables: Mapping[str, Any]
+
+    def with_messages(self, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        return replace(self, messages=[dict(message) for message in messages])
+
 
 class ChatTemplate:
     """One model's template. `bos` and `eos` are the texts of its special tokens, "" where it has
@@ -95,12 +125,23 @@ class ChatTemplate:
 
     `source` None or "" means that the model has no template. `now` is the clock behind
     `strftime_now`. Construction never fails on the template: `problem` then says why chat is not
-    available, and `render` raises it.
+    available, and `render` raises it. `traits` is what the template can express.
     """
 
-    def __init__(self, source: str | None, *, bos: str, eos: str, now: Callable[[], datetime] = datetime.now) -> None:
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        bos: str,
+        eos: str,
+        now: Callable[[], datetime] = datetime.now,
+        tool_format: ToolFormat = HERMES,
+    ) -> None:
         self.source = source or ""
         self.problem: str | None = None
+        self.traits = TemplateTraits()
+        self.tool_format = tool_format
+        self._now = now
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._template: jinja2.Template | None = None
         if not self.source.strip():
@@ -113,6 +154,8 @@ class ChatTemplate:
         except Exception as error:
             line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             self.problem = f"the chat template of this model does not compile: {error}{line}"
+            return
+        self.traits = probe_traits(self._render_probe)
 
     def __repr__(self) -> str:
         return f"<ChatTemplate {self.problem or f'{len(self.source)} characters'}>"
@@ -132,36 +175,81 @@ class ChatTemplate:
         replace its own. Raises `NotSupported` without a usable template, `InvalidParameter` for
         messages that it, or we, refuse.
         """
+        conversation = self.conversation(messages, tools=tools, **template_kwargs)
+        return self.render_conversation(conversation, add_generation_prompt=add_generation_prompt)
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_kwargs: Any,
+    ) -> Conversation:
+        """`messages` in the shape that this template can express. Raises what `render` raises."""
+        if self._template is None:
+            raise NotSupported(self.problem or NO_TEMPLATE, param="messages")
+        shown = adapt(normalise_messages(messages), tools, self.traits, self.tool_format)
+        write = dict if self.traits.bare_tools else completed_tool
+        offered = [write(tool) for tool in tools] if tools else None
+        return Conversation(shown, offered, template_kwargs)
+
+    def render_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
+        return self._render(
+            [spelled(message, self.traits) for message in conversation.messages],
+            conversation.tools or ([] if self.traits.no_tools == "empty" else None),
+            add_generation_prompt,
+            conversation.variables,
+        )
+
+    def _render_probe(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        return self._render(messages, tools, True, {}, max_items=MAX_PROBE_ITEMS)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        template_kwargs: Mapping[str, Any],
+        max_items: int = MAX_LOOP_ITEMS,
+    ) -> str:
         if self._template is None:
             raise NotSupported(self.problem or NO_TEMPLATE, param="messages")
         variables = {
-            "messages": normalise_messages(messages),
-            "tools": [dict(tool) for tool in tools] if tools else None,
+            "messages": deepcopy(list(messages)),  # a template may append to lists
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "range": _BoundedRange(),
+            "range": _BoundedRange(max_items),
+            # what firefunction calls them
+            "functions": None if tools is None else _to_json([tool["function"] for tool in tools]),
+            "datetime": self._now().strftime("%b %d %Y"),
             **self._tokens,
         }
         for name in template_kwargs:
-            if name in variables:
+            if name in variables and name != "documents":
                 raise InvalidParameter(f"chat_template_kwargs may not set {name!r}", param="chat_template_kwargs")
-        return _render(self._template, {**template_kwargs, **variables})
+        return _render(self._template, {**variables, **template_kwargs})
 
 
 class _BoundedRange:
-    """`range` with one budget for a whole rendering, so that nested loops are bounded too."""
+    """`range` with one budget for a whole rendering, so that nested loops are bounded too, and
+    those over lists that grow.
+    """
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "_limit")
 
-    def __init__(self) -> None:
-        self._left = MAX_LOOP_ITEMS
+    def __init__(self, n_items: int) -> None:
+        self._limit = self._left = n_items
 
     def __call__(self, *args: int) -> range:
         numbers = range(*args)
-        self._left -= max(len(numbers), 1)
-        if self._left < 0:
-            raise SecurityError(f"more than {MAX_LOOP_ITEMS} loop items from range()")
+        self.spend(max(len(numbers), 1))
         return numbers
+
+    def spend(self, n_items: int) -> None:
+        self._left -= n_items
+        if self._left < 0:
+            raise SecurityError(f"more than {self._limit} loop items")
 
 
 def _environment(now: Callable[[], datetime]) -> _Sandbox:
@@ -180,6 +268,10 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """jinja2's own filter escapes <, >, & and ' for HTML, which no model was trained on."""
+    if isinstance(value, RawArguments):
+        return str(value)
+    if isinstance(value, Iterator):  # `| map(...)` without `| list`
+        value = list(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -206,86 +298,6 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         detail = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         raise InvalidParameter(f"the chat template refuses these messages: {detail}", param="messages") from error
     return "".join(pieces)
-
-
-def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages in the one shape that templates expect; the argument is not modified.
-
-    `content` becomes a string (None and absent: ""; text parts joined by newlines, as llama-server
-    does). The `arguments` of tool calls become objects. All other keys pass through: tool_call_id,
-    name, reasoning_content.
-    """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise InvalidParameter(f"messages must be a list, got {type(messages).__name__}", param="messages")
-    if not messages:
-        raise InvalidParameter("messages is empty", param="messages")
-    return [_normalise_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _normalise_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise _wrong(where, "an object", message)
-    if not isinstance(message.get("role"), str):
-        raise _wrong(f"{where}.role", "a string", message.get("role"))
-    normal = dict(message)
-    normal["content"] = _normalise_content(message.get("content"), f"{where}.content")
-    if message.get("tool_calls") is None:
-        normal.pop("tool_calls", None)  # templates ask `if message.tool_calls`, some `is defined`
-        return normal
-    calls = message["tool_calls"]
-    if not isinstance(calls, list | tuple):
-        raise _wrong(f"{where}.tool_calls", "a list", calls)
-    normal["tool_calls"] = [_normalise_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
-    return normal
-
-
-def _normalise_content(content: Any, where: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list | tuple):
-        raise _wrong(where, "a string or a list of parts", content)
-    texts: list[str] = []
-    for i, part in enumerate(content):
-        if not isinstance(part, Mapping):
-            raise _wrong(f"{where}[{i}]", "an object", part)
-        if part.get("type") != "text":
-            raise InvalidParameter(f'{where}[{i}].type must be "text", got {part.get("type")!r}', param="messages")
-        if not isinstance(part.get("text"), str):
-            raise _wrong(f"{where}[{i}].text", "a string", part.get("text"))
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _normalise_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise _wrong(f"{where}.function", "an object", function)
-    if not isinstance(function.get("name"), str):
-        raise _wrong(f"{where}.function.name", "a string", function.get("name"))
-    arguments = _normalise_arguments(function.get("arguments"), f"{where}.function.arguments")
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _normalise_arguments(arguments: Any, where: str) -> dict[str, Any]:
-    """OpenAI sends the arguments as JSON text; templates expect the object, which many print with
-    `tojson`.
-    """
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise InvalidParameter(f"{where} is not JSON: {error}", param="messages") from error
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, Mapping):
-        raise _wrong(where, "a JSON object", arguments)
-    return dict(arguments)
-
-
-def _wrong(where: str, expected: str, got: Any) -> InvalidParameter:
-    return InvalidParameter(f"{where} must be {expected}, got {type(got).__name__}", param="messages")
 
 
 def tokenize_chat(vocab: Vocab, text: str) -> list[int]:

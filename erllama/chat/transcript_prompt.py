@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
-from erllama.chat.template import ChatTemplate, normalise_messages, tokenize_chat
+from erllama.chat.template import ChatTemplate, tokenize_chat
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
 from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
@@ -92,11 +92,13 @@ def transcript_prompt(
     knows as their sampled ids.
     """
 
-    def render(shown: Sequence[Mapping[str, Any]]) -> str:
-        return template.render(shown, tools=tools, **template_kwargs)
+    conversation = template.conversation(messages, tools=tools, **template_kwargs)
 
-    text = render(messages)
-    layout = _layout(text, normalise_messages(messages), render, tool_format)
+    def render(shown: Sequence[Mapping[str, Any]]) -> str:
+        return template.render_conversation(conversation.with_messages(shown))
+
+    text = template.render_conversation(conversation)
+    layout = _layout(text, conversation.messages, render, tool_format)
     ids = (
         _join(layout, _Joiner(vocab, root, tool_format, limit=MAX_TOKENIZED * len(text)), find)
         if layout is not None

@@ -14,7 +14,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,14 @@ class ToolFormat(Protocol):
 
     def splitter(self) -> ReplySplitter:
         """For one reply, from its first character on."""
+        ...
+
+    def write_calls(self, calls: Sequence[ToolCall]) -> str:
+        """Calls as the model writes them: `splitter` reads the same calls out of it."""
+        ...
+
+    def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """What tells a model of its tools, and how to call them, where its template does not."""
         ...
 
     def strict_calls(self, text: str) -> tuple[str, list[Call]] | None:

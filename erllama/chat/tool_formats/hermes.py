@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erllama.chat.tool_formats.base import Call, ReplyPart, TextDelta, ToolCall, split_reply
@@ -196,6 +196,23 @@ class Hermes:
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
+
+    def write_calls(self, calls: Sequence[ToolCall]) -> str:
+        return self.separator.join(
+            f'{self.opening}{{"name": {json.dumps(call.name)}, "arguments": {call.arguments_json}}}{self.closing}'
+            for call in calls
+        )
+
+    def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """As Qwen 2.5's template tells it."""
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        return (
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>"
+            "\n\nFor each function call, return a json object with function name and arguments within "
+            f'{OPEN}{CLOSE} XML tags:\n{self.opening}{{"name": <function-name>, "arguments": <args-json-object>}}'
+            f"{self.closing}"
+        )
 
     def splitter(self) -> HermesSplitter:
         return HermesSplitter()

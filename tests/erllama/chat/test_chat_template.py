@@ -95,7 +95,8 @@ def test_llama3_shape():
 def test_mistral_shape_and_its_refusal_in_its_own_words():
     reply = {"role": "assistant", "content": "Hello"}
     assert template(MISTRAL).render([USER, reply, USER]) == "<s>[INST] Hi [/INST] Hello</s>[INST] Hi [/INST]"
-    error = refusal(MISTRAL, [USER, USER])
+    assert template(MISTRAL).render([USER, USER]) == "<s>[INST] Hi\n\nHi [/INST]"
+    error = refusal(MISTRAL, [reply, {"role": "critic", "content": "No"}])
     assert (error.param, error.http_status) == ("messages", 400)
     assert error.message == "the chat template refuses these messages: roles must alternate user and assistant"
 
@@ -152,11 +153,7 @@ def test_normalised_messages():
             "messages[0].tool_calls[0].function.name must be a string",
         ),
         (
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
-            "messages[0].tool_calls[0].function.arguments is not JSON",
-        ),
-        (
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
             "messages[0].tool_calls[0].function.arguments must be a JSON object",
         ),
     ],
@@ -201,7 +198,7 @@ def test_whatever_a_template_raises_names_the_messages(source):
         "{{ self._TemplateReference__context.environment.__class__.__mro__ }}",
         "{{ raise_exception.__globals__['jinja2'] }}",
         "{{ '{0.__class__.__mro__[1]}'.format('') }}",
-        "{% set x = messages.append(1) %}",
+        "{% set x = messages.insert(0, 1) %}",
         "{{ messages[0].clear() }}",
         "{{ range.__call__.__globals__.x }}",
     ],
@@ -217,6 +214,7 @@ def test_the_sandbox_holds(source):
         "{% for i in range(2000000) %}{% endfor %}",
         "{% for i in range(5000) %}{% for j in range(5000) %}{% endfor %}{% endfor %}",
         "{{ 2 ** 100000000 }}",
+        "{% for m in messages %}{% set _ = messages.append(m) %}{% endfor %}",
         "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
     ],
 )
@@ -241,7 +239,10 @@ def test_idioms_of_transformers():
         "|{{ tools is none }}|{{ documents is none }}|{{ thinking }}"
     )
     chat = template(source, now=lambda: datetime(2026, 1, 2))
-    assert chat.render([USER, USER], thinking=True) == 'Hi|{\n "a": "<",\n "b": 1\n}|02 Jan 2026|</s>|True|True|True'
+    assert (
+        chat.render([USER, {"role": "assistant", "content": "Hello"}, USER], thinking=True)
+        == 'Hi|{\n "a": "<",\n "b": 1\n}|02 Jan 2026|</s>|True|True|True'
+    )
 
 
 def test_template_variables_may_not_replace_those_of_the_server():
