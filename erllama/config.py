@@ -54,7 +54,8 @@ class EngineConfig:
     CPUs that Ray gave it). n_gpu_layers: "auto" puts all layers on a GPU when this build has one
     and a device is visible, else none. flash_attn, type_k, type_v: as llama.cpp means them; a
     quantised V cache needs flash attention. deterministic: sequences never share a decode, so that
-    their numerics do not depend on their neighbours. Slower.
+    their numerics do not depend on their neighbours. Slower. parse_special_in_content: messages of
+    a chat may write control tokens by their names; else "<|im_end|>" in one is text.
     """
 
     path: str
@@ -75,6 +76,7 @@ class EngineConfig:
     use_mlock: bool = False
     fingerprint: Fingerprint = "safe"
     deterministic: bool = False
+    parse_special_in_content: bool = False
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
 
@@ -111,7 +113,7 @@ class EngineConfig:
                 name,
                 f"must be 'auto' or at least {low}, got {value!r}",
             )
-        for name in ("flash_attn", "use_mmap", "use_mlock", "deterministic"):
+        for name in ("flash_attn", "use_mmap", "use_mlock", "deterministic", "parse_special_in_content"):
             _check(isinstance(getattr(self, name), bool), name, f"must be true or false, got {getattr(self, name)!r}")
         for name in ("type_k", "type_v"):
             _check(

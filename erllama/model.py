@@ -17,7 +17,6 @@ from erllama.backend.base import ModelBackend, Vocab
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.setup import make_flow, make_root_of
-from erllama.chat.template import tokenize_chat
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
 from erllama.engine.engine import Engine
@@ -106,7 +105,7 @@ class Model:
                 store = self._owned_store = Store(store)
             self._store = store
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
-            self._template = make_template(self._backend)
+            self._template = make_template(self._backend, config)
             self._loop = EngineLoop(
                 self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id
             )
@@ -286,8 +285,8 @@ class Model:
         if self._template is None:
             raise NotSupported("this model has no chat template", param="messages")
         with_system = [{"role": "system", "content": system}, *messages] if system is not None else list(messages)
-        text = self._template.render(with_system, tools=tools)
-        return tokenize_chat(self._vocab, text)
+        conversation = self._template.conversation(with_system, tools=tools)
+        return conversation.tokenize(self._vocab, self._template.render_conversation(conversation))
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model

@@ -13,12 +13,12 @@ from erllama.kv.layout import KvKind
 from erllama.stats import EngineStats, ModelInfo, ModelMemory, ModelStatus
 
 
-def make_template(backend: ModelBackend) -> ChatTemplate | None:
+def make_template(backend: ModelBackend, config: EngineConfig) -> ChatTemplate | None:
     """The model's own chat template, None when its GGUF has none."""
     vocab = backend.vocab
     if vocab.chat_template is None:
         return None
-    return ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+    return ChatTemplate.of(vocab, vocab.chat_template, parse_special_in_content=config.parse_special_in_content)
 
 
 def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) -> ModelMemory:

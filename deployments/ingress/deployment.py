@@ -104,7 +104,11 @@ def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failo
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
     prompts = PromptSource(
-        spec.path, n_ctx=padded_context(spec.n_ctx) or None, root=transcript_root(spec.id, salt), book=book
+        spec.path,
+        n_ctx=padded_context(spec.n_ctx) or None,
+        parse_special_in_content=spec.parse_special_in_content,
+        root=transcript_root(spec.id, salt),
+        book=book,
     )
     return ServedModel(
         id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, transcripts=prompts

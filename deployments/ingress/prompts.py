@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
-from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
 from erllama.chat.transcript import prompt_key, transcript_of
@@ -50,19 +50,22 @@ class PromptSource:
         *,
         n_ctx: int | None = None,
         template: str | None = None,
+        parse_special_in_content: bool = False,
         root: ChainKey | None = None,
         book: TranscriptBook | None = None,
     ) -> None:
         """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the
         engine knows.
 
-        `template` replaces the one in the file. `root` is that of the model's KV, under which its
+        `template` replaces the one in the file. `parse_special_in_content` lets messages write
+        control tokens by their names. `root` is that of the model's KV, under which its
         replies are stored, and `book` knows them; without either, chats are tokenised from their
         text.
         """
         self._path = path
         self._n_ctx = n_ctx or None
         self._template = template
+        self._parse_special_in_content = parse_special_in_content
         self._root = root
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
@@ -104,7 +107,11 @@ class PromptSource:
         with self._lock:
             if self._state is None:
                 vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
-                template = ChatTemplate(self._template or vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+                template = ChatTemplate.of(
+                    vocab,
+                    self._template or vocab.chat_template,
+                    parse_special_in_content=self._parse_special_in_content,
+                )
                 self._state = _Loaded(vocab, template)
             return self._state
 
@@ -119,9 +126,8 @@ class PromptSource:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self._get()
         if self._root is None or self._book is None:
-            return Prompt.of(
-                tokenize_chat(state.vocab, state.template.render(messages, tools=tools, **template_kwargs))
-            )
+            conversation = state.template.conversation(messages, tools=tools, **template_kwargs)
+            return Prompt.of(conversation.tokenize(state.vocab, state.template.render_conversation(conversation)))
         ids = transcript_prompt(
             state.template,
             state.vocab,

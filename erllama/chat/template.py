@@ -38,6 +38,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from erllama.backend.base import Vocab
 from erllama.chat.adapt import adapt, completed_tool, spelled
+from erllama.chat.guard import NO_GUARD, ContentGuard, GuardVocab
 from erllama.chat.messages import RawArguments, normalise_messages
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
@@ -109,14 +110,24 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Adapted messages, and the variables that are rendered with them."""
+    """Adapted messages, and the variables that are rendered with them. `mark` stands before what
+    would read as a control token in a message, None if nothing does; see `guard.py`.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     variables: Mapping[str, Any]
+    guard: ContentGuard = NO_GUARD
+    mark: str | None = None
 
     def with_messages(self, messages: Sequence[Mapping[str, Any]]) -> Conversation:
         return replace(self, messages=[dict(message) for message in messages])
+
+    def tokenize(self, vocab: GuardVocab, text: str, *, begins: bool = True) -> list[int]:
+        """Token ids of what `render_conversation` made of this, or of a part that does not begin
+        it.
+        """
+        return self.guard.tokenize(vocab, text, self.mark, begins=begins)
 
 
 class ChatTemplate:
@@ -136,11 +147,13 @@ class ChatTemplate:
         eos: str,
         now: Callable[[], datetime] = datetime.now,
         tool_format: ToolFormat = HERMES,
+        guard: ContentGuard = NO_GUARD,
     ) -> None:
         self.source = source or ""
         self.problem: str | None = None
         self.traits = TemplateTraits()
         self.tool_format = tool_format
+        self._guard = guard
         self._now = now
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._template: jinja2.Template | None = None
@@ -156,6 +169,14 @@ class ChatTemplate:
             self.problem = f"the chat template of this model does not compile: {error}{line}"
             return
         self.traits = probe_traits(self._render_probe)
+
+    @classmethod
+    def of(cls, vocab: Vocab, source: str | None, *, parse_special_in_content: bool = False) -> ChatTemplate:
+        """`source` with the special tokens of `vocab`, by default guarded against messages that
+        name them.
+        """
+        guard = NO_GUARD if parse_special_in_content else ContentGuard.of(vocab.control_texts())
+        return cls(source, bos=vocab.bos_text, eos=vocab.eos_text, guard=guard)
 
     def __repr__(self) -> str:
         return f"<ChatTemplate {self.problem or f'{len(self.source)} characters'}>"
@@ -176,7 +197,8 @@ class ChatTemplate:
         messages that it, or we, refuse.
         """
         conversation = self.conversation(messages, tools=tools, **template_kwargs)
-        return self.render_conversation(conversation, add_generation_prompt=add_generation_prompt)
+        text = self.render_conversation(conversation, add_generation_prompt=add_generation_prompt)
+        return text if conversation.mark is None else text.replace(conversation.mark, "")
 
     def conversation(
         self,
@@ -191,7 +213,11 @@ class ChatTemplate:
         shown = adapt(normalise_messages(messages), tools, self.traits, self.tool_format)
         write = dict if self.traits.bare_tools else completed_tool
         offered = [write(tool) for tool in tools] if tools else None
-        return Conversation(shown, offered, template_kwargs)
+        mark = self._guard.mark_for(shown, offered, template_kwargs)
+        if mark is None:
+            return Conversation(shown, offered, template_kwargs, self._guard)
+        shown, offered, variables = (self._guard.marked(value, mark) for value in (shown, offered, template_kwargs))
+        return Conversation(shown, offered, variables, self._guard, mark)
 
     def render_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         return self._render(
@@ -298,11 +324,3 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         detail = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         raise InvalidParameter(f"the chat template refuses these messages: {detail}", param="messages") from error
     return "".join(pieces)
-
-
-def tokenize_chat(vocab: Vocab, text: str) -> list[int]:
-    """Token ids of a rendered conversation. A template that writes BOS itself does not get a second
-    one (llama.cpp's rule).
-    """
-    add_special = vocab.adds_bos and not (vocab.bos_text and text.startswith(vocab.bos_text))
-    return vocab.tokenize(text, add_special=add_special, parse_special=True)

@@ -14,7 +14,7 @@ text are taken only where the template inserts it verbatim, so they always spell
 of a tool call take the place of its slot, whatever that looks like: its parsed form was compared.
 When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
 ambiguous), the prompt is the canonical one; nothing here adds an error to what
-`ChatTemplate.render` and `tokenize_chat` raise.
+`ChatTemplate` raises.
 
 Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure
 but for the look-ups.
@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
-from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.template import ChatTemplate, Conversation
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
 from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
@@ -100,11 +100,11 @@ def transcript_prompt(
     text = template.render_conversation(conversation)
     layout = _layout(text, conversation.messages, render, tool_format)
     ids = (
-        _join(layout, _Joiner(vocab, root, tool_format, limit=MAX_TOKENIZED * len(text)), find)
+        _join(layout, _Joiner(vocab, conversation, root, tool_format, limit=MAX_TOKENIZED * len(text)), find)
         if layout is not None
         else None
     )
-    return tokenize_chat(vocab, text) if ids is None else ids
+    return conversation.tokenize(vocab, text) if ids is None else ids
 
 
 # --- where the replies stand in the text ----------------------------------------------------------
@@ -291,8 +291,11 @@ class _Joiner:
     are its ids, `_open` is the rest of the text, from that control token on.
     """
 
-    def __init__(self, vocab: TranscriptVocab, root: ChainKey, tool_format: ToolFormat, *, limit: int) -> None:
+    def __init__(
+        self, vocab: TranscriptVocab, conversation: Conversation, root: ChainKey, tool_format: ToolFormat, *, limit: int
+    ) -> None:
         self._vocab = vocab
+        self._conversation = conversation
         self._tool_format = tool_format
         self._root = root
         self._settled = TokenChain(root, [])
@@ -330,12 +333,7 @@ class _Joiner:
 
     def _open_ids(self) -> list[int]:
         if self._tail is None:
-            vocab, text = self._vocab, self._open
-            self._tail = (
-                vocab.tokenize(text, add_special=False, parse_special=True)
-                if self._begun
-                else tokenize_chat(vocab, text)
-            )
+            self._tail = self._conversation.tokenize(self._vocab, self._open, begins=not self._begun)
         return self._tail
 
     def _parent(self, open_ids: list[int]) -> ChainKey:

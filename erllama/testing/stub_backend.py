@@ -60,6 +60,9 @@ class StubVocab:
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         return list(text.encode())
 
+    def control_texts(self) -> Sequence[str]:
+        return ()
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         for token in tokens:
             if not 0 <= token < N_VOCAB:

@@ -38,6 +38,7 @@ WRONG = [
     ("use_mmap", 1),
     ("use_mlock", None),
     ("deterministic", "false"),
+    ("parse_special_in_content", 1),
     ("fingerprint", "fast"),
     ("stream_interval_ms", -1.0),
     ("stream_interval_ms", float("inf")),

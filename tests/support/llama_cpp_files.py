@@ -4,7 +4,11 @@
 
 from pathlib import Path
 
+import llama_cpp
 import pytest
+
+from erllama.llama.library import initialise
+from erllama.llama.vocab import LlamaVocab
 
 MODELS = Path(__file__).resolve().parents[2] / "build" / "llama.cpp" / "models"
 
@@ -21,9 +25,14 @@ def real_template(name: str) -> str:
     return path.read_text()
 
 
-def real_vocab(name: str) -> Path:
-    """A GGUF that holds a vocabulary and nothing else, e.g. "qwen2"."""
+def real_vocab(name: str) -> LlamaVocab:
+    """A vocabulary of which the package has a file without a model, e.g. "qwen2"; the caller closes
+    it.
+    """
     path = MODELS / f"ggml-vocab-{name}.gguf"
     if not path.is_file():
         pytest.fail(f"{path} is missing: run `make setup`")
-    return path
+    initialise()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    return LlamaVocab(llama_cpp.llama_model_load_from_file(str(path).encode(), params), owns_model=True)

@@ -20,6 +20,9 @@ class FakeVocab:
     chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ extra }}"
     loads = 0
 
+    def control_texts(self):
+        return ()
+
     @classmethod
     def load(cls, path):
         cls.loads += 1

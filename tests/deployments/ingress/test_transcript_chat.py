@@ -37,6 +37,9 @@ class PairVocab:
     chat_template = CHAT_TEMPLATE
     names = (*(bytes([i]) for i in range(256)), b"ll", b"<|im_start|>", b"<|im_end|>")
 
+    def control_texts(self):
+        return ()
+
     @classmethod
     def load(cls, path):
         return cls()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain, root_key
 from demo_model.template import CHAT_TEMPLATE
-from erllama.chat.template import ChatTemplate, tokenize_chat
+from erllama.chat.guard import NO_GUARD
+from erllama.chat.template import ChatTemplate
 from erllama.chat.transcript import message_signature, reply_signature, spelling, transcript_block
 from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.demo import demo_model_path
@@ -97,7 +98,7 @@ class Server:
         )
 
     def canonical(self, messages, tools=None, **kwargs):
-        return tokenize_chat(self.vocab, self.template.render(messages, tools=tools, **kwargs))
+        return NO_GUARD.tokenize(self.vocab, self.template.render(messages, tools=tools, **kwargs), None)
 
     def record(self, prompt, ids, text=None):
         text = self.vocab.detokenize(ids) if text is None else text
@@ -232,7 +233,7 @@ def test_an_edited_reply_is_tokenised_and_all_behind_it_is_canonical():
     assert first != server.canonical(messages)
     edited = [messages[0], messages[1], messages[2], said("the 2nd"), *messages[4:]]
     prompt = server.prompt(edited)
-    start = tokenize_chat(server.vocab, server.template.render(messages[:1]))
+    start = NO_GUARD.tokenize(server.vocab, server.template.render(messages[:1]), None)
     rest = server.template.render(edited).partition("the first")[2]
     assert prompt == start + by_bytes("the first") + server.vocab.tokenize(rest, add_special=False)
 
