@@ -16,7 +16,7 @@ from typing import Any
 from cache_store import ChainKey
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt

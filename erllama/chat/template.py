@@ -41,7 +41,7 @@ from erllama.chat.adapt import adapt, completed_tool, spelled
 from erllama.chat.guard import NO_GUARD, ContentGuard, GuardVocab
 from erllama.chat.messages import RawArguments, normalise_messages
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.traits import TemplateTraits, probe_traits
 from erllama.errors import InvalidParameter, NotSupported
 

@@ -29,8 +29,8 @@ import numpy as np
 
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain
-from erllama.chat.tool_formats.base import Call, ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.base import Call, ToolFormat, strict_calls
+from erllama.chat.tool_formats.json_format import HERMES
 
 Piece = Callable[[int], bytes]
 """The bytes of a token as it appears in a reply; b"" for control tokens."""
@@ -107,7 +107,7 @@ def reply_signature(text: str, tool_format: ToolFormat = HERMES) -> ChainKey | N
     as `message_signature` reads it, so that neither needs to know. None when the signature would
     hide something.
     """
-    found = tool_format.strict_calls(text)
+    found = strict_calls(tool_format, text)
     return None if found is None else _digest(*found)
 
 

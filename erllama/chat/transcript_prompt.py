@@ -31,7 +31,7 @@ from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, Conversation
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
 from erllama.errors import ErllamaError
 

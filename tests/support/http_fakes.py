@@ -19,7 +19,7 @@ from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.request import GenerationRequest, Prompt

@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.hermes import HERMES
+from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint, ConstraintKind
 

@@ -1,12 +1,10 @@
 """What a tool format is: how one model family writes tool calls and reasoning in the text of a
 reply.
 
-Three questions are asked of a format, and each family answers them in one file:
-
     the reply is streamed       `splitter()` cuts its text into text, reasoning and calls
-    a call is to be enforced    `opening`, `call_schema()`, `closing` and `separator` say what a
-                                grammar must allow
+    a call is to be enforced    `call_rule()` says in Lark what a call of a tool looks like
     the reply comes back        `strict_calls()` says what a transcript may be compared by
+    a template knows no tools   `system_text()` and `write_calls()` stand in for it
 
 A format is immutable and may be used from any thread; a splitter belongs to one reply and one
 thread.
@@ -14,8 +12,10 @@ thread.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Call = tuple[str, Any]
@@ -37,16 +37,38 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class CallStart:
+    """A call of the function `name` begins; its arguments follow."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsDelta:
+    """The next piece of the JSON text of the arguments of the call that began last. Never empty."""
+
+    text: str
+
+
+ReplyPart = TextDelta | ReasoningDelta | CallStart | ArgumentsDelta
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments_json` is the JSON text of an object, ready for a wire format; its keys keep the
-    order of the model.
+    """A whole call. `arguments_json` is JSON text as the model wrote it, of an object unless the
+    reply was cut off.
     """
 
     name: str
     arguments_json: str
 
 
-ReplyPart = TextDelta | ReasoningDelta | ToolCall
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a format needs to know it: `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ReplySplitter(Protocol):
@@ -66,30 +88,37 @@ class ReplySplitter(Protocol):
 
 
 class ToolFormat(Protocol):
-    """One family's way. `name` is what a configuration calls it. A call is written `opening`, a
-    body of JSON that follows `call_schema`, `closing`; between parallel calls stands `separator`.
+    """One family's way.
+
+    `name` is what a configuration calls it. `reasoning` are the texts around what the model thinks,
+    None for a family that does not. `markers` are texts of the format that may be control tokens of
+    a vocabulary, which then have to be shown in the text of a reply. `opening` is where a call
+    begins, as a literal text: up to it a reply is free; "" for a format whose calls are told from
+    text by their form alone. `separator` stands between parallel calls.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
+    def reasoning(self) -> tuple[str, str] | None: ...
+
+    @property
+    def markers(self) -> tuple[str, ...]: ...
+
+    @property
     def opening(self) -> str: ...
 
-    @property
-    def closing(self) -> str: ...
-
-    @property
-    def separator(self) -> str: ...
-
-    def call_schema(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON schema of the body of a call of function `name`, whose arguments follow the
-        schema `arguments`.
+    def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> ReplySplitter:
+        """For one reply, from its first character on. `tools` tell how to read arguments that are
+        written without their types. `in_reasoning`: the prompt has opened the reasoning.
         """
         ...
 
-    def splitter(self) -> ReplySplitter:
-        """For one reply, from its first character on."""
+    def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
+        """Lark rules of which `calls` derives one call of one of `tools`, or several where
+        `parallel` and the format allow it.
+        """
         ...
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
@@ -100,13 +129,16 @@ class ToolFormat(Protocol):
         """What tells a model of its tools, and how to call them, where its template does not."""
         ...
 
-    def strict_calls(self, text: str) -> tuple[str, list[Call]] | None:
-        """Content and calls of a whole reply that is its content, then its calls, and nothing else
-        but layout.
 
-        None for any other reply: comparing that by content and calls would hide something that the
-        model wrote.
-        """
+class LarkWriter(Protocol):
+    """How a format's texts and schemas are written in a grammar for one vocabulary."""
+
+    def text(self, literal: str) -> str:
+        """The Lark item for a text, in which the markers that are control tokens are such."""
+        ...
+
+    def schema(self, schema: Mapping[str, Any]) -> str:
+        """The name of a rule that derives the JSON texts which fit `schema`."""
         ...
 
 
@@ -121,12 +153,55 @@ class SplitReply:
     calls: list[ToolCall]
 
 
-def split_reply(tool_format: ToolFormat, text: str) -> SplitReply:
+def split_reply(
+    tool_format: ToolFormat, text: str, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False
+) -> SplitReply:
     """The parts of a whole reply, the same as a splitter gives over any cuts of `text`."""
-    splitter = tool_format.splitter()
-    parts = splitter.push(text) + splitter.finish()
-    return SplitReply(
-        "".join(part.text for part in parts if isinstance(part, TextDelta)),
-        "".join(part.text for part in parts if isinstance(part, ReasoningDelta)),
-        [part for part in parts if isinstance(part, ToolCall)],
-    )
+    splitter = tool_format.splitter(tools, in_reasoning=in_reasoning)
+    return collect_parts(splitter.push(text) + splitter.finish())
+
+
+def collect_parts(parts: Sequence[ReplyPart]) -> SplitReply:
+    content, reasoning, calls = "", "", []
+    for part in parts:
+        match part:
+            case TextDelta(text):
+                content += text
+            case ReasoningDelta(text):
+                reasoning += text
+            case CallStart(name):
+                calls.append(ToolCall(name, ""))
+            case ArgumentsDelta(text):
+                calls[-1] = ToolCall(calls[-1].name, calls[-1].arguments_json + text)
+    return SplitReply(content, reasoning, calls)
+
+
+_SPACE = re.compile(r"\s+")
+
+
+def strict_calls(tool_format: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
+    """Content and calls of a whole reply that is its content, then its calls as `write_calls`
+    writes them, and nothing else but white space.
+
+    None for any other reply: comparing that by content and calls would hide something that the
+    model wrote.
+    """
+    reply = split_reply(tool_format, text)
+    written = reply.content + (tool_format.write_calls(reply.calls) if reply.calls else "")
+    if reply.reasoning or not text.startswith(reply.content) or _SPACE.sub("", written) != _SPACE.sub("", text):
+        return None
+    try:
+        return reply.content, [(call.name, _arguments(call.arguments_json)) for call in reply.calls]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _arguments(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a repeated key")
+    return found

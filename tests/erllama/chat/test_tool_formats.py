@@ -1,4 +1,4 @@
-"""The `<tool_call>` form: calls are found whole, split anywhere, and never at the cost of text."""
+"""Tool formats: calls are found, cut anywhere, and never at the cost of text."""
 
 import json
 from itertools import pairwise
@@ -7,8 +7,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erllama.chat.tool_formats.base import TextDelta, ToolCall, split_reply
-from erllama.chat.tool_formats.hermes import CLOSE, HERMES, MAX_FAILED_BLOCKS, OPEN, HermesSplitter
+from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    collect_parts,
+    split_reply,
+    strict_calls,
+)
+from erllama.chat.tool_formats.json_format import HERMES
+from erllama.chat.tool_formats.splitter import MAX_FAILED_CALLS
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 F = ToolCall("f", '{"x": 1}')
@@ -43,18 +55,18 @@ def parse_tool_calls(text):
 
 
 def joined(parts):
-    """The parts with neighbouring text joined."""
+    """The parts with neighbouring pieces of one kind joined."""
     whole = []
     for part in parts:
-        if isinstance(part, TextDelta) and whole and isinstance(whole[-1], TextDelta):
-            whole[-1] = TextDelta(whole[-1].text + part.text)
+        if whole and type(part) is type(whole[-1]) and not isinstance(part, CallStart):
+            whole[-1] = type(part)(whole[-1].text + part.text)
         else:
             whole.append(part)
     return whole
 
 
-def run(chunks):
-    stream = HermesSplitter()
+def run(chunks, tool_format=HERMES, **kwargs):
+    stream = tool_format.splitter(**kwargs)
     parts = [part for chunk in chunks for part in stream.push(chunk)]
     return joined(parts + stream.finish())
 
@@ -68,7 +80,7 @@ def test_any_split_gives_the_same_parts(text, cuts):
     assert run(chunks) == run([text]) == run(list(text))
 
 
-@given(pieces.filter(lambda t: '{"name"' not in t))
+@given(pieces.filter(lambda t: '{"name"' not in t and "<think" not in t))
 def test_text_without_a_call_is_returned_unchanged(text):
     assert parse_tool_calls(text) == (text, [])
 
@@ -83,8 +95,8 @@ def test_a_reply_of_calls_only_has_no_content():
 
 @pytest.mark.parametrize(
     "body",
-    ["", "{}", "[1]", "null", '{"name": 3}', '{"name": ""}', '{"name": "f", "arguments": [1]}', '{"name": "f", "arguments": {"x": NaN}}',
-     '{"name": "f", "arguments": {"x": 1e999}}', '{"name": "f", "arguments": {', "[" * 100_000, '{"name": "f", "arguments": "{"}'],
+    ["", "{}", "[1]", "null", '{"name": 3}', '{"name": ""}', '{"name": "f", "arguments": [1]}', "[" * 100_000,
+     '{"name": "f", "arguments": "{"}', '{"arguments": {}, "name": 1}'],
 )  # fmt: skip
 def test_a_malformed_block_stays_text(body):
     text = f"a <tool_call>{body}</tool_call> b"
@@ -124,52 +136,72 @@ JSON = st.recursive(
 )
 
 
-@given(
-    st.lists(
-        st.tuples(st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=5), JSON, max_size=3)),
-        min_size=1,
-        max_size=3,
+CALLS = st.lists(
+    st.tuples(
+        st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True),
+        st.dictionaries(st.text(min_size=1, max_size=5), JSON, max_size=3),
     ),
-    st.booleans(),
+    min_size=1,
+    max_size=3,
 )
-def test_what_the_form_writes_the_splitter_and_the_transcript_read(calls, ascii_only):
-    bodies = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii_only) for name, arguments in calls]
-    text = "Well." + HERMES.separator + HERMES.separator.join(HERMES.opening + body + HERMES.closing for body in bodies)
-    content, read = parse_tool_calls(text)
-    assert (content, [(call.name, json.loads(call.arguments_json)) for call in read]) == ("Well.", calls)
-    assert HERMES.strict_calls(text) == ("Well.", calls)
 
 
-def test_the_schema_of_a_call_is_that_of_its_body():
-    schema = HERMES.call_schema("f", {"type": "object"})
-    assert schema["properties"] == {"name": {"const": "f"}, "arguments": {"type": "object"}}
-    assert (schema["required"], schema["additionalProperties"]) == (["name", "arguments"], False)
+@given(CALLS, st.booleans(), st.lists(st.integers(0, 400), max_size=6))
+def test_what_a_format_writes_it_reads(calls, ascii_only, cuts):
+    written = [ToolCall(name, json.dumps(arguments, ensure_ascii=ascii_only)) for name, arguments in calls]
+    text = "Well.\n" + HERMES.write_calls(written)
+    edges = [0, *sorted(c % (len(text) + 1) for c in cuts), len(text)]
+    reply = collect_parts(run([text[a:b] for a, b in pairwise(edges)]))
+    assert (reply.content, reply.calls) == ("Well.", written)
+    assert strict_calls(HERMES, text) == ("Well.", calls)
 
 
-def test_text_streams_out_at_once_and_a_possible_tag_waits():
-    stream = HermesSplitter()
-    assert stream.push("Hello") == [TextDelta("Hello")]
-    assert stream.push(" <tool") == []
-    assert stream.push("box>") == [TextDelta(" <toolbox>")]
-    assert stream.push("\n" + CALL) == [F]
+def test_arguments_stream_as_they_are_made():
+    stream = HERMES.splitter()
+    assert stream.push('Well.\n<tool_call>\n{"name": "f", "arguments"') == [TextDelta("Well.")]
+    assert stream.push(': {"a": "') == [CallStart("f"), ArgumentsDelta('{"a": "')]
+    assert stream.push("}x\\") == [ArgumentsDelta("}x")]
+    assert stream.push('"y"') == [ArgumentsDelta('\\"y"')]
+    assert stream.push("}}\n</tool_call>\n") == [ArgumentsDelta("}")]
     assert stream.finish() == []
 
 
-def test_a_reply_made_to_be_searched_again_and_again_is_read_in_bounded_time():
-    """Every opening tag could begin a call, and no closing tag is outside of a string. A count of
-    steps, not of seconds.
-    """
-    n = 4000
-    text = OPEN * n + '"' + CLOSE * n
-    steps = 0
+def test_a_reply_that_is_cut_off_in_its_arguments_keeps_them():
+    assert parse_tool_calls('<tool_call>{"name": "f", "arguments": {"a": "b') == ("", [ToolCall("f", '{"a": "b')])
 
-    class Counting(HermesSplitter):
-        def _block_end(self, body: int) -> int | None:
-            nonlocal steps
-            steps += 1
-            return super()._block_end(body)
 
-    stream = Counting()
-    parts = stream.push(text) + stream.finish()
-    assert "".join(part.text for part in parts if isinstance(part, TextDelta)) == text
-    assert steps <= MAX_FAILED_BLOCKS + 1
+@pytest.mark.parametrize("cut", range(40))
+def test_reasoning_is_split_off_wherever_the_reply_is_cut(cut):
+    text = "<think>\nHmm. <thin\n</think>\n\nHello. <think>"
+    expected = [ReasoningDelta("Hmm. <thin"), TextDelta("Hello. <think>")]
+    assert run([text[:cut], text[cut:]]) == expected
+    assert run([text[8:cut], text[max(8, cut) :]], in_reasoning=True) == expected
+
+
+def test_reasoning_without_an_end_is_reasoning():
+    assert run(["<think>So it"]) == [ReasoningDelta("So it")]
+    assert run(["So it\n"], in_reasoning=True) == [ReasoningDelta("So it\n")]
+    assert run(["<think>\n\n</think>\n\nHi"]) == [TextDelta("Hi")]
+    assert run(["Hi"]) == [TextDelta("Hi")]
+
+
+def test_a_call_behind_reasoning_is_found():
+    assert run(["<think>A <tool_call>.</think>", CALL]) == [
+        ReasoningDelta("A <tool_call>."),
+        CallStart("f"),
+        ArgumentsDelta('{"x": 1}'),
+    ]
+
+
+def test_text_streams_out_at_once_and_a_possible_tag_waits():
+    stream = HERMES.splitter()
+    assert stream.push("Hello") == [TextDelta("Hello")]
+    assert stream.push(" <tool") == []
+    assert stream.push("box>") == [TextDelta(" <toolbox>")]
+    assert stream.push("\n" + CALL) == [CallStart("f"), ArgumentsDelta('{"x": 1}')]
+    assert stream.finish() == []
+
+
+def test_text_full_of_openings_is_text():
+    text = OPEN * (MAX_FAILED_CALLS * 8) + '"' + CLOSE * 100
+    assert run([text]) == run(list(text)) == [TextDelta(text)]
