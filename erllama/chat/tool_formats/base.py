@@ -181,14 +181,16 @@ _SPACE = re.compile(r"\s+")
 
 def strict_calls(tool_format: ToolFormat, text: str) -> tuple[str, list[Call]] | None:
     """Content and calls of a whole reply that is its content, then its calls as `write_calls`
-    writes them, and nothing else but white space.
+    writes them (what closes the last one may be missing: a stop string), and nothing else but white
+    space.
 
     None for any other reply: comparing that by content and calls would hide something that the
     model wrote.
     """
     reply = split_reply(tool_format, text)
     written = reply.content + (tool_format.write_calls(reply.calls) if reply.calls else "")
-    if reply.reasoning or not text.startswith(reply.content) or _SPACE.sub("", written) != _SPACE.sub("", text):
+    hides = not _SPACE.sub("", written).startswith(_SPACE.sub("", text))
+    if hides or reply.reasoning or not text.startswith(reply.content):
         return None
     try:
         return reply.content, [(call.name, _arguments(call.arguments_json)) for call in reply.calls]

@@ -1,0 +1,74 @@
+"""Which tool format a model's template means: the one that reads a call which the template wrote.
+
+Names of models say little (fine-tunes change templates), templates say it all: a call is rendered,
+and every format in turn is asked to read it. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from erllama.chat.template import ChatTemplate
+from erllama.chat.tool_formats.base import ToolFormat, ToolSpec, split_reply
+from erllama.chat.tool_formats.json_format import HERMES
+from erllama.errors import ErllamaError, InvalidParameter
+
+FORMATS: tuple[ToolFormat, ...] = (HERMES,)
+"""All formats, in the order in which they are asked: those with the more telling marks first."""
+
+_ARGUMENTS = {"xKeyx": "xValuex", "xNumberx": 3}
+_PARAMETERS = {"type": "object", "properties": {"xKeyx": {"type": "string"}, "xNumberx": {"type": "integer"}}}
+_TOOL = {"type": "function", "function": {"name": "xToolx", "description": "A tool.", "parameters": _PARAMETERS}}
+_USER = {"role": "user", "content": "xUserx"}
+_CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "call00000", "type": "function", "function": {"name": "xToolx", "arguments": json.dumps(_ARGUMENTS)}}
+    ],
+}
+_RESULT = {"role": "tool", "tool_call_id": "call00000", "name": "xToolx", "content": "xResultx"}
+
+
+def format_named(name: str) -> ToolFormat:
+    """The format that a configuration names. Raises `InvalidParameter`."""
+    found = next((tool_format for tool_format in FORMATS if tool_format.name == name), None)
+    if found is None:
+        known = ", ".join(tool_format.name for tool_format in FORMATS)
+        raise InvalidParameter(f"tool_format must be one of {known}, got {name!r}", param="tool_format")
+    return found
+
+
+def choose_format(template: ChatTemplate, formats: Sequence[ToolFormat] = FORMATS) -> ToolFormat:
+    """The format of `template`; `HERMES` for one that writes no calls and tells of no form."""
+    if template.problem is not None:
+        return HERMES
+    if template.traits.calls is None:
+        return next((one for one in formats if one.opening and one.opening in template.source), HERMES)
+    written = _written(template)
+    return next((one for one in formats if written and _reads(one, written)), HERMES)
+
+
+def _written(template: ChatTemplate) -> str | None:
+    """What the template makes of a call: from where the assistant speaks to the result."""
+    tools: list[dict[str, Any]] = [_TOOL]
+    try:
+        prompt = template.render([_USER], tools=tools)
+        text = template.render([_USER, _CALL, _RESULT], tools=tools)
+    except ErllamaError:
+        return None
+    begin = len(os.path.commonprefix([prompt, text]))
+    while begin and text[begin - 1] not in ">\n] ":  # two markers may begin alike
+        begin -= 1
+    return text[begin : text.find("xResultx", begin)]
+
+
+def _reads(tool_format: ToolFormat, text: str) -> bool:
+    reply = split_reply(tool_format, text, [ToolSpec("xToolx", _PARAMETERS)])
+    try:
+        return [(call.name, json.loads(call.arguments_json)) for call in reply.calls] == [("xToolx", _ARGUMENTS)]
+    except ValueError:
+        return False
