@@ -7,7 +7,6 @@ and every format in turn is asked to read it. Pure.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ def _written(template: ChatTemplate) -> str | None:
         text = template.render([_USER, _CALL, _RESULT], tools=tools)
     except ErllamaError:
         return None
-    begin = len(os.path.commonprefix([prompt, text]))
+    begin = next((i for i, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(prompt))
     while begin and text[begin - 1] not in ">\n] ":  # two markers may begin alike
         begin -= 1
     return text[begin : text.find("xResultx", begin)]

@@ -33,6 +33,10 @@ class JsonFormat:
     def opening(self) -> str:
         return self.shape.opening.rstrip()
 
+    @property
+    def groups_calls(self) -> bool:
+        return self.shape.in_list
+
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter(
             (self.opening,), lambda: ObjectReader(self.shape), reasoning=self.reasoning, in_reasoning=in_reasoning
