@@ -18,19 +18,29 @@ loads that many calls `gc.freeze` afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BlockId
+from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index import frecency
 from cache_store.index.eviction import EvictionQueue
-from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of
+from cache_store.index.radix import (
+    MAX_FIELD,
+    TOKEN_BYTES,
+    Edge,
+    Graph,
+    Item,
+    belongs_to_graph,
+    block_until,
+    field,
+    field_of,
+)
 from cache_store.index.walk import Path
 
 
@@ -60,6 +70,15 @@ class IndexRow:
     last_used_s: float
 
 
+def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
+    """Whether a save of ours makes such an object: what others tell must be something that can be
+    deleted again.
+    """
+    if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
+        return False
+    return n_bytes <= MAX_FIELD and (belongs_to_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
+
+
 class Index:
     """See the module. Objects that no tier holds are forgotten."""
 
@@ -69,7 +88,7 @@ class Index:
         self._time = frecency.SteadyTime(clock)
         self._queues = [EvictionQueue(tier_index, self._is_pinned) for tier_index in range(n_tiers)]
         self._bytes, self._objects = [0] * n_tiers, [0] * n_tiers
-        self._pins: dict[BlockId, int] = {}
+        self._pins: Counter[BlockId] = Counter()
 
     def __len__(self) -> int:
         return self._graph.n_items
@@ -86,20 +105,15 @@ class Index:
         tier_index: int,
         n_bytes: int,
         tokens: NDArray[np.uint32] | None = None,
-        *,
-        hits: int = 0,
-        last_used_s: float | None = None,
     ) -> bool:
-        """A tier holds `id`; True if that was new. Sizes and tokens are the last ones told, hits
-        and recency the best.
-        """
-        row = (id, tier_index, n_bytes, None if tokens is None else _packed(tokens), hits, last_used_s)
+        """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
+        packed = None if tokens is None else _packed(tokens)
         with self._lock:
-            return self._put(*row)
+            return self._put(id, tier_index, n_bytes, packed)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
-        """`add` what `rows` gave, in this process or another; how many. Other calls come in
-        between.
+        """`add` what `rows` gave, in this process or another, with the best of the hits and times
+        of use that were told; how many. Other calls come in between.
         """
         n_loaded = 0
         for n_loaded, row in enumerate(rows, 1):  # noqa: B007
@@ -122,9 +136,8 @@ class Index:
             item = self._graph.find(id)
             if item is None or not item.is_in(tier_index):
                 return False
-            size = field(item.sizes, tier_index)
-            item.sizes -= field_of(size, tier_index)
-            self._bytes[tier_index] -= size - 1
+            self._bytes[tier_index] -= item.bytes_in(tier_index)
+            item.sizes -= field_of(item.bytes_in(tier_index) + 1, tier_index)
             self._objects[tier_index] -= 1
             node = item.hangs_on()
             if node is not None:
@@ -185,15 +198,15 @@ class Index:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so
         far, as far as that is known here.
         """
-        key, stream = id.parent, np.asarray(tokens, dtype="<u4").tobytes()
+        begin = id.parent
         if id.start % BLOCK_TOKENS:
             with self._lock:
                 node = self._graph.node(id.root, bytes.fromhex(id.parent), id.start)
                 before = None if node is None else block_until(node)
             if before is None:
                 return False
-            key, stream = before[0].key_text, np.frombuffer(before[1], ">u4").astype("<u4").tobytes() + stream
-        return hashlib.sha256(bytes.fromhex(key) + stream).hexdigest() == id.key
+            begin, tokens = before[0].key_text, np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
+        return TokenChain(begin, tokens).key_at(len(tokens)) == id.key
 
     # --- eviction ---------------------------------------------------------------------------------
 
@@ -212,16 +225,21 @@ class Index:
         precede the object and outlive it.
         """
         with self._lock:
-            _count(self._pins, ids)
+            self._pins.update(ids)
 
     def unpin(self, ids: Iterable[BlockId]) -> None:
-        """Take back one pin of each of `ids`; ValueError when there is none."""
+        """Take back one pin of each of `ids`; ValueError, and nothing has changed, when there is
+        none.
+        """
+        given = Counter(ids)
         with self._lock:
-            for id in _uncount(self._pins, ids):
-                item = self._graph.find(id)
-                if item is not None:
-                    for queue in self._queues:
-                        queue.push(item)
+            if any(self._pins[id] < n for id, n in given.items()):
+                raise ValueError("given back more often than taken")
+            self._pins.subtract(given)
+            for id in given:
+                if not self._pins[id]:
+                    del self._pins[id]
+                    self._push(id)
 
     def victims(
         self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None
@@ -247,9 +265,7 @@ class Index:
             for tier_index, queue in enumerate(self._queues):
                 here = [item for item in items if item.is_in(tier_index)]
                 assert self._objects[tier_index] == len(here), "objects of a tier"
-                assert self._bytes[tier_index] == sum(field(item.sizes, tier_index) - 1 for item in here), (
-                    "bytes of a tier"
-                )
+                assert self._bytes[tier_index] == sum(item.bytes_in(tier_index) for item in here), "bytes of a tier"
                 queue.check_integrity(here)
             assert all(n > 0 for n in self._pins.values()), "a count of pins"
 
@@ -258,24 +274,32 @@ class Index:
 
     def _stored(self, item: Item, tier_index: int | None = None) -> StoredObject:
         tier_indices = self._tiers_of(item)
-        return StoredObject(
-            item.id, tier_indices, field(item.sizes, tier_indices[0] if tier_index is None else tier_index) - 1
-        )
+        return StoredObject(item.id, tier_indices, item.bytes_in(tier_indices[0] if tier_index is None else tier_index))
+
+    def _push(self, id: BlockId) -> None:
+        item = self._graph.find(id)
+        if item is not None:
+            for queue in self._queues:
+                queue.push(item)
 
     def _put(
-        self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None
+        self,
+        id: BlockId,
+        tier_index: int,
+        n_bytes: int,
+        tokens: bytes | None,
+        hits: int = 0,
+        last_used_s: float | None = None,
     ) -> bool:
         if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
         tokens = None if tokens is None else _checked(id, tokens)
         item = self._graph.find(id)
         if item is None or last_used_s is not None:
+            item = item or self._graph.add(id, tokens)
             used_s = self._time.now() if last_used_s is None else self._time.from_unix(last_used_s)
-            score = frecency.score_of(1 + hits, used_s)
-            if item is None:
-                item = self._graph.add(id, tokens, 1 + hits, score)
-            else:
-                item.n_uses, item.score = max(item.n_uses, 1 + hits), max(item.score, score)
+            item.n_uses = max(item.n_uses, 1 + hits)
+            item.score = max(item.score, frecency.score_of(1 + hits, used_s))
         if tokens is not None and isinstance(item, Edge):
             self._learn(item, tokens)
         return self._hold(item, tier_index, n_bytes)
@@ -319,22 +343,3 @@ def _checked(id: BlockId, tokens: bytes) -> bytes:
     if id.n_tokens and len(tokens) != id.n_tokens * TOKEN_BYTES:
         raise ValueError(f"{len(tokens) / TOKEN_BYTES:g} tokens for an object of {id.n_tokens}")
     return tokens
-
-
-def _count(counts: dict[BlockId, int], ids: Iterable[BlockId]) -> None:
-    for id in ids:
-        counts[id] = counts.get(id, 0) + 1
-
-
-def _uncount(counts: dict[BlockId, int], ids: Iterable[BlockId]) -> list[BlockId]:
-    """Those whose count has become 0. Raises before anything has changed."""
-    given: dict[BlockId, int] = {}
-    _count(given, ids)
-    if any(counts.get(id, 0) < n for id, n in given.items()):
-        raise ValueError("given back more often than taken")
-    for id, n in given.items():
-        counts[id] -= n
-    free = [id for id in given if not counts[id]]
-    for id in free:
-        del counts[id]
-    return free
