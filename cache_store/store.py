@@ -48,7 +48,6 @@ from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Pla
 from cache_store.sharing.claims import Claims
 from cache_store.sharing.garbage import GarbageCollection, garbage_pool
 from cache_store.sharing.gossip import Gossip
-from cache_store.sharing.identity import TierIdentity
 from cache_store.sharing.maintenance import Maintenance
 from cache_store.tiers.base import Tier
 from cache_store.tiers.guarded import GuardedTier, open_tiers
@@ -81,9 +80,9 @@ class Store:
         tiers = open_tiers(config, open)
         owner = secrets.token_hex(8)
         self._in_flight = InFlight()
-        delta_log, identity = DeltaLog(len(tiers)), TierIdentity(tiers)
+        delta_log = DeltaLog(len(tiers))
         self._stack = TierStack(tiers, Index(len(tiers) + 1, unix_s), delta_log, clock)
-        self._gossip = Gossip(self._stack, delta_log, identity, owner)
+        self._gossip = Gossip(self._stack, delta_log, owner)
         self._loaded = threading.Event()
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
@@ -108,14 +107,12 @@ class Store:
         self._maintenance = Maintenance(
             self._stack,
             self._claims,
-            identity,
+            self._gossip,
             owner,
+            config,
             self._copy_down_late,
             self._loaded,
-            rescan_s=config.rescan_s,
-            rescan_share=config.rescan_share,
-            snapshot_s=config.snapshot_s,
-            clock=clock,
+            clock,
         )
 
     def __repr__(self) -> str:
@@ -378,7 +375,7 @@ class Store:
         for part in parts:
             part.stop(seconds_left(deadline_ns))
         for tier in self._stack.tiers:
-            if tier.persistent and tier.available and tier.index in self._maintenance.scanned:
+            if tier.persistent and tier.available and self._maintenance.is_listed(tier):
                 self._write_snapshot(tier, deadline_ns)
         for pool in self._garbage_pools:
             pool.close()

@@ -1,7 +1,7 @@
 """What one process tells the others that share its store: what it wrote, removed and used since it
 last told. Pure; pickles small.
 
-A tier is known by its ids (`sharing/identity.py`), not by its index or URL: processes may have
+A tier is known by its ids (`sharing/gossip.py`), not by its index or URL: processes may have
 different tiers, and one directory may be mounted at two paths. An object is a record of 81 bytes,
 and its tokens where they are known; roots, which thousands of objects share, come once:
 

@@ -143,7 +143,7 @@ class Index:
             if node is not None:
                 node.hanging -= field_of(1, tier_index)
                 if field(node.hanging, tier_index) == 0:
-                    self._queues[tier_index].push_into(node)
+                    self._queues[tier_index].push_all(node.into)
             if item.sizes == 0:
                 self._graph.remove(item)
             return True
