@@ -40,7 +40,7 @@ from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.walk import Hop
-from cache_store.read.object_reader import ObjectReader
+from cache_store.read.fetch import ObjectReader
 from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.tiers.open import open_tier

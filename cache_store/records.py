@@ -34,9 +34,7 @@ class Plan:
     n_tokens: int
     hops: tuple[Hop, ...]
     end: BlockId | None
-    n_bytes: int
     estimated_s: float
-    tiers: tuple[str, ...]
     need_end: bool = False
     other_ends: tuple[BlockId, ...] = ()
 
@@ -53,10 +51,7 @@ class Fetched:
     n_tokens: int
     logits: NDArray[np.float32] | None
     checkpoint: NDArray[np.uint8] | None
-    n_bytes: int
-    seconds: float
     tier: str
-    corrupt: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,17 +99,11 @@ class Index:
 
     # --- what is where ----------------------------------------------------------------------------
 
-    def add(
-        self,
-        id: BlockId,
-        tier_index: int,
-        n_bytes: int,
-        tokens: NDArray[np.uint32] | None = None,
-    ) -> bool:
+    def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
         """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
         packed = None if tokens is None else _packed(tokens)
         with self._lock:
-            return self._put(id, tier_index, n_bytes, packed)
+            return self._put(id, tier_index, n_bytes, packed, 0, None)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
         """`add` what `rows` gave, in this process or another, with the best of the hits and times
@@ -283,13 +277,7 @@ class Index:
                 queue.push(item)
 
     def _put(
-        self,
-        id: BlockId,
-        tier_index: int,
-        n_bytes: int,
-        tokens: bytes | None,
-        hits: int = 0,
-        last_used_s: float | None = None,
+        self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None
     ) -> bool:
         if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")

@@ -69,8 +69,7 @@ class Maintenance:
         self._missing_below = missing_below
         self._loaded = loaded
         self._clock = clock
-        self._wake = threading.Condition()
-        self._stopping = False
+        self._stop = threading.Event()
         self._scanned_ns = [0] * len(stack.tiers)
         self._listed_ns: dict[int, int] = {}
         self._outdated: list[deque[str]] = [deque() for _ in stack.tiers]
@@ -80,9 +79,7 @@ class Maintenance:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._stop.set()
         self._thread.join(max(0.0, timeout_s))
         return not self._thread.is_alive()
 
@@ -155,13 +152,8 @@ class Maintenance:
             self._copy_down_the_rest()
         finally:
             self._loaded.set()
-        while not self._pause():
+        while not self._stop.wait(_TICK_S):
             self._tick()
-
-    def _pause(self) -> bool:
-        """True when it is time to stop."""
-        with self._wake:
-            return self._wake.wait_for(lambda: self._stopping, _TICK_S)
 
     def _tick(self) -> None:
         for tier in self._stack.tiers:
