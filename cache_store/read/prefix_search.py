@@ -256,8 +256,7 @@ class PrefixSearch:
             readable = self._readable_in(found)
             if readable and self.stack.staged not in readable:
                 seconds += self.stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
-        end = ends[0] if ends else None
-        return Plan(lookup.chain, n_tokens, hops, end, seconds, lookup.need_end, other_ends=ends[1:])
+        return Plan(lookup.chain, n_tokens, hops, ends, seconds, lookup.need_end)
 
     def _readable_in(self, found: StoredObject) -> list[int]:
         """The memory, and the tiers whose circuit is closed."""

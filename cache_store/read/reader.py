@@ -13,7 +13,7 @@ Any thread; `consume` runs on the caller's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,23 +76,21 @@ class Reader:
 
     def _read_all(self, read: _Read) -> Block | None:
         """Rows, and the END if it is where they stop."""
-        plan = read.plan
-        end = None if plan.end is None else self._first_of(read, [plan.end])
-        self._read_rows(read, plan.n_tokens if end is None else end.id.start)
+        end = self._first_of(read, read.plan.ends)
+        self._read_rows(read, read.plan.n_tokens)
         return end if end is not None and end.id.start == read.n_tokens else None
 
     def _read_to_an_end(self, read: _Read) -> Block | None:
         """Rows up to an END, the longest that can be had with all of them."""
-        ends = [] if read.plan.end is None else [read.plan.end, *read.plan.other_ends]
-        end = self._first_of(read, ends)
+        end = self._first_of(read, read.plan.ends)
         if end is not None:
             self._read_rows(read, end.id.start)
             if read.n_tokens < end.id.start:
-                end = self._first_of(read, [id for id in ends if id.start <= read.n_tokens])
+                end = self._first_of(read, [id for id in read.plan.ends if id.start <= read.n_tokens])
         read.n_tokens = 0 if end is None else end.id.start
         return end
 
-    def _first_of(self, read: _Read, ends: list[BlockId]) -> Block | None:
+    def _first_of(self, read: _Read, ends: Iterable[BlockId]) -> Block | None:
         """A copy of the first END that can be had."""
         for id in ends:
             fetch = Fetch(self.stack, self.writer, id)
