@@ -67,13 +67,11 @@ class GarbageReport:
     older format.
     """
 
-    tier: str
     n_bytes: int
     target_bytes: int | None
     evicted: int
     evicted_bytes: int
     swept: int
-    seconds: float
     is_done: bool
     failure: str = ""
 

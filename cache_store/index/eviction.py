@@ -15,11 +15,12 @@ was removed, another way was completed, it was unpinned. Each object is in the h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from cache_store.index.radix import Edge, Item, Node, block_from, field, is_connected
+from cache_store.format.keys import BLOCK_TOKENS
+from cache_store.index.radix import Edge, Item, Node, field
 
 _MIN_SWEEP = 1024
 
@@ -57,7 +58,7 @@ class EvictionQueue:
         """
         self.push(item)
         if isinstance(item, Edge):
-            for node in block_from(item.child):
+            for node in _block_from(item.child):
                 if len(node.into) > 1:
                     self.push_all(node.into)
 
@@ -133,7 +134,7 @@ class _Round:
             edge is not item
             and edge not in self.taken
             and edge.is_in(self._tier_index)
-            and is_connected(edge, self._tier_index)
+            and _is_connected(edge, self._tier_index)
             for edge in item.child.into
         )
 
@@ -149,3 +150,25 @@ class _Round:
 
     def _n_hanging(self, node: Node) -> int:
         return field(node.hanging, self._tier_index) - self._unhung[node]
+
+
+def _is_connected(edge: Edge, tier_index: int) -> bool:
+    """Whether `tier_index` leads to `edge` from the beginning of its block."""
+    before = _within_block(edge.parent, lambda node: {into.parent for into in node.into if into.is_in(tier_index)})
+    return any(node.depth % BLOCK_TOKENS == 0 for node in before)
+
+
+def _block_from(node: Node) -> Iterator[Node]:
+    """`node` and, up to the end of its block, the nodes it leads to."""
+    return _within_block(node, lambda node: {edge.child for edge in node.children()})
+
+
+def _within_block(node: Node, next_to: Callable[[Node], set[Node]]) -> Iterator[Node]:
+    todo, seen = [node], {node}
+    while todo:
+        node = todo.pop()
+        yield node
+        if node.depth % BLOCK_TOKENS:
+            following = next_to(node) - seen
+            seen |= following
+            todo += following

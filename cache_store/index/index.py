@@ -30,17 +30,7 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index import frecency
 from cache_store.index.eviction import EvictionQueue
-from cache_store.index.radix import (
-    MAX_FIELD,
-    TOKEN_BYTES,
-    Edge,
-    Graph,
-    Item,
-    belongs_to_graph,
-    block_until,
-    field,
-    field_of,
-)
+from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of, fits_graph
 from cache_store.index.walk import Path
 
 
@@ -76,7 +66,7 @@ def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
     """
     if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
         return False
-    return n_bytes <= MAX_FIELD and (belongs_to_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
+    return n_bytes <= MAX_FIELD and (fits_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
 
 
 class Index:
@@ -173,7 +163,12 @@ class Index:
         """Everything in a tier: each object as it is when its turn comes."""
         with self._lock:
             self._time.now()
-            return _rows_of(list(self._graph.items()), tier_index, self._time.lead_s())
+            items, lead_s = list(self._graph.items()), self._time.lead_s()
+        for item in items:
+            size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
+            if size:
+                tokens = item.tokens if isinstance(item, Edge) else None
+                yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
     # --- prefixes ---------------------------------------------------------------------------------
 
@@ -199,7 +194,7 @@ class Index:
                 before = None if node is None else block_until(node)
             if before is None:
                 return False
-            begin, tokens = before[0].key_text, np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
+            begin, tokens = before[0].key, np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
         return TokenChain(begin, tokens).key_at(len(tokens)) == id.key
 
     # --- eviction ---------------------------------------------------------------------------------
@@ -313,14 +308,6 @@ class Index:
 
     def _is_pinned(self, item: Item) -> bool:
         return bool(self._pins) and item.id in self._pins
-
-
-def _rows_of(items: list[Item], tier_index: int, lead_s: float) -> Iterator[IndexRow]:
-    for item in items:
-        size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
-        if size:
-            tokens = item.tokens if isinstance(item, Edge) else None
-            yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
 
 def _packed(tokens: NDArray[np.uint32]) -> bytes:

@@ -22,7 +22,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter
 
@@ -44,6 +44,10 @@ def field(packed: int, tier_index: int) -> int:
 def field_of(value: int, tier_index: int) -> int:
     """What to add to a packed int to add `value` to the number of `tier_index`."""
     return value << (_FIELD_BITS * tier_index)
+
+
+def key_of(digest: bytes) -> ChainKey:
+    return ChainKey(digest.hex())
 
 
 class Item(ABC):
@@ -96,7 +100,7 @@ class End(Item):
 
     @property
     def id(self) -> BlockId:
-        key = self.node.key_text
+        key = self.node.key
         return BlockId(self.node.root, Kind.END, key, key, self.node.depth)
 
     def hangs_on(self) -> Node | None:
@@ -115,7 +119,7 @@ class Edge(Item):
     @property
     def id(self) -> BlockId:
         parent = self.parent
-        return BlockId(parent.root, Kind.ROWS, parent.key_text, self.child.key_text, parent.depth, self.n_tokens)
+        return BlockId(parent.root, Kind.ROWS, parent.key, self.child.key, parent.depth, self.n_tokens)
 
     def hangs_on(self) -> Node | None:
         return self.parent
@@ -155,8 +159,8 @@ class Node:
         self.unknown: dict[int, set[Edge]] | None = None  # by length: a prompt is hashed once for each
 
     @property
-    def key_text(self) -> ChainKey:
-        return ChainKey(self.address[:KEY_BYTES].hex())
+    def key(self) -> ChainKey:
+        return key_of(self.address[:KEY_BYTES])
 
     @property
     def depth(self) -> int:
@@ -258,28 +262,6 @@ def n_common(a: bytes, b: bytes) -> int:
     return (n_bytes - (differing.bit_length() + 7) // 8) // TOKEN_BYTES
 
 
-def is_connected(edge: Edge, tier_index: int) -> bool:
-    """Whether `tier_index` leads to `edge` from the beginning of its block."""
-    before = _within_block(edge.parent, lambda node: {into.parent for into in node.into if into.is_in(tier_index)})
-    return any(node.depth % BLOCK_TOKENS == 0 for node in before)
-
-
-def block_from(node: Node) -> Iterator[Node]:
-    """`node` and, up to the end of its block, the nodes it leads to."""
-    return _within_block(node, lambda node: {edge.child for edge in node.children()})
-
-
-def _within_block(node: Node, next_to: Callable[[Node], set[Node]]) -> Iterator[Node]:
-    todo, seen = [node], {node}
-    while todo:
-        node = todo.pop()
-        yield node
-        if node.depth % BLOCK_TOKENS:
-            following = next_to(node) - seen
-            seen |= following
-            todo += following
-
-
 def block_until(node: Node) -> tuple[Node, bytes] | None:
     """The node at which the block of `node` begins, and the tokens from there to `node`; None where
     they are not known.
@@ -308,7 +290,7 @@ class Graph:
         return None if nodes is None else nodes.get(key + depth.to_bytes(4))
 
     def find(self, id: BlockId) -> Item | None:
-        if not belongs_to_graph(id):
+        if not fits_graph(id):
             return self._loose.get(id)
         node = self.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
         if node is None:
@@ -321,7 +303,7 @@ class Graph:
     def add(self, id: BlockId, tokens: bytes | None) -> Item:
         """A new object, in no tier and not used yet."""
         item: Item
-        if not belongs_to_graph(id):
+        if not fits_graph(id):
             item = self._loose[id] = Loose(id)
         elif id.kind is Kind.END:
             node = self._make_node(id.root, id.key, id.start)
@@ -393,7 +375,7 @@ class Graph:
             del self._roots[node.root]
 
 
-def belongs_to_graph(id: BlockId) -> bool:
+def fits_graph(id: BlockId) -> bool:
     """Whether a save of ours makes a ROWS or END object of this name."""
     if not 0 <= id.start <= id.start + id.n_tokens < 1 << 32:
         return False

@@ -29,9 +29,8 @@ import xxhash
 
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import ChainKey
 from cache_store.index.index import IndexRow, is_plausible
-from cache_store.index.radix import KEY_BYTES
+from cache_store.index.radix import KEY_BYTES, key_of
 
 MAGIC = b"KVINDEX1"
 _HEAD = len(MAGIC) + 16
@@ -121,10 +120,6 @@ def _from_batch(batch: Any) -> Iterator[IndexRow]:
     for root, kind, parent, key, start, n_tokens, n_bytes, tokens, hits, last_used_s in zip(*columns, strict=True):
         if kind not in _KINDS or hits > _MAX_HITS or not math.isfinite(last_used_s):
             continue
-        id = BlockId(_text(root), _KINDS[kind], _text(parent), _text(key), start, n_tokens)
+        id = BlockId(key_of(root), _KINDS[kind], key_of(parent), key_of(key), start, n_tokens)
         if is_plausible(id, n_bytes, tokens):
             yield IndexRow(id, n_bytes, tokens, hits, last_used_s)
-
-
-def _text(digest: bytes) -> ChainKey:
-    return ChainKey(digest.hex())

@@ -18,7 +18,6 @@ that hangs for days does not take a few more each time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +59,6 @@ class GarbageCollection:
     evicted_bytes: int = 0
 
     def run(self) -> GarbageReport:
-        began_ns = time.monotonic_ns()
         failure = ""
         try:
             self.swept = self.pool.call(lambda: self.tier.sweep_now(TEMP_AGE_S)).wait(self.deadline_ns)
@@ -71,22 +69,20 @@ class GarbageCollection:
                 self._delete(victims)
         except StoreError as error:
             failure = str(error)
-        return self._report(began_ns, failure)
+        return self._report(failure)
 
     def _sweep_outdated(self) -> None:
         calls = [self.pool.call(lambda: self.maintenance.sweep_outdated(self.tier)) for _ in range(_AT_ONCE)]
         for call in calls:
             self.swept += call.wait(self.deadline_ns)
 
-    def _report(self, began_ns: int, failure: str) -> GarbageReport:
+    def _report(self, failure: str) -> GarbageReport:
         return GarbageReport(
-            tier=self.tier.label,
             n_bytes=self.stack.index.bytes_in(self.tier.index),
             target_bytes=self._target,
             evicted=self.evicted,
             evicted_bytes=self.evicted_bytes,
             swept=self.swept,
-            seconds=(time.monotonic_ns() - began_ns) / 1e9,
             is_done=not failure and self._excess() <= 0,
             failure=failure,
         )

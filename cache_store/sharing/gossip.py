@@ -29,7 +29,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Packer, Record, TierDelta
+from cache_store.format.keys import ChainKey
+from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Record, TierDelta, pack
 from cache_store.index.index import is_plausible
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
@@ -37,7 +38,6 @@ from cache_store.tiers.stack import TierStack
 log = logging.getLogger("cache_store")
 
 _MAX_USES = 1 << 16  # hits on one object between two deltas: a larger number is a mistake of the teller's
-
 _TIER_IDS = "tier-id/"
 
 
@@ -57,10 +57,11 @@ class Gossip:
 
     def take(self) -> IndexDelta:
         """What happened here since the last call."""
-        changes, packer = self._log.take(), Packer()
-        tiers = tuple(self._delta_of(packer, tier, changes) for tier in self._stack.tiers)
-        used = packer.pack(Record(id, n_uses) for id, n_uses in changes.used.items())
-        return IndexDelta(self._owner, tiers, packer.roots, used, changes.incomplete)
+        changes = self._log.take()
+        roots: dict[ChainKey, int] = {}
+        tiers = tuple(self._delta_of(tier, changes, roots) for tier in self._stack.tiers)
+        used = pack((Record(id, n_uses) for id, n_uses in changes.used.items()), roots)
+        return IndexDelta(self._owner, tiers, bytes.fromhex("".join(roots)), used, changes.incomplete)
 
     def apply(self, deltas: Iterable[IndexDelta]) -> int:
         """Take over what others tell; how many objects came or went. A delta that makes no sense is
@@ -72,17 +73,18 @@ class Gossip:
                 continue
             try:
                 n_changed += sum(self._apply_tier(delta, tier) for tier in delta.tiers)
-                self._apply_uses(delta)
+                for record in delta.unpacked(delta.used):
+                    self._stack.index.touch([record.id], max(1, min(record.number, _MAX_USES)))
             except BadDelta as error:
                 self._stack.tally.add("corrupt", "delta")
                 log.warning("owner=%s delta ignored: %s", delta.owner, error)
         return n_changed
 
-    def _delta_of(self, packer: Packer, tier: GuardedTier, changes: Changes) -> TierDelta:
+    def _delta_of(self, tier: GuardedTier, changes: Changes, roots: dict[ChainKey, int]) -> TierDelta:
         changed = changes.tiers[tier.index].items()
         tokens_of = self._stack.index.tokens_of
-        written = packer.pack(Record(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
-        removed = packer.pack(Record(id) for id, n_bytes in changed if n_bytes is None)
+        written = pack((Record(id, size, tokens_of(id)) for id, size in changed if size is not None), roots)
+        removed = pack((Record(id) for id, size in changed if size is None), roots)
         return TierDelta(tier.label, tier.url, tier.local, self._ids[tier.index], tier.max_bytes, written, removed)
 
     def _apply_tier(self, delta: IndexDelta, tier: TierDelta) -> int:
@@ -103,10 +105,6 @@ class Gossip:
             return None
         tokens = np.frombuffer(record.tokens, ">u4")
         return tokens if self._stack.index.proves(record.id, tokens) else None
-
-    def _apply_uses(self, delta: IndexDelta) -> None:
-        for record in delta.unpacked(delta.used):
-            self._stack.index.touch([record.id], max(1, min(record.number, _MAX_USES)))
 
 
 def _ids_in(tier: GuardedTier) -> frozenset[str]:
