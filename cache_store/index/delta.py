@@ -82,9 +82,7 @@ class IndexDelta:
         return not (self.used or self.incomplete or any(tier.written or tier.removed for tier in self.tiers))
 
     def unpacked(self, records: bytes) -> Iterator[Record]:
-        """What `written`, `removed` or `used` say. Raises `BadDelta` where they stop making
-        sense.
-        """
+        """What `written`, `removed` or `used` say; `BadDelta` where they stop making sense."""
         at = 0
         while at < len(records):
             try:

@@ -42,9 +42,7 @@ class EvictionQueue:
         return len(self._heap)
 
     def push(self, item: Item) -> None:
-        """Queue `item` if it may go. Call it whenever that may have become so; a call too many does
-        no harm.
-        """
+        """Queue `item` if it may go. Call it when that may have become so; too often is no harm."""
         if item.queued & self._bit or not self.may_go(item):
             return
         item.queued |= self._bit
@@ -102,9 +100,7 @@ class EvictionQueue:
         assert all(item in marked for item in here if self.may_go(item)), "a leaf is not queued"
 
     def _sweep(self) -> None:
-        """Drop what is no leaf any more: every new block of a conversation buries the one before
-        it.
-        """
+        """Drop what is no leaf any more: each new block of a conversation buries the last one."""
         entries, self._heap = self._heap, []
         for entry in entries:
             if self.may_go(entry[2]):

@@ -61,9 +61,7 @@ class IndexRow:
 
 
 def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
-    """Whether a save of ours makes such an object: what others tell must be something that can be
-    deleted again.
-    """
+    """Whether a save of ours makes such an object: only what can be deleted again is believed."""
     if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
         return False
     return n_bytes <= MAX_FIELD and (fits_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
@@ -91,7 +89,7 @@ class Index:
 
     def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
         """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
-        packed = None if tokens is None else _packed(tokens)
+        packed = None if tokens is None else _packed(id, tokens)
         with self._lock:
             return self._put(id, tier_index, n_bytes, packed, 0, None)
 
@@ -106,13 +104,11 @@ class Index:
         return n_loaded
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
-        """The tokens of a ROWS object. Nothing happens when the object is not known, or not
-        ROWS.
-        """
+        """The tokens of a ROWS object; nothing happens when it is not known, or not ROWS."""
         with self._lock:
             item = self._graph.find(id)
             if isinstance(item, Edge):
-                self._learn(item, _checked(id, _packed(tokens)))
+                self._learn(item, _packed(id, tokens))
 
     def remove(self, id: BlockId, tier_index: int) -> bool:
         """`id` is gone from a tier; True if it was known to be there."""
@@ -217,9 +213,7 @@ class Index:
             self._pins.update(ids)
 
     def unpin(self, ids: Iterable[BlockId]) -> None:
-        """Take back one pin of each of `ids`; ValueError, and nothing has changed, when there is
-        none.
-        """
+        """Take back one pin of each of `ids`; ValueError before any change where there is none."""
         given = Counter(ids)
         with self._lock:
             if any(self._pins[id] < n for id, n in given.items()):
@@ -276,7 +270,6 @@ class Index:
     ) -> bool:
         if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
-        tokens = None if tokens is None else _checked(id, tokens)
         item = self._graph.find(id)
         if item is None or last_used_s is not None:
             item = item or self._graph.add(id, tokens)
@@ -310,11 +303,7 @@ class Index:
         return bool(self._pins) and item.id in self._pins
 
 
-def _packed(tokens: NDArray[np.uint32]) -> bytes:
+def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
+    if id.n_tokens and len(tokens) != id.n_tokens:
+        raise ValueError(f"{len(tokens)} tokens for an object of {id.n_tokens}")
     return np.asarray(tokens, dtype=">u4").tobytes()
-
-
-def _checked(id: BlockId, tokens: bytes) -> bytes:
-    if id.n_tokens and len(tokens) != id.n_tokens * TOKEN_BYTES:
-        raise ValueError(f"{len(tokens) / TOKEN_BYTES:g} tokens for an object of {id.n_tokens}")
-    return tokens

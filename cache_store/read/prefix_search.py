@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache_store.errors import CorruptBlock, Damage, StoreError
@@ -45,9 +46,7 @@ _STATS_AHEAD = 16
 
 @dataclass(slots=True)
 class _Lookup:
-    """One lookup under way. `probed`: (tier index, length of the prefix) that need no second
-    look.
-    """
+    """One lookup under way. `probed`: (tier index, length of prefix) that need no second look."""
 
     chain: TokenChain
     need_end: bool
@@ -110,9 +109,7 @@ class PrefixSearch:
         return found or lookup.path.reaches_beyond(before)
 
     def _probe(self, lookup: _Lookup) -> bool:
-        """Ask the tiers what continues from the end of the known way; True when one of them named
-        something new.
-        """
+        """Ask the tiers what continues the known way; True when one of them named something new."""
         n_unknown = len(lookup.chain) - lookup.path.n_tokens
         for tier in self.stack.tiers:
             if not tier.local and n_unknown < BLOCK_TOKENS and not lookup.need_end:
@@ -135,9 +132,7 @@ class PrefixSearch:
             return False
 
     def _follow(self, lookup: _Lookup, tier: GuardedTier, start: int, limit: int = 1 << 20) -> bool:
-        """Add the full blocks of the prompt from `start` on, as far as this tier has them without a
-        gap.
-        """
+        """Add the full blocks of the prompt from `start` on that this tier has without a gap."""
         n_found = 0
         while n_found < limit and (ids := lookup.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
             self.stack.tally.add("probes", tier.label, len(ids))
@@ -153,9 +148,8 @@ class PrefixSearch:
     def _list_children(self, lookup: _Lookup, tier: GuardedTier, start: int) -> bool:
         self.stack.tally.add("probes", tier.label)
         is_new = False
-        for stat in tier.listing(
-            BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns
-        ):
+        prefix = BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start))
+        for stat in tier.listing(prefix, lookup.deadline_ns):
             id = BlockId.parse(stat.name)
             if id is not None:
                 is_new = is_new or not self.stack.index.has(id)
@@ -165,9 +159,7 @@ class PrefixSearch:
     # --- tokens of blocks that are known by name only ---------------------------------------------
 
     def _peek(self, lookup: _Lookup) -> bool:
-        """Read the tokens of blocks that might share more of the prompt; True when some were
-        learnt.
-        """
+        """Read the tokens of blocks that might share more; True when some were learnt."""
         wanted = [id for id in lookup.path.unknown if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
         lookup.peeked.update(wanted)
         return sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time) > 0
@@ -201,15 +193,14 @@ class PrefixSearch:
     # --- claims -----------------------------------------------------------------------------------
 
     def _wait_for_claimed(self, lookup: _Lookup) -> bool:
-        """If someone says that they compute the next full block, wait for it; True when it has
-        come.
-        """
+        """Wait for the next full block if someone says that they compute it; True when it came."""
         ids = lookup.full_blocks(lookup.next_block, 1)
         if not ids or time.monotonic_ns() >= lookup.wait_until_ns:
             return False
-        while (
-            left_s := self.claims.claimed(ids[0].key, _soon_ns())
-        ) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
+        while time.monotonic_ns() < lookup.wait_until_ns:
+            left_s = self.claims.claimed(ids[0].key, _soon_ns())
+            if left_s <= 0:
+                break
             if self.closing.wait(min(_POLL_S, left_s)):
                 return False
             if self._appeared(lookup, ids[0]):
@@ -220,14 +211,12 @@ class PrefixSearch:
     def _appeared(self, lookup: _Lookup, id: BlockId) -> bool:
         for tier in self.stack.tiers:
             if tier.local and tier.available:
-                try:
+                with suppress(StoreError):
                     stat = tier.stat(id.name, _soon_ns())
-                except StoreError:
-                    continue
-                if stat is not None:
-                    self.stack.index.add(id, tier.index, stat.n_bytes)
-                    lookup.probed.clear()
-                    return True
+                    if stat is not None:
+                        self.stack.index.add(id, tier.index, stat.n_bytes)
+                        lookup.probed.clear()
+                        return True
         return self.stack.index.has(id)
 
     # --- planning ---------------------------------------------------------------------------------

@@ -114,11 +114,9 @@ class Maintenance:
         self._listed_ns[tier.index] = began_ns
 
     def sweep_outdated(self, tier: GuardedTier, at_most: int | None = None) -> int:
-        """Delete objects of an older format that the last listing named; how many went. Background,
-        any threads at once.
-
-        Raises `TierError` at the first that cannot be deleted; the next listing names those that
-        are left.
+        """Delete objects of an older format that the last listing named; how many went. Raises
+        `TierError` at the first that cannot be deleted; the next listing names those that are left.
+        Background, any threads at once.
         """
         names = self._outdated[tier.index]
         n_deleted = 0
