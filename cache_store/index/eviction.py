@@ -145,7 +145,7 @@ class _Round:
         return node.into if self._n_hanging(node) == 0 else []
 
     def _n_hanging(self, node: Node) -> int:
-        return field(node.hanging, self._tier_index) - self._unhung[node]
+        return field(node.hanging, self._tier_index) - self._unhung.get(node, 0)
 
 
 def _is_connected(edge: Edge, tier_index: int) -> bool:

@@ -278,8 +278,6 @@ def block_until(node: Node) -> tuple[Node, bytes] | None:
 class Graph:
     """The nodes of all roots, and the objects that hang on none."""
 
-    __slots__ = ("_loose", "_roots", "n_items")
-
     def __init__(self) -> None:
         self._roots: dict[ChainKey, dict[bytes, Node]] = {}
         self._loose: dict[BlockId, Loose] = {}
@@ -365,7 +363,7 @@ class Graph:
         assert len(address) == KEY_BYTES + 4, "a key that is none"
         node = nodes.get(address)
         if node is None:
-            # One string stands for the root in all its nodes, whichever copies the names brought along.
+            # One string for the root in all nodes, whichever copies the names brought along.
             node = nodes[address] = Node(ChainKey(sys.intern(root)), address)
         return node
 

@@ -26,9 +26,7 @@ Prefix = tuple[ChainKey, int]  # its key and its length
 
 
 class Hottest:
-    """The prefixes of one root, once. `learn(id)` reads the tokens of an object into the index if it
-    can.
-    """
+    """The prefixes of one root, once. `learn(id)` may read an object's tokens into the index."""
 
     def __init__(self, stack: TierStack, root: ChainKey, learn: Callable[[BlockId], object]) -> None:
         self._stack = stack
