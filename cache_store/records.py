@@ -41,6 +41,7 @@ class Fetched:
     n_tokens: int
     logits: NDArray[np.float32] | None
     checkpoint: NDArray[np.uint8] | None
+    seconds: float
     tier: str
 
 

@@ -12,6 +12,7 @@ Any thread; `consume` runs on the caller's.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Reader:
     promoter: TierCopier | None
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
-        read = _Read(plan, consume, deadline_ns)
+        began_ns, read = time.monotonic_ns(), _Read(plan, consume, deadline_ns)
         end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
         self.stack.touch(read.used)
         self.stack.tally.add("tokens", "hit", read.n_tokens)
@@ -60,6 +61,7 @@ class Reader:
             n_tokens=read.n_tokens,
             logits=None if end is None else end.logits,
             checkpoint=None if end is None else end.checkpoint,
+            seconds=(time.monotonic_ns() - began_ns) / 1e9,
             tier=self.stack.tiers[read.slowest].label if read.slowest >= 0 else "",
         )
 
