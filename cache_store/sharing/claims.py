@@ -64,11 +64,13 @@ class Claims:
         return max((left_s.get(key, 0.0) for left_s in others), default=0.0)
 
     def release(self, keys: Iterable[ChainKey], deadline_ns: int) -> None:
-        """Take back our claims that begin with one of `keys`."""
+        """Take back our claims that begin with one of `keys`, also where the tier is left alone
+        after failed writes: deleting may work, and others would wait for what nobody saves.
+        """
         with self._lock:
             ours = self._ours.intersection(keys)
             self._ours -= ours
-        if self._tier is None or not self._tier.available:
+        if self._tier is None:
             return
         with suppress(StoreError):  # they expire by themselves
             for key in ours:
