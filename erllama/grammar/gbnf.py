@@ -11,7 +11,7 @@ llguidance ships a converter of its own; it renames rules so that they may colli
 token references nor `\\U` escapes, and leaves regular rules apart, whose longest matches then
 exclude sentences of the grammar.
 
-Pure; errors are `MalformedGrammar`.
+Pure; errors are `RefusedText`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from itertools import count, groupby
+from itertools import chain, count, groupby
+
+from erllama.grammar.constraint import RefusedText
 
 MAX_NESTING = 100  # of parentheses
 MAX_REPETITIONS = 2000
@@ -58,15 +60,6 @@ _RANGES = re.compile(f"({_CHAR})(?:-({_CHAR}))?", re.DOTALL)
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _PLAIN_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
-TokenId = Callable[[str], int]
-"""The id of a token reference, `<[id]>` or `<text>` with its brackets. Raises `MalformedGrammar` for
-one that the vocabulary lacks.
-"""
-
-
-class MalformedGrammar(Exception):
-    """A grammar that is refused; the message is a reason for its author."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -82,34 +75,31 @@ class _Item:
 _Alternates = list[list[_Item]]
 
 
-def gbnf_to_lark(text: str, token_id: TokenId, start: str = "start") -> str:
+def gbnf_to_lark(text: str, token_id: Callable[[str], int], start: str = "start") -> str:
     """Lark rules of which `start` derives what the rule `root` of `text` derives. All other names
-    begin with `start`, too.
+    begin with `start`, too. `token_id` gives the id of a reference, `<[id]>` or `<text>` with its
+    brackets.
 
-    Raises `MalformedGrammar`, with a line number where there is one.
+    Raises `RefusedText`, with a line number where there is one.
     """
     reader = _Reader(token_id)
     for match in _TOKENS.finditer(text):
         try:
             reader.take(match.lastgroup or "", match.group())
-        except MalformedGrammar as error:
-            raise MalformedGrammar(f"{error} (line {text.count(chr(10), 0, match.start()) + 1})") from None
+        except RefusedText as error:
+            raise RefusedText(f"{error} (line {text.count(chr(10), 0, match.start()) + 1})") from None
     rules = reader.rules
     if "root" not in rules:
-        raise MalformedGrammar('it has no rule named "root"')
-    used = {item.text: None for items in map(_items, rules.values()) for item in items if item.kind == "rule"}
-    missing = next((name for name in used if name not in rules), None)
-    if missing is not None:
-        raise MalformedGrammar(f'rule "{missing}" is used but not defined')
+        raise RefusedText('it has no rule named "root"')
     if len(rules) > MAX_RULES:
-        raise MalformedGrammar(f"its rules and the groups in them are more than {MAX_RULES}")
+        raise RefusedText(f"its rules and the groups in them are more than {MAX_RULES}")
     return _Writer(rules, start).write()
 
 
 class _Reader:
     """Makes rules of tokens in one pass. A group is a rule, too, whose name no author can write."""
 
-    def __init__(self, token_id: TokenId) -> None:
+    def __init__(self, token_id: Callable[[str], int]) -> None:
         self.rules: dict[str, _Alternates] = {}
         self._token_id = token_id
         self._numbers = count()
@@ -124,19 +114,19 @@ class _Reader:
             case "line" if len(self._open) != 1 or self._before in ("head", "or"):
                 return
             case "line" | "end" if len(self._open) == 1:
-                self.rules[self._name] = self._closed()
+                self.rules[self._name] = self._iterated(self._closed())
             case "end" if not self._open:
                 return
             case "head" if not self._open:
                 self._name = text[:-3].rstrip()
                 self._open.append([[]])
             case _ if not self._open:
-                raise MalformedGrammar("expected '::='" if kind == "rule" else "expected a rule name")
+                raise RefusedText("expected '::='" if kind == "rule" else "expected a rule name")
             case "or":
                 self._open[-1].append([])
             case "open":
                 if len(self._open) > MAX_NESTING:
-                    raise MalformedGrammar(f"parentheses are nested more than {MAX_NESTING} deep")
+                    raise RefusedText(f"parentheses are nested more than {MAX_NESTING} deep")
                 self._open.append([[]])
             case "close" if len(self._open) > 1:
                 group = self._group(self._closed())
@@ -160,18 +150,18 @@ class _Reader:
             case "tokens":
                 reference = text.lstrip("!")
                 if reference.startswith("<[") and int(reference[2:-2][:11]) >= 2**31:
-                    raise MalformedGrammar("a token id is too large")
+                    raise RefusedText("a token id is too large")
                 return _Item("tokens", f"<[{'^' if text[0] == '!' else ''}{self._token_id(reference)}]>")
             case "unclosed":
                 _literal(text[1:])  # an escape in it may be the fault
-                raise MalformedGrammar("unexpected end of the grammar")
+                raise RefusedText("unexpected end of the grammar")
         nested = "expected ')'" if len(self._open) > 1 else f"expected a new line, got {text!r}"
-        raise MalformedGrammar(_EXPECTED.get(text, nested))
+        raise RefusedText(_EXPECTED.get(text, nested))
 
     def _repeat(self, bounds: str) -> None:
         sequence = self._open[-1][-1]
         if not sequence:
-            raise MalformedGrammar("a repetition needs an item before it")
+            raise RefusedText("a repetition needs an item before it")
         once = self._group([[sequence[-1]]]) if sequence[-1].bounds else sequence[-1]
         sequence[-1] = replace(once, bounds=bounds) if bounds != "{0,0}" else _Item("terminal", '""')
 
@@ -194,20 +184,29 @@ class _Reader:
                     alternates.append(sequence)
         return alternates
 
+    def _iterated(self, alternates: _Alternates) -> _Alternates:
+        """A rule that ends with itself (`ws ::= ([ \\t] ws)?`) as a repetition, which is regular."""
+        itself = _Item("rule", self._name)
+        again = [sequence[:-1] for sequence in alternates if len(sequence) > 1 and sequence[-1] == itself]
+        ends = [sequence for sequence in alternates if len(sequence) < 2 or sequence[-1] != itself]
+        if not again or not ends:
+            return alternates
+        return [[replace(self._group(again), bounds="{0,}"), self._group(ends)]]
+
 
 def _bounds(text: str) -> str:
     """A repetition as Lark writes it."""
     match = re.match(_BOUNDS, {"*": "{0,}", "+": "{1,}", "?": "{0,1}"}.get(text, text))
     least, most, end = match.groups() if match else ("", None, "")
     if not least:
-        raise MalformedGrammar("expected a number of repetitions")
+        raise RefusedText("expected a number of repetitions")
     if not end:
-        raise MalformedGrammar("expected '}'")
+        raise RefusedText("expected '}'")
     low, high = int(least[:10]), int((least if most is None else most or least)[:10])
     if max(low, high) > MAX_REPETITIONS:
-        raise MalformedGrammar(f"more than {MAX_REPETITIONS} repetitions")
+        raise RefusedText(f"more than {MAX_REPETITIONS} repetitions")
     if high < low:
-        raise MalformedGrammar(f"repetition {{{low},{high}}} has its bounds reversed")
+        raise RefusedText(f"repetition {{{low},{high}}} has its bounds reversed")
     return f"{{{low},{'' if most == '' else high}}}"
 
 
@@ -221,10 +220,10 @@ def _class(chars: str) -> str:
     for first, last in _RANGES.findall(chars, len(caret)):
         low, high = _code(first), _code(last or first)
         if high < low:
-            raise MalformedGrammar("a character range is reversed")
+            raise RefusedText("a character range is reversed")
         ranges += _escaped(low) if low == high else f"{_escaped(low)}-{_escaped(high)}"
     if not ranges:
-        raise MalformedGrammar("a character class is empty")
+        raise RefusedText("a character class is empty")
     return f"/[{caret}{ranges}]/"
 
 
@@ -237,12 +236,12 @@ def _code(char: str) -> int:
         return ord(_PLAIN_ESCAPES[escape])
     n_digits = _HEX_DIGITS.get(escape)
     if n_digits is None:
-        raise MalformedGrammar(f"unknown escape {char}")
+        raise RefusedText(f"unknown escape {char}")
     if len(digits) < n_digits:
-        raise MalformedGrammar(f"expected {n_digits} hexadecimal digits after \\{escape}")
+        raise RefusedText(f"expected {n_digits} hexadecimal digits after \\{escape}")
     code = int(digits, 16)
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-        raise MalformedGrammar(f"{char} is no character")
+        raise RefusedText(f"{char} is no character")
     return code
 
 
@@ -261,28 +260,20 @@ class _Writer:
         self._rules = rules
         self._start = start
         self._regular = _regular_rules(rules)
-        self._number = {name: number for number, name in enumerate(rules)}
+        self._names = {name: f"{start}_{number}" for number, name in enumerate(rules)}
+        self._names |= {name: self._names[name].upper() for name in self._regular}
         self._terminals: dict[str, str] = {}  # the body of a terminal of our own -> its name
 
     def write(self) -> str:
-        lines = [f"{self._start}: {self._name('root')}"]
-        lines += [f"{self._name(name)}: {self._body(name)}" for name in self._rules]
+        lines = [f"{self._start}: {self._names['root']}"]
+        for name, alternates in self._rules.items():
+            sequence = self._plain if name in self._regular else self._mixed
+            lines.append(f"{self._names[name]}: {' | '.join(map(sequence, alternates))}")
         lines += [f"{name}: {body}" for body, name in self._terminals.items()]
         return "\n".join(lines) + "\n"
 
-    def _name(self, rule: str) -> str:
-        name = f"{self._start}_{self._number[rule]}"
-        return name.upper() if rule in self._regular else name
-
-    def _body(self, name: str) -> str:
-        if name not in self._regular:
-            return " | ".join(self._mixed(sequence) for sequence in self._rules[name])
-        again, ends = _split_tail_recursion(name, self._rules[name])
-        end = " | ".join(self._plain(sequence) for sequence in ends)
-        return f"({' | '.join(self._plain(sequence) for sequence in again)})* ({end})" if again else end
-
     def _plain(self, items: Iterable[_Item]) -> str:
-        return " ".join((self._name(i.text) if i.kind == "rule" else i.text) + i.bounds for i in items) or '""'
+        return " ".join(self._names.get(item.text, item.text) + item.bounds for item in items) or '""'
 
     def _mixed(self, sequence: list[_Item]) -> str:
         """A sequence of a recursive rule: regular items in a row become one terminal."""
@@ -294,38 +285,24 @@ class _Writer:
         return " ".join(parts) or '""'
 
 
-def _regular_rules(rules: dict[str, _Alternates]) -> set[str]:
-    """The rules that a finite automaton can match, a rule that only ends with itself (`ws ::= ([
-    \\t] ws)?`) among them.
+def _regular_rules(rules: dict[str, _Alternates]) -> dict[str, int]:
+    """The rules that a finite automaton can match, and how many terminals each is.
 
     One whose expression would be huge (30 rules that each double the next) stays a rule: rules
     share what terminals repeat.
     """
-    rests = {
-        name: [item for alternates in _split_tail_recursion(name, rule) for item in _items(alternates)]
-        for name, rule in rules.items()
-    }
-    most = max(_MAX_EXPRESSION, sum(map(len, rests.values())))
-    uses = {name: [item.text for item in items if item.kind == "rule"] for name, items in rests.items()}
-    order = TopologicalSorter(uses)
+    items = {name: [*chain.from_iterable(alternates)] for name, alternates in rules.items()}
+    most = max(_MAX_EXPRESSION, sum(map(len, items.values())))
+    order = TopologicalSorter({name: [i.text for i in items[name] if i.kind == "rule"] for name in rules})
     with suppress(CycleError):  # rules in a cycle, and those that use one, never get ready
         order.prepare()
-    sizes: dict[str, int] = {}  # of regular rules, with all that they use
+    sizes: dict[str, int] = {}
     while ready := order.get_ready():
         for name in ready:
-            size = sum(sizes[item.text] if item.kind == "rule" else 1 for item in rests[name])
-            if size <= most and all(item.kind != "tokens" for item in rests[name]):
+            if name not in rules:
+                raise RefusedText(f'rule "{name}" is used but not defined')
+            size = sum(sizes[item.text] if item.kind == "rule" else 1 for item in items[name])
+            if size <= most and all(item.kind != "tokens" for item in items[name]):
                 sizes[name] = size
                 order.done(name)
-    return set(sizes)
-
-
-def _items(alternates: _Alternates) -> list[_Item]:
-    return [item for sequence in alternates for item in sequence]
-
-
-def _split_tail_recursion(name: str, alternates: _Alternates) -> tuple[_Alternates, _Alternates]:
-    """Alternates that end with the rule itself, without that end, and the others."""
-    itself = _Item("rule", name)
-    again = [sequence[:-1] for sequence in alternates if len(sequence) > 1 and sequence[-1] == itself]
-    return again, [sequence for sequence in alternates if len(sequence) < 2 or sequence[-1] != itself]
+    return sizes

@@ -11,15 +11,17 @@ dependentRequired, formats that llguidance does not know, annotations. Refused, 
 them would change what the schema is about: `REFUSED`. Remote references are refused and never
 fetched. White space is bounded.
 
-Pure; every failure is `RefusedSchema`, whose message names the place as a JSON pointer.
+Pure; every failure is `RefusedText`, whose message names the place as a JSON pointer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NoReturn
 from urllib.parse import unquote
+
+from erllama.grammar.constraint import RefusedText
 
 MAX_NESTING = 64  # of schemas in schemas
 MAX_OPTIONAL = 450  # properties of one object; a position has four items of the parser for each, of 2000
@@ -54,17 +56,20 @@ _DROPPED = frozenset(
 )  # fmt: skip
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # keywords that hold schemas by name
 _SINGLE = ("items", "additionalItems")
+_LIST = ("a list", lambda value: isinstance(value, list))
+_OPTIONS = ("a non-empty list", lambda value: isinstance(value, list) and len(value) > 0)
+_STRINGS = ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
+_SHAPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(_NAMED, ("an object", lambda value: isinstance(value, dict))),
+    **{"allOf": _LIST, "prefixItems": _LIST, "anyOf": _OPTIONS, "oneOf": _OPTIONS, "required": _STRINGS},
+}
 
 _Object = Mapping[str, Any]
 
 
-class RefusedSchema(Exception):
-    """A schema that cannot be followed; the message is a reason for its author."""
-
-
 def prepared_schema(schema: Any) -> dict[str, Any]:
     """The schema for llguidance, with `OPTIONS` inside. `schema` is what `json.loads` made. Raises
-    `RefusedSchema`.
+    `RefusedText`.
     """
     if not isinstance(schema, dict):
         _refuse(f"it must be an object, got {type(schema).__name__}")
@@ -75,7 +80,7 @@ def prepared_schema(schema: Any) -> dict[str, Any]:
 
 
 def _refuse(reason: str, where: str = "") -> NoReturn:
-    raise RefusedSchema(reason + (f" (at {where})" if where else ""))
+    raise RefusedText(reason + (f" (at {where})" if where else ""))
 
 
 class _Declared:
@@ -142,7 +147,7 @@ class _Preparation:
         besides = declared if declared.keywords - {union} else None
         branches = [
             self.alone(branch, f"{where}/{union}/{number}", depth + 1, besides)
-            for number, branch in enumerate(_options(schema, union, where))
+            for number, branch in enumerate(schema[union])
         ]
         return made | self._combinations(schema, where, depth, but=union) | {union: branches}
 
@@ -163,18 +168,16 @@ class _Preparation:
 
     def _combinations(self, schema: _Object, where: str, depth: int, but: str | None = None) -> dict[str, Any]:
         """What `schema` must fit beside its own keywords, all but the union `but`."""
-        parts = [self._part(part, where, depth + 1) for part in self._parts_of(schema, where)]
-        unions = {
-            name: [self._part(branch, f"{where}/{name}", depth + 1) for branch in _options(schema, name, where)]
-            for name in _UNIONS
-            if name in schema and name != but
-        }
-        return ({"allOf": parts} if parts else {}) | unions
+        made = {"allOf": [self._part(part, where, depth + 1) for part in self._parts_of(schema, where)]}
+        for name in _UNIONS:
+            if name != but:
+                made[name] = [self._part(branch, f"{where}/{name}", depth + 1) for branch in schema.get(name, ())]
+        return {name: parts for name, parts in made.items() if parts}
 
     def _parts_of(self, schema: _Object, where: str) -> list[Any]:
         """The target of a reference comes last: pointers into `allOf` stay right."""
-        parts = list(_list(schema, "allOf", where)) if "allOf" in schema else []
-        return [*parts, self._resolve(schema["$ref"], where)] if "$ref" in schema else parts
+        target = [self._resolve(schema["$ref"], where)] if "$ref" in schema else []
+        return [*schema.get("allOf", ()), *target]
 
     def _combined(self, schema: Any, where: str, depth: int) -> Iterator[_Object]:
         """`schema` and all that it combines."""
@@ -182,8 +185,7 @@ class _Preparation:
             return
         self._visit(schema, where, depth)
         yield schema
-        unions = [branch for name in _UNIONS if name in schema for branch in _options(schema, name, where)]
-        for part in [*self._parts_of(schema, where), *unions]:
+        for part in chain(self._parts_of(schema, where), *(schema.get(name, ()) for name in _UNIONS)):
             yield from self._combined(part, where, depth + 1)
 
     def _children(self, schema: _Object, where: str, depth: int) -> dict[str, Any]:
@@ -197,11 +199,9 @@ class _Preparation:
             if name in _DROPPED or name in _COMBINATIONS:
                 continue
             if name in _NAMED:
-                named = _mapping(schema, name, where)
-                made[name] = {key: self.alone(one, f"{here}/{key}", depth + 1) for key, one in named.items()}
+                made[name] = {key: self.alone(one, f"{here}/{key}", depth + 1) for key, one in value.items()}
             elif name == "prefixItems" or (name == "items" and isinstance(value, list)):
-                listed = _list(schema, name, where)
-                made[name] = [self.alone(one, f"{here}/{number}", depth + 1) for number, one in enumerate(listed)]
+                made[name] = [self.alone(one, f"{here}/{number}", depth + 1) for number, one in enumerate(value)]
             else:
                 made[name] = self.alone(value, here, depth + 1) if name in _SINGLE else value
         if len(made.get("properties", {}).keys() - set(made.get("required", ()))) > MAX_OPTIONAL:
@@ -219,10 +219,9 @@ class _Preparation:
             _refuse(f"it expands to more than {MAX_VISITS} parts", where)
         if refused := sorted(REFUSED & schema.keys()):
             _refuse(f"{refused[0]!r} is not supported", where)
-        _mapping(schema, "properties", where)
-        required = schema.get("required", [])
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            _refuse("required must be a list of strings", where)
+        for name, (what, fits) in _SHAPES.items():
+            if name in schema and not fits(schema[name]):
+                _refuse(f"{name} must be {what}", where)
 
     def _resolve(self, ref: Any, where: str) -> Any:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
@@ -235,6 +234,12 @@ class _Preparation:
         except (LookupError, TypeError):
             _refuse(f"the reference {ref!r} leads nowhere", where)
         return target
+
+
+def _boolean(schema: Any, where: str) -> bool:
+    if not isinstance(schema, bool):
+        _refuse(f"a schema must be an object, got {type(schema).__name__}", where)
+    return schema
 
 
 def _complete_tuple(made: dict[str, Any]) -> None:
@@ -252,30 +257,3 @@ def _check_pattern(pattern: Any, where: str) -> None:
     """
     if isinstance(pattern, str) and (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         _refuse("the pattern ends within an escape", where)
-
-
-def _boolean(schema: Any, where: str) -> bool:
-    if not isinstance(schema, bool):
-        _refuse(f"a schema must be an object, got {type(schema).__name__}", where)
-    return schema
-
-
-def _mapping(schema: _Object, name: str, where: str) -> dict[str, Any]:
-    value = schema.get(name, {})
-    if not isinstance(value, dict):
-        _refuse(f"{name} must be an object", where)
-    return value
-
-
-def _list(schema: _Object, name: str, where: str) -> list[Any]:
-    value = schema[name]
-    if not isinstance(value, list):
-        _refuse(f"{name} must be a list", where)
-    return value
-
-
-def _options(schema: _Object, name: str, where: str) -> list[Any]:
-    options = _list(schema, name, where)
-    if not options:
-        _refuse(f"{name} must be a non-empty list", where)
-    return options

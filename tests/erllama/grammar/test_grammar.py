@@ -143,6 +143,7 @@ GRAMMARS = {
     "a long repetition": ('root ::= char{0,2000}\nchar ::= [^"]', ["", "x" * 2000], ["x" * 2001, '"']),
     "doubling without an end": (chain("X X", '"x"'), [], ["", "x"]),
     "many ways to begin": (chain('X | X | "y"', '"x"'), ["x", "y"], ["", "xy"]),
+    "what never ends": ('root ::= "b" root', [], ["", "b", "bbb"]),
     "left recursion": ('root ::= root "x" | "y"', ["y", "yxx"], ["", "x"]),
     "left recursion through another rule": ('root ::= "k" e\ne ::= t\nt ::= e "+" | "1"', ["k1", "k1++"], ["k", "k+"]),
     "left recursion behind nothing": (
