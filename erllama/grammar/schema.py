@@ -16,8 +16,7 @@ Pure; every failure is `RefusedText`, whose message names the place as a JSON po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -138,18 +137,19 @@ class _Preparation:
         if beside is None and _CONSTRAINTS & schema.keys() == {"$ref"}:
             self._resolve(schema["$ref"], where)
             return made | {"$ref": schema["$ref"]}
-        combined = [self._combined(part, where, depth + 1) for part in self._parts_of(schema, where)]
-        declared = _Declared([schema, *chain.from_iterable(combined)], beside)
+        together = [schema]
         union = next((name for name in _UNIONS if name in schema), None)
+        combined = self._combined(schema, where, depth, together, but=union)
+        declared = _Declared(together, beside)
         if union is None:
             self._complete(made, declared, where, depth)
-            return made | self._combinations(schema, where, depth)
+            return made | combined
         besides = declared if declared.keywords - {union} else None
         branches = [
             self.alone(branch, f"{where}/{union}/{number}", depth + 1, besides)
             for number, branch in enumerate(schema[union])
         ]
-        return made | self._combinations(schema, where, depth, but=union) | {union: branches}
+        return made | combined | {union: branches}
 
     def _complete(self, made: dict[str, Any], declared: _Declared, where: str, depth: int) -> None:
         """Say what the standard leaves open: the type, and which other properties there may be."""
@@ -161,32 +161,24 @@ class _Preparation:
             made["properties"] = dict.fromkeys(declared.names, True) | made.get("properties", {})
             made["additionalProperties"] = self.alone(additional, f"{where}/additionalProperties", depth + 1)
 
-    def _part(self, schema: Any, where: str, depth: int) -> Any:
+    def _part(self, schema: Any, where: str, depth: int, together: list[_Object]) -> Any:
         if not isinstance(schema, dict):
             return _boolean(schema, where)
-        return self._children(schema, where, depth) | self._combinations(schema, where, depth)
+        together.append(schema)
+        return self._children(schema, where, depth) | self._combined(schema, where, depth, together)
 
-    def _combinations(self, schema: _Object, where: str, depth: int, but: str | None = None) -> dict[str, Any]:
-        """What `schema` must fit beside its own keywords, all but the union `but`."""
-        made = {"allOf": [self._part(part, where, depth + 1) for part in self._parts_of(schema, where)]}
-        for name in _UNIONS:
-            if name != but:
-                made[name] = [self._part(branch, f"{where}/{name}", depth + 1) for branch in schema.get(name, ())]
-        return {name: parts for name, parts in made.items() if parts}
-
-    def _parts_of(self, schema: _Object, where: str) -> list[Any]:
-        """The target of a reference comes last: pointers into `allOf` stay right."""
+    def _combined(
+        self, schema: _Object, where: str, depth: int, together: list[_Object], but: str | None = None
+    ) -> dict[str, Any]:
+        """What `schema` is combined with, all but the union `but`; also added to `together`."""
         target = [self._resolve(schema["$ref"], where)] if "$ref" in schema else []
-        return [*schema.get("allOf", ()), *target]
-
-    def _combined(self, schema: Any, where: str, depth: int) -> Iterator[_Object]:
-        """`schema` and all that it combines."""
-        if not isinstance(schema, dict):
-            return
-        self._visit(schema, where, depth)
-        yield schema
-        for part in chain(self._parts_of(schema, where), *(schema.get(name, ()) for name in _UNIONS)):
-            yield from self._combined(part, where, depth + 1)
+        parts = {"allOf": [*schema.get("allOf", ()), *target]}  # in this order: pointers into `allOf` stay right
+        parts |= {name: schema[name] for name in _UNIONS if name in schema and name != but}
+        return {
+            name: [self._part(part, f"{where}/{name}", depth + 1, together) for part in listed]
+            for name, listed in parts.items()
+            if listed
+        }
 
     def _children(self, schema: _Object, where: str, depth: int) -> dict[str, Any]:
         """The keywords of one schema, those that are schemas prepared; combinations are left to the

@@ -649,6 +649,11 @@ SCHEMAS = {
         ['{"a":1,"b":2}', '{"c":3}', "{}"],
         ['{"b":1,"c":2}', '{"d":1}', "[]"],
     ),
+    "unions of both kinds": (
+        {"anyOf": [{"required": ["a"]}, {"required": ["c"]}], "oneOf": [{"properties": {"b": {"const": 1}}, "required": ["b"]}]},
+        ['{"b":1,"a":0}', '{"b":1,"c":0}'],
+        ['{"a":0}', '{"b":1}', '{"b":2,"a":0}', '{"b":1,"a":0,"d":1}'],
+    ),
     "nullable by its type alone": (
         {"type": ["object", "null"], "anyOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": True, "b": True}},
         ["null", '{"b":1}'],
