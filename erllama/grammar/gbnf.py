@@ -32,9 +32,8 @@ MAX_RULES = 10_000  # groups among them: llguidance recurses no deeper (`compile
 # quadratic in them
 _MAX_EXPRESSION = 4000
 
-_BOUNDS = r"\{[ \t\r\n]*([0-9]*)[ \t\r\n]*(?:,[ \t\r\n]*([0-9]*)[ \t\r\n]*)?(\}?)"
 _TOKENS = re.compile(
-    rf"""
+    r"""
       (?P<blank>[ \t]+|\#[^\r\n]*)
     | (?P<line>[\r\n]+)
     | (?P<head>[A-Za-z0-9-]+[ \t]*::=)
@@ -47,7 +46,7 @@ _TOKENS = re.compile(
     | (?P<open>\()
     | (?P<or>\|)
     | (?P<close>\))
-    | (?P<bounds>[*+?]|{_BOUNDS})
+    | (?P<bounds>[*+?]|\{[0-9, \t\r\n]*\}?)
     | (?P<other>.)
     | (?P<end>\Z)
     """,
@@ -196,18 +195,18 @@ class _Reader:
 
 def _bounds(text: str) -> str:
     """A repetition as Lark writes it."""
-    match = re.match(_BOUNDS, {"*": "{0,}", "+": "{1,}", "?": "{0,1}"}.get(text, text))
-    least, most, end = match.groups() if match else ("", None, "")
-    if not least:
+    least, comma, most = {"*": "0,", "+": "1,", "?": "0,1"}.get(text, text.strip("{}")).partition(",")
+    least, most = least.strip(), most.strip()
+    if not least.isdecimal() or not (most or "0").isdecimal():
         raise RefusedText("expected a number of repetitions")
-    if not end:
+    if text[0] == "{" and text[-1] != "}":
         raise RefusedText("expected '}'")
-    low, high = int(least[:10]), int((least if most is None else most or least)[:10])
+    low, high = int(least[:10]), int((most or least)[:10])
     if max(low, high) > MAX_REPETITIONS:
         raise RefusedText(f"more than {MAX_REPETITIONS} repetitions")
     if high < low:
         raise RefusedText(f"repetition {{{low},{high}}} has its bounds reversed")
-    return f"{{{low},{'' if most == '' else high}}}"
+    return f"{{{low},{'' if comma and not most else high}}}"
 
 
 def _literal(chars: str) -> str:

@@ -5,6 +5,7 @@ hostile is refused by name.
 import json
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -467,6 +468,14 @@ def test_the_deepest_texts_that_fit_compile_and_then_need_no_stack(name):
     threading.stack_size(usual)
     thread.join()
     assert not matchers
+
+
+def test_deep_texts_compile_beside_each_other_and_leave_the_usual_stack_to_other_threads():
+    usual = threading.stack_size()
+    with ThreadPoolExecutor(4) as pool:
+        matchers = list(pool.map(GrammarCompiler(lambda: TABLE).matcher, [DEEPEST["items"]() for _ in range(4)]))
+    assert [matcher.allows(ord("[")) for matcher in matchers] == [True] * 4
+    assert threading.stack_size() == usual
 
 
 # -- schemas: what fits
