@@ -15,7 +15,7 @@ from erllama.grammar.constraint import Constraint, ConstraintKind, RefusedText
 from erllama.grammar.gbnf import gbnf_to_lark
 from erllama.grammar.schema import prepared_schema
 
-_STACK_BYTES = 256 * 2**20  # three times what the deepest text takes; what is not touched costs nothing
+_STACK_BYTES = 256 * 2**20  # more than twice what the deepest text takes; what is not touched costs nothing
 _STACK_SIZE = threading.Lock()  # held while this process's threads start with another stack than usual
 # Without forcing, every spelling of a text in tokens is allowed, as the model likes; with it,
 # llguidance would ask for a tokenizer.

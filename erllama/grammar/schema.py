@@ -137,7 +137,7 @@ class _Preparation:
         if beside is None and _CONSTRAINTS & schema.keys() == {"$ref"}:
             self._resolve(schema["$ref"], where)
             return made | {"$ref": schema["$ref"]}
-        together = [schema]
+        together: list[_Object] = [schema]
         union = next((name for name in _UNIONS if name in schema), None)
         combined = self._combined(schema, where, depth, together, but=union)
         declared = _Declared(together, beside)
