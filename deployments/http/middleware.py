@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.dialect import Dialect, KeyHeader, choose_dialect, route_path
 from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
-from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
@@ -46,10 +45,7 @@ def engine_id(request: Request) -> str:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     """The value of a header (`name` in lower case), b"" without one."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return b""
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
 
 
 class KeyCheck:
@@ -108,17 +104,12 @@ class RequestScope:
             await send(message)
 
         try:
-            error: ErllamaError | None = None
-            try:
-                if self._keys.allows(scope, dialect.keys):
-                    await self._app(scope, receive, tagged_send)
-                else:
-                    error = Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
-            except ClientDisconnected as exc:
-                error = exc
-            except Exception as exc:
-                error = as_erllama_error(exc, rid)
-            if error is not None and status == 0:
+            if not self._keys.allows(scope, dialect.keys):
+                raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
+            await self._app(scope, receive, tagged_send)
+        except Exception as exc:
+            error = as_erllama_error(exc, rid)
+            if status == 0:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             logger.info(
