@@ -7,7 +7,7 @@ Nothing here imports ray or llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Event
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
 
 
 class ModelPort(Protocol):
@@ -36,10 +35,6 @@ class ModelPort(Protocol):
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
-        ...
-
-    async def model_info(self) -> ModelInfo:
-        """What the model is. May wake a model that is scaled to zero."""
         ...
 
     async def ready(self) -> bool | None:
@@ -67,7 +62,7 @@ class PromptPort(Protocol):
         """
         ...
 
-    def load(self) -> None:
+    def load(self) -> object:
         """Read the file now, unless it is loaded. Raises `ModelLoadError`."""
         ...
 
@@ -110,26 +105,18 @@ class PromptPort(Protocol):
         """
         ...
 
-
-class TranscriptPort(Protocol):
-    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where
-    the reply comes back as history.
-    """
-
     @property
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
         ...
 
-    def prompt_key(self, prompt: Prompt) -> ChainKey | None:
-        """What replies to this prompt are remembered under; None when they are not. Thread-safe;
-        some 10 ms per 100,000 tokens.
-        """
+    def prompt_key(self, prompt: Prompt) -> ChainKey:
+        """What replies to this prompt are remembered under. Some 10 ms per 100,000 tokens."""
         ...
 
     def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        """A reply has reached the client as `text`. Ids that the text does not show are not kept.
-        Thread-safe.
+        """A chat's reply has reached the client as `text`: `render_chat` puts its ids where the
+        reply comes back as history. Ids that the text does not show are not kept.
         """
         ...
 
@@ -137,7 +124,7 @@ class TranscriptPort(Protocol):
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but
-    not listed. With `transcripts` None, chat history is tokenised from its text.
+    not listed.
     """
 
     id: str
@@ -145,7 +132,6 @@ class ServedModel:
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
-    transcripts: TranscriptPort | None = None
 
 
 class ModelRegistry:
@@ -153,10 +139,10 @@ class ModelRegistry:
     otherwise.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = dict(models)
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = {model.id: model for model in models}
         self._by_name: dict[str, ServedModel] = {}
-        for model in models.values():
+        for model in self:
             for alias in model.aliases:
                 if self._by_name.setdefault(alias, model) is not model:
                     raise InvalidParameter(

@@ -15,13 +15,12 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from cache_store import ChainKey
 from deployments.http.dialect import ReplyWriter, WholeReply, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
 from deployments.http.middleware import request_id
-from deployments.http.ports import PromptPort, ServedModel, TranscriptPort
+from deployments.http.ports import PromptPort, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow
 from erllama.events import Done, Event, Tokens
@@ -63,9 +62,9 @@ class TranscriptRecorder:
     is complete.
     """
 
-    def __init__(self, transcripts: TranscriptPort, prompt: ChainKey, n: int) -> None:
-        self._transcripts = transcripts
-        self._prompt = prompt
+    def __init__(self, prompts: PromptPort, prompt: Prompt, n: int) -> None:
+        self._prompts = prompts
+        self._key = prompts.prompt_key(prompt)
         self._ids: list[list[int]] = [[] for _ in range(n)]
         self._texts: list[list[str]] = [[] for _ in range(n)]
 
@@ -75,7 +74,7 @@ class TranscriptRecorder:
                 self._ids[index] += event.ids
                 self._texts[index].append(event.text)
             elif isinstance(event, Done):
-                self._transcripts.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
+                self._prompts.remember(self._key, self._ids[index], "".join(self._texts[index]))
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:

@@ -74,42 +74,27 @@ def _checked(constraint: Constraint | None, prompts: PromptPort) -> Constraint |
     return constraint
 
 
-def _cost(raw: bytes, body: GenerationBody) -> int:
-    """What preparing a body costs, in characters to tokenise: compiling a constraint is never done
-    on the event loop.
+def _cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
+    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
+    event loop, and no store is asked for earlier replies there.
     """
-    constrained = (
-        body.grammar is not None
-        or body.response_format is not None
-        or (isinstance(body, ChatBody) and bool(body.tools))
-    )
-    return len(raw) + INLINE_CHARS * constrained
+    slow = body.grammar is not None or body.response_format is not None
+    if isinstance(body, ChatBody):
+        has_replies = any(message.role == "assistant" for message in body.messages)
+        slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)
+    return len(raw) + INLINE_CHARS * slow
 
 
 def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _recorder(body: ChatBody, model: ServedModel, prompt: Prompt) -> TranscriptRecorder | None:
-    key = None if model.transcripts is None else model.transcripts.prompt_key(prompt)
-    return None if model.transcripts is None or key is None else TranscriptRecorder(model.transcripts, key, body.n or 1)
-
-
-def _may_wait(body: ChatBody, model: ServedModel) -> bool:
-    return (
-        model.transcripts is not None
-        and model.transcripts.may_wait
-        and any(message.role == "assistant" for message in body.messages)
-    )
-
-
-def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[Prompt, Constraint | None, TranscriptRecorder | None]:
-    prompts = model.prompts
+def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constraint | None, TranscriptRecorder]:
     messages = [template_message(message) for message in body.messages]
     prompt = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(prompt, prompts.n_ctx, "messages")
     grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
-    return prompt, grammar, _recorder(body, model, prompt)
+    return prompt, grammar, TranscriptRecorder(prompts, prompt, body.n or 1)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -152,8 +137,8 @@ def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(ChatBody, raw)
         check_tools(body)
         model = models.resolve(body.model)
-        cost = INLINE_CHARS + 1 if _may_wait(body, model) else _cost(raw, body)
-        prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
+        cost = _cost(raw, body, model.prompts)
+        prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
         requests = chat_requests(body, prompt, grammar, engine_id(request))
         head, n = _head("chatcmpl", model), len(requests)
         tool_format = None if offered_tools(body) is None else model.prompts.tool_format
@@ -169,9 +154,8 @@ def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(CompletionBody, raw)
         check_completion(body)
         model = models.resolve(body.model)
-        prompts, echoes, grammar = await prepare(
-            model.prompts, _cost(raw, body), _prepare_completion, body, model.prompts
-        )
+        cost = _cost(raw, body, model.prompts)
+        prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
         requests = completion_requests(body, prompts, grammar, engine_id(request))
         head, n = _head("cmpl", model), body.n or 1
         if not body.stream:

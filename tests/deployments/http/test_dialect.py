@@ -89,7 +89,7 @@ class Tiny(Dialect):
 
 
 def app_of(model, *dialects, **options):
-    return make_http_app({"demo": served(model)}, HttpOptions(**options), dialects=dialects or (OpenAI(), Tiny()))
+    return make_http_app([served(model)], HttpOptions(**options), dialects=dialects or (OpenAI(), Tiny()))
 
 
 def fault(reply):
