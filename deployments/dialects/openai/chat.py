@@ -5,6 +5,7 @@ text when tools were offered.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -25,9 +26,7 @@ from erllama.chat.tool_formats.base import (
     ToolFormat,
     split_reply,
 )
-from erllama.events import Done, Event, Tokens
-
-KIND = "chat.completion.chunk"
+from erllama.events import Done, Event, TokenLogprob, Tokens
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -38,16 +37,14 @@ def _call(call: ToolCall) -> dict[str, Any]:
     }
 
 
+@dataclass(slots=True)
 class _Choice:
     """What the stream of one choice remembers."""
 
-    __slots__ = ("begun", "n_calls", "prefix", "splitter")
-
-    def __init__(self, prefix: str, splitter: ReplySplitter | None) -> None:
-        self.prefix = prefix
-        self.splitter = splitter
-        self.n_calls = 0
-        self.begun = False
+    prefix: str
+    splitter: ReplySplitter | None
+    n_calls: int = 0
+    begun: bool = False
 
 
 class ChatWriter(StreamWriter):
@@ -57,12 +54,13 @@ class ChatWriter(StreamWriter):
     `tool_format` splits calls and reasoning out of the text; None leaves the text as it is.
     """
 
+    kind = "chat.completion.chunk"
+
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, tool_format: ToolFormat | None) -> None:
-        super().__init__(head, n, KIND, include_usage=include_usage)
-        prefix = self._chunk_prefix()
+        super().__init__(head, n, include_usage=include_usage)
         splitters = [None if tool_format is None else tool_format.splitter() for _ in range(n)]
         self._choices = [
-            _Choice(f'{prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
+            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
         ]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
@@ -122,23 +120,13 @@ class ChatWriter(StreamWriter):
 class WholeChat(WholeChoices):
     """The body of a chat reply that is not streamed."""
 
+    kind = "chat.completion"
+
     def __init__(self, head: ReplyHead, n: int, *, tool_format: ToolFormat | None, logprobs: bool) -> None:
         super().__init__(head, n, [""] * n, logprobs=logprobs)
         self._tool_format = tool_format
 
-    def body(self) -> bytes:
-        reply = {
-            "id": self._head.id,
-            "object": "chat.completion",
-            "created": self._head.created,
-            "model": self._head.model,
-        }
-        choices = [self._choice(index) for index in range(len(self._texts))]
-        return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()
-
-    def _choice(self, index: int) -> dict[str, Any]:
-        text = "".join(self._texts[index])
-        reason = self._reasons[index]
+    def _choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._tool_format is not None:
             reply = split_reply(self._tool_format, text)
@@ -147,7 +135,6 @@ class WholeChat(WholeChoices):
             if reply.calls:
                 message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
                 reason = "tool_calls" if reason == "stop" else reason
-        logprobs = self._logprobs[index]
         return {
             "index": index,
             "message": message,

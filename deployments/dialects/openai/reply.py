@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +51,9 @@ class ReplyHead:
     id: str
     model: str
     created: int
+
+    def fields(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 class UsageMeter:
@@ -100,32 +104,23 @@ def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
 
 class StreamWriter:
     """What chat and completions write alike into a stream: usage, terminator, errors, keep-alives.
-    `kind` is the `object` of a chunk.
+
+    `kind` is the `object` of a chunk. Every chunk begins with `_prefix`, up to its first choice;
+    writers join the rest as text, so what does not change is encoded once.
     """
 
-    def __init__(self, head: ReplyHead, n: int, kind: str, *, include_usage: bool) -> None:
-        self._head = head
-        self._kind = kind
+    kind: ClassVar[str]
+
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool) -> None:
+        self._no_choices = head.fields(self.kind) | {"choices": []}
+        self._prefix = f"data: {encode(self._no_choices)}".removesuffix("]}")
         self._meter = UsageMeter(n)
         self._include_usage = include_usage
 
-    def _chunk_prefix(self) -> str:
-        """The beginning of every chunk, up to the first choice. Writers join the rest as text: what
-        does not change is encoded once.
-        """
-        head = self._head
-        return (
-            "data: "
-            f'{{"id":{encode(head.id)},"object":"{self._kind}","created":{head.created},"model":{encode(head.model)},"choices":['
-        )
-
     def close(self) -> bytes:
-        return (self._usage_chunk() if self._include_usage else b"") + DONE
-
-    def _usage_chunk(self) -> bytes:
-        head = self._head
-        chunk = {"id": head.id, "object": self._kind, "created": head.created, "model": head.model, "choices": []}
-        return SSE.frame(encode(chunk | {"usage": self._meter.usage()}).encode(), "")
+        if not self._include_usage:
+            return DONE
+        return SSE.frame(encode(self._no_choices | {"usage": self._meter.usage()}).encode(), "") + DONE
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """Clients look for `error` in an event, then for the terminator."""
@@ -135,10 +130,12 @@ class StreamWriter:
         return SSE.keepalive
 
 
-class WholeChoices:
-    """Gathers the events of all choices of a reply that is not streamed. `prefixes` are what each
-    text begins with (an echoed prompt).
+class WholeChoices(ABC):
+    """The body of a reply that is not streamed, of kind `kind`. `prefixes` are what the text of each
+    choice begins with (an echoed prompt).
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, head: ReplyHead, n: int, prefixes: Sequence[str], *, logprobs: bool) -> None:
         self._head = head
@@ -156,6 +153,18 @@ class WholeChoices:
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats)
                 self._reasons[index] = finish_reason(event.stats)
+
+    def body(self) -> bytes:
+        choices = [
+            self._choice(index, "".join(self._texts[index]), self._logprobs[index], self._reasons[index])
+            for index in range(len(self._texts))
+        ]
+        reply = self._head.fields(self.kind) | {"choices": choices, "usage": self._meter.usage()}
+        return encode(reply).encode()
+
+    @abstractmethod
+    def _choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str) -> dict[str, Any]:
+        """What the body says of one choice."""
 
 
 def _vector(vector: Sequence[float], encoding_format: str | None) -> str:

@@ -98,82 +98,80 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constrai
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
-    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompts]
+    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompt]
     for prompt in wanted:
         check_fits(prompt, prompts.n_ctx, "prompt")
-    echoes = [_text(given, prompts) if body.echo else "" for given in body.prompts for _ in range(body.n or 1)]
+    echoes = [_text(given, prompts) if body.echo else "" for given in body.prompt for _ in range(body.n or 1)]
     return wanted, echoes, _checked(reply_constraint(body), prompts)
 
 
 def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
-    return [list(_tokens(text, prompts, "input")) for text in body.inputs]
+    return [list(_tokens(text, prompts, "input")) for text in body.input]
 
 
 class OpenAI(Dialect):
     prefixes = ("/v1",)
     framing = SSE
 
-    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        return _router(models, options)
-
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        router = APIRouter(prefix="/v1")
 
-def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+        @router.get("/models")
+        async def list_models() -> Response:
+            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
 
-    @router.get("/models")
-    async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+        @router.get("/models/{model_id:path}")
+        async def get_model(model_id: str) -> Response:
+            return JSONResponse(_model_card(models.resolve(model_id)))
 
-    @router.get("/models/{model_id:path}")
-    async def get_model(model_id: str) -> Response:
-        return JSONResponse(_model_card(models.resolve(model_id)))
+        @router.post("/chat/completions")
+        async def chat_completions(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(ChatBody, raw)
+            check_tools(body)
+            model = models.resolve(body.model)
+            cost = _cost(raw, body, model.prompts)
+            prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
+            requests = chat_requests(body, prompt, grammar, engine_id(request))
+            head, n = _head("chatcmpl", model), len(requests)
+            tool_format = None if offered_tools(body) is None else model.prompts.tool_format
+            if not body.stream:
+                reply = WholeChat(head, n, tool_format=tool_format, logprobs=bool(body.logprobs))
+                return await whole_reply(request, model, requests, reply, recorder)
+            writer = ChatWriter(head, n, include_usage=body.include_usage, tool_format=tool_format)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
 
-    @router.post("/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(ChatBody, raw)
-        check_tools(body)
-        model = models.resolve(body.model)
-        cost = _cost(raw, body, model.prompts)
-        prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-        requests = chat_requests(body, prompt, grammar, engine_id(request))
-        head, n = _head("chatcmpl", model), len(requests)
-        tool_format = None if offered_tools(body) is None else model.prompts.tool_format
-        if not body.stream:
-            reply = WholeChat(head, n, tool_format=tool_format, logprobs=bool(body.logprobs))
-            return await whole_reply(request, model, requests, reply, recorder)
-        writer = ChatWriter(head, n, include_usage=body.include_usage, tool_format=tool_format)
-        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
+        @router.post("/completions")
+        async def completions(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(CompletionBody, raw)
+            check_completion(body)
+            model = models.resolve(body.model)
+            cost = _cost(raw, body, model.prompts)
+            prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
+            requests = completion_requests(body, prompts, grammar, engine_id(request))
+            head, n = _head("cmpl", model), body.n or 1
+            if not body.stream:
+                return await whole_reply(
+                    request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None)
+                )
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
-    @router.post("/completions")
-    async def completions(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(CompletionBody, raw)
-        check_completion(body)
-        model = models.resolve(body.model)
-        cost = _cost(raw, body, model.prompts)
-        prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-        requests = completion_requests(body, prompts, grammar, engine_id(request))
-        head, n = _head("cmpl", model), body.n or 1
-        if not body.stream:
-            return await whole_reply(
-                request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None)
+        @router.post("/embeddings")
+        async def embeddings(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(EmbeddingBody, raw)
+            model = models.resolve(body.model)
+            inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
+            vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
+            n_floats = sum(len(vector) for vector in vectors)
+            reply = await prepare(
+                model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs))
             )
-        writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
-        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
+            return Response(reply, media_type="application/json")
 
-    @router.post("/embeddings")
-    async def embeddings(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(EmbeddingBody, raw)
-        model = models.resolve(body.model)
-        inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
-        vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
-        n_floats = sum(len(vector) for vector in vectors)
-        reply = await prepare(model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs)))
-        return Response(reply, media_type="application/json")
-
-    return router
+        return router
