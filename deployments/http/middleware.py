@@ -48,26 +48,6 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
 
 
-class KeyCheck:
-    """API keys, compared as digests in constant time: neither length nor prefix of a key shows in
-    the time.
-    """
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-
-    def allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
-        """Whether one of `places` has one of the keys, or the path needs none."""
-        if not self._digests or route_path(scope) in _OPEN_PATHS:
-            return True
-        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
-
-    def _knows(self, key: bytes) -> bool:
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
-
-
 class RequestScope:
     """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an
     exception.
@@ -80,7 +60,7 @@ class RequestScope:
         self._app = app
         self._dialects = dialects
         self._echo = echo_request_id
-        self._keys = KeyCheck(api_keys)
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,7 +84,7 @@ class RequestScope:
             await send(message)
 
         try:
-            if not self._keys.allows(scope, dialect.keys):
+            if not self._allows(scope, dialect.keys):
                 raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
             await self._app(scope, receive, tagged_send)
         except Exception as exc:
@@ -121,3 +101,16 @@ class RequestScope:
                 status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,
             )
+
+    def _allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
+        """Whether one of `places` has one of the keys, or the path needs none. Keys are compared as
+        digests in constant time: neither length nor prefix of one shows in the time.
+        """
+        if not self._digests or route_path(scope) in _OPEN_PATHS:
+            return True
+        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
+
+    def _knows(self, key: bytes) -> bool:
+        digest = hashlib.sha256(key).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)

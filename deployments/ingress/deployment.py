@@ -19,7 +19,7 @@ from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
-from deployments.model.drain import DrainWatch, app_is_deleted
+from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
@@ -46,7 +46,7 @@ class Ingress:
         self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
-        self._watch = DrainWatch(lambda: _end_streams(reference))
+        watch_drain(lambda: _end_streams(reference))
 
     def _load_prompts(self) -> None:
         """Open vocabularies and templates before the first request needs them: half a second for
