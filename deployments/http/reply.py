@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from deployments.http.dialect import ReplyWriter, WholeReply, dialect_of
+from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
@@ -23,7 +23,7 @@ from deployments.http.middleware import request_id
 from deployments.http.ports import PromptPort, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow
-from erllama.events import Done, Event, Tokens
+from erllama.events import Completion, CompletionParts, Event
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
@@ -58,23 +58,18 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
 
 
 class TranscriptRecorder:
-    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it
-    is complete.
-    """
+    """Has each choice of a chat reply remembered when it is complete."""
 
     def __init__(self, prompts: PromptPort, prompt: Prompt, n: int) -> None:
         self._prompts = prompts
         self._key = prompts.prompt_key(prompt)
-        self._ids: list[list[int]] = [[] for _ in range(n)]
-        self._texts: list[list[str]] = [[] for _ in range(n)]
+        self._parts = [CompletionParts() for _ in range(n)]
 
     def feed(self, index: int, events: Iterable[Event]) -> None:
         for event in events:
-            if isinstance(event, Tokens):
-                self._ids[index] += event.ids
-                self._texts[index].append(event.text)
-            elif isinstance(event, Done):
-                self._prompts.remember(self._key, self._ids[index], "".join(self._texts[index]))
+            reply = self._parts[index].add(event)
+            if isinstance(reply, Completion):
+                self._prompts.remember(self._key, reply.tokens, reply.text)
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
@@ -99,22 +94,26 @@ async def _items(
             yield index, events
 
 
-async def whole_reply(
+async def whole_replies(
     request: Request,
     model: ServedModel,
     requests: Sequence[GenerationRequest],
-    reply: WholeReply,
     recorder: TranscriptRecorder | None = None,
-) -> Response:
-    """The whole reply in one body. A client that goes away cancels all choices at once."""
+) -> list[Completion]:
+    """The reply to each of `requests`. A client that goes away cancels all of them at once."""
 
-    async def work() -> bytes:
+    async def work() -> list[Completion]:
+        parts = [CompletionParts() for _ in requests]
+        replies: dict[int, Completion] = {}
         async with aclosing(_items(model, requests, recorder)) as items:
             async for index, events in items:
-                reply.feed(index, events)
-        return reply.body()
+                for event in events:
+                    reply = parts[index].add(event)
+                    if isinstance(reply, Completion):
+                        replies[index] = reply
+        return [replies[index] for index in range(len(requests))]
 
-    return Response(await unless_disconnected(request.receive, work()), media_type="application/json")
+    return await unless_disconnected(request.receive, work())
 
 
 async def _chunks(

@@ -4,19 +4,12 @@ text when tools were offered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from deployments.dialects.openai.reply import (
-    ReplyHead,
-    StreamWriter,
-    WholeChoices,
-    chat_logprobs,
-    encode,
-    finish_reason,
-)
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, chat_logprobs, encode, finish_reason, whole_body
 from erllama.chat.tool_formats.base import (
     ReasoningDelta,
     ReplyPart,
@@ -26,7 +19,7 @@ from erllama.chat.tool_formats.base import (
     ToolFormat,
     split_reply,
 )
-from erllama.events import Done, Event, TokenLogprob, Tokens
+from erllama.events import Completion, Done, Event, Tokens
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -117,27 +110,27 @@ class ChatWriter(StreamWriter):
         return out
 
 
-class WholeChat(WholeChoices):
-    """The body of a chat reply that is not streamed."""
+def chat_body(
+    head: ReplyHead, replies: Sequence[Completion], *, tool_format: ToolFormat | None, logprobs: bool
+) -> bytes:
+    """A chat reply that is not streamed."""
+    choices = [_whole_choice(index, reply, tool_format, logprobs) for index, reply in enumerate(replies)]
+    return whole_body(head, "chat.completion", choices, replies, len(replies))
 
-    kind = "chat.completion"
 
-    def __init__(self, head: ReplyHead, n: int, *, tool_format: ToolFormat | None, logprobs: bool) -> None:
-        super().__init__(head, n, [""] * n, logprobs=logprobs)
-        self._tool_format = tool_format
-
-    def _choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._tool_format is not None:
-            reply = split_reply(self._tool_format, text)
-            if reply.reasoning:
-                message |= {"content": reply.content, "reasoning_content": reply.reasoning}
-            if reply.calls:
-                message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
-                reason = "tool_calls" if reason == "stop" else reason
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": None if logprobs is None else {"content": chat_logprobs(logprobs), "refusal": None},
-            "finish_reason": reason,
-        }
+def _whole_choice(index: int, whole: Completion, tool_format: ToolFormat | None, logprobs: bool) -> dict[str, Any]:
+    reason = finish_reason(whole.stats)
+    message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+    if tool_format is not None:
+        reply = split_reply(tool_format, whole.text)
+        if reply.reasoning:
+            message |= {"content": reply.content, "reasoning_content": reply.reasoning}
+        if reply.calls:
+            message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
+            reason = "tool_calls" if reason == "stop" else reason
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": {"content": chat_logprobs(whole.logprobs or ()), "refusal": None} if logprobs else None,
+        "finish_reason": reason,
+    }

@@ -8,8 +8,10 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, WholeChoices, encode, finish_reason, finite
-from erllama.events import Done, Event, TokenLogprob, Tokens
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, finite, whole_body
+from erllama.events import Completion, Done, Event, TokenLogprob, Tokens
+
+KIND = "text_completion"
 
 
 class LegacyLogprobs:
@@ -47,7 +49,7 @@ class CompletionWriter(StreamWriter):
     `echo`.
     """
 
-    kind = "text_completion"
+    kind = KIND
 
     def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
         super().__init__(head, n, include_usage=include_usage)
@@ -74,11 +76,17 @@ class CompletionWriter(StreamWriter):
         return out.encode()
 
 
-class WholeCompletion(WholeChoices):
-    """The body of a completion that is not streamed. Each text begins with its echo."""
-
-    kind = "text_completion"
-
-    def _choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str) -> dict[str, Any]:
-        block = None if logprobs is None else LegacyLogprobs(len(self._texts[index][0])).block(logprobs)
-        return {"index": index, "text": text, "logprobs": block, "finish_reason": reason}
+def completion_body(
+    head: ReplyHead, n: int, echoes: Sequence[str], replies: Sequence[Completion], *, logprobs: bool
+) -> bytes:
+    """A completion that is not streamed."""
+    choices = [
+        {
+            "index": index,
+            "text": echo + reply.text,
+            "logprobs": LegacyLogprobs(len(echo)).block(reply.logprobs or ()) if logprobs else None,
+            "finish_reason": finish_reason(reply.stats),
+        }
+        for index, (echo, reply) in enumerate(zip(echoes, replies, strict=True))
+    ]
+    return whole_body(head, KIND, choices, replies, n)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ import numpy as np
 from deployments.dialects.openai.wire import EmbeddingBody
 from deployments.http.dialect import SSE
 from erllama.errors import ErllamaError, NotSupported
-from erllama.events import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.events import Completion, FinishReason, RequestStats, TokenLogprob
 
 DONE = SSE.frame(b"[DONE]", "")
 MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
@@ -130,41 +129,14 @@ class StreamWriter:
         return SSE.keepalive
 
 
-class WholeChoices(ABC):
-    """The body of a reply that is not streamed, of kind `kind`. `prefixes` are what the text of each
-    choice begins with (an echoed prompt).
-    """
-
-    kind: ClassVar[str]
-
-    def __init__(self, head: ReplyHead, n: int, prefixes: Sequence[str], *, logprobs: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
-        self._texts = [[prefix] for prefix in prefixes]
-        self._logprobs: list[list[TokenLogprob] | None] = [[] if logprobs else None for _ in prefixes]
-        self._reasons = [""] * len(prefixes)
-
-    def feed(self, index: int, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, Tokens):
-                self._texts[index].append(event.text)
-                if event.logprobs is not None and (logprobs := self._logprobs[index]) is not None:
-                    logprobs += event.logprobs
-            elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
-                self._reasons[index] = finish_reason(event.stats)
-
-    def body(self) -> bytes:
-        choices = [
-            self._choice(index, "".join(self._texts[index]), self._logprobs[index], self._reasons[index])
-            for index in range(len(self._texts))
-        ]
-        reply = self._head.fields(self.kind) | {"choices": choices, "usage": self._meter.usage()}
-        return encode(reply).encode()
-
-    @abstractmethod
-    def _choice(self, index: int, text: str, logprobs: list[TokenLogprob] | None, reason: str) -> dict[str, Any]:
-        """What the body says of one choice."""
+def whole_body(
+    head: ReplyHead, kind: str, choices: Sequence[dict[str, Any]], replies: Sequence[Completion], n: int
+) -> bytes:
+    """The body of a reply that is not streamed: `replies` as `choices` say them, `n` per prompt."""
+    meter = UsageMeter(n)
+    for index, reply in enumerate(replies):
+        meter.add(index, reply.stats)
+    return encode(head.fields(kind) | {"choices": choices, "usage": meter.usage()}).encode()
 
 
 def _vector(vector: Sequence[float], encoding_format: str | None) -> str:

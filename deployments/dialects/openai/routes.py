@@ -12,8 +12,8 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.chat import ChatWriter, WholeChat
-from deployments.dialects.openai.completions import CompletionWriter, WholeCompletion
+from deployments.dialects.openai.chat import ChatWriter, chat_body
+from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.params import (
     chat_requests,
     check_completion,
@@ -43,7 +43,7 @@ from deployments.http.reply import (
     prepare,
     read_body,
     streamed_reply,
-    whole_reply,
+    whole_replies,
 )
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
@@ -56,6 +56,10 @@ def _model_card(model: ServedModel) -> dict[str, Any]:
 
 def _head(prefix: str, model: ServedModel) -> ReplyHead:
     return ReplyHead(id=f"{prefix}-{uuid4().hex}", model=model.id, created=int(time.time()))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _tokens(given: PromptInput, prompts: PromptPort, param: str) -> Sequence[int]:
@@ -136,12 +140,12 @@ class OpenAI(Dialect):
             cost = _cost(raw, body, model.prompts)
             prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
             requests = chat_requests(body, prompt, grammar, engine_id(request))
-            head, n = _head("chatcmpl", model), len(requests)
+            head = _head("chatcmpl", model)
             tool_format = None if offered_tools(body) is None else model.prompts.tool_format
             if not body.stream:
-                reply = WholeChat(head, n, tool_format=tool_format, logprobs=bool(body.logprobs))
-                return await whole_reply(request, model, requests, reply, recorder)
-            writer = ChatWriter(head, n, include_usage=body.include_usage, tool_format=tool_format)
+                replies = await whole_replies(request, model, requests, recorder)
+                return _json(chat_body(head, replies, tool_format=tool_format, logprobs=bool(body.logprobs)))
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, tool_format=tool_format)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
 
         @router.post("/completions")
@@ -155,9 +159,8 @@ class OpenAI(Dialect):
             requests = completion_requests(body, prompts, grammar, engine_id(request))
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
-                return await whole_reply(
-                    request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None)
-                )
+                replies = await whole_replies(request, model, requests)
+                return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
             writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
@@ -172,6 +175,6 @@ class OpenAI(Dialect):
             reply = await prepare(
                 model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs))
             )
-            return Response(reply, media_type="application/json")
+            return _json(reply)
 
         return router
