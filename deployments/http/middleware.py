@@ -5,9 +5,6 @@ The request id comes from `x-request-id` if that is sane, else it is made here; 
 same header, and is found at `scope["state"]["request_id"]`. Ray Serve gives every request that
 comes without one an id and always adds the header to the answer: there `echo_request_id` is off, or
 clients would read "id, id".
-
-`engine_id` is the id under which the engine may know the request: unique even when clients repeat
-theirs.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ def request_id(request: Request) -> str:
 
 
 def engine_id(request: Request) -> str:
-    """The id for the engine: the client's own may come twice at once, so it gets a suffix."""
+    """The id for the engine, unique: the client's own may come twice at once, so it gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
 

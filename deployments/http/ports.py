@@ -7,16 +7,18 @@ Nothing here imports ray or llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cache_store import ChainKey
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
-from erllama.events import Event
+from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, Prompt
+
+Record = Callable[[Completion], None]
+"""Remembers a reply. Thread-safe."""
 
 
 class ModelPort(Protocol):
@@ -110,13 +112,10 @@ class PromptPort(Protocol):
         """True when `render_chat` may wait for a store, so callers go through a thread."""
         ...
 
-    def prompt_key(self, prompt: Prompt) -> ChainKey:
-        """What replies to this prompt are remembered under. Some 10 ms per 100,000 tokens."""
-        ...
-
-    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        """A chat's reply has reached the client as `text`: `render_chat` puts its ids where the
-        reply comes back as history. Ids that the text does not show are not kept.
+    def recorder(self, prompt: Prompt) -> Record:
+        """What is told of each whole reply to this chat, so that `render_chat` can put its ids where
+        it comes back as history; ids that its text does not show are not kept. Some 10 ms per
+        100,000 tokens.
         """
         ...
 

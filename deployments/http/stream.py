@@ -16,12 +16,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.http.dialect import ReplyWriter
+from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import ClientDisconnected, as_erllama_error
+from deployments.http.middleware import request_id
 
 logger = logging.getLogger("deployments.http")
 
@@ -37,21 +39,15 @@ class StreamResponse(StreamingResponse):
     """
 
     def __init__(
-        self,
-        chunks: AsyncGenerator[bytes, None],
-        writer: ReplyWriter,
-        *,
-        media_type: str,
-        request_id: str,
-        keepalive_s: float,
+        self, request: Request, chunks: AsyncGenerator[bytes, None], writer: ReplyWriter, *, keepalive_s: float
     ) -> None:
         """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed
-        one say.
+        one say. The framing is that of the request's dialect.
         """
-        super().__init__(chunks, headers=_HEADERS, media_type=media_type)
+        super().__init__(chunks, headers=_HEADERS, media_type=dialect_of(request.scope).framing.media_type)
         self._chunks = chunks
         self._writer = writer
-        self._request_id = request_id
+        self._request_id = request_id(request)
         self._keepalive_s = keepalive_s
         self._started = False
         self._finished = False

@@ -93,11 +93,11 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
     """
     config = store.config()
     try:
-        reader = None if config is None else ObjectReader(config)
+        if config is not None:
+            return TranscriptBook(ObjectReader(config).get)
     except StoreError as error:
         log.warning("replies of earlier runs cannot be looked up here: %s", error)
-        reader = None
-    return TranscriptBook(None if reader is None else reader.get)
+    return TranscriptBook()
 
 
 def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:

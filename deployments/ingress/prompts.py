@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
+from deployments.http.ports import Record
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.hermes import HERMES
@@ -22,6 +23,7 @@ from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
+from erllama.events import Completion
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
@@ -113,13 +115,15 @@ class PromptSource:
     def may_wait(self) -> bool:
         return self._book.has_store
 
-    def prompt_key(self, prompt: Prompt) -> ChainKey:
-        return prompt_key(self._root, prompt.tokens)
+    def recorder(self, prompt: Prompt) -> Record:
+        parent, piece = prompt_key(self._root, prompt.tokens), self.load().vocab.piece
 
-    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        block = transcript_of(self._root, parent, reply_ids, text, self.load().vocab.piece, self.tool_format)
-        if block is not None:
-            self._book.record(block)
+        def record(reply: Completion) -> None:
+            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, self.tool_format)
+            if block is not None:
+                self._book.record(block)
+
+        return record
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self.load().vocab.tokenize(text, add_special=add_special, parse_special=True)

@@ -43,11 +43,8 @@ class FakePrompts:
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return Prompt.of((text + "assistant: ").encode())
 
-    def prompt_key(self, prompt):
-        return b"key"
-
-    def remember(self, parent, reply_ids, text):
-        pass
+    def recorder(self, prompt):
+        return lambda reply: None
 
     def tokenize(self, text, add_special=True):
         return list(text.encode())

@@ -35,16 +35,8 @@ from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import (
-    INLINE_CHARS,
-    TranscriptRecorder,
-    check_fits,
-    prepare,
-    read_body,
-    streamed_reply,
-    whole_replies,
-)
+from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -93,12 +85,12 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constraint | None, TranscriptRecorder]:
+def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constraint | None, Record]:
     messages = [template_message(message) for message in body.messages]
     prompt = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(prompt, prompts.n_ctx, "messages")
     grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
-    return prompt, grammar, TranscriptRecorder(prompts, prompt, body.n or 1)
+    return prompt, grammar, prompts.recorder(prompt)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -138,15 +130,15 @@ class OpenAI(Dialect):
             check_tools(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
-            prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
+            prompt, grammar, record = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
             requests = chat_requests(body, prompt, grammar, engine_id(request))
             head = _head("chatcmpl", model)
             tool_format = None if offered_tools(body) is None else model.prompts.tool_format
             if not body.stream:
-                replies = await whole_replies(request, model, requests, recorder)
+                replies = await whole_replies(request, model, requests, record)
                 return _json(chat_body(head, replies, tool_format=tool_format, logprobs=bool(body.logprobs)))
             writer = ChatWriter(head, len(requests), include_usage=body.include_usage, tool_format=tool_format)
-            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=record)
 
         @router.post("/completions")
         async def completions(request: Request) -> Response:
