@@ -105,7 +105,7 @@ class ModelClient:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
         cancels the request."""
-        run = FailoverCall(request, self._failover, timeout_s=self._timeout_s)
+        run = FailoverCall(request, self._attempts())
         error: ErllamaError | None = None
         while True:
             try:
@@ -123,12 +123,9 @@ class ModelClient:
             except TimeoutError:
                 error = error or _unanswered()
             assert error is not None
-            wait_s = run.attempts.failed(error) if self._closing is None else None
-            if wait_s is None:
+            if self._closing is not None or not await _goes_on(run.attempts, request.request_id, error):
                 yield [Failed(self._closing or error)]
                 return
-            _log_failover(request.request_id, error, wait_s)
-            await asyncio.sleep(wait_s)
 
     def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
         """The events of a request given by token ids and parameters. Closing the generator cancels
@@ -215,8 +212,11 @@ class ModelClient:
                 for event in events:
                     yield event
 
+    def _attempts(self) -> Attempts:
+        return Attempts(self._failover, timeout_s=self._timeout_s)
+
     async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
-        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
+        attempts = self._attempts()
         try:
             async with aclosing(self._events(attempts, "continue_", *args)) as lists:
                 async for events in lists:
@@ -252,7 +252,7 @@ class ModelClient:
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
-        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
+        attempts = self._attempts()
         while True:
             try:
                 async with asyncio.timeout(attempts.left_s):
@@ -260,12 +260,9 @@ class ModelClient:
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
-                wait_s = attempts.failed(failed)
-                if wait_s is None:
-                    raise
                 error = failed
-                _log_failover(method, error, wait_s)
-            await asyncio.sleep(wait_s)
+                if not await _goes_on(attempts, method, failed):
+                    raise
 
     async def _attempt(self, method: str, *args: Any, **kwargs: Any) -> Any:
         with mapped_errors():
@@ -286,5 +283,11 @@ def _unanswered() -> ModelUnavailable:
     return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)
 
 
-def _log_failover(name: str, error: ErllamaError, wait_s: float) -> None:
+async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:
+    """Whether there is another attempt after `error`; it may then begin at once."""
+    wait_s = attempts.failed(error)
+    if wait_s is None:
+        return False
     log.warning("event=failover request_id=%s wait_s=%.2f error=%s", name, wait_s, error.message)
+    await asyncio.sleep(wait_s)
+    return True
