@@ -148,6 +148,7 @@ class ModelRegistry:
                         f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases"
                     )
         self._by_name.update(self._models)
+        self._served = ", ".join(self._models) or "none"
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -159,13 +160,8 @@ class ModelRegistry:
         if name is None or name == "":
             if len(self._models) == 1:
                 return next(iter(self))
-            raise InvalidParameter(
-                f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model"
-            )
+            raise InvalidParameter(f"you must provide a model parameter; served are: {self._served}", param="model")
         model = self._by_name.get(name)
         if model is None:
-            raise ModelNotFound(
-                f"The model '{name[:200]}' does not exist; served are: {', '.join(self._models) or 'none'}",
-                param="model",
-            )
+            raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")
         return model

@@ -70,9 +70,6 @@ class PromptSource:
 
     def load(self) -> _Loaded:
         """Open the file, unless it is open. A second caller waits for the first."""
-        state = self._state
-        if state is not None:
-            return state
         with self._lock:
             if self._state is None:
                 vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
