@@ -35,7 +35,7 @@ def request_id(request: Request) -> str:
 
 
 def engine_id(request: Request) -> str:
-    """The id for the engine, unique: the client's own may come twice at once, so it gets a suffix."""
+    """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
 

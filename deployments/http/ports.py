@@ -113,8 +113,8 @@ class PromptPort(Protocol):
         ...
 
     def recorder(self, prompt: Prompt) -> Record:
-        """What is told of each whole reply to this chat, so that `render_chat` can put its ids where
-        it comes back as history; ids that its text does not show are not kept. Some 10 ms per
+        """What is told of each whole reply to this chat, so that `render_chat` can put its ids
+        where it comes back as history; ids that its text does not show are not kept. Some 10 ms per
         100,000 tokens.
         """
         ...

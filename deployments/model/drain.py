@@ -26,18 +26,13 @@ log = logging.getLogger(__name__)
 PERIOD_S = 0.5
 
 
-def serve_replica() -> object | None:
-    """Serve's own object of the replica that this process is; None outside of one, or when Ray has
-    changed."""
+def serve_is_stopping() -> bool:
+    """Whether Serve has begun to stop the replica that this process is; False outside of one, or
+    when Ray has changed."""
     worker = ray._private.worker.global_worker
     actor = getattr(worker, "actors", {}).get(getattr(worker, "actor_id", None))
-    replica: object | None = getattr(actor, "_replica_impl", None)
-    return replica
-
-
-def serve_is_stopping() -> bool:
-    """Whether Serve has begun to stop the replica that this process is."""
-    return bool(getattr(serve_replica(), "_shutting_down", False))
+    replica = getattr(actor, "_replica_impl", None)  # Serve's own object
+    return bool(getattr(replica, "_shutting_down", False))
 
 
 def app_is_deleted() -> bool:

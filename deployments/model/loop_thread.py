@@ -91,8 +91,8 @@ def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 async def _started(items: AsyncGenerator[T, None], arrived: SimpleQueue[Any]) -> asyncio.Task[None]:
-    """A task that reads `items` into `arrived`, where it is put itself whatever ends it, even before
-    its first step."""
+    """A task that reads `items` into `arrived`, where it is put itself whatever ends it, even
+    before its first step."""
     task = asyncio.create_task(_read(items, arrived))
     task.add_done_callback(arrived.put)
     return task

@@ -13,7 +13,7 @@ from ray._private import worker
 from ray.serve._private import replica as serve_replica_module
 
 from deployments.config import ModelSpec
-from deployments.model.drain import serve_is_stopping, serve_replica, watch_drain
+from deployments.model.drain import serve_is_stopping, watch_drain
 from deployments.model.replica import ModelReplica
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
@@ -123,7 +123,6 @@ def test_the_watch_tells_once_that_a_stop_has_begun(monkeypatch):
 
 
 def test_outside_of_serve_nothing_is_being_stopped():
-    assert serve_replica() is None
     assert not serve_is_stopping()
 
 
