@@ -78,21 +78,17 @@ class ReplyWriter(Protocol):
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         """What choice `index` produced."""
-        ...
 
     def close(self) -> bytes:
         """The end of the stream, after every choice is done."""
-        ...
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """The end of a stream that fails after its status line has left."""
-        ...
 
     def keepalive(self) -> bytes:
         """What tells client and proxies that a silent stream lives: a comment, an event of the
         dialect, or b"" for nothing.
         """
-        ...
 
 
 class Dialect(ABC):

@@ -33,23 +33,19 @@ class ModelPort(Protocol):
         Closing the generator, or cancelling the task that awaits it, cancels the request in the
         engine. Does not start before the first item is asked for.
         """
-        ...
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
-        ...
 
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
         scaled to zero.
         """
-        ...
 
     def end_all(self, error: ErllamaError) -> None:
         """End what runs with `error` and refuse what comes: this process is going away. Any thread;
         returns at once.
         """
-        ...
 
 
 class PromptPort(Protocol):
@@ -62,21 +58,17 @@ class PromptPort(Protocol):
         """False while the next call would first read the file (a second or so), so callers go
         through a thread.
         """
-        ...
 
     def load(self) -> object:
         """Read the file now, unless it is loaded. Raises `ModelLoadError`."""
-        ...
 
     @property
     def n_ctx(self) -> int | None:
         """Context of one sequence in tokens; None when only the engine knows."""
-        ...
 
     @property
     def tool_format(self) -> ToolFormat:
         """How this model writes tool calls and reasoning."""
-        ...
 
     def render_chat(
         self,
@@ -87,37 +79,30 @@ class PromptPort(Protocol):
         """A conversation up to where the assistant speaks. Raises `NotSupported` without a
         template, `InvalidParameter` when the template refuses the messages.
         """
-        ...
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """Tokens of raw text; special tokens in the text are recognised. May be empty."""
-        ...
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
-        ...
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
-        ...
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Raises `InvalidParameter`, which names its field, for a constraint that no model could
         follow. May take many milliseconds.
         """
-        ...
 
     @property
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
-        ...
 
     def recorder(self, prompt: Prompt) -> Record:
         """What is told of each whole reply to this chat, so that `render_chat` can put its ids
         where it comes back as history; ids that its text does not show are not kept. Some 10 ms per
         100,000 tokens.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
