@@ -125,14 +125,8 @@ async def journeys(folder: str) -> dict[str, list[str]]:
     replica = ModelReplica(spec, n_cpus=1, store=store, routing=RoutingSpec())
     prompts = PromptSource("demo", n_ctx=2048, root=transcript_root("demo", ""), book=TranscriptBook(None))
     prompts.load()
-    model = ServedModel(
-        id="demo",
-        client=ModelClient(Handle(replica)),
-        prompts=prompts,
-        created=0,
-        transcripts=prompts,  # type: ignore[arg-type]
-    )
-    app = make_http_app({"demo": model})
+    model = ServedModel(id="demo", client=ModelClient(Handle(replica)), prompts=prompts, created=0)
+    app = make_http_app([model])
     passed: dict[str, list[str]] = {}
     try:
         with traced() as files:

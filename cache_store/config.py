@@ -14,15 +14,11 @@ from urllib.parse import urlsplit
 from cache_store.format.keys import BLOCK_TOKENS
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
-
-
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
-
-
 _LOCAL_SCHEMES = ("", "file", "local")
 
 

@@ -1,12 +1,5 @@
 """Every error that leaves the store.
 
-    StoreError
-    ├── CorruptBlock    an object that does not verify; `reason` is one of `Damage`. Readers count a
-    │                   miss and remove it.
-    ├── TierError       a tier's file system failed or did not answer in time
-    ├── StoreFull       no room, and nothing that may be evicted
-    └── StoreClosed     the store takes no more work
-
 File systems raise `OSError` (and, for object stores, whatever their fsspec driver raises): the
 methods of a `Tier` let those through as `TierError`.
 """
@@ -31,7 +24,7 @@ class Damage(StrEnum):
 
 
 class CorruptBlock(StoreError):
-    """An object does not verify."""
+    """An object does not verify. Readers count a miss and remove it."""
 
     def __init__(self, reason: Damage, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -39,7 +32,7 @@ class CorruptBlock(StoreError):
 
 
 class TierError(StoreError):
-    """A file system refused or failed; the cause is chained."""
+    """A file system refused, failed or did not answer in time; the cause is chained."""
 
 
 class StoreFull(StoreError):
@@ -47,4 +40,4 @@ class StoreFull(StoreError):
 
 
 class StoreClosed(StoreError):
-    """The store has been closed."""
+    """The store has been closed and takes no more work."""

@@ -12,33 +12,21 @@ from cache_store.format.keys import ChainKey, TokenChain
 from cache_store.index.walk import Hop
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A ROWS object that a save would write: tokens start .. start + n_tokens - 1."""
-
-    start: int
-    n_tokens: int
-    id: BlockId
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What could be restored. A promise of nothing: objects may be gone when they are read.
 
-    `end` is the END object at n_tokens: the checkpoint of a model that needs one (`need_end`), else
-    stored logits for the whole prompt. `other_ends` are shorter choices for `need_end`, longest
-    first. `chain` is the whole prompt, of which the first n_tokens are stored.
+    `ends` begins with the END object at n_tokens: the checkpoint of a model that needs one
+    (`need_end`), before shorter choices, longest first; else stored logits for the whole prompt,
+    or nothing. `chain` is the whole prompt, of which the first n_tokens are stored.
     """
 
     chain: TokenChain
     n_tokens: int
     hops: tuple[Hop, ...]
-    end: BlockId | None
-    n_bytes: int
+    ends: tuple[BlockId, ...]
     estimated_s: float
-    tiers: tuple[str, ...]
-    need_end: bool = False
-    other_ends: tuple[BlockId, ...] = ()
+    need_end: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,10 +41,8 @@ class Fetched:
     n_tokens: int
     logits: NDArray[np.float32] | None
     checkpoint: NDArray[np.uint8] | None
-    n_bytes: int
     seconds: float
     tier: str
-    corrupt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +68,11 @@ class GarbageReport:
     older format.
     """
 
-    tier: str
     n_bytes: int
     target_bytes: int | None
     evicted: int
     evicted_bytes: int
     swept: int
-    seconds: float
     is_done: bool
     failure: str = ""
 

@@ -44,11 +44,10 @@ from cache_store.index.index import Index
 from cache_store.read.prefix_search import PrefixSearch
 from cache_store.read.prefixes import Hottest, leaf_prefixes
 from cache_store.read.reader import Consume, Reader
-from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Plan, StoreStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, Plan, StoreStats
 from cache_store.sharing.claims import Claims
 from cache_store.sharing.garbage import GarbageCollection, garbage_pool
 from cache_store.sharing.gossip import Gossip
-from cache_store.sharing.identity import TierIdentity
 from cache_store.sharing.maintenance import Maintenance
 from cache_store.tiers.base import Tier
 from cache_store.tiers.guarded import GuardedTier, open_tiers
@@ -81,9 +80,9 @@ class Store:
         tiers = open_tiers(config, open)
         owner = secrets.token_hex(8)
         self._in_flight = InFlight()
-        delta_log, identity = DeltaLog(len(tiers)), TierIdentity(tiers)
+        delta_log = DeltaLog(len(tiers))
         self._stack = TierStack(tiers, Index(len(tiers) + 1, unix_s), delta_log, clock)
-        self._gossip = Gossip(self._stack, delta_log, identity, owner)
+        self._gossip = Gossip(self._stack, delta_log, owner)
         self._loaded = threading.Event()
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
@@ -108,14 +107,12 @@ class Store:
         self._maintenance = Maintenance(
             self._stack,
             self._claims,
-            identity,
+            self._gossip,
             owner,
+            config,
             self._copy_down_late,
             self._loaded,
-            rescan_s=config.rescan_s,
-            rescan_share=config.rescan_share,
-            snapshot_s=config.snapshot_s,
-            clock=clock,
+            clock,
         )
 
     def __repr__(self) -> str:
@@ -178,7 +175,7 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def missing(self, chain: TokenChain, upto: int | None = None) -> list[Piece]:
+    def missing(self, chain: TokenChain, upto: int | None = None) -> list[BlockId]:
         """The ROWS objects that a save of the first `upto` tokens (None: all) would write: beyond
         what is stored, cut at block boundaries.
 
@@ -187,11 +184,7 @@ class Store:
         chain = chain if upto is None else chain.prefix(upto)
         start = self._stack.index.longest_prefix(chain).n_whole
         cuts = [start, *range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, len(chain), BLOCK_TOKENS), len(chain)]
-        return [
-            Piece(start, stop - start, BlockId.of_rows(chain, start, stop))
-            for start, stop in pairwise(cuts)
-            if start < stop
-        ]
+        return [BlockId.of_rows(chain, start, stop) for start, stop in pairwise(cuts) if start < stop]
 
     def save(self, blocks: Sequence[Block], *, wait_s: float = 0.0) -> int:
         """Copy `blocks` and write them in the background; how many were accepted, from the first on
@@ -225,7 +218,7 @@ class Store:
         """
         chain = chain.prefix(upto)
         stored = self._stack.index.longest_prefix(chain).hops
-        ids = [hop.id for hop in stored] + [piece.id for piece in self.missing(chain)]
+        ids = [*(hop.id for hop in stored), *self.missing(chain)]
         self._stack.index.pin(ids)
         with self._pin_lock:
             self._pins.setdefault((chain.key_at(len(chain)), len(chain)), []).append(ids)
@@ -378,7 +371,7 @@ class Store:
         for part in parts:
             part.stop(seconds_left(deadline_ns))
         for tier in self._stack.tiers:
-            if tier.persistent and tier.available and tier.index in self._maintenance.scanned:
+            if tier.persistent and tier.available and self._maintenance.is_listed(tier):
                 self._write_snapshot(tier, deadline_ns)
         for pool in self._garbage_pools:
             pool.close()

@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """A value that the engine or the HTTP front refuses, as the error that pydantic gathers."""
+    """A value that the engine refuses, as the error that pydantic gathers."""
     try:
         yield
     except InvalidParameter as error:
@@ -157,16 +157,12 @@ def default_tiers() -> tuple[TierConfig, ...]:
     return tuple(tiers)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT, repr=False)  # the repr of `HttpOptions` leaves the keys out
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class HttpSpec(HttpOptions):
     """`HttpOptions`, and how many `ingress_replicas` share the work of rendering, tokenising and
     encoding."""
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
-
-    def __post_init__(self) -> None:
-        with _refusals():
-            super().__post_init__()
 
 
 class RoutingSpec(_Strict):

@@ -1,3 +1,1 @@
-"""What one process knows of all tiers: the longest stored prefix, who may be evicted, what changed.
-No I/O but its snapshot.
-"""
+"""What a process knows of all tiers: stored prefixes, who may be evicted, what changed. No I/O."""

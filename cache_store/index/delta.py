@@ -1,7 +1,7 @@
 """What one process tells the others that share its store: what it wrote, removed and used since it
 last told. Pure; pickles small.
 
-A tier is known by its ids (`sharing/identity.py`), not by its index or URL: processes may have
+A tier is known by its ids (`sharing/gossip.py`), not by its index or URL: processes may have
 different tiers, and one directory may be mounted at two paths. An object is a record of 81 bytes,
 and its tokens where they are known; roots, which thousands of objects share, come once:
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index.radix import KEY_BYTES, TOKEN_BYTES
+from cache_store.index.radix import KEY_BYTES, TOKEN_BYTES, key_of
 
 _RECORD = struct.Struct(">HB32s32sIHQ")
 _KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
@@ -82,15 +82,15 @@ class IndexDelta:
         return not (self.used or self.incomplete or any(tier.written or tier.removed for tier in self.tiers))
 
     def unpacked(self, records: bytes) -> Iterator[Record]:
-        """What `written`, `removed` or `used` say. Raises `BadDelta` where they stop making
-        sense.
-        """
+        """What `written`, `removed` or `used` say; `BadDelta` where they stop making sense."""
         at = 0
         while at < len(records):
             try:
                 root, kind, parent, key, start, n_tokens, number = _RECORD.unpack_from(records, at)
                 root_key = self.roots[root * KEY_BYTES : (root + 1) * KEY_BYTES]
-                id = BlockId(_text(root_key), _KINDS[kind & ~_WITH_TOKENS], _text(parent), _text(key), start, n_tokens)
+                id = BlockId(
+                    key_of(root_key), _KINDS[kind & ~_WITH_TOKENS], key_of(parent), key_of(key), start, n_tokens
+                )
             except (struct.error, IndexError, TypeError) as error:
                 raise BadDelta(f"a record at {at} that is none: {error}") from error
             at += _RECORD.size
@@ -101,32 +101,22 @@ class IndexDelta:
             yield Record(id, number, tokens)
 
 
-class Packer:
-    """Packs the objects of one delta; `roots` has those of all that were packed."""
-
-    def __init__(self) -> None:
-        self._roots: dict[ChainKey, int] = {}
-
-    @property
-    def roots(self) -> bytes:
-        return bytes.fromhex("".join(self._roots))
-
-    def pack(self, records: Iterable[Record]) -> bytes:
-        """Objects of more roots than there are numbers for are left out."""
-        return b"".join(
-            self._packed(record) for record in records if record.id.root in self._roots or len(self._roots) < _MAX_ROOTS
-        )
-
-    def _packed(self, record: Record) -> bytes:
-        id = record.id
-        root = self._roots.setdefault(id.root, len(self._roots))
-        kind = _KINDS.index(id.kind) + (0 if record.tokens is None else _WITH_TOKENS)
-        parent, key = bytes.fromhex(id.parent), bytes.fromhex(id.key)
-        return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, record.number) + (record.tokens or b"")
+def pack(records: Iterable[Record], roots: dict[ChainKey, int]) -> bytes:
+    """What `IndexDelta.unpacked` takes apart. `roots`, of all the delta, numbers each that is met;
+    objects of more roots than there are numbers for are left out.
+    """
+    return b"".join(
+        _packed(record, roots.setdefault(record.id.root, len(roots)))
+        for record in records
+        if record.id.root in roots or len(roots) < _MAX_ROOTS
+    )
 
 
-def _text(digest: bytes) -> ChainKey:
-    return ChainKey(digest.hex())
+def _packed(record: Record, root: int) -> bytes:
+    id = record.id
+    kind = _KINDS.index(id.kind) + (0 if record.tokens is None else _WITH_TOKENS)
+    parent, key = bytes.fromhex(id.parent), bytes.fromhex(id.key)
+    return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, record.number) + (record.tokens or b"")
 
 
 MAX_OBJECTS = 4096  # per tier, and of those that were used: 4 GB of chat blocks; with their tokens 4.5 MB of a delta

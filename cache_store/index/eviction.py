@@ -14,11 +14,13 @@ was removed, another way was completed, it was unpinned. Each object is in the h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from cache_store.index.radix import Edge, Item, Node, block_from, field, is_connected
+from cache_store.format.keys import BLOCK_TOKENS
+from cache_store.index.radix import Edge, Item, Node, field
 
 _MIN_SWEEP = 1024
 
@@ -28,10 +30,10 @@ _Queued = tuple[float, int, Item]
 class EvictionQueue:
     """The leaves of one tier. `is_pinned` tells the objects that must stay for now."""
 
-    __slots__ = ("_heap", "_is_pinned", "_order", "_sweep_at", "_tier_index")
-
     def __init__(self, tier_index: int, is_pinned: Callable[[Item], bool]) -> None:
         self._tier_index, self._is_pinned = tier_index, is_pinned
+        self._bit = 1 << tier_index  # of `Item.queued`
+        self._now = _Round(tier_index)  # nothing is taken
         self._heap: list[_Queued] = []
         self._order = count()  # of two equal scores the one queued first goes first
         self._sweep_at = _MIN_SWEEP
@@ -40,21 +42,13 @@ class EvictionQueue:
         return len(self._heap)
 
     def push(self, item: Item) -> None:
-        """Queue `item` if it may go. Call it whenever that may have become so; a call too many does
-        no harm.
-        """
-        bit = 1 << self._tier_index
-        if item.queued & bit or not self.may_go(item):
+        """Queue `item` if it may go. Call it when that may have become so; too often is no harm."""
+        if item.queued & self._bit or not self.may_go(item):
             return
-        item.queued |= bit
+        item.queued |= self._bit
         heappush(self._heap, (item.score, next(self._order), item))
         if len(self._heap) >= self._sweep_at:
             self._sweep()
-
-    def push_into(self, node: Node) -> None:
-        """The same for every edge that leads to `node`."""
-        for edge in node.into:
-            self.push(edge)
 
     def push_new(self, item: Item) -> None:
         """The same for what has just come to this tier, and for what may go because an edge has
@@ -62,18 +56,20 @@ class EvictionQueue:
         """
         self.push(item)
         if isinstance(item, Edge):
-            for node in block_from(item.child):
+            for node in _block_from(item.child):
                 if len(node.into) > 1:
-                    self.push_into(node)
+                    self.push_all(node.into)
 
-    def may_go(self, item: Item) -> bool:
-        if not item.is_in(self._tier_index):
-            return False
-        # nearly always decides
-        is_last = not isinstance(item, Edge) or field(item.child.hanging, self._tier_index) == 0
-        return (is_last or _Round(self._tier_index).is_leaf(item)) and not self._is_pinned(item)
+    def push_all(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self.push(item)
 
-    def victims(self, n_bytes: int, may_go: Callable[[Item], bool] | None = None) -> list[Item]:
+    def may_go(self, item: Item, taking: _Round | None = None) -> bool:
+        """Whether nobody needs it in this tier, now or once what is `taking` has gone."""
+        is_leaf = item.is_in(self._tier_index) and (taking or self._now).is_leaf(item)
+        return is_leaf and not self._is_pinned(item)
+
+    def victims(self, n_bytes: int, allows: Callable[[Item], bool] | None = None) -> list[Item]:
         """Enough to free `n_bytes`, or all that may go. They stay queued: the caller who wants them
         gone removes them.
         """
@@ -87,46 +83,40 @@ class EvictionQueue:
                 if score < item.score and item.is_in(self._tier_index):
                     heappush(heap, (item.score, order, item))
                     continue
-                item.queued &= ~(1 << self._tier_index)
+                item.queued &= ~self._bit
                 popped.append(item)
-            is_free = item.is_in(self._tier_index) and taking.is_leaf(item) and not self._is_pinned(item)
-            if is_free and (may_go is None or may_go(item)):
+            if self.may_go(item, taking) and (allows is None or allows(item)):
                 for edge in taking.take(item):
                     heappush(exposed, (edge.score, next(self._order), edge))
-        for item in popped:
-            self.push(item)
+        self.push_all(popped)
         return list(taking.taken)
 
     def check_integrity(self, here: Collection[Item]) -> None:
         """Raise AssertionError where the queue and `here`, all objects of the tier, disagree."""
-        queued, bit = [item for _, _, item in self._heap], 1 << self._tier_index
+        queued, marked = [item for _, _, item in self._heap], {item for item in here if item.queued & self._bit}
         assert len(set(queued)) == len(queued), "an object is queued twice"
-        assert all(item.queued & bit for item in queued), "queued, but not marked"
-        assert {item for item in here if item.queued & bit} == set(queued) & set(here), "marked, but not queued"
-        assert all(item.queued & bit for item in here if self.may_go(item)), "a leaf is not queued"
+        assert all(item.queued & self._bit for item in queued), "queued, but not marked"
+        assert marked == set(queued) & set(here), "marked, but not queued"
+        assert all(item in marked for item in here if self.may_go(item)), "a leaf is not queued"
 
     def _sweep(self) -> None:
-        """Drop what is no leaf any more: every new block of a conversation buries the one before
-        it.
-        """
-        kept = [entry for entry in self._heap if self.may_go(entry[2])]
-        for _, _, item in self._heap:
-            item.queued &= ~(1 << self._tier_index)
-        for _, _, item in kept:
-            item.queued |= 1 << self._tier_index
-        heapify(kept)
-        self._heap = kept
-        self._sweep_at = max(_MIN_SWEEP, 2 * len(kept))
+        """Drop what is no leaf any more: each new block of a conversation buries the last one."""
+        entries, self._heap = self._heap, []
+        for entry in entries:
+            if self.may_go(entry[2]):
+                self._heap.append(entry)
+            else:
+                entry[2].queued &= ~self._bit
+        heapify(self._heap)
+        self._sweep_at = max(_MIN_SWEEP, 2 * len(self._heap))
 
 
 class _Round:
     """A tier as it would be without what has been taken."""
 
-    __slots__ = ("_tier_index", "_unhung", "n_bytes", "taken")
-
     def __init__(self, tier_index: int) -> None:
         self._tier_index = tier_index
-        self._unhung: dict[Node, int] = {}
+        self._unhung: Counter[Node] = Counter()
         self.taken: dict[Item, None] = {}
         self.n_bytes = 0
 
@@ -135,23 +125,46 @@ class _Round:
             return False
         if not isinstance(item, Edge) or self._n_hanging(item.child) == 0:
             return True
-        others = (
-            edge
-            for edge in item.child.into
-            if edge is not item and edge.is_in(self._tier_index) and edge not in self.taken
-        )
         # What has been taken further up was a leaf itself: it disconnects nothing.
-        return any(is_connected(edge, self._tier_index) for edge in others)
+        return any(
+            edge is not item
+            and edge not in self.taken
+            and edge.is_in(self._tier_index)
+            and _is_connected(edge, self._tier_index)
+            for edge in item.child.into
+        )
 
     def take(self, item: Item) -> list[Edge]:
         """The edges that nothing hangs on any more when `item` is gone."""
         self.taken[item] = None
-        self.n_bytes += field(item.sizes, self._tier_index) - 1
+        self.n_bytes += item.bytes_in(self._tier_index)
         node = item.hangs_on()
         if node is None:
             return []
-        self._unhung[node] = self._unhung.get(node, 0) + 1
+        self._unhung[node] += 1
         return node.into if self._n_hanging(node) == 0 else []
 
     def _n_hanging(self, node: Node) -> int:
         return field(node.hanging, self._tier_index) - self._unhung.get(node, 0)
+
+
+def _is_connected(edge: Edge, tier_index: int) -> bool:
+    """Whether `tier_index` leads to `edge` from the beginning of its block."""
+    before = _within_block(edge.parent, lambda node: {into.parent for into in node.into if into.is_in(tier_index)})
+    return any(node.depth % BLOCK_TOKENS == 0 for node in before)
+
+
+def _block_from(node: Node) -> Iterator[Node]:
+    """`node` and, up to the end of its block, the nodes it leads to."""
+    return _within_block(node, lambda node: {edge.child for edge in node.children()})
+
+
+def _within_block(node: Node, next_to: Callable[[Node], set[Node]]) -> Iterator[Node]:
+    todo, seen = [node], {node}
+    while todo:
+        node = todo.pop()
+        yield node
+        if node.depth % BLOCK_TOKENS:
+            following = next_to(node) - seen
+            seen |= following
+            todo += following

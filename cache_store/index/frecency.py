@@ -63,8 +63,6 @@ class SteadyTime:
     used then has no year's lead afterwards. Not thread-safe.
     """
 
-    __slots__ = ("_clock", "_now_s", "_reading_s")
-
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         first = clock()
@@ -79,15 +77,11 @@ class SteadyTime:
         return self._now_s
 
     def lead_s(self) -> float:
-        """This time minus the clock's as of the last `now`: what to subtract from a moment here to
-        tell it to others.
-        """
+        """This time minus the clock's as of the last `now`: to subtract from what others get."""
         return self._now_s - self._reading_s
 
     def from_unix(self, unix_s: float) -> float:
-        """A moment that the clock's scale calls `unix_s`; what lies in its future, or nowhere, is
-        now.
-        """
+        """What the clock's scale calls `unix_s`; now for what lies in its future, or nowhere."""
         now = self.now()
         moment = unix_s + self.lead_s()
         return moment if moment < now and abs(unix_s) < _SANE_S else now

@@ -18,19 +18,19 @@ loads that many calls `gc.freeze` afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BlockId
+from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index import frecency
 from cache_store.index.eviction import EvictionQueue
-from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of
+from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of, fits_graph
 from cache_store.index.walk import Path
 
 
@@ -60,6 +60,13 @@ class IndexRow:
     last_used_s: float
 
 
+def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
+    """Whether a save of ours makes such an object: only what can be deleted again is believed."""
+    if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
+        return False
+    return n_bytes <= MAX_FIELD and (fits_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
+
+
 class Index:
     """See the module. Objects that no tier holds are forgotten."""
 
@@ -69,7 +76,7 @@ class Index:
         self._time = frecency.SteadyTime(clock)
         self._queues = [EvictionQueue(tier_index, self._is_pinned) for tier_index in range(n_tiers)]
         self._bytes, self._objects = [0] * n_tiers, [0] * n_tiers
-        self._pins: dict[BlockId, int] = {}
+        self._pins: Counter[BlockId] = Counter()
 
     def __len__(self) -> int:
         return self._graph.n_items
@@ -80,26 +87,15 @@ class Index:
 
     # --- what is where ----------------------------------------------------------------------------
 
-    def add(
-        self,
-        id: BlockId,
-        tier_index: int,
-        n_bytes: int,
-        tokens: NDArray[np.uint32] | None = None,
-        *,
-        hits: int = 0,
-        last_used_s: float | None = None,
-    ) -> bool:
-        """A tier holds `id`; True if that was new. Sizes and tokens are the last ones told, hits
-        and recency the best.
-        """
-        row = (id, tier_index, n_bytes, None if tokens is None else _packed(tokens), hits, last_used_s)
+    def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
+        """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
+        packed = None if tokens is None else _packed(id, tokens)
         with self._lock:
-            return self._put(*row)
+            return self._put(id, tier_index, n_bytes, packed, 0, None)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
-        """`add` what `rows` gave, in this process or another; how many. Other calls come in
-        between.
+        """`add` what `rows` gave, in this process or another, with the best of the hits and times
+        of use that were told; how many. Other calls come in between.
         """
         n_loaded = 0
         for n_loaded, row in enumerate(rows, 1):  # noqa: B007
@@ -108,13 +104,11 @@ class Index:
         return n_loaded
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
-        """The tokens of a ROWS object. Nothing happens when the object is not known, or not
-        ROWS.
-        """
+        """The tokens of a ROWS object; nothing happens when it is not known, or not ROWS."""
         with self._lock:
             item = self._graph.find(id)
             if isinstance(item, Edge):
-                self._learn(item, _checked(id, _packed(tokens)))
+                self._learn(item, _packed(id, tokens))
 
     def remove(self, id: BlockId, tier_index: int) -> bool:
         """`id` is gone from a tier; True if it was known to be there."""
@@ -122,15 +116,14 @@ class Index:
             item = self._graph.find(id)
             if item is None or not item.is_in(tier_index):
                 return False
-            size = field(item.sizes, tier_index)
-            item.sizes -= field_of(size, tier_index)
-            self._bytes[tier_index] -= size - 1
+            self._bytes[tier_index] -= item.bytes_in(tier_index)
+            item.sizes -= field_of(item.bytes_in(tier_index) + 1, tier_index)
             self._objects[tier_index] -= 1
             node = item.hangs_on()
             if node is not None:
                 node.hanging -= field_of(1, tier_index)
                 if field(node.hanging, tier_index) == 0:
-                    self._queues[tier_index].push_into(node)
+                    self._queues[tier_index].push_all(node.into)
             if item.sizes == 0:
                 self._graph.remove(item)
             return True
@@ -166,7 +159,12 @@ class Index:
         """Everything in a tier: each object as it is when its turn comes."""
         with self._lock:
             self._time.now()
-            return _rows_of(list(self._graph.items()), tier_index, self._time.lead_s())
+            items, lead_s = list(self._graph.items()), self._time.lead_s()
+        for item in items:
+            size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
+            if size:
+                tokens = item.tokens if isinstance(item, Edge) else None
+                yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
     # --- prefixes ---------------------------------------------------------------------------------
 
@@ -185,15 +183,15 @@ class Index:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so
         far, as far as that is known here.
         """
-        key, stream = id.parent, np.asarray(tokens, dtype="<u4").tobytes()
+        begin = id.parent
         if id.start % BLOCK_TOKENS:
             with self._lock:
                 node = self._graph.node(id.root, bytes.fromhex(id.parent), id.start)
                 before = None if node is None else block_until(node)
             if before is None:
                 return False
-            key, stream = before[0].key_text, np.frombuffer(before[1], ">u4").astype("<u4").tobytes() + stream
-        return hashlib.sha256(bytes.fromhex(key) + stream).hexdigest() == id.key
+            begin, tokens = before[0].key, np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
+        return TokenChain(begin, tokens).key_at(len(tokens)) == id.key
 
     # --- eviction ---------------------------------------------------------------------------------
 
@@ -212,16 +210,19 @@ class Index:
         precede the object and outlive it.
         """
         with self._lock:
-            _count(self._pins, ids)
+            self._pins.update(ids)
 
     def unpin(self, ids: Iterable[BlockId]) -> None:
-        """Take back one pin of each of `ids`; ValueError when there is none."""
+        """Take back one pin of each of `ids`; ValueError before any change where there is none."""
+        given = Counter(ids)
         with self._lock:
-            for id in _uncount(self._pins, ids):
-                item = self._graph.find(id)
-                if item is not None:
-                    for queue in self._queues:
-                        queue.push(item)
+            if any(self._pins[id] < n for id, n in given.items()):
+                raise ValueError("given back more often than taken")
+            self._pins.subtract(given)
+            for id in given:
+                if not self._pins[id]:
+                    del self._pins[id]
+                    self._push(id)
 
     def victims(
         self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None
@@ -247,9 +248,7 @@ class Index:
             for tier_index, queue in enumerate(self._queues):
                 here = [item for item in items if item.is_in(tier_index)]
                 assert self._objects[tier_index] == len(here), "objects of a tier"
-                assert self._bytes[tier_index] == sum(field(item.sizes, tier_index) - 1 for item in here), (
-                    "bytes of a tier"
-                )
+                assert self._bytes[tier_index] == sum(item.bytes_in(tier_index) for item in here), "bytes of a tier"
                 queue.check_integrity(here)
             assert all(n > 0 for n in self._pins.values()), "a count of pins"
 
@@ -258,24 +257,25 @@ class Index:
 
     def _stored(self, item: Item, tier_index: int | None = None) -> StoredObject:
         tier_indices = self._tiers_of(item)
-        return StoredObject(
-            item.id, tier_indices, field(item.sizes, tier_indices[0] if tier_index is None else tier_index) - 1
-        )
+        return StoredObject(item.id, tier_indices, item.bytes_in(tier_indices[0] if tier_index is None else tier_index))
+
+    def _push(self, id: BlockId) -> None:
+        item = self._graph.find(id)
+        if item is not None:
+            for queue in self._queues:
+                queue.push(item)
 
     def _put(
         self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None
     ) -> bool:
         if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
-        tokens = None if tokens is None else _checked(id, tokens)
         item = self._graph.find(id)
         if item is None or last_used_s is not None:
+            item = item or self._graph.add(id, tokens)
             used_s = self._time.now() if last_used_s is None else self._time.from_unix(last_used_s)
-            score = frecency.score_of(1 + hits, used_s)
-            if item is None:
-                item = self._graph.add(id, tokens, 1 + hits, score)
-            else:
-                item.n_uses, item.score = max(item.n_uses, 1 + hits), max(item.score, score)
+            item.n_uses = max(item.n_uses, 1 + hits)
+            item.score = max(item.score, frecency.score_of(1 + hits, used_s))
         if tokens is not None and isinstance(item, Edge):
             self._learn(item, tokens)
         return self._hold(item, tier_index, n_bytes)
@@ -303,38 +303,7 @@ class Index:
         return bool(self._pins) and item.id in self._pins
 
 
-def _rows_of(items: list[Item], tier_index: int, lead_s: float) -> Iterator[IndexRow]:
-    for item in items:
-        size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
-        if size:
-            tokens = item.tokens if isinstance(item, Edge) else None
-            yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
-
-
-def _packed(tokens: NDArray[np.uint32]) -> bytes:
+def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
+    if id.n_tokens and len(tokens) != id.n_tokens:
+        raise ValueError(f"{len(tokens)} tokens for an object of {id.n_tokens}")
     return np.asarray(tokens, dtype=">u4").tobytes()
-
-
-def _checked(id: BlockId, tokens: bytes) -> bytes:
-    if id.n_tokens and len(tokens) != id.n_tokens * TOKEN_BYTES:
-        raise ValueError(f"{len(tokens) / TOKEN_BYTES:g} tokens for an object of {id.n_tokens}")
-    return tokens
-
-
-def _count(counts: dict[BlockId, int], ids: Iterable[BlockId]) -> None:
-    for id in ids:
-        counts[id] = counts.get(id, 0) + 1
-
-
-def _uncount(counts: dict[BlockId, int], ids: Iterable[BlockId]) -> list[BlockId]:
-    """Those whose count has become 0. Raises before anything has changed."""
-    given: dict[BlockId, int] = {}
-    _count(given, ids)
-    if any(counts.get(id, 0) < n for id, n in given.items()):
-        raise ValueError("given back more often than taken")
-    for id, n in given.items():
-        counts[id] -= n
-    free = [id for id in given if not counts[id]]
-    for id in free:
-        del counts[id]
-    return free

@@ -18,9 +18,12 @@ the one that shares most with a prompt without looking at the others (there may 
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from itertools import chain
 from operator import attrgetter
 
 from cache_store.format.block import BlockId, Kind
@@ -43,6 +46,10 @@ def field_of(value: int, tier_index: int) -> int:
     return value << (_FIELD_BITS * tier_index)
 
 
+def key_of(digest: bytes) -> ChainKey:
+    return ChainKey(digest.hex())
+
+
 class Item(ABC):
     """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose
     eviction queue has it, as bits.
@@ -50,8 +57,8 @@ class Item(ABC):
 
     __slots__ = ("n_uses", "queued", "score", "sizes")
 
-    def __init__(self, n_uses: int, score: float) -> None:
-        self.n_uses, self.score = n_uses, score
+    def __init__(self) -> None:
+        self.n_uses, self.score = 0, -math.inf
         self.sizes = self.queued = 0
 
     @property
@@ -62,6 +69,10 @@ class Item(ABC):
     def is_in(self, tier_index: int) -> bool:
         return field(self.sizes, tier_index) != 0
 
+    def bytes_in(self, tier_index: int) -> int:
+        """Its size in a tier that it is in."""
+        return field(self.sizes, tier_index) - 1
+
     def hangs_on(self) -> Node | None:
         """The node that must be reachable for this object to be of use."""
         return None
@@ -70,15 +81,12 @@ class Item(ABC):
 class Loose(Item):
     """An object that hangs on nothing."""
 
-    __slots__ = ("_id",)
+    __slots__ = ("id",)
+    id: BlockId
 
-    def __init__(self, id: BlockId, n_uses: int, score: float) -> None:
-        super().__init__(n_uses, score)
-        self._id = id
-
-    @property
-    def id(self) -> BlockId:
-        return self._id
+    def __init__(self, id: BlockId) -> None:
+        super().__init__()
+        self.id = id
 
 
 class End(Item):
@@ -86,13 +94,13 @@ class End(Item):
 
     __slots__ = ("node",)
 
-    def __init__(self, node: Node, n_uses: int, score: float) -> None:
-        super().__init__(n_uses, score)
+    def __init__(self, node: Node) -> None:
+        super().__init__()
         self.node = node
 
     @property
     def id(self) -> BlockId:
-        key = self.node.key_text
+        key = self.node.key
         return BlockId(self.node.root, Kind.END, key, key, self.node.depth)
 
     def hangs_on(self) -> Node | None:
@@ -104,15 +112,14 @@ class Edge(Item):
 
     __slots__ = ("child", "n_tokens", "parent", "tokens")
 
-    def __init__(self, parent: Node, child: Node, n_tokens: int, n_uses: int, score: float) -> None:
-        super().__init__(n_uses, score)
-        self.parent, self.child, self.n_tokens = parent, child, n_tokens
-        self.tokens: bytes | None = None
+    def __init__(self, parent: Node, child: Node, n_tokens: int, tokens: bytes | None) -> None:
+        super().__init__()
+        self.parent, self.child, self.n_tokens, self.tokens = parent, child, n_tokens, tokens
 
     @property
     def id(self) -> BlockId:
         parent = self.parent
-        return BlockId(parent.root, Kind.ROWS, parent.key_text, self.child.key_text, parent.depth, self.n_tokens)
+        return BlockId(parent.root, Kind.ROWS, parent.key, self.child.key, parent.depth, self.n_tokens)
 
     def hangs_on(self) -> Node | None:
         return self.parent
@@ -152,12 +159,8 @@ class Node:
         self.unknown: dict[int, set[Edge]] | None = None  # by length: a prompt is hashed once for each
 
     @property
-    def key(self) -> bytes:
-        return self.address[:KEY_BYTES]
-
-    @property
-    def key_text(self) -> ChainKey:
-        return ChainKey(self.address[:KEY_BYTES].hex())
+    def key(self) -> ChainKey:
+        return key_of(self.address[:KEY_BYTES])
 
     @property
     def depth(self) -> int:
@@ -171,14 +174,9 @@ class Node:
     def is_bare(self) -> bool:
         return not (self._into or self.end or self._known or self.unknown)
 
-    def is_last(self) -> bool:
-        """Whether no edge begins here."""
-        return not (self._known or self.unknown)
-
     def children(self) -> Iterator[Edge]:
         yield from _listed(self._known)
-        for edges in (self.unknown or {}).values():
-            yield from edges
+        yield from chain.from_iterable((self.unknown or {}).values())
 
     def attach_into(self, edge: Edge) -> None:
         self._into = _unlisted([*self.into, edge])
@@ -189,7 +187,7 @@ class Node:
     def attach(self, edge: Edge) -> None:
         """Put `edge` where its tokens, or their absence, belong."""
         if edge.tokens is None:
-            self.unknown = self.unknown if self.unknown is not None else {}
+            self.unknown = self.unknown or {}
             self.unknown.setdefault(edge.n_tokens, set()).add(edge)
         else:
             known = _listed(self._known)
@@ -264,49 +262,21 @@ def n_common(a: bytes, b: bytes) -> int:
     return (n_bytes - (differing.bit_length() + 7) // 8) // TOKEN_BYTES
 
 
-def is_connected(edge: Edge, tier_index: int) -> bool:
-    """Whether `tier_index` leads to `edge` from the beginning of its block."""
-    todo, seen = [edge.parent], {edge.parent}
-    while todo:
-        node = todo.pop()
-        if node.depth % BLOCK_TOKENS == 0:
-            return True
-        for previous in node.into:
-            if previous.is_in(tier_index) and previous.parent not in seen:
-                seen.add(previous.parent)
-                todo.append(previous.parent)
-    return False
-
-
 def block_until(node: Node) -> tuple[Node, bytes] | None:
     """The node at which the block of `node` begins, and the tokens from there to `node`; None where
     they are not known.
     """
     tokens = b""
     while node.depth % BLOCK_TOKENS:
-        edge = next((edge for edge in node.into if edge.tokens is not None), None)
-        if edge is None:
+        known = next(((edge.parent, edge.tokens) for edge in node.into if edge.tokens is not None), None)
+        if known is None:
             return None
-        tokens, node = (edge.tokens or b"") + tokens, edge.parent
+        node, tokens = known[0], known[1] + tokens
     return node, tokens
-
-
-def block_from(node: Node) -> Iterator[Node]:
-    """`node` and, up to the end of its block, the nodes it leads to."""
-    todo, seen = [node], {node}
-    while todo:
-        node = todo.pop()
-        yield node
-        if not node.is_last() and node.depth % BLOCK_TOKENS:
-            following = {edge.child for edge in node.children()} - seen
-            seen |= following
-            todo += following
 
 
 class Graph:
     """The nodes of all roots, and the objects that hang on none."""
-
-    __slots__ = ("_loose", "_roots", "n_items")
 
     def __init__(self) -> None:
         self._roots: dict[ChainKey, dict[bytes, Node]] = {}
@@ -318,7 +288,7 @@ class Graph:
         return None if nodes is None else nodes.get(key + depth.to_bytes(4))
 
     def find(self, id: BlockId) -> Item | None:
-        if not _is_ours(id):
+        if not fits_graph(id):
             return self._loose.get(id)
         node = self.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
         if node is None:
@@ -328,19 +298,18 @@ class Graph:
         parent = bytes.fromhex(id.parent) + id.start.to_bytes(4)
         return next((edge for edge in node.into if edge.parent.address == parent), None)
 
-    def add(self, id: BlockId, tokens: bytes | None, n_uses: int, score: float) -> Item:
-        """A new object, in no tier yet."""
+    def add(self, id: BlockId, tokens: bytes | None) -> Item:
+        """A new object, in no tier and not used yet."""
         item: Item
-        if not _is_ours(id):
-            item = self._loose[id] = Loose(id, n_uses, score)
+        if not fits_graph(id):
+            item = self._loose[id] = Loose(id)
         elif id.kind is Kind.END:
             node = self._make_node(id.root, id.key, id.start)
-            item = node.end = End(node, n_uses, score)
+            item = node.end = End(node)
         else:
             parent = self._make_node(id.root, id.parent, id.start)
             child = self._make_node(id.root, id.key, id.start + id.n_tokens)
-            item = edge = Edge(parent, child, id.n_tokens, n_uses, score)
-            edge.tokens = tokens
+            item = edge = Edge(parent, child, id.n_tokens, tokens)
             child.attach_into(edge)
             parent.attach(edge)
         self.n_items += 1
@@ -389,17 +358,13 @@ class Graph:
             node.check_integrity()
 
     def _make_node(self, root: ChainKey, key: ChainKey, depth: int) -> Node:
-        nodes = self._roots.get(root)
-        if nodes is None:
-            nodes = self._roots[root] = {}
+        nodes = self._roots.setdefault(root, {})
         address = bytes.fromhex(key) + depth.to_bytes(4)
         assert len(address) == KEY_BYTES + 4, "a key that is none"
         node = nodes.get(address)
         if node is None:
-            # One string stands for the root in all its nodes, whichever copies the names brought
-            # along.
-            shared = next(iter(nodes.values())).root if nodes else root
-            node = nodes[address] = Node(shared, address)
+            # One string for the root in all nodes, whichever copies the names brought along.
+            node = nodes[address] = Node(ChainKey(sys.intern(root)), address)
         return node
 
     def _drop_if_bare(self, node: Node) -> None:
@@ -408,8 +373,8 @@ class Graph:
             del self._roots[node.root]
 
 
-def _is_ours(id: BlockId) -> bool:
-    """Whether a save of ours makes such an object, and it belongs to the graph."""
+def fits_graph(id: BlockId) -> bool:
+    """Whether a save of ours makes a ROWS or END object of this name."""
     if not 0 <= id.start <= id.start + id.n_tokens < 1 << 32:
         return False
     if id.kind is Kind.END:

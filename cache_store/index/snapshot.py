@@ -18,22 +18,19 @@ tier is trusted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from numpy.typing import NDArray
 
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey
-from cache_store.index.index import IndexRow
-from cache_store.index.radix import KEY_BYTES, MAX_FIELD, TOKEN_BYTES
+from cache_store.index.index import IndexRow, is_plausible
+from cache_store.index.radix import KEY_BYTES, key_of
 
 MAGIC = b"KVINDEX1"
 _HEAD = len(MAGIC) + 16
@@ -93,82 +90,36 @@ def decode(data: bytes | memoryview) -> Iterator[IndexRow]:
 
 
 def _rows_of(file: Any) -> Iterator[IndexRow]:
-    roots: dict[str, ChainKey] = {}
     try:
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-            yield from _from_batch(batch, roots)
+            yield from _from_batch(batch)
     except (pa.ArrowException, OSError) as error:
         raise BadSnapshot(f"no Parquet file: {error}") from error
 
 
 def _to_batch(rows: list[IndexRow]) -> Any:
     ids = [row.id for row in rows]
-    columns = {
-        "root": _digests([id.root for id in ids]),
-        "kind": [id.kind.value for id in ids],
-        "parent": _digests([id.parent for id in ids]),
-        "key": _digests([id.key for id in ids]),
-        "start": [id.start for id in ids],
-        "n_tokens": [id.n_tokens for id in ids],
-        "n_bytes": [row.n_bytes for row in rows],
-        "tokens": [row.tokens for row in rows],
-        "hits": [min(row.hits, _MAX_HITS) for row in rows],
-        "last_used_s": [row.last_used_s for row in rows],
-    }
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
-
-
-def _digests(keys: list[ChainKey]) -> Any:
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(bytes.fromhex("".join(keys)))]
-    )
-
-
-def _from_batch(batch: Any, roots: dict[str, ChainKey]) -> Iterator[IndexRow]:
-    rows = batch.filter(pa.array(_plausible(batch)))
     columns = (
-        rows[name].to_numpy(zero_copy_only=False).tolist()
-        for name in ("kind", "start", "n_tokens", "n_bytes", "hits", "last_used_s")
+        [bytes.fromhex(id.root) for id in ids],
+        [id.kind.value for id in ids],
+        [bytes.fromhex(id.parent) for id in ids],
+        [bytes.fromhex(id.key) for id in ids],
+        [id.start for id in ids],
+        [id.n_tokens for id in ids],
+        [row.n_bytes for row in rows],
+        [row.tokens for row in rows],
+        [min(row.hits, _MAX_HITS) for row in rows],
+        [row.last_used_s for row in rows],
     )
-    names = (_texts(rows["root"]), _texts(rows["parent"]), _texts(rows["key"]))
-    for root, parent, key, tokens, kind, start, n_tokens, n_bytes, hits, last_used_s in zip(
-        *names, _payloads(rows["tokens"]), *columns, strict=True
-    ):
-        shared_root = roots.setdefault(root, root)  # thousands of rows share one string
-        yield IndexRow(
-            BlockId(shared_root, _KINDS[kind], parent, key, start, n_tokens), n_bytes, tokens, hits, last_used_s
-        )
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=_SCHEMA)
 
 
-def _texts(column: Any) -> list[ChainKey]:
-    """The keys of a column of digests. One conversion for all: a Python object per value and column
-    would double the time of a load.
-    """
-    first = column.offset * KEY_BYTES
-    text = column.buffers()[1][first : first + len(column) * KEY_BYTES].to_pybytes().hex() if len(column) else ""
-    return [ChainKey(text[at : at + 2 * KEY_BYTES]) for at in range(0, len(text), 2 * KEY_BYTES)]
-
-
-def _payloads(column: Any) -> Iterator[bytes | None]:
-    values = memoryview(column.buffers()[2] or b"")
-    offsets = np.frombuffer(column.buffers()[1] or b"", np.int32)[column.offset :].tolist()
-    known = column.is_valid().to_numpy(zero_copy_only=False).tolist()
-    for i, is_known in enumerate(known):
-        yield bytes(values[offsets[i] : offsets[i + 1]]) if is_known else None
-
-
-def _plausible(batch: Any) -> NDArray[np.bool_]:
-    """Which rows the index can take."""
-    tokens = batch["tokens"]
-    n_tokens = batch["n_tokens"].to_numpy().astype(np.int64)
-    is_rows = pc.equal(batch["kind"], Kind.ROWS.value).to_numpy(zero_copy_only=False)
-    n_known = pc.fill_null(pc.binary_length(tokens), -1).to_numpy()
-    good: NDArray[np.bool_] = pc.is_in(batch["kind"], pa.array([kind.value for kind in Kind])).to_numpy(
-        zero_copy_only=False
-    )
-    good &= ~is_rows | (n_tokens > 0) & (batch["start"].to_numpy() % BLOCK_TOKENS + n_tokens <= BLOCK_TOKENS)
-    good &= (n_known < 0) | is_rows & (n_known == n_tokens * TOKEN_BYTES)
-    good &= batch["n_bytes"].to_numpy() <= MAX_FIELD
-    good &= batch["hits"].to_numpy() <= _MAX_HITS
-    good &= np.isfinite(batch["last_used_s"].to_numpy())
-    return good
+def _from_batch(batch: Any) -> Iterator[IndexRow]:
+    columns = (column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns)
+    for root, kind, parent, key, start, n_tokens, n_bytes, tokens, hits, last_used_s in zip(*columns, strict=True):
+        if kind not in _KINDS or hits > _MAX_HITS or not math.isfinite(last_used_s):
+            continue
+        id = BlockId(key_of(root), _KINDS[kind], key_of(parent), key_of(key), start, n_tokens)
+        if is_plausible(id, n_bytes, tokens):
+            yield IndexRow(id, n_bytes, tokens, hits, last_used_s)

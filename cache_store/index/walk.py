@@ -23,9 +23,7 @@ MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """The first `n_use` tokens of a ROWS object: fewer than it has in the last hop of a path
-    only.
-    """
+    """The first `n_use` tokens of a ROWS object: all that it has but in the last hop of a path."""
 
     id: BlockId
     n_use: int

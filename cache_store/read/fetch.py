@@ -1,38 +1,40 @@
 """One object on its way from wherever it is: staging memory, or a tier, or the next tier when that
 one fails.
 
-The read starts when the fetch is made, so whoever makes several reads ahead. The tier's thread
-reads and verifies; the rest belongs to the reader's thread. A tier that does not have what the
-index says is corrected in the index; what does not verify is condemned. Every fetch ends with
-`free`.
+The tier's thread reads and verifies; the rest belongs to the reader's thread.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from cache_store.config import StoreConfig
 from cache_store.errors import CorruptBlock, StoreError
 from cache_store.format.block import Block, BlockId
 from cache_store.format.file import decode
 from cache_store.tiers.deadline_pool import Call
-from cache_store.tiers.guarded import GuardedTier, Loaded
+from cache_store.tiers.guarded import GuardedTier, Loaded, open_tiers
 from cache_store.tiers.stack import TierStack
-from cache_store.write.staging import Staged
+from cache_store.write.staging import Staged, copied
 from cache_store.write.writer import Writer
 
 
 class Fetch:
     """`block` is valid from a `result` that is not None until `free`. `tier` is where it came from;
     None for staging memory.
+
+    The read starts when the fetch is made, so whoever makes several reads ahead. A tier that does
+    not have what the index says is corrected in the index; what does not verify is condemned. Every
+    fetch ends with `free`.
     """
 
     def __init__(self, stack: TierStack, writer: Writer, id: BlockId, holders: list[GuardedTier] | None = None) -> None:
         self._stack = stack
         self.id = id
         self.tier: GuardedTier | None = None
-        self.n_bytes = 0
-        self.corrupt = 0
         self._staged: Staged | None = writer.borrow(id)
         self._loaded: Loaded | None = None
         self._call: Call[_Arrived | None] | None = None
@@ -41,8 +43,9 @@ class Fetch:
 
     def result(self, deadline_ns: int) -> Block | None:
         """The verified object; None when nobody has it in time."""
+        if time.monotonic_ns() >= deadline_ns:
+            return None
         if self._staged is not None:
-            self.n_bytes = self._staged.block.payload_bytes
             return self._staged.block
         while self._call is not None and self.tier is not None:
             block = self._take(self.tier, self._call, deadline_ns)
@@ -72,17 +75,14 @@ class Fetch:
         self._call = self.tier = None
         while self._left and self._call is None:
             self.tier = self._left.pop(0)
-            try:
-                self._call = self.tier.start(partial(_load, self.tier, self.id), _free)
-            except StoreError:
-                continue
+            with suppress(StoreError):
+                self._call = _started(self.tier, self.id)
 
     def _take(self, tier: GuardedTier, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
         try:
             arrived = tier.wait(call, deadline_ns)
         except CorruptBlock as error:
             self._call = None
-            self.corrupt += 1
             self._stack.condemn(tier, self.id, error.reason, deadline_ns)
             return None
         except StoreError:
@@ -91,8 +91,43 @@ class Fetch:
         if arrived is None:
             self._stack.index.remove(self.id, tier.index)
             return None
-        self._loaded, self.n_bytes = arrived.loaded, arrived.loaded.data.nbytes
+        self._loaded = arrived.loaded
         return arrived.block
+
+
+class ObjectReader:
+    """Single objects by name, without an index: for processes that look small things up and store
+    nothing, such as an HTTP front. Nothing is listed and nothing runs in the background. Any
+    thread. Failures of a file system are misses.
+    """
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Raises `TierError` for a tier of `config` that can never work."""
+        self._tiers = open_tiers(config)
+
+    def get(self, id: BlockId, deadline_s: float) -> Block | None:
+        """A copy of the object from the fastest tier that has it and can be asked; None when none
+        has it in time.
+        """
+        deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
+        for tier in self._tiers:
+            if not tier.available:
+                continue
+            with suppress(StoreError):  # counted by the tier; what is damaged, whoever keeps an index removes
+                arrived = tier.wait(_started(tier, id), deadline_ns)
+                if arrived is None:
+                    continue
+                try:
+                    return copied(arrived.block)
+                finally:
+                    arrived.loaded.free()
+        return None
+
+    def close(self) -> None:
+        """Let go of the tiers. Idempotent."""
+        tiers, self._tiers = self._tiers, []
+        for tier in tiers:
+            tier.close()
 
 
 class _Arrived(NamedTuple):
@@ -100,6 +135,10 @@ class _Arrived(NamedTuple):
 
     block: Block
     loaded: Loaded
+
+
+def _started(tier: GuardedTier, id: BlockId) -> Call[_Arrived | None]:
+    return tier.start(partial(_load, tier, id), _free)
 
 
 def _load(tier: GuardedTier, id: BlockId) -> _Arrived | None:

@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from cache_store.errors import CorruptBlock, Damage, StoreError
 from cache_store.format.block import BlockId
 from cache_store.format.file import PEEK_BYTES, peek_tokens
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.index import StoredObject
-from cache_store.index.walk import Path
+from cache_store.index.walk import Hop, Path
 from cache_store.records import Plan
 from cache_store.sharing.claims import Claims
 from cache_store.tiers.guarded import GuardedTier
@@ -45,9 +46,7 @@ _STATS_AHEAD = 16
 
 @dataclass(slots=True)
 class _Lookup:
-    """One lookup under way. `probed`: (tier index, length of the prefix) that need no second
-    look.
-    """
+    """One lookup under way. `probed`: (tier index, length of prefix) that need no second look."""
 
     chain: TokenChain
     need_end: bool
@@ -78,30 +77,21 @@ class _Lookup:
         return time.monotonic_ns() < self.deadline_ns
 
 
+@dataclass(frozen=True, slots=True)
 class PrefixSearch:
     """`loaded` is set once every tier has been listed; `closing` ends waits."""
 
-    def __init__(
-        self,
-        stack: TierStack,
-        claims: Claims,
-        loaded: threading.Event,
-        closing: threading.Event,
-        *,
-        min_probe_tokens: int,
-    ) -> None:
-        self._stack = stack
-        self._index = stack.index
-        self._claims = claims
-        self._loaded = loaded
-        self._closing = closing
-        self._min_probe_tokens = min_probe_tokens
+    stack: TierStack
+    claims: Claims
+    loaded: threading.Event
+    closing: threading.Event
+    min_probe_tokens: int
 
     def lookup(self, chain: TokenChain, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
-        self._stack.tally.add("tokens", "looked_up", len(chain))
+        self.stack.tally.add("tokens", "looked_up", len(chain))
         wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
-        lookup = _Lookup(chain, need_end, deadline_ns, wait_until_ns, self._index.longest_prefix(chain))
-        if len(chain) >= self._min_probe_tokens:
+        lookup = _Lookup(chain, need_end, deadline_ns, wait_until_ns, self.stack.index.longest_prefix(chain))
+        if len(chain) >= self.min_probe_tokens:
             while not lookup.is_complete and self._goes_on(lookup):
                 pass
         return self._plan_to_an_end(lookup) if need_end else self._plan(lookup)
@@ -112,20 +102,16 @@ class PrefixSearch:
         """One round of asking, then the way anew; True when the next round may find more. What
         another thread has listed in the meantime is nothing new to the round, but longer for it.
         """
-        before, found = lookup.path, self._finds_more(lookup)
-        lookup.path = self._index.longest_prefix(lookup.chain)
+        before = lookup.path
+        found = lookup.in_time and (self._probe(lookup) or self._peek(lookup))
+        found = found or self._wait_for_claimed(lookup)
+        lookup.path = self.stack.index.longest_prefix(lookup.chain)
         return found or lookup.path.reaches_beyond(before)
 
-    def _finds_more(self, lookup: _Lookup) -> bool:
-        """One round of asking; True when the index may know a longer prefix now."""
-        return (lookup.in_time and (self._probe(lookup) or self._peek(lookup))) or self._wait_for_claimed(lookup)
-
     def _probe(self, lookup: _Lookup) -> bool:
-        """Ask the tiers what continues from the end of the known way; True when one of them named
-        something new.
-        """
+        """Ask the tiers what continues the known way; True when one of them named something new."""
         n_unknown = len(lookup.chain) - lookup.path.n_tokens
-        for tier in self._stack.tiers:
+        for tier in self.stack.tiers:
             if not tier.local and n_unknown < BLOCK_TOKENS and not lookup.need_end:
                 continue  # asking an object store takes longer than computing what it could spare
             for start in sorted({lookup.next_block, lookup.path.n_whole}):
@@ -139,22 +125,20 @@ class PrefixSearch:
         try:
             if start % BLOCK_TOKENS == 0 and not lookup.need_end and self._follow(lookup, tier, start):
                 return True
-            if start == 0 and self._loaded.is_set():
+            if start == 0 and self.loaded.is_set():
                 return lookup.need_end and self._follow(lookup, tier, start, limit=1)
             return self._list_children(lookup, tier, start)
         except StoreError:
             return False
 
     def _follow(self, lookup: _Lookup, tier: GuardedTier, start: int, limit: int = 1 << 20) -> bool:
-        """Add the full blocks of the prompt from `start` on, as far as this tier has them without a
-        gap.
-        """
+        """Add the full blocks of the prompt from `start` on that this tier has without a gap."""
         n_found = 0
         while n_found < limit and (ids := lookup.full_blocks(start, min(limit, 1 if n_found == 0 else _STATS_AHEAD))):
-            self._stack.tally.add("probes", tier.label, len(ids))
+            self.stack.tally.add("probes", tier.label, len(ids))
             found = tier.stats_until_missing([id.name for id in ids], lookup.deadline_ns)
             for id, stat in zip(ids, found, strict=False):
-                self._index.add(id, tier.index, stat.n_bytes)
+                self.stack.index.add(id, tier.index, stat.n_bytes)
             n_found += len(found)
             start += BLOCK_TOKENS * len(ids)
             if len(found) < len(ids):
@@ -162,37 +146,34 @@ class PrefixSearch:
         return n_found > 0
 
     def _list_children(self, lookup: _Lookup, tier: GuardedTier, start: int) -> bool:
-        self._stack.tally.add("probes", tier.label)
+        self.stack.tally.add("probes", tier.label)
         is_new = False
-        for stat in tier.listing(
-            BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start)), lookup.deadline_ns
-        ):
+        prefix = BlockId.children_prefix(lookup.chain.root, lookup.chain.key_at(start))
+        for stat in tier.listing(prefix, lookup.deadline_ns):
             id = BlockId.parse(stat.name)
             if id is not None:
-                is_new = is_new or not self._index.has(id)
-                self._index.add(id, tier.index, stat.n_bytes)
+                is_new = is_new or not self.stack.index.has(id)
+                self.stack.index.add(id, tier.index, stat.n_bytes)
         return is_new
 
     # --- tokens of blocks that are known by name only ---------------------------------------------
 
     def _peek(self, lookup: _Lookup) -> bool:
-        """Read the tokens of blocks that might share more of the prompt; True when some were
-        learnt.
-        """
+        """Read the tokens of blocks that might share more; True when some were learnt."""
         wanted = [id for id in lookup.path.unknown if id not in lookup.peeked][: max(0, _HEADS - len(lookup.peeked))]
         lookup.peeked.update(wanted)
         return sum(self.learn(id, lookup.deadline_ns) for id in wanted if lookup.in_time) > 0
 
     def learn(self, id: BlockId, deadline_ns: int) -> bool:
         """Read the tokens of a ROWS object into the index, from whichever tier has it in time."""
-        for tier in self._stack.holders(id):
+        for tier in self.stack.holders(id):
             for n_bytes in (PEEK_BYTES, None):
                 try:
                     if self._learn_from(tier, id, n_bytes, deadline_ns):
                         return True
                 except CorruptBlock as error:
                     if n_bytes is None or error.reason is not Damage.SHORT:
-                        self._stack.condemn(tier, id, error.reason, deadline_ns)
+                        self.stack.condemn(tier, id, error.reason, deadline_ns)
                         break
                 except StoreError:
                     break
@@ -201,10 +182,10 @@ class PrefixSearch:
     def _learn_from(self, tier: GuardedTier, id: BlockId, n_bytes: int | None, deadline_ns: int) -> bool:
         loaded = tier.wait(tier.start_read(id.name, n_bytes), deadline_ns)
         if loaded is None:
-            self._index.remove(id, tier.index)
+            self.stack.index.remove(id, tier.index)
             return False
         try:
-            self._index.learn(id, peek_tokens(loaded.data, id))
+            self.stack.index.learn(id, peek_tokens(loaded.data, id))
         finally:
             loaded.free()
         return True
@@ -212,16 +193,15 @@ class PrefixSearch:
     # --- claims -----------------------------------------------------------------------------------
 
     def _wait_for_claimed(self, lookup: _Lookup) -> bool:
-        """If someone says that they compute the next full block, wait for it; True when it has
-        come.
-        """
+        """Wait for the next full block if someone says that they compute it; True when it came."""
         ids = lookup.full_blocks(lookup.next_block, 1)
         if not ids or time.monotonic_ns() >= lookup.wait_until_ns:
             return False
-        while (
-            left_s := self._claims.claimed(ids[0].key, _soon_ns())
-        ) > 0 and time.monotonic_ns() < lookup.wait_until_ns:
-            if self._closing.wait(min(_POLL_S, left_s)):
+        while time.monotonic_ns() < lookup.wait_until_ns:
+            left_s = self.claims.claimed(ids[0].key, _soon_ns())
+            if left_s <= 0:
+                break
+            if self.closing.wait(min(_POLL_S, left_s)):
                 return False
             if self._appeared(lookup, ids[0]):
                 lookup.deadline_ns = max(lookup.deadline_ns, _soon_ns())  # the wait was granted on top
@@ -229,63 +209,48 @@ class PrefixSearch:
         return self._appeared(lookup, ids[0])
 
     def _appeared(self, lookup: _Lookup, id: BlockId) -> bool:
-        for tier in self._stack.tiers:
+        for tier in self.stack.tiers:
             if tier.local and tier.available:
-                try:
+                with suppress(StoreError):
                     stat = tier.stat(id.name, _soon_ns())
-                except StoreError:
-                    continue
-                if stat is not None:
-                    self._index.add(id, tier.index, stat.n_bytes)
-                    lookup.probed.clear()
-                    return True
-        return self._index.has(id)
+                    if stat is not None:
+                        self.stack.index.add(id, tier.index, stat.n_bytes)
+                        lookup.probed.clear()
+                        return True
+        return self.stack.index.has(id)
 
     # --- planning ---------------------------------------------------------------------------------
 
     def _plan(self, lookup: _Lookup) -> Plan:
         path, n_tokens, hops = lookup.path, lookup.path.n_tokens, lookup.path.hops
-        stored = self._stored([hop.id for hop in hops])
+        readable = {found.id for found in self.stack.index.stored(hop.id for hop in hops) if self._readable_in(found)}
         for i, hop in enumerate(hops):
-            if hop.id not in stored or not self._is_reachable(stored[hop.id]):
+            if hop.id not in readable:
                 n_tokens, hops = hop.id.start, hops[:i]
                 break
-        covered = n_tokens == len(lookup.chain) > 0
-        end = path.ends[-1] if covered and path.ends and path.ends[-1].start == n_tokens else None
-        return self._priced(Plan(lookup.chain, n_tokens, hops, end, 0, 0.0, ()), stored)
+        is_whole = n_tokens == len(lookup.chain) > 0
+        ends = path.ends[-1:] if is_whole and path.ends and path.ends[-1].start == n_tokens else ()
+        return self._priced(lookup, n_tokens, hops, ends)
 
     def _plan_to_an_end(self, lookup: _Lookup) -> Plan:
         """The longest prefix with an END: its rows are those of its own shortest way."""
         ends = lookup.path.ends[::-1]
-        if not ends:
-            return Plan(lookup.chain, 0, (), None, 0, 0.0, (), need_end=True)
-        n_tokens = ends[0].start
-        hops = lookup.path.hops_to(n_tokens)
-        plan = Plan(lookup.chain, n_tokens, hops, ends[0], 0, 0.0, (), need_end=True, other_ends=ends[1:])
-        return self._priced(plan, self._stored([hop.id for hop in hops]))
+        n_tokens = ends[0].start if ends else 0
+        return self._priced(lookup, n_tokens, lookup.path.hops_to(n_tokens), ends)
 
-    def _priced(self, plan: Plan, stored: dict[BlockId, StoredObject]) -> Plan:
-        """`plan` with what reading it costs, each object from the fastest tier that can be read."""
-        n_bytes, seconds, used = 0, 0.0, set[int]()
-        end = self._stored([] if plan.end is None else [plan.end])
-        for found in [*(stored[hop.id] for hop in plan.hops if hop.id in stored), *end.values()]:
-            n_bytes += found.n_bytes
-            readable = [index for index in found.tier_indices if self._can_read(index)]
-            if self._stack.staged not in readable and readable:
-                seconds += self._stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
-                used.add(readable[0])
-        labels = tuple(self._stack.tiers[index].label for index in sorted(used))
-        return replace(plan, n_bytes=n_bytes, estimated_s=seconds, tiers=labels)
+    def _priced(self, lookup: _Lookup, n_tokens: int, hops: tuple[Hop, ...], ends: tuple[BlockId, ...]) -> Plan:
+        """A plan with what reading it costs, each object from the fastest tier that can be read."""
+        seconds = 0.0
+        for found in self.stack.index.stored([*(hop.id for hop in hops), *ends[:1]]):
+            readable = self._readable_in(found)
+            if readable and self.stack.staged not in readable:
+                seconds += self.stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
+        return Plan(lookup.chain, n_tokens, hops, ends, seconds, lookup.need_end)
 
-    def _stored(self, ids: list[BlockId]) -> dict[BlockId, StoredObject]:
-        return {found.id: found for found in self._index.stored(ids)}
-
-    def _is_reachable(self, found: StoredObject) -> bool:
-        return any(self._can_read(index) for index in found.tier_indices)
-
-    def _can_read(self, tier_index: int) -> bool:
-        """Whether it is memory, or a tier whose circuit is closed."""
-        return tier_index == self._stack.staged or self._stack.tiers[tier_index].available
+    def _readable_in(self, found: StoredObject) -> list[int]:
+        """The memory, and the tiers whose circuit is closed."""
+        staged, tiers = self.stack.staged, self.stack.tiers
+        return [index for index in found.tier_indices if index == staged or tiers[index].available]
 
 
 def _soon_ns() -> int:

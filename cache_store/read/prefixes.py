@@ -26,16 +26,14 @@ Prefix = tuple[ChainKey, int]  # its key and its length
 
 
 class Hottest:
-    """The prefixes of one root, once. `learn(id)` reads the tokens of an object into the index, or
-    returns False.
-    """
+    """The prefixes of one root, once. `learn(id)` may read an object's tokens into the index."""
 
-    def __init__(self, stack: TierStack, root: ChainKey, learn: Callable[[BlockId], bool]) -> None:
+    def __init__(self, stack: TierStack, root: ChainKey, learn: Callable[[BlockId], object]) -> None:
         self._stack = stack
         self._learn = learn
         self._worth: dict[BlockId, float] = {}
         self._into: dict[Prefix, BlockId] = {}  # the best way into each node that the root leads to
-        self._leaves = self._walk(root, edges_of(stack, root))
+        self._leaves = self._walk(root, _edges_of(stack, root))
 
     def take(self, limit: int) -> list[NDArray[np.uint32]]:
         """The tokens of at most `limit`, most valuable first, none the beginning of another. Those
@@ -59,17 +57,16 @@ class Hottest:
 
     def _walk(self, root: ChainKey, edges: dict[BlockId, IndexRow]) -> dict[Prefix, float]:
         """Leaves and the value of the whole way to each."""
-        now_s = max((entry.last_used_s for entry in edges.values()), default=0.0)
+        now_s = max((row.last_used_s for row in edges.values()), default=0.0)
         values: dict[Prefix, float] = {(root, 0): 0.0}
         inner: set[Prefix] = set()
         # whatever leads into a node begins before it, and so before what goes on from it
         for id in sorted(edges, key=lambda id: id.start):
-            entry, node = edges[id], (id.key, id.start + id.n_tokens)
-            above = values.get((id.parent, id.start))
+            row, node, above = edges[id], _end(id), values.get(_beginning(id))
             if above is None:
                 continue  # out of reach
-            inner.add((id.parent, id.start))
-            worth = id.n_tokens * frecency.worth(frecency.score_of(1 + entry.hits, entry.last_used_s), now_s)
+            inner.add(_beginning(id))
+            worth = id.n_tokens * frecency.worth(frecency.score_of(1 + row.hits, row.last_used_s), now_s)
             self._worth[id] = worth
             if above + worth > values.get(node, -1.0):
                 values[node], self._into[node] = above + worth, id
@@ -79,15 +76,15 @@ class Hottest:
         way: list[BlockId] = []
         while (id := self._into.get(node)) is not None:
             way.append(id)
-            node = (id.parent, id.start)
+            node = _beginning(id)
         return way[::-1]
 
     def _tokens(self, way: list[BlockId]) -> bytes | None:
         parts: list[bytes] = []
         for id in way:
+            if self._stack.index.tokens_of(id) is None:
+                self._learn(id)
             tokens = self._stack.index.tokens_of(id)
-            if tokens is None and self._learn(id):
-                tokens = self._stack.index.tokens_of(id)
             if tokens is None:
                 return None
             parts.append(tokens)
@@ -113,31 +110,38 @@ def leaf_prefixes(stack: TierStack, root: ChainKey | None, limit: int) -> tuple[
     """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the
     whole way, in its fastest tiers.
     """
-    edges = edges_of(stack, root)
-    parents = {(id.parent, id.start) for id in edges}
-    leaves = [entry for id, entry in edges.items() if (id.key, id.start + id.n_tokens) not in parents]
-    into = {(id.key, id.start + id.n_tokens): entry for id, entry in edges.items()}
-    chosen = nlargest(limit, leaves, key=lambda entry: entry.last_used_s)
-    return tuple(_prefix(stack, entry, into) for entry in chosen)
+    edges = _edges_of(stack, root)
+    inner = {_beginning(id) for id in edges}
+    leaves = [row for id, row in edges.items() if _end(id) not in inner]
+    into = {_end(id): row for id, row in edges.items()}
+    chosen = nlargest(limit, leaves, key=lambda row: row.last_used_s)
+    return tuple(_prefix(stack, row, into) for row in chosen)
 
 
-def edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow]:
+def _edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow]:
     """The ROWS objects of a root (None: of all), as they are in their fastest tiers."""
     found: dict[BlockId, IndexRow] = {}
     for tier in range(stack.staged + 1):
-        for entry in stack.index.rows(tier):
-            if entry.id.kind is Kind.ROWS and root in (None, entry.id.root):
-                found.setdefault(entry.id, entry)
+        for row in stack.index.rows(tier):
+            if row.id.kind is Kind.ROWS and root in (None, row.id.root):
+                found.setdefault(row.id, row)
     return found
 
 
-def _prefix(stack: TierStack, leaf: IndexRow, into: dict[tuple[ChainKey, int], IndexRow]) -> CachedPrefix:
-    id, n_bytes, step = leaf.id, 0, leaf
-    while True:
+def _prefix(stack: TierStack, leaf: IndexRow, into: dict[Prefix, IndexRow]) -> CachedPrefix:
+    step: IndexRow | None = leaf
+    n_bytes = 0
+    while step is not None:
         n_bytes += step.n_bytes
-        above = into.get((step.id.parent, step.id.start))
-        if above is None:
-            break
-        step = above
-    labels = tuple(stack.tiers[tier].label for tier in stack.index.tiers_of(id) if tier < stack.staged)
-    return CachedPrefix(id.root, id.key, id.start + id.n_tokens, labels, n_bytes, leaf.hits)
+        step = into.get(_beginning(step.id))
+    key, n_tokens = _end(leaf.id)
+    labels = tuple(stack.tiers[tier].label for tier in stack.index.tiers_of(leaf.id) if tier < stack.staged)
+    return CachedPrefix(leaf.id.root, key, n_tokens, labels, n_bytes, leaf.hits)
+
+
+def _beginning(id: BlockId) -> Prefix:
+    return id.parent, id.start
+
+
+def _end(id: BlockId) -> Prefix:
+    return id.key, id.start + id.n_tokens

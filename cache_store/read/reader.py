@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache_store.format.block import Block, BlockId
-from cache_store.index.walk import Hop
 from cache_store.read.fetch import Fetch
 from cache_store.records import Fetched, Plan
 from cache_store.tiers.stack import TierStack
@@ -41,40 +40,36 @@ class _Read:
     consume: Consume
     deadline_ns: int
     n_tokens: int = 0
-    n_bytes: int = 0
-    corrupt: int = 0
     slowest: int = -1  # index of the slowest tier used; -1 for none
     used: list[BlockId] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
 class Reader:
     """`promoter` copies what a slower tier gave up to the fastest; None where there is one tier."""
 
-    def __init__(self, stack: TierStack, writer: Writer, promoter: TierCopier | None) -> None:
-        self._stack = stack
-        self._writer = writer
-        self._promoter = promoter
+    stack: TierStack
+    writer: Writer
+    promoter: TierCopier | None
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
         began_ns, read = time.monotonic_ns(), _Read(plan, consume, deadline_ns)
         end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
-        self._stack.touch(read.used)
-        self._stack.tally.add("tokens", "hit", read.n_tokens)
+        self.stack.touch(read.used)
+        self.stack.tally.add("tokens", "hit", read.n_tokens)
         return Fetched(
             n_tokens=read.n_tokens,
             logits=None if end is None else end.logits,
             checkpoint=None if end is None else end.checkpoint,
-            n_bytes=read.n_bytes,
             seconds=(time.monotonic_ns() - began_ns) / 1e9,
-            tier=self._stack.tiers[read.slowest].label if read.slowest >= 0 else "",
-            corrupt=read.corrupt,
+            tier=self.stack.tiers[read.slowest].label if read.slowest >= 0 else "",
         )
 
     def get(self, id: BlockId, deadline_ns: int) -> Block | None:
         """A copy of one object, looked for in every tier by its name."""
-        known = self._stack.holders(id)
-        others = [tier for tier in self._stack.tiers if tier.available and tier not in known]
-        fetch = Fetch(self._stack, self._writer, id, known + others)
+        known = self.stack.holders(id)
+        others = [tier for tier in self.stack.tiers if tier.available and tier not in known]
+        fetch = Fetch(self.stack, self.writer, id, known + others)
         try:
             block = fetch.result(deadline_ns)
             return None if block is None else copied(block)
@@ -83,54 +78,48 @@ class Reader:
 
     def _read_all(self, read: _Read) -> Block | None:
         """Rows, and the END if it is where they stop."""
-        plan = read.plan
-        end = None if plan.end is None else self._first_of(read, [plan.end])
-        self._read_rows(read, plan.n_tokens if end is None else end.id.start)
+        end = self._first_of(read, read.plan.ends)
+        self._read_rows(read, read.plan.n_tokens)
         return end if end is not None and end.id.start == read.n_tokens else None
 
     def _read_to_an_end(self, read: _Read) -> Block | None:
         """Rows up to an END, the longest that can be had with all of them."""
-        ends = [] if read.plan.end is None else [read.plan.end, *read.plan.other_ends]
-        end = self._first_of(read, ends)
+        end = self._first_of(read, read.plan.ends)
         if end is not None:
             self._read_rows(read, end.id.start)
             if read.n_tokens < end.id.start:
-                end = self._first_of(read, [id for id in ends if id.start <= read.n_tokens])
+                end = self._first_of(read, [id for id in read.plan.ends if id.start <= read.n_tokens])
         read.n_tokens = 0 if end is None else end.id.start
         return end
 
-    def _first_of(self, read: _Read, ends: list[BlockId]) -> Block | None:
+    def _first_of(self, read: _Read, ends: Iterable[BlockId]) -> Block | None:
         """A copy of the first END that can be had."""
         for id in ends:
-            fetch = Fetch(self._stack, self._writer, id)
+            fetch = Fetch(self.stack, self.writer, id)
             try:
-                block = _result(read, fetch)
+                block = fetch.result(read.deadline_ns)
                 if block is not None:
                     end = copied(block)
                     self._use(read, fetch)
                     return end
             finally:
-                read.corrupt += fetch.corrupt
                 fetch.free()
         return None
 
     def _read_rows(self, read: _Read, n_tokens: int) -> None:
-        ahead: deque[tuple[Hop, Fetch]] = deque()
-        hops = deque(hop for hop in read.plan.hops if hop.id.start < n_tokens)
+        ahead: deque[Fetch] = deque()
+        hops = [hop for hop in read.plan.hops if hop.id.start < n_tokens]
         try:
-            while hops or ahead:
-                while hops and len(ahead) <= READ_AHEAD:
-                    ahead.append((hops[0], Fetch(self._stack, self._writer, hops.popleft().id)))
-                hop, fetch = ahead[0]
-                if not self._consume(read, fetch, min(hop.n_use, n_tokens - hop.id.start)):
-                    if not self._stack.index.has(hop.id):
-                        self._disown(
-                            [later.id for later, _ in ahead if later is not hop] + [later.id for later in hops]
-                        )
+            for i, hop in enumerate(hops):
+                for later in hops[i + len(ahead) : i + READ_AHEAD + 1]:
+                    ahead.append(Fetch(self.stack, self.writer, later.id))
+                if not self._consume(read, ahead[0], min(hop.n_use, n_tokens - hop.id.start)):
+                    if not self.stack.index.has(hop.id):
+                        self._disown([later.id for later in hops[i + 1 :]])
                     return
-                ahead.popleft()
+                ahead.popleft().free()
         finally:
-            for _, fetch in ahead:
+            for fetch in ahead:
                 fetch.free()
 
     def _disown(self, ids: list[BlockId]) -> None:
@@ -140,40 +129,31 @@ class Reader:
         Otherwise a chain whose files were lost or damaged would heal by one object per restore.
         """
         for id in ids:
-            for tier_index in self._stack.index.tiers_of(id):
-                if tier_index != self._stack.staged:
-                    self._stack.index.remove(id, tier_index)
+            for tier_index in self.stack.index.tiers_of(id):
+                if tier_index != self.stack.staged:
+                    self.stack.index.remove(id, tier_index)
 
     def _consume(self, read: _Read, fetch: Fetch, n_use: int) -> bool:
         """False when this is where the prefix ends."""
-        try:
-            block = _result(read, fetch)
-            if block is None:
-                return False
-            wanted = read.plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
-            if not np.array_equal(block.tokens[:n_use], wanted):
-                # The index was told something else, by a snapshot that lies.
-                self._stack.index.learn(fetch.id, block.tokens)
-                self._stack.tally.add("mismatched", "tokens")
-                return False
-            read.consume(block, n_use)
-            read.n_tokens = fetch.id.start + n_use
-            self._use(read, fetch)
-            return True
-        finally:
-            read.corrupt += fetch.corrupt
-            fetch.free()
+        block = fetch.result(read.deadline_ns)
+        if block is None:
+            return False
+        wanted = read.plan.chain.ids[fetch.id.start : fetch.id.start + n_use]
+        if not np.array_equal(block.tokens[:n_use], wanted):
+            # The index was told something else, by a snapshot that lies.
+            self.stack.index.learn(fetch.id, block.tokens)
+            self.stack.tally.add("mismatched", "tokens")
+            return False
+        read.consume(block, n_use)
+        read.n_tokens = fetch.id.start + n_use
+        self._use(read, fetch)
+        return True
 
     def _use(self, read: _Read, fetch: Fetch) -> None:
         read.used.append(fetch.id)
-        read.n_bytes += fetch.n_bytes
         if fetch.tier is None:
             return
         fetch.tier.count("hits")
         read.slowest = max(read.slowest, fetch.tier.index)
-        if self._promoter is not None and fetch.tier.index > 0 and (loaded := fetch.take_loaded()) is not None:
-            self._promoter.promote(fetch.id, loaded)
-
-
-def _result(read: _Read, fetch: Fetch) -> Block | None:
-    return fetch.result(read.deadline_ns) if time.monotonic_ns() < read.deadline_ns else None
+        if self.promoter is not None and fetch.tier.index > 0 and (loaded := fetch.take_loaded()) is not None:
+            self.promoter.promote(fetch.id, loaded)

@@ -18,13 +18,12 @@ that hangs for days does not take a few more each time.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from cache_store.errors import StoreError
-from cache_store.format.block import BlockId, Kind
+from cache_store.format.block import Kind
 from cache_store.format.keys import ChainKey
 from cache_store.index.index import StoredObject
 from cache_store.records import GarbageReport
@@ -33,12 +32,8 @@ from cache_store.tiers.deadline_pool import DeadlinePool
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
 
-T = TypeVar("T")
-
 _AT_ONCE = 8  # deletions: ten objects a second become eighty, and a disk does not mind
 _CHOSEN = 256  # victims chosen at a time: the index is locked meanwhile, and hits and deltas change the choice
-
-Prefix = tuple[ChainKey, int]  # its key and its length
 
 
 def garbage_pool(tier: GuardedTier) -> DeadlinePool:
@@ -46,110 +41,93 @@ def garbage_pool(tier: GuardedTier) -> DeadlinePool:
     return DeadlinePool(f"garbage-{tier.label}", _AT_ONCE)
 
 
+@dataclass(slots=True)
 class GarbageCollection:
     """One run over one tier. `listing_age_s`: a listing that the index has had is good enough when
     it is no older.
     """
 
-    def __init__(
-        self,
-        stack: TierStack,
-        maintenance: Maintenance,
-        tier: GuardedTier,
-        pool: DeadlinePool,
-        target_share: float,
-        listing_age_s: float,
-        deadline_ns: int,
-    ) -> None:
-        self._stack = stack
-        self._maintenance = maintenance
-        self._tier = tier
-        self._listing_age_s = listing_age_s
-        self._deadline_ns = deadline_ns
-        self._target = None if tier.max_bytes is None else int(tier.max_bytes * target_share)
-        self._pool = pool
-        self._swept = self._evicted = self._evicted_bytes = 0
+    stack: TierStack
+    maintenance: Maintenance
+    tier: GuardedTier
+    pool: DeadlinePool
+    target_share: float
+    listing_age_s: float
+    deadline_ns: int
+    swept: int = 0
+    evicted: int = 0
+    evicted_bytes: int = 0
 
     def run(self) -> GarbageReport:
-        began_ns = time.monotonic_ns()
         failure = ""
         try:
-            self._swept = self._call(lambda: self._tier.sweep_now(TEMP_AGE_S))
-            if self._maintenance.listing_age_s(self._tier) > self._listing_age_s:
-                self._call(lambda: self._maintenance.list_again(self._tier))
+            self.swept = self.pool.call(lambda: self.tier.sweep_now(TEMP_AGE_S)).wait(self.deadline_ns)
+            if self.maintenance.listing_age_s(self.tier) > self.listing_age_s:
+                self.pool.call(lambda: self.maintenance.list_again(self.tier)).wait(self.deadline_ns)
             self._sweep_outdated()
             while victims := self._choose():
                 self._delete(victims)
         except StoreError as error:
             failure = str(error)
-        return self._report(began_ns, failure)
+        return self._report(failure)
 
     def _sweep_outdated(self) -> None:
-        calls = [self._pool.call(lambda: self._maintenance.sweep_outdated(self._tier)) for _ in range(_AT_ONCE)]
+        calls = [self.pool.call(lambda: self.maintenance.sweep_outdated(self.tier)) for _ in range(_AT_ONCE)]
         for call in calls:
-            self._swept += call.wait(self._deadline_ns)
+            self.swept += call.wait(self.deadline_ns)
 
-    def _report(self, began_ns: int, failure: str) -> GarbageReport:
+    def _report(self, failure: str) -> GarbageReport:
         return GarbageReport(
-            tier=self._tier.label,
-            n_bytes=self._stack.index.bytes_in(self._tier.index),
+            n_bytes=self.stack.index.bytes_in(self.tier.index),
             target_bytes=self._target,
-            evicted=self._evicted,
-            evicted_bytes=self._evicted_bytes,
-            swept=self._swept,
-            seconds=(time.monotonic_ns() - began_ns) / 1e9,
+            evicted=self.evicted,
+            evicted_bytes=self.evicted_bytes,
+            swept=self.swept,
             is_done=not failure and self._excess() <= 0,
             failure=failure,
         )
 
+    @property
+    def _target(self) -> int | None:
+        return None if self.tier.max_bytes is None else int(self.tier.max_bytes * self.target_share)
+
     def _excess(self) -> int:
-        return 0 if self._target is None else self._stack.index.bytes_in(self._tier.index) - self._target
+        return 0 if self._target is None else self.stack.index.bytes_in(self.tier.index) - self._target
 
     def _choose(self) -> list[StoredObject]:
         """The next few to go, in an order in which nothing is deleted before what hangs on it."""
-        excess, tier_index = self._excess(), self._tier.index
+        excess, tier_index = self._excess(), self.tier.index
         if excess <= 0:
             return []
-        mean_bytes = self._stack.index.bytes_in(tier_index) // max(1, self._stack.index.objects_in(tier_index))
-        return self._stack.index.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self._stack.may_go)
+        mean_bytes = self.stack.index.bytes_in(tier_index) // max(1, self.stack.index.objects_in(tier_index))
+        return self.stack.index.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self.stack.may_go)
 
     def _delete(self, victims: Sequence[StoredObject]) -> None:
         """Wave by wave: in one wave nothing hangs on anything else. Raises `StoreError` when one
         could not be deleted.
         """
         wave: list[StoredObject] = []
-        hung_on: set[Prefix] = set()
+        hung_on: set[tuple[ChainKey, int]] = set()  # prefixes: their keys and lengths
         for victim in victims:
-            if len(wave) == _AT_ONCE or _end(victim.id) in hung_on:
+            id = victim.id
+            is_hung_on = id.kind is Kind.ROWS and (id.key, id.start + id.n_tokens) in hung_on
+            if is_hung_on or len(wave) == _AT_ONCE:
                 self._delete_together(wave)
                 wave, hung_on = [], set()
             wave.append(victim)
-            hung_on.add(_beginning(victim.id))
+            hung_on.add((id.parent, id.start))
         self._delete_together(wave)
 
     def _delete_together(self, wave: Sequence[StoredObject]) -> None:
-        calls = [self._pool.call(partial(self._stack.discard, self._tier, victim.id, "garbage")) for victim in wave]
+        calls = [self.pool.call(partial(self.stack.discard, self.tier, victim.id, "garbage")) for victim in wave]
         failures: list[StoreError] = []
         for victim, call in zip(wave, calls, strict=True):
             try:
-                was_there = call.wait(self._deadline_ns)
+                was_there = call.wait(self.deadline_ns)
             except StoreError as error:
                 failures.append(error)
                 continue
-            self._evicted += was_there
-            self._evicted_bytes += victim.n_bytes if was_there else 0
+            self.evicted += was_there
+            self.evicted_bytes += victim.n_bytes if was_there else 0
         if failures:
             raise failures[0]
-
-    def _call(self, function: Callable[[], T]) -> T:
-        return self._pool.call(function).wait(self._deadline_ns)
-
-
-def _beginning(id: BlockId) -> Prefix:
-    """What an object hangs on."""
-    return (id.key, id.start) if id.kind is Kind.END else (id.parent, id.start)
-
-
-def _end(id: BlockId) -> Prefix | None:
-    """What others may hang on."""
-    return (id.key, id.start + id.n_tokens) if id.kind is Kind.ROWS else None

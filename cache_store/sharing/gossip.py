@@ -10,42 +10,58 @@ the wrong order: the next listing tells.
 
 Hits that others had count like our own, so every process has nearly the cluster's opinion of what
 is worth keeping.
+
+Which tiers of different processes are one, their ids tell: the empty objects `tier-id/<16 hex>` in
+each, made by the first to find none. A URL does not tell: `file:///dev/shm/kv` is another tier on
+every node and in every container, an NFS export the same one everywhere, whatever path it is
+mounted at. Two processes that start at once may both make an id. Each lists after it made its own,
+so the later one sees both, and two sets of ids that share one name the same tier. A copied
+directory has the ids of its original: deltas from there are then wrong, and cost misses. Where no
+id can be made (read-only) the tier stays unknown, and deltas about it are ignored.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import Kind
-from cache_store.format.keys import BLOCK_TOKENS
-from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Packer, Record, TierDelta
-from cache_store.index.radix import MAX_FIELD
-from cache_store.sharing.identity import TierIdentity
+from cache_store.format.keys import ChainKey
+from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Record, TierDelta, pack
+from cache_store.index.index import is_plausible
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
 
 log = logging.getLogger("cache_store")
 
 _MAX_USES = 1 << 16  # hits on one object between two deltas: a larger number is a mistake of the teller's
+_TIER_IDS = "tier-id/"
 
 
 class Gossip:
-    def __init__(self, stack: TierStack, delta_log: DeltaLog, identity: TierIdentity, owner: str) -> None:
+    def __init__(self, stack: TierStack, delta_log: DeltaLog, owner: str) -> None:
         self._stack = stack
         self._log = delta_log
-        self._identity = identity
         self._owner = owner
+        self._ids: list[frozenset[str]] = [frozenset() for _ in stack.tiers]  # as of the last `recognise`
+
+    def recognise(self, tier: GuardedTier) -> None:
+        """Find the ids of a tier, or make one. Background. Raises `TierError`."""
+        if not (ids := _ids_in(tier)):
+            tier.publish_now(f"{_TIER_IDS}{secrets.token_hex(8)}", memoryview(b""))
+            ids = _ids_in(tier)
+        self._ids[tier.index] = ids
 
     def take(self) -> IndexDelta:
         """What happened here since the last call."""
-        changes, packer = self._log.take(), Packer()
-        tiers = tuple(self._delta_of(packer, tier, changes) for tier in self._stack.tiers)
-        used = packer.pack(Record(id, n_uses) for id, n_uses in changes.used.items())
-        return IndexDelta(self._owner, tiers, packer.roots, used, changes.incomplete)
+        changes = self._log.take()
+        roots: dict[ChainKey, int] = {}
+        tiers = tuple(self._delta_of(tier, changes, roots) for tier in self._stack.tiers)
+        used = pack((Record(id, n_uses) for id, n_uses in changes.used.items()), roots)
+        return IndexDelta(self._owner, tiers, bytes.fromhex("".join(roots)), used, changes.incomplete)
 
     def apply(self, deltas: Iterable[IndexDelta]) -> int:
         """Take over what others tell; how many objects came or went. A delta that makes no sense is
@@ -57,28 +73,27 @@ class Gossip:
                 continue
             try:
                 n_changed += sum(self._apply_tier(delta, tier) for tier in delta.tiers)
-                self._apply_uses(delta)
+                for record in delta.unpacked(delta.used):
+                    self._stack.index.touch([record.id], max(1, min(record.number, _MAX_USES)))
             except BadDelta as error:
                 self._stack.tally.add("corrupt", "delta")
                 log.warning("owner=%s delta ignored: %s", delta.owner, error)
         return n_changed
 
-    def _delta_of(self, packer: Packer, tier: GuardedTier, changes: Changes) -> TierDelta:
+    def _delta_of(self, tier: GuardedTier, changes: Changes, roots: dict[ChainKey, int]) -> TierDelta:
         changed = changes.tiers[tier.index].items()
         tokens_of = self._stack.index.tokens_of
-        written = packer.pack(Record(id, n_bytes, tokens_of(id)) for id, n_bytes in changed if n_bytes is not None)
-        removed = packer.pack(Record(id) for id, n_bytes in changed if n_bytes is None)
-        return TierDelta(
-            tier.label, tier.url, tier.local, self._identity.ids(tier.index), tier.max_bytes, written, removed
-        )
+        written = pack((Record(id, size, tokens_of(id)) for id, size in changed if size is not None), roots)
+        removed = pack((Record(id) for id, size in changed if size is None), roots)
+        return TierDelta(tier.label, tier.url, tier.local, self._ids[tier.index], tier.max_bytes, written, removed)
 
     def _apply_tier(self, delta: IndexDelta, tier: TierDelta) -> int:
-        tier_index = self._identity.tier_index(tier.ids)
+        tier_index = next((index for index, ours in enumerate(self._ids) if not ours.isdisjoint(tier.ids)), None)
         if tier_index is None:
             return 0
         n_changed = 0
         for record in delta.unpacked(tier.written):
-            if not _is_plausible(record):
+            if not is_plausible(record.id, record.number, record.tokens):
                 raise BadDelta(f"no object of ours: {record.id.name}")
             n_changed += self._stack.index.add(record.id, tier_index, record.number, self._proven_tokens(record))
         for record in delta.unpacked(tier.removed):
@@ -88,18 +103,9 @@ class Gossip:
     def _proven_tokens(self, record: Record) -> NDArray[np.uint32] | None:
         if record.tokens is None:
             return None
-        tokens = np.frombuffer(record.tokens, ">u4").astype(np.uint32)
+        tokens = np.frombuffer(record.tokens, ">u4")
         return tokens if self._stack.index.proves(record.id, tokens) else None
 
-    def _apply_uses(self, delta: IndexDelta) -> None:
-        for record in delta.unpacked(delta.used):
-            self._stack.index.touch([record.id], max(1, min(record.number, _MAX_USES)))
 
-
-def _is_plausible(record: Record) -> bool:
-    """Whether a listing could name it: what the index takes must be something that can be deleted
-    again.
-    """
-    id = record.id
-    fits = id.start % BLOCK_TOKENS + id.n_tokens <= BLOCK_TOKENS if id.kind is Kind.ROWS else id.n_tokens == 0
-    return fits and record.number <= MAX_FIELD and (record.tokens is None or id.kind is Kind.ROWS)
+def _ids_in(tier: GuardedTier) -> frozenset[str]:
+    return frozenset(stat.name.removeprefix(_TIER_IDS) for stat in tier.list_now(_TIER_IDS))

@@ -23,12 +23,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from cache_store.config import StoreConfig
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId
 from cache_store.index import snapshot
 from cache_store.index.snapshot import BadSnapshot
 from cache_store.sharing.claims import Claims
-from cache_store.sharing.identity import TierIdentity
+from cache_store.sharing.gossip import Gossip
 from cache_store.tiers.base import Stat
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
@@ -46,37 +47,29 @@ _OUTDATED_PER_TICK = 64
 
 class Maintenance:
     """`missing_below(id, tier)` is called at start for objects that no tier below has. `loaded` is
-    set after the first listing.
-
-    `scanned` are the indices of tiers that have been listed: of others a snapshot would tell only
-    half.
+    set after the first listing. `clock` is monotonic, in ns.
     """
 
     def __init__(
         self,
         stack: TierStack,
         claims: Claims,
-        identity: TierIdentity,
+        gossip: Gossip,
         owner: str,
+        config: StoreConfig,
         missing_below: Callable[[BlockId, GuardedTier], None],
         loaded: threading.Event,
-        *,
-        rescan_s: float,
-        rescan_share: float,
-        snapshot_s: float,
         clock: Callable[[], int],
     ) -> None:
         self._stack = stack
         self._claims = claims
-        self._identity = identity
+        self._gossip = gossip
+        self._config = config
         self._name = f"{SNAPSHOTS}{owner}{_SUFFIX}"
         self._missing_below = missing_below
         self._loaded = loaded
-        self._rescan_s, self._rescan_share, self._snapshot_s = rescan_s, rescan_share, snapshot_s
         self._clock = clock
-        self._wake = threading.Condition()
-        self._stopping = False
-        self.scanned: set[int] = set()
+        self._stop = threading.Event()
         self._scanned_ns = [0] * len(stack.tiers)
         self._listed_ns: dict[int, int] = {}
         self._outdated: list[deque[str]] = [deque() for _ in stack.tiers]
@@ -86,9 +79,7 @@ class Maintenance:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._stop.set()
         self._thread.join(max(0.0, timeout_s))
         return not self._thread.is_alive()
 
@@ -97,10 +88,13 @@ class Maintenance:
         for tier in self._stack.tiers:
             self._attempt(tier, self._scan)
 
+    def is_listed(self, tier: GuardedTier) -> bool:
+        """Whether a tier has ever been listed: of others a snapshot would tell only half."""
+        return tier.index in self._listed_ns
+
     def listing_age_s(self, tier: GuardedTier) -> float:
         """For how long the index of a tier has gone without a listing."""
-        listed_ns = self._listed_ns.get(tier.index)
-        return math.inf if listed_ns is None else (self._clock() - listed_ns) / 1e9
+        return (self._clock() - self._listed_ns[tier.index]) / 1e9 if self.is_listed(tier) else math.inf
 
     def list_again(self, tier: GuardedTier) -> None:
         """Bring the index of a tier up to date. Background. Raises `TierError`."""
@@ -118,14 +112,11 @@ class Maintenance:
             self._stack.index.remove(id, tier.index)
         self._outdated[tier.index] = outdated
         self._listed_ns[tier.index] = began_ns
-        self.scanned.add(tier.index)
 
     def sweep_outdated(self, tier: GuardedTier, at_most: int | None = None) -> int:
-        """Delete objects of an older format that the last listing named; how many went. Background,
-        any threads at once.
-
-        Raises `TierError` at the first that cannot be deleted; the next listing names those that
-        are left.
+        """Delete objects of an older format that the last listing named; how many went. Raises
+        `TierError` at the first that cannot be deleted; the next listing names those that are left.
+        Background, any threads at once.
         """
         names = self._outdated[tier.index]
         n_deleted = 0
@@ -152,30 +143,25 @@ class Maintenance:
         try:
             for tier in self._stack.tiers:
                 # before the listing: deltas that come too early are about what it will find
-                self._attempt(tier, self._identity.settle)
+                self._attempt(tier, self._gossip.recognise)
                 self._attempt(tier, self._load_snapshots)
             for tier in self._stack.tiers:
                 self._attempt(tier, self._sweep_and_scan)
             self._copy_down_the_rest()
         finally:
             self._loaded.set()
-        while not self._pause():
+        while not self._stop.wait(_TICK_S):
             self._tick()
-
-    def _pause(self) -> bool:
-        """True when it is time to stop."""
-        with self._wake:
-            return self._wake.wait_for(lambda: self._stopping, _TICK_S)
 
     def _tick(self) -> None:
         for tier in self._stack.tiers:
-            if tier.available and self._clock() - self._scanned_ns[tier.index] >= self._rescan_s * 1e9:
-                self._attempt(tier, self._identity.settle)
+            if tier.available and self._clock() - self._scanned_ns[tier.index] >= self._config.rescan_s * 1e9:
+                self._attempt(tier, self._gossip.recognise)
                 self._attempt(tier, self._sweep_and_scan)
             elif tier.available and self._wrote_much(tier):
                 self._attempt(tier, self._scan)
             self._attempt(tier, lambda tier: self.sweep_outdated(tier, _OUTDATED_PER_TICK))
-        if self._clock() - self._snapshot_ns >= self._snapshot_s * 1e9:
+        if self._clock() - self._snapshot_ns >= self._config.snapshot_s * 1e9:
             self._snapshot_ns = self._clock()
             for tier in self._stack.tiers:
                 if tier.persistent and tier.available:
@@ -192,7 +178,7 @@ class Maintenance:
     def _wrote_much(self, tier: GuardedTier) -> bool:
         budget = tier.max_bytes
         written = tier.counts["written_bytes"] - self._written_at_scan[tier.index]
-        return budget is not None and tier.local and written > budget * self._rescan_share
+        return budget is not None and tier.local and written > budget * self._config.rescan_share
 
     # --- listings ---------------------------------------------------------------------------------
 
@@ -206,8 +192,7 @@ class Maintenance:
         self._written_at_scan[tier.index] = tier.counts["written_bytes"]
         self.list_again(tier)
         self._stack.make_room(tier, 0)
-        if tier is self._claims.tier:
-            self._claims.sweep()
+        self._claims.sweep(tier)
 
     def _copy_down_the_rest(self) -> None:
         for tier in self._stack.tiers:

@@ -5,13 +5,6 @@ A dialect lives in `deployments/dialects/<name>/`, with its wire types and route
 mounts a tuple of them. This folder imports none. Each request belongs to one dialect
 (`RequestScope` chooses it, `dialect_of` tells it), also when no route takes the request: so a 404,
 405, 401 or 500 has the shape that this client reads.
-
-    Dialect       which paths are its own, where the API key stands, status and body of an error,
-                  the routes
-    Framing       how one JSON text becomes a piece of a stream: server-sent events or lines
-    ReplyWriter   one streamed reply: its pieces, its end, its error, and what it sends while it is
-                  silent
-    WholeReply    one reply in one body
 """
 
 from __future__ import annotations
@@ -85,31 +78,17 @@ class ReplyWriter(Protocol):
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         """What choice `index` produced."""
-        ...
 
     def close(self) -> bytes:
         """The end of the stream, after every choice is done."""
-        ...
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """The end of a stream that fails after its status line has left."""
-        ...
 
     def keepalive(self) -> bytes:
         """What tells client and proxies that a silent stream lives: a comment, an event of the
         dialect, or b"" for nothing.
         """
-        ...
-
-
-class WholeReply(Protocol):
-    """Events in, one JSON body out."""
-
-    def feed(self, index: int, events: Iterable[Event]) -> None: ...
-
-    def body(self) -> bytes:
-        """The whole reply, after every choice is done."""
-        ...
 
 
 class Dialect(ABC):

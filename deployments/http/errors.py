@@ -90,15 +90,6 @@ def error_response(
     return Response(body, status_code=dialect.status(error), headers=headers, media_type="application/json")
 
 
-def _answer(request: Request, error: ErllamaError, headers: Mapping[str, str] | None = None) -> Response:
-    return error_response(error, dialect_of(request.scope), request.scope["state"]["request_id"], headers=headers)
-
-
-async def _on_erllama_error(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, ErllamaError)
-    return _answer(request, exc)
-
-
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     where = f"{request.method} {request.url.path}"
@@ -110,12 +101,10 @@ async def _on_http_exception(request: Request, exc: Exception) -> Response:
             error = MethodNotAllowed(f"Not allowed method: {where}.")
         case _:  # only our own routes could raise others, and they raise ErllamaError
             raise exc
-    return _answer(request, error, exc.headers)
+    scope = request.scope
+    return error_response(error, dialect_of(scope), scope["state"]["request_id"], headers=exc.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Errors that routing or a handler raises. What no handler takes reaches `RequestScope`, which
-    answers 500.
-    """
-    app.add_exception_handler(ErllamaError, _on_erllama_error)
+    """What routing refuses. All that a handler raises reaches `RequestScope`, which answers it."""
     app.add_exception_handler(HTTPException, _on_http_exception)

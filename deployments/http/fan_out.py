@@ -39,8 +39,6 @@ async def _one(client: ModelPort, index: int, request: GenerationRequest) -> Ind
     last: Event | None = None
     async with aclosing(client.generate(request)) as items:
         async for events in items:
-            if not events:
-                continue
             last = events[-1]
             bad = _bad_end(last)
             if bad is not None:

@@ -5,9 +5,6 @@ The request id comes from `x-request-id` if that is sane, else it is made here; 
 same header, and is found at `scope["state"]["request_id"]`. Ray Serve gives every request that
 comes without one an id and always adds the header to the answer: there `echo_request_id` is off, or
 clients would read "id, id".
-
-`engine_id` is the id under which the engine may know the request: unique even when clients repeat
-theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.dialect import Dialect, KeyHeader, choose_dialect, route_path
 from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
-from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
@@ -39,37 +35,14 @@ def request_id(request: Request) -> str:
 
 
 def engine_id(request: Request) -> str:
-    """The id for the engine: the client's own may come twice at once, so it gets a suffix."""
+    """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
     """The value of a header (`name` in lower case), b"" without one."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return b""
-
-
-class KeyCheck:
-    """API keys, compared as digests in constant time: neither length nor prefix of a key shows in
-    the time.
-    """
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
-
-    def allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
-        """Whether one of `places` has one of the keys, or the path needs none."""
-        if not self._digests or route_path(scope) in _OPEN_PATHS:
-            return True
-        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
-
-    def _knows(self, key: bytes) -> bool:
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
 
 
 class RequestScope:
@@ -84,7 +57,7 @@ class RequestScope:
         self._app = app
         self._dialects = dialects
         self._echo = echo_request_id
-        self._keys = KeyCheck(api_keys)
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -108,17 +81,12 @@ class RequestScope:
             await send(message)
 
         try:
-            error: ErllamaError | None = None
-            try:
-                if self._keys.allows(scope, dialect.keys):
-                    await self._app(scope, receive, tagged_send)
-                else:
-                    error = Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
-            except ClientDisconnected as exc:
-                error = exc
-            except Exception as exc:
-                error = as_erllama_error(exc, rid)
-            if error is not None and status == 0:
+            if not self._allows(scope, dialect.keys):
+                raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
+            await self._app(scope, receive, tagged_send)
+        except Exception as exc:
+            error = as_erllama_error(exc, rid)
+            if status == 0:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             logger.info(
@@ -130,3 +98,16 @@ class RequestScope:
                 status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,
             )
+
+    def _allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
+        """Whether one of `places` has one of the keys, or the path needs none. Keys are compared as
+        digests in constant time: neither length nor prefix of one shows in the time.
+        """
+        if not self._digests or route_path(scope) in _OPEN_PATHS:
+            return True
+        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
+
+    def _knows(self, key: bytes) -> bool:
+        digest = hashlib.sha256(key).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)

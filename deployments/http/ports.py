@@ -7,17 +7,18 @@ Nothing here imports ray or llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cache_store import ChainKey
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
-from erllama.events import Event
+from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
+
+Record = Callable[[Completion], None]
+"""Remembers a reply. Thread-safe."""
 
 
 class ModelPort(Protocol):
@@ -32,27 +33,19 @@ class ModelPort(Protocol):
         Closing the generator, or cancelling the task that awaits it, cancels the request in the
         engine. Does not start before the first item is asked for.
         """
-        ...
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
-        ...
-
-    async def model_info(self) -> ModelInfo:
-        """What the model is. May wake a model that is scaled to zero."""
-        ...
 
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
         scaled to zero.
         """
-        ...
 
     def end_all(self, error: ErllamaError) -> None:
         """End what runs with `error` and refuse what comes: this process is going away. Any thread;
         returns at once.
         """
-        ...
 
 
 class PromptPort(Protocol):
@@ -65,21 +58,17 @@ class PromptPort(Protocol):
         """False while the next call would first read the file (a second or so), so callers go
         through a thread.
         """
-        ...
 
-    def load(self) -> None:
+    def load(self) -> object:
         """Read the file now, unless it is loaded. Raises `ModelLoadError`."""
-        ...
 
     @property
     def n_ctx(self) -> int | None:
         """Context of one sequence in tokens; None when only the engine knows."""
-        ...
 
     @property
     def tool_format(self) -> ToolFormat:
         """How this model writes tool calls and reasoning."""
-        ...
 
     def render_chat(
         self,
@@ -90,54 +79,36 @@ class PromptPort(Protocol):
         """A conversation up to where the assistant speaks. Raises `NotSupported` without a
         template, `InvalidParameter` when the template refuses the messages.
         """
-        ...
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """Tokens of raw text; special tokens in the text are recognised. May be empty."""
-        ...
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
-        ...
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
-        ...
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Raises `InvalidParameter`, which names its field, for a constraint that no model could
         follow. May take many milliseconds.
         """
-        ...
-
-
-class TranscriptPort(Protocol):
-    """Keeps the ids of finished chat replies, so that `PromptPort.render_chat` can put them where
-    the reply comes back as history.
-    """
 
     @property
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
-        ...
 
-    def prompt_key(self, prompt: Prompt) -> ChainKey | None:
-        """What replies to this prompt are remembered under; None when they are not. Thread-safe;
-        some 10 ms per 100,000 tokens.
+    def recorder(self, prompt: Prompt) -> Record:
+        """What is told of each whole reply to this chat, so that `render_chat` can put its ids
+        where it comes back as history; ids that its text does not show are not kept. Some 10 ms per
+        100,000 tokens.
         """
-        ...
-
-    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        """A reply has reached the client as `text`. Ids that the text does not show are not kept.
-        Thread-safe.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but
-    not listed. With `transcripts` None, chat history is tokenised from its text.
+    not listed.
     """
 
     id: str
@@ -145,7 +116,6 @@ class ServedModel:
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
-    transcripts: TranscriptPort | None = None
 
 
 class ModelRegistry:
@@ -153,16 +123,17 @@ class ModelRegistry:
     otherwise.
     """
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = dict(models)
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = {model.id: model for model in models}
         self._by_name: dict[str, ServedModel] = {}
-        for model in models.values():
+        for model in self:
             for alias in model.aliases:
                 if self._by_name.setdefault(alias, model) is not model:
                     raise InvalidParameter(
                         f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases"
                     )
         self._by_name.update(self._models)
+        self._served = ", ".join(self._models) or "none"
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -174,13 +145,8 @@ class ModelRegistry:
         if name is None or name == "":
             if len(self._models) == 1:
                 return next(iter(self))
-            raise InvalidParameter(
-                f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model"
-            )
+            raise InvalidParameter(f"you must provide a model parameter; served are: {self._served}", param="model")
         model = self._by_name.get(name)
         if model is None:
-            raise ModelNotFound(
-                f"The model '{name[:200]}' does not exist; served are: {', '.join(self._models) or 'none'}",
-                param="model",
-            )
+            raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")
         return model

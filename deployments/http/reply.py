@@ -8,23 +8,21 @@ ingress share it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from cache_store import ChainKey
-from deployments.http.dialect import ReplyWriter, WholeReply, dialect_of
+from deployments.http.dialect import ReplyWriter
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
-from deployments.http.middleware import request_id
-from deployments.http.ports import PromptPort, ServedModel, TranscriptPort
+from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow
-from erllama.events import Done, Event, Tokens
+from erllama.events import Completion, CompletionParts
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
@@ -58,26 +56,6 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-class TranscriptRecorder:
-    """Gathers the ids and the text of the choices of a chat reply, and has each remembered when it
-    is complete.
-    """
-
-    def __init__(self, transcripts: TranscriptPort, prompt: ChainKey, n: int) -> None:
-        self._transcripts = transcripts
-        self._prompt = prompt
-        self._ids: list[list[int]] = [[] for _ in range(n)]
-        self._texts: list[list[str]] = [[] for _ in range(n)]
-
-    def feed(self, index: int, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, Tokens):
-                self._ids[index] += event.ids
-                self._texts[index].append(event.text)
-            elif isinstance(event, Done):
-                self._transcripts.remember(self._prompt, self._ids[index], "".join(self._texts[index]))
-
-
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
     """Refuse here what the engine would refuse, before the tokens travel."""
     if n_ctx is not None and len(prompt) + 1 > n_ctx:
@@ -87,41 +65,47 @@ def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
         )
 
 
-async def _items(
-    model: ServedModel, requests: Sequence[GenerationRequest], recorder: TranscriptRecorder | None
-) -> Indexed:
+async def _items(model: ServedModel, requests: Sequence[GenerationRequest], record: Record | None) -> Indexed:
     """What the choices produce. A reply is recorded before its end leaves: the client may answer at
     once.
     """
+    parts = [CompletionParts() for _ in requests]
     async with aclosing(fan_out(model.client, requests)) as items:
         async for index, events in items:
-            if recorder is not None:
-                recorder.feed(index, events)
+            if record is not None:
+                for event in events:
+                    reply = parts[index].add(event)
+                    if isinstance(reply, Completion):
+                        record(reply)
             yield index, events
 
 
-async def whole_reply(
+async def whole_replies(
     request: Request,
     model: ServedModel,
     requests: Sequence[GenerationRequest],
-    reply: WholeReply,
-    recorder: TranscriptRecorder | None = None,
-) -> Response:
-    """The whole reply in one body. A client that goes away cancels all choices at once."""
+    record: Record | None = None,
+) -> list[Completion]:
+    """The reply to each of `requests`. A client that goes away cancels all of them at once."""
 
-    async def work() -> bytes:
-        async with aclosing(_items(model, requests, recorder)) as items:
+    async def work() -> list[Completion]:
+        parts = [CompletionParts() for _ in requests]
+        replies: dict[int, Completion] = {}
+        async with aclosing(_items(model, requests, record)) as items:
             async for index, events in items:
-                reply.feed(index, events)
-        return reply.body()
+                for event in events:
+                    reply = parts[index].add(event)
+                    if isinstance(reply, Completion):
+                        replies[index] = reply
+        return [replies[index] for index in range(len(requests))]
 
-    return Response(await unless_disconnected(request.receive, work()), media_type="application/json")
+    return await unless_disconnected(request.receive, work())
 
 
 async def _chunks(
-    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, recorder: TranscriptRecorder | None
+    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, record: Record | None
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(_items(model, requests, recorder)) as items:
+    async with aclosing(_items(model, requests, record)) as items:
         async for index, events in items:
             yield writer.feed(index, events)
     yield writer.close()
@@ -134,12 +118,7 @@ def streamed_reply(
     writer: ReplyWriter,
     *,
     keepalive_s: float,
-    recorder: TranscriptRecorder | None = None,
+    record: Record | None = None,
 ) -> Response:
-    """The reply as it is made, in the framing of the request's dialect; see `StreamResponse` for
-    when the status leaves.
-    """
-    chunks, framing = _chunks(model, requests, writer, recorder), dialect_of(request.scope).framing
-    return StreamResponse(
-        chunks, writer, media_type=framing.media_type, request_id=request_id(request), keepalive_s=keepalive_s
-    )
+    """The reply as it is made; see `StreamResponse` for when the status leaves."""
+    return StreamResponse(request, _chunks(model, requests, writer, record), writer, keepalive_s=keepalive_s)

@@ -16,12 +16,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from deployments.http.dialect import ReplyWriter
+from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import ClientDisconnected, as_erllama_error
+from deployments.http.middleware import request_id
 
 logger = logging.getLogger("deployments.http")
 
@@ -31,32 +33,21 @@ _HEADERS = {
 }
 
 
-class StreamResponse(Response):
+class StreamResponse(StreamingResponse):
     """Sends chunks as they come. Closes `chunks` on every way out, the client's disconnect
     included. Use once.
     """
 
     def __init__(
-        self,
-        chunks: AsyncGenerator[bytes, None],
-        writer: ReplyWriter,
-        *,
-        media_type: str,
-        request_id: str,
-        keepalive_s: float,
+        self, request: Request, chunks: AsyncGenerator[bytes, None], writer: ReplyWriter, *, keepalive_s: float
     ) -> None:
         """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed
-        one say.
+        one say. The framing is that of the request's dialect.
         """
-        self.status_code = 200
-        self.media_type = media_type
-        self.background = None
-        self.body = b""
-        self.init_headers(_HEADERS)
-        del self.headers["content-length"]
+        super().__init__(chunks, headers=_HEADERS, media_type=dialect_of(request.scope).framing.media_type)
         self._chunks = chunks
         self._writer = writer
-        self._request_id = request_id
+        self._request_id = request_id(request)
         self._keepalive_s = keepalive_s
         self._started = False
         self._finished = False
@@ -81,27 +72,19 @@ class StreamResponse(Response):
             if not self._started:
                 raise
             await self._send(send, self._writer.fail(as_erllama_error(exc, self._request_id), self._request_id))
-        await self._start(send)
         self._finished = True  # from here on no tick may write: the final message is the last one
-        await self._write(send, b"", more=False)
+        await self._send(send, b"", more=False)
 
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        if not self._started:
-            await self._start(send)
-        self._last_sent = time.monotonic()
-        await self._write(send, chunk, more=True)
-
-    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
-        try:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-        except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
-            raise ClientDisconnected("The client closed the connection.") from exc
-
-    async def _start(self, send: Send) -> None:
+    async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:
         async with self._starting:  # the pump and a tick may both be first
             if not self._started:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 self._started = True
+        self._last_sent = time.monotonic()
+        try:
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
+            raise ClientDisconnected("The client closed the connection.") from exc
 
     async def _tick(self, send: Send) -> float:
         """Sends a keep-alive if one is due; seconds until the next may be."""

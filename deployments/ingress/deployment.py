@@ -19,7 +19,7 @@ from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
-from deployments.model.drain import DrainWatch, app_is_deleted
+from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
@@ -43,24 +43,24 @@ class Ingress:
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
         book, salt = _transcript_book(config.store), config.store.salt
-        self._models = {spec.id: _served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models}
+        self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
-        self._watch = DrainWatch(lambda: _end_streams(reference))
+        watch_drain(lambda: _end_streams(reference))
 
     def _load_prompts(self) -> None:
         """Open vocabularies and templates before the first request needs them: half a second for
         152 k tokens.
         """
-        for model_id, model in self._models.items():
+        for model in self._models:
             try:
                 model.prompts.load()
             except ErllamaError as error:  # told to whoever asks for this model
-                log.warning("prompts of %s cannot be loaded: %s", model_id, error)
+                log.warning("prompts of %s cannot be loaded: %s", model.id, error)
 
     def served(self) -> dict[str, tuple[str, ...]]:
         """Model ids with their aliases: what `Cluster` asks."""
-        return {model_id: model.aliases for model_id, model in self._models.items()}
+        return {model.id: model.aliases for model in self._models}
 
     def end_streams(self) -> None:
         """Serve stops this process: tell the clients whose streams are too long to end in it.
@@ -70,7 +70,7 @@ class Ingress:
         not for an event loop.
         """
         time.sleep(self._drain_s if app_is_deleted() else max(0.0, self._grace_s - _GOODBYE_S))
-        for model in self._models.values():
+        for model in self._models:
             model.client.end_all(EngineStopped("the server is going away; send the request again", retry_after_s=1))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -93,23 +93,16 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
     """
     config = store.config()
     try:
-        reader = None if config is None else ObjectReader(config)
+        if config is not None:
+            return TranscriptBook(ObjectReader(config).get)
     except StoreError as error:
         log.warning("replies of earlier runs cannot be looked up here: %s", error)
-        reader = None
-    return TranscriptBook(None if reader is None else reader.get)
+    return TranscriptBook()
 
 
 def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
-    prompts = PromptSource(
-        spec.path,
-        n_ctx=padded_context(spec.n_ctx) or None,
-        parse_special_in_content=spec.parse_special_in_content,
-        root=transcript_root(spec.id, salt),
-        book=book,
-    )
-    return ServedModel(
-        id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases, transcripts=prompts
-    )
+    root = transcript_root(spec.id, salt)
+    prompts = PromptSource(spec, root=root, book=book)
+    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,9 +20,7 @@ from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelPort, ModelRegistry, PromptPort, ServedModel
-
-__all__ = ["HttpOptions", "ModelPort", "PromptPort", "ServedModel", "make_http_app"]
+from deployments.http.ports import ModelRegistry, ServedModel
 
 logger = logging.getLogger("deployments.http")
 
@@ -39,7 +37,7 @@ async def _state(model: ServedModel, timeout_s: float) -> str:
 
 
 def make_http_app(
-    models: Mapping[str, ServedModel],
+    models: Iterable[ServedModel],
     options: HttpOptions | None = None,
     *,
     dialects: Sequence[Dialect] = DIALECTS,
@@ -64,10 +62,9 @@ def make_http_app(
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        served = list(registry)
-        states = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in served))
+        states = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in registry))
         ok = "not_ready" not in states
-        by_id = {model.id: state for model, state in zip(served, states, strict=True)}
+        by_id = dict(zip((model.id for model in registry), states, strict=True))
         return JSONResponse({"status": "ready" if ok else "not_ready", "models": by_id}, status_code=200 if ok else 503)
 
     for dialect in dialects:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
+from deployments.http.ports import Record
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -22,6 +23,7 @@ from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
+from erllama.events import Completion
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
@@ -40,32 +42,19 @@ class _Loaded:
 
 
 class PromptSource:
-    """The real `PromptPort`, with a book also the `TranscriptPort`. Methods that need the file
-    raise `ModelLoadError` while it cannot be read.
+    """The real `PromptPort`. Methods that need the file raise `ModelLoadError` while it cannot be
+    read.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        n_ctx: int | None = None,
-        template: str | None = None,
-        parse_special_in_content: bool = False,
-        root: ChainKey | None = None,
-        book: TranscriptBook | None = None,
-    ) -> None:
-        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, None when only the
-        engine knows.
+    tool_format: ToolFormat = HERMES
 
-        `template` replaces the one in the file. `parse_special_in_content` lets messages write
-        control tokens by their names. `root` is that of the model's KV, under which its
-        replies are stored, and `book` knows them; without either, chats are tokenised from their
-        text.
+    def __init__(self, path: str, *, n_ctx: int = 0, root: ChainKey, book: TranscriptBook) -> None:
+        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, 0 when only the engine
+        knows. `root` is that of the model's KV, under which its replies are stored; `book` knows
+        them.
         """
+        self.n_ctx = n_ctx or None
         self._path = path
-        self._n_ctx = n_ctx or None
-        self._template = template
-        self._parse_special_in_content = parse_special_in_content
         self._root = root
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
@@ -79,17 +68,14 @@ class PromptSource:
     def loaded(self) -> bool:
         return self._state is not None
 
-    @property
-    def n_ctx(self) -> int | None:
-        return self._n_ctx
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        return HERMES
-
-    def load(self) -> None:
-        """Open the file now. Idempotent; a second caller waits for the first."""
-        self._get()
+    def load(self) -> _Loaded:
+        """Open the file, unless it is open. A second caller waits for the first."""
+        with self._lock:
+            if self._state is None:
+                vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
+                template = ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
+                self._state = _Loaded(vocab, template)
+            return self._state
 
     def close(self) -> None:
         """Free the vocabulary; the next call would open the file again. No other method may be
@@ -100,21 +86,6 @@ class PromptSource:
         if state is not None:
             state.vocab.close()
 
-    def _get(self) -> _Loaded:
-        state = self._state
-        if state is not None:
-            return state
-        with self._lock:
-            if self._state is None:
-                vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
-                template = ChatTemplate.of(
-                    vocab,
-                    self._template or vocab.chat_template,
-                    parse_special_in_content=self._parse_special_in_content,
-                )
-                self._state = _Loaded(vocab, template)
-            return self._state
-
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -124,10 +95,7 @@ class PromptSource:
         reserved = sorted(_RESERVED & template_kwargs.keys())
         if reserved:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
-        state = self._get()
-        if self._root is None or self._book is None:
-            conversation = state.template.conversation(messages, tools=tools, **template_kwargs)
-            return Prompt.of(conversation.tokenize(state.vocab, state.template.render_conversation(conversation)))
+        state = self.load()
         ids = transcript_prompt(
             state.template,
             state.vocab,
@@ -142,31 +110,26 @@ class PromptSource:
 
     @property
     def may_wait(self) -> bool:
-        return self._book is not None and self._book.has_store
+        return self._book.has_store
 
-    def prompt_key(self, prompt: Prompt) -> ChainKey | None:
-        return None if self._root is None or self._book is None else prompt_key(self._root, prompt.tokens)
+    def recorder(self, prompt: Prompt) -> Record:
+        parent, piece = prompt_key(self._root, prompt.tokens), self.load().vocab.piece
 
-    def remember(self, parent: ChainKey, reply_ids: Sequence[int], text: str) -> None:
-        if self._root is None or self._book is None:
-            return
-        block = transcript_of(self._root, parent, reply_ids, text, self._get().vocab.piece, self.tool_format)
-        if block is not None:
-            self._book.record(block)
+        def record(reply: Completion) -> None:
+            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, self.tool_format)
+            if block is not None:
+                self._book.record(block)
+
+        return record
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self._get().vocab.tokenize(text, add_special=add_special, parse_special=True)
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token, b"" for a control token."""
-        self.check_tokens((token,))
-        return self._get().vocab.piece(token)
+        return self.load().vocab.tokenize(text, add_special=add_special, parse_special=True)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return self._get().vocab.detokenize(ids)
+        return self.load().vocab.detokenize(ids)
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
-        n_vocab = self._get().vocab.n_vocab
+        n_vocab = self.load().vocab.n_vocab
         if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
             wrong = next(token for token in ids if not 0 <= token < n_vocab)
             raise InvalidParameter(

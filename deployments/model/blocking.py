@@ -46,11 +46,8 @@ def _streaming(
 
 
 class RemoteModel:
-    """Blocking client of one model deployment, for Ray jobs and tasks. Any thread. Not for use on
-    an event loop.
-
-    `timeout_s` bounds how long a call waits for its first answer, see `ModelClient`. Several
-    clients may share one `loop`.
+    """Blocking client of one model deployment. Any thread, but not on an event loop. `timeout_s` is
+    `ModelClient`'s; several clients may share one `loop`.
     """
 
     def __init__(

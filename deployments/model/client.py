@@ -14,25 +14,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cache_store import CachedPrefix, StoreStats
 from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
+from deployments.model.replica import ModelReplica
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
-from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
 
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _of_one(
+    method: Callable[Concatenate[ModelReplica, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[ModelClient, P], Coroutine[Any, Any, T]]:
+    """What some replica answers: a call that changes nothing, hence may be made again."""
+
+    @wraps(method)
+    async def call(self: ModelClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: T = await self._call(method.__name__, *args, **kwargs)
+        return answer
+
+    return call
+
+
+def _of_all(
+    method: Callable[Concatenate[ModelReplica, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[ModelClient, P], Coroutine[Any, Any, list[T]]]:
+    """What every running replica answers, in a list."""
+
+    @wraps(method)
+    async def call(self: ModelClient, /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        return await self._broadcast(method.__name__, *args, **kwargs)
+
+    return call
 
 
 class ModelClient:
@@ -77,7 +105,7 @@ class ModelClient:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
         cancels the request."""
-        run = FailoverCall(request, self._failover, timeout_s=self._timeout_s)
+        run = FailoverCall(request, self._attempts())
         error: ErllamaError | None = None
         while True:
             try:
@@ -95,12 +123,9 @@ class ModelClient:
             except TimeoutError:
                 error = error or _unanswered()
             assert error is not None
-            wait_s = run.attempts.failed(error) if self._closing is None else None
-            if wait_s is None:
+            if self._closing is not None or not await _goes_on(run.attempts, request.request_id, error):
                 yield [Failed(self._closing or error)]
                 return
-            log_failover(request.request_id, error, wait_s)
-            await asyncio.sleep(wait_s)
 
     def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
         """The events of a request given by token ids and parameters. Closing the generator cancels
@@ -114,8 +139,10 @@ class ModelClient:
         async with aclosing(self.infer(tokens, **params)) as events:
             async for event in events:
                 whole = parts.add(event)
+                if isinstance(whole, Failed):
+                    raise whole.error
                 if whole is not None:
-                    return unwrap(whole)
+                    return whole
         raise AssertionError("a request ended without Done or Failed")
 
     async def prefill_only(
@@ -136,68 +163,28 @@ class ModelClient:
         with that replica."""
         return self._singly(self._session_events(session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
 
-    async def end_session(self, session_id: str) -> None:
-        await self._broadcast("end_session", session_id)
+    cancel = _of_all(ModelReplica.cancel)
+    end_session = _of_all(ModelReplica.end_session)
+    reset_session = _of_all(ModelReplica.reset_session)
+    evict = _of_all(ModelReplica.evict)
+    status = _of_all(ModelReplica.status)
+    stats = _of_all(ModelReplica.stats)
+    store_stats = _of_all(ModelReplica.store_stats)
+    unload_adapter = _of_all(ModelReplica.unload_adapter)
+    set_adapter_scale = _of_all(ModelReplica.set_adapter_scale)
 
-    async def reset_session(self, session_id: str) -> None:
-        await self._broadcast("reset_session", session_id)
-
-    async def evict(self) -> list[EvictResult]:
-        """Save and release the context of every running replica."""
-        return await self._broadcast("evict")
-
-    async def store_stats(self) -> list[StoreStats | None]:
-        """One snapshot per running replica; None without a store."""
-        return await self._broadcast("store_stats")
-
-    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """Stored prefixes, as one replica knows them."""
-        return await self._call("list_cached_prefixes", limit)  # type: ignore[no-any-return]
-
-    async def cancel(self, ref: str) -> None:
-        """Cancel by request id, whichever replica runs it. Idempotent."""
-        await self._broadcast("cancel", ref)
-
-    async def tokenize(self, text: str) -> list[int]:
-        return await self._call("tokenize", text)  # type: ignore[no-any-return]
-
-    async def detokenize(self, tokens: Sequence[int]) -> str:
-        return await self._call("detokenize", list(tokens))  # type: ignore[no-any-return]
-
-    async def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[int]:
-        return await self._call("apply_chat_template", list(messages), system, tools)  # type: ignore[no-any-return]
-
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        return await self._call("embed", inputs)  # type: ignore[no-any-return]
+    tokenize = _of_one(ModelReplica.tokenize)
+    detokenize = _of_one(ModelReplica.detokenize)
+    apply_chat_template = _of_one(ModelReplica.apply_chat_template)
+    embed = _of_one(ModelReplica.embed)
+    model_info = _of_one(ModelReplica.model_info)
+    list_cached_prefixes = _of_one(ModelReplica.list_cached_prefixes)
+    list_adapters = _of_one(ModelReplica.list_adapters)
 
     async def load_adapter(self, path: str) -> str:
         """Load on every running replica; returns the handle, which is the same everywhere."""
-        return (await self._broadcast("load_adapter", path))[0]  # type: ignore[no-any-return]
-
-    async def unload_adapter(self, handle: str) -> None:
-        await self._broadcast("unload_adapter", handle)
-
-    async def set_adapter_scale(self, handle: str, scale: float) -> None:
-        await self._broadcast("set_adapter_scale", handle, scale)
-
-    async def list_adapters(self) -> tuple[AdapterInfo, ...]:
-        return await self._call("list_adapters")  # type: ignore[no-any-return]
-
-    async def model_info(self) -> ModelInfo:
-        return await self._call("model_info")  # type: ignore[no-any-return]
-
-    async def status(self) -> list[ModelStatus]:
-        """One status per running replica."""
-        return await self._broadcast("status")
-
-    async def stats(self) -> list[EngineStats]:
-        """One snapshot per running replica."""
-        return await self._broadcast("stats")
+        handles: list[str] = await self._broadcast("load_adapter", path)
+        return handles[0]
 
     async def ready(self) -> bool | None:
         """Whether a replica answers. None: none runs, and asking must not wake a model that is
@@ -225,8 +212,11 @@ class ModelClient:
                 for event in events:
                     yield event
 
+    def _attempts(self) -> Attempts:
+        return Attempts(self._failover, timeout_s=self._timeout_s)
+
     async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
-        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
+        attempts = self._attempts()
         try:
             async with aclosing(self._events(attempts, "continue_", *args)) as lists:
                 async for events in lists:
@@ -260,27 +250,23 @@ class ModelClient:
         if not ended:
             raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
 
-    async def _call(self, method: str, *args: Any) -> Any:
-        """A call that changes nothing, hence may be made again."""
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
-        attempts = Attempts(self._failover, timeout_s=self._timeout_s)
+        attempts = self._attempts()
         while True:
             try:
                 async with asyncio.timeout(attempts.left_s):
-                    return await self._attempt(method, *args)
+                    return await self._attempt(method, *args, **kwargs)
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
-                wait_s = attempts.failed(failed)
-                if wait_s is None:
-                    raise
                 error = failed
-                log_failover(method, error, wait_s)
-            await asyncio.sleep(wait_s)
+                if not await _goes_on(attempts, method, failed):
+                    raise
 
-    async def _attempt(self, method: str, *args: Any) -> Any:
+    async def _attempt(self, method: str, *args: Any, **kwargs: Any) -> Any:
         with mapped_errors():
-            response: Any = getattr(self._unary, method).remote(*args)
+            response: Any = getattr(self._unary, method).remote(*args, **kwargs)
             try:
                 return await response
             # nobody waits any more: a call that Serve still holds must not be made later
@@ -288,22 +274,20 @@ class ModelClient:
                 response.cancel()
                 raise
 
-    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
+    async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         with mapped_errors():
-            return list(await self._unary.broadcast(method, *args).results_async())
+            return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
 
 
 def _unanswered() -> ModelUnavailable:
     return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)
 
 
-def log_failover(request_id: str, error: ErllamaError, wait_s: float) -> None:
-    """A call goes on elsewhere."""
-    log.warning("event=failover request_id=%s wait_s=%.2f error=%s", request_id, wait_s, error.message)
-
-
-def unwrap(result: Completion | Failed) -> Completion:
-    """The reply, or the error that ended it, raised."""
-    if isinstance(result, Failed):
-        raise result.error
-    return result
+async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:
+    """Whether there is another attempt after `error`; it may then begin at once."""
+    wait_s = attempts.failed(error)
+    if wait_s is None:
+        return False
+    log.warning("event=failover request_id=%s wait_s=%.2f error=%s", name, wait_s, error.message)
+    await asyncio.sleep(wait_s)
+    return True

@@ -12,7 +12,7 @@ import weakref
 from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
 from deployments.memory.service import replica_location
 from deployments.memory.sources import make_sources
-from deployments.model.drain import DrainWatch
+from deployments.model.drain import watch_drain
 from deployments.model.replica import ModelReplica
 from deployments.serve_log import share_serve_log
 from erllama.cache.policy import CachePolicy
@@ -57,7 +57,7 @@ class Replica(ModelReplica):
         register = getattr(threading, "_register_atexit", atexit.register)
         register(_close, weakref.ref(self))
         reference = weakref.ref(self)
-        self._watch = DrainWatch(lambda: _drain(reference, spec.drain_s))
+        watch_drain(lambda: _drain(reference, spec.drain_s))
 
     async def check_health(self) -> None:
         """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three

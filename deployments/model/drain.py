@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import ray
@@ -25,18 +26,13 @@ log = logging.getLogger(__name__)
 PERIOD_S = 0.5
 
 
-def serve_replica() -> object | None:
-    """Serve's own object of the replica that this process is; None outside of one, or when Ray has
-    changed."""
+def serve_is_stopping() -> bool:
+    """Whether Serve has begun to stop the replica that this process is; False outside of one, or
+    when Ray has changed."""
     worker = ray._private.worker.global_worker
     actor = getattr(worker, "actors", {}).get(getattr(worker, "actor_id", None))
-    replica: object | None = getattr(actor, "_replica_impl", None)
-    return replica
-
-
-def serve_is_stopping() -> bool:
-    """Whether Serve has begun to stop the replica that this process is."""
-    return bool(getattr(serve_replica(), "_shutting_down", False))
+    replica = getattr(actor, "_replica_impl", None)  # Serve's own object
+    return bool(getattr(replica, "_shutting_down", False))
 
 
 def app_is_deleted() -> bool:
@@ -51,26 +47,17 @@ def app_is_deleted() -> bool:
     return application is None or application.status == ApplicationStatus.DELETING
 
 
-class DrainWatch:
-    """Calls `on_drain` once, on a thread of its own, when `is_stopping` first says so; never when
-    it is closed before."""
+def watch_drain(on_drain: Callable[[], None], is_stopping: Callable[[], bool] = serve_is_stopping) -> threading.Thread:
+    """Calls `on_drain` once, on the thread that is returned, when `is_stopping` first says so."""
 
-    def __init__(self, on_drain: Callable[[], None], is_stopping: Callable[[], bool] = serve_is_stopping) -> None:
-        self._on_drain = on_drain
-        self._is_stopping = is_stopping
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="erllama-drain", daemon=True)
-        self._thread.start()
+    def watch() -> None:
+        while not is_stopping():
+            time.sleep(PERIOD_S)
+        try:
+            on_drain()
+        except Exception:  # Serve's own stop goes on; what was not saved is computed again
+            log.exception("drain failed")
 
-    def close(self) -> None:
-        """Stop watching. Idempotent; a drain that has begun goes on."""
-        self._closed.set()
-
-    def _run(self) -> None:
-        while not self._closed.wait(PERIOD_S):
-            if self._is_stopping():
-                try:
-                    self._on_drain()
-                except Exception:  # Serve's own stop goes on; what was not saved is computed again
-                    log.exception("drain failed")
-                return
+    thread = threading.Thread(target=watch, name="erllama-drain", daemon=True)
+    thread.start()
+    return thread

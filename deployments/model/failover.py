@@ -46,36 +46,32 @@ class Attempts:
     ) -> None:
         self.number = 1
         self._limits = limits
-        self._clock = clock
-        self._timeout_s = timeout_s  # until the first answer has come
-        self._started_at = clock()
+        self.clock = clock
+        # times of the clock: when an answer is due at the latest, and from when on all is well again
+        self._due = math.inf if timeout_s is None else clock() + timeout_s * 1e9
+        self._recovered_at = math.inf
+        self._failing = False
         self._n_failed = 0
         self._n_aborted = 0
-        self._failing_since: int | None = None
-        self._failed_over_at: int | None = None
 
     def progressed(self) -> None:
         """The current attempt has answered."""
-        self._timeout_s = None
-        if self._failing_since is not None:
-            self._failing_since, self._failed_over_at = None, self._clock()
+        self._due = math.inf
+        if self._failing:
+            self._failing, self._recovered_at = False, self.clock() + self._limits.timeout_s * 1e9
 
     def failed(self, error: ErllamaError) -> float | None:
         """The current attempt has ended with `error`: seconds to wait before the next one, None
         when the error is final."""
-        now = self._clock()
-        if (
-            self._failed_over_at is not None
-            and self._failing_since is None
-            and now - self._failed_over_at >= self._limits.timeout_s * 1e9
-        ):
+        now = self.clock()
+        if not self._failing and now >= self._recovered_at:
             self._n_failed = 0
         # who was let in once has had its turn in the queue: the next replica's queue may be full
         # for the moment
         if not (error.resumable or (self.number > 1 and isinstance(error, QueueFull))):
             return None
-        if self._failing_since is None:
-            self._failing_since = now
+        if not self._failing:
+            self._failing, self._due = True, min(self._due, now + self._limits.timeout_s * 1e9)
         self._n_failed += 1
         if isinstance(error, DecodeAborted):
             self._n_aborted += 1
@@ -84,7 +80,7 @@ class Attempts:
         wait_s = (
             0.0 if self._n_failed == 1 else min(_MAX_BACKOFF_S, self._limits.backoff_s * 2.0 ** (self._n_failed - 2))
         )
-        if self._n_failed >= self._limits.max_attempts or wait_s >= self._left_s(now):
+        if self._n_failed >= self._limits.max_attempts or now + wait_s * 1e9 >= self._due:
             return None
         self.number += 1
         return wait_s
@@ -92,36 +88,19 @@ class Attempts:
     @property
     def left_s(self) -> float | None:
         """How long the current attempt may take to its next answer; None: as long as it likes."""
-        left_s = self._left_s(self._clock())
-        return None if left_s == math.inf else max(0.0, left_s)
-
-    def _left_s(self, now: int) -> float:
-        """Seconds to the nearer bound, that of a failover or that of the first answer."""
-        bounds = ((self._failing_since, self._limits.timeout_s), (self._started_at, self._timeout_s))
-        return min(
-            (span - (now - since) / 1e9 for since, span in bounds if since is not None and span is not None),
-            default=math.inf,
-        )
+        return None if self._due == math.inf else max(0.0, (self._due - self.clock()) / 1e9)
 
 
 class FailoverCall:
     """One request over all its attempts: what has been delivered, and what to send next."""
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        limits: FailoverPolicy,
-        clock: Clock = time.monotonic_ns,
-        *,
-        timeout_s: float | None = None,
-    ) -> None:
+    def __init__(self, request: GenerationRequest, attempts: Attempts) -> None:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
-        self.attempts = Attempts(limits, clock, timeout_s=timeout_s)
+        self.attempts = attempts
         self._request = request
         self._ids: list[int] = []
-        self._clock = clock
-        self._started_at = clock()
+        self._started_at = attempts.clock()
         self._first_token_at: int | None = None
 
     @property
@@ -147,7 +126,7 @@ class FailoverCall:
         if events:
             self.attempts.progressed()
             if self._first_token_at is None:
-                self._first_token_at = self._clock()
+                self._first_token_at = self.attempts.clock()
         return events, last.error if isinstance(last, Failed) else None
 
     def _whole(self, stats: RequestStats) -> RequestStats:
@@ -155,7 +134,7 @@ class FailoverCall:
         caller has lived, failovers included."""
         if self.attempts.number == 1:
             return stats
-        now = self._clock()
+        now = self.attempts.clock()
         first = now if self._first_token_at is None else self._first_token_at
         return replace(
             stats, queue_ms=0.0, prefill_ms=(first - self._started_at) / 1e6, generation_ms=(now - first) / 1e6

@@ -12,20 +12,12 @@ import weakref
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from erllama.errors import EngineStopped
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The last of a stream: None, or what the stream raised."""
-
-    error: BaseException | None
 
 
 class LoopThread:
@@ -59,29 +51,26 @@ class LoopThread:
     def stream(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """The items, read by one task as they come. Closing the generator ends that task and waits
         until it has closed `items`."""
-        arrived: SimpleQueue[T | _End] = SimpleQueue()
+        arrived: SimpleQueue[Any] = SimpleQueue()  # the items, and at last the task
         task = self.run(_started(items, arrived))
-        end: _End | None = None
+        ended = False
         try:
-            while end is None:
+            while not ended:
                 item = arrived.get()
-                if isinstance(item, _End):
-                    end = item
-                else:
+                ended = item is task
+                if not ended:
                     yield item
         finally:
-            if end is None:
-                self._cancel(task)
+            if not ended:
+                with suppress(RuntimeError):  # the loop has ended, and the task with it
+                    self._loop.call_soon_threadsafe(task.cancel)
                 # Garbage collection closes a forgotten generator on any thread: the loop's own must
                 # not wait for itself.
-                while threading.current_thread() is not self._thread and not isinstance(arrived.get(), _End):
+                while threading.current_thread() is not self._thread and arrived.get() is not task:
                     pass
-        if end.error is not None:
-            raise end.error
-
-    def _cancel(self, task: asyncio.Task[None]) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and the task with it
-            self._loop.call_soon_threadsafe(task.cancel)
+        if task.cancelled():
+            raise _closed()
+        task.result()
 
     def close(self) -> None:
         """Cancel what runs and end the thread. Idempotent."""
@@ -101,19 +90,15 @@ def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         loop.call_soon_threadsafe(stop.set)
 
 
-async def _started(items: AsyncGenerator[T, None], arrived: SimpleQueue[T | _End]) -> asyncio.Task[None]:
-    """A task that reads `items` into `arrived`; `_End` is put there whatever ends it, even before
-    its first step."""
-
-    def ended(task: asyncio.Task[None]) -> None:
-        arrived.put(_End(_closed() if task.cancelled() else task.exception()))
-
-    task = asyncio.get_running_loop().create_task(_read(items, arrived))
-    task.add_done_callback(ended)
+async def _started(items: AsyncGenerator[T, None], arrived: SimpleQueue[Any]) -> asyncio.Task[None]:
+    """A task that reads `items` into `arrived`, where it is put itself whatever ends it, even
+    before its first step."""
+    task = asyncio.create_task(_read(items, arrived))
+    task.add_done_callback(arrived.put)
     return task
 
 
-async def _read(items: AsyncGenerator[T, None], arrived: SimpleQueue[T | _End]) -> None:
+async def _read(items: AsyncGenerator[T, None], arrived: SimpleQueue[Any]) -> None:
     async with aclosing(items):
         async for item in items:
             arrived.put(item)

@@ -45,16 +45,12 @@ def mapped_errors() -> Iterator[None]:
     passes through."""
     try:
         yield
-    except ErllamaError as error:
+    except (ErllamaError, RayTaskError) as error:
         cause = getattr(error, "cause", None)  # RayTaskError inherits from its cause's class; the original is cleaner
         if isinstance(cause, ErllamaError):
             raise cause from None
-        raise
-    except RayTaskError as error:
-        if isinstance(error.cause, ErllamaError):
-            raise error.cause from None
-        if isinstance(error.cause, asyncio.CancelledError):
-            raise _gone(error.cause) from None
+        if isinstance(cause, asyncio.CancelledError):
+            raise _gone(cause) from None
         raise
     except BackPressureError as error:
         raise QueueFull(str(error), retry_after_s=1) from None

@@ -21,7 +21,6 @@ from deployments.config import ModelSpec, RoutingSpec
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
 from deployments.memory.replica import ReplicaMemory
 from deployments.memory.sources import MemorySource
-from deployments.model.mailbox import Mailbox
 from deployments.routing.stats import RoutingStats
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -48,6 +47,14 @@ def stuck_after_s(decode_budget_s: float) -> float:
     return 2 * decode_budget_s + _STUCK_MARGIN_S if decode_budget_s else _STUCK_WITHOUT_BUDGET_S
 
 
+async def gathered(mailbox: asyncio.Queue[Event]) -> list[Event]:
+    """Everything that has come since the last call, at least one event. One reader at a time."""
+    events = [await mailbox.get()]
+    while not mailbox.empty():
+        events.append(mailbox.get_nowait())
+    return events
+
+
 class ModelReplica:
     """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among
     live requests."""
@@ -67,7 +74,7 @@ class ModelReplica:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
         None: no router wants to know."""
         self._spec = spec
-        self._mail: dict[str, Mailbox] = {}
+        self._mail: dict[str, asyncio.Queue[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
@@ -105,7 +112,7 @@ class ModelReplica:
         """
         self._loop = asyncio.get_running_loop()
         request_id = request.request_id
-        mailbox = Mailbox()
+        mailbox: asyncio.Queue[Event] = asyncio.Queue()
         try:
             if self._draining:
                 raise EngineStopped("this replica is going away", retry_after_s=1)
@@ -131,7 +138,7 @@ class ModelReplica:
         ended = False
         try:
             while not ended:
-                events = await mailbox.take()
+                events = await gathered(mailbox)
                 ended = isinstance(events[-1], Done | Failed)
                 yield merge_events(events)
         finally:
@@ -283,6 +290,6 @@ class ModelReplica:
             mailbox = self._mail.get(request_id)
             if mailbox is None:
                 continue
-            mailbox.put(event)
+            mailbox.put_nowait(event)
             if isinstance(event, Done | Failed):
                 del self._mail[request_id]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from erllama.errors import InvalidParameter
 
-MAX_GRAMMAR_BYTES = 64 * 1024  # of GBNF or a regular expression
+MAX_GRAMMAR_BYTES = 64 * 1024  # of GBNF, Lark or a regular expression
 MAX_SCHEMA_BYTES = 256 * 1024  # of JSON Schema
 
 
@@ -21,17 +21,13 @@ class ConstraintKind(StrEnum):
     """The language of a constraint's text. `lark` is llguidance's dialect, with a rule `start`."""
 
     GBNF = "gbnf"
-    JSON_SCHEMA = "json_schema"
     REGEX = "regex"
+    JSON_SCHEMA = "json_schema"
     LARK = "lark"
 
 
-_MAX_BYTES = {
-    ConstraintKind.GBNF: MAX_GRAMMAR_BYTES,
-    ConstraintKind.REGEX: MAX_GRAMMAR_BYTES,
-    ConstraintKind.JSON_SCHEMA: MAX_SCHEMA_BYTES,
-    ConstraintKind.LARK: MAX_GRAMMAR_BYTES,
-}
+class RefusedText(Exception):
+    """A grammar or a schema that cannot be followed; the message is a reason for its author."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +46,10 @@ class Constraint:
     parts: tuple[tuple[str, Constraint], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in _MAX_BYTES:
+        if self.kind not in tuple(ConstraintKind):
+            kinds = ", ".join(ConstraintKind)
             raise InvalidParameter(
-                f"the kind of a constraint is one of {', '.join(_MAX_BYTES)}, got {self.kind!r:.40}", param=self.param
+                f"the kind of a constraint is one of {kinds}, got {self.kind!r:.40}", param=self.param
             )
         if self.parts and (
             self.kind != ConstraintKind.LARK or any(part.kind == ConstraintKind.LARK for _, part in self.parts)
@@ -68,8 +65,9 @@ class Constraint:
             n_bytes = len(self.text.encode())
         except UnicodeEncodeError:
             raise self.refusal("it contains a lone surrogate") from None
-        if n_bytes > _MAX_BYTES[self.kind]:
-            raise self.refusal(f"it has {n_bytes} bytes, at most {_MAX_BYTES[self.kind]}")
+        most = MAX_SCHEMA_BYTES if self.kind == ConstraintKind.JSON_SCHEMA else MAX_GRAMMAR_BYTES
+        if n_bytes > most:
+            raise self.refusal(f"it has {n_bytes} bytes, at most {most}")
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any], param: str) -> Self:

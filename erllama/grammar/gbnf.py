@@ -1,302 +1,307 @@
-"""GBNF, the grammar language of llama.cpp, as rules of literals, classes, tokens and references.
+"""GBNF, the grammar language of llama.cpp, as Lark for llguidance.
 
-Escapes, repetitions and white space follow `llama_grammar_parser` of llama.cpp. Pure; errors are
-`MalformedGrammar`.
+Escapes, repetitions and white space follow `llama_grammar_parser` of llama.cpp.
+
+A rule that is regular (it refers to no recursive rule and to no token) becomes a Lark terminal, so
+that it is matched as one regular expression, as precisely as llama.cpp matches it character by
+character. The other rules stay rules; the regular parts between their references become terminals.
+A terminal inside a recursive rule takes the longest text that it matches.
+
+llguidance ships a converter of its own; it renames rules so that they may collide, knows neither
+token references nor `\\U` escapes, and leaves regular rules apart, whose longest matches then
+exclude sentences of the grammar.
+
+Pure; errors are `RefusedText`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain, count, groupby
+
+from erllama.grammar.constraint import RefusedText
 
 MAX_NESTING = 100  # of parentheses
 MAX_REPETITIONS = 2000
-_NAME = re.compile(r"[A-Za-z0-9-]+")
-_DIGITS = re.compile(r"[0-9]+")
-_HEX = re.compile(r"[0-9a-fA-F]*")
+MAX_RULES = 10_000  # groups among them: llguidance recurses no deeper (`compile_lark` has the stack)
+# terminals in one regular expression, unless the whole text has more: compiling takes time
+# quadratic in them
+_MAX_EXPRESSION = 4000
+
+_TOKENS = re.compile(
+    r"""
+      (?P<blank>[ \t]+|\#[^\r\n]*)
+    | (?P<line>[\r\n]+)
+    | (?P<head>[A-Za-z0-9-]+[ \t]*::=)
+    | (?P<rule>[A-Za-z0-9-]+)
+    | (?P<literal>"(?:[^"\\]|\\.)*")
+    | (?P<class>\[(?:[^\]\\]|\\.)*\])
+    | (?P<unclosed>["\[].*)
+    | (?P<tokens>!?<(?:\[[0-9]+\]|(?!\[)[^>]*)>)
+    | (?P<any>\.)
+    | (?P<open>\()
+    | (?P<or>\|)
+    | (?P<close>\))
+    | (?P<bounds>[*+?]|\{[0-9, \t\r\n]*\}?)
+    | (?P<other>.)
+    | (?P<end>\Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_EXPECTED = {"!": "expected '<' after '!'", "<": "expected '>' after the id or the text of a token"}
+_CHAR = r"\\(?:x[0-9a-fA-F]{0,2}|u[0-9a-fA-F]{0,4}|U[0-9a-fA-F]{0,8}|.)|[^\\]"
+_CHARS = re.compile(_CHAR, re.DOTALL)
+_RANGES = re.compile(f"({_CHAR})(?:-({_CHAR}))?", re.DOTALL)
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _PLAIN_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-"}
 
-TokenId = Callable[[str], int]
-"""The id of a token reference, `<[id]>` or `<text>` with its brackets. Raises `MalformedGrammar` for
-one that the vocabulary lacks.
-"""
-
-
-class MalformedGrammar(Exception):
-    """A grammar that is refused; the message is a reason for its author."""
-
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A literal or a character class, as a Lark terminal."""
+class _Item:
+    """`text` is the name of a rule, a Lark terminal or tokens by id as Lark writes them, as `kind`
+    says: "rule", "terminal", "tokens". `bounds` are those of its repetition.
+    """
 
-    lark: str
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A reference to tokens by id, as Lark writes it; allowed in rules only."""
-
-    lark: str
+    kind: str
+    text: str
+    bounds: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    name: str
+_Alternates = list[list[_Item]]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    alternates: list[list[Item]]
+def gbnf_to_lark(text: str, token_id: Callable[[str], int], start: str = "start") -> str:
+    """Lark rules of which `start` derives what the rule `root` of `text` derives. All other names
+    begin with `start`, too. `token_id` gives the id of a reference, `<[id]>` or `<text>` with its
+    brackets.
+
+    Raises `RefusedText`, with a line number where there is one.
+    """
+    reader = _Reader(token_id)
+    for match in _TOKENS.finditer(text):
+        try:
+            reader.take(match.lastgroup or "", match.group())
+        except RefusedText as error:
+            raise RefusedText(f"{error} (line {text.count(chr(10), 0, match.start()) + 1})") from None
+    rules = reader.rules
+    if "root" not in rules:
+        raise RefusedText('it has no rule named "root"')
+    if len(rules) > MAX_RULES:
+        raise RefusedText(f"its rules and the groups in them are more than {MAX_RULES}")
+    return _Writer(rules, start).write()
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    item: Item
-    least: int
-    most: int | None
+class _Reader:
+    """Makes rules of tokens in one pass. A group is a rule, too, whose name no author can write."""
 
-
-Item = Text | Token | Ref | Group | Repeat
-Symbols = list[Item]
-
-
-@dataclass(slots=True)
-class Rule:
-    """`depth` counts the parentheses around its innermost item."""
-
-    alternates: list[Symbols] = field(default_factory=list)
-    depth: int = 0
-
-
-class GbnfParser:
-    """GBNF to rules by name, following llama_grammar_parser statement by statement."""
-
-    def __init__(self, text: str, token_id: TokenId) -> None:
-        self._text = text
+    def __init__(self, token_id: Callable[[str], int]) -> None:
+        self.rules: dict[str, _Alternates] = {}
         self._token_id = token_id
-        self._at = 0
-        self._rules: dict[str, Rule] = {}
-        self._rule = Rule()  # the one that is being parsed
-        self._used: dict[str, None] = {}
+        self._numbers = count()
+        self._name = ""  # of the rule that is being read
+        self._open: list[_Alternates] = []  # what there is of it, and of the groups around the place
+        self._before = ""  # the kind of the token before this
 
-    def parse(self) -> dict[str, Rule]:
-        self._skip_space(newlines=True)
-        while self._at < len(self._text):
-            self._parse_rule()
-        if "root" not in self._rules:
-            raise MalformedGrammar('it has no rule named "root"')
-        missing = next((name for name in self._used if name not in self._rules), None)
-        if missing is not None:
-            raise MalformedGrammar(f'rule "{missing}" is used but not defined')
-        return self._rules
+    def take(self, kind: str, text: str) -> None:
+        match kind:
+            case "blank":
+                return
+            case "line" if len(self._open) != 1 or self._before in ("head", "or"):
+                return
+            case "line" | "end" if len(self._open) == 1:
+                self.rules[self._name] = self._iterated(self._closed())
+            case "end" if not self._open:
+                return
+            case "head" if not self._open:
+                self._name = text[:-3].rstrip()
+                self._open.append([[]])
+            case _ if not self._open:
+                raise RefusedText("expected '::='" if kind == "rule" else "expected a rule name")
+            case "or":
+                self._open[-1].append([])
+            case "open":
+                if len(self._open) > MAX_NESTING:
+                    raise RefusedText(f"parentheses are nested more than {MAX_NESTING} deep")
+                self._open.append([[]])
+            case "close" if len(self._open) > 1:
+                group = self._group(self._closed())
+                self._open[-1][-1].append(group)
+            case "bounds":
+                self._repeat(_bounds(text))
+            case _:
+                self._open[-1][-1].append(self._item(kind, text))
+        self._before = kind
 
-    # -- lexical
+    def _item(self, kind: str, text: str) -> _Item:
+        match kind:
+            case "rule":
+                return _Item("rule", text)
+            case "literal":
+                return _Item("terminal", _literal(text[1:-1]))
+            case "class":
+                return _Item("terminal", _class(text[1:-1]))
+            case "any":
+                return _Item("terminal", "/(?s:.)/")
+            case "tokens":
+                reference = text.lstrip("!")
+                if reference.startswith("<[") and int(reference[2:-2][:11]) >= 2**31:
+                    raise RefusedText("a token id is too large")
+                return _Item("tokens", f"<[{'^' if text[0] == '!' else ''}{self._token_id(reference)}]>")
+            case "unclosed":
+                _literal(text[1:])  # an escape in it may be the fault
+                raise RefusedText("unexpected end of the grammar")
+        nested = "expected ')'" if len(self._open) > 1 else f"expected a new line, got {text!r}"
+        raise RefusedText(_EXPECTED.get(text, nested))
 
-    def _fail(self, reason: str) -> NoReturn:
-        raise MalformedGrammar(f"{reason} (line {self._text.count(chr(10), 0, self._at) + 1})")
+    def _repeat(self, bounds: str) -> None:
+        sequence = self._open[-1][-1]
+        if not sequence:
+            raise RefusedText("a repetition needs an item before it")
+        once = self._group([[sequence[-1]]]) if sequence[-1].bounds else sequence[-1]
+        sequence[-1] = replace(once, bounds=bounds) if bounds != "{0,0}" else _Item("terminal", '""')
 
-    def _peek(self, offset: int = 0) -> str:
-        at = self._at + offset
-        return self._text[at] if at < len(self._text) else ""
+    def _group(self, alternates: _Alternates) -> _Item:
+        name = f"({next(self._numbers)})"
+        self.rules[name] = alternates
+        return _Item("rule", name)
 
-    def _skip_space(self, *, newlines: bool) -> None:
-        blanks = " \t\r\n" if newlines else " \t"
-        while (char := self._peek()) and (char in blanks or char == "#"):
-            if char != "#":
-                self._at += 1
-                continue
-            while self._peek() not in ("", "\r", "\n"):
-                self._at += 1
-
-    def _take(self, pattern: re.Pattern[str], what: str) -> str:
-        match = pattern.match(self._text, self._at)
-        if match is None:
-            self._fail(f"expected {what}")
-        self._at = match.end()
-        return match.group()
-
-    def _expect(self, token: str) -> None:
-        if not self._text.startswith(token, self._at):
-            self._fail(f"expected {token!r}")
-        self._at += len(token)
-
-    def _take_char(self) -> int:
-        """The code point of one character of a literal or a class, escaped or not."""
-        char = self._peek()
-        if not char:
-            self._fail("unexpected end of the grammar")
-        if char != "\\":
-            self._at += 1
-            return ord(char)
-        escape = self._peek(1)
-        if escape in _HEX_DIGITS:
-            return self._take_hex(escape)
-        if escape not in _PLAIN_ESCAPES:
-            self._fail(f"unknown escape \\{escape}")
-        self._at += 2
-        return ord(_PLAIN_ESCAPES[escape])
-
-    def _take_hex(self, escape: str) -> int:
-        n_digits = _HEX_DIGITS[escape]
-        digits = _HEX.match(self._text, self._at + 2, self._at + 2 + n_digits)
-        if digits is None or len(digits.group()) < n_digits:
-            self._fail(f"expected {n_digits} hexadecimal digits after \\{escape}")
-        code = int(digits.group(), 16)
-        if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-            self._fail(f"\\{escape}{digits.group()} is no character")
-        self._at += 2 + n_digits
-        return code
-
-    # -- rules
-
-    def _parse_rule(self) -> None:
-        name = self._take(_NAME, "a rule name")
-        self._skip_space(newlines=False)
-        self._expect("::=")
-        self._skip_space(newlines=True)
-        self._rule = self._rules[name] = Rule()
-        self._rule.alternates = self._parse_alternates(depth=0)
-        if self._at < len(self._text) and self._peek() not in "\r\n":
-            self._fail(f"expected a new line, got {self._peek()!r}")
-        self._skip_space(newlines=True)
-
-    def _parse_alternates(self, depth: int) -> list[Symbols]:
-        if depth > MAX_NESTING:
-            self._fail(f"parentheses are nested more than {MAX_NESTING} deep")
-        self._rule.depth = max(self._rule.depth, depth)
-        alternates = [self._parse_sequence(depth)]
-        while self._peek() == "|":
-            self._at += 1
-            self._skip_space(newlines=True)
-            alternates.append(self._parse_sequence(depth))
+    def _closed(self) -> _Alternates:
+        """The innermost alternates. A group (perhaps an optional one) that is all there is of one
+        is replaced by its own.
+        """
+        alternates: _Alternates = []
+        for sequence in self._open.pop():
+            match sequence:
+                case [_Item("rule", text=name, bounds="" | "{0,1}" as bounds)] if name.startswith("("):
+                    alternates += self.rules.pop(name)
+                    alternates += [[]] if bounds else []
+                case _:
+                    alternates.append(sequence)
         return alternates
 
-    def _parse_sequence(self, depth: int) -> Symbols:
-        sequence: Symbols = []
-        while char := self._peek():
-            if char in "*+?{":
-                least, most = self._take_bounds(nested=depth > 0)
-                if not sequence:
-                    self._fail("a repetition needs an item before it")
-                sequence[-1] = self._repeat(sequence[-1], least, most)
-                continue
-            item = self._take_item(char, depth)
-            if item is None:
-                break
-            sequence.append(item)
-            self._skip_space(newlines=depth > 0)
-        return sequence
+    def _iterated(self, alternates: _Alternates) -> _Alternates:
+        """A rule that ends with itself (`ws ::= ([ \\t] ws)?`) as a repetition, which is regular."""
+        itself = _Item("rule", self._name)
+        again = [sequence[:-1] for sequence in alternates if len(sequence) > 1 and sequence[-1] == itself]
+        ends = [sequence for sequence in alternates if len(sequence) < 2 or sequence[-1] != itself]
+        if not again or not ends:
+            return alternates
+        return [[replace(self._group(again), bounds="{0,}"), self._group(ends)]]
 
-    def _repeat(self, item: Item, least: int, most: int | None) -> Repeat:
-        nested, n_nested = item, 1
-        while isinstance(nested, Repeat):
-            nested, n_nested = nested.item, n_nested + 1
-        self._rule.depth = max(self._rule.depth, n_nested)
-        return Repeat(item, least, most)
 
-    def _take_item(self, char: str, depth: int) -> Item | None:
-        """The next item; None if what follows is none, i.e. ends the sequence."""
-        match char:
-            case '"':
-                return self._take_literal()
-            case "[":
-                return self._take_class()
-            case "<" | "!":
-                return self._take_token()
-            case ".":
-                self._at += 1
-                return Text("/(?s:.)/")
-            case "(":
-                return self._take_group(depth)
-            case _ if _NAME.match(char):
-                name = self._take(_NAME, "a rule name")
-                self._used[name] = None
-                return Ref(name)
-            case _:
-                return None
+def _bounds(text: str) -> str:
+    """A repetition as Lark writes it."""
+    least, comma, most = {"*": "0,", "+": "1,", "?": "0,1"}.get(text, text.strip("{}")).partition(",")
+    least, most = least.strip(), most.strip()
+    if not least.isdecimal() or not (most or "0").isdecimal():
+        raise RefusedText("expected a number of repetitions")
+    if text[0] == "{" and text[-1] != "}":
+        raise RefusedText("expected '}'")
+    low, high = int(least[:10]), int((most or least)[:10])
+    if max(low, high) > MAX_REPETITIONS:
+        raise RefusedText(f"more than {MAX_REPETITIONS} repetitions")
+    if high < low:
+        raise RefusedText(f"repetition {{{low},{high}}} has its bounds reversed")
+    return f"{{{low},{'' if comma and not most else high}}}"
 
-    def _take_literal(self) -> Item:
-        self._at += 1
-        chars = ""
-        while self._peek() != '"':
-            chars += _escaped(self._take_char())
-        self._at += 1
-        return Text(f"/{chars}/" if chars else '""')
 
-    def _take_class(self) -> Item:
-        negated = self._peek(1) == "^"
-        self._at += 2 if negated else 1
-        if self._peek() == "]":
-            self._fail("a character class is empty")
-        ranges = ""
-        while self._peek() != "]":
-            low = high = self._take_char()
-            if self._peek() == "-" and self._peek(1) != "]":
-                self._at += 1
-                high = self._take_char()
-            if high < low:
-                self._fail("a character range is reversed")
-            ranges += _escaped(low) if low == high else f"{_escaped(low)}-{_escaped(high)}"
-        self._at += 1
-        return Text(f"/[{'^' if negated else ''}{ranges}]/")
+def _literal(chars: str) -> str:
+    return f"/{''.join(_escaped(_code(char)) for char in _CHARS.findall(chars))}/" if chars else '""'
 
-    def _take_token(self) -> Item:
-        """<[id]>, or <text of one token> with its brackets; either negated with "!"."""
-        negated = self._peek() == "!"
-        self._at += negated
-        begin = self._at
-        self._expect("<")
-        if self._peek() == "[":
-            self._at += 1
-            if int(self._take(_DIGITS, "a token id")[:11]) >= 2**31:
-                self._fail("a token id is too large")
-            self._expect("]>")
-        else:
-            self._at = self._text.find(">", self._at) + 1
-            if not self._at:
-                self._at = begin
-                self._fail("expected '>'")
-        token = self._token_id(self._text[begin : self._at])
-        return Token(f"<[{'^' if negated else ''}{token}]>")
 
-    def _take_group(self, depth: int) -> Item:
-        self._at += 1
-        self._skip_space(newlines=True)
-        alternates = self._parse_alternates(depth + 1)
-        self._expect(")")
-        return Group(alternates)
+def _class(chars: str) -> str:
+    caret = "^" if chars.startswith("^") else ""
+    ranges = ""
+    for first, last in _RANGES.findall(chars, len(caret)):
+        low, high = _code(first), _code(last or first)
+        if high < low:
+            raise RefusedText("a character range is reversed")
+        ranges += _escaped(low) if low == high else f"{_escaped(low)}-{_escaped(high)}"
+    if not ranges:
+        raise RefusedText("a character class is empty")
+    return f"/[{caret}{ranges}]/"
 
-    def _take_bounds(self, *, nested: bool) -> tuple[int, int | None]:
-        char = self._peek()
-        self._at += 1
-        self._skip_space(newlines=nested)
-        if char != "{":
-            return {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
-        least = self._take_count(nested=nested)
-        most: int | None = least
-        if self._peek() == ",":
-            self._at += 1
-            self._skip_space(newlines=nested)
-            most = self._take_count(nested=nested) if _DIGITS.match(self._peek()) else None
-        self._expect("}")
-        self._skip_space(newlines=nested)
-        if most is not None and most < least:
-            self._fail(f"repetition {{{least},{most}}} has its bounds reversed")
-        return least, most
 
-    def _take_count(self, *, nested: bool) -> int:
-        count = int(self._take(_DIGITS, "a number of repetitions")[:10])
-        if count > MAX_REPETITIONS:
-            self._fail(f"more than {MAX_REPETITIONS} repetitions")
-        self._skip_space(newlines=nested)
-        return count
+def _code(char: str) -> int:
+    """The code point of one character of a literal or a class, escaped or not."""
+    if not char.startswith("\\"):
+        return ord(char)
+    escape, digits = char[1], char[2:]
+    if escape in _PLAIN_ESCAPES:
+        return ord(_PLAIN_ESCAPES[escape])
+    n_digits = _HEX_DIGITS.get(escape)
+    if n_digits is None:
+        raise RefusedText(f"unknown escape {char}")
+    if len(digits) < n_digits:
+        raise RefusedText(f"expected {n_digits} hexadecimal digits after \\{escape}")
+    code = int(digits, 16)
+    if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+        raise RefusedText(f"{char} is no character")
+    return code
 
 
 def _escaped(code: int) -> str:
     """A character in a regular expression, inside a class or outside."""
     char = chr(code)
     return char if char.isascii() and char.isalnum() else f"\\x{{{code:x}}}"
+
+
+class _Writer:
+    """Rules as Lark. Names are numbered, since Lark's decide by their case whether a rule is a
+    terminal. Groups have names, too: llguidance's parser takes some thirty nested parentheses.
+    """
+
+    def __init__(self, rules: dict[str, _Alternates], start: str) -> None:
+        self._rules = rules
+        self._start = start
+        self._regular = _regular_rules(rules)
+        self._names = {name: f"{start}_{number}" for number, name in enumerate(rules)}
+        self._names |= {name: self._names[name].upper() for name in self._regular}
+        self._terminals: dict[str, str] = {}  # the body of a terminal of our own -> its name
+
+    def write(self) -> str:
+        lines = [f"{self._start}: {self._names['root']}"]
+        for name, alternates in self._rules.items():
+            sequence = self._plain if name in self._regular else self._mixed
+            lines.append(f"{self._names[name]}: {' | '.join(map(sequence, alternates))}")
+        lines += [f"{name}: {body}" for body, name in self._terminals.items()]
+        return "\n".join(lines) + "\n"
+
+    def _plain(self, items: Iterable[_Item]) -> str:
+        return " ".join(self._names.get(item.text, item.text) + item.bounds for item in items) or '""'
+
+    def _mixed(self, sequence: list[_Item]) -> str:
+        """A sequence of a recursive rule: regular items in a row become one terminal."""
+        parts: list[str] = []
+        for regular, items in groupby(sequence, lambda i: i.text in self._regular or i.kind == "terminal"):
+            body = self._plain(items)
+            own = f"{self._start}_own{len(self._terminals)}".upper()
+            parts.append(self._terminals.setdefault(body, own) if regular else body)
+        return " ".join(parts) or '""'
+
+
+def _regular_rules(rules: dict[str, _Alternates]) -> dict[str, int]:
+    """The rules that a finite automaton can match, and how many terminals each is.
+
+    One whose expression would be huge (30 rules that each double the next) stays a rule: rules
+    share what terminals repeat.
+    """
+    items = {name: [*chain.from_iterable(alternates)] for name, alternates in rules.items()}
+    most = max(_MAX_EXPRESSION, sum(map(len, items.values())))
+    order = TopologicalSorter({name: [i.text for i in items[name] if i.kind == "rule"] for name in rules})
+    with suppress(CycleError):  # rules in a cycle, and those that use one, never get ready
+        order.prepare()
+    sizes: dict[str, int] = {}
+    while ready := order.get_ready():
+        for name in ready:
+            if name not in rules:
+                raise RefusedText(f'rule "{name}" is used but not defined')
+            size = sum(sizes[item.text] if item.kind == "rule" else 1 for item in items[name])
+            if size <= most and all(item.kind != "tokens" for item in items[name]):
+                sizes[name] = size
+                order.done(name)
+    return sizes

@@ -1,34 +1,39 @@
-"""Every kind of constraint as one Lark grammar, which is what llguidance compiles. Pure."""
+"""Every kind of constraint as one Lark grammar, and what llguidance makes of it."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from erllama.grammar.constraint import Constraint, ConstraintKind
-from erllama.grammar.gbnf import MalformedGrammar, TokenId
-from erllama.grammar.gbnf_lark import MAX_DEPTH, gbnf_to_lark
-from erllama.grammar.schema import RefusedSchema, prepared_schema
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from erllama.grammar.constraint import Constraint, ConstraintKind, RefusedText
+from erllama.grammar.gbnf import gbnf_to_lark
+from erllama.grammar.schema import prepared_schema
+
+_STACK_BYTES = 256 * 2**20  # more than twice what the deepest text takes; what is not touched costs nothing
+_STACK_SIZE = threading.Lock()  # held while this process's threads start with another stack than usual
 # Without forcing, every spelling of a text in tokens is allowed, as the model likes; with it,
 # llguidance would ask for a tokenizer.
 _HEAD = '%llguidance {"no_forcing": true}\n'
-_RULE = re.compile(r"^[ \t]*[!?]?[A-Za-z_][\w-]*[^:\n]*:", re.MULTILINE)
 
 
-def complete_lark(constraint: Constraint, token_id: TokenId) -> str:
+def complete_lark(constraint: Constraint, token_id: Callable[[str], int]) -> str:
     """The grammar of `constraint` with its options, whose rule `start` derives the whole reply.
     Raises `InvalidParameter`.
     """
     if constraint.kind != ConstraintKind.LARK:
         return _HEAD + _rules(constraint, token_id, "start")
-    if "%" in constraint.text or len(_RULE.findall(constraint.text)) > MAX_DEPTH // 2:
-        raise constraint.refusal(f"Lark may hold no directives (%), and at most {MAX_DEPTH // 2} rules")
+    if "%" in constraint.text:
+        raise constraint.refusal("Lark may hold no directives (%)")
     return _HEAD + constraint.text + "".join("\n" + _rules(part, token_id, name) for name, part in constraint.parts)
 
 
-def _rules(constraint: Constraint, token_id: TokenId, start: str) -> str:
+def _rules(constraint: Constraint, token_id: Callable[[str], int], start: str) -> str:
     """Rules of which `start` derives what `constraint` allows; the names of all others begin with
     it. Raises `InvalidParameter`.
     """
@@ -38,33 +43,38 @@ def _rules(constraint: Constraint, token_id: TokenId, start: str) -> str:
                 return gbnf_to_lark(constraint.text, token_id, start)
             case ConstraintKind.JSON_SCHEMA:
                 return f"{start}: %json {json.dumps(prepared_schema(_loaded(constraint.text)))}\n"
-            case _:
-                return f"{start}: {_regex_literal(constraint.text)}\n"
-    except (MalformedGrammar, RefusedSchema) as error:
+            case _:  # a regular expression may contain slashes and line ends, escaped or not
+                body = re.sub(r"\\?([/\n])|\\.", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[1], m[0]), constraint.text)
+                return f"{start}: /{body}/\n"
+    except RefusedText as error:
         raise constraint.refusal(str(error)) from None
+    except RecursionError:  # of JSON, read or written
+        raise constraint.refusal("it is nested too deeply") from None
 
 
 def _loaded(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        raise RefusedSchema("it is nested too deeply") from None
     except ValueError as error:
-        raise RefusedSchema(f"it is not JSON: {error}") from None
+        raise RefusedText(f"it is not JSON: {error}") from None
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise RefusedText(f"{name} is no JSON number")
 
 
-def _regex_literal(pattern: str) -> str:
-    """A regular expression between slashes, which it may contain in any form."""
-    body = re.sub(r"\\(.)|(/)|(\n)", _regex_char, pattern, flags=re.DOTALL)
-    return f"/{body}/"
+def compile_lark(lark: str, tokenizer: LLTokenizer, limits: LLParserLimits) -> LLMatcher:
+    """A matcher at the start of a reply, or in error. Any thread.
 
-
-def _regex_char(match: re.Match[str]) -> str:
-    escaped, slash, _ = match.groups()
-    if slash or escaped == "/":
-        return r"\/"
-    return r"\n" if escaped is None else r"\n" if escaped == "\n" else match.group()
+    llguidance follows rules and references by recursion, up to 5 kB of stack for each. What
+    `MAX_RULES`, `MAX_VISITS` and the sizes of texts allow would overflow a usual stack, which ends
+    the process; hence a thread. Later steps and the matcher's end do not recurse.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        with _STACK_SIZE:
+            usual = threading.stack_size(_STACK_BYTES)
+            try:
+                made = pool.submit(LLMatcher, tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits)
+            finally:
+                threading.stack_size(usual)
+        return made.result()

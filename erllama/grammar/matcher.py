@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from erllama.grammar.constraint import Constraint
-from erllama.grammar.lark import complete_lark
+from erllama.grammar.lark import compile_lark, complete_lark
 from erllama.grammar.tokenizer import TokenTable, build_tokenizer
 
 _MAX_COMPILED = 64  # agents send the same schemas with every turn
@@ -121,7 +121,7 @@ class GrammarCompiler:
     def _compile(self, constraint: Constraint) -> ConstraintMatcher:
         tokenizer, table = self._built()
         lark = complete_lark(constraint, table.token_id)
-        state = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
+        state = compile_lark(lark, tokenizer, _LIMITS)
         if state.is_error():
             raise constraint.refusal(_reason(state.get_error()))
         compiled = ConstraintMatcher(state, constraint, table.eog, tokenizer.vocab_size)

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from llguidance import LLTokenizer
 
-from erllama.grammar.gbnf import MalformedGrammar
+from erllama.grammar.constraint import RefusedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,14 @@ class TokenTable:
 
     def token_id(self, reference: str) -> int:
         """The id that GBNF means by `<[id]>`, or by the text of a token in angle brackets. Raises
-        `MalformedGrammar`.
+        `RefusedText`.
         """
         try:
             token = int(reference[2:-2]) if reference.startswith("<[") else self.pieces.index(reference.encode())
         except ValueError:
-            raise MalformedGrammar(f"{reference} is not exactly one token of this model") from None
+            raise RefusedText(f"{reference} is not exactly one token of this model") from None
         if token >= len(self.pieces):
-            raise MalformedGrammar(f"{reference} is not in the vocabulary, which has ids 0 to {len(self.pieces) - 1}")
+            raise RefusedText(f"{reference} is not in the vocabulary, which has ids 0 to {len(self.pieces) - 1}")
         return token
 
 
@@ -47,28 +48,16 @@ class AnyTable(TokenTable):
         return 0
 
 
-class _Pieces:
-    """What `LLTokenizer` reads of a tokenizer; it never tokenises, because grammars are compiled
-    without forcing.
-    """
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-
-    def __init__(self, table: TokenTable) -> None:
-        end = [] if table.eog else [b"<end>"]  # llguidance needs one; its id is beyond the vocabulary
-        self.tokens = [*table.pieces, *end]
-        self.eos_token_ids = sorted(table.eog) or [len(table.pieces)]
-        self.eos_token_id = self.eos_token_ids[0]
-        self.special_token_ids = sorted({*table.special, *self.eos_token_ids})
-
-    def __call__(self, text: bytes) -> list[int]:
-        raise AssertionError("llguidance tokenises nothing without forcing")
-
-
 def build_tokenizer(table: TokenTable) -> LLTokenizer:
     """The trie: some 5 us per token, so 0.8 s for a vocabulary of 152 k. Read-only afterwards, any
-    thread.
+    thread. It never tokenises, because grammars are compiled without forcing.
     """
-    pieces = _Pieces(table)
-    return LLTokenizer(pieces, eos_token=pieces.eos_token_ids)  # type: ignore[arg-type]  # it asks for attributes, not for the class
+    ends = sorted(table.eog) or [len(table.pieces)]  # llguidance needs one, if need be beyond the vocabulary
+    wrapper = SimpleNamespace(
+        is_tokenizer_wrapper=True,
+        tokens=[*table.pieces] if table.eog else [*table.pieces, b"<end>"],
+        special_token_ids=sorted({*table.special, *ends}),
+        bos_token_id=None,
+        eos_token_id=ends[0],
+    )
+    return LLTokenizer(wrapper, eos_token=ends)  # type: ignore[arg-type]  # it asks for attributes, not for the class

@@ -23,7 +23,6 @@ from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
 
 
 class FakePrompts:
@@ -34,6 +33,7 @@ class FakePrompts:
         self.n_ctx = n_ctx
         self.template = template
         self.tool_format = tool_format
+        self.may_wait = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
     def render_chat(self, messages, tools, template_kwargs):
@@ -42,6 +42,9 @@ class FakePrompts:
         self.rendered.append((list(messages), tools, dict(template_kwargs)))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return Prompt.of((text + "assistant: ").encode())
+
+    def recorder(self, prompt):
+        return lambda reply: None
 
     def tokenize(self, text, add_special=True):
         return list(text.encode())
@@ -117,9 +120,6 @@ class FakeModel:
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         return [[float(len(ids)), *[0.5] * (self.dimension - 1)] for ids in inputs]
 
-    async def model_info(self) -> ModelInfo:
-        raise NotImplementedError
-
     def end_all(self, error: ErllamaError) -> None:
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ def served(
 
 
 def app_of(*models: ServedModel, **options: Any) -> Any:
-    return make_http_app({model.id: model for model in models}, HttpOptions(**options))
+    return make_http_app(models, HttpOptions(**options))
 
 
 @asynccontextmanager

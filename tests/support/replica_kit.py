@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from deployments.model.client import unwrap
 from deployments.model.replica import ModelReplica
-from erllama.events import Completion, CompletionParts
+from erllama.events import Completion, CompletionParts, Failed
 from erllama.request import build_request
 
 
@@ -19,6 +18,8 @@ async def complete(replica: ModelReplica, tokens: Sequence[int], **params: Any) 
         async for events in lists:
             for event in events:
                 whole = parts.add(event)
+                if isinstance(whole, Failed):
+                    raise whole.error
                 if whole is not None:
-                    return unwrap(whole)
+                    return whole
     raise AssertionError("a request ended without Done or Failed")

@@ -4,18 +4,12 @@ text when tools were offered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from deployments.dialects.openai.reply import (
-    ReplyHead,
-    StreamWriter,
-    WholeChoices,
-    chat_logprobs,
-    encode,
-    finish_reason,
-)
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, chat_logprobs, encode, finish_reason, whole_body
 from erllama.chat.tool_formats.base import (
     ReasoningDelta,
     ReplyPart,
@@ -25,9 +19,7 @@ from erllama.chat.tool_formats.base import (
     ToolFormat,
     split_reply,
 )
-from erllama.events import Done, Event, Tokens
-
-KIND = "chat.completion.chunk"
+from erllama.events import Completion, Done, Event, Tokens
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -38,16 +30,14 @@ def _call(call: ToolCall) -> dict[str, Any]:
     }
 
 
+@dataclass(slots=True)
 class _Choice:
     """What the stream of one choice remembers."""
 
-    __slots__ = ("begun", "n_calls", "prefix", "splitter")
-
-    def __init__(self, prefix: str, splitter: ReplySplitter | None) -> None:
-        self.prefix = prefix
-        self.splitter = splitter
-        self.n_calls = 0
-        self.begun = False
+    prefix: str
+    splitter: ReplySplitter | None
+    n_calls: int = 0
+    begun: bool = False
 
 
 class ChatWriter(StreamWriter):
@@ -57,12 +47,13 @@ class ChatWriter(StreamWriter):
     `tool_format` splits calls and reasoning out of the text; None leaves the text as it is.
     """
 
+    kind = "chat.completion.chunk"
+
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, tool_format: ToolFormat | None) -> None:
-        super().__init__(head, n, KIND, include_usage=include_usage)
-        prefix = self._chunk_prefix()
+        super().__init__(head, n, include_usage=include_usage)
         splitters = [None if tool_format is None else tool_format.splitter() for _ in range(n)]
         self._choices = [
-            _Choice(f'{prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
+            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
         ]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
@@ -119,38 +110,27 @@ class ChatWriter(StreamWriter):
         return out
 
 
-class WholeChat(WholeChoices):
-    """The body of a chat reply that is not streamed."""
+def chat_body(
+    head: ReplyHead, replies: Sequence[Completion], *, tool_format: ToolFormat | None, logprobs: bool
+) -> bytes:
+    """A chat reply that is not streamed."""
+    choices = [_whole_choice(index, reply, tool_format, logprobs) for index, reply in enumerate(replies)]
+    return whole_body(head, "chat.completion", choices, replies, len(replies))
 
-    def __init__(self, head: ReplyHead, n: int, *, tool_format: ToolFormat | None, logprobs: bool) -> None:
-        super().__init__(head, n, [""] * n, logprobs=logprobs)
-        self._tool_format = tool_format
 
-    def body(self) -> bytes:
-        reply = {
-            "id": self._head.id,
-            "object": "chat.completion",
-            "created": self._head.created,
-            "model": self._head.model,
-        }
-        choices = [self._choice(index) for index in range(len(self._texts))]
-        return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()
-
-    def _choice(self, index: int) -> dict[str, Any]:
-        text = "".join(self._texts[index])
-        reason = self._reasons[index]
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._tool_format is not None:
-            reply = split_reply(self._tool_format, text)
-            if reply.reasoning:
-                message |= {"content": reply.content, "reasoning_content": reply.reasoning}
-            if reply.calls:
-                message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
-                reason = "tool_calls" if reason == "stop" else reason
-        logprobs = self._logprobs[index]
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": None if logprobs is None else {"content": chat_logprobs(logprobs), "refusal": None},
-            "finish_reason": reason,
-        }
+def _whole_choice(index: int, whole: Completion, tool_format: ToolFormat | None, logprobs: bool) -> dict[str, Any]:
+    reason = finish_reason(whole.stats)
+    message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+    if tool_format is not None:
+        reply = split_reply(tool_format, whole.text)
+        if reply.reasoning:
+            message |= {"content": reply.content, "reasoning_content": reply.reasoning}
+        if reply.calls:
+            message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
+            reason = "tool_calls" if reason == "stop" else reason
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": {"content": chat_logprobs(whole.logprobs or ()), "refusal": None} if logprobs else None,
+        "finish_reason": reason,
+    }

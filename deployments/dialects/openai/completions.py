@@ -8,8 +8,8 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, WholeChoices, encode, finish_reason, finite
-from erllama.events import Done, Event, TokenLogprob, Tokens
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, finite, whole_body
+from erllama.events import Completion, Done, Event, TokenLogprob, Tokens
 
 KIND = "text_completion"
 
@@ -26,23 +26,22 @@ class LegacyLogprobs:
         self._offset = offset
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def block(self, logprobs: Iterable[TokenLogprob]) -> dict[str, list[Any]]:
-        tokens: list[str] = []
-        token_logprobs: list[float] = []
-        top_logprobs: list[dict[str, float]] = []
-        offsets: list[int] = []
-        for entry in logprobs:
-            tokens.append(entry.piece.decode("utf-8", "replace"))
-            token_logprobs.append(finite(entry.logprob))
-            top_logprobs.append({piece.decode("utf-8", "replace"): finite(logprob) for _, piece, logprob in entry.top})
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(entry.piece))
+    def block(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         return {
-            "tokens": tokens,
-            "token_logprobs": token_logprobs,
-            "top_logprobs": top_logprobs,
-            "text_offset": offsets,
+            "tokens": [_text(entry.piece) for entry in logprobs],
+            "token_logprobs": [finite(entry.logprob) for entry in logprobs],
+            "top_logprobs": [{_text(piece): finite(logprob) for _, piece, logprob in entry.top} for entry in logprobs],
+            "text_offset": [self._passed(entry.piece) for entry in logprobs],
         }
+
+    def _passed(self, piece: bytes) -> int:
+        offset = self._offset
+        self._offset += len(self._decoder.decode(piece))
+        return offset
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
 
 
 class CompletionWriter(StreamWriter):
@@ -50,10 +49,11 @@ class CompletionWriter(StreamWriter):
     `echo`.
     """
 
+    kind = KIND
+
     def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
-        super().__init__(head, n, KIND, include_usage=include_usage)
-        prefix = self._chunk_prefix()
-        self._prefixes = [f'{prefix}{{"index":{index},"text":' for index in range(len(echoes))]
+        super().__init__(head, n, include_usage=include_usage)
+        self._prefixes = [f'{self._prefix}{{"index":{index},"text":' for index in range(len(echoes))]
         self._logprobs = [LegacyLogprobs(len(echo)) for echo in echoes]
         self._pending_echo = list(echoes)
 
@@ -76,18 +76,17 @@ class CompletionWriter(StreamWriter):
         return out.encode()
 
 
-class WholeCompletion(WholeChoices):
-    """The body of a completion that is not streamed."""
-
-    def body(self) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "text": "".join(self._texts[index]),
-                "logprobs": None if logprobs is None else LegacyLogprobs(len(self._texts[index][0])).block(logprobs),
-                "finish_reason": self._reasons[index],
-            }
-            for index, logprobs in enumerate(self._logprobs)
-        ]
-        reply = {"id": self._head.id, "object": KIND, "created": self._head.created, "model": self._head.model}
-        return encode(reply | {"choices": choices, "usage": self._meter.usage()}).encode()
+def completion_body(
+    head: ReplyHead, n: int, echoes: Sequence[str], replies: Sequence[Completion], *, logprobs: bool
+) -> bytes:
+    """A completion that is not streamed."""
+    choices = [
+        {
+            "index": index,
+            "text": echo + reply.text,
+            "logprobs": LegacyLogprobs(len(echo)).block(reply.logprobs or ()) if logprobs else None,
+            "finish_reason": finish_reason(reply.stats),
+        }
+        for index, (echo, reply) in enumerate(zip(echoes, replies, strict=True))
+    ]
+    return whole_body(head, KIND, choices, replies, n)

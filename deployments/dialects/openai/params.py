@@ -14,6 +14,8 @@ from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
 # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
 DEFAULT_COMPLETION_TOKENS = 16
 
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repeat_last_n", "seed"}
+
 
 def sampling_params(body: GenerationBody) -> SamplingParams:
     """What the body does not say keeps the engine's default."""
@@ -22,20 +24,7 @@ def sampling_params(body: GenerationBody) -> SamplingParams:
         raise InvalidParameter(
             "repeat_penalty and repetition_penalty are two names of one option; send one", param="repeat_penalty"
         )
-    given: dict[str, Any] = {
-        name: value
-        for name in (
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "frequency_penalty",
-            "presence_penalty",
-            "repeat_last_n",
-            "seed",
-        )
-        if (value := getattr(body, name)) is not None
-    }
+    given = body.model_dump(include=_SAMPLING, exclude_none=True)
     if penalty is not None:
         given["repetition_penalty"] = penalty
     try:
@@ -153,13 +142,8 @@ def template_message(message: Message) -> dict[str, Any]:
     never None.
     """
     # "developer" is OpenAI's newer name of the system role; hardly any template knows it
-    fields: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": message.content or "",
-    }
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            fields[name] = value
-    if message.tool_calls:
-        fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
+    fields = {"role": "system" if message.role == "developer" else message.role, "content": message.content or ""}
+    fields |= message.model_dump(exclude={"role", "content"}, exclude_none=True)
+    if not message.tool_calls:
+        fields.pop("tool_calls", None)
     return fields

@@ -11,14 +11,14 @@ import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from deployments.dialects.openai.wire import EmbeddingBody
 from deployments.http.dialect import SSE
 from erllama.errors import ErllamaError, NotSupported
-from erllama.events import Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.events import Completion, FinishReason, RequestStats, TokenLogprob
 
 DONE = SSE.frame(b"[DONE]", "")
 MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
@@ -50,6 +50,9 @@ class ReplyHead:
     id: str
     model: str
     created: int
+
+    def fields(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
 class UsageMeter:
@@ -100,32 +103,23 @@ def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
 
 class StreamWriter:
     """What chat and completions write alike into a stream: usage, terminator, errors, keep-alives.
-    `kind` is the `object` of a chunk.
+
+    `kind` is the `object` of a chunk. Every chunk begins with `_prefix`, up to its first choice;
+    writers join the rest as text, so what does not change is encoded once.
     """
 
-    def __init__(self, head: ReplyHead, n: int, kind: str, *, include_usage: bool) -> None:
-        self._head = head
-        self._kind = kind
+    kind: ClassVar[str]
+
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool) -> None:
+        self._no_choices = head.fields(self.kind) | {"choices": []}
+        self._prefix = f"data: {encode(self._no_choices)}".removesuffix("]}")
         self._meter = UsageMeter(n)
         self._include_usage = include_usage
 
-    def _chunk_prefix(self) -> str:
-        """The beginning of every chunk, up to the first choice. Writers join the rest as text: what
-        does not change is encoded once.
-        """
-        head = self._head
-        return (
-            "data: "
-            f'{{"id":{encode(head.id)},"object":"{self._kind}","created":{head.created},"model":{encode(head.model)},"choices":['
-        )
-
     def close(self) -> bytes:
-        return (self._usage_chunk() if self._include_usage else b"") + DONE
-
-    def _usage_chunk(self) -> bytes:
-        head = self._head
-        chunk = {"id": head.id, "object": self._kind, "created": head.created, "model": head.model, "choices": []}
-        return SSE.frame(encode(chunk | {"usage": self._meter.usage()}).encode(), "")
+        if not self._include_usage:
+            return DONE
+        return SSE.frame(encode(self._no_choices | {"usage": self._meter.usage()}).encode(), "") + DONE
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """Clients look for `error` in an event, then for the terminator."""
@@ -135,27 +129,14 @@ class StreamWriter:
         return SSE.keepalive
 
 
-class WholeChoices:
-    """Gathers the events of all choices of a reply that is not streamed. `prefixes` are what each
-    text begins with (an echoed prompt).
-    """
-
-    def __init__(self, head: ReplyHead, n: int, prefixes: Sequence[str], *, logprobs: bool) -> None:
-        self._head = head
-        self._meter = UsageMeter(n)
-        self._texts = [[prefix] for prefix in prefixes]
-        self._logprobs: list[list[TokenLogprob] | None] = [[] if logprobs else None for _ in prefixes]
-        self._reasons = [""] * len(prefixes)
-
-    def feed(self, index: int, events: Iterable[Event]) -> None:
-        for event in events:
-            if isinstance(event, Tokens):
-                self._texts[index].append(event.text)
-                if event.logprobs is not None and (logprobs := self._logprobs[index]) is not None:
-                    logprobs += event.logprobs
-            elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
-                self._reasons[index] = finish_reason(event.stats)
+def whole_body(
+    head: ReplyHead, kind: str, choices: Sequence[dict[str, Any]], replies: Sequence[Completion], n: int
+) -> bytes:
+    """The body of a reply that is not streamed: `replies` as `choices` say them, `n` per prompt."""
+    meter = UsageMeter(n)
+    for index, reply in enumerate(replies):
+        meter.add(index, reply.stats)
+    return encode(head.fields(kind) | {"choices": choices, "usage": meter.usage()}).encode()
 
 
 def _vector(vector: Sequence[float], encoding_format: str | None) -> str:

@@ -12,8 +12,8 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.chat import ChatWriter, WholeChat
-from deployments.dialects.openai.completions import CompletionWriter, WholeCompletion
+from deployments.dialects.openai.chat import ChatWriter, chat_body
+from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.params import (
     chat_requests,
     check_completion,
@@ -35,16 +35,8 @@ from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import (
-    INLINE_CHARS,
-    TranscriptRecorder,
-    check_fits,
-    prepare,
-    read_body,
-    streamed_reply,
-    whole_reply,
-)
+from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -56,6 +48,10 @@ def _model_card(model: ServedModel) -> dict[str, Any]:
 
 def _head(prefix: str, model: ServedModel) -> ReplyHead:
     return ReplyHead(id=f"{prefix}-{uuid4().hex}", model=model.id, created=int(time.time()))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _tokens(given: PromptInput, prompts: PromptPort, param: str) -> Sequence[int]:
@@ -74,122 +70,103 @@ def _checked(constraint: Constraint | None, prompts: PromptPort) -> Constraint |
     return constraint
 
 
-def _cost(raw: bytes, body: GenerationBody) -> int:
-    """What preparing a body costs, in characters to tokenise: compiling a constraint is never done
-    on the event loop.
+def _cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
+    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
+    event loop, and no store is asked for earlier replies there.
     """
-    constrained = (
-        body.grammar is not None
-        or body.response_format is not None
-        or (isinstance(body, ChatBody) and bool(body.tools))
-    )
-    return len(raw) + INLINE_CHARS * constrained
+    slow = body.grammar is not None or body.response_format is not None
+    if isinstance(body, ChatBody):
+        has_replies = any(message.role == "assistant" for message in body.messages)
+        slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)
+    return len(raw) + INLINE_CHARS * slow
 
 
 def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _recorder(body: ChatBody, model: ServedModel, prompt: Prompt) -> TranscriptRecorder | None:
-    key = None if model.transcripts is None else model.transcripts.prompt_key(prompt)
-    return None if model.transcripts is None or key is None else TranscriptRecorder(model.transcripts, key, body.n or 1)
-
-
-def _may_wait(body: ChatBody, model: ServedModel) -> bool:
-    return (
-        model.transcripts is not None
-        and model.transcripts.may_wait
-        and any(message.role == "assistant" for message in body.messages)
-    )
-
-
-def _prepare_chat(body: ChatBody, model: ServedModel) -> tuple[Prompt, Constraint | None, TranscriptRecorder | None]:
-    prompts = model.prompts
+def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constraint | None, Record]:
     messages = [template_message(message) for message in body.messages]
     prompt = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
     check_fits(prompt, prompts.n_ctx, "messages")
     grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
-    return prompt, grammar, _recorder(body, model, prompt)
+    return prompt, grammar, prompts.recorder(prompt)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
-    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompts]
+    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompt]
     for prompt in wanted:
         check_fits(prompt, prompts.n_ctx, "prompt")
-    echoes = [_text(given, prompts) if body.echo else "" for given in body.prompts for _ in range(body.n or 1)]
+    echoes = [_text(given, prompts) if body.echo else "" for given in body.prompt for _ in range(body.n or 1)]
     return wanted, echoes, _checked(reply_constraint(body), prompts)
 
 
 def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
-    return [list(_tokens(text, prompts, "input")) for text in body.inputs]
+    return [list(_tokens(text, prompts, "input")) for text in body.input]
 
 
 class OpenAI(Dialect):
     prefixes = ("/v1",)
     framing = SSE
 
-    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        return _router(models, options)
-
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        router = APIRouter(prefix="/v1")
 
-def _router(models: ModelRegistry, options: HttpOptions) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+        @router.get("/models")
+        async def list_models() -> Response:
+            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
 
-    @router.get("/models")
-    async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+        @router.get("/models/{model_id:path}")
+        async def get_model(model_id: str) -> Response:
+            return JSONResponse(_model_card(models.resolve(model_id)))
 
-    @router.get("/models/{model_id:path}")
-    async def get_model(model_id: str) -> Response:
-        return JSONResponse(_model_card(models.resolve(model_id)))
+        @router.post("/chat/completions")
+        async def chat_completions(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(ChatBody, raw)
+            check_tools(body)
+            model = models.resolve(body.model)
+            cost = _cost(raw, body, model.prompts)
+            prompt, grammar, record = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
+            requests = chat_requests(body, prompt, grammar, engine_id(request))
+            head = _head("chatcmpl", model)
+            tool_format = None if offered_tools(body) is None else model.prompts.tool_format
+            if not body.stream:
+                replies = await whole_replies(request, model, requests, record)
+                return _json(chat_body(head, replies, tool_format=tool_format, logprobs=bool(body.logprobs)))
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, tool_format=tool_format)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=record)
 
-    @router.post("/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(ChatBody, raw)
-        check_tools(body)
-        model = models.resolve(body.model)
-        cost = INLINE_CHARS + 1 if _may_wait(body, model) else _cost(raw, body)
-        prompt, grammar, recorder = await prepare(model.prompts, cost, _prepare_chat, body, model)
-        requests = chat_requests(body, prompt, grammar, engine_id(request))
-        head, n = _head("chatcmpl", model), len(requests)
-        tool_format = None if offered_tools(body) is None else model.prompts.tool_format
-        if not body.stream:
-            reply = WholeChat(head, n, tool_format=tool_format, logprobs=bool(body.logprobs))
-            return await whole_reply(request, model, requests, reply, recorder)
-        writer = ChatWriter(head, n, include_usage=body.include_usage, tool_format=tool_format)
-        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, recorder=recorder)
+        @router.post("/completions")
+        async def completions(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(CompletionBody, raw)
+            check_completion(body)
+            model = models.resolve(body.model)
+            cost = _cost(raw, body, model.prompts)
+            prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
+            requests = completion_requests(body, prompts, grammar, engine_id(request))
+            head, n = _head("cmpl", model), body.n or 1
+            if not body.stream:
+                replies = await whole_replies(request, model, requests)
+                return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
-    @router.post("/completions")
-    async def completions(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(CompletionBody, raw)
-        check_completion(body)
-        model = models.resolve(body.model)
-        prompts, echoes, grammar = await prepare(
-            model.prompts, _cost(raw, body), _prepare_completion, body, model.prompts
-        )
-        requests = completion_requests(body, prompts, grammar, engine_id(request))
-        head, n = _head("cmpl", model), body.n or 1
-        if not body.stream:
-            return await whole_reply(
-                request, model, requests, WholeCompletion(head, n, echoes, logprobs=body.logprobs is not None)
+        @router.post("/embeddings")
+        async def embeddings(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(EmbeddingBody, raw)
+            model = models.resolve(body.model)
+            inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
+            vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
+            n_floats = sum(len(vector) for vector in vectors)
+            reply = await prepare(
+                model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs))
             )
-        writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
-        return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
+            return _json(reply)
 
-    @router.post("/embeddings")
-    async def embeddings(request: Request) -> Response:
-        raw = await read_body(request, options.max_body_bytes)
-        body = parse_body(EmbeddingBody, raw)
-        model = models.resolve(body.model)
-        inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
-        vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
-        n_floats = sum(len(vector) for vector in vectors)
-        reply = await prepare(model.prompts, n_floats, embedding_body, body, model.id, vectors, sum(map(len, inputs)))
-        return Response(reply, media_type="application/json")
-
-    return router
+        return router

@@ -39,12 +39,13 @@ def check_tools(body: ChatBody) -> None:
     choice = body.tool_choice
     if choice not in (None, "none") and not body.tools:
         raise InvalidParameter("tool_choice is only allowed when tools are specified", param="tool_choice")
-    if isinstance(choice, NamedTool) and not _forced(body):
+    forced = _forced(body)
+    if isinstance(choice, NamedTool) and not forced:
         raise InvalidParameter(
             f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice"
         )
     constrained = body.response_format is not None and body.response_format.type != "text"
-    if (choice == "required" or isinstance(choice, NamedTool)) and (constrained or body.grammar is not None):
+    if forced and (constrained or body.grammar is not None):
         other = "grammar" if body.grammar is not None else "response_format"
         raise InvalidParameter(f"{other} and a forced tool_choice exclude each other", param="tool_choice")
 

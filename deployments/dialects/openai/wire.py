@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from erllama.errors import InvalidParameter, NotSupported
 
@@ -63,6 +63,12 @@ class Wire(BaseModel):
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _OpenPart(BaseModel):
+    """Extra fields are dropped."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 def _stop(value: Any) -> Any:
@@ -166,20 +172,14 @@ class CalledFunction(_Part):
     arguments: str
 
 
-class ToolCallPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")  # streamed calls come back with their `index`
-
+class ToolCallPart(_OpenPart):  # streamed calls come back with their `index`
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class Message(BaseModel):
-    """Extra fields are dropped: clients send replies back whole (`refusal`, `annotations`,
-    `audio`).
-    """
-
-    model_config = ConfigDict(strict=True, extra="ignore")
+class Message(_OpenPart):
+    """Clients send replies back whole, with `refusal`, `annotations` and `audio`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_content)] = None
@@ -189,18 +189,14 @@ class Message(BaseModel):
     reasoning_content: str | None = None
 
 
-class FunctionDef(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class FunctionDef(_OpenPart):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class Tool(_OpenPart):
     type: Literal["function"]
     function: FunctionDef
 
@@ -239,7 +235,7 @@ def _token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int and 0 <= token < 2**31 for token in value)
 
 
-def _prompts(value: Any) -> Any:
+def _prompts(value: Any) -> tuple[PromptInput, ...]:
     """One text, texts, one list of ids, or lists of ids: always a tuple of prompts."""
     if isinstance(value, str):
         return (value,)
@@ -255,38 +251,28 @@ def _prompts(value: Any) -> Any:
     )
 
 
-def _bounded(limit: int) -> Any:
-    def check(value: Any) -> Any:
+def _at_most(limit: int) -> PlainValidator:
+    def check(value: Any) -> tuple[PromptInput, ...]:
         prompts = _prompts(value)
         if len(prompts) > limit:
             raise ValueError(f"has {len(prompts)} entries, at most {limit}")
         return prompts
 
-    return BeforeValidator(check)
+    return PlainValidator(check)
 
 
 class CompletionBody(GenerationBody):
-    prompt: Annotated[Any, _bounded(MAX_PROMPTS)]
+    prompt: Annotated[tuple[PromptInput, ...], _at_most(MAX_PROMPTS)]
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    @property
-    def prompts(self) -> tuple[PromptInput, ...]:
-        prompts: tuple[PromptInput, ...] = self.prompt
-        return prompts
-
 
 class EmbeddingBody(Wire):
-    input: Annotated[Any, _bounded(MAX_EMBEDDING_INPUTS)]
+    input: Annotated[tuple[PromptInput, ...], _at_most(MAX_EMBEDDING_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def inputs(self) -> tuple[PromptInput, ...]:
-        inputs: tuple[PromptInput, ...] = self.input
-        return inputs
 
 
 B = TypeVar("B", bound=Wire)

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index import radix as index_graph
-from cache_store.index.index import Index, StoredObject
+from cache_store.index.index import Index, IndexRow, StoredObject
 from cache_store.index.walk import MAX_UNKNOWN, Hop, Path
 
 ROOT = root_key("namespace")
@@ -319,7 +319,7 @@ def test_an_object_is_forgotten_when_no_tier_holds_it():
 def test_what_is_out_of_range_is_refused(tier: int, n_bytes: int, hits: int):
     index = make_index(2)
     with pytest.raises(ValueError, match="out of range"):
-        index.add(end(()), tier, n_bytes, hits=hits)
+        index.load([IndexRow(end(()), n_bytes, None, hits, 0.0)], tier)
     assert len(index) == 0
 
 
@@ -537,7 +537,7 @@ def test_what_was_used_while_the_clock_was_ahead_is_not_immortal():
     index.add(end((1,)), 0, 1)
     clock.now_s -= 1e9
     index.add(end((2,)), 0, 1)
-    index.add(end((3,)), 0, 1, last_used_s=1e18)
+    index.load([IndexRow(end((3,)), 1, None, 0, 1e18)], 0)
     clock.now_s += 7 * HOUR
     index.add(end((4,)), 0, 1)
     index.touch([end((2,))])
@@ -547,10 +547,9 @@ def test_what_was_used_while_the_clock_was_ahead_is_not_immortal():
 def test_hits_that_are_told_count():
     index = make_index()
     for token, (hits, age_s) in enumerate([(0, 0.0), (100, 60 * HOUR), (3, 6 * HOUR), (0, 1.0)]):
-        index.add(end((token,)), 0, 1, hits=hits, last_used_s=1.7e9 - age_s)
+        index.load([IndexRow(end((token,)), 1, None, hits, 1.7e9 - age_s)], 0)
     assert victims(index, 0, 4) == [end((1,)), end((3,)), end((0,)), end((2,))]
-    index.add(end((1,)), 0, 1, hits=100, last_used_s=1.7e9)
-    index.add(end((2,)), 0, 1, hits=0, last_used_s=0.0)
+    index.load([IndexRow(end((1,)), 1, None, 100, 1.7e9), IndexRow(end((2,)), 1, None, 0, 0.0)], 0)
     assert victims(index, 0, 4) == [end((3,)), end((0,)), end((2,)), end((1,))], "the best that was told stays"
 
 

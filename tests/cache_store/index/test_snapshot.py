@@ -246,7 +246,7 @@ def test_a_row_of_an_unknown_kind_is_left_out():
 def test_what_the_index_knows_better_stays():
     data = encode(filled_index(2).rows(0))
     index = make_index()
-    index.add(edge(1).id, 1, 99, np.arange(1, 201, dtype=np.uint32), hits=50)
+    index.load([edge(1, n_bytes=99, hits=50)], 1)
     index.load(decode(data), 0)
     assert index.tiers_of(edge(1).id) == (0, 1)
     assert next(entry.hits for entry in index.rows(1)) == 50

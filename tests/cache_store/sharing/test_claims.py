@@ -184,6 +184,20 @@ def test_a_failing_tier_makes_claims_vanish_and_raises_nothing(config, fault):
         faulty.tiers[0].heal()
 
 
+def test_a_claim_is_taken_back_from_a_tier_that_failed_to_write(config, wall):
+    faulty = FaultyTiers()
+    with Store(config, open=faulty, unix_s=wall) as one, Store(config, unix_s=wall) as other:
+        assert one.wait_loaded(10)
+        assert one.claim([first_key(one)], 30)
+        faulty.tiers[0].inject("publish", Fault.FAIL, times=None)
+        for n in range(1, 4):
+            save(one, one.root("model"), prompt(300, seed=n))
+            one.flush(10)
+        assert not one.stats().tiers[0].available
+        one.release([first_key(one)])
+        assert other.claimed(first_key(other)) == 0
+
+
 def test_one_claim_covers_all_its_blocks_and_closing_takes_it_back(pair):
     one, other = pair
     keys = [key_of(one.root("model"), TOKENS[:n]) for n in (256, 512)]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 import deployments.http
 from deployments.dialects.openai.routes import OpenAI
 from deployments.http.dialect import BEARER, NDJSON, SSE, Dialect, KeyHeader, choose_dialect
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.reply import read_body, streamed_reply, whole_reply
+from deployments.http.reply import read_body, streamed_reply, whole_replies
 from deployments.ingress.http_app import make_http_app
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import Done, Tokens
@@ -32,16 +33,12 @@ def lines(body: bytes):
 
 
 class TinyReply:
-    """Both forms of a reply: lines of text, or one object."""
-
-    def __init__(self):
-        self.text = ""
+    """Lines of text."""
 
     def feed(self, index, events):
         out = b""
         for event in events:
             if isinstance(event, Tokens):
-                self.text += event.text
                 out += NDJSON.frame(json.dumps({"say": event.text}).encode(), "")
             elif isinstance(event, Done):
                 out += NDJSON.frame(json.dumps({"tokens": event.stats.completion_tokens}).encode(), "")
@@ -55,9 +52,6 @@ class TinyReply:
 
     def keepalive(self):
         return NDJSON.keepalive
-
-    def body(self):
-        return json.dumps({"said": self.text}).encode()
 
 
 class Tiny(Dialect):
@@ -76,7 +70,8 @@ class Tiny(Dialect):
             model = models.resolve(None)
             asked = GenerationRequest(request_id=engine_id(request), prompt=Prompt.of(body["text"].encode()))
             if not body.get("stream"):
-                return await whole_reply(request, model, [asked], TinyReply())
+                [reply] = await whole_replies(request, model, [asked])
+                return JSONResponse({"said": reply.text})
             return streamed_reply(request, model, [asked], TinyReply(), keepalive_s=options.keepalive_s)
 
         return router
@@ -89,7 +84,7 @@ class Tiny(Dialect):
 
 
 def app_of(model, *dialects, **options):
-    return make_http_app({"demo": served(model)}, HttpOptions(**options), dialects=dialects or (OpenAI(), Tiny()))
+    return make_http_app([served(model)], HttpOptions(**options), dialects=dialects or (OpenAI(), Tiny()))
 
 
 def fault(reply):

@@ -282,7 +282,7 @@ async def test_request_ids_are_echoed_if_sane_and_always_logged(caplog):
 
 async def test_under_serve_the_id_is_logged_but_the_header_is_left_to_serve(caplog):
     caplog.set_level(logging.INFO, logger="deployments.http")
-    app = make_http_app({"demo": served(FakeModel())}, echo_request_id=False)
+    app = make_http_app([served(FakeModel())], echo_request_id=False)
     async with http_client(app) as client:
         assert "x-request-id" not in (await client.get("/health", headers={"x-request-id": "my-id"})).headers
     assert "request_id=my-id" in caplog.text

@@ -4,7 +4,6 @@ import asyncio
 import codecs
 import json
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -88,7 +87,7 @@ class Chat:
         self.book = book or TranscriptBook()
         self.prompts = source or PromptSource("x", root=ROOT, book=self.book)
         self.model = FakeModel(samples(text, **script))
-        self.app = app_of(replace(served(self.model, self.prompts), transcripts=self.prompts))
+        self.app = app_of(served(self.model, self.prompts))
         self.ids = tuple(text.encode())
 
     @property
@@ -100,7 +99,7 @@ class Chat:
         return self.model.requests[-1].prompt_tokens[: len(self.first)] == self.first
 
     def canonical(self, messages, tools=None):
-        return PromptSource("x").render_chat(messages, tools, {}).tokens
+        return PromptSource("x", root=ROOT, book=TranscriptBook()).render_chat(messages, tools, {}).tokens
 
 
 @pytest.fixture
@@ -217,17 +216,8 @@ async def test_completions_are_not_remembered(vocab):
     assert not chat.model.requests[0].record_transcript
 
 
-async def test_without_a_book_history_is_tokenised_from_its_text(vocab):
-    chat = Chat("well", source=PromptSource("x"))
-    async with openai_client(chat.app) as client:
-        [choice] = await ask(client, HI)
-        messages = [*HI, {"role": "assistant", "content": choice.message.content}, MORE]
-        await ask(client, messages)
-    assert chat.model.requests[-1].prompt_tokens == chat.canonical(messages)
-
-
 async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(vocab):
-    prompt = PromptSource("x").render_chat(HI, None, {}).tokens
+    prompt = PromptSource("x", root=ROOT, book=TranscriptBook()).render_chat(HI, None, {}).tokens
     block = transcript_block(ROOT, prompt, b"well", "well", PairVocab().piece)
     on_loop = []
 

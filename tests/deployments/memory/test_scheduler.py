@@ -89,7 +89,7 @@ class FakeReplica:
 
     async def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         self.garbage_orders.append(order)
-        return GarbageReport("disk", 0, None, 0, 0, 0, 0.0, is_done=True) if order.replica_id == self.name else None
+        return GarbageReport(0, None, 0, 0, 0, is_done=True) if order.replica_id == self.name else None
 
 
 class FakeGroup:

@@ -13,7 +13,7 @@ from ray._private import worker
 from ray.serve._private import replica as serve_replica_module
 
 from deployments.config import ModelSpec
-from deployments.model.drain import DrainWatch, serve_is_stopping, serve_replica
+from deployments.model.drain import serve_is_stopping, watch_drain
 from deployments.model.replica import ModelReplica
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
@@ -104,7 +104,7 @@ def test_every_attempt_of_a_request_is_cancelled_by_the_requests_own_id(replica,
     asyncio.run(asyncio.wait_for(story(), WAIT_S))
 
 
-def test_the_watch_tells_once_and_only_while_it_is_open(monkeypatch):
+def test_the_watch_tells_once_that_a_stop_has_begun(monkeypatch):
     monkeypatch.setattr("deployments.model.drain.PERIOD_S", 0.001)
     asked, told = threading.Event(), threading.Event()
     stopping = False
@@ -113,22 +113,16 @@ def test_the_watch_tells_once_and_only_while_it_is_open(monkeypatch):
         asked.set()
         return stopping
 
-    watch = DrainWatch(told.set, is_stopping)
+    watch = watch_drain(told.set, is_stopping)
     assert asked.wait(WAIT_S)
     assert not told.is_set()
     stopping = True
     assert told.wait(WAIT_S)
-    watch._thread.join(WAIT_S)
-    assert not watch._thread.is_alive()
-
-    closed = DrainWatch(told.set, lambda: False)
-    closed.close()
-    closed._thread.join(WAIT_S)
-    assert not closed._thread.is_alive()
+    watch.join(WAIT_S)
+    assert not watch.is_alive()
 
 
 def test_outside_of_serve_nothing_is_being_stopped():
-    assert serve_replica() is None
     assert not serve_is_stopping()
 
 

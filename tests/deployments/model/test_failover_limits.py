@@ -36,11 +36,11 @@ def done(n: int) -> Done:
 
 
 def test_the_first_attempt_is_the_request_itself():
-    assert FailoverCall(request(), LIMITS).request == request()
+    assert FailoverCall(request(), Attempts(LIMITS)).request == request()
 
 
 def test_a_seed_is_drawn_once_for_all_attempts():
-    run = FailoverCall(request(sampling=SamplingParams()), LIMITS)
+    run = FailoverCall(request(sampling=SamplingParams()), Attempts(LIMITS))
     seed = run.request.sampling.seed
     assert seed is not None
     run.attempts.failed(GONE)
@@ -52,7 +52,7 @@ def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
     """Cut anywhere: the next attempt carries all that has come and nothing else; what the caller
     got is the whole reply, once.
     """
-    run = FailoverCall(request(), FailoverPolicy(max_attempts=20), Clock())
+    run = FailoverCall(request(), Attempts(FailoverPolicy(max_attempts=20), Clock()))
     got: list[int] = []
     for number, ids in enumerate(messages):
         if number in cuts:
@@ -66,21 +66,21 @@ def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
 
 
 def test_the_ids_of_an_earlier_life_of_the_request_stay_in_front():
-    run = FailoverCall(request(resumed=(9,)), LIMITS)
+    run = FailoverCall(request(resumed=(9,)), Attempts(LIMITS))
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
     assert run.request.resumed == (9, 4, 5)
 
 
 def test_what_came_before_a_failure_in_one_message_is_delivered():
-    run = FailoverCall(request(), LIMITS)
+    run = FailoverCall(request(), Attempts(LIMITS))
     assert run.take([Tokens((4,), "a"), Failed(GONE)]) == ([Tokens((4,), "a")], GONE)
     run.attempts.failed(GONE)
     assert run.request.resumed == (4,)
 
 
 def test_every_attempt_has_an_id_of_its_own_that_names_the_request():
-    run = FailoverCall(request(), LIMITS)
+    run = FailoverCall(request(), Attempts(LIMITS))
     ids = [run.request.request_id]
     for _ in range(2):
         run.attempts.failed(GONE)
@@ -96,14 +96,14 @@ def test_another_request_is_no_attempt_of_this_one(other):
 
 
 def test_stats_of_an_undisturbed_request_are_those_of_the_engine():
-    run = FailoverCall(request(), LIMITS)
+    run = FailoverCall(request(), Attempts(LIMITS))
     run.take([Tokens((4,), "a")])
     assert run.take([done(1)]) == ([done(1)], None)
 
 
 def test_the_times_of_a_request_that_failed_over_are_those_that_its_caller_has_lived():
     clock = Clock()
-    run = FailoverCall(request(), LIMITS, clock)
+    run = FailoverCall(request(), Attempts(LIMITS, clock))
     clock.seconds = 2
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
@@ -133,7 +133,7 @@ def test_a_full_queue_is_final_for_a_newcomer_but_not_for_a_stream_that_has_fail
 
 
 def test_a_request_that_kills_each_replica_after_a_token_is_given_up():
-    run = FailoverCall(request(), LIMITS, Clock())
+    run = FailoverCall(request(), Attempts(LIMITS, Clock()))
     for _ in range(3):
         run.take([Tokens((1,), "x")])
         assert run.attempts.failed(GONE) is not None
@@ -143,7 +143,7 @@ def test_a_request_that_kills_each_replica_after_a_token_is_given_up():
 
 def test_a_stream_that_goes_on_long_enough_after_a_move_has_all_its_tries_again():
     clock = Clock()
-    run = FailoverCall(request(), LIMITS, clock)
+    run = FailoverCall(request(), Attempts(LIMITS, clock))
     for _ in range(20):
         run.take([Tokens((1,), "x")])
         assert run.attempts.failed(GONE) == 0
@@ -162,7 +162,7 @@ def test_time_without_an_answer_is_bounded():
 
 
 def test_an_answer_ends_the_countdown():
-    run = FailoverCall(request(), LIMITS, Clock())
+    run = FailoverCall(request(), Attempts(LIMITS, Clock()))
     run.attempts.failed(GONE)
     assert run.attempts.left_s == LIMITS.timeout_s
     run.take([Tokens((1,), "x")])
