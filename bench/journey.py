@@ -40,6 +40,7 @@ from deployments.routing.score import RouteWeights, ranked
 from deployments.routing.table import RouteTable
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
+from erllama.config import EngineConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cache_store", "erllama", "deployments")
@@ -123,7 +124,9 @@ async def journeys(folder: str) -> dict[str, list[str]]:
     spec = ModelSpec(id="demo", path="demo", n_ctx=2048, n_parallel=1)
     store = StoreConfig(tiers=(TierConfig(folder),))
     replica = ModelReplica(spec, n_cpus=1, store=store, routing=RoutingSpec())
-    prompts = PromptSource("demo", n_ctx=2048, root=transcript_root("demo", ""), book=TranscriptBook(None))
+    prompts = PromptSource(
+        EngineConfig(path="demo", n_ctx=2048), root=transcript_root("demo", ""), book=TranscriptBook(None)
+    )
     prompts.load()
     model = ServedModel(id="demo", client=ModelClient(Handle(replica)), prompts=prompts, created=0)
     app = make_http_app([model])

@@ -19,6 +19,11 @@ MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z")
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 Fingerprint = Literal["safe", "chunked", "trusted"]
 
+_SWITCHES = (
+    *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
+    *("parse_special_in_content", "constrain_tool_calls"),
+)
+
 
 def _check(condition: bool, name: str, message: str) -> None:
     if not condition:
@@ -55,7 +60,10 @@ class EngineConfig:
     and a device is visible, else none. flash_attn, type_k, type_v: as llama.cpp means them; a
     quantised V cache needs flash attention. deterministic: sequences never share a decode, so that
     their numerics do not depend on their neighbours. Slower. parse_special_in_content: messages of
-    a chat may write control tokens by their names; else "<|im_end|>" in one is text.
+    a chat may write control tokens by their names; else "<|im_end|>" in one is text. tool_format:
+    how the model writes tool calls and reasoning, by name; "auto" finds out from its template.
+    constrain_tool_calls: a call that the model makes of its own accord follows the schemas of the
+    tools, too.
     """
 
     path: str
@@ -77,6 +85,8 @@ class EngineConfig:
     fingerprint: Fingerprint = "safe"
     deterministic: bool = False
     parse_special_in_content: bool = False
+    tool_format: str = "auto"
+    constrain_tool_calls: bool = True
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
 
@@ -113,7 +123,14 @@ class EngineConfig:
                 name,
                 f"must be 'auto' or at least {low}, got {value!r}",
             )
-        for name in ("flash_attn", "use_mmap", "use_mlock", "deterministic", "parse_special_in_content"):
+        for name in (
+            "flash_attn",
+            "use_mmap",
+            "use_mlock",
+            "deterministic",
+            "parse_special_in_content",
+            "constrain_tool_calls",
+        ):
             _check(isinstance(getattr(self, name), bool), name, f"must be true or false, got {getattr(self, name)!r}")
         for name in ("type_k", "type_v"):
             _check(
@@ -121,6 +138,8 @@ class EngineConfig:
                 name,
                 f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}",
             )
+        known = isinstance(self.tool_format, str) and bool(self.tool_format)
+        _check(known, "tool_format", f"must be a name, got {self.tool_format!r}")
         quantised_v = self.type_v not in ("f32", "f16", "bf16")
         _check(self.flash_attn or not quantised_v, "type_v", f"{self.type_v} needs flash_attn: true")
         _check(

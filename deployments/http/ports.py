@@ -17,6 +17,17 @@ from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, Prompt
 
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered conversation. `in_reasoning`: it has opened the model's reasoning, so that the
+    reply begins inside.
+    """
+
+    prompt: Prompt
+    in_reasoning: bool = False
+
+
 Record = Callable[[Completion], None]
 """Remembers a reply. Thread-safe."""
 
@@ -68,14 +79,24 @@ class PromptPort(Protocol):
 
     @property
     def tool_format(self) -> ToolFormat:
-        """How this model writes tool calls and reasoning."""
+        """How this model writes tool calls and reasoning. Known once `loaded`."""
+
+    @property
+    def constrains_calls(self) -> bool:
+        """Whether a call that a model makes of its own accord is held to the tools' schemas."""
+
+    @property
+    def marker_ids(self) -> Mapping[str, int]:
+        """The markers of the tool format that are control tokens of the vocabulary. Known once
+        `loaded`.
+        """
 
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         template_kwargs: Mapping[str, Any],
-    ) -> Prompt:
+    ) -> ChatPrompt:
         """A conversation up to where the assistant speaks. Raises `NotSupported` without a
         template, `InvalidParameter` when the template refuses the messages.
         """

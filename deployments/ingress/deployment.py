@@ -23,7 +23,6 @@ from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
-from erllama.config import padded_context
 from erllama.errors import EngineStopped, ErllamaError
 
 log = logging.getLogger(__name__)

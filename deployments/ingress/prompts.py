@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
-from deployments.http.ports import Record
+from deployments.http.ports import ChatPrompt, Record
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.json_format import HERMES
+from erllama.chat.tool_formats.choose import choose_format, format_named, opens_reasoning
 from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
+from erllama.config import EngineConfig, padded_context
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 from erllama.events import Completion
@@ -35,10 +36,15 @@ from erllama.request import Prompt
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt"})
 
 
+_TAIL_TOKENS = 8  # of a prompt, which tell whether it ends with the opening of the reasoning
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     vocab: LlamaVocab
     template: ChatTemplate
+    tool_format: ToolFormat
+    marker_ids: Mapping[str, int]
 
 
 class PromptSource:
@@ -46,15 +52,13 @@ class PromptSource:
     read.
     """
 
-    tool_format: ToolFormat = HERMES
-
-    def __init__(self, path: str, *, n_ctx: int = 0, root: ChainKey, book: TranscriptBook) -> None:
-        """`path` is a GGUF or "demo"; `n_ctx` the context of one sequence, 0 when only the engine
-        knows. `root` is that of the model's KV, under which its replies are stored; `book` knows
+    def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
+        """`root` is that of the model's KV, under which its replies are stored; `book` knows
         them.
         """
-        self.n_ctx = n_ctx or None
-        self._path = path
+        self.constrains_calls = config.constrain_tool_calls
+        self.n_ctx = padded_context(config.n_ctx) or None
+        self._config = config
         self._root = root
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
@@ -62,7 +66,7 @@ class PromptSource:
         self._state: _Loaded | None = None
 
     def __repr__(self) -> str:
-        return f"<PromptSource {self._path} {'loaded' if self.loaded else 'not loaded'}>"
+        return f"<PromptSource {self._config.path} {'loaded' if self.loaded else 'not loaded'}>"
 
     @property
     def loaded(self) -> bool:
@@ -72,10 +76,17 @@ class PromptSource:
         """Open the file, unless it is open. A second caller waits for the first."""
         with self._lock:
             if self._state is None:
-                vocab = LlamaVocab.load(str(demo_model_path()) if self._path == "demo" else self._path)
-                template = ChatTemplate(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text)
-                self._state = _Loaded(vocab, template)
+                path = self._config.path
+                self._state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
             return self._state
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        return self.load().tool_format
+
+    @property
+    def marker_ids(self) -> Mapping[str, int]:
+        return self.load().marker_ids
 
     def close(self) -> None:
         """Free the vocabulary; the next call would open the file again. No other method may be
@@ -91,7 +102,7 @@ class PromptSource:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         template_kwargs: Mapping[str, Any],
-    ) -> Prompt:
+    ) -> ChatPrompt:
         reserved = sorted(_RESERVED & template_kwargs.keys())
         if reserved:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
@@ -104,19 +115,21 @@ class PromptSource:
             template_kwargs=template_kwargs,
             root=self._root,
             find=self._book.finder(),
-            tool_format=self.tool_format,
+            tool_format=state.tool_format,
         )
-        return Prompt.of(ids)
+        tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
+        return ChatPrompt(Prompt.of(ids), opens_reasoning(state.tool_format, tail))
 
     @property
     def may_wait(self) -> bool:
         return self._book.has_store
 
     def recorder(self, prompt: Prompt) -> Record:
-        parent, piece = prompt_key(self._root, prompt.tokens), self.load().vocab.piece
+        state = self.load()
+        parent = prompt_key(self._root, prompt.tokens)
 
         def record(reply: Completion) -> None:
-            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, self.tool_format)
+            block = transcript_of(self._root, parent, reply.tokens, reply.text, state.vocab.piece, state.tool_format)
             if block is not None:
                 self._book.record(block)
 
@@ -138,3 +151,16 @@ class PromptSource:
 
     def check_constraint(self, constraint: Constraint) -> None:
         self._grammars.check(constraint)
+
+
+def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:
+    source = vocab.chat_template
+    template = ChatTemplate.of(vocab, source, parse_special_in_content=config.parse_special_in_content)
+    tool_format = choose_format(template) if config.tool_format == "auto" else format_named(config.tool_format)
+    return _Loaded(vocab, template.with_tool_format(tool_format), tool_format, _marker_ids(vocab, tool_format))
+
+
+def _marker_ids(vocab: LlamaVocab, tool_format: ToolFormat) -> dict[str, int]:
+    texts = {*tool_format.markers, *(tool_format.reasoning or ())}
+    tokens = {text: vocab.tokenize(text, add_special=False, parse_special=True) for text in texts}
+    return {text: ids[0] for text, ids in tokens.items() if len(ids) == 1 and not vocab.piece(ids[0])}

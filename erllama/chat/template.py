@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -177,6 +177,12 @@ class ChatTemplate:
         """
         guard = NO_GUARD if parse_special_in_content else ContentGuard.of(vocab.control_texts())
         return cls(source, bos=vocab.bos_text, eos=vocab.eos_text, guard=guard)
+
+    def with_tool_format(self, tool_format: ToolFormat) -> ChatTemplate:
+        """The same template, which writes calls and tools that it does not know in `tool_format`."""
+        other = copy(self)
+        other.tool_format = tool_format
+        return other
 
     def __repr__(self) -> str:
         return f"<ChatTemplate {self.problem or f'{len(self.source)} characters'}>"

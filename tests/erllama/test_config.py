@@ -39,6 +39,8 @@ WRONG = [
     ("use_mlock", None),
     ("deterministic", "false"),
     ("parse_special_in_content", 1),
+    ("tool_format", ""),
+    ("constrain_tool_calls", None),
     ("fingerprint", "fast"),
     ("stream_interval_ms", -1.0),
     ("stream_interval_ms", float("inf")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ import httpx
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ServedModel
+from deployments.http.ports import ChatPrompt, ServedModel
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -33,6 +33,8 @@ class FakePrompts:
         self.n_ctx = n_ctx
         self.template = template
         self.tool_format = tool_format
+        self.marker_ids: dict[str, int] = {}
+        self.constrains_calls = True
         self.may_wait = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
@@ -41,7 +43,7 @@ class FakePrompts:
             raise NotSupported("this model has no chat template", param="messages")
         self.rendered.append((list(messages), tools, dict(template_kwargs)))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-        return Prompt.of((text + "assistant: ").encode())
+        return ChatPrompt(Prompt.of((text + "assistant: ").encode()))
 
     def recorder(self, prompt):
         return lambda reply: None
@@ -160,6 +162,21 @@ def sse_events(body: bytes) -> list[Any]:
     lines = body.decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if not line.startswith(":")]
+
+
+def streamed_calls(chunks: Iterable[Any]) -> list[dict[str, Any]]:
+    """The tool calls of the first choice of a stream, put together as clients do: id and name from
+    the first piece of each, the arguments from all of them.
+    """
+    calls: list[dict[str, Any]] = []
+    for chunk in chunks:
+        for piece in (chunk.choices[0].delta.tool_calls or ()) if chunk.choices else ():
+            if piece.index == len(calls):
+                calls.append(
+                    {"id": piece.id, "type": piece.type, "function": {"name": piece.function.name, "arguments": ""}}
+                )
+            calls[piece.index]["function"]["arguments"] += piece.function.arguments
+    return calls
 
 
 class Exchange:

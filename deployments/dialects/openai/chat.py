@@ -4,30 +4,38 @@ text when tools were offered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, chat_logprobs, encode, finish_reason, whole_body
 from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
     ReasoningDelta,
     ReplyPart,
     ReplySplitter,
     TextDelta,
     ToolCall,
-    ToolFormat,
-    split_reply,
+    collect_parts,
 )
 from erllama.events import Completion, Done, Event, Tokens
+
+SplitterMaker = Callable[[], ReplySplitter | None]
+"""Makes what cuts one choice's text into reasoning, text and calls; None leaves it as it is."""
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
     return {
-        "id": f"call_{uuid4().hex[:24]}",
+        "id": _call_id(),
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments_json},
     }
+
+
+def _call_id() -> str:
+    return f"call_{uuid4().hex[:24]}"
 
 
 @dataclass(slots=True)
@@ -44,17 +52,14 @@ class ChatWriter(StreamWriter):
     """The stream of a chat reply. Per token it encodes the text and joins it with strings made
     once.
 
-    `tool_format` splits calls and reasoning out of the text; None leaves the text as it is.
+    Calls stream: a chunk with id and name, then chunks with pieces of the arguments.
     """
 
     kind = "chat.completion.chunk"
 
-    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, tool_format: ToolFormat | None) -> None:
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, splitter: SplitterMaker) -> None:
         super().__init__(head, n, include_usage=include_usage)
-        splitters = [None if tool_format is None else tool_format.splitter() for _ in range(n)]
-        self._choices = [
-            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', splitter) for index, splitter in enumerate(splitters)
-        ]
+        self._choices = [_Choice(f'{self._prefix}{{"index":{index},"delta":{{', splitter()) for index in range(n)]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         choice = self._choices[index]
@@ -99,32 +104,36 @@ class ChatWriter(StreamWriter):
     def _parts(self, choice: _Choice, parts: Iterable[ReplyPart]) -> str:
         out = ""
         for part in parts:
-            if isinstance(part, TextDelta):
-                delta = f'"content":{encode(part.text)}'
-            elif isinstance(part, ReasoningDelta):
-                delta = f'"reasoning_content":{encode(part.text)}'
-            else:
-                delta = f'"tool_calls":[{encode({"index": choice.n_calls} | _call(part))}]'
-                choice.n_calls += 1
+            match part:
+                case TextDelta(text):
+                    delta = f'"content":{encode(text)}'
+                case ReasoningDelta(text):
+                    delta = f'"reasoning_content":{encode(text)}'
+                case CallStart(name):
+                    call = {"index": choice.n_calls} | _call(ToolCall(name, ""))
+                    delta = f'"tool_calls":[{encode(call)}]'
+                    choice.n_calls += 1
+                case ArgumentsDelta(text):
+                    call = {"index": choice.n_calls - 1, "function": {"arguments": text}}
+                    delta = f'"tool_calls":[{encode(call)}]'
             out += f'{choice.prefix}{delta}}},"finish_reason":null}}]}}\n\n'
         return out
 
 
-def chat_body(
-    head: ReplyHead, replies: Sequence[Completion], *, tool_format: ToolFormat | None, logprobs: bool
-) -> bytes:
+def chat_body(head: ReplyHead, replies: Sequence[Completion], *, splitter: SplitterMaker, logprobs: bool) -> bytes:
     """A chat reply that is not streamed."""
-    choices = [_whole_choice(index, reply, tool_format, logprobs) for index, reply in enumerate(replies)]
+    choices = [_whole_choice(index, reply, splitter(), logprobs) for index, reply in enumerate(replies)]
     return whole_body(head, "chat.completion", choices, replies, len(replies))
 
 
-def _whole_choice(index: int, whole: Completion, tool_format: ToolFormat | None, logprobs: bool) -> dict[str, Any]:
+def _whole_choice(index: int, whole: Completion, splitter: ReplySplitter | None, logprobs: bool) -> dict[str, Any]:
     reason = finish_reason(whole.stats)
     message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
-    if tool_format is not None:
-        reply = split_reply(tool_format, whole.text)
+    if splitter is not None:
+        reply = collect_parts(splitter.push(whole.text) + splitter.finish())
+        message["content"] = reply.content
         if reply.reasoning:
-            message |= {"content": reply.content, "reasoning_content": reply.reasoning}
+            message["reasoning_content"] = reply.reasoning
         if reply.calls:
             message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
             reason = "tool_calls" if reason == "stop" else reason

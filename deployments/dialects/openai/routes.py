@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.chat import ChatWriter, chat_body
+from deployments.dialects.openai.chat import ChatWriter, SplitterMaker, chat_body
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.params import (
     chat_requests,
@@ -22,7 +23,7 @@ from deployments.dialects.openai.params import (
     template_message,
 )
 from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
-from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools
+from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
 from deployments.dialects.openai.wire import (
     ChatBody,
     CompletionBody,
@@ -37,6 +38,8 @@ from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
 from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
+from erllama.chat.tool_formats.base import ReplySplitter
+from erllama.chat.tool_formats.splitter import reply_splitter
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -85,12 +88,33 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> tuple[Prompt, Constraint | None, Record]:
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A chat that is ready to run, and how its replies are cut."""
+
+    prompt: Prompt
+    grammar: Constraint | None
+    record: Record
+    splitter: SplitterMaker
+
+
+def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     messages = [template_message(message) for message in body.messages]
-    prompt = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
-    check_fits(prompt, prompts.n_ctx, "messages")
-    grammar = _checked(chat_constraint(body, reply_constraint(body), prompts.tool_format), prompts)
-    return prompt, grammar, prompts.recorder(prompt)
+    chat = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
+    check_fits(chat.prompt, prompts.n_ctx, "messages")
+    reply, tools = reply_constraint(body), tool_specs(body)
+    constraint = chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning)
+    try:
+        constraint = _checked(constraint, prompts)
+    except InvalidParameter:
+        if reply is not None or body.tool_choice not in (None, "auto"):
+            raise
+        constraint = None  # nobody asked for it: tools in the wild hold what cannot be enforced
+
+    def splitter() -> ReplySplitter | None:
+        return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
+
+    return _Chat(chat.prompt, constraint, prompts.recorder(chat.prompt), splitter)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -130,15 +154,14 @@ class OpenAI(Dialect):
             check_tools(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
-            prompt, grammar, record = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, prompt, grammar, engine_id(request))
+            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
+            requests = chat_requests(body, chat.prompt, chat.grammar, engine_id(request))
             head = _head("chatcmpl", model)
-            tool_format = None if offered_tools(body) is None else model.prompts.tool_format
             if not body.stream:
-                replies = await whole_replies(request, model, requests, record)
-                return _json(chat_body(head, replies, tool_format=tool_format, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, tool_format=tool_format)
-            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=record)
+                replies = await whole_replies(request, model, requests, chat.record)
+                return _json(chat_body(head, replies, splitter=chat.splitter, logprobs=bool(body.logprobs)))
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, splitter=chat.splitter)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
         @router.post("/completions")
         async def completions(request: Request) -> Response:

@@ -3,20 +3,21 @@ call one.
 
 How a call is written, and what separates several, is the model's `ToolFormat`. A forced call
 (`tool_choice` "required" or named) is enforced. When the model may choose ("auto") its reply is
-free, unless `response_format` constrains it: then it is either calls or JSON.
+free up to where a call opens, which then has to be one of a tool; with `response_format` it is
+either calls or JSON.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
-from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.json_format import HERMES
+from deployments.http.ports import PromptPort
+from erllama.chat.tool_formats.base import ToolSpec
+from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply
 from erllama.errors import InvalidParameter
-from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.grammar.constraint import Constraint
 
 
 def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
@@ -57,54 +58,30 @@ def _forced(body: ChatBody) -> list[Tool]:
     return tools if choice == "required" else []
 
 
-def chat_constraint(body: ChatBody, reply: Constraint | None, tool_format: ToolFormat = HERMES) -> Constraint | None:
+def tool_specs(body: ChatBody) -> list[ToolSpec]:
+    """The offered tools as a tool format needs to know them."""
+    return _specs(body.tools or []) if offered_tools(body) is not None else []
+
+
+def _specs(tools: Sequence[Tool]) -> list[ToolSpec]:
+    return [ToolSpec(tool.function.name, tool.function.parameters or {"type": "object"}) for tool in tools]
+
+
+def chat_constraint(
+    body: ChatBody, reply: Constraint | None, prompts: PromptPort, *, in_reasoning: bool = False
+) -> Constraint | None:
     """What the whole reply must follow; `reply` constrains its text (`response_format`,
     `grammar`).
     """
     parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
-    forced = _forced(body)
+    tool_format, markers, forced = prompts.tool_format, prompts.marker_ids, _forced(body)
     if forced:
-        return _calls_or(None, forced, tool_format, parallel=parallel)
-    if reply is not None and offered_tools(body) is not None:
-        return _calls_or(reply, body.tools or [], tool_format, parallel=parallel)
-    return reply
-
-
-def _calls_or(
-    reply: Constraint | None, tools: Sequence[Tool], tool_format: ToolFormat, *, parallel: bool
-) -> Constraint:
-    opening, closing, separator = (
-        json.dumps(text) for text in (tool_format.opening, tool_format.closing, tool_format.separator)
-    )
-    more = f" ({separator} CALL_BEGIN call CALL_END)*" if parallel else ""
-    lark = f"""
-start: calls{"" if reply is None else " | reply"}
-calls: CALL_BEGIN call CALL_END{more}
-CALL_BEGIN: {opening}
-CALL_END: {closing}
-"""
-    call = ("call", Constraint.of_schema(calls_schema(tools, tool_format), "tools"))
-    return Constraint(ConstraintKind.LARK, lark, "tools", (call,) if reply is None else (call, ("reply", reply)))
-
-
-def calls_schema(tools: Sequence[Tool], tool_format: ToolFormat = HERMES) -> dict[str, Any]:
-    """The JSON schema of one call of one of the tools."""
-    variants: list[dict[str, Any]] = []
-    definitions: dict[str, Any] = {}
-    for index, tool in enumerate(tools):
-        parameters = tool.function.parameters or {"type": "object"}
-        definitions[f"tool{index}"] = _rebased({"type": "object"} | parameters, f"#/$defs/tool{index}")
-        variants.append(tool_format.call_schema(tool.function.name, {"$ref": f"#/$defs/tool{index}"}))
-    return (variants[0] if len(variants) == 1 else {"anyOf": variants}) | {"$defs": definitions}
-
-
-def _rebased(schema: Any, base: str) -> Any:
-    """The schema with its own references (`#/...`) pointing to where it now hangs."""
-    if isinstance(schema, dict):
-        return {
-            key: base + value[1:]
-            if key == "$ref" and isinstance(value, str) and value.startswith("#")
-            else _rebased(value, base)
-            for key, value in schema.items()
-        }
-    return [_rebased(item, base) for item in schema] if isinstance(schema, list) else schema
+        return forced_calls(tool_format, _specs(forced), markers, parallel=parallel, in_reasoning=in_reasoning)
+    if offered_tools(body) is None:
+        return reply
+    tools = _specs(body.tools or [])
+    if reply is None and not prompts.constrains_calls:
+        return None
+    if reply is None:
+        return free_reply(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning)
+    return forced_calls(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning, reply=reply)

@@ -51,6 +51,11 @@ def choose_format(template: ChatTemplate, formats: Sequence[ToolFormat] = FORMAT
     return next((one for one in formats if written and _reads(one, written)), HERMES)
 
 
+def opens_reasoning(tool_format: ToolFormat, prompt_end: str) -> bool:
+    """Whether a prompt that ends so has opened the model's reasoning and not closed it."""
+    return tool_format.reasoning is not None and prompt_end.rstrip().endswith(tool_format.reasoning[0].rstrip())
+
+
 def _written(template: ChatTemplate) -> str | None:
     """What the template makes of a call: from where the assistant speaks to the result."""
     tools: list[dict[str, Any]] = [_TOOL]

@@ -12,10 +12,10 @@ All other text is preserved, and what may still become a marker is held back.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, TextDelta
+from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, ReplySplitter, TextDelta, ToolFormat, ToolSpec
 
 # beginnings that are no call; after so many the rest is text: each is searched to the end of the
 # reply
@@ -52,7 +52,7 @@ class Splitter:
         in_reasoning: bool = False,
     ) -> None:
         self._openings = openings
-        self._pattern = re.compile("|".join(map(re.escape, openings)))
+        self._pattern = re.compile("|".join(map(re.escape, openings)) or r"(?!)")
         self._make_reader = reader
         self._reasoning = reasoning  # None once it is over
         self._in_reasoning = in_reasoning
@@ -157,3 +157,21 @@ def held_prefix(text: str, markers: tuple[str, ...]) -> int:
         if any(marker.startswith(text[len(text) - n :]) for marker in markers):
             return n
     return 0
+
+
+def reply_splitter(
+    tool_format: ToolFormat, tools: Sequence[ToolSpec], *, in_reasoning: bool = False
+) -> ReplySplitter | None:
+    """What cuts a reply of a model that was offered `tools`. Without any, calls are text like any
+    other, and None means that there is nothing to cut.
+    """
+    if tools:
+        return tool_format.splitter(tools, in_reasoning=in_reasoning)
+    if tool_format.reasoning is None:
+        return None
+    return Splitter((), _NoCalls, reasoning=tool_format.reasoning, in_reasoning=in_reasoning)
+
+
+class _NoCalls:
+    def read(self, text: str, *, final: bool) -> tuple[list[ReplyPart], int | None]:
+        raise NotACall

@@ -8,7 +8,7 @@ import re
 import openai
 import pytest
 
-from erllama.chat.tool_formats.base import ReasoningDelta, TextDelta, ToolCall
+from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, TextDelta
 from erllama.events import FinishReason
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from tests.support.http_fakes import (
@@ -20,6 +20,7 @@ from tests.support.http_fakes import (
     replies,
     served,
     sse_events,
+    streamed_calls,
 )
 
 pytestmark = pytest.mark.anyio
@@ -218,15 +219,23 @@ async def test_a_tool_call_is_split_out_of_the_text(per_item):
         assert len({call.id for call in choice.message.tool_calls}) == 2
         chunks = await chunks_of(client, tools=[WEATHER])
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Let me see."
-    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    assert [(call.index, call.function.name, json.loads(call.function.arguments)) for call in calls] == [
-        (0, "get_weather", {"city": "Ulm"}),
-        (1, "get_weather", {"city": "Ulm"}),
-    ]
+    functions = [call["function"] for call in streamed_calls(chunks)]
+    assert [(one["name"], json.loads(one["arguments"])) for one in functions] == [("get_weather", {"city": "Ulm"})] * 2
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert prompts.rendered[0][1] == [
         {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER["function"]["parameters"]}}
     ]
+
+
+async def test_a_long_argument_streams_as_it_is_made():
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "' + "Ulm " * 50 + '"}}\n</tool_call>'
+    async with openai_client(app_of(served(FakeModel(replies(text, per_item=4))))) as client:
+        chunks = await chunks_of(client, tools=[WEATHER])
+    pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or ()]
+    assert (pieces[0].function.name, pieces[0].function.arguments) == ("get_weather", "")
+    assert len(pieces) > 40
+    assert [piece.id for piece in pieces[1:]] == [None] * (len(pieces) - 1)
+    assert json.loads(streamed_calls(chunks)[0]["function"]["arguments"]) == {"city": "Ulm " * 50}
 
 
 async def test_a_call_without_other_text_has_null_content():
@@ -246,7 +255,7 @@ async def test_logprobs_and_tool_calls_go_together():
     ]
     assert b"".join(pieces).decode() == f"Hm. {CALL}"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hm."
-    assert sum(len(chunk.choices[0].delta.tool_calls or ()) for chunk in chunks) == 1
+    assert len(streamed_calls(chunks)) == 1
 
 
 async def test_tool_choice_none_hides_the_tools_and_leaves_the_text_alone():
@@ -289,12 +298,15 @@ class Bracketed:
     format is here.
     """
 
-    def splitter(self):
+    opening = ""
+
+    def splitter(self, tools, *, in_reasoning):
         return self
 
     def push(self, text):
-        kinds = {"(": lambda s: ReasoningDelta(s[1:-1]), "[": lambda s: ToolCall(s[1:-1], "{}")}
-        return [kinds.get(piece[0], TextDelta)(piece) for piece in re.findall(r"\(.*?\)|\[.*?\]|[^(\[]+", text)]
+        kinds = {"(": lambda s: [ReasoningDelta(s[1:-1])], "[": lambda s: [CallStart(s[1:-1]), ArgumentsDelta("{}")]}
+        pieces = re.findall(r"\(.*?\)|\[.*?\]|[^(\[]+", text)
+        return [part for piece in pieces for part in kinds.get(piece[0], lambda s: [TextDelta(s)])(piece)]
 
     def finish(self):
         return []
@@ -311,7 +323,7 @@ async def test_the_form_of_calls_and_reasoning_is_the_models(logprobs):
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "hm"
     assert "".join(delta.content or "" for delta in deltas) == "Well"
-    assert [call.function.name for delta in deltas for call in delta.tool_calls or ()] == ["f"]
+    assert [call.function.name for delta in deltas for call in delta.tool_calls or ()] == ["f", None]
 
 
 async def test_minus_infinity_is_written_as_openais_floor():

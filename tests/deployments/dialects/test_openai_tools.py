@@ -2,12 +2,13 @@
 
 import pytest
 
-from deployments.dialects.openai.tools import calls_schema, chat_constraint, check_tools, offered_tools
+from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
 from deployments.dialects.openai.wire import ChatBody
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
+from tests.support.http_fakes import FakePrompts
 
 MESSAGES = [{"role": "user", "content": "x"}]
 
@@ -34,13 +35,8 @@ def body_of(**fields):
     return ChatBody.model_validate({"messages": MESSAGES, **fields})
 
 
-def test_the_schema_of_a_call_moves_the_references_of_each_tool():
-    schema = calls_schema(body_of(tools=[CITY, TREE, ROOTED]).tools)
-    assert [variant["properties"]["name"]["const"] for variant in schema["anyOf"]] == ["get_weather", "plant", "nest"]
-    tree = schema["$defs"]["tool1"]
-    assert tree["properties"]["tree"] == {"$ref": "#/$defs/tool1/$defs/node"}
-    assert tree["$defs"]["node"]["properties"]["kids"]["items"] == {"$ref": "#/$defs/tool1/$defs/node"}
-    assert schema["$defs"]["tool2"]["properties"]["inner"] == {"$ref": "#/$defs/tool2"}
+def constraint_of(body, reply=None):
+    return chat_constraint(body, reply, FakePrompts())
 
 
 def call(name, arguments):
@@ -65,7 +61,7 @@ OTHERS = (call("get_weather", '{"city": "Bonn"}'), call("nest", '{"inner": {"inn
 def test_a_forced_call_is_all_that_may_be_said(choice, parallel):
     body = body_of(tools=[CITY, TREE, ROOTED, BARE], tool_choice=choice, parallel_tool_calls=parallel)
     check_tools(body)
-    constraint = chat_constraint(body, None)
+    constraint = constraint_of(body)
     assert accepts(constraint, PLANT)
     assert [accepts(constraint, other) for other in OTHERS] == [choice == "required"] * 3
     assert accepts(constraint, f"{PLANT}\n{PLANT}") is (choice == "required" and parallel is None)
@@ -93,24 +89,46 @@ def test_a_forced_call_is_all_that_may_be_said(choice, parallel):
     ],
 )
 def test_a_constrained_reply_leaves_room_for_calls(reply, good, bad):
-    constraint = chat_constraint(body_of(tools=[CITY, TREE]), reply)
+    constraint = constraint_of(body_of(tools=[CITY, TREE]), reply)
     assert accepts(constraint, good)
     assert accepts(constraint, f"{PLANT}\n{OTHERS[0]}")
     assert not accepts(constraint, bad)
     assert not accepts(constraint, good + PLANT)
 
 
-def test_free_replies_have_no_constraint():
+def test_a_free_reply_is_held_to_the_tools_from_the_opening_of_a_call_on():
+    body = body_of(tools=[CITY, TREE, ROOTED, BARE])
+    constraint = constraint_of(body)
+    for text in ("", "Hello <tool", f"Well.\n{PLANT}", "\n".join(OTHERS)):
+        assert accepts(constraint, text)
+    for text in (
+        "<tool_call>",
+        call("nobody", "{}"),
+        call("plant", '{"tree": 3}'),
+        f"Well. {PLANT} {call('nobody', '{}')}",
+    ):
+        assert not accepts(constraint, text)
+
+
+def test_what_offers_no_tools_has_no_constraint_but_its_own():
     reply = Constraint(ConstraintKind.GBNF, "root ::= [a]")
-    assert chat_constraint(body_of(tools=[CITY]), None) is None
-    assert chat_constraint(body_of(), reply) is reply
-    assert chat_constraint(body_of(tools=[CITY], tool_choice="none"), reply) is reply
+    assert constraint_of(body_of(), reply) is reply
+    assert constraint_of(body_of()) is None
+    assert constraint_of(body_of(tools=[CITY], tool_choice="none"), reply) is reply
+    assert tool_specs(body_of(tools=[CITY], tool_choice="none")) == []
+
+
+def test_free_replies_can_be_left_alone():
+    prompts = FakePrompts()
+    prompts.constrains_calls = False
+    assert chat_constraint(body_of(tools=[CITY]), None, prompts) is None
+    assert chat_constraint(body_of(tools=[CITY], tool_choice="required"), None, prompts) is not None
 
 
 @pytest.mark.parametrize("tool_choice", ["required", "auto"])
 def test_a_schema_that_cannot_be_enforced_names_the_tools(tool_choice):
     body = body_of(tools=[tool("f", properties={"a": {"not": {}}})], tool_choice=tool_choice)
-    constraint = chat_constraint(
+    constraint = constraint_of(
         body, None if tool_choice == "required" else Constraint.of_schema(JSON_OBJECT, "response_format")
     )
     with pytest.raises(InvalidParameter) as caught:

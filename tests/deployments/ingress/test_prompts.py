@@ -9,6 +9,7 @@ from cache_store.format.keys import root_key
 from deployments.ingress import prompts as prompts_module
 from deployments.ingress.prompts import PromptSource
 from erllama.chat.transcript_book import TranscriptBook
+from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter, ModelLoadError, NotSupported
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
@@ -35,7 +36,7 @@ class FakeVocab:
         text = text.replace("<s>", "\x01")
         return [1] * add_special + list(text.encode())
 
-    def detokenize(self, ids):
+    def detokenize(self, ids, *, special=False):
         return bytes(ids).decode()
 
     def piece(self, token):
@@ -56,7 +57,8 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def prompt_source(path="x", **more):
-    return PromptSource(path, root=root_key("test"), book=TranscriptBook(), **more)
+    config = EngineConfig(path=path, **more)
+    return PromptSource(config, root=root_key("test"), book=TranscriptBook())
 
 
 def test_the_file_is_opened_once_however_many_threads_ask(vocab):
@@ -74,11 +76,11 @@ def test_the_file_is_opened_once_however_many_threads_ask(vocab):
 
 
 def test_a_prompt_gets_exactly_one_bos(vocab, monkeypatch):
-    assert prompt_source().render_chat(HI, None, {}).tokens == (1, *b"hi")
+    assert prompt_source().render_chat(HI, None, {}).prompt.tokens == (1, *b"hi")
     assert prompt_source().tokenize("hi") == [1, *b"hi"]
     assert prompt_source().tokenize("hi", add_special=False) == [*b"hi"]
     monkeypatch.setattr(vocab, "chat_template", "{{ messages[0].content }}")
-    assert prompt_source().render_chat(HI, None, {}).tokens == (1, *b"hi")
+    assert prompt_source().render_chat(HI, None, {}).prompt.tokens == (1, *b"hi")
 
 
 def test_a_template_that_does_not_compile_refuses_chats_and_nothing_else(vocab, monkeypatch):
@@ -91,7 +93,7 @@ def test_a_template_that_does_not_compile_refuses_chats_and_nothing_else(vocab, 
 
 def test_template_kwargs_reach_the_template_but_not_its_own_variables(vocab):
     source = prompt_source()
-    assert source.render_chat(HI, None, {"extra": "!"}).tokens == (1, *b"hi!")
+    assert source.render_chat(HI, None, {"extra": "!"}).prompt.tokens == (1, *b"hi!")
     for name in ("messages", "tools", "self", "add_generation_prompt", "bos_token"):
         with pytest.raises(InvalidParameter) as caught:
             source.render_chat(HI, None, {name: "x"})
@@ -144,7 +146,7 @@ async def test_loading_and_long_prompts_stay_off_the_event_loop(loaded, n_chars,
 @pytest.mark.model
 def test_the_demo_model_renders_checks_grammars_and_detokenizes():
     source = prompt_source("demo", n_ctx=4096)
-    tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {}).tokens
+    tokens = source.render_chat([{"role": "user", "content": "Hello"}], None, {}).prompt.tokens
     assert source.detokenize(source.tokenize("Hello, wörld!", add_special=False)) == "Hello, wörld!"
     assert source.detokenize(tokens).count("Hello") == 1
     source.check_constraint(

@@ -13,9 +13,10 @@ from deployments.ingress import prompts as prompts_module
 from deployments.ingress.prompts import PromptSource
 from erllama.chat.transcript import transcript_block
 from erllama.chat.transcript_book import TranscriptBook
+from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed
 from erllama.events import Done, Failed, FinishReason, Tokens
-from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats
+from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats, streamed_calls
 
 pytestmark = pytest.mark.anyio
 
@@ -80,12 +81,18 @@ def samples(text, *, beyond="", reason=FinishReason.STOP, error=None):
     return script
 
 
+def canonical_prompt(messages, tools=None):
+    """The ids of a conversation that no book knows anything of."""
+    source = PromptSource(EngineConfig(path="x"), root=ROOT, book=TranscriptBook())
+    return source.render_chat(messages, tools, {}).prompt.tokens
+
+
 class Chat:
     """A served model with a book, and the conversation so far."""
 
     def __init__(self, text, book=None, source=None, **script):
         self.book = book or TranscriptBook()
-        self.prompts = source or PromptSource("x", root=ROOT, book=self.book)
+        self.prompts = source or PromptSource(EngineConfig(path="x"), root=ROOT, book=self.book)
         self.model = FakeModel(samples(text, **script))
         self.app = app_of(served(self.model, self.prompts))
         self.ids = tuple(text.encode())
@@ -99,7 +106,11 @@ class Chat:
         return self.model.requests[-1].prompt_tokens[: len(self.first)] == self.first
 
     def canonical(self, messages, tools=None):
-        return PromptSource("x", root=ROOT, book=TranscriptBook()).render_chat(messages, tools, {}).tokens
+        return (
+            PromptSource(EngineConfig(path="x"), root=ROOT, book=TranscriptBook())
+            .render_chat(messages, tools, {})
+            .prompt.tokens
+        )
 
 
 @pytest.fixture
@@ -159,9 +170,9 @@ async def test_a_streamed_call_comes_back_as_sampled(vocab):
             chunk
             async for chunk in await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)
         ]
-        [call] = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-        message = {"role": "assistant", "tool_calls": [call.model_dump()]}
-        await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call.id, "content": "wet"}], tools=TOOLS)
+        [call] = streamed_calls(chunks)
+        message = {"role": "assistant", "tool_calls": [call]}
+        await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call["id"], "content": "wet"}], tools=TOOLS)
     assert chat.continues_as_sampled()
 
 
@@ -217,7 +228,9 @@ async def test_completions_are_not_remembered(vocab):
 
 
 async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(vocab):
-    prompt = PromptSource("x", root=ROOT, book=TranscriptBook()).render_chat(HI, None, {}).tokens
+    prompt = (
+        PromptSource(EngineConfig(path="x"), root=ROOT, book=TranscriptBook()).render_chat(HI, None, {}).prompt.tokens
+    )
     block = transcript_block(ROOT, prompt, b"well", "well", PairVocab().piece)
     on_loop = []
 
@@ -236,7 +249,7 @@ async def test_a_reply_that_another_process_stored_is_found_off_the_event_loop(v
 
 @pytest.mark.model
 async def test_the_demo_model_gets_its_own_tokens_back():
-    source = PromptSource("demo", root=ROOT, book=TranscriptBook())
+    source = PromptSource(EngineConfig(path="demo"), root=ROOT, book=TranscriptBook())
     source.load()
     text = "The weather in Ulm is fine, well."
     ids = [token for char in text for token in source.tokenize(char, add_special=False)]
