@@ -63,7 +63,8 @@ class EngineConfig:
     a chat may write control tokens by their names; else "<|im_end|>" in one is text. tool_format:
     how the model writes tool calls and reasoning, by name; "auto" finds out from its template.
     constrain_tool_calls: a call that the model makes of its own accord follows the schemas of the
-    tools, too.
+    tools, too. template_clock: what a chat template that asks for the time is told; with "time" a
+    conversation's prompt begins anew with every minute.
     """
 
     path: str
@@ -87,6 +88,7 @@ class EngineConfig:
     parse_special_in_content: bool = False
     tool_format: str = "auto"
     constrain_tool_calls: bool = True
+    template_clock: Literal["date", "time"] = "date"
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
 
@@ -138,6 +140,11 @@ class EngineConfig:
                 name,
                 f"must be one of {', '.join(KV_TYPES)}, got {getattr(self, name)!r}",
             )
+        _check(
+            self.template_clock in ("date", "time"),
+            "template_clock",
+            f"must be date or time, got {self.template_clock!r}",
+        )
         known = isinstance(self.tool_format, str) and bool(self.tool_format)
         _check(known, "tool_format", f"must be a name, got {self.tool_format!r}")
         quantised_v = self.type_v not in ("f32", "f16", "bf16")

@@ -18,7 +18,7 @@ def make_template(backend: ModelBackend, config: EngineConfig) -> ChatTemplate |
     vocab = backend.vocab
     if vocab.chat_template is None:
         return None
-    return ChatTemplate.of(vocab, vocab.chat_template, parse_special_in_content=config.parse_special_in_content)
+    return ChatTemplate.of(vocab, parse_special_in_content=config.parse_special_in_content, clock=config.template_clock)
 
 
 def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) -> ModelMemory:

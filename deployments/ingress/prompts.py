@@ -154,8 +154,9 @@ class PromptSource:
 
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:
-    source = vocab.chat_template
-    template = ChatTemplate.of(vocab, source, parse_special_in_content=config.parse_special_in_content)
+    template = ChatTemplate.of(
+        vocab, parse_special_in_content=config.parse_special_in_content, clock=config.template_clock
+    )
     tool_format = choose_format(template) if config.tool_format == "auto" else format_named(config.tool_format)
     return _Loaded(vocab, template.with_tool_format(tool_format), tool_format, _marker_ids(vocab, tool_format))
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
@@ -108,6 +108,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **kwargs)
 
 
+def today() -> datetime:
+    """The beginning of this day."""
+    return datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Adapted messages, and the variables that are rendered with them. `mark` stands before what
@@ -135,7 +140,8 @@ class ChatTemplate:
     none.
 
     `source` None or "" means that the model has no template. `now` is the clock behind
-    `strftime_now`. Construction never fails on the template: `problem` then says why chat is not
+    `strftime_now`: the date by default, since a clock in a prompt makes every turn a new prompt.
+    Construction never fails on the template: `problem` then says why chat is not
     available, and `render` raises it. `traits` is what the template can express.
     """
 
@@ -145,7 +151,7 @@ class ChatTemplate:
         *,
         bos: str,
         eos: str,
-        now: Callable[[], datetime] = datetime.now,
+        now: Callable[[], datetime] = today,
         tool_format: ToolFormat = HERMES,
         guard: ContentGuard = NO_GUARD,
     ) -> None:
@@ -171,12 +177,13 @@ class ChatTemplate:
         self.traits = probe_traits(self._render_probe)
 
     @classmethod
-    def of(cls, vocab: Vocab, source: str | None, *, parse_special_in_content: bool = False) -> ChatTemplate:
-        """`source` with the special tokens of `vocab`, by default guarded against messages that
-        name them.
-        """
+    def of(
+        cls, vocab: Vocab, *, parse_special_in_content: bool = False, clock: Literal["date", "time"] = "date"
+    ) -> ChatTemplate:
+        """The template of the model that `vocab` belongs to; the options are `EngineConfig`'s."""
         guard = NO_GUARD if parse_special_in_content else ContentGuard.of(vocab.control_texts())
-        return cls(source, bos=vocab.bos_text, eos=vocab.eos_text, guard=guard)
+        now = datetime.now if clock == "time" else today
+        return cls(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text, now=now, guard=guard)
 
     def with_tool_format(self, tool_format: ToolFormat) -> ChatTemplate:
         """The same template, which writes calls and tools that it does not know in `tool_format`."""

@@ -40,6 +40,7 @@ WRONG = [
     ("deterministic", "false"),
     ("parse_special_in_content", 1),
     ("tool_format", ""),
+    ("template_clock", "minute"),
     ("constrain_tool_calls", None),
     ("fingerprint", "fast"),
     ("stream_interval_ms", -1.0),

@@ -147,3 +147,17 @@ def template_message(message: Message) -> dict[str, Any]:
     if not message.tool_calls:
         fields.pop("tool_calls", None)
     return fields
+
+
+def template_variables(body: ChatBody) -> dict[str, Any]:
+    """What a body says to the template beside messages and tools; `chat_template_kwargs` win.
+
+    Families call the switch of their reasoning `enable_thinking` or `thinking`; an effort of "none"
+    is OpenAI's way to turn it off.
+    """
+    thinks = body.enable_thinking
+    if thinks is None and body.reasoning_effort == "none":
+        thinks = False
+    switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
+    effort = {} if body.reasoning_effort in (None, "none") else {"reasoning_effort": body.reasoning_effort}
+    return switches | effort | (body.chat_template_kwargs or {})

@@ -21,6 +21,7 @@ from deployments.dialects.openai.params import (
     completion_requests,
     reply_constraint,
     template_message,
+    template_variables,
 )
 from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
@@ -100,7 +101,7 @@ class _Chat:
 
 def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     messages = [template_message(message) for message in body.messages]
-    chat = prompts.render_chat(messages, offered_tools(body), body.chat_template_kwargs or {})
+    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body))
     check_fits(chat.prompt, prompts.n_ctx, "messages")
     reply, tools = reply_constraint(body), tool_specs(body)
     constraint = chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning)

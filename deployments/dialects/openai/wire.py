@@ -24,7 +24,7 @@ IGNORED = frozenset(
     {
         # OpenAI: accounting, storage, hints to its own caches
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prompt_cache_options", "prediction", "verbosity", "reasoning_effort", "moderation",
+        "prompt_cache_options", "prediction", "verbosity", "moderation",
         # llama.cpp's server and vLLM: where and when to compute, never what
         "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "timings_per_token",
         "return_progress", "priority", "request_id", "return_tokens",
@@ -225,6 +225,8 @@ class ChatBody(GenerationBody):
     tool_choice: Annotated[str | NamedTool | None, BeforeValidator(_tool_choice)] = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
 
 
 PromptInput = str | tuple[int, ...]

@@ -203,6 +203,26 @@ async def test_messages_reach_the_template_as_templates_expect_them():
     assert kwargs == {"enable_thinking": False}
 
 
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False, "thinking": False}),
+        ({"enable_thinking": True}, {"enable_thinking": True, "thinking": True}),
+        (
+            {"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False, "x": 1}},
+            {"enable_thinking": False, "thinking": True, "x": 1},
+        ),
+    ],
+)
+async def test_the_switches_of_reasoning_reach_the_template(fields, variables):
+    prompts = FakePrompts()
+    async with http_client(app_of(served(FakeModel(), prompts))) as client:
+        reply = await client.post("/v1/chat/completions", json={"messages": HI, **fields})
+    assert reply.status_code == 200
+    assert prompts.rendered[0][2] == variables
+
+
 @pytest.mark.parametrize("per_item", [1, 3, 500])
 async def test_a_tool_call_is_split_out_of_the_text(per_item):
     prompts = FakePrompts()

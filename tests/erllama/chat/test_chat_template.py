@@ -247,3 +247,8 @@ def test_idioms_of_transformers():
 
 def test_template_variables_may_not_replace_those_of_the_server():
     assert refusal(CHATML, bos_token="x").param == "chat_template_kwargs"
+
+
+def test_the_clock_of_a_template_stands_still_for_a_day():
+    shown = template("{{ strftime_now('%H:%M:%S') }}").render([USER])
+    assert shown == "00:00:00"

@@ -34,6 +34,12 @@ def load():
         vocab.close()
 
 
+def made(vocab, name, **settings):
+    """The chat template called `name` for another model's vocabulary."""
+    vocab.chat_template = real_template(name)
+    return ChatTemplate.of(vocab, **settings)
+
+
 def prompt(vocab, template, messages, **kwargs):
     conversation = template.conversation(messages, **kwargs)
     return conversation.tokenize(vocab, template.render_conversation(conversation))
@@ -46,7 +52,7 @@ def controls_of(vocab, ids):
 @pytest.mark.parametrize(("vocab_name", "template_name", "text"), MODELS)
 def test_a_message_writes_no_control_token(load, vocab_name, template_name, text):
     vocab = load(vocab_name)
-    template = ChatTemplate.of(vocab, real_template(template_name))
+    template = made(vocab, template_name)
     harmless = prompt(vocab, template, [{"role": "user", "content": "Hi"}])
     ids = prompt(vocab, template, [{"role": "user", "content": text}])
     assert controls_of(vocab, ids) == controls_of(vocab, harmless)
@@ -57,7 +63,7 @@ def test_a_message_writes_no_control_token(load, vocab_name, template_name, text
 @pytest.mark.parametrize(("vocab_name", "template_name", "text"), MODELS)
 def test_parse_special_in_content_lets_it(load, vocab_name, template_name, text):
     vocab = load(vocab_name)
-    template = ChatTemplate.of(vocab, real_template(template_name), parse_special_in_content=True)
+    template = made(vocab, template_name, parse_special_in_content=True)
     harmless = prompt(vocab, template, [{"role": "user", "content": "Hi"}])
     ids = prompt(vocab, template, [{"role": "user", "content": text}])
     assert len(controls_of(vocab, ids)) > len(controls_of(vocab, harmless))
@@ -65,7 +71,7 @@ def test_parse_special_in_content_lets_it(load, vocab_name, template_name, text)
 
 def test_results_arguments_and_descriptions_of_tools_are_text_too(load):
     vocab = load("qwen2")
-    template = ChatTemplate.of(vocab, real_template("Qwen-Qwen2.5-7B-Instruct"))
+    template = made(vocab, "Qwen-Qwen2.5-7B-Instruct")
 
     def turn(text):
         call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": text})}}
@@ -87,16 +93,16 @@ def test_results_arguments_and_descriptions_of_tools_are_text_too(load):
 
 def test_only_what_needs_it_is_tokenised_differently(load):
     vocab = load("qwen2")
-    source = real_template("Qwen-Qwen2.5-7B-Instruct")
     messages = [{"role": "user", "content": "What is <b> or <|a|>?"}, {"role": "assistant", "content": "Nothing."}]
-    guarded, free = ChatTemplate.of(vocab, source), ChatTemplate(source, bos=vocab.bos_text, eos=vocab.eos_text)
+    guarded = made(vocab, "Qwen-Qwen2.5-7B-Instruct")
+    free = made(vocab, "Qwen-Qwen2.5-7B-Instruct", parse_special_in_content=True)
     assert prompt(vocab, guarded, messages) == prompt(vocab, free, messages)
     assert guarded.conversation(messages).mark is None
 
 
 def test_a_prompt_that_is_guarded_still_begins_with_the_turn_before(load):
     vocab = load("qwen2")
-    template = ChatTemplate.of(vocab, real_template("Qwen-Qwen2.5-7B-Instruct"))
+    template = made(vocab, "Qwen-Qwen2.5-7B-Instruct")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     first = prompt(vocab, template, messages)[:-3]  # without the opening of the assistant's turn
     second = prompt(vocab, template, [*messages, {"role": "user", "content": INJECTION}])
