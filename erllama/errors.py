@@ -1,23 +1,5 @@
-"""Every error that leaves the engine.
-
-    ErllamaError
-    ├── RequestError            the caller's fault: HTTP 4xx, nothing was computed
-    │   ├── InvalidParameter    400  a value is of the wrong type, out of range, or an unknown name
-    │   ├── ContextOverflow     400  the prompt does not fit into the context (names both numbers)
-    │   ├── NotSupported        400  this model cannot do that (no template, no embeddings, ...)
-    │   ├── ModelNotFound       404  no model of that id is served
-    │   ├── SessionNotFound     404  no session of that id is known here
-    │   ├── TranscriptMismatch  409  a session's tokens are not what the caller thinks;
-                                     `diverges_at` says from where on
-    │   └── QueueFull           429  the bounded queue is full; `retry_after_s` says when to come
-                                     back
-    ├── ModelLoadError          500  a GGUF or an adapter is missing, malformed or of another
-                                     architecture
-    ├── EngineStopped           503  the engine is shutting down or its thread has died; resumable
-    ├── DecodeAborted           503  a decode exceeded its time budget; resumable
-    ├── ContextLost             503  the context went with a neighbour's aborted decode; resumable
-    └── DecodeFailed            500  llama.cpp refused a batch; the sequence is lost, the model
-                                     lives
+"""Every error that leaves the engine: a `RequestError` is the caller's fault (HTTP 4xx, nothing was
+computed), the others are ours.
 
 Each class carries `http_status` and `code`, so that an HTTP dialect only chooses the shape of the
 body, and `resumable`: whether the same request may go on elsewhere (`GenerationRequest.resumed`),
@@ -28,13 +10,11 @@ its type on the way. Any other exception is a bug.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class ErllamaError(Exception):
-    """Base class. `message` is a sentence for the caller; `param` names the offending field, or is
-    None.
-    """
+    """`message` is a sentence for the caller; `param` names the offending field, or is None."""
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -46,27 +26,16 @@ class ErllamaError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.param, self.retry_after_s))
-
-
-def _rebuild(cls: type[ErllamaError], message: str, param: str | None, retry_after_s: int | None) -> ErllamaError:
-    return cls(message, param=param, retry_after_s=retry_after_s)
-
 
 class RequestError(ErllamaError):
-    """The request cannot be served as it stands; sending it again unchanged is pointless (except
-    `QueueFull`).
-    """
+    """The request cannot be served; sending it again unchanged is pointless (except `QueueFull`)."""
 
     http_status = 400
     code = "invalid_request"
 
 
 class InvalidParameter(RequestError):
-    """A parameter has the wrong type, is out of its range, or is not known at all. `param` is its
-    name.
-    """
+    """A parameter (`param`) has the wrong type, is out of its range, or is not known at all."""
 
     code = "invalid_parameter"
 
@@ -113,37 +82,22 @@ class TranscriptMismatch(RequestError):
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.diverges_at = diverges_at
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_mismatch, (self.message, self.param, self.retry_after_s, self.diverges_at))
-
-
-def _rebuild_mismatch(
-    message: str, param: str | None, retry_after_s: int | None, diverges_at: int
-) -> TranscriptMismatch:
-    return TranscriptMismatch(message, param=param, retry_after_s=retry_after_s, diverges_at=diverges_at)
-
 
 class QueueFull(RequestError):
-    """The bounded queue of the engine is full. Nothing was admitted; retry after
-    `retry_after_s`.
-    """
+    """The bounded queue of the engine is full. Nothing was admitted; retry after `retry_after_s`."""
 
     http_status = 429
     code = "queue_full"
 
 
 class ModelLoadError(ErllamaError):
-    """A model or adapter file is missing, malformed, or does not fit; the message says which and
-    why.
-    """
+    """A model or adapter file is missing, malformed, or does not fit; the message says why."""
 
     code = "model_load_error"
 
 
 class EngineStopped(ErllamaError):
-    """The engine takes no more requests: it is shutting down, or its thread died of a bug (the
-    message tells).
-    """
+    """The engine takes no more requests: it is shutting down, or its thread died of a bug."""
 
     http_status = 503
     code = "engine_stopped"
@@ -171,14 +125,10 @@ class ContextLost(ErllamaError):
 
 
 class DecodeFailed(ErllamaError):
-    """llama.cpp refused a batch. The sequences of that batch end with this error; the model stays
-    usable.
-    """
+    """llama.cpp refused a batch. Its sequences end with this error; the model stays usable."""
 
     code = "decode_failed"
 
 
 class IllegalTransition(AssertionError):
-    """A bug of ours: an event that the state machine does not allow. Raised before anything
-    changed.
-    """
+    """A bug of ours: the state machine does not allow a step. Raised before anything changed."""

@@ -21,13 +21,17 @@ class ModelStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
     """A loaded LoRA adapter: `handle` names it in calls, `sha256` is the digest of its file,
-    `scale` multiplies its effect.
+    `scale` multiplies its effect. Equal digests at equal scales give equal KV, whatever the path.
     """
 
     handle: str
-    path: str
+    path: str = field(compare=False)
     sha256: str
     scale: float
+
+
+AdapterSet = tuple[AdapterInfo, ...]
+"""What a sequence computes with: fixed when the sequence is made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,7 @@ from erllama.cache.read import KvReader
 from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
 from erllama.kv.layout import KvKind, KvLayout
-from erllama.sequence.adapter_set import AdapterSet
-from erllama.stats import CacheCounters
+from erllama.stats import AdapterSet, CacheCounters
 
 # of each of two buffers: 20 k tokens of a 0.5B model, 2 k of an 8B one; beyond that the first
 # restore pays

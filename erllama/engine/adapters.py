@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from erllama.backend.base import Backend
 from erllama.errors import InvalidParameter, ModelLoadError
-from erllama.sequence.adapter_set import AdapterSet, AdapterUse
-from erllama.stats import AdapterInfo
+from erllama.stats import AdapterInfo, AdapterSet
 
 
 class AdapterRegistry:
@@ -58,16 +58,15 @@ class AdapterRegistry:
             raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not -100.0 <= scale <= 100.0:
             raise InvalidParameter(f"scale must be between -100 and 100, got {scale!r}", param="scale")
-        old = self._loaded[handle]
-        self._loaded[handle] = AdapterInfo(handle=handle, path=old.path, sha256=old.sha256, scale=float(scale))
+        self._loaded[handle] = replace(self._loaded[handle], scale=float(scale))
 
-    def list(self) -> tuple[AdapterInfo, ...]:
+    def list(self) -> AdapterSet:
         """The adapters that new sequences get, in order of loading."""
         return tuple(self._loaded.values())
 
     def snapshot(self) -> AdapterSet:
         """The set for a new sequence. Adapters at scale 0 have no effect and are left out."""
-        return tuple(AdapterUse(a.handle, a.sha256, a.scale) for a in self._loaded.values() if a.scale != 0.0)
+        return tuple(adapter for adapter in self._loaded.values() if adapter.scale != 0.0)
 
     def collect(self) -> None:
         """Free retired adapters that no live sequence uses. Called between decodes."""

@@ -29,11 +29,10 @@ from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Failed
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.machine import State, Step, model_status
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
-from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult
+from erllama.stats import AdapterSet, CacheCounters, Counters, EngineStats, EvictResult
 
 log = logging.getLogger(__name__)
 

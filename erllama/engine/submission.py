@@ -17,10 +17,10 @@ from erllama.backend.base import Backend
 from erllama.engine.reply_events import fast_forward
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.sampling import TokenSampler
 from erllama.sequence.sequence import Sequence
 from erllama.sequence.text_stream import TextStream
+from erllama.stats import AdapterSet
 
 
 def check_request(request: GenerationRequest, backend: Backend) -> None:

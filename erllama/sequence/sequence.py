@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from cache_store import ChainKey, TokenChain
 from erllama.events import CacheHitKind, FinishReason, RequestStats
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
 from erllama.sequence.text_stream import TextStream
+from erllama.stats import AdapterSet
 
 _NS_PER_MS = 1e6
 

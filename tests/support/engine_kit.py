@@ -21,12 +21,11 @@ from erllama.events import Done, Event, Failed, FinishReason, Tokens
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import ConstraintMatcher
 from erllama.request import GenerationRequest, SamplingParams
-from erllama.sequence.adapter_set import AdapterSet, AdapterUse
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import TokenSampler
 from erllama.sequence.sequence import Sequence
 from erllama.sequence.text_stream import TextStream
-from erllama.stats import CacheCounters
+from erllama.stats import AdapterInfo, AdapterSet, CacheCounters
 from erllama.testing.stub_backend import StubBackend
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ TRANSCRIPT_ROOT = root_key("transcripts of tests")
 
 
 def adapter_set(*names: str) -> AdapterSet:
-    return tuple(AdapterUse(name, name, 1.0) for name in names)
+    return tuple(AdapterInfo(name, "", name, 1.0) for name in names)
 
 
 def make_sequence(
