@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
@@ -24,8 +23,9 @@ from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop, Wake
 from erllama.engine.prewarm import prewarm
 from erllama.engine.reply_events import Deliver
+from erllama.engine.submission import check_request
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
-from erllama.events import Completion, Done, Event, Failed
+from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_template
 from erllama.request import GenerationRequest, build_request
@@ -92,11 +92,8 @@ class Model:
         llama.cpp; tests pass `StubBackend.from_config`.
         """
         config = make_config(config, settings)
-        self._sink = sink
         self._config = config
-        self._streams: dict[str, InferStream] = {}
         self._closed = False
-        self._lock = threading.Lock()
         self._shutdown_lock = threading.Lock()
         self._policy = policy or CachePolicy()
         self._backend = (make_backend or _load_with_llama_cpp)(config)
@@ -107,9 +104,7 @@ class Model:
             self._store = store
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._template = make_template(self._backend)
-            self._loop = EngineLoop(
-                self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id
-            )
+            self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
             if self._owned_store is not None:
@@ -139,16 +134,7 @@ class Model:
     def submit(self, request: GenerationRequest) -> InferStream:
         """Like `infer`, for a request that is built already."""
         stream = InferStream(request.request_id, self.cancel)
-        with self._lock:
-            if request.request_id in self._streams:  # before anything is stored: the one in flight must keep its stream
-                raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-            self._streams[request.request_id] = stream
-        try:
-            self._loop.submit(request)
-        except ErllamaError:
-            with self._lock:
-                del self._streams[request.request_id]
-            raise
+        self._loop.submit(request, stream)
         return stream
 
     def prepare_grammars(self) -> None:
@@ -162,7 +148,7 @@ class Model:
 
     def check(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""
-        self._loop.check(request)
+        check_request(request, self._backend)
 
     def post(self, request: GenerationRequest) -> None:
         """Queue a request whose events go to the `sink` that the model was made with."""
@@ -195,14 +181,8 @@ class Model:
         """
         if self._store is None or k < 1:
             return 0
-        return prewarm(
-            self._loop,
-            self._store,
-            self._serve,
-            limit=k,
-            n_ctx=self._backend.n_ctx,
-            give_up=time.monotonic() + timeout_s,
-        )
+        give_up = time.monotonic() + timeout_s
+        return prewarm(self._loop, self._store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
 
     def continue_(
         self,
@@ -436,9 +416,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.shutdown()
 
     def __repr__(self) -> str:
@@ -467,9 +445,6 @@ class Model:
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
 
-    def _serve(self, request: GenerationRequest, timeout_s: float) -> Completion:
-        return self.submit(request).result(timeout_s)
-
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         vectors = self._call(lambda _: self._backend.embed(inputs))
         self._loop.note_use()
@@ -478,20 +453,6 @@ class Model:
     def _call(self, function: Callable[[Engine], T]) -> T:
         future: Future[T] = self._loop.call(function)
         return future.result()
-
-    def _deliver(self, events: list[tuple[str, Event]]) -> None:
-        posted: list[tuple[str, Event]] = []
-        with self._lock:
-            for request_id, event in events:
-                stream = self._streams.get(request_id)
-                if stream is None:
-                    posted.append((request_id, event))
-                    continue
-                stream.put(event)
-                if isinstance(event, Done | Failed):
-                    del self._streams[request_id]
-        if posted and self._sink is not None:
-            self._sink(posted)
 
 
 def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
