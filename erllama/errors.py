@@ -10,6 +10,8 @@ its type on the way. Any other exception is a bug.
 
 from __future__ import annotations
 
+import math
+from types import UnionType
 from typing import ClassVar
 
 
@@ -132,3 +134,35 @@ class DecodeFailed(ErllamaError):
 
 class IllegalTransition(AssertionError):
     """A bug of ours: the state machine does not allow a step. Raised before anything changed."""
+
+
+def check(name: str, ok: bool, message: str) -> None:
+    """Raise `InvalidParameter` for the parameter `name`, as the functions below do, unless `ok`."""
+    if not ok:
+        raise InvalidParameter(f"{name} {message}", param=name)
+
+
+def check_type(name: str, value: object, kind: type | UnionType, words: str) -> None:
+    """A value that `words` describe."""
+    if not isinstance(value, kind):
+        raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """An integer, no bool, from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidParameter(f"{name} must be an integer, got {value!r}", param=name)
+    _check_bounds(name, value, low, high)
+
+
+def check_number(name: str, value: float, low: float, high: float | None = None) -> None:
+    """A finite number, no bool, from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
+    _check_bounds(name, value, low, high)
+
+
+def _check_bounds(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidParameter(f"{name} must be {bounds}, got {value!r}", param=name)

@@ -6,14 +6,13 @@ times are milliseconds in fields that end in `_ms`; probabilities are natural lo
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
-from erllama.errors import InvalidParameter
+from erllama.errors import InvalidParameter, check_int, check_number, check_type
 from erllama.grammar.constraint import Constraint, ConstraintKind
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
@@ -22,24 +21,6 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
 SEED_BITS = 64
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
-    if not low <= value <= high:
-        raise InvalidParameter(f"{name} must be between {low:g} and {high:g}, got {value!r}", param=name)
-
-
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidParameter(f"{name} must be an integer, got {value!r}", param=name)
-    if not low <= value <= high:
-        raise InvalidParameter(f"{name} must be between {low} and {high}, got {value}", param=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +46,16 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, 1_000_000)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_int("repeat_last_n", self.repeat_last_n, -1, 1_000_000)
+        check_number("temperature", self.temperature, 0, 100)
+        check_int("top_k", self.top_k, 0, 1_000_000)
+        check_number("top_p", self.top_p, 0, 1)
+        check_number("min_p", self.min_p, 0, 1)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_int("repeat_last_n", self.repeat_last_n, -1, 1_000_000)
         if self.seed is not None:
-            _check_int("seed", self.seed, -(2 ** (SEED_BITS - 1)), 2**SEED_BITS - 1)
+            check_int("seed", self.seed, -(2 ** (SEED_BITS - 1)), 2**SEED_BITS - 1)
         _check_logit_bias(self.logit_bias)
 
     @property
@@ -96,8 +77,8 @@ def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
     if len(pairs) > MAX_LOGIT_BIAS:
         raise InvalidParameter(f"logit_bias has {len(pairs)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
     for token, bias in pairs:
-        _check_int("logit_bias", token, 0, 2**31 - 1)
-        _check_range("logit_bias", bias, -1000.0, 1000.0)
+        check_int("logit_bias", token, 0, 2**31 - 1)
+        check_number("logit_bias", bias, -1000, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,31 +157,29 @@ class GenerationRequest:
     restore_only: bool = False
 
     def __post_init__(self) -> None:
-        _check_type("request_id", self.request_id, str, "a string")
+        check_type("request_id", self.request_id, str, "a string")
         object.__setattr__(self, "prompt", _as_prompt(self.prompt))
         if not self.prompt_tokens:
             raise InvalidParameter("the prompt has no tokens", param="prompt")
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
+            check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+            check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         _check_stop(self.stop)
         if not isinstance(self.grammar, Constraint | None):
-            _check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
+            check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        _check_type("ignore_eos", self.ignore_eos, bool, "true or false")
-        if self.parent_key is not None:
-            _check_type("parent_key", self.parent_key, str, "a string")
+        for name in ("ignore_eos", "record_transcript", "restore_only"):
+            check_type(name, getattr(self, name), bool, "true or false")
+        check_type("parent_key", self.parent_key, str | None, "a string")
         if self.session_id is not None:
             _check_session(self.session_id)
-        _check_type("record_transcript", self.record_transcript, bool, "true or false")
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
                 param="resumed",
             )
-        _check_type("restore_only", self.restore_only, bool, "true or false")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(
                 f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"
@@ -226,13 +205,8 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_type(name: str, value: object, kind: type, words: str) -> None:
-    if not isinstance(value, kind):
-        raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
-
-
 def _check_session(session_id: str) -> None:
-    _check_type("session_id", session_id, str, "a string")
+    check_type("session_id", session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
             f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"

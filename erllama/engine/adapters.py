@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from erllama.backend.base import Backend
-from erllama.errors import InvalidParameter, ModelLoadError
+from erllama.errors import InvalidParameter, ModelLoadError, check_number
 from erllama.stats import AdapterInfo, AdapterSet
 
 
@@ -56,8 +56,7 @@ class AdapterRegistry:
         """
         if handle not in self._loaded:
             raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not -100.0 <= scale <= 100.0:
-            raise InvalidParameter(f"scale must be between -100 and 100, got {scale!r}", param="scale")
+        check_number("scale", scale, -100, 100)
         self._loaded[handle] = replace(self._loaded[handle], scale=float(scale))
 
     def list(self) -> AdapterSet:
