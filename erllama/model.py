@@ -231,7 +231,7 @@ class Model:
         `weights_unloaded` of the result tells. Text calls go on without them. A request that finds
         the file gone or changed ends with `ModelLoadError`; the next one tries again.
         """
-        return self._give_back(lambda engine: engine.unload())
+        return self._give_back(lambda engine: engine.evict(weights=True))
 
     def _give_back(self, order: Callable[[Engine], EvictResult]) -> EvictResult:
         give_up = time.monotonic() + self._policy.evict_save_timeout_s

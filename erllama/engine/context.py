@@ -45,22 +45,16 @@ class ContextOwner:
         self.n_aborts = 0
         return rows
 
-    def ensure(self) -> bool:
-        """Make context and weights again; True when there was no context. Raises
-        `ModelLoadError`.
-        """
-        return self._backend.ensure_context()
-
     def save(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
         """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`:
-        for room in its queue.
+        for room in its queue, within the policy's bound.
         """
         if self._backend.has_context:
             self._flow.save_all(running, reason, waits=waits)
 
     def evict(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
-        """Save everything and release the context; while any of `n_live` requests runs or waits,
-        drop only what is idle.
+        """Save everything and release the context, so that its memory returns to the system; while
+        any of `n_live` requests runs or waits, drop only what is idle. A no-op without a context.
         """
         if not self._backend.has_context:
             # an embedder has a context of its own

@@ -67,7 +67,7 @@ class EngineLoop:
         self._sink = sink
         self._engine = build(self._deliver, self.wake)
         self.heartbeat_ns = time.monotonic_ns()
-        self._watcher = threading.Thread(target=self._engine.watch, name=f"erllama-{name}-watch", daemon=True)
+        self._watcher = threading.Thread(target=self._engine.watchdog.watch, name=f"erllama-{name}-watch", daemon=True)
         self._thread = threading.Thread(target=self._run, name=f"erllama-{name}", daemon=True)
         self._watcher.start()
         self._thread.start()
@@ -182,7 +182,7 @@ class EngineLoop:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s / 2)
             if self._thread.is_alive():
-                self._engine.cut_short()
+                self._engine.watchdog.cut_short()
                 self._thread.join(timeout_s / 2)
             if self._thread.is_alive():
                 raise TimeoutError(f"the engine thread is still busy after {timeout_s:g} s")
