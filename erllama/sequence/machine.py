@@ -46,10 +46,9 @@ class Step(StrEnum):
     LENGTH = "length"
     CANCEL = "cancel"
     ERROR = "error"
-    EVICT = "evict"
 
 
-ENDINGS = (Step.STOP, Step.LENGTH, Step.CANCEL, Step.ERROR, Step.EVICT)
+ENDINGS = (Step.STOP, Step.LENGTH, Step.CANCEL, Step.ERROR)
 
 _LIVE = {
     State.QUEUED: {Step.ADMIT_COLD: State.PREFILLING, Step.ADMIT_WARM: State.RESTORING},
