@@ -1,14 +1,14 @@
-"""The typed configuration of one engine. Wrong values fail at construction, with the field's name
-and the limit.
-"""
+"""The configuration of one engine. Wrong values fail at once, with the field's name and the limit."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
-from erllama.errors import check, check_int, check_number, check_type
+from erllama.demo import demo_model_path
+from erllama.errors import InvalidParameter, check, check_int, check_number, check_type
 
 CTX_PAD = 256  # llama.cpp pads the context of a sequence to a multiple of this
 
@@ -102,3 +102,13 @@ class EngineConfig:
 def padded_context(n_ctx: int) -> int:
     """The context that llama.cpp makes of a wanted one."""
     return -(-n_ctx // CTX_PAD) * CTX_PAD
+
+
+def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    """A config changed by `settings`, or made of them; "demo" becomes the embedded model's path."""
+    known = [field.name for field in fields(EngineConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise InvalidParameter(f"unknown setting {unknown[0]!r}; known are {', '.join(known)}", param=unknown[0])
+    config = replace(config or EngineConfig(path="demo"), **settings)
+    return replace(config, path=str(demo_model_path())) if config.path == "demo" else config

@@ -62,18 +62,14 @@ class ModelNotFound(RequestError):
 
 
 class SessionNotFound(RequestError):
-    """No session of that id is known: it never was, has ended, or the model was restarted. Send the
-    whole prompt.
-    """
+    """No session of that id is known: never, not any more, or not here. Send the whole prompt."""
 
     http_status = 404
     code = "session_not_found"
 
 
 class TranscriptMismatch(RequestError):
-    """The tokens committed to a session are not those the caller expects. They agree before index
-    `diverges_at`.
-    """
+    """A session's tokens are not those the caller expects; they agree before index `diverges_at`."""
 
     http_status = 409
     code = "transcript_mismatch"
@@ -107,9 +103,7 @@ class EngineStopped(ErllamaError):
 
 
 class DecodeAborted(ErllamaError):
-    """A decode exceeded its time budget and was aborted. The model recovers in place; the request
-    may go on from what it delivered.
-    """
+    """A decode exceeded its time budget. The model recovers; the request may go on elsewhere."""
 
     http_status = 503
     code = "decode_aborted"
@@ -117,9 +111,7 @@ class DecodeAborted(ErllamaError):
 
 
 class ContextLost(ErllamaError):
-    """The context was made anew because a neighbour's decode was aborted; the request may go on
-    from what it delivered.
-    """
+    """The context went with a neighbour's aborted decode; the request may go on elsewhere."""
 
     http_status = 503
     code = "context_lost"

@@ -42,9 +42,7 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
 def make_model_info(
     backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
 ) -> ModelInfo:
-    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without
-    one.
-    """
+    """`tiers` are the labels of the store's, None without a store."""
     info, kv = backend.info, backend.kv_layout
     return ModelInfo(
         id=config.id,

@@ -30,8 +30,9 @@ class SamplingParams:
 
     Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own
     tools (`common_params_sampling`), so that a model behaves as its users know it. `temperature` 0
-    is greedy. `seed` None draws a fresh seed at submission. `logit_bias` pairs (token id, bias); a
-    bias of -100 or less bans the token, as OpenAI documents.
+    is greedy; 0, 1 and 0 turn `top_k`, `top_p` and `min_p` off. The draw for a position depends on
+    (seed, position) only; `seed` None draws a fresh seed at submission. `logit_bias` pairs (token
+    id, bias); a bias of -100 or less bans the token, as OpenAI documents.
     """
 
     temperature: float = 0.8
@@ -128,18 +129,19 @@ class GenerationRequest:
 
     `prompt` may be given as a tuple of token ids, which is short for a prompt of text alone.
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings
-    end the text before them and never appear in it. `grammar` is what the text must follow, a
-    string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token
-    and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown
-    key is a miss, not an error); the request waits a moment for a save of that state that is in
-    flight. `session_id` keeps the sequence in the context after its end for the next request of the
-    session. `record_transcript` says that the reply will come back as chat history: the ids it was
-    sampled as are stored. `resumed` are the ids of the reply that an earlier run of this request
-    has delivered, with the text that became certain with them: generation goes on after them, and
-    only what is new is delivered. `max_tokens` counts them. The seed must then be that of the
-    earlier run, for the reply to be the one it would have been. `restore_only` (with `max_tokens`
-    0) computes nothing: what is stored of the prompt is put into the context, for whoever comes
-    next, if a sequence id is left that holds nothing.
+    end the text before them and never appear in it. `ignore_eos` generates past the model's EOS.
+    `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None
+    is off, n >= 0 reports the chosen token and the n likeliest ones. `parent_key` names a saved
+    state to resume from (a hint: an unknown key is a miss, not an error); the request waits a
+    moment for a save of that state that is in flight. `session_id` keeps the sequence in the
+    context after its end for the next request of the session. `record_transcript` says that the
+    reply will come back as chat history: the ids it was sampled as are stored. `resumed` are the
+    ids of the reply that an earlier run of this request has delivered, with the text that became
+    certain with them: generation goes on after them, and only what is new is delivered.
+    `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
+    one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
+    the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
+    nothing.
     """
 
     request_id: str
@@ -277,9 +279,7 @@ def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
 
 
 def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
-    """A mapping (whose keys JSON turned into strings) or a list of pairs as the tuple that
-    `SamplingParams` takes.
-    """
+    """A mapping (JSON made strings of its keys) or pairs, as `SamplingParams` takes them."""
     try:
         pairs = bias.items() if isinstance(bias, Mapping) else bias
         return tuple((int(token) if isinstance(token, str) else operator.index(token), value) for token, value in pairs)

@@ -37,9 +37,7 @@ class InferStream:
         return self._until(None)
 
     def result(self, timeout_s: float | None = None) -> Completion:
-        """Wait for the whole reply. Raises the error of a request that failed, and `TimeoutError`,
-        which cancels.
-        """
+        """Wait for the whole reply. Raises the request's error, or `TimeoutError`, which cancels."""
         parts = CompletionParts()
         for event in self._until(None if timeout_s is None else time.monotonic() + timeout_s):
             match parts.add(event):

@@ -80,9 +80,7 @@ class CacheFlow:
         return self.live.choose(sequence.given, sequence.request.session_id, free=free, running=running)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
-        """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was
-        found.
-        """
+        """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
         self._take_live(sequence, choice)
         if self._reader is not None and sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens:
             job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)

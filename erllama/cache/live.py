@@ -155,9 +155,7 @@ class LiveKv:
         return *self._best_source(prompt, running), None
 
     def _same_prompt(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int, Logits] | None:
-        """An id where exactly this prompt was computed, and the logits at its end: going on from
-        them is bit-exact.
-        """
+        """An id that ended just this prompt, and the logits there: going on is bit-exact."""
         for seq_id, held in self._held.items():
             whole = self.cuttable or held.n_tokens == held.n_given
             if held.prompt_logits is not None and whole and _same(held.chain.prefix(held.n_given), prompt):

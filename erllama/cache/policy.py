@@ -117,14 +117,10 @@ def continued_upto(policy: CachePolicy, *, n_kv: int, n_saved: int, whole_blocks
 
 
 def logits_due(policy: CachePolicy, *, logits_bytes: int, new_kv_bytes: int, always: bool) -> bool:
-    """Whether logits are worth their bytes beside `new_kv_bytes`. `always` for models that cannot
-    resume without.
-    """
+    """Whether logits are worth their bytes. `always` for models that cannot resume without."""
     return always or logits_bytes <= policy.logits_share * new_kv_bytes
 
 
 def worth_restoring(n_tokens: int, *, read_s: float, prefill_tokens_per_s: float) -> bool:
-    """Whether reading the KV of `n_tokens` takes less time than computing it. An unknown prefill
-    speed (0) says yes.
-    """
+    """Whether reading KV takes less time than computing it; yes while that speed is unknown (0)."""
     return prefill_tokens_per_s <= 0 or read_s < n_tokens / prefill_tokens_per_s

@@ -43,17 +43,13 @@ class AdapterRegistry:
         return handle
 
     def unload(self, handle: str) -> None:
-        """Hide an adapter from new sequences and free it once unused. Idempotent: an unknown handle
-        is fine.
-        """
+        """Hide an adapter from new sequences and free it once unused. Unknown handles are fine."""
         if self._loaded.pop(handle, None) is not None:
             self._retired.add(handle)
         self.collect()
 
     def set_scale(self, handle: str, scale: float) -> None:
-        """Change the scale for sequences submitted from now on. Raises `InvalidParameter` for an
-        unknown handle or a wild scale.
-        """
+        """Change the scale for sequences to come. Raises `InvalidParameter`."""
         if handle not in self._loaded:
             raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
         check_number("scale", scale, -100, 100)

@@ -26,9 +26,7 @@ _MAX_ABORTS = 3  # in a row: a device, not a decode, is what hangs
 
 
 class ContextOwner:
-    """`watchdog` bounds each decode; somebody must run its `watch`, or decodes last as long as they
-    last.
-    """
+    """`watchdog` bounds each decode, if somebody runs its `watch`."""
 
     def __init__(self, backend: Backend, flow: CacheFlow, decode_budget_s: float) -> None:
         self._backend = backend
@@ -37,9 +35,7 @@ class ContextOwner:
         self.n_aborts = 0  # since the last decode that came to its end
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
-        """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild`
-        before the next one.
-        """
+        """`Backend.decode`; after `DecodeAborted`, when it took too long, `rebuild` comes first."""
         with self.watchdog.armed():
             rows = self._backend.decode(plan)
         self.n_aborts = 0

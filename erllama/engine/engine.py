@@ -269,9 +269,7 @@ class Engine:
         return rows
 
     def _recover(self, plan: BatchPlan) -> None:
-        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run
-        in a new context.
-        """
+        """After an aborted decode: who runs ends, what is intact is saved, who waits goes on."""
         self._counts.decode_aborts += 1
         error = DecodeAborted(
             f"a decode took longer than {self.watchdog.budget_s:g} s and was aborted; the request may be sent again"

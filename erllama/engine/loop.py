@@ -97,9 +97,7 @@ class EngineLoop:
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
-        """End a request at its next token boundary. Idempotent, returns at once; unknown ids and a
-        stopped engine are fine.
-        """
+        """End a request at its next token boundary. Returns at once; unknown ids are fine."""
         self._post(lambda: self._engine.cancel(request_id))
 
     def wake(self) -> None:
@@ -113,9 +111,7 @@ class EngineLoop:
                 self._wake.notify()
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
-        """Run `function(engine)` between two steps; the future carries its result or exception.
-        Raises `EngineStopped`.
-        """
+        """Run `function(engine)` between two steps. Raises `EngineStopped`."""
         future: Future[T] = Future()
 
         def command() -> None:
@@ -214,9 +210,7 @@ class EngineLoop:
             self._end_all(error, commands or ())
 
     def _take_commands(self, *, wait: bool) -> deque[Command] | None:
-        """Up to `_COMMANDS_PER_STEP` commands; None to stop. With `wait`, sleeps until there is
-        something to do.
-        """
+        """Some commands; None to stop. With `wait`, sleeps until there is something to do."""
         with self._wake:
             while wait and not self._inbox and not self._stopping:
                 self._wake.wait()

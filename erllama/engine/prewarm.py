@@ -28,9 +28,7 @@ T = TypeVar("T")
 
 
 def prewarm(loop: EngineLoop, store: Store, *, limit: int, n_ctx: int, give_up: float) -> int:
-    """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are
-    live in the end.
-    """
+    """Restore up to `limit` prefixes into empty ids; how many of them are live in the end."""
     try:
         if not store.wait_loaded(seconds_until(give_up)):
             log.warning("nothing is warmed: the store's index was not loaded in time")

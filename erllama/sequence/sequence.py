@@ -131,9 +131,7 @@ class Sequence:
         return self.state is not State.FINISHED
 
     def apply(self, step: Step) -> None:
-        """Move to the next state. An illegal step raises with the sequence's story and changes
-        nothing.
-        """
+        """Move to the next state. An illegal step raises with the story and changes nothing."""
         try:
             self.state = apply(self.state, step)
         except AssertionError as error:

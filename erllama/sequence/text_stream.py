@@ -47,9 +47,7 @@ class TextStream:
         return self.stop_sequence is not None
 
     def push(self, piece: bytes) -> str:
-        """The text that became certain with `piece` (the bytes of one token, or of none); "" after
-        a stop.
-        """
+        """The text that became certain with `piece` (a token's bytes, or none); "" after a stop."""
         return "" if self.stopped else self._scan(self._decoder.decode(piece), final=False)
 
     def finish(self) -> str:
