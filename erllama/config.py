@@ -1,4 +1,4 @@
-"""The configuration of one engine. Wrong values fail at once, with the field's name and the limit."""
+"""One engine's configuration. Wrong values fail at once, with the field's name and the limit."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ErllamaError(Exception):
 
 
 class RequestError(ErllamaError):
-    """The request cannot be served; sending it again unchanged is pointless (except `QueueFull`)."""
+    """The request cannot be served; sending it again unchanged is pointless but for `QueueFull`."""
 
     http_status = 400
     code = "invalid_request"
@@ -69,7 +69,7 @@ class SessionNotFound(RequestError):
 
 
 class TranscriptMismatch(RequestError):
-    """A session's tokens are not those the caller expects; they agree before index `diverges_at`."""
+    """A session's tokens are not what the caller expects; they agree before index `diverges_at`."""
 
     http_status = 409
     code = "transcript_mismatch"
@@ -82,7 +82,7 @@ class TranscriptMismatch(RequestError):
 
 
 class QueueFull(RequestError):
-    """The bounded queue of the engine is full. Nothing was admitted; retry after `retry_after_s`."""
+    """The bounded queue is full. Nothing was admitted; retry after `retry_after_s` seconds."""
 
     http_status = 429
     code = "queue_full"

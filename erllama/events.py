@@ -40,7 +40,7 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability of a token under the raw distribution (before bias, penalties, truncation)."""
+    """Log probability under the raw distribution (before bias, penalties and truncation)."""
 
     token: int
     piece: bytes

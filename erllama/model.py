@@ -85,7 +85,7 @@ class Model:
         try:
             if isinstance(store, StoreConfig):
                 store = self._owned_store = Store(store)
-            self._store = store
+            self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._template = make_template(self._backend)
             self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
@@ -151,10 +151,10 @@ class Model:
 
         Computes nothing, waits up to `timeout_s` for the store. What fails is logged, not raised.
         """
-        if self._store is None or k < 1:
+        if self.store is None or k < 1:
             return 0
         give_up = time.monotonic() + timeout_s
-        return prewarm(self._loop, self._store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
+        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
 
     def continue_(
         self,
@@ -203,8 +203,8 @@ class Model:
     def _give_back(self, order: Callable[[Engine], EvictResult]) -> EvictResult:
         give_up = time.monotonic() + self._policy.evict_save_timeout_s
         result = self._call(order)
-        if self._store is not None:
-            self._store.flush(seconds_until(give_up))
+        if self.store is not None:
+            self.store.flush(seconds_until(give_up))
         return result
 
     # --- text -------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Model:
         return self.embed_many([tokens])[0]
 
     def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One embedding per input. Between parts of a long list running requests get their steps."""
+        """One each. Running requests get their steps between parts of a long list."""
         vectors: list[list[float]] = []
         for start in range(0, len(inputs), _EMBED_AT_ONCE):
             vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
@@ -268,7 +268,7 @@ class Model:
 
     def model_info(self) -> ModelInfo:
         """What the model is; never disturbs inference."""
-        tiers = None if self._store is None else self._store.tier_labels
+        tiers = None if self.store is None else self.store.tier_labels
         return make_model_info(self._backend, self._config, self._fingerprint, self.status(), tiers)
 
     def status(self) -> ModelStatus:
@@ -280,7 +280,7 @@ class Model:
         return self._loop.stats
 
     def memory(self) -> ModelMemory:
-        """What it holds in memory and what giving that back would cost; never disturbs inference."""
+        """What it holds in memory, and what giving that back would cost."""
         return make_model_memory(self._backend, self._loop.stats, self._loop.idle_s)
 
     def live_prefixes(self) -> Future[LivePrefixes]:
@@ -294,7 +294,7 @@ class Model:
 
     def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
         """The stored prefixes that nothing longer continues, most recently used first."""
-        return () if self._store is None else self._store.prefixes(self._root_of(()), limit)
+        return () if self.store is None else self.store.prefixes(self._root_of(()), limit)
 
     @property
     def kv_root(self) -> str:
@@ -303,12 +303,7 @@ class Model:
 
     def store_stats(self) -> StoreStats | None:
         """Counters and gauges of the store; None without one. Never disturbs inference."""
-        return None if self._store is None else self._store.stats()
-
-    @property
-    def store(self) -> Store | None:
-        """The store itself, for whoever keeps its tiers in order; None without one."""
-        return self._store
+        return None if self.store is None else self.store.stats()
 
     def vram_info(self) -> tuple[GpuDevice, ...]:
         """The GPUs that llama.cpp sees; none on a CPU build."""
@@ -331,7 +326,7 @@ class Model:
         return self._loop.stats.last_cache_hit
 
     def check_alive(self, stuck_after_s: float) -> None:
-        """Raise `EngineStopped` when the engine thread is dead or stuck (`EngineLoop.check_alive`)."""
+        """Raise `EngineStopped` when the engine thread is dead or stuck: see the loop's."""
         self._loop.check_alive(stuck_after_s)
 
     @property
@@ -372,18 +367,18 @@ class Model:
     # --- inside -----------------------------------------------------------------------------------
 
     def _build(self, deliver: Deliver, wake: Wake) -> Engine:
-        salt = "" if self._store is None else self._store.salt
+        salt = "" if self.store is None else self.store.salt
         self._root_of = make_root_of(self._backend, self._config, self._fingerprint, salt)
-        flow = make_flow(self._backend, self._config, self._policy, self._store, wake)
+        flow = make_flow(self._backend, self._config, self._policy, self.store, wake)
         return Engine(self._backend, self._config, deliver, flow=flow, root_of=self._root_of)
 
     def _save_at_shutdown(self, give_up: float) -> None:
         """Failing open: a store that is gone must not keep a model from stopping."""
-        if self._store is None:
+        if self.store is None:
             return
         try:
             self._loop.call(lambda engine: engine.save_all(SaveReason.SHUTDOWN)).result(seconds_until(give_up))
-            if not self._store.flush(seconds_until(give_up)):
+            if not self.store.flush(seconds_until(give_up)):
                 log.warning("shutdown save: the store did not take everything in time: id=%s", self._config.id)
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)

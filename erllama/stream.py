@@ -17,7 +17,7 @@ def seconds_until(give_up: float) -> float:
 
 
 class InferStream:
-    """An iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names the request for `Model.cancel`.
+    """Iterates over `Tokens` ..., then `Done` or `Failed`. `ref` is what `Model.cancel` takes.
 
     Leaving a `with` block, or `close()`, cancels what is still running. The engine thread puts
     events in, one other thread takes them out.
@@ -37,7 +37,7 @@ class InferStream:
         return self._until(None)
 
     def result(self, timeout_s: float | None = None) -> Completion:
-        """Wait for the whole reply. Raises the request's error, or `TimeoutError`, which cancels."""
+        """Wait for the reply. Raises the request's error, or `TimeoutError`, which cancels."""
         parts = CompletionParts()
         for event in self._until(None if timeout_s is None else time.monotonic() + timeout_s):
             match parts.add(event):

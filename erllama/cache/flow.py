@@ -39,8 +39,8 @@ _RATE_WEIGHT = 0.25
 
 
 class CacheFlow:
-    """Lookup, restore and save for one engine. Without `reader` and `saver`, which are there both or
-    neither, prefixes are shared within the context only.
+    """Lookup, restore and save for one engine. Without a store, which is `reader` and `saver`,
+    prefixes are shared within the context only.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class CacheFlow:
             self._due[sequence] = None
 
     def keep_logits(self, sequence: Sequence, logits: Logits) -> None:
-        """The logits at the end of a prompt, before sampling changes them: for who sends the same."""
+        """A prompt's last logits, before sampling changes them: for whoever sends the same."""
         sequence.prompt_logits = logits.copy()
         sequence.stores_logits = self._saver is not None and self._saver.wants_logits(sequence, len(logits))
 

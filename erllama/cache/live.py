@@ -87,8 +87,8 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 
 class LiveKv:
-    """Idle KV by sequence id. `align`: prefixes are taken over in multiples of so many tokens; unless
-    `cuttable`, only whole ones, which end where their source does.
+    """Idle KV by sequence id. `align`: prefixes are taken over in multiples of so many tokens;
+    unless `cuttable`, only whole ones, which end where their source does.
     """
 
     def __init__(self, align: int = 1, *, cuttable: bool = True) -> None:
@@ -192,7 +192,7 @@ class LiveKv:
         return held + [(s.id, s.kv) for s in running if s.root == root and s.readable]
 
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
-        """The free id to lose: one without KV, then short and old, long and old, pinned by others."""
+        """The free id to lose: one without KV, then short and old, long and old, pinned."""
 
         def worth(seq_id: int) -> tuple[int, int, int]:
             held = self._held.get(seq_id)

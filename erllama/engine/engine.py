@@ -79,7 +79,7 @@ class Engine:
     # --- the spine --------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Admit, restore, decode once, advance the batch, retire, save. False: nothing is left to do."""
+        """Admit, restore, decode once, advance, retire, save. False: nothing is left to do."""
         self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
         self._admit_waiting()
         self._go_on_restored()
@@ -168,7 +168,7 @@ class Engine:
         return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
-        """What requests to come can find here. Costs microseconds: who asks hashes and publishes."""
+        """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
         root = self.kv_root
         idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
         return LivePrefixes(
@@ -388,7 +388,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is kept."""
+        """Assert what holds between steps: ids add up, lengths hold, nothing finished is kept."""
         self._admission.check_integrity()
         for sequence in self._sequences.values():
             assert sequence.live, repr(sequence)

@@ -134,7 +134,7 @@ class EngineLoop:
 
     @property
     def stats(self) -> EngineStats:
-        """A snapshot that never waits for the engine. Requests still in the inbox count as queued."""
+        """A snapshot; never waits for the engine. Requests still in the inbox count as queued."""
         stats = self._engine.stats
         with self._lock:
             n_queued = max(stats.n_queued, len(self._live) - stats.n_running)
