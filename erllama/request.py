@@ -244,29 +244,16 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
         raise InvalidParameter(
             f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
         )
-    sampling = {name: params[name] for name in _SAMPLING_NAMES if params.get(name) is not None}
+    given = {name: value for name, value in params.items() if value is not None}
+    sampling = {name: given.pop(name) for name in _SAMPLING_NAMES if name in given}
     if "logit_bias" in sampling:
         sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
-    stop = params.get("stop")
-    if stop is None or stop == "":
-        stop = ()
-    elif isinstance(stop, str):
-        stop = (stop,)
-    elif isinstance(stop, list):
-        stop = tuple(stop)
-    ignore_eos = params.get("ignore_eos")
-    return GenerationRequest(
-        request_id=request_id,
-        prompt=Prompt.of(_token_ids(prompt_tokens)),
-        sampling=SamplingParams(**sampling),
-        max_tokens=params.get("response_tokens"),
-        stop=stop,
-        grammar=params.get("grammar"),
-        logprobs=params.get("logprobs"),
-        ignore_eos=False if ignore_eos is None else ignore_eos,
-        parent_key=params.get("parent_key"),
-        session_id=params.get("session_id"),
-    )
+    given["max_tokens"] = given.pop("response_tokens", None)
+    stop = given.pop("stop", ())
+    if isinstance(stop, str):
+        stop = (stop,) if stop else ()
+    given["stop"] = tuple(stop) if isinstance(stop, list) else stop
+    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), SamplingParams(**sampling), **given)
 
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:

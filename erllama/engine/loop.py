@@ -246,17 +246,9 @@ class EngineLoop:
         with self._lock:
             self._stopping = True
             commands, self._inbox = [*taken, *self._inbox], deque()
-        for command in commands:
+        for last in (*commands, lambda: self._engine.fail_all(error), self._engine.close):
             try:
-                command()
-            except Exception:  # the next one's caller waits, too
-                log.exception("a command failed while the engine stopped")
-        try:
-            self._engine.fail_all(error)
-        except Exception:  # the engine is broken already; the requests below are told all the same
-            log.exception("engine could not end its requests")
-        try:
-            self._engine.close()
-        except Exception:  # as above
-            log.exception("engine could not stop its readers")
+                last()
+            except Exception:  # the engine may be broken already; who waits for the next ones is told all the same
+                log.exception("a last command failed while the engine stopped")
         self._deliver([(request_id, Failed(error)) for request_id in self._live])
