@@ -25,11 +25,8 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
     """`ModelMemory` from the last snapshot of the engine."""
     return ModelMemory(
         kv_bytes=stats.kv_bytes,
-        idle_kv_tokens=stats.idle_kv_tokens,
-        kv_bytes_per_token=backend.kv_layout.bytes_per_token,
         weights_bytes=backend.weights_bytes,
         weights_private_bytes=backend.weights_private_bytes,
-        weights_mapped=backend.weights_mapped,
         n_running=stats.n_running,
         n_queued=stats.n_queued,
         idle_s=idle_s,

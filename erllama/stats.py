@@ -95,9 +95,8 @@ class ModelMemory:
     would cost whom. Bytes and seconds.
 
     `kv_bytes` is the context's whole KV buffer, allocated once however much of it is used; 0
-    without a context. `idle_kv_tokens` of ended sequences are in it, each of `kv_bytes_per_token`.
-    `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them are memory of our
-    own, the rest is mapped from the file (`weights_mapped`): pages that the system takes back by
+    without a context. `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them
+    are memory of our own, the rest is mapped from the file: pages that the system takes back by
     itself when it needs them. A mapped model can be private nearly as a whole: llama.cpp copies
     Q4_0 weights, for one, into the layout of its kernels. With `on_gpu` the layers that were
     offloaded, with their KV, are in GPU memory instead. `idle_s` runs from the end of the last
@@ -105,11 +104,8 @@ class ModelMemory:
     """
 
     kv_bytes: int
-    idle_kv_tokens: int
-    kv_bytes_per_token: int
     weights_bytes: int
     weights_private_bytes: int
-    weights_mapped: bool
     n_running: int
     n_queued: int
     idle_s: float
