@@ -302,7 +302,7 @@ class CacheFlow:
         """Hand everything in the context that is worth it to the store. `waits`: for room in its
         queue, within the policy's bound.
         """
-        if self._saver is None:
+        if self._saver is None or not self._backend.has_context:
             return
         self.save_due()
         give_up = time.monotonic() + (self._policy.evict_save_timeout_s if waits else 0.0)

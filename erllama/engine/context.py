@@ -41,13 +41,6 @@ class ContextOwner:
         self.n_aborts = 0
         return rows
 
-    def save(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
-        """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`:
-        for room in its queue, within the policy's bound.
-        """
-        if self._backend.has_context:
-            self._flow.save_all(running, reason, waits=waits)
-
     def evict(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
         """Save everything and release the context, so that its memory returns to the system; while
         any of `n_live` requests runs or waits, drop only what is idle. A no-op without a context.
@@ -56,7 +49,7 @@ class ContextOwner:
             # an embedder has a context of its own
             return EvictResult(freed_bytes=self._backend.release_context(), n_live=n_live)
         idle_tokens = self._flow.live.n_tokens
-        self.save(running, SaveReason.EVICT, waits=not n_live)
+        self._flow.save_all(running, SaveReason.EVICT, waits=not n_live)
         self._flow.drop_idle()
         freed = 0 if n_live else self._backend.release_context()
         return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_live=n_live)

@@ -131,7 +131,7 @@ class Engine:
 
     def save_all(self, reason: SaveReason) -> None:
         """Hand the KV of every sequence, running or ended, to the store."""
-        self._context.save(self._admission.running, reason, waits=True)
+        self._flow.save_all(self._admission.running, reason, waits=True)
 
     def end_session(self, session_id: str, *, drop: bool = False) -> None:
         """Forget a session's transcript and pin; with `drop` its KV here, too. Idempotent."""
@@ -279,7 +279,7 @@ class Engine:
         )
         for row in plan.rows:
             self._finish(row.sequence, Step.ERROR, error)
-        self._context.save(self._admission.running, SaveReason.EVICT, waits=False)
+        self._flow.save_all(self._admission.running, SaveReason.EVICT, waits=False)
         lost = ContextLost("the context went with a neighbour's aborted decode; the request may be sent again")
         for sequence in self._admission.running:
             self._finish(sequence, Step.ERROR, lost)
