@@ -1,23 +1,5 @@
-"""Every error that leaves the engine.
-
-    ErllamaError
-    ├── RequestError            the caller's fault: HTTP 4xx, nothing was computed
-    │   ├── InvalidParameter    400  a value is of the wrong type, out of range, or an unknown name
-    │   ├── ContextOverflow     400  the prompt does not fit into the context (names both numbers)
-    │   ├── NotSupported        400  this model cannot do that (no template, no embeddings, ...)
-    │   ├── ModelNotFound       404  no model of that id is served
-    │   ├── SessionNotFound     404  no session of that id is known here
-    │   ├── TranscriptMismatch  409  a session's tokens are not what the caller thinks;
-                                     `diverges_at` says from where on
-    │   └── QueueFull           429  the bounded queue is full; `retry_after_s` says when to come
-                                     back
-    ├── ModelLoadError          500  a GGUF or an adapter is missing, malformed or of another
-                                     architecture
-    ├── EngineStopped           503  the engine is shutting down or its thread has died; resumable
-    ├── DecodeAborted           503  a decode exceeded its time budget; resumable
-    ├── ContextLost             503  the context went with a neighbour's aborted decode; resumable
-    └── DecodeFailed            500  llama.cpp refused a batch; the sequence is lost, the model
-                                     lives
+"""Every error that leaves the engine: a `RequestError` is the caller's fault (HTTP 4xx, nothing was
+computed), the others are ours.
 
 Each class carries `http_status` and `code`, so that an HTTP dialect only chooses the shape of the
 body, and `resumable`: whether the same request may go on elsewhere (`GenerationRequest.resumed`),
@@ -28,13 +10,13 @@ its type on the way. Any other exception is a bug.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from types import UnionType
+from typing import ClassVar
 
 
 class ErllamaError(Exception):
-    """Base class. `message` is a sentence for the caller; `param` names the offending field, or is
-    None.
-    """
+    """`message` is a sentence for the caller; `param` names the offending field, or is None."""
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -46,27 +28,16 @@ class ErllamaError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.param, self.retry_after_s))
-
-
-def _rebuild(cls: type[ErllamaError], message: str, param: str | None, retry_after_s: int | None) -> ErllamaError:
-    return cls(message, param=param, retry_after_s=retry_after_s)
-
 
 class RequestError(ErllamaError):
-    """The request cannot be served as it stands; sending it again unchanged is pointless (except
-    `QueueFull`).
-    """
+    """The request cannot be served; sending it again unchanged is pointless but for `QueueFull`."""
 
     http_status = 400
     code = "invalid_request"
 
 
 class InvalidParameter(RequestError):
-    """A parameter has the wrong type, is out of its range, or is not known at all. `param` is its
-    name.
-    """
+    """A parameter (`param`) has the wrong type, is out of its range, or is not known at all."""
 
     code = "invalid_parameter"
 
@@ -91,18 +62,14 @@ class ModelNotFound(RequestError):
 
 
 class SessionNotFound(RequestError):
-    """No session of that id is known: it never was, has ended, or the model was restarted. Send the
-    whole prompt.
-    """
+    """No session of that id is known: never, not any more, or not here. Send the whole prompt."""
 
     http_status = 404
     code = "session_not_found"
 
 
 class TranscriptMismatch(RequestError):
-    """The tokens committed to a session are not those the caller expects. They agree before index
-    `diverges_at`.
-    """
+    """A session's tokens are not what the caller expects; they agree before index `diverges_at`."""
 
     http_status = 409
     code = "transcript_mismatch"
@@ -113,37 +80,22 @@ class TranscriptMismatch(RequestError):
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.diverges_at = diverges_at
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_mismatch, (self.message, self.param, self.retry_after_s, self.diverges_at))
-
-
-def _rebuild_mismatch(
-    message: str, param: str | None, retry_after_s: int | None, diverges_at: int
-) -> TranscriptMismatch:
-    return TranscriptMismatch(message, param=param, retry_after_s=retry_after_s, diverges_at=diverges_at)
-
 
 class QueueFull(RequestError):
-    """The bounded queue of the engine is full. Nothing was admitted; retry after
-    `retry_after_s`.
-    """
+    """The bounded queue is full. Nothing was admitted; retry after `retry_after_s` seconds."""
 
     http_status = 429
     code = "queue_full"
 
 
 class ModelLoadError(ErllamaError):
-    """A model or adapter file is missing, malformed, or does not fit; the message says which and
-    why.
-    """
+    """A model or adapter file is missing, malformed, or does not fit; the message says why."""
 
     code = "model_load_error"
 
 
 class EngineStopped(ErllamaError):
-    """The engine takes no more requests: it is shutting down, or its thread died of a bug (the
-    message tells).
-    """
+    """The engine takes no more requests: it is shutting down, or its thread died of a bug."""
 
     http_status = 503
     code = "engine_stopped"
@@ -151,9 +103,7 @@ class EngineStopped(ErllamaError):
 
 
 class DecodeAborted(ErllamaError):
-    """A decode exceeded its time budget and was aborted. The model recovers in place; the request
-    may go on from what it delivered.
-    """
+    """A decode exceeded its time budget. The model recovers; the request may go on elsewhere."""
 
     http_status = 503
     code = "decode_aborted"
@@ -161,9 +111,7 @@ class DecodeAborted(ErllamaError):
 
 
 class ContextLost(ErllamaError):
-    """The context was made anew because a neighbour's decode was aborted; the request may go on
-    from what it delivered.
-    """
+    """The context went with a neighbour's aborted decode; the request may go on elsewhere."""
 
     http_status = 503
     code = "context_lost"
@@ -171,14 +119,42 @@ class ContextLost(ErllamaError):
 
 
 class DecodeFailed(ErllamaError):
-    """llama.cpp refused a batch. The sequences of that batch end with this error; the model stays
-    usable.
-    """
+    """llama.cpp refused a batch. Its sequences end with this error; the model stays usable."""
 
     code = "decode_failed"
 
 
 class IllegalTransition(AssertionError):
-    """A bug of ours: an event that the state machine does not allow. Raised before anything
-    changed.
-    """
+    """A bug of ours: the state machine does not allow a step. Raised before anything changed."""
+
+
+def check(name: str, ok: bool, message: str) -> None:
+    """Raise `InvalidParameter` for the parameter `name`, as the functions below do, unless `ok`."""
+    if not ok:
+        raise InvalidParameter(f"{name} {message}", param=name)
+
+
+def check_type(name: str, value: object, kind: type | UnionType, words: str) -> None:
+    """A value that `words` describe."""
+    if not isinstance(value, kind):
+        raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """An integer, no bool, from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidParameter(f"{name} must be an integer, got {value!r}", param=name)
+    _check_bounds(name, value, low, high)
+
+
+def check_number(name: str, value: float, low: float, high: float | None = None) -> None:
+    """A finite number, no bool, from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
+    _check_bounds(name, value, low, high)
+
+
+def _check_bounds(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidParameter(f"{name} must be {bounds}, got {value!r}", param=name)

@@ -40,9 +40,7 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability of one token under the model's raw distribution (before bias, penalties and
-    truncation).
-    """
+    """Log probability under the raw distribution (before bias, penalties and truncation)."""
 
     token: int
     piece: bytes
@@ -115,9 +113,7 @@ Event = Tokens | Done | Failed
 
 
 def merge_events(events: Iterable[Event]) -> list[Event]:
-    """Join neighbouring `Tokens` into one, so that tokens which leave together cost one message.
-    Order is kept.
-    """
+    """Join neighbouring `Tokens`, in order: tokens that leave together cost one message."""
     merged: list[Event] = []
     for event in events:
         last = merged[-1] if merged else None
@@ -131,9 +127,7 @@ def merge_events(events: Iterable[Event]) -> list[Event]:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole reply: its text, the generated ids, the key under which its state would be found, and
-    what it cost.
-    """
+    """A whole reply. Under `finish_key` the state after it would be found."""
 
     text: str
     tokens: tuple[int, ...]

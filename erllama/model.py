@@ -8,8 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
@@ -17,14 +15,14 @@ from erllama.backend.base import ModelBackend, Vocab
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.setup import make_flow, make_root_of
-from erllama.config import EngineConfig
-from erllama.demo import demo_model_path
+from erllama.config import EngineConfig, make_config
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop, Wake
 from erllama.engine.prewarm import prewarm
 from erllama.engine.reply_events import Deliver
-from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
-from erllama.events import Completion, Done, Event, Failed
+from erllama.engine.submission import check_request
+from erllama.errors import EngineStopped, ErllamaError, NotSupported
+from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_template
 from erllama.request import GenerationRequest, build_request
@@ -48,24 +46,11 @@ class Model:
     of them, in one llama.cpp context (continuous batching); more wait in order of arrival, up to
     `max_queue`, then `QueueFull` is raised.
 
-    Parameters of generation (keyword arguments of `complete` and `infer`; an unknown name is an error)
-        response_tokens      tokens to generate at most; None: until the model stops or the context
-                             ends
-        temperature          0 is greedy; default 0.8
-        top_k, top_p, min_p  truncation; 0, 1 and 0 turn them off; defaults 40, 0.95, 0.05
-        repetition_penalty, frequency_penalty, presence_penalty, repeat_last_n
-        seed                 the draw for a position depends on (seed, position) only; None draws a
-                             fresh seed
-        stop                 a string or strings that end the reply; they never appear in it
-        grammar              what the reply must follow: GBNF with a `root` rule, or a `Constraint`
-        logit_bias           {token id: bias}; -100 bans a token
-        logprobs             None, or how many alternatives to report beside each token's own log
-                             probability
-        ignore_eos           generate on past the model's end-of-text token
-        parent_key           the `finish_key` of an earlier completion to resume from; a hint, never
-                             an error
-        session_id           keep the sequence for the next request of this session (`continue_`,
-                             `end_session`)
+    Parameters of generation (keyword arguments of `complete` and `infer`; an unknown name is an
+    error) are the fields of `SamplingParams`, `stop`, `grammar`, `logprobs`, `ignore_eos`,
+    `parent_key` and `session_id` of `GenerationRequest`, where each is described, and
+    `response_tokens`: tokens to generate at most; None: until the model stops or the context ends.
+    `stop` may be one string, `logit_bias` a mapping {token id: bias}.
     """
 
     def __init__(
@@ -78,24 +63,20 @@ class Model:
         make_backend: Callable[[EngineConfig], ModelBackend] | None = None,
         **settings: Any,
     ) -> None:
-        """Load a model from an `EngineConfig` or from its fields as keywords (`path`, `n_ctx`,
-        `n_parallel`, ...).
+        """Load a model from an `EngineConfig`, from its fields as keywords, or from both.
 
-        `store` keeps KV beyond the life of this process: a `StoreConfig` opens one that belongs to
-        the model, a `Store` is the caller's to close. Without one, prefixes are shared between the
-        sequences of the context only. `policy` says what is saved when.
+        A `store` keeps KV beyond the life of this process: a `StoreConfig` opens one that belongs
+        to the model, a `Store` is the caller's to close. Without one, prefixes are shared within
+        the context only. `policy` says what is saved when. `sink` receives, on the engine thread
+        and once per step, the events of requests that `post` queued. `make_backend` loads the file,
+        by default through llama.cpp; tests pass `StubBackend.from_config`.
 
-        `sink` receives, on the engine thread and once per step, the events of requests that `post`
-        queued. Raises `ModelLoadError` when the file is missing, malformed or not a model,
-        `InvalidParameter` for a wrong setting. `make_backend` loads the file, by default through
-        llama.cpp; tests pass `StubBackend.from_config`.
+        Raises `ModelLoadError` when the file is missing, malformed or not a model,
+        `InvalidParameter` for a wrong setting.
         """
         config = make_config(config, settings)
-        self._sink = sink
         self._config = config
-        self._streams: dict[str, InferStream] = {}
         self._closed = False
-        self._lock = threading.Lock()
         self._shutdown_lock = threading.Lock()
         self._policy = policy or CachePolicy()
         self._backend = (make_backend or _load_with_llama_cpp)(config)
@@ -103,12 +84,10 @@ class Model:
         try:
             if isinstance(store, StoreConfig):
                 store = self._owned_store = Store(store)
-            self._store = store
+            self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._template = make_template(self._backend, config)
-            self._loop = EngineLoop(
-                self._build, self._deliver, max_live=config.n_parallel + config.max_queue, name=config.id
-            )
+            self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
             if self._owned_store is not None:
@@ -118,50 +97,34 @@ class Model:
     # --- generating -------------------------------------------------------------------------------
 
     def complete(self, prompt: str | Sequence[int], **params: Any) -> Completion:
-        """Continue `prompt` (text or token ids) and return the whole reply; blocks until it is
-        there.
-
-        Returns a `Completion`: `text`, generated `tokens`, `finish_key` (the key of prompt + reply,
-        for `parent_key`) and `stats`. Raises a `RequestError` that names the parameter and the
-        limit, or the error the engine met.
+        """Continue `prompt` (text or token ids); blocks until the whole reply is there. Raises a
+        `RequestError` that names the parameter and the limit, or the error the engine met.
         """
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
         return self.infer(tokens, **params).result()
 
     def infer(self, tokens: Sequence[int], params: Mapping[str, Any] | None = None, **more: Any) -> InferStream:
-        """Queue a prompt, first in, first out, and return its stream of events at once;
-        `stream.ref` is its reference.
-        """
+        """Queue a prompt, first in, first out, and return its stream of events at once."""
         request = build_request(uuid.uuid4().hex, tokens, {**(params or {}), **more})
         return self.submit(request)
 
     def submit(self, request: GenerationRequest) -> InferStream:
         """Like `infer`, for a request that is built already."""
         stream = InferStream(request.request_id, self.cancel)
-        with self._lock:
-            if request.request_id in self._streams:  # before anything is stored: the one in flight must keep its stream
-                raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-            self._streams[request.request_id] = stream
-        try:
-            self._loop.submit(request)
-        except ErllamaError:
-            with self._lock:
-                del self._streams[request.request_id]
-            raise
+        self._loop.submit(request, stream)
         return stream
 
     def prepare_grammars(self) -> None:
         """What the first constrained request would do otherwise: a second and 60 MB for a
-        vocabulary of 152 k. Idempotent.
-
-        llguidance holds the interpreter for half of it, so that running streams would pause.
+        vocabulary of 152 k, half of it with the interpreter held, so that running streams would
+        pause. Idempotent.
         """
         if self._backend.generates:
             self._backend.grammars.prepare()
 
     def check(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""
-        self._loop.check(request)
+        check_request(request, self._backend)
 
     def post(self, request: GenerationRequest) -> None:
         """Queue a request whose events go to the `sink` that the model was made with."""
@@ -169,9 +132,7 @@ class Model:
 
     def cancel(self, ref: str) -> None:
         """Stop a request at its next token boundary; its stream ends with `Done` whose stats say
-        cancelled. Returns at once.
-
-        Idempotent: unknown and finished references are fine.
+        cancelled. Returns at once. Idempotent: unknown and finished references are fine.
         """
         self._loop.cancel(ref)
 
@@ -180,28 +141,19 @@ class Model:
     def prefill_only(
         self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None
     ) -> Completion:
-        """Compute and save the KV of `tokens` without generating; blocks. The completion's
-        `finish_key` names the state.
-        """
+        """Compute and save the KV of `tokens`, which `finish_key` names then; blocks."""
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
     def prewarm(self, k: int, timeout_s: float) -> int:
         """Put the `k` most valuable stored prefixes back into the context, as far as there are
-        empty sequences; how many are live then.
+        empty sequences; how many are live then, 0 without a store.
 
-        Computes nothing, waits up to `timeout_s` for the store's index and its files; 0 without a
-        store. What fails is logged, not raised.
+        Computes nothing, waits up to `timeout_s` for the store. What fails is logged, not raised.
         """
-        if self._store is None or k < 1:
+        if self.store is None or k < 1:
             return 0
-        return prewarm(
-            self._loop,
-            self._store,
-            self._serve,
-            limit=k,
-            n_ctx=self._backend.n_ctx,
-            give_up=time.monotonic() + timeout_s,
-        )
+        give_up = time.monotonic() + timeout_s
+        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
 
     def continue_(
         self,
@@ -210,17 +162,17 @@ class Model:
         expect_committed: Sequence[int] | int | None = None,
         **params: Any,
     ) -> InferStream:
-        """Continue a session: its committed tokens, then `suffix`.
-
-        `expect_committed` is what the caller believes to be committed, all ids or their number.
-        Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
-        with `diverges_at` when the tokens differ.
-        """
+        """Continue a session: its committed tokens, then `suffix`. Raises as `transcript` does."""
         committed = self.transcript(session_id, expect_committed)
         return self.infer([*committed, *suffix], session_id=session_id, **params)
 
     def transcript(self, session_id: str, expect_committed: Sequence[int] | int | None = None) -> tuple[int, ...]:
-        """The tokens committed to a session; raises as `continue_` does."""
+        """The tokens committed to a session; the caller believes them to be `expect_committed`, all
+        ids or their number.
+
+        Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
+        with `diverges_at` when the tokens differ.
+        """
         return self._call(lambda engine: engine.sessions.transcript(session_id, expect_committed))
 
     def end_session(self, session_id: str) -> None:
@@ -228,35 +180,30 @@ class Model:
         self._call(lambda engine: engine.end_session(session_id))
 
     def reset_session(self, session_id: str) -> None:
-        """Forget a session and drop its KV from the context. What was saved stays in the store.
-        Idempotent.
-        """
+        """`end_session`, and drop its KV from the context. What was saved stays in the store."""
         self._call(lambda engine: engine.end_session(session_id, drop=True))
 
     def evict(self) -> EvictResult:
-        """Save what the context holds, then give its memory back; the next request makes a new
-        context and restores.
-
-        Waits for the store up to the policy's `evict_save_timeout_s`. Requests that run go on and
-        keep the context; then only the KV of ended ones is given up. A no-op when nothing is there.
+        """Save what the context holds, waiting for the store up to the policy's
+        `evict_save_timeout_s`, then give its memory back; the next request restores. Requests that
+        run go on and keep the context; then only the KV of ended ones is given up.
         """
         return self._give_back(lambda engine: engine.evict())
 
     def unload(self) -> EvictResult:
-        """Like `evict`, then frees the weights, too; the next request (or `embed`, `load_adapter`)
-        loads them again, adapters included.
+        """Like `evict`, then frees the weights, too, adapters included; what needs them next (not
+        the calls that treat text) loads them again, or raises `ModelLoadError`.
 
         While requests run or wait, or when the file is gone or changed, the weights stay:
-        `weights_unloaded` of the result tells. Text calls go on without them. A request that finds
-        the file gone or changed ends with `ModelLoadError`; the next one tries again.
+        `weights_unloaded` of the result tells.
         """
-        return self._give_back(lambda engine: engine.unload())
+        return self._give_back(lambda engine: engine.evict(weights=True))
 
     def _give_back(self, order: Callable[[Engine], EvictResult]) -> EvictResult:
         give_up = time.monotonic() + self._policy.evict_save_timeout_s
         result = self._call(order)
-        if self._store is not None:
-            self._store.flush(seconds_until(give_up))
+        if self.store is not None:
+            self.store.flush(seconds_until(give_up))
         return result
 
     # --- text -------------------------------------------------------------------------------------
@@ -276,9 +223,8 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Token ids of a chat rendered by the model's own template, ready to generate the
-        assistant's turn.
+        assistant's turn. `messages` are {"role", "content"} mappings as OpenAI has them.
 
-        `messages` are {"role", "content"} mappings as OpenAI has them; `system` is put before them.
         Raises `NotSupported` when the model has no template, `InvalidParameter` when its template
         refuses the messages.
         """
@@ -289,15 +235,11 @@ class Model:
         return conversation.tokenize(self._vocab, self._template.render_conversation(conversation))
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
-        """The pooled, L2-normalised embedding of token ids. Raises `NotSupported` where the model
-        has none.
-        """
+        """The pooled, L2-normalised embedding of token ids. May raise `NotSupported`."""
         return self.embed_many([tokens])[0]
 
     def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One embedding per input. Long lists are cut, so that running requests get their steps in
-        between.
-        """
+        """One each. Running requests get their steps between parts of a long list."""
         vectors: list[list[float]] = []
         for start in range(0, len(inputs), _EMBED_AT_ONCE):
             vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
@@ -306,21 +248,15 @@ class Model:
     # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, path: str) -> str:
-        """Load a LoRA GGUF at scale 1.0; returns its handle. Requests in flight keep the set they
-        were admitted with.
-        """
+        """Load a LoRA GGUF at scale 1.0 for new requests; returns its handle."""
         return self._call(lambda engine: engine.adapters.load(path))
 
     def unload_adapter(self, handle: str) -> None:
-        """Take an adapter away from new requests and free it when the last one using it ends.
-        Idempotent.
-        """
+        """Take an adapter away from new requests, free it with its last user. Idempotent."""
         self._call(lambda engine: engine.adapters.unload(handle))
 
     def set_adapter_scale(self, handle: str, scale: float) -> None:
-        """Set an adapter's scale for requests from now on. Raises `InvalidParameter` for an unknown
-        handle.
-        """
+        """Set an adapter's scale for new requests. Raises `InvalidParameter` for an unknown one."""
         self._call(lambda engine: engine.adapters.set_scale(handle, scale))
 
     def list_adapters(self) -> tuple[AdapterInfo, ...]:
@@ -331,7 +267,7 @@ class Model:
 
     def model_info(self) -> ModelInfo:
         """What the model is; never disturbs inference."""
-        tiers = None if self._store is None else self._store.tier_labels
+        tiers = None if self.store is None else self.store.tier_labels
         return make_model_info(self._backend, self._config, self._fingerprint, self.status(), tiers)
 
     def status(self) -> ModelStatus:
@@ -343,15 +279,11 @@ class Model:
         return self._loop.stats
 
     def memory(self) -> ModelMemory:
-        """What it holds in memory and what giving that back would cost; never waits for the
-        engine.
-        """
+        """What it holds in memory, and what giving that back would cost."""
         return make_model_memory(self._backend, self._loop.stats, self._loop.idle_s)
 
     def live_prefixes(self) -> Future[LivePrefixes]:
-        """What the context holds, for whoever routes requests: answered between two steps. Raises
-        `EngineStopped`.
-        """
+        """What the context holds: answered between two steps. Raises `EngineStopped`."""
         return self._loop.call(Engine.live_prefixes)
 
     @property
@@ -360,10 +292,8 @@ class Model:
         return self.status()
 
     def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """The stored prefixes of this model that nothing longer continues, most recently used
-        first; empty without a store.
-        """
-        return () if self._store is None else self._store.prefixes(self._root_of(()), limit)
+        """The stored prefixes that nothing longer continues, most recently used first."""
+        return () if self.store is None else self.store.prefixes(self._root_of(()), limit)
 
     @property
     def kv_root(self) -> str:
@@ -372,17 +302,10 @@ class Model:
 
     def store_stats(self) -> StoreStats | None:
         """Counters and gauges of the store; None without one. Never disturbs inference."""
-        return None if self._store is None else self._store.stats()
-
-    @property
-    def store(self) -> Store | None:
-        """The store itself, for whoever keeps its tiers in order; None without one."""
-        return self._store
+        return None if self.store is None else self.store.stats()
 
     def vram_info(self) -> tuple[GpuDevice, ...]:
-        """The GPUs that llama.cpp sees, with free and total memory in bytes; empty on a CPU
-        build.
-        """
+        """The GPUs that llama.cpp sees; none on a CPU build."""
         return self._backend.gpu_devices()
 
     @property
@@ -402,9 +325,7 @@ class Model:
         return self._loop.stats.last_cache_hit
 
     def check_alive(self, stuck_after_s: float) -> None:
-        """Raise `EngineStopped` when the engine thread is dead, or busy without finishing a step
-        for `stuck_after_s`.
-        """
+        """Raise `EngineStopped` when the engine thread is dead or stuck: see the loop's."""
         self._loop.check_alive(stuck_after_s)
 
     @property
@@ -415,10 +336,7 @@ class Model:
 
     def shutdown(self, timeout_s: float = 30.0) -> None:
         """Save what the context holds, end what runs, stop the engine thread and free the model.
-        Idempotent.
-
-        Waits for the store up to the policy's `evict_save_timeout_s`, or `timeout_s` if that is
-        less.
+        Waits for the store as `evict` does, or `timeout_s` if that is less. Idempotent.
         """
         with self._shutdown_lock:  # SIGTERM may arrive in the middle of a graceful stop
             give_up = time.monotonic() + min(timeout_s, self._policy.evict_save_timeout_s)
@@ -435,9 +353,7 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.shutdown()
 
     def __repr__(self) -> str:
@@ -450,24 +366,21 @@ class Model:
     # --- inside -----------------------------------------------------------------------------------
 
     def _build(self, deliver: Deliver, wake: Wake) -> Engine:
-        salt = "" if self._store is None else self._store.salt
+        salt = "" if self.store is None else self.store.salt
         self._root_of = make_root_of(self._backend, self._config, self._fingerprint, salt)
-        flow = make_flow(self._backend, self._config, self._policy, self._store, wake)
+        flow = make_flow(self._backend, self._config, self._policy, self.store, wake)
         return Engine(self._backend, self._config, deliver, flow=flow, root_of=self._root_of)
 
     def _save_at_shutdown(self, give_up: float) -> None:
         """Failing open: a store that is gone must not keep a model from stopping."""
-        if self._store is None:
+        if self.store is None:
             return
         try:
             self._loop.call(lambda engine: engine.save_all(SaveReason.SHUTDOWN)).result(seconds_until(give_up))
-            if not self._store.flush(seconds_until(give_up)):
+            if not self.store.flush(seconds_until(give_up)):
                 log.warning("shutdown save: the store did not take everything in time: id=%s", self._config.id)
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
-
-    def _serve(self, request: GenerationRequest, timeout_s: float) -> Completion:
-        return self.submit(request).result(timeout_s)
 
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         vectors = self._call(lambda _: self._backend.embed(inputs))
@@ -475,39 +388,7 @@ class Model:
         return [vector.tolist() for vector in vectors]
 
     def _call(self, function: Callable[[Engine], T]) -> T:
-        future: Future[T] = self._loop.call(function)
-        return future.result()
-
-    def _deliver(self, events: list[tuple[str, Event]]) -> None:
-        posted: list[tuple[str, Event]] = []
-        with self._lock:
-            for request_id, event in events:
-                stream = self._streams.get(request_id)
-                if stream is None:
-                    posted.append((request_id, event))
-                    continue
-                stream.put(event)
-                if isinstance(event, Done | Failed):
-                    del self._streams[request_id]
-        if posted and self._sink is not None:
-            self._sink(posted)
-
-
-def make_config(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    """One resolved config from a config or keyword settings; "demo" becomes the path of the
-    embedded model.
-    """
-    unknown = sorted(set(settings) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        raise InvalidParameter(
-            f"unknown setting {unknown[0]!r}; known are {', '.join(EngineConfig.__dataclass_fields__)}",
-            param=unknown[0],
-        )
-    if config is None:
-        config = EngineConfig(**{"path": "demo", **settings})
-    elif settings:
-        config = replace(config, **settings)
-    return replace(config, path=str(demo_model_path())) if config.path == "demo" else config
+        return self._loop.call(function).result()
 
 
 def _load_with_llama_cpp(config: EngineConfig) -> ModelBackend:

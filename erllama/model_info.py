@@ -25,11 +25,8 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
     """`ModelMemory` from the last snapshot of the engine."""
     return ModelMemory(
         kv_bytes=stats.kv_bytes,
-        idle_kv_tokens=stats.idle_kv_tokens,
-        kv_bytes_per_token=backend.kv_layout.bytes_per_token,
         weights_bytes=backend.weights_bytes,
         weights_private_bytes=backend.weights_private_bytes,
-        weights_mapped=backend.weights_mapped,
         n_running=stats.n_running,
         n_queued=stats.n_queued,
         idle_s=idle_s,
@@ -42,9 +39,7 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
 def make_model_info(
     backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
 ) -> ModelInfo:
-    """`ModelInfo` from what the backend loaded; `tiers` are the labels of the store's, None without
-    one.
-    """
+    """`tiers` are the labels of the store's, None without a store."""
     info, kv = backend.info, backend.kv_layout
     return ModelInfo(
         id=config.id,

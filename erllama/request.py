@@ -6,14 +6,13 @@ times are milliseconds in fields that end in `_ms`; probabilities are natural lo
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
-from erllama.errors import InvalidParameter
+from erllama.errors import InvalidParameter, check_int, check_number, check_type
 from erllama.grammar.constraint import Constraint, ConstraintKind
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
@@ -24,24 +23,6 @@ MAX_SESSION_CHARS = 256
 SEED_BITS = 64
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        raise InvalidParameter(f"{name} must be a finite number, got {value!r}", param=name)
-    if not low <= value <= high:
-        raise InvalidParameter(f"{name} must be between {low:g} and {high:g}, got {value!r}", param=name)
-
-
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidParameter(f"{name} must be an integer, got {value!r}", param=name)
-    if not low <= value <= high:
-        raise InvalidParameter(f"{name} must be between {low} and {high}, got {value}", param=name)
-
-
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen. The chain runs in this order: grammar, penalties, top_k, top_p,
@@ -49,8 +30,9 @@ class SamplingParams:
 
     Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own
     tools (`common_params_sampling`), so that a model behaves as its users know it. `temperature` 0
-    is greedy. `seed` None draws a fresh seed at submission. `logit_bias` pairs (token id, bias); a
-    bias of -100 or less bans the token, as OpenAI documents.
+    is greedy; 0, 1 and 0 turn `top_k`, `top_p` and `min_p` off. The draw for a position depends on
+    (seed, position) only; `seed` None draws a fresh seed at submission. `logit_bias` pairs (token
+    id, bias); a bias of -100 or less bans the token, as OpenAI documents.
     """
 
     temperature: float = 0.8
@@ -65,16 +47,16 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, 1_000_000)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_int("repeat_last_n", self.repeat_last_n, -1, 1_000_000)
+        check_number("temperature", self.temperature, 0, 100)
+        check_int("top_k", self.top_k, 0, 1_000_000)
+        check_number("top_p", self.top_p, 0, 1)
+        check_number("min_p", self.min_p, 0, 1)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_int("repeat_last_n", self.repeat_last_n, -1, 1_000_000)
         if self.seed is not None:
-            _check_int("seed", self.seed, -(2 ** (SEED_BITS - 1)), 2**SEED_BITS - 1)
+            check_int("seed", self.seed, -(2 ** (SEED_BITS - 1)), 2**SEED_BITS - 1)
         _check_logit_bias(self.logit_bias)
 
     @property
@@ -96,8 +78,8 @@ def _check_logit_bias(pairs: tuple[tuple[int, float], ...]) -> None:
     if len(pairs) > MAX_LOGIT_BIAS:
         raise InvalidParameter(f"logit_bias has {len(pairs)} entries, at most {MAX_LOGIT_BIAS}", param="logit_bias")
     for token, bias in pairs:
-        _check_int("logit_bias", token, 0, 2**31 - 1)
-        _check_range("logit_bias", bias, -1000.0, 1000.0)
+        check_int("logit_bias", token, 0, 2**31 - 1)
+        check_number("logit_bias", bias, -1000, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +129,19 @@ class GenerationRequest:
 
     `prompt` may be given as a tuple of token ids, which is short for a prompt of text alone.
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings
-    end the text before them and never appear in it. `grammar` is what the text must follow, a
-    string being GBNF with a `root` rule. `logprobs` None is off, n >= 0 reports the chosen token
-    and the n likeliest ones. `parent_key` names a saved state to resume from (a hint: an unknown
-    key is a miss, not an error); the request waits a moment for a save of that state that is in
-    flight. `session_id` keeps the sequence in the context after its end for the next request of the
-    session. `record_transcript` says that the reply will come back as chat history: the ids it was
-    sampled as are stored. `resumed` are the ids of the reply that an earlier run of this request
-    has delivered, with the text that became certain with them: generation goes on after them, and
-    only what is new is delivered. `max_tokens` counts them. The seed must then be that of the
-    earlier run, for the reply to be the one it would have been. `restore_only` (with `max_tokens`
-    0) computes nothing: what is stored of the prompt is put into the context, for whoever comes
-    next, if a sequence id is left that holds nothing.
+    end the text before them and never appear in it. `ignore_eos` generates past the model's EOS.
+    `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None
+    is off, n >= 0 reports the chosen token and the n likeliest ones. `parent_key` names a saved
+    state to resume from (a hint: an unknown key is a miss, not an error); the request waits a
+    moment for a save of that state that is in flight. `session_id` keeps the sequence in the
+    context after its end for the next request of the session. `record_transcript` says that the
+    reply will come back as chat history: the ids it was sampled as are stored. `resumed` are the
+    ids of the reply that an earlier run of this request has delivered, with the text that became
+    certain with them: generation goes on after them, and only what is new is delivered.
+    `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
+    one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
+    the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
+    nothing.
     """
 
     request_id: str
@@ -176,31 +159,29 @@ class GenerationRequest:
     restore_only: bool = False
 
     def __post_init__(self) -> None:
-        _check_type("request_id", self.request_id, str, "a string")
+        check_type("request_id", self.request_id, str, "a string")
         object.__setattr__(self, "prompt", _as_prompt(self.prompt))
         if not self.prompt_tokens:
             raise InvalidParameter("the prompt has no tokens", param="prompt")
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
+            check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+            check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         _check_stop(self.stop)
         if not isinstance(self.grammar, Constraint | None):
-            _check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
+            check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        _check_type("ignore_eos", self.ignore_eos, bool, "true or false")
-        if self.parent_key is not None:
-            _check_type("parent_key", self.parent_key, str, "a string")
+        for name in ("ignore_eos", "record_transcript", "restore_only"):
+            check_type(name, getattr(self, name), bool, "true or false")
+        check_type("parent_key", self.parent_key, str | None, "a string")
         if self.session_id is not None:
             _check_session(self.session_id)
-        _check_type("record_transcript", self.record_transcript, bool, "true or false")
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
                 param="resumed",
             )
-        _check_type("restore_only", self.restore_only, bool, "true or false")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(
                 f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"
@@ -226,13 +207,8 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_type(name: str, value: object, kind: type, words: str) -> None:
-    if not isinstance(value, kind):
-        raise InvalidParameter(f"{name} must be {words}, got {value!r:.80}", param=name)
-
-
 def _check_session(session_id: str) -> None:
-    _check_type("session_id", session_id, str, "a string")
+    check_type("session_id", session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
             f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
@@ -268,29 +244,16 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
         raise InvalidParameter(
             f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
         )
-    sampling = {name: params[name] for name in _SAMPLING_NAMES if params.get(name) is not None}
+    given = {name: value for name, value in params.items() if value is not None}
+    sampling = {name: given.pop(name) for name in _SAMPLING_NAMES if name in given}
     if "logit_bias" in sampling:
         sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
-    stop = params.get("stop")
-    if stop is None or stop == "":
-        stop = ()
-    elif isinstance(stop, str):
-        stop = (stop,)
-    elif isinstance(stop, list):
-        stop = tuple(stop)
-    ignore_eos = params.get("ignore_eos")
-    return GenerationRequest(
-        request_id=request_id,
-        prompt=Prompt.of(_token_ids(prompt_tokens)),
-        sampling=SamplingParams(**sampling),
-        max_tokens=params.get("response_tokens"),
-        stop=stop,
-        grammar=params.get("grammar"),
-        logprobs=params.get("logprobs"),
-        ignore_eos=False if ignore_eos is None else ignore_eos,
-        parent_key=params.get("parent_key"),
-        session_id=params.get("session_id"),
-    )
+    given["max_tokens"] = given.pop("response_tokens", None)
+    stop = given.pop("stop", ())
+    if isinstance(stop, str):
+        stop = (stop,) if stop else ()
+    given["stop"] = tuple(stop) if isinstance(stop, list) else stop
+    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), SamplingParams(**sampling), **given)
 
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
@@ -303,9 +266,7 @@ def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
 
 
 def _bias_pairs(bias: Any) -> tuple[tuple[int, float], ...]:
-    """A mapping (whose keys JSON turned into strings) or a list of pairs as the tuple that
-    `SamplingParams` takes.
-    """
+    """A mapping (JSON made strings of its keys) or pairs, as `SamplingParams` takes them."""
     try:
         pairs = bias.items() if isinstance(bias, Mapping) else bias
         return tuple((int(token) if isinstance(token, str) else operator.index(token), value) for token, value in pairs)

@@ -21,13 +21,17 @@ class ModelStatus(StrEnum):
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
     """A loaded LoRA adapter: `handle` names it in calls, `sha256` is the digest of its file,
-    `scale` multiplies its effect.
+    `scale` multiplies its effect. Equal digests at equal scales give equal KV, whatever the path.
     """
 
     handle: str
-    path: str
+    path: str = field(compare=False)
     sha256: str
     scale: float
+
+
+AdapterSet = tuple[AdapterInfo, ...]
+"""What a sequence computes with: fixed when the sequence is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,8 @@ class ModelMemory:
     would cost whom. Bytes and seconds.
 
     `kv_bytes` is the context's whole KV buffer, allocated once however much of it is used; 0
-    without a context. `idle_kv_tokens` of ended sequences are in it, each of `kv_bytes_per_token`.
-    `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them are memory of our
-    own, the rest is mapped from the file (`weights_mapped`): pages that the system takes back by
+    without a context. `weights_bytes` is 0 while they are unloaded; `weights_private_bytes` of them
+    are memory of our own, the rest is mapped from the file: pages that the system takes back by
     itself when it needs them. A mapped model can be private nearly as a whole: llama.cpp copies
     Q4_0 weights, for one, into the layout of its kernels. With `on_gpu` the layers that were
     offloaded, with their KV, are in GPU memory instead. `idle_s` runs from the end of the last
@@ -101,11 +104,8 @@ class ModelMemory:
     """
 
     kv_bytes: int
-    idle_kv_tokens: int
-    kv_bytes_per_token: int
     weights_bytes: int
     weights_private_bytes: int
-    weights_mapped: bool
     n_running: int
     n_queued: int
     idle_s: float

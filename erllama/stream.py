@@ -1,13 +1,10 @@
-"""The events of one request as its caller reads them. The engine thread puts them in, one other
-thread takes them out.
-"""
+"""The events of one request as its caller reads them."""
 
 from __future__ import annotations
 
 import queue
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self
 
 from erllama.errors import InvalidParameter
@@ -20,10 +17,10 @@ def seconds_until(give_up: float) -> float:
 
 
 class InferStream:
-    """The events of one request, as an iterator: `Tokens` ..., then `Done` or `Failed`. `ref` names
-    it for `Model.cancel`.
+    """Iterates over `Tokens` ..., then `Done` or `Failed`. `ref` is what `Model.cancel` takes.
 
-    Leaving a `with` block, or `close()`, cancels what is still running. One consumer at a time.
+    Leaving a `with` block, or `close()`, cancels what is still running. The engine thread puts
+    events in, one other thread takes them out.
     """
 
     def __init__(self, ref: str, cancel: Callable[[str], None]) -> None:
@@ -37,17 +34,12 @@ class InferStream:
         self._events.put(event)
 
     def __iter__(self) -> Iterator[Event]:
-        while not self._ended:
-            event = self._events.get()
-            self._ended = isinstance(event, Done | Failed)
-            yield event
+        return self._until(None)
 
     def result(self, timeout_s: float | None = None) -> Completion:
-        """Wait for the end and return the whole reply. Raises the error of a request that failed,
-        and `TimeoutError`, which cancels.
-        """
+        """Wait for the reply. Raises the request's error, or `TimeoutError`, which cancels."""
         parts = CompletionParts()
-        for event in self if timeout_s is None else self._until(time.monotonic() + timeout_s):
+        for event in self._until(None if timeout_s is None else time.monotonic() + timeout_s):
             match parts.add(event):
                 case Completion() as completion:
                     return completion
@@ -55,10 +47,10 @@ class InferStream:
                     raise error
         raise InvalidParameter("this stream has been read already", param="ref")
 
-    def _until(self, give_up: float) -> Iterator[Event]:
+    def _until(self, give_up: float | None) -> Iterator[Event]:
         while not self._ended:
             try:
-                event = self._events.get(timeout=seconds_until(give_up))
+                event = self._events.get(timeout=None if give_up is None else seconds_until(give_up))
             except queue.Empty:
                 self.close()
                 raise TimeoutError(f"request {self.ref} did not end in time") from None
@@ -73,7 +65,5 @@ class InferStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -30,11 +30,12 @@ ORDER = {
             "sequence",
             "backend",
             "chat",
+            "demo",
             "config",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "demo", "llama", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *("__init__", "http", "dialects", "config", "serve_log", "memory", "attempt_id", "routing", "model"),

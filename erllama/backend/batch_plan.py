@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
+from erllama.stats import AdapterSet
 
 
 @dataclass(frozen=True, slots=True)

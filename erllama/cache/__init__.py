@@ -1,3 +1,1 @@
-"""Where prefixes come from and where they go: the context, the store, and the policy between
-them.
-"""
+"""Where prefixes come from and go to: the context, the store, and the policy between them."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from erllama.backend.base import Backend
 from erllama.cache.live import Choice, Held, LiveKv, Upcoming, upcoming
@@ -38,8 +39,8 @@ _RATE_WEIGHT = 0.25
 
 
 class CacheFlow:
-    """Lookup, restore and save for one engine. Without `reader` and `saver` (no store) prefixes are
-    shared within the context only.
+    """Lookup, restore and save for one engine. Without a store, which is `reader` and `saver`,
+    prefixes are shared within the context only.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class CacheFlow:
         self.counts = counts
         self._reader = reader
         self._saver = saver
-        self.live = LiveKv(align)
+        self.live = LiveKv(align, cuttable=backend.kv_layout.kind.cuttable)
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
         self._reading: set[Sequence] = set()
@@ -72,23 +73,16 @@ class CacheFlow:
         waits = f"reading={len(self._reading)} waiting={len(self._waiting)}"
         return f"<CacheFlow {self.live!r} {waits} saves_due={n_due} claims={n_claims}>"
 
-    @property
-    def _cuttable(self) -> bool:
-        return self._backend.kv_layout.kind.cuttable
-
     # --- admission --------------------------------------------------------------------------------
 
     def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
         """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
-        session_id = sequence.request.session_id
-        return self.live.choose(sequence.given, session_id, free=free, running=running, cuttable=self._cuttable)
+        return self.live.choose(sequence.given, sequence.request.session_id, free=free, running=running)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
-        """Take over what is live; ADMIT_COLD when there is nothing to wait for and nothing was
-        found.
-        """
+        """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
         self._take_live(sequence, choice)
-        if self._reader is not None and self._worth_asking(sequence):
+        if self._reader is not None and sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens:
             job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)
             self._jobs[sequence] = job
             self._reading.add(sequence)
@@ -97,9 +91,6 @@ class CacheFlow:
             self._count_hit(sequence)
             return Step.ADMIT_COLD
         return Step.ADMIT_WARM
-
-    def _worth_asking(self, sequence: Sequence) -> bool:
-        return sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens
 
     def _take_live(self, sequence: Sequence, choice: Choice) -> None:
         target, source, n = choice.seq_id, choice.source, choice.n_tokens
@@ -111,27 +102,33 @@ class CacheFlow:
                 self._backend.drop(target)
             done = source is not None and self._copy(source, target, n)
         if done:
-            self._took_live(sequence, n, choice.logits)
+            _holds(sequence, n, LIVE, choice.logits)
         elif source == target:
             self._backend.drop(target)
 
-    @staticmethod
-    def _took_live(sequence: Sequence, n_tokens: int, logits: Logits | None) -> None:
-        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = n_tokens, LIVE, logits
-
     def _copy(self, source: int, target: int, n_tokens: int) -> bool:
+        copied = False
+        with self._failing_open("copy"):
+            copied = self._backend.copy_prefix(source, target, n_tokens)
+        if not copied:
+            self._backend.drop(target)
+        return copied
+
+    @contextmanager
+    def _failing_open(self, what: str) -> Iterator[None]:
+        """A failure costs the prefix only, and is counted like the time that it takes."""
         started = time.monotonic_ns()
         try:
-            return self._backend.copy_prefix(source, target, n_tokens)
+            yield
         except (ErllamaError, MemoryError) as error:
-            self._problem("copy", error)
-            self._backend.drop(target)
-            return False
+            log.warning("%s of KV failed: %s", what, error)
+            self.counts.failed_reads += 1
+            self.counts.last_problem = f"{what}: {error}"
         finally:
             self.counts.note_stall((time.monotonic_ns() - started) / 1e6)
 
     def _wait_for_upcoming(self, sequence: Sequence, running: tuple[Sequence, ...], n_stored: int) -> bool:
-        if not self._cuttable or sequence.request.restore_only:
+        if not self.live.cuttable or sequence.request.restore_only:
             return False
         found = upcoming(sequence.given, [s for s in running if s is not sequence])
         if found is None or found.n_tokens - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
@@ -142,8 +139,8 @@ class CacheFlow:
     # --- restores ---------------------------------------------------------------------------------
 
     def ready(self, running: tuple[Sequence, ...]) -> Iterator[tuple[Sequence, Step, Logits | None]]:
-        """Sequences whose waiting has ended, with what the state machine calls it; logits when the
-        whole prompt is covered.
+        """Sequences whose waiting has ended, with the step that this is; logits when the whole
+        prompt is covered.
 
         The caller moves each one's state before it takes the next: those behind it may then wait
         for its prefill.
@@ -186,34 +183,27 @@ class CacheFlow:
 
     def _copy_longest(self, sequence: Sequence, running: tuple[Sequence, ...], *, longer_than: int) -> bool:
         others = [s for s in running if s is not sequence]
-        source, n_tokens, logits = self.live.longest(sequence.given, others, cuttable=self._cuttable)
+        source, n_tokens, logits = self.live.longest(sequence.given, others)
         if source is None or n_tokens <= longer_than:
             return False
         self._forget(sequence)
         if not self._copy(source, sequence.id, n_tokens):
             return False
-        self._took_live(sequence, n_tokens, logits)
+        _holds(sequence, n_tokens, LIVE, logits)
         return True
 
     def _forget(self, sequence: Sequence) -> None:
         self._backend.drop(sequence.id)
-        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = 0, "", None
+        _holds(sequence, 0, "", None)
 
     def _put_back(self, sequence: Sequence, result: Restored) -> None:
         """Put the image into the context. On failure the prompt is computed."""
         if result.image is None:
             return
-        started = time.monotonic_ns()
-        self._forget(sequence)
-        try:
+        with closing(result), self._failing_open("restore"):
+            self._forget(sequence)
             self._backend.restore(sequence.id, result.image, result.n_tokens)
-        except (ErllamaError, MemoryError) as error:
-            self._problem("restore", error)
-            return
-        finally:
-            result.close()
-            self.counts.note_stall((time.monotonic_ns() - started) / 1e6)
-        sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = result.n_tokens, result.tier, result.logits
+            _holds(sequence, result.n_tokens, result.tier, result.logits)
 
     def _outcome(self, sequence: Sequence) -> tuple[Sequence, Step, Logits | None]:
         logits = sequence.prompt_logits if sequence.n_kv == sequence.n_given else None
@@ -260,16 +250,12 @@ class CacheFlow:
             self._due[sequence] = None
 
     def keep_logits(self, sequence: Sequence, logits: Logits) -> None:
-        """The logits at the end of a prompt, before sampling changes them: for whoever sends the
-        same prompt, here or elsewhere.
-        """
+        """A prompt's last logits, before sampling changes them: for whoever sends the same."""
         sequence.prompt_logits = logits.copy()
         sequence.stores_logits = self._saver is not None and self._saver.wants_logits(sequence, len(logits))
 
     def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
-        """`sequence` has ended and `seq_id` is free. Its KV stays there, unless it is not
-        `intact`.
-        """
+        """`sequence` has ended and `seq_id` is free. If `intact`, its KV stays there."""
         self._reading.discard(sequence)
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
@@ -291,16 +277,14 @@ class CacheFlow:
         self.live.keep(seq_id, held)
 
     def record_transcript(self, sequence: Sequence) -> None:
-        """A chat reply is complete: store which ids it was sampled as, for when its text comes back
-        as history.
-        """
+        """A chat reply is complete: store its ids, for when its text comes back as history."""
         # one that was resumed at its end has no KV here
         if self._saver is not None and sequence.n_tokens >= self._policy.min_tokens:
             self._saver.record_transcript(sequence)
 
     def save_due(self) -> None:
         """Do the saves that are due. KV is quiescent."""
-        if self._saver is None:
+        if self._saver is None or self._reader is None:
             return
         due, self._due = list(self._due), {}
         for sequence in due:
@@ -309,22 +293,16 @@ class CacheFlow:
         for held in self.live.held.values():
             if held.save_due:
                 self._save_held(held, SaveReason.FINISH)
-        self._release_claims()
-
-    def _release_claims(self) -> None:
-        """Of sequences that have ended, once the store has what they computed: others look for it
-        when a claim is gone.
-        """
+        # once the store has what they computed: others look for it when a claim is gone
         ended, self._ended = self._ended, []
         for job in ended:
-            if self._reader is not None:
-                self._reader.ended(job)
+            self._reader.ended(job)
 
     def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
         """Hand everything in the context that is worth it to the store. `waits`: for room in its
         queue, within the policy's bound.
         """
-        if self._saver is None:
+        if self._saver is None or not self._backend.has_context:
             return
         self.save_due()
         give_up = time.monotonic() + (self._policy.evict_save_timeout_s if waits else 0.0)
@@ -346,9 +324,7 @@ class CacheFlow:
         self._saver.save(held.seq_id, held.chain, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
     def _take_held(self, seq_id: int) -> Held | None:
-        """Forget what an idle id holds, which is about to change; a save of it that is due comes
-        first.
-        """
+        """Forget what an idle id holds, for it will change; a save that is due comes first."""
         held = self.live.take(seq_id)
         if held is not None and held.save_due:
             self._save_held(held, SaveReason.FINISH)
@@ -394,7 +370,6 @@ class CacheFlow:
         if self._reader is not None:
             self._reader.close()
 
-    def _problem(self, what: str, error: Exception) -> None:
-        log.warning("%s of KV failed: %s", what, error)
-        self.counts.failed_reads += 1
-        self.counts.last_problem = f"{what}: {error}"
+
+def _holds(sequence: Sequence, n_tokens: int, tier: str, logits: Logits | None) -> None:
+    sequence.n_kv, sequence.hit_tier, sequence.prompt_logits = n_tokens, tier, logits

@@ -87,10 +87,13 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 
 class LiveKv:
-    """Idle KV by sequence id. `align`: prefixes are taken over in multiples of so many tokens."""
+    """Idle KV by sequence id. `align`: prefixes are taken over in multiples of so many tokens;
+    unless `cuttable`, only whole ones, which end where their source does.
+    """
 
-    def __init__(self, align: int = 1) -> None:
+    def __init__(self, align: int = 1, *, cuttable: bool = True) -> None:
         self._align = align
+        self.cuttable = cuttable
         self._held: dict[int, Held] = {}
         self._tick = 0
 
@@ -106,9 +109,7 @@ class LiveKv:
         return sum(held.n_tokens for held in self._held.values())
 
     def keep(self, seq_id: int, held: Held) -> None:
-        """`seq_id` is idle now and has this KV. A session has one conversation: its older one loses
-        the pin.
-        """
+        """`seq_id` is idle now and has this KV. An older one of its session loses the pin."""
         self._tick += 1
         if held.session_id is not None:
             self.unpin(held.session_id)
@@ -132,17 +133,11 @@ class LiveKv:
                 held.session_id = None
 
     def choose(
-        self,
-        prompt: TokenChain,
-        session_id: str | None,
-        *,
-        free: Iterable[int],
-        running: Iterable[Sequence],
-        cuttable: bool,
+        self, prompt: TokenChain, session_id: str | None, *, free: Iterable[int], running: Iterable[Sequence]
     ) -> Choice:
         """Where a prompt runs and what it can take over now. At least one id must be free."""
         free = sorted(free)
-        source, n_tokens, logits = self.longest(prompt, running, cuttable=cuttable)
+        source, n_tokens, logits = self.longest(prompt, running)
         if source is not None and source in free:
             held = self._held[source]
             if held.session_id in (None, session_id) and held.n_tokens - n_tokens <= _NEGLIGIBLE:
@@ -150,57 +145,44 @@ class LiveKv:
         # its source, if that is least worth keeping
         return Choice(self._cheapest(free, session_id), source, n_tokens, logits)
 
-    def longest(
-        self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool
-    ) -> tuple[int | None, int, Logits | None]:
+    def longest(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int | None, int, Logits | None]:
         """The id to take most of `prompt` from, how many, and the logits after them where that is
-        the whole prompt.
+        the whole prompt; (None, 0, None) when none has any.
         """
-        same = self.same_prompt(prompt, running, cuttable=cuttable)
+        same = self._same_prompt(prompt, running)
         if same is not None:
             return same[0], len(prompt), same[1]
-        return *self.best_source(prompt, running, cuttable=cuttable), None
+        return *self._best_source(prompt, running), None
 
-    def same_prompt(
-        self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool
-    ) -> tuple[int, Logits] | None:
-        """An id where exactly this prompt was computed, and the logits at its end: going on from
-        them is bit-exact.
-        """
+    def _same_prompt(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int, Logits] | None:
+        """An id that ended just this prompt, and the logits there: going on is bit-exact."""
         for seq_id, held in self._held.items():
-            whole = cuttable or held.n_tokens == held.n_given
+            whole = self.cuttable or held.n_tokens == held.n_given
             if held.prompt_logits is not None and whole and _same(held.chain.prefix(held.n_given), prompt):
                 return seq_id, held.prompt_logits
         for s in running:
-            whole = cuttable or s.n_kv == s.n_given
+            whole = self.cuttable or s.n_kv == s.n_given
             if s.prompt_logits is not None and s.readable and whole and _same(s.given, prompt):
                 return s.id, s.prompt_logits
         return None
 
-    def best_source(self, prompt: TokenChain, running: Iterable[Sequence], *, cuttable: bool) -> tuple[int | None, int]:
-        """The id whose KV covers most of `prompt`, and how many tokens of it are usable; (None, 0)
-        when none does.
-        """
+    def _best_source(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int | None, int]:
         best: int | None = None
         most = length = 0
         for seq_id, theirs in self._held_under(prompt.root, running):
             n = common_prefix(theirs.ids, prompt.ids)
-            if not cuttable and n < len(theirs):
-                continue  # its state belongs to its end and to nothing before
-            if cuttable:
+            if self.cuttable:
                 n = min(n, len(prompt) - 1)  # one token must be computed for the logits
                 n -= n % self._align
-            elif n == len(prompt):
-                continue
+            elif n < len(theirs) or n == len(prompt):
+                continue  # its state belongs to its end and to nothing before
             # the whole of a source is copied before it is cut
             if n > most or (n == most and n and len(theirs) < length):
                 best, most, length = seq_id, n, len(theirs)
         return best, most
 
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
-        """Whether some id holds all of `prompt`, or all but its last token, whose logits are needed
-        to go on.
-        """
+        """Whether some id holds all of `prompt` but at most its last token, which gives logits."""
         held = self._held_under(prompt.root, running)
         return any(common_prefix(theirs.ids, prompt.ids) >= len(prompt) - 1 for _, theirs in held)
 
@@ -210,9 +192,7 @@ class LiveKv:
         return held + [(s.id, s.kv) for s in running if s.root == root and s.readable]
 
     def _cheapest(self, free: list[int], session_id: str | None) -> int:
-        """The free id whose KV is least worth keeping: none at all, then short and old, long and
-        old, pinned by other sessions.
-        """
+        """The free id to lose: one without KV, then short and old, long and old, pinned."""
 
         def worth(seq_id: int) -> tuple[int, int, int]:
             held = self._held.get(seq_id)

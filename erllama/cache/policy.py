@@ -1,14 +1,13 @@
 """When KV is saved and whether it is worth restoring. Pure: numbers in, decisions out.
 
-reason     when                                                              who waits
-cold       while a prompt is prefilled, every `cold_step_tokens`, and at     nobody its end: what a
-           newcomer with the same prompt can use at once
-continued  at `continued_interval` unsaved tokens of a growing reply         nobody
-finish     end of a completion: all the rest, tail and checkpoint            nobody
-evict      the context is about to be released                               the caller,
-           `evict_save_timeout_s`
-shutdown   drain, scale-down, stop                                           the caller, the same
-           bound
+    cold       while a prompt is prefilled, every `cold_step_tokens`, and at its end what a newcomer
+               with the same prompt can use at once
+    continued  at `continued_interval` unsaved tokens of a growing reply
+    finish     end of a completion: all the rest, tail and checkpoint
+    evict      the context is about to be released
+    shutdown   drain, scale-down, stop
+
+For the last two the caller waits, up to `evict_save_timeout_s`; for the others nobody does.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from cache_store import BLOCK_TOKENS
-from erllama.errors import InvalidParameter
+from erllama.errors import check, check_int, check_number, check_type
+
+_INTERVALS = ("cold_step_tokens", "continued_interval", "checkpoint_interval")
 
 
 class SaveReason(StrEnum):
@@ -33,25 +34,28 @@ class CachePolicy:
     """The gates, in tokens unless the name says otherwise.
 
     min_tokens: sequences shorter than this are not saved at their end; a prompt of that length
-    prefills faster than it would be managed. cold_min_tokens, cold_max_tokens: prompts saved while
-    they prefill; the most new tokens of one request that are. cold_step_tokens: a save during a
-    prefill every so many tokens. Each reads out the whole sequence (5 GB/s), so a small step costs
-        prefill time; a large one makes others wait longer for a shared prefix.
+        prefills faster than it would be managed.
+    cold_min_tokens, cold_max_tokens: prompts saved while they prefill; the most new tokens of one
+        request that are.
+    cold_step_tokens: a save during a prefill every so many tokens. Each reads out the whole
+        sequence (5 GB/s), so a small step costs prefill time; a large one makes others wait longer
+        for a shared prefix.
     continued_interval: so many unsaved tokens of a reply that grows are saved (whole blocks); what
-    a dead replica can lose, or a block. boundary_trim_tokens: the end of a prompt that a cold save
-    leaves to the finish save: those tokens often change when text follows. checkpoint_interval:
-    tokens of a long prefill between two checkpoints of models whose state cannot be cut (a multiple
-    of 256). logits_share: logits are stored beside a prompt end or a finish when they are at most
-    this share of the KV bytes saved since the
-        last ones. They spare one decode and make a repeated prompt bit-exact; with a vocabulary of
-        152 k they weigh as much as the KV of fifty tokens of a 0.5B model, so a chat that stored
-        them at every turn would write a tenth more.
+        a dead replica can lose, or a block.
+    boundary_trim_tokens: the end of a prompt that a cold save leaves to the finish save: those
+        tokens often change when text follows.
+    checkpoint_interval: tokens of a long prefill between two checkpoints of models whose state
+        cannot be cut (a multiple of 256).
+    logits_share: logits are stored beside a prompt end or a finish when they are at most this share
+        of the KV bytes saved since the last ones. They spare one decode and make a repeated prompt
+        bit-exact; with a vocabulary of 152 k they weigh as much as the KV of fifty tokens of a 0.5B
+        model, so a chat that stored them at every turn would write a tenth more.
     restore_min_tokens: a stored prefix must win at least so many tokens over what is live.
-    session_resume_wait_ms: how long a request with a parent_key waits for that save when it is in
-    flight. share_wait_s: how long a request waits for another replica of the node that is computing
-    the same prefix; 0 never waits. read_timeout_s: a restore that takes longer is cut off and the
-    rest recomputed. restore_always: skip the comparison of measured read
-        bandwidth with measured prefill speed.
+    session_resume_wait_ms: how long a request with a parent_key waits for that save in flight.
+    share_wait_s: how long a request waits for another replica of the node that is computing the
+        same prefix; 0 never waits.
+    read_timeout_s: a restore that takes longer is cut off and the rest recomputed.
+    restore_always: skip the comparison of measured read bandwidth with measured prefill speed.
     evict_save_timeout_s: bound of what waits for the store on evict and shutdown.
     """
 
@@ -73,26 +77,15 @@ class CachePolicy:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "bool":
-                ok, wanted = isinstance(value, bool), "true or false"
-            elif field.type == "int":
-                ok, wanted = (
-                    isinstance(value, int) and not isinstance(value, bool) and value >= 0,
-                    "an integer of at least 0",
-                )
-            else:
-                ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-                wanted = "a finite number of at least 0"
-            if not ok:
-                raise InvalidParameter(f"{field.name} must be {wanted}, got {value!r}", param=field.name)
-        for name in ("cold_step_tokens", "continued_interval", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise InvalidParameter(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        if self.checkpoint_interval % BLOCK_TOKENS:
-            raise InvalidParameter(
-                f"checkpoint_interval must be a multiple of {BLOCK_TOKENS}, got {self.checkpoint_interval}",
-                param="checkpoint_interval",
-            )
+            match field.type:
+                case "bool":
+                    check_type(field.name, value, bool, "true or false")
+                case "int":
+                    check_int(field.name, value, 1 if field.name in _INTERVALS else 0)
+                case _:
+                    check_number(field.name, value, 0)
+        n = self.checkpoint_interval
+        check("checkpoint_interval", n % BLOCK_TOKENS == 0, f"must be a multiple of {BLOCK_TOKENS}, got {n}")
 
 
 def cold_upto(policy: CachePolicy, *, n_prompt: int, n_kv: int, n_saved: int, step_tokens: int, trims: bool) -> int:
@@ -124,14 +117,10 @@ def continued_upto(policy: CachePolicy, *, n_kv: int, n_saved: int, whole_blocks
 
 
 def logits_due(policy: CachePolicy, *, logits_bytes: int, new_kv_bytes: int, always: bool) -> bool:
-    """Whether logits are worth their bytes beside `new_kv_bytes`. `always` for models that cannot
-    resume without.
-    """
+    """Whether logits are worth their bytes. `always` for models that cannot resume without."""
     return always or logits_bytes <= policy.logits_share * new_kv_bytes
 
 
 def worth_restoring(n_tokens: int, *, read_s: float, prefill_tokens_per_s: float) -> bool:
-    """Whether reading the KV of `n_tokens` takes less time than computing it. An unknown prefill
-    speed (0) says yes.
-    """
+    """Whether reading KV takes less time than computing it; yes while that speed is unknown (0)."""
     return prefill_tokens_per_s <= 0 or read_s < n_tokens / prefill_tokens_per_s

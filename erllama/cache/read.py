@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -177,15 +177,12 @@ class KvReader:
             return Restored(job)
         if not self._is_faster(job, plan):
             return Restored(job, skipped=True)
-        image = self._backend.new_image(plan.n_tokens)
-        try:
+        with ExitStack() as unless_of_use:
+            image = unless_of_use.enter_context(closing(self._backend.new_image(plan.n_tokens)))
             fetched = self._store.read(plan, _into(image), self._policy.read_timeout_s)
             result = self._result(job, image, fetched)
-        except BaseException:
-            image.close()
-            raise
-        if result.image is None:
-            image.close()
+            if result.image is not None:
+                unless_of_use.pop_all()
         # a checkpoint at the very end, but no logits
         needs_earlier = plan.need_end and fetched.n_tokens == len(chain) > 1
         return self._read(job, chain.prefix(len(chain) - 1)) if result.n_tokens == 0 and needs_earlier else result

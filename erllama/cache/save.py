@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from cache_store import Block, BlockId, ChainKey, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.chat.transcript import transcript_block
-from erllama.kv.layout import KvReading, Rows
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
 from erllama.stats import CacheCounters
@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class KvSaver:
-    """Saves of one engine. `clock` gives unix seconds for headers; `build` names the llama.cpp
-    build.
-    """
+    """Saves of one engine. `clock` gives unix seconds for headers."""
 
     def __init__(
         self,
@@ -39,15 +37,13 @@ class KvSaver:
         counts: CacheCounters,
         *,
         transcript_root: ChainKey,
-        build: str,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._backend = backend
         self._store = store
         self._transcript_root = transcript_root
         self._policy = policy
         self._counts = counts
-        self._build = build
         self._clock = clock
 
     # --- what is due ------------------------------------------------------------------------------
@@ -108,7 +104,7 @@ class KvSaver:
                 self._backend.piece,
             )
             if block is not None:
-                self._store.save([replace(block, created_s=self._clock(), build=self._build)])
+                self._store.save([replace(block, created_s=self._clock(), build=self._backend.state_version)])
         except Exception as error:
             self._failed(error)
 
@@ -152,40 +148,23 @@ class KvSaver:
         self, seq_id: int, chain: TokenChain, upto: int, reason: SaveReason, logits: Logits | None
     ) -> list[Block]:
         layout = self._backend.kv_layout
-        pieces = self._store.missing(chain, upto)
-        end = (
-            BlockId.of_end(chain) if logits is not None or (layout.kind.has_checkpoint and upto == len(chain)) else None
-        )
+        missing = self._store.missing(chain, upto)
+        reaches_end = logits is not None or (layout.kind.has_checkpoint and upto == len(chain))
+        end = BlockId.of_end(chain) if reaches_end else None
         if end is not None and self._store.has(end):
             end = None
-        if not pieces:  # the whole state need not be read out for an END
-            checkpoint = self._backend.read_checkpoint(seq_id) if layout.kind.has_checkpoint else None
-            return [self._end(end, checkpoint, reason, logits)] if end is not None else []
-        reading = self._backend.read_kv(seq_id, len(chain))
-        blocks = [self._rows(piece, chain, reading, reason) for piece in pieces]
+        block = partial(Block, reason=reason, created_s=self._clock(), build=self._backend.state_version)
+        blocks: list[Block] = []
+        checkpoint = None
+        if missing:
+            reading = self._backend.read_kv(seq_id, len(chain))
+            checkpoint = reading.checkpoint
+            for id in missing:
+                stop = id.start + id.n_tokens
+                tokens, rows = chain.ids[id.start : stop], reading.rows(id.start, stop)
+                blocks.append(block(id=id, tokens=tokens, columns=layout.columns, rows=rows))
+        elif end is not None and layout.kind.has_checkpoint:  # the whole state need not be read out for it
+            checkpoint = self._backend.read_checkpoint(seq_id)
         if end is not None:
-            blocks.append(self._end(end, reading.checkpoint, reason, logits))
+            blocks.append(block(id=end, tokens=np.empty(0, np.uint32), logits=logits, checkpoint=checkpoint))
         return blocks
-
-    def _rows(self, piece: BlockId, chain: TokenChain, reading: KvReading, reason: SaveReason) -> Block:
-        stop = piece.start + piece.n_tokens
-        return Block(
-            id=piece,
-            tokens=chain.ids[piece.start : stop],
-            columns=self._backend.kv_layout.columns,
-            rows=reading.rows(piece.start, stop),
-            reason=reason,
-            created_s=self._clock(),
-            build=self._build,
-        )
-
-    def _end(self, end: BlockId, checkpoint: Rows | None, reason: SaveReason, logits: Logits | None) -> Block:
-        return Block(
-            id=end,
-            tokens=np.empty(0, dtype=np.uint32),
-            logits=logits,
-            checkpoint=checkpoint,
-            reason=reason,
-            created_s=self._clock(),
-            build=self._build,
-        )

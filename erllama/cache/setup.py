@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,8 +21,7 @@ from erllama.cache.read import KvReader
 from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
 from erllama.kv.layout import KvKind, KvLayout
-from erllama.sequence.adapter_set import AdapterSet
-from erllama.stats import CacheCounters
+from erllama.stats import AdapterSet, CacheCounters
 
 # of each of two buffers: 20 k tokens of a 0.5B model, 2 k of an 8B one; beyond that the first
 # restore pays
@@ -56,15 +54,7 @@ def make_flow(
     executor = ThreadPoolExecutor(config.n_parallel + 1, thread_name_prefix=f"erllama-{config.id}-kv")
     executor.submit(backend.prefault, _PREFAULT_BYTES)
     reader = KvReader(backend, store, policy, executor=executor, wake=wake, align=align)
-    saver = KvSaver(
-        backend,
-        store,
-        policy,
-        counts,
-        transcript_root=transcript_root(config.id, store.salt),
-        build=backend.state_version,
-        clock=time.time,
-    )
+    saver = KvSaver(backend, store, policy, counts, transcript_root=transcript_root(config.id, store.salt))
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)
 
 

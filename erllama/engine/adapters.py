@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from erllama.backend.base import Backend
-from erllama.errors import InvalidParameter, ModelLoadError
-from erllama.sequence.adapter_set import AdapterSet, AdapterUse
-from erllama.stats import AdapterInfo
+from erllama.errors import InvalidParameter, ModelLoadError, check_number
+from erllama.stats import AdapterInfo, AdapterSet
 
 
 class AdapterRegistry:
@@ -43,31 +43,25 @@ class AdapterRegistry:
         return handle
 
     def unload(self, handle: str) -> None:
-        """Hide an adapter from new sequences and free it once unused. Idempotent: an unknown handle
-        is fine.
-        """
+        """Hide an adapter from new sequences and free it once unused. Unknown handles are fine."""
         if self._loaded.pop(handle, None) is not None:
             self._retired.add(handle)
         self.collect()
 
     def set_scale(self, handle: str, scale: float) -> None:
-        """Change the scale for sequences submitted from now on. Raises `InvalidParameter` for an
-        unknown handle or a wild scale.
-        """
+        """Change the scale for sequences to come. Raises `InvalidParameter`."""
         if handle not in self._loaded:
             raise InvalidParameter(f"no adapter {handle!r} is loaded", param="handle")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not -100.0 <= scale <= 100.0:
-            raise InvalidParameter(f"scale must be between -100 and 100, got {scale!r}", param="scale")
-        old = self._loaded[handle]
-        self._loaded[handle] = AdapterInfo(handle=handle, path=old.path, sha256=old.sha256, scale=float(scale))
+        check_number("scale", scale, -100, 100)
+        self._loaded[handle] = replace(self._loaded[handle], scale=float(scale))
 
-    def list(self) -> tuple[AdapterInfo, ...]:
+    def list(self) -> AdapterSet:
         """The adapters that new sequences get, in order of loading."""
         return tuple(self._loaded.values())
 
     def snapshot(self) -> AdapterSet:
         """The set for a new sequence. Adapters at scale 0 have no effect and are left out."""
-        return tuple(AdapterUse(a.handle, a.sha256, a.scale) for a in self._loaded.values() if a.scale != 0.0)
+        return tuple(adapter for adapter in self._loaded.values() if adapter.scale != 0.0)
 
     def collect(self) -> None:
         """Free retired adapters that no live sequence uses. Called between decodes."""

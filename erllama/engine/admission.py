@@ -21,7 +21,7 @@ class Admission:
     """Waiting sequences in order of arrival, running ones in order of admission."""
 
     def __init__(self, n_parallel: int) -> None:
-        self._n_parallel = n_parallel
+        self.n_parallel = n_parallel
         self._free = set(range(n_parallel))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -93,7 +93,7 @@ class Admission:
     def check_integrity(self) -> None:
         """Assert the invariant of this file."""
         held = [s.seq_id for s in self._running]
-        assert sorted([*self._free, *[i for i in held if i is not None]]) == list(range(self._n_parallel)), (
+        assert sorted([*self._free, *[i for i in held if i is not None]]) == list(range(self.n_parallel)), (
             self._free,
             held,
         )

@@ -26,9 +26,7 @@ _MAX_ABORTS = 3  # in a row: a device, not a decode, is what hangs
 
 
 class ContextOwner:
-    """`watchdog` bounds each decode; somebody must run its `watch`, or decodes last as long as they
-    last.
-    """
+    """`watchdog` bounds each decode, if somebody runs its `watch`."""
 
     def __init__(self, backend: Backend, flow: CacheFlow, decode_budget_s: float) -> None:
         self._backend = backend
@@ -37,36 +35,21 @@ class ContextOwner:
         self.n_aborts = 0  # since the last decode that came to its end
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
-        """`Backend.decode` within the budget. Raises `DecodeAborted` beyond it: then `rebuild`
-        before the next one.
-        """
+        """`Backend.decode`; after `DecodeAborted`, when it took too long, `rebuild` comes first."""
         with self.watchdog.armed():
             rows = self._backend.decode(plan)
         self.n_aborts = 0
         return rows
 
-    def ensure(self) -> bool:
-        """Make context and weights again; True when there was no context. Raises
-        `ModelLoadError`.
-        """
-        return self._backend.ensure_context()
-
-    def save(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
-        """Hand what the context holds, of `running` and of ended sequences, to the store. `waits`:
-        for room in its queue.
-        """
-        if self._backend.has_context:
-            self._flow.save_all(running, reason, waits=waits)
-
     def evict(self, running: tuple[Sequence, ...], n_live: int) -> EvictResult:
-        """Save everything and release the context; while any of `n_live` requests runs or waits,
-        drop only what is idle.
+        """Save everything and release the context, so that its memory returns to the system; while
+        any of `n_live` requests runs or waits, drop only what is idle. A no-op without a context.
         """
         if not self._backend.has_context:
             # an embedder has a context of its own
             return EvictResult(freed_bytes=self._backend.release_context(), n_live=n_live)
         idle_tokens = self._flow.live.n_tokens
-        self.save(running, SaveReason.EVICT, waits=not n_live)
+        self._flow.save_all(running, SaveReason.EVICT, waits=not n_live)
         self._flow.drop_idle()
         freed = 0 if n_live else self._backend.release_context()
         return EvictResult(n_tokens=idle_tokens, freed_bytes=freed, n_live=n_live)

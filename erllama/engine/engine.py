@@ -1,9 +1,9 @@
 """The engine: sequences go in, events come out, one llama_decode per step.
 
-One thread calls everything here (`EngineLoop` provides it; tests call it directly). Between two
-steps KV is quiescent. Events of a step leave together, as one list, through `deliver`; whoever
-consumes them never slows the engine. Where a prompt's prefix comes from and where KV goes
-afterwards is `CacheFlow`'s business.
+One thread calls everything here but `validate` and `watchdog` (`EngineLoop` provides it; tests call
+it directly). Between two steps KV is quiescent. Events of a step leave together, as one list,
+through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from
+and where KV goes afterwards is `CacheFlow`'s business.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Failed
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.machine import State, Step, model_status
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
-from erllama.stats import CacheCounters, Counters, EngineStats, EvictResult
+from erllama.stats import AdapterSet, CacheCounters, Counters, EngineStats, EvictResult
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +61,13 @@ class Engine:
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._context = ContextOwner(backend, self._flow, config.decode_budget_s)
+        self.watchdog = self._context.watchdog
         self._admission = Admission(config.n_parallel)
         self._sequences: dict[str, Sequence] = {}
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
         self.sessions = Sessions()
-        self._n_parallel = config.n_parallel
         self._counts = Counters()
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
 
@@ -80,9 +79,7 @@ class Engine:
     # --- the spine --------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Admit, restore, decode once, advance every sequence of the batch, retire, save. False
-        when there is nothing left to do.
-        """
+        """Admit, restore, decode once, advance, retire, save. False: nothing is left to do."""
         self._go_on_restored()  # before newcomers take the ids whose KV someone waits for
         self._admit_waiting()
         self._go_on_restored()
@@ -100,8 +97,12 @@ class Engine:
         """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`.
         `submitted_ns`: when its wait began.
         """
+        submitted_ns = self._clock() if submitted_ns is None else submitted_ns
+        adapters = self.adapters.snapshot()
         try:
-            sequence = self._new_sequence(request, self._clock() if submitted_ns is None else submitted_ns)
+            if request.request_id in self._sequences:
+                raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
+            sequence = new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
         except ErllamaError as error:
             self._counts.requests_failed += 1
             self._outbox.put(request.request_id, Failed(error))
@@ -119,49 +120,27 @@ class Engine:
             self._counts.requests_cancelled += 1
             self._finish(sequence, Step.CANCEL)
 
-    def evict(self) -> EvictResult:
-        """Save what the context holds and release it, so that its memory returns to the system. The
-        next request makes a new one.
-
-        Requests that wait or run keep the context; then only the KV of ended sequences goes. A
-        no-op when nothing is there.
+    def evict(self, *, weights: bool = False) -> EvictResult:
+        """Give the context back, or, while requests wait or run, the KV of ended ones; with
+        `weights` those as well. What needs them next makes them again.
         """
-        return self._gave_back(self._context.evict(self._admission.running, len(self._sequences)))
-
-    def unload(self) -> EvictResult:
-        """`evict`, then free the weights as well, unless requests wait or run. What needs them next
-        loads them again.
-        """
-        return self._gave_back(self._context.unload(self._admission.running, len(self._sequences)))
-
-    def _gave_back(self, result: EvictResult) -> EvictResult:
+        give_back = self._context.unload if weights else self._context.evict
+        result = give_back(self._admission.running, len(self._sequences))
         self.stats = self._snapshot()
         return result
 
-    def cut_short(self) -> None:
-        """Abort the decode that is going on, if it has a budget. The one call that another thread
-        may make beside the engine's.
-        """
-        self._context.watchdog.cut_short()
-
-    def watch(self) -> None:
-        """Abort decodes that exceed their budget, until `close`: for a thread of its own."""
-        self._context.watchdog.watch()
-
     def save_all(self, reason: SaveReason) -> None:
         """Hand the KV of every sequence, running or ended, to the store."""
-        self._context.save(self._admission.running, reason, waits=True)
+        self._flow.save_all(self._admission.running, reason, waits=True)
 
     def end_session(self, session_id: str, *, drop: bool = False) -> None:
-        """Forget a session's transcript and its claim on the context; with `drop` its KV there,
-        too. Idempotent.
-        """
+        """Forget a session's transcript and pin; with `drop` its KV here, too. Idempotent."""
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
-        self._context.watchdog.close()
+        self.watchdog.close()
         self._flow.close()
 
     def fail_all(self, error: ErllamaError) -> None:
@@ -184,22 +163,12 @@ class Engine:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
 
-    @property
-    def held_ids(self) -> dict[int, Ids]:
-        """The token ids whose KV each sequence id holds, of sequences that run and of those that
-        have ended. Engine thread only.
-        """
-        held = {seq_id: held.chain.ids for seq_id, held in self._flow.live.held.items()}
-        return held | {sequence.id: sequence.kv.ids for sequence in self._admission.running}
-
     def is_live(self, tokens: Ids) -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
         return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
-        """What requests to come can find here. Costs microseconds: hashing and publishing are up to
-        whoever asks.
-        """
+        """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
         root = self.kv_root
         idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
         return LivePrefixes(
@@ -213,18 +182,10 @@ class Engine:
         )
 
     def validate(self, request: GenerationRequest) -> None:
-        """Raise a `RequestError` that names the field and the limit when this model can never serve
-        `request`. Any thread.
-        """
+        """Raise a `RequestError` when this model can never serve `request`. Any thread."""
         check_request(request, self._backend)
 
     # --- the parts of a step ----------------------------------------------------------------------
-
-    def _new_sequence(self, request: GenerationRequest, submitted_ns: int) -> Sequence:
-        if request.request_id in self._sequences:
-            raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-        adapters = self.adapters.snapshot()
-        return new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
 
     def _end_if_complete(self, sequence: Sequence) -> None:
         if sequence.text.stopped:
@@ -233,8 +194,8 @@ class Engine:
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
-        """End restore-only requests that find no empty id: such a request evicts no idle KV and
-        takes no id that another one waits for.
+        """End restore-only requests without an empty id: such a request evicts no idle KV and takes
+        no id that another one waits for.
         """
         restores = [s for s in self._admission.waiting if s.request.restore_only]
         n_left = self.n_empty_ids - (len(self._admission.waiting) - len(restores))
@@ -243,7 +204,13 @@ class Engine:
 
     def _admit_waiting(self) -> None:
         self._give_up_restores()
-        if not self._admission.waiting or not self._ensure_context():
+        if not self._admission.waiting:
+            return
+        try:
+            self._backend.ensure_context()
+        except ErllamaError as error:  # memory that was given back is not to be had again, or the file has gone
+            for waiting in self._admission.waiting:
+                self._finish(waiting, Step.ERROR, error)
             return
         while (sequence := self._admission.next) is not None:
             choice = self._flow.choose(sequence, self._admission.free, self._admission.running)
@@ -256,15 +223,6 @@ class Engine:
                 self._last_cache_hit = sequence.cache_hit_kind
             elif not sequence.restoring:
                 self._finish(sequence, Step.LENGTH)
-
-    def _ensure_context(self) -> bool:
-        try:
-            self._context.ensure()
-        except ErllamaError as error:  # memory that was given back is not to be had again, or the file has gone
-            for sequence in self._admission.waiting:
-                self._finish(sequence, Step.ERROR, error)
-            return False
-        return True
 
     def _go_on_restored(self) -> None:
         for sequence, outcome, logits in self._flow.ready(self._admission.running):
@@ -311,20 +269,17 @@ class Engine:
         return rows
 
     def _recover(self, plan: BatchPlan) -> None:
-        """A decode was aborted: whoever runs ends, what is intact is saved, and who waits will run
-        in a new context.
-        """
+        """After an aborted decode: who runs ends, what is intact is saved, who waits goes on."""
         self._counts.decode_aborts += 1
         error = DecodeAborted(
-            f"a decode took longer than {self._context.watchdog.budget_s:g} s and was aborted; the request "
-            "may be sent again"
+            f"a decode took longer than {self.watchdog.budget_s:g} s and was aborted; the request may be sent again"
         )
         log.warning(
             "decode aborted: rows=%d tokens=%d waiting=%d", len(plan.rows), plan.n_tokens, len(self._admission.waiting)
         )
         for row in plan.rows:
             self._finish(row.sequence, Step.ERROR, error)
-        self._context.save(self._admission.running, SaveReason.EVICT, waits=False)
+        self._flow.save_all(self._admission.running, SaveReason.EVICT, waits=False)
         lost = ContextLost("the context went with a neighbour's aborted decode; the request may be sent again")
         for sequence in self._admission.running:
             self._finish(sequence, Step.ERROR, lost)
@@ -375,9 +330,7 @@ class Engine:
         self._end_if_complete(sequence)
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
-        """The one way out of the engine, for every ending. Idempotent: a sequence that is gone
-        stays gone.
-        """
+        """The one way out of the engine, for every ending. Idempotent."""
         if not sequence.live:
             return
         intact = sequence.readable and not isinstance(error, DecodeFailed | DecodeAborted)
@@ -391,23 +344,18 @@ class Engine:
                 self._commit(sequence)
         else:
             self._counts.requests_failed += 1
-        self._release(sequence, intact=intact)
-
-    def _commit(self, sequence: Sequence) -> None:
-        """The reply is complete: it is the session's transcript now, and will come back as chat
-        history.
-        """
-        if sequence.request.record_transcript:
-            self._flow.record_transcript(sequence)
-        if sequence.request.session_id is not None:
-            self.sessions.commit(sequence.request.session_id, sequence.tokens)
-
-    def _release(self, sequence: Sequence, *, intact: bool) -> None:
         sequence.sampler.close()
         seq_id = self._admission.release(sequence)
         if seq_id is not None:
             self._flow.ended(sequence, seq_id, intact=intact)
         del self._sequences[sequence.request.request_id]
+
+    def _commit(self, sequence: Sequence) -> None:
+        """The reply is complete: the session's transcript now, and chat history to come."""
+        if sequence.request.record_transcript:
+            self._flow.record_transcript(sequence)
+        if sequence.request.session_id is not None:
+            self.sessions.commit(sequence.request.session_id, sequence.tokens)
 
     # --- what others see --------------------------------------------------------------------------
 
@@ -421,7 +369,7 @@ class Engine:
         states = [s.state for s in running]
         n_generating = states.count(State.GENERATING)
         return EngineStats(
-            n_parallel=self._n_parallel,
+            n_parallel=self._admission.n_parallel,
             n_free_seq_ids=self._admission.n_free,
             status=model_status(states),
             n_queued=len(self._admission.waiting),
@@ -440,9 +388,7 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Assert the invariants between steps: ids add up, lengths hold, nothing finished is
-        kept.
-        """
+        """Assert what holds between steps: ids add up, lengths hold, nothing finished is kept."""
         self._admission.check_integrity()
         for sequence in self._sequences.values():
             assert sequence.live, repr(sequence)

@@ -3,7 +3,7 @@ to it.
 
 Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands
 of one caller keep their order. The inbox needs no bound of its own: requests are refused at the
-door once `n_parallel + max_queue` of them live, and every other command is waited for or cheap.
+door once `max_live` of them live, and every other command is waited for or cheap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from erllama.engine.engine import Engine
 from erllama.engine.reply_events import Deliver
@@ -23,6 +23,7 @@ from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import Done, Event, Failed
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats
+from erllama.stream import InferStream
 
 log = logging.getLogger(__name__)
 
@@ -34,44 +35,46 @@ _COMMANDS_PER_STEP = 256  # bounded work between two decodes, however fast calle
 _RETRY_AFTER_MAX_S = 60
 
 
+class _Live(NamedTuple):
+    """A request that has not ended. Without a `stream` its events go to the loop's sink."""
+
+    submitted_ns: int
+    stream: InferStream | None
+
+
 class EngineLoop:
     """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be
     called from any thread.
 
-    `deliver` receives the events of a step, on the engine thread, and must not block. `wake` makes
-    an engine that has nothing to decode step again; any thread may call it.
+    `sink` receives, on the engine thread and once per step, the events of requests without a
+    stream, and must not block. `wake` makes an engine that has nothing to decode step again; any
+    thread may call it.
     """
 
     def __init__(
-        self, build: Callable[[Deliver, Wake], Engine], deliver: Deliver, *, max_live: int, name: str = "engine"
+        self, build: Callable[[Deliver, Wake], Engine], sink: Deliver | None, *, max_live: int, name: str = "engine"
     ) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._inbox: deque[Command] = deque()
         self._max_live = max_live
-        self._live: dict[str, int] = {}  # request id -> monotonic_ns of submission
+        self._live: dict[str, _Live] = {}
         self._mean_request_s = 1.0
         self._refused = 0
         self._stopping = False
         self._death: BaseException | None = None
         self._used_ns = time.monotonic_ns()
-        self._sink = deliver
+        self._sink = sink
         self._engine = build(self._deliver, self.wake)
         self.heartbeat_ns = time.monotonic_ns()
-        self._watcher = threading.Thread(target=self._engine.watch, name=f"erllama-{name}-watch", daemon=True)
+        self._watcher = threading.Thread(target=self._engine.watchdog.watch, name=f"erllama-{name}-watch", daemon=True)
         self._thread = threading.Thread(target=self._run, name=f"erllama-{name}", daemon=True)
         self._watcher.start()
         self._thread.start()
 
     # --- the door ---------------------------------------------------------------------------------
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise a `RequestError` when the model can never serve `request`. Any thread; does not
-        wait for the engine.
-        """
-        self._engine.validate(request)
-
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: GenerationRequest, stream: InferStream | None = None) -> None:
         """Queue a request. Raises a `RequestError` (invalid, too long, `QueueFull`) or
         `EngineStopped`; else events will follow.
         """
@@ -88,30 +91,27 @@ class EngineLoop:
                     f"retry after {retry_after_s} s",
                     retry_after_s=retry_after_s,
                 )
-            submitted_ns = self._live[request.request_id] = time.monotonic_ns()
+            submitted_ns = time.monotonic_ns()
+            self._live[request.request_id] = _Live(submitted_ns, stream)
             self._inbox.append(lambda: self._engine.submit(request, submitted_ns))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
-        """End a request at its next token boundary. Idempotent, returns at once; unknown ids and a
-        stopped engine are fine.
-        """
-        with self._wake:
-            if not self._stopping:  # else every request ends anyhow
-                self._inbox.append(lambda: self._engine.cancel(request_id))
-                self._wake.notify()
+        """End a request at its next token boundary. Returns at once; unknown ids are fine."""
+        self._post(lambda: self._engine.cancel(request_id))
 
     def wake(self) -> None:
         """Make the thread step once more. Returns at once; a stopped engine is fine."""
+        self._post(lambda: None)
+
+    def _post(self, command: Command) -> None:
         with self._wake:
-            if not self._stopping:
-                self._inbox.append(_nothing)
+            if not self._stopping:  # else every request ends anyhow
+                self._inbox.append(command)
                 self._wake.notify()
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:
-        """Run `function(engine)` between two steps; the future carries its result or exception.
-        Raises `EngineStopped`.
-        """
+        """Run `function(engine)` between two steps. Raises `EngineStopped`."""
         future: Future[T] = Future()
 
         def command() -> None:
@@ -134,9 +134,7 @@ class EngineLoop:
 
     @property
     def stats(self) -> EngineStats:
-        """A snapshot that never waits for the engine. Requests still in the inbox count as
-        queued.
-        """
+        """A snapshot; never waits for the engine. Requests still in the inbox count as queued."""
         stats = self._engine.stats
         with self._lock:
             n_queued = max(stats.n_queued, len(self._live) - stats.n_running)
@@ -161,12 +159,12 @@ class EngineLoop:
         """
         with self._lock:
             self._check_running()
-            age_s = (time.monotonic_ns() - self.heartbeat_ns) / 1e9
-            if (
-                self._live
-                and age_s > stuck_after_s
-                and time.monotonic_ns() - min(self._live.values()) > stuck_after_s * 1e9
-            ):
+            if not self._live:
+                return
+            now = time.monotonic_ns()
+            age_s = (now - self.heartbeat_ns) / 1e9
+            waited_s = (now - min(live.submitted_ns for live in self._live.values())) / 1e9
+            if min(age_s, waited_s) > stuck_after_s:
                 raise EngineStopped(f"the engine has not finished a step for {age_s:.0f} s")
 
     def stop(self, timeout_s: float = 30.0) -> None:
@@ -180,7 +178,7 @@ class EngineLoop:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s / 2)
             if self._thread.is_alive():
-                self._engine.cut_short()
+                self._engine.watchdog.cut_short()
                 self._thread.join(timeout_s / 2)
             if self._thread.is_alive():
                 raise TimeoutError(f"the engine thread is still busy after {timeout_s:g} s")
@@ -212,9 +210,7 @@ class EngineLoop:
             self._end_all(error, commands or ())
 
     def _take_commands(self, *, wait: bool) -> deque[Command] | None:
-        """Up to `_COMMANDS_PER_STEP` commands; None to stop. With `wait`, sleeps until there is
-        something to do.
-        """
+        """Some commands; None to stop. With `wait`, sleeps until there is something to do."""
         with self._wake:
             while wait and not self._inbox and not self._stopping:
                 self._wake.wait()
@@ -223,16 +219,25 @@ class EngineLoop:
             return deque(self._inbox.popleft() for _ in range(min(len(self._inbox), _COMMANDS_PER_STEP)))
 
     def _deliver(self, events: list[tuple[str, Event]]) -> None:
-        ended = [request_id for request_id, event in events if isinstance(event, Done | Failed)]
-        if ended:
-            with self._lock:
-                self._used_ns = time.monotonic_ns()
-                for request_id in ended:
-                    started = self._live.pop(request_id, None)
-                    if started is not None:
-                        seconds = (time.monotonic_ns() - started) / 1e9
-                        self._mean_request_s += (seconds - self._mean_request_s) / 16
-        self._sink(events)
+        posted: list[tuple[str, Event]] = []
+        with self._lock:
+            for request_id, event in events:
+                live = self._live.get(request_id)
+                if isinstance(event, Done | Failed):
+                    self._note_end(request_id)
+                if live is not None and live.stream is not None:
+                    live.stream.put(event)
+                else:
+                    posted.append((request_id, event))
+        if posted and self._sink is not None:
+            self._sink(posted)
+
+    def _note_end(self, request_id: str) -> None:
+        self._used_ns = time.monotonic_ns()
+        live = self._live.pop(request_id, None)
+        if live is not None:
+            seconds = (self._used_ns - live.submitted_ns) / 1e9
+            self._mean_request_s += (seconds - self._mean_request_s) / 16
 
     def _end_all(self, error: EngineStopped, taken: Iterable[Command]) -> None:
         """Last act of the thread: nobody may go on waiting for a command (`taken` ones too) or a
@@ -241,24 +246,9 @@ class EngineLoop:
         with self._lock:
             self._stopping = True
             commands, self._inbox = [*taken, *self._inbox], deque()
-        for command in commands:
+        for last in (*commands, lambda: self._engine.fail_all(error), self._engine.close):
             try:
-                command()
-            except Exception:  # the next one's caller waits, too
-                log.exception("a command failed while the engine stopped")
-        try:
-            self._engine.fail_all(error)
-        except Exception:  # the engine is broken already; the requests below are told all the same
-            log.exception("engine could not end its requests")
-        try:
-            self._engine.close()
-        except Exception:  # as above
-            log.exception("engine could not stop its readers")
-        with self._lock:
-            orphans, self._live = list(self._live), {}
-        if orphans:
-            self._sink([(request_id, Failed(error)) for request_id in orphans])
-
-
-def _nothing() -> None:
-    """The command that only wakes."""
+                last()
+            except Exception:  # the engine may be broken already; who waits for the next ones is told all the same
+                log.exception("a last command failed while the engine stopped")
+        self._deliver([(request_id, Failed(error)) for request_id in self._live])

@@ -11,41 +11,24 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from cache_store import ChainKey
+from cache_store import Store
 from erllama.cache.live import Ids
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop
 from erllama.errors import ErllamaError
 from erllama.request import GenerationRequest, Prompt
-from erllama.stream import seconds_until
+from erllama.stream import InferStream, seconds_until
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Serve = Callable[[GenerationRequest, float], object]
-"""Serves a request to its end; raises its error, or `TimeoutError` after so many seconds."""
 
-
-class HotPrefixes(Protocol):
-    """What a store tells about its prefixes."""
-
-    def wait_loaded(self, timeout_s: float) -> bool:
-        """Wait until the index is known; False on timeout."""
-
-    def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> Sequence[Ids]:
-        """The tokens of at most `limit` prefixes, most valuable first, as far as they can be had in
-        time.
-        """
-
-
-def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n_ctx: int, give_up: float) -> int:
-    """Restore up to `limit` prefixes, as many as there are empty ids; how many of the `limit` are
-    live in the end.
-    """
+def prewarm(loop: EngineLoop, store: Store, *, limit: int, n_ctx: int, give_up: float) -> int:
+    """Restore up to `limit` prefixes into empty ids; how many of them are live in the end."""
     try:
         if not store.wait_loaded(seconds_until(give_up)):
             log.warning("nothing is warmed: the store's index was not loaded in time")
@@ -54,19 +37,21 @@ def prewarm(loop: EngineLoop, store: HotPrefixes, serve: Serve, *, limit: int, n
         hot = [tokens[:n_ctx] for tokens in store.hottest(root, limit, seconds_until(give_up))]
         cold = _ask(loop, lambda engine: [tokens for tokens in hot if not engine.is_live(tokens)], give_up)
         for tokens in reversed(cold[:n_empty]):
-            _restore(serve, tokens, give_up)
+            _restore(loop, tokens, give_up)
         return _ask(loop, lambda engine: sum(map(engine.is_live, hot)), give_up)
     except (ErllamaError, TimeoutError) as error:  # the engine stops, or is too busy to be asked
         log.warning("warming ended early: %r", error)
         return 0
 
 
-def _restore(serve: Serve, tokens: Ids, give_up: float) -> None:
+def _restore(loop: EngineLoop, tokens: Ids, give_up: float) -> None:
     request = GenerationRequest(
         f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True
     )
+    stream = InferStream(request.request_id, loop.cancel)
     try:
-        serve(request, seconds_until(give_up))
+        loop.submit(request, stream)
+        stream.result(seconds_until(give_up))
     except (ErllamaError, TimeoutError) as error:
         log.warning("a stored prefix could not be warmed: tokens=%d error=%r", len(tokens), error)
 

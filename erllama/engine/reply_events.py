@@ -22,9 +22,7 @@ _ENDINGS = {Step.STOP: FinishReason.STOP, Step.LENGTH: FinishReason.LENGTH, Step
 
 
 def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
-    """Bring grammar and text to where the earlier run left them. What becomes certain on the way
-    has been delivered.
-    """
+    """Bring grammar and text to where the earlier run left them. That text has been delivered."""
     for token in sequence.request.resumed:
         if sequence.text.stopped:
             raise InvalidParameter("resumed goes on after a stop string", param="resumed")
@@ -33,9 +31,7 @@ def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
 
 
 def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf) -> Tokens:
-    """The event of a new token. `raw` are its logits as the model gave them, if log probabilities
-    are wanted.
-    """
+    """A new token's event; `raw` are the model's own logits, if log probabilities are wanted."""
     text = sequence.text.push(piece(token))
     _note(sequence, text)
     return Tokens(
@@ -75,9 +71,7 @@ Deliver = Callable[[list[tuple[str, Event]]], None]
 
 
 class Outbox:
-    """Hands events to `deliver` as (request id, event), in the order of `put`. `clock` is
-    `monotonic_ns`.
-    """
+    """Hands events to `deliver`, in the order of `put`. `clock` is `monotonic_ns`."""
 
     def __init__(self, deliver: Deliver, interval_ms: float, clock: Callable[[], int]) -> None:
         self._deliver = deliver
@@ -96,9 +90,7 @@ class Outbox:
         self._urgent = True
 
     def deliver_due(self, *, idle: bool) -> None:
-        """Hand over everything, if any of it is due; all of it is when the engine has gone
-        `idle`.
-        """
+        """Hand over everything if any of it is due; all of it is in an `idle` engine."""
         now = self._clock()
         if self._events and (self._urgent or idle or now - self._delivered_ns >= self._interval_ns):
             events, self._events = self._events, []

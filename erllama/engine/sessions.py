@@ -60,13 +60,10 @@ def _check(session_id: str, tokens: tuple[int, ...], expect: object) -> None:
         raise InvalidParameter(
             f"expect_committed must be token ids or their number, got {expect!r:.80}", param="expect_committed"
         )
-    if isinstance(expect, int):
-        at, n_expected = min(expect, len(tokens)), expect
-    else:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(tokens, expect, strict=False)) if a != b), min(len(tokens), len(expect))
-        )
-        n_expected = len(expect)
+    n_expected = expect if isinstance(expect, int) else len(expect)
+    at = min(n_expected, len(tokens))
+    if not isinstance(expect, int):
+        at = next((i for i in range(at) if tokens[i] != expect[i]), at)
     if at < len(tokens) or n_expected != len(tokens):
         raise TranscriptMismatch(
             f"session {session_id!r} has {len(tokens)} committed tokens, {n_expected} were expected; they "

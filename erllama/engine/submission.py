@@ -17,16 +17,14 @@ from erllama.backend.base import Backend
 from erllama.engine.reply_events import fast_forward
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.sampling import TokenSampler
 from erllama.sequence.sequence import Sequence
 from erllama.sequence.text_stream import TextStream
+from erllama.stats import AdapterSet
 
 
 def check_request(request: GenerationRequest, backend: Backend) -> None:
-    """Raise a `RequestError` that names the field and the limit when the model of `backend` can
-    never serve `request`.
-    """
+    """Raise a `RequestError`, with field and limit, when this model can never serve `request`."""
     if not backend.generates:
         raise NotSupported("this model only embeds; it cannot generate text", param="model")
     n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
@@ -58,9 +56,7 @@ def _check_resumed(request: GenerationRequest, backend: Backend) -> None:
 
 
 def check_token_ids(tokens: Collection[int], n_vocab: int, name: str) -> None:
-    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1 (llama.cpp would refuse the
-    whole batch).
-    """
+    """Raise `InvalidParameter` unless every id is in 0 .. n_vocab - 1."""
     if tokens and (min(tokens) < 0 or max(tokens) >= n_vocab):
         bad = next(token for token in tokens if not 0 <= token < n_vocab)
         raise InvalidParameter(f"{name} holds token id {bad}; the vocabulary has ids 0 to {n_vocab - 1}", param=name)

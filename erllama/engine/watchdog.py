@@ -67,9 +67,7 @@ class Watchdog:
             return self._due_ns - now
 
     def cut_short(self) -> None:
-        """Abort the call that is going on, if one is, whatever is left of its budget. Any
-        thread.
-        """
+        """Abort the call that is going on, whatever is left of its budget. Any thread."""
         with self._lock:
             if self._due_ns is not None:
                 self._abort()

@@ -43,9 +43,8 @@ from erllama.llama.library import build_id, captured_errors, gpu_devices, initia
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.sampling import Logits
-from erllama.stats import GpuDevice
+from erllama.stats import AdapterSet, GpuDevice
 
 _ALL_LAYERS = -1
 _ABORTED = 2  # what llama_decode answers then

@@ -1,3 +1,1 @@
-"""One request's state: its lengths, its state table, how its next token is drawn, which text may be
-shown.
-"""
+"""One request's state: lengths, state table, how its next token is drawn, which text is shown."""

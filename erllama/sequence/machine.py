@@ -46,10 +46,9 @@ class Step(StrEnum):
     LENGTH = "length"
     CANCEL = "cancel"
     ERROR = "error"
-    EVICT = "evict"
 
 
-ENDINGS = (Step.STOP, Step.LENGTH, Step.CANCEL, Step.ERROR, Step.EVICT)
+ENDINGS = (Step.STOP, Step.LENGTH, Step.CANCEL, Step.ERROR)
 
 _LIVE = {
     State.QUEUED: {Step.ADMIT_COLD: State.PREFILLING, Step.ADMIT_WARM: State.RESTORING},
@@ -76,9 +75,7 @@ TRANSITIONS = MappingProxyType(
 
 
 def apply(state: State, step: Step) -> State:
-    """The state after `step`. Raises `IllegalTransition` for a step that `TRANSITIONS` does not
-    list.
-    """
+    """The state after `step`. Raises `IllegalTransition` for one that is not in `TRANSITIONS`."""
     try:
         return TRANSITIONS[state][step]
     except KeyError:
@@ -86,9 +83,7 @@ def apply(state: State, step: Step) -> State:
 
 
 def model_status(states: Iterable[State]) -> ModelStatus:
-    """What a model with sequences in `states` is doing. Queued ones do not count: they hold
-    nothing.
-    """
+    """What a model with sequences in `states` is doing. Queued ones do not count."""
     live = set(states) - {State.QUEUED, State.FINISHED}
     if not live:
         return ModelStatus.IDLE

@@ -143,7 +143,7 @@ class TokenSampler:
         left = logits[ids]
         if left.max() == -np.inf and (ends := sorted(set(self._banned) & set(ids.tolist()))):
             return ends[0]
-        return int(ids[self._choose(left, position, draw=1)])
+        return int(ids[self._choose(left, position, draw=1, n_vocab=logits.shape[0])])
 
     def accept(self, token: int) -> None:
         """Tell the grammar which token was kept."""
@@ -178,22 +178,25 @@ class TokenSampler:
         seen = np.where(seen <= 0, seen * repeat, seen / repeat)
         logits[ids] = seen - number * np.float32(params.frequency_penalty) - np.float32(params.presence_penalty)
 
-    def _choose(self, logits: Logits, position: int, *, draw: int) -> int:
+    def _choose(self, logits: Logits, position: int, *, draw: int, n_vocab: int | None = None) -> int:
+        """The index of the drawn logit. They may be some of a vocabulary of `n_vocab`."""
         best = int(np.argmax(logits))
         if not np.isfinite(logits[best]):  # argmax stops at the first NaN; -inf means that everything is banned
             raise DecodeFailed(f"no token can be chosen at position {position}: the best logit is {logits[best]}")
         if self._params.greedy:
             return best
-        ids, weights = self._candidates(logits, float(logits[best]))
+        ids, weights = self._candidates(logits, float(logits[best]), n_vocab or logits.shape[0])
         cumulative = np.cumsum(_softmax((weights - weights.max()) / max(self._params.temperature, _MIN_TEMPERATURE)))
         drawn = int(np.searchsorted(cumulative, uniform(self._seed, position, draw) * cumulative[-1], side="right"))
         return int(ids[min(drawn, ids.shape[0] - 1)])
 
-    def _candidates(self, logits: Logits, best: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Ids and logits that survive top_k, top_p and min_p. Sorted, unless nothing truncates."""
+    def _candidates(self, logits: Logits, best: float, n_vocab: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Ids and logits that survive top_k, top_p and min_p. Sorted, unless nothing truncates a
+        vocabulary: the order decides which one a random number means.
+        """
         params = self._params
         n = logits.shape[0]
-        if 0 < params.top_k < n:
+        if 0 < params.top_k < n_vocab:
             ids = top_candidates(logits, params.top_k)
             values = logits[ids].astype(np.float64)
             probabilities = _softmax(values)

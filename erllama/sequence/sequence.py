@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from cache_store import ChainKey, TokenChain
 from erllama.events import CacheHitKind, FinishReason, RequestStats
 from erllama.request import GenerationRequest
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
 from erllama.sequence.text_stream import TextStream
+from erllama.stats import AdapterSet
 
 _NS_PER_MS = 1e6
 
@@ -131,9 +131,7 @@ class Sequence:
         return self.state is not State.FINISHED
 
     def apply(self, step: Step) -> None:
-        """Move to the next state. An illegal step raises with the sequence's story and changes
-        nothing.
-        """
+        """Move to the next state. An illegal step raises with the story and changes nothing."""
         try:
             self.state = apply(self.state, step)
         except AssertionError as error:

@@ -19,31 +19,6 @@ import codecs
 import re
 
 
-class _StopStrings:
-    """What may end a reply, and how much of a text's end may be the beginning of it. Immutable."""
-
-    __slots__ = ("_beginnings", "_longest", "_pattern")
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._pattern = re.compile("|".join(map(re.escape, sorted(stop, key=len, reverse=True))))
-        self._beginnings = frozenset(text[:n] for text in stop for n in range(1, len(text)))
-        self._longest = max(map(len, stop)) - 1
-
-    def find(self, text: str) -> tuple[int, int] | None:
-        """Where the earliest stop string begins and ends, the longest one there."""
-        match = self._pattern.search(text)
-        return match.span() if match else None
-
-    def open_from(self, text: str) -> int:
-        """Where the longest end of `text` begins that is the beginning, and not yet all, of a stop
-        string; its length without one.
-        """
-        n_chars = len(text)
-        return next(
-            (i for i in range(max(0, n_chars - self._longest), n_chars) if text[i:] in self._beginnings), n_chars
-        )
-
-
 class TextStream:
     """The text of one reply. `stop` holds non-empty strings; an empty tuple switches stop strings
     off.
@@ -53,12 +28,14 @@ class TextStream:
     `bytes.decode("utf-8", "replace")` would do on the whole reply; nothing raises.
     """
 
-    __slots__ = ("_decoder", "_held", "_stop", "stop_sequence")
+    __slots__ = ("_beginnings", "_decoder", "_held", "_longest", "_stop", "stop_sequence")
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self.stop_sequence: str | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = _StopStrings(stop) if stop else None
+        self._stop = re.compile("|".join(map(re.escape, sorted(stop, key=len, reverse=True)))) if stop else None
+        self._beginnings = frozenset(text[:n] for text in stop for n in range(1, len(text)))
+        self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""  # decoded, not yet returned
 
     def __repr__(self) -> str:
@@ -70,9 +47,7 @@ class TextStream:
         return self.stop_sequence is not None
 
     def push(self, piece: bytes) -> str:
-        """The text that became certain with `piece` (the bytes of one token, or of none); "" after
-        a stop.
-        """
+        """The text that became certain with `piece` (a token's bytes, or none); "" after a stop."""
         return "" if self.stopped else self._scan(self._decoder.decode(piece), final=False)
 
     def finish(self) -> str:
@@ -88,10 +63,18 @@ class TextStream:
         if self._stop is None:
             return new
         text = self._held + new
-        open_from = len(text) if final else self._stop.open_from(text)
-        found = self._stop.find(text)
-        if found is not None and found[0] < open_from:
-            self.stop_sequence, self._held = text[slice(*found)], ""
-            return text[: found[0]]
+        open_from = len(text) if final else self._open_from(text)
+        found = self._stop.search(text)
+        if found is not None and found.start() < open_from:
+            self.stop_sequence, self._held = found[0], ""
+            return text[: found.start()]
         self._held = text[open_from:]
         return text[:open_from]
+
+    def _open_from(self, text: str) -> int:
+        """Where the longest end of `text` begins that is the beginning, and not yet all, of a stop
+        string; its length without one.
+        """
+        n_chars = len(text)
+        starts = range(max(0, n_chars - self._longest), n_chars)
+        return next((i for i in starts if text[i:] in self._beginnings), n_chars)

@@ -27,9 +27,8 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import TokenTable
 from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
 from erllama.kv.state_bytes import KvUnreadable
-from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.sampling import Logits
-from erllama.stats import GpuDevice
+from erllama.stats import AdapterSet, GpuDevice
 from erllama.testing.stub_kv import ROW_BYTES, StubImage, StubReading, StubSequence, set_name, stub_layout
 
 EOG = 256

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from erllama.kv.layout import KvKind, KvLayout, Rows
-from erllama.sequence.adapter_set import AdapterSet
+from erllama.stats import AdapterSet
 
 TOKEN_BYTES, NAME_BYTES = 4, 8
 LINK_BYTES = 2 * NAME_BYTES

@@ -167,9 +167,9 @@ def test_unloaded_weights_leave_the_memory_and_come_back_the_same(folder: Path):
 def test_mapped_weights_are_told_from_private_ones(folder: Path):
     with Model(path=str(folder / "tiny.gguf"), n_ctx=256, n_parallel=1, n_threads=1) as model:
         memory = model.memory()
-        assert memory.weights_mapped
+        assert model._backend.weights_mapped
         assert 0 < memory.weights_bytes <= (folder / "tiny.gguf").stat().st_size
-        assert (memory.kv_bytes, memory.on_gpu) == (256 * memory.kv_bytes_per_token, False)
+        assert (memory.kv_bytes, memory.on_gpu) == (256 * model._backend.kv_layout.bytes_per_token, False)
         model.unload()
         assert model.memory().weights_bytes == 0
 

@@ -26,7 +26,7 @@ from erllama.errors import DecodeFailed
 from erllama.kv.layout import KvImage, KvKind
 from erllama.kv.state_bytes import KvUnreadable
 from erllama.llama.backend import LlamaBackend
-from erllama.sequence.adapter_set import AdapterUse
+from erllama.stats import AdapterInfo
 from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES, ModelShape
 
@@ -478,7 +478,7 @@ def test_releasing_the_context_returns_its_memory_and_a_new_one_continues_exactl
     backend = LlamaBackend(EngineConfig(path=str(tmp_path / "m.gguf"), n_ctx=12288, n_parallel=4, n_threads=1))
     try:
         backend.load_adapter("a", str(tmp_path / "a.gguf"))
-        adapters = (AdapterUse("a", "a", 1.0),)
+        adapters = (AdapterInfo("a", "", "a", 1.0),)
         tokens = prompt(128)
         decode(backend, 3, tokens[:100], 0, adapters)
         rows, checkpoint = stored(backend, 3, 100)

@@ -21,12 +21,11 @@ from erllama.events import Done, Event, Failed, FinishReason, Tokens
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import ConstraintMatcher
 from erllama.request import GenerationRequest, SamplingParams
-from erllama.sequence.adapter_set import AdapterSet, AdapterUse
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import TokenSampler
 from erllama.sequence.sequence import Sequence
 from erllama.sequence.text_stream import TextStream
-from erllama.stats import CacheCounters
+from erllama.stats import AdapterInfo, AdapterSet, CacheCounters
 from erllama.testing.stub_backend import StubBackend
 
 T = TypeVar("T")
@@ -37,7 +36,7 @@ TRANSCRIPT_ROOT = root_key("transcripts of tests")
 
 
 def adapter_set(*names: str) -> AdapterSet:
-    return tuple(AdapterUse(name, name, 1.0) for name in names)
+    return tuple(AdapterInfo(name, "", name, 1.0) for name in names)
 
 
 def make_sequence(
@@ -172,7 +171,8 @@ class Rig:
         """The KV of every id as the engine has it in its books: of those that run, and of those
         that have ended.
         """
-        held = self.engine.held_ids
+        held = {seq_id: held.chain.ids for seq_id, held in self.engine._flow.live.held.items()}
+        held |= {sequence.id: sequence.kv.ids for sequence in self.engine._admission.running}
         return [held[seq_id].tolist() if seq_id in held else [] for seq_id in range(len(self.backend.kv))]
 
     def computed(self, since: int = 0) -> int:
@@ -264,5 +264,5 @@ def make_flow(
     if store is None:
         return CacheFlow(backend, policy, counts, align=align)
     reader = KvReader(backend, store, policy, executor=executor, wake=lambda: None, align=align)
-    saver = KvSaver(backend, store, policy, counts, transcript_root=TRANSCRIPT_ROOT, build="stub", clock=lambda: 1e9)
+    saver = KvSaver(backend, store, policy, counts, transcript_root=TRANSCRIPT_ROOT, clock=lambda: 1e9)
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)

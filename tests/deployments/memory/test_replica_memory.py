@@ -37,11 +37,8 @@ from tests.support.replica_kit import complete
 
 IDLE = ModelMemory(
     kv_bytes=1000,
-    idle_kv_tokens=10,
-    kv_bytes_per_token=10,
     weights_bytes=500,
     weights_private_bytes=100,
-    weights_mapped=True,
     n_running=0,
     n_queued=0,
     idle_s=60.0,

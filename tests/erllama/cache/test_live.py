@@ -40,7 +40,8 @@ def choose(
     session_id: str | None = None,
     cuttable: bool = True,
 ) -> Choice:
-    return live.choose(chain(tokens), session_id, free=free, running=running, cuttable=cuttable)
+    live.cuttable = cuttable
+    return live.choose(chain(tokens), session_id, free=free, running=running)
 
 
 def running(
@@ -127,7 +128,7 @@ def test_logits_of_a_state_that_cannot_be_cut_are_used_at_its_very_end_only():
 
 def test_the_longest_common_prefix_wins():
     live = live_kv((0, [*range(100), 5, 5]), (1, [*range(300), 5, 5]), (2, [*range(200), 5, 5]))
-    assert live.best_source(chain(range(1000)), (), cuttable=True) == (1, 300)
+    assert live.longest(chain(range(1000)), ()) == (1, 300, None)
 
 
 def test_nothing_in_common_takes_nothing_over():
@@ -249,7 +250,8 @@ def test_a_state_that_cannot_be_cut_is_not_taken_over_in_part(prompt: Iterable[i
 
 def test_a_shorter_state_that_fits_beats_a_longer_one_that_would_have_to_be_cut():
     live = live_kv((0, [*range(300), 7]), (1, range(200)))
-    assert live.best_source(chain(range(1000)), (), cuttable=False) == (1, 200)
+    live.cuttable = False
+    assert live.longest(chain(range(1000)), ()) == (1, 200, None)
 
 
 # --- alignment ------------------------------------------------------------------------------------

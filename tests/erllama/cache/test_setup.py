@@ -8,11 +8,11 @@ from cache_store import root_key
 from erllama.cache.setup import namespace, transcript_root
 from erllama.config import EngineConfig
 from erllama.kv.layout import KvKind, KvLayout
-from erllama.sequence.adapter_set import AdapterUse
+from erllama.stats import AdapterInfo
 
 CONFIG = EngineConfig(path="model.gguf")
 LAYOUT = KvLayout(KvKind.ATTENTION, ("k0", "v0"), (128, 128))
-A, B = AdapterUse("lora-a", "aa", 1.0), AdapterUse("lora-b", "bb", 0.5)
+A, B = AdapterInfo("lora-a", "", "aa", 1.0), AdapterInfo("lora-b", "", "bb", 0.5)
 WHOLE = (A, B)
 
 CHANGED = {"type_k": "q8_0", "type_v": "q8_0", "flash_attn": False, "rope_freq_base": 1e6, "rope_freq_scale": 0.5}
@@ -82,7 +82,7 @@ def test_another_layout_is_another_namespace(layout: KvLayout):
     [(), (A,), (B, A), (A, replace(B, scale=0.25)), (A, replace(B, sha256="cc"))],
     ids=["none", "one", "other order", "scale", "digest"],
 )
-def test_other_adapters_are_another_namespace(adapters: tuple[AdapterUse, ...]):
+def test_other_adapters_are_another_namespace(adapters: tuple[AdapterInfo, ...]):
     assert made(adapters=adapters) != made()
 
 

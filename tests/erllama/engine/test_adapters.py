@@ -10,7 +10,7 @@ import pytest
 
 from erllama.engine.adapters import AdapterRegistry
 from erllama.errors import InvalidParameter, ModelLoadError
-from erllama.sequence.adapter_set import AdapterSet
+from erllama.stats import AdapterSet
 from erllama.testing.stub_backend import StubBackend
 
 

@@ -28,7 +28,7 @@ WAIT_S = 20
 @contextmanager
 def watched(rig: Rig) -> Iterator[None]:
     """The thread that `EngineLoop` would run."""
-    thread = threading.Thread(target=rig.engine.watch)
+    thread = threading.Thread(target=rig.engine.watchdog.watch)
     thread.start()
     try:
         yield

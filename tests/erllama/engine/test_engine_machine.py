@@ -152,7 +152,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def unload(self) -> None:
         loaded, idle = self.rig.backend.weights_loaded, self.rig.engine.idle
-        assert self.rig.engine.unload().weights_unloaded == idle
+        assert self.rig.engine.evict(weights=True).weights_unloaded == idle
         assert self.rig.backend.weights_loaded == (loaded and not idle)
 
     # the third one ends an engine

@@ -417,7 +417,7 @@ def test_an_idle_engine_is_alive_however_long_ago_its_last_step_was(harness: Har
 def test_an_engine_that_holds_a_request_and_takes_no_step_is_stuck(harness: Harness):
     harness.hold()
     harness.loop.heartbeat_ns = 0
-    harness.loop._live["held"] = 0
+    harness.loop._live["held"] = harness.loop._live["held"]._replace(submitted_ns=0)
     with pytest.raises(EngineStopped, match="not finished a step"):
         harness.loop.check_alive(stuck_after_s=60)
 

@@ -37,7 +37,7 @@ def test_an_unload_frees_context_and_weights_and_the_next_request_loads_both(sto
     rig = rig_of(store)
     ask(rig, "it", prompt(600))
     evicted = rig.backend.kv_bytes
-    result = rig.engine.unload()
+    result = rig.engine.evict(weights=True)
     assert result == EvictResult(n_tokens=603, freed_bytes=evicted + 1000, weights_unloaded=True)
     assert (rig.engine.stats.has_context, rig.engine.stats.weights_loaded, rig.engine.stats.kv_bytes) == (
         False,
@@ -53,21 +53,21 @@ def test_an_unload_frees_context_and_weights_and_the_next_request_loads_both(sto
 def test_kv_comes_back_through_the_store_after_an_unload(store: Store):
     rig = rig_of(store)
     ask(rig, "it", prompt(600))
-    rig.engine.unload()
+    rig.engine.evict(weights=True)
     flushed(store)
     assert ask(rig, "again", [*prompt(600), 1]).stats.cached_tokens == 600
 
 
 def test_a_second_unload_frees_nothing_and_says_that_the_weights_are_away():
     rig = rig_of(None)
-    rig.engine.unload()
-    assert rig.engine.unload() == EvictResult(weights_unloaded=True)
+    rig.engine.evict(weights=True)
+    assert rig.engine.evict(weights=True) == EvictResult(weights_unloaded=True)
 
 
 def test_an_unload_after_an_evict_frees_the_weights():
     rig = rig_of(None)
     rig.engine.evict()
-    assert rig.engine.unload() == EvictResult(freed_bytes=1000, weights_unloaded=True)
+    assert rig.engine.evict(weights=True) == EvictResult(freed_bytes=1000, weights_unloaded=True)
 
 
 @pytest.mark.parametrize("steps", [0, 5], ids=["waits", "runs"])
@@ -76,7 +76,7 @@ def test_while_a_request_runs_or_waits_an_unload_is_an_evict_that_says_so(store:
     ask(rig, "ended", prompt(600))
     rig.submit(request("it", prompt(300, 1), max_tokens=40))
     rig.step(steps)
-    assert rig.engine.unload() == EvictResult(n_tokens=603, n_live=1)
+    assert rig.engine.evict(weights=True) == EvictResult(n_tokens=603, n_live=1)
     rig.run()
     assert rig.ids("it") == reply(prompt(300, 1), max_tokens=40)
 
@@ -85,14 +85,14 @@ def test_a_request_that_waits_without_a_context_keeps_the_weights():
     rig = rig_of(None)
     rig.engine.evict()
     rig.submit(request("it", prompt(300)))
-    assert rig.engine.unload() == EvictResult(n_live=1)
+    assert rig.engine.evict(weights=True) == EvictResult(n_live=1)
     assert rig.backend.weights_loaded
 
 
 def test_weights_that_could_not_be_loaded_again_stay():
     rig = rig_of(None)
     rig.backend.load_problem = "no such file"
-    result = rig.engine.unload()
+    result = rig.engine.evict(weights=True)
     assert not result.weights_unloaded
     assert result.freed_bytes > 0
     assert rig.engine.stats.weights_loaded
@@ -132,16 +132,11 @@ def test_embeddings_load_the_weights(model: Model):
 def test_memory_tells_what_the_context_and_the_weights_hold(model: Model, stub: GatedStub):
     model.complete("hello", response_tokens=3)
     memory = model.memory()
-    assert (memory.kv_bytes, memory.kv_bytes_per_token) == (stub.kv_bytes, stub.kv_layout.bytes_per_token)
-    assert (memory.idle_kv_tokens, memory.weights_bytes, memory.weights_loaded, memory.has_context) == (
-        7,
-        1000,
-        True,
-        True,
-    )
+    assert (memory.kv_bytes, model.stats().idle_kv_tokens) == (stub.kv_bytes, 7)
+    assert (memory.weights_bytes, memory.weights_loaded, memory.has_context) == (1000, True, True)
     model.unload()
     memory = model.memory()
-    assert (memory.kv_bytes, memory.idle_kv_tokens, memory.weights_bytes) == (0, 0, 0)
+    assert (memory.kv_bytes, model.stats().idle_kv_tokens, memory.weights_bytes) == (0, 0, 0)
     assert (memory.weights_loaded, memory.has_context) == (False, False)
 
 

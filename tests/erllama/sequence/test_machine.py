@@ -32,7 +32,6 @@ TABLE = {
     Step.LENGTH:         (F,    F,       F,         F,         None),
     Step.CANCEL:         (F,    F,       F,         F,         None),
     Step.ERROR:          (F,    F,       F,         F,         None),
-    Step.EVICT:          (F,    F,       F,         F,         None),
 }  # fmt: skip
 
 CELLS = [(state, step, TABLE[step][column]) for step in Step for column, state in enumerate(State)]

@@ -173,6 +173,14 @@ def test_the_chain_with_a_grammar_gives_what_the_documented_order_gives(chain, d
     assert TokenSampler(params, history, Matcher(allowed)).sample(logits.copy(), position) == expected
 
 
+def test_candidates_are_in_order_also_where_a_grammar_leaves_fewer_than_top_k():
+    logits = row(0.0, 1.0, 2.0, 3.0, 9.0)
+    for position in range(40):
+        params = SamplingParams(temperature=1.0, top_k=3, top_p=1.0, min_p=0.0, seed=1)
+        expected = reference(logits, params, [], position, {1, 2})
+        assert TokenSampler(params, [], Matcher({1, 2})).sample(logits.copy(), position) == expected
+
+
 # --- top_candidates -------------------------------------------------------------------------------
 
 small_floats = st.sampled_from([-INF, -3.0, -1.0, 0.0, 0.5, 1.0, 2.0, 7.0])
