@@ -135,7 +135,9 @@ class GenerationRequest:
     state to resume from (a hint: an unknown key is a miss, not an error); the request waits a
     moment for a save of that state that is in flight. `session_id` keeps the sequence in the
     context after its end for the next request of the session. `record_transcript` says that the
-    reply will come back as chat history: the ids it was sampled as are stored. `resumed` are the
+    reply will come back as chat history: the ids it was sampled as are stored, under its text as
+    `tool_format` reads it. `shown` are control tokens that belong to the text of the reply (the
+    markers of calls and reasoning), with their texts. `resumed` are the
     ids of the reply that an earlier run of this request has delivered, with the text that became
     certain with them: generation goes on after them, and only what is new is delivered.
     `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
@@ -155,6 +157,8 @@ class GenerationRequest:
     parent_key: str | None = None
     session_id: str | None = None
     record_transcript: bool = False
+    tool_format: str = "hermes"
+    shown: tuple[tuple[int, str], ...] = ()
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
 
@@ -173,6 +177,8 @@ class GenerationRequest:
             Constraint(ConstraintKind.GBNF, self.grammar)
         for name in ("ignore_eos", "record_transcript", "restore_only"):
             check_type(name, getattr(self, name), bool, "true or false")
+        check_type("tool_format", self.tool_format, str, "a name")
+        check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
         if self.session_id is not None:
             _check_session(self.session_id)

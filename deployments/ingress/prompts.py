@@ -25,7 +25,7 @@ from erllama.config import EngineConfig, padded_context
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter
 from erllama.events import Completion
-from erllama.grammar.constraint import Constraint
+from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
@@ -116,6 +116,7 @@ class PromptSource:
             root=self._root,
             find=self._book.finder(),
             tool_format=state.tool_format,
+            shown={token: text.encode() for text, token in state.marker_ids.items()},
         )
         tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
         return ChatPrompt(Prompt.of(ids), opens_reasoning(state.tool_format, tail))
@@ -127,9 +128,13 @@ class PromptSource:
     def recorder(self, prompt: Prompt) -> Record:
         state = self.load()
         parent = prompt_key(self._root, prompt.tokens)
+        shown = {token: text.encode() for text, token in state.marker_ids.items()}
+
+        def piece(token: int) -> bytes:
+            return shown.get(token) or state.vocab.piece(token)
 
         def record(reply: Completion) -> None:
-            block = transcript_of(self._root, parent, reply.tokens, reply.text, state.vocab.piece, state.tool_format)
+            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, state.tool_format)
             if block is not None:
                 self._book.record(block)
 
@@ -150,7 +155,11 @@ class PromptSource:
             )
 
     def check_constraint(self, constraint: Constraint) -> None:
-        self._grammars.check(constraint)
+        if "<[" in constraint.text and constraint.kind is ConstraintKind.LARK:  # ids of the real vocabulary
+            for _, part in constraint.parts:
+                self._grammars.check(part)
+        else:
+            self._grammars.check(constraint)
 
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:

@@ -18,6 +18,7 @@ import numpy as np
 from cache_store import Block, BlockId, ChainKey, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
+from erllama.chat.tool_formats.choose import format_named
 from erllama.chat.transcript import transcript_block
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -101,7 +102,8 @@ class KvSaver:
                 sequence.request.prompt_tokens,
                 reply_ids,
                 "".join(sequence.reply),
-                self._backend.piece,
+                lambda token: sequence.piece(token, self._backend.piece),
+                format_named(sequence.request.tool_format),
             )
             if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._backend.state_version)])

@@ -33,14 +33,19 @@ from erllama.chat.tool_formats.base import Call, ToolFormat, strict_calls
 from erllama.chat.tool_formats.json_format import HERMES
 
 Piece = Callable[[int], bytes]
-"""The bytes of a token as it appears in a reply; b"" for control tokens."""
+"""The bytes of a token as it appears in a reply; b"" for control tokens that it does not show."""
 
 Find = Callable[[BlockId], Sequence[int] | None]
 """The ids of a transcript, or None. Bounds its own time."""
 
 
 def transcript_block(
-    root: ChainKey, prompt_tokens: Sequence[int], reply_ids: Sequence[int], text: str, piece: Piece
+    root: ChainKey,
+    prompt_tokens: Sequence[int],
+    reply_ids: Sequence[int],
+    text: str,
+    piece: Piece,
+    tool_format: ToolFormat = HERMES,
 ) -> Block | None:
     """The object to store for a reply that was sampled as `reply_ids` (without the end token) and
     reached the client as `text`.
@@ -48,7 +53,7 @@ def transcript_block(
     None when the reply must not, or need not, come back as these ids. `root` is that of the KV
     which belongs to the prompt.
     """
-    return transcript_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece)
+    return transcript_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece, tool_format)
 
 
 def transcript_of(

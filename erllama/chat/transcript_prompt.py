@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from cache_store.format.keys import ChainKey, TokenChain
@@ -87,9 +88,10 @@ def transcript_prompt(
     root: ChainKey,
     find: Find,
     tool_format: ToolFormat = HERMES,
+    shown: Mapping[int, bytes] = MappingProxyType({}),
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks, with the replies that `find`
-    knows as their sampled ids.
+    knows as their sampled ids. `shown` are the control tokens that belong to the text of replies.
     """
 
     conversation = template.conversation(messages, tools=tools, **template_kwargs)
@@ -100,7 +102,7 @@ def transcript_prompt(
     text = template.render_conversation(conversation)
     layout = _layout(text, conversation.messages, render, tool_format)
     ids = (
-        _join(layout, _Joiner(vocab, conversation, root, tool_format, limit=MAX_TOKENIZED * len(text)), find)
+        _join(layout, _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text)), find)
         if layout is not None
         else None
     )
@@ -292,11 +294,19 @@ class _Joiner:
     """
 
     def __init__(
-        self, vocab: TranscriptVocab, conversation: Conversation, root: ChainKey, tool_format: ToolFormat, *, limit: int
+        self,
+        vocab: TranscriptVocab,
+        conversation: Conversation,
+        root: ChainKey,
+        tool_format: ToolFormat,
+        shown: Mapping[int, bytes],
+        *,
+        limit: int,
     ) -> None:
         self._vocab = vocab
         self._conversation = conversation
         self._tool_format = tool_format
+        self._shown = shown
         self._root = root
         self._settled = TokenChain(root, [])
         self._open = ""
@@ -362,7 +372,7 @@ class _Joiner:
         vocab = self._vocab
         if not ids or not 0 <= min(ids) <= max(ids) < vocab.n_vocab:
             return False
-        pieces = [vocab.piece(token) for token in ids]
+        pieces = [self._shown.get(token) or vocab.piece(token) for token in ids]
         text = b"".join(pieces).decode(errors="replace")
         return b"" not in pieces and (
             reply_signature(text, self._tool_format) == slot.signature if slot.has_calls else text == slot.content

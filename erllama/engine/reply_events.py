@@ -27,12 +27,12 @@ def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
         if sequence.text.stopped:
             raise InvalidParameter("resumed goes on after a stop string", param="resumed")
         sequence.sampler.fast_forward(token)
-        _note(sequence, sequence.text.push(piece(token)))
+        _note(sequence, sequence.text.push(sequence.piece(token, piece)))
 
 
 def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf) -> Tokens:
     """A new token's event; `raw` are the model's own logits, if log probabilities are wanted."""
-    text = sequence.text.push(piece(token))
+    text = sequence.text.push(sequence.piece(token, piece))
     _note(sequence, text)
     return Tokens(
         (token,), text, None if raw is None else (_logprob(raw, token, sequence.request.logprobs or 0, piece),)

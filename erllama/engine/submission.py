@@ -85,6 +85,7 @@ def new_sequence(
         text=TextStream(request.stop),
         tokens=tokens,
         submitted_ns=submitted_ns,
+        shown={token: text.encode() for token, text in request.shown},
     )
     try:
         fast_forward(sequence, backend.piece)

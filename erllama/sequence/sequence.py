@@ -14,6 +14,7 @@ writes one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_store import ChainKey, TokenChain
@@ -37,7 +38,7 @@ class Sequence:
     the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
     are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
     wants them, too. `reply` gathers the text of the whole reply, if it will come back as chat
-    history.
+    history. `shown` are the control tokens that belong to its text.
     """
 
     request: GenerationRequest
@@ -60,6 +61,7 @@ class Sequence:
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     reply: list[str] = field(default_factory=list)
+    shown: dict[int, bytes] = field(default_factory=dict)
     story: list[Step] = field(default_factory=list)
 
     @property
@@ -89,6 +91,11 @@ class Sequence:
     @property
     def root(self) -> ChainKey:
         return self.given.root
+
+    def piece(self, token: int, piece: Callable[[int], bytes]) -> bytes:
+        """The bytes of `token` as they appear in this reply; `piece` has those of the vocabulary."""
+        shown = self.shown.get(token)
+        return piece(token) if shown is None else shown
 
     @property
     def n_prompt(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.http.ports import PromptPort
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
@@ -70,7 +71,7 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
 
 
 def chat_requests(
-    body: ChatBody, prompt: Prompt, grammar: Constraint | None, engine_id: str
+    body: ChatBody, prompt: Prompt, grammar: Constraint | None, prompts: PromptPort, engine_id: str
 ) -> list[GenerationRequest]:
     """One request per choice."""
     base = GenerationRequest(
@@ -83,6 +84,8 @@ def chat_requests(
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
         record_transcript=True,
+        tool_format=prompts.tool_format.name,
+        shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
     )
     return _choices(base, body.n or 1)
 

@@ -156,7 +156,7 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, chat.prompt, chat.grammar, engine_id(request))
+            requests = chat_requests(body, chat.prompt, chat.grammar, model.prompts, engine_id(request))
             head = _head("chatcmpl", model)
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)

@@ -318,7 +318,7 @@ class Bracketed:
     format is here.
     """
 
-    opening = ""
+    name, opening = "bracketed", ""
 
     def splitter(self, tools, *, in_reasoning):
         return self

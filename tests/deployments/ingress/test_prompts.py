@@ -157,3 +157,13 @@ def test_the_demo_model_renders_checks_grammars_and_detokenizes():
         source.check_constraint(Constraint.of_schema({"type": "nothing"}, "response_format"))
     assert caught.value.param == "response_format"
     source.close()
+
+
+def test_a_constraint_that_names_tokens_is_checked_by_its_schemas(vocab):
+    source = prompt_source()
+    good = Constraint.of_schema({"type": "object"}, "tools")
+    lark = "start: <[151657]> call"
+    source.check_constraint(Constraint(ConstraintKind.LARK, lark, "tools", (("call", good),)))
+    with pytest.raises(InvalidParameter):
+        bad = Constraint.of_schema({"type": "nothing"}, "tools")
+        source.check_constraint(Constraint(ConstraintKind.LARK, lark, "tools", (("call", bad),)))
