@@ -14,6 +14,7 @@ from typing import Any
 
 from erllama.errors import InvalidParameter, check_int, check_number, check_type
 from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.reasoning import ReasoningBudget
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
 MAX_STOP_BYTES = 1024
@@ -137,7 +138,8 @@ class GenerationRequest:
     context after its end for the next request of the session. `record_transcript` says that the
     reply will come back as chat history: the ids it was sampled as are stored, under its text as
     `tool_format` reads it. `shown` are control tokens that belong to the text of the reply (the
-    markers of calls and reasoning), with their texts. `resumed` are the
+    markers of calls and reasoning), with their texts. `reasoning` bounds what the model thinks.
+    `resumed` are the
     ids of the reply that an earlier run of this request has delivered, with the text that became
     certain with them: generation goes on after them, and only what is new is delivered.
     `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
@@ -159,6 +161,7 @@ class GenerationRequest:
     record_transcript: bool = False
     tool_format: str = "hermes"
     shown: tuple[tuple[int, str], ...] = ()
+    reasoning: ReasoningBudget | None = None
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
 

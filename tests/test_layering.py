@@ -23,6 +23,7 @@ ORDER = {
             "errors",
             "events",
             "grammar",
+            "reasoning",
             "request",
             "kv",
             "stats",

@@ -15,6 +15,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 
 
@@ -109,6 +110,9 @@ class PromptPort(Protocol):
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
+
+    def reasoning_budget(self, n_tokens: int, *, in_reasoning: bool) -> ReasoningBudget:
+        """A bound of this model's reasoning. Raises `NotSupported` for a model that has none."""
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Raises `InvalidParameter`, which names its field, for a constraint that no model could

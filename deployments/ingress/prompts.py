@@ -23,12 +23,13 @@ from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
 from erllama.config import EngineConfig, padded_context
 from erllama.demo import demo_model_path
-from erllama.errors import InvalidParameter
+from erllama.errors import InvalidParameter, NotSupported
 from erllama.events import Completion
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
+from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide
@@ -153,6 +154,15 @@ class PromptSource:
             raise InvalidParameter(
                 f"token id {wrong} is not in the vocabulary, which has ids 0 to {n_vocab - 1}", param=param
             )
+
+    def reasoning_budget(self, n_tokens: int, *, in_reasoning: bool) -> ReasoningBudget:
+        state = self.load()
+        if state.tool_format.reasoning is None:
+            raise NotSupported("this model has no reasoning to bound", param="thinking_budget")
+        opening, closing = (
+            tuple(state.vocab.tokenize(text, add_special=False)) for text in state.tool_format.reasoning
+        )
+        return ReasoningBudget(n_tokens, closing, () if in_reasoning else opening)
 
     def check_constraint(self, constraint: Constraint) -> None:
         if "<[" in constraint.text and constraint.kind is ConstraintKind.LARK:  # ids of the real vocabulary

@@ -315,7 +315,9 @@ class Engine:
             self._finish(sequence, Step.LENGTH)
             return
         raw = logits.copy() if sequence.request.logprobs is not None else None  # sampling changes the row
-        token = sequence.sampler.sample(logits, position=sequence.n_tokens)
+        token = sequence.forced_token
+        if token is None:
+            token = sequence.sampler.sample(logits, position=sequence.n_tokens)
         if sequence.first_token_ns is None:
             sequence.first_token_ns = self._clock()
             self._outbox.hurry()

@@ -98,6 +98,12 @@ class Sequence:
         return piece(token) if shown is None else shown
 
     @property
+    def forced_token(self) -> int | None:
+        """What comes next whatever the model says, None where it may choose."""
+        budget = self.request.reasoning
+        return None if budget is None else budget.forced(self.tokens, self.n_prompt)
+
+    @property
     def n_prompt(self) -> int:
         return len(self.request.prompt_tokens)
 

@@ -22,6 +22,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 
 
@@ -58,6 +59,10 @@ class FakePrompts:
         for token in ids:
             if not 0 <= token < 256:
                 raise InvalidParameter(f"token id {token} is not in the vocabulary", param=param)
+
+    def reasoning_budget(self, n_tokens, *, in_reasoning):
+        opening, closing = (tuple(text.encode()) for text in self.tool_format.reasoning)
+        return ReasoningBudget(n_tokens, closing, () if in_reasoning else opening)
 
     def check_constraint(self, constraint):
         if any(word in constraint.text for word in ("bad", "nothing")):

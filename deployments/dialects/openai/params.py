@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
-from deployments.http.ports import PromptPort
+from deployments.http.ports import ChatPrompt, PromptPort
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
@@ -71,12 +71,15 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
 
 
 def chat_requests(
-    body: ChatBody, prompt: Prompt, grammar: Constraint | None, prompts: PromptPort, engine_id: str
+    body: ChatBody, chat: ChatPrompt, grammar: Constraint | None, prompts: PromptPort, engine_id: str
 ) -> list[GenerationRequest]:
     """One request per choice."""
+    reasoning = None
+    if body.thinking_budget is not None and body.thinking_budget >= 0:
+        reasoning = prompts.reasoning_budget(body.thinking_budget, in_reasoning=chat.in_reasoning)
     base = GenerationRequest(
         request_id=engine_id,
-        prompt=prompt,
+        prompt=chat.prompt,
         sampling=sampling_params(body),
         max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
         stop=body.stop,
@@ -86,6 +89,7 @@ def chat_requests(
         record_transcript=True,
         tool_format=prompts.tool_format.name,
         shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
+        reasoning=reasoning,
     )
     return _choices(base, body.n or 1)
 

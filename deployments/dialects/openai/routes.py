@@ -37,7 +37,7 @@ from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.ports import ChatPrompt, ModelRegistry, PromptPort, Record, ServedModel
 from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
 from erllama.chat.tool_formats.base import ReplySplitter
 from erllama.chat.tool_formats.splitter import reply_splitter
@@ -93,7 +93,7 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
 class _Chat:
     """A chat that is ready to run, and how its replies are cut."""
 
-    prompt: Prompt
+    prompt: ChatPrompt
     grammar: Constraint | None
     record: Record
     splitter: SplitterMaker
@@ -115,7 +115,7 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    return _Chat(chat.prompt, constraint, prompts.recorder(chat.prompt), splitter)
+    return _Chat(chat, constraint, prompts.recorder(chat.prompt), splitter)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:

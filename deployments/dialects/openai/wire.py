@@ -227,6 +227,7 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
+    thinking_budget: Annotated[int, Field(ge=-1)] | None = None  # -1: no bound
 
 
 PromptInput = str | tuple[int, ...]

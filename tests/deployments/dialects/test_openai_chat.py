@@ -11,6 +11,7 @@ import pytest
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, TextDelta
 from erllama.events import FinishReason
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
+from erllama.reasoning import ReasoningBudget
 from tests.support.http_fakes import (
     FakeModel,
     FakePrompts,
@@ -221,6 +222,32 @@ async def test_the_switches_of_reasoning_reach_the_template(fields, variables):
         reply = await client.post("/v1/chat/completions", json={"messages": HI, **fields})
     assert reply.status_code == 200
     assert prompts.rendered[0][2] == variables
+
+
+async def test_a_thinking_budget_reaches_the_engine_as_tokens():
+    model = FakeModel()
+    async with http_client(app_of(served(model))) as client:
+        for budget in (5, -1, None):
+            await client.post("/v1/chat/completions", json={"messages": HI, "thinking_budget": budget})
+        reply = await client.post("/v1/chat/completions", json={"messages": HI, "thinking_budget": -2})
+    assert [request.reasoning for request in model.requests] == [
+        ReasoningBudget(5, tuple(b"</think>"), tuple(b"<think>")), None, None,
+    ]  # fmt: skip
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "thinking_budget")
+
+
+async def test_reasoning_is_split_off_streamed_and_whole():
+    text = "<think>\nLet me see.\n</think>\n\nIt rains."
+    async with openai_client(app_of(served(FakeModel(replies(text, per_item=3))))) as client:
+        reply = await client.chat.completions.create(model="demo", messages=HI)
+        chunks = await chunks_of(client)
+    assert (reply.choices[0].message.content, reply.choices[0].message.reasoning_content) == (
+        "It rains.",
+        "Let me see.",
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "Let me see."
+    assert "".join(delta.content or "" for delta in deltas) == "It rains."
 
 
 @pytest.mark.parametrize("per_item", [1, 3, 500])

@@ -164,6 +164,6 @@ def test_a_constraint_that_names_tokens_is_checked_by_its_schemas(vocab):
     good = Constraint.of_schema({"type": "object"}, "tools")
     lark = "start: <[151657]> call"
     source.check_constraint(Constraint(ConstraintKind.LARK, lark, "tools", (("call", good),)))
+    bad = Constraint.of_schema({"type": "nothing"}, "tools")
     with pytest.raises(InvalidParameter):
-        bad = Constraint.of_schema({"type": "nothing"}, "tools")
         source.check_constraint(Constraint(ConstraintKind.LARK, lark, "tools", (("call", bad),)))

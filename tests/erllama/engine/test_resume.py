@@ -16,6 +16,7 @@ from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
 from erllama.errors import ContextOverflow, InvalidParameter
 from erllama.events import CacheHitKind, FinishReason, TokenLogprob, Tokens
 from erllama.kv.layout import KvKind
+from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest
 from erllama.testing.stub_backend import EOG, StubBackend
 from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, make_rig, request
@@ -64,7 +65,14 @@ def stores() -> Iterator[Store]:
     bias=st.sampled_from([(), SPLIT]),
     stop=st.sampled_from([(), ("e", "t"), ("th", "the", "an", "a\xe9"), (" ", "  x"), ("é€", "😀a", "�")]),
     more=st.sampled_from(
-        [{}, {"logprobs": 2}, {"grammar": 'root ::= "some text of the grammar"'}, {"ignore_eos": True}]
+        [
+            {},
+            {"logprobs": 2},
+            {"grammar": 'root ::= "some text of the grammar"'},
+            {"ignore_eos": True},
+            {"reasoning": ReasoningBudget(7, tuple(b"</x>"))},
+            {"shown": ((EOG, "<end>"),), "ignore_eos": True},
+        ]
     ),
     kind=st.sampled_from([kind for kind in KvKind if kind is not KvKind.OPAQUE]),
     policy=st.sampled_from([POLICY, LOGITS]),
@@ -357,3 +365,18 @@ def test_a_resume_takes_over_the_logits_of_one_that_has_just_been_resumed(kind: 
     rig.prefill()
     assert ask(rig, "two", prompt(300), resumed=tuple(whole[:50]), max_tokens=60).stats.computed_tokens == 0
     assert rig.ids("one") == rig.ids("two") == whole[50:]
+
+
+def test_the_end_of_the_reasoning_is_forced_and_counts_as_tokens_of_the_reply():
+    rig = make_rig()
+    rig.submit(request("a", max_tokens=12, reasoning=ReasoningBudget(3, tuple(b"</t>"))))
+    rig.run()
+    assert bytes(rig.ids("a"))[3:7] == b"</t>"
+    assert rig.done("a").stats.completion_tokens == 12
+
+
+def test_a_token_that_a_reply_shows_has_its_text_there():
+    rig = make_rig()
+    rig.submit(request("a", max_tokens=2, shown=((104, "<shown>"),), grammar='root ::= "h" "i"'))
+    rig.run()
+    assert rig.text("a") == "<shown>i"
