@@ -1,0 +1,140 @@
+"""What a tool's schema says of an argument that is written without its type, and how a text is
+written in a grammar.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from erllama.chat.tool_formats.json_format import rebased
+
+_MAX_DEPTH = 8
+Types = frozenset[str] | None
+"""Names of JSON Schema's types; None for any."""
+
+
+def json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Types:
+    """The types that a value which fits `schema` may have. `root` is where its references begin."""
+    schema = resolved(schema, root)
+    if not schema or depth == _MAX_DEPTH:
+        return None
+    named = schema.get("type")
+    if isinstance(named, str):
+        return frozenset({named})
+    if isinstance(named, list):
+        return frozenset(map(str, named))
+    values = schema_values(schema)
+    if values is not None:
+        return frozenset(map(json_type, values))
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(schema.get(keyword), list):
+            options = [json_types(option, root, depth + 1) for option in schema[keyword]]
+            return None if None in options else frozenset(name for option in options for name in option or ())
+    parts = schema.get("allOf")
+    found = [json_types(part, root, depth + 1) for part in parts] if isinstance(parts, list) else []
+    return next((types for types in found if types is not None), None)
+
+
+def schema_values(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that `enum` or `const` lists."""
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    return values if isinstance(values, list) else None
+
+
+def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that a reference leads to; empty for what is no schema with keywords."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(schema, Mapping):
+            return {}
+        if not isinstance(schema.get("$ref"), str):
+            return schema
+        schema = _looked_up(schema["$ref"], root)
+    return {}
+
+
+def _looked_up(reference: str, root: Any) -> Any:
+    found = root
+    for key in reference.removeprefix("#").split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if reference.startswith("#") else None
+
+
+def json_type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "integer" if value.is_integer() else "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
+
+
+def allows(types: Types, name: str) -> bool:
+    return types is None or name in types or (name == "integer" and "number" in types)
+
+
+def properties(parameters: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+    """Name, schema and whether it is required, of each argument of a tool."""
+    declared = parameters.get("properties")
+    declared = dict(declared) if isinstance(declared, Mapping) else {}
+    required = parameters.get("required")
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    return [
+        (name, declared.get(name, {}), name in names)
+        for name in [*declared, *(name for name in names if name not in declared)]
+    ]
+
+
+def standalone(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """An argument's schema by itself: what it refers to comes with it."""
+    own: dict[str, Any] = dict(schema) if isinstance(schema, Mapping) else {}
+    if '"$ref"' not in json.dumps(own):
+        return own
+    base = "#/$defs/tool"
+    moved: dict[str, Any] = rebased(own, base)
+    moved["$defs"] = {"tool": rebased(dict(root), base)}
+    return moved
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The arguments of a call; text that is no JSON object, as the one argument `input`."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    return arguments if isinstance(arguments, dict) else {"input": text}
+
+
+def comma_list(required: Sequence[str], optional: Sequence[str], comma: str) -> str:
+    """Lark items with commas between them: first those that must be there, then any of the others,
+    in their order.
+    """
+    rest = [f"({comma} {item})?" for item in optional]
+    if required:
+        return f" {comma} ".join(required) + "".join(" " + item for item in rest)
+    begun = [" ".join([item, *rest[number + 1 :]]) for number, item in enumerate(optional)]
+    return f"({' | '.join(begun)})?" if begun else ""
+
+
+def text_until(closing: str) -> str:
+    """A Lark regular expression for the pieces of texts in which `closing` does not occur, if the
+    grammar goes on with `closing` behind them: llguidance takes the longest match, so that what
+    begins like it is a piece only if it goes on otherwise. The first character of `closing` must
+    not occur in it again.
+    """
+    first = re.escape(closing[0]).replace("/", r"\/")
+    begun = "|".join(re.escape(closing[:n]).replace("/", r"\/") for n in range(len(closing) - 1, 0, -1))
+    return rf"/[^{first}]+|{begun}/"

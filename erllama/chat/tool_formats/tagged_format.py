@@ -1,0 +1,292 @@
+"""Families that write the arguments of a call between tags. Each is a value; `TaggedFormat` is what
+they share. See `ToolFormat`.
+
+What none of them can express: a text in which the tag that ends it occurs; a key with a quote, an
+angle bracket or a line break in it. Where nothing says that an argument is a text, one that reads as
+JSON is taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec
+from erllama.chat.tool_formats.json_format import THINK
+from erllama.chat.tool_formats.schema_types import (
+    arguments_object,
+    json_types,
+    properties,
+    resolved,
+    schema_values,
+    standalone,
+    text_until,
+)
+from erllama.chat.tool_formats.splitter import Splitter
+from erllama.chat.tool_formats.tagged_call import TaggedReader, TaggedShape
+
+_TEXT_TYPES = (frozenset({"string"}), frozenset({"string", "null"}))
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedFormat:
+    """`separator` stands between several calls, or several sections."""
+
+    name: str
+    shape: TaggedShape
+    separator: str = "\n"
+    markers: tuple[str, ...] = ()
+    reasoning: tuple[str, str] | None = THINK
+
+    @property
+    def opening(self) -> str:
+        return self.shape.openings[0]
+
+    def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
+        return Splitter(
+            self.shape.openings,
+            lambda: TaggedReader(self.shape, tools),
+            reasoning=self.reasoning,
+            in_reasoning=in_reasoning,
+        )
+
+    def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
+        """Patterns and lengths that a schema demands of a text are not enforced: between tags, texts
+        stand as they are.
+        """
+        begin, end = self._around()
+        grouped = self.shape.grouped
+        grammar = _Grammar(self.shape, write, *(("", "") if grouped else (begin, end)))
+        one = f"({' | '.join(grammar.call(tool) for tool in tools)})"
+        more = f" ({write.text(self.separator) + ' ' if self.separator else ''}{one})*" if parallel else ""
+        calls = f"{one}{more}"
+        if grouped:
+            calls = f"{write.text(begin)} {calls} {write.text(end)}"
+        return f"calls: {calls}\n" + grammar.rules()
+
+    def write_calls(self, calls: Sequence[ToolCall]) -> str:
+        begin, end = self._around()
+        if self.shape.grouped:
+            return begin + self.separator.join(map(self._written, calls)) + end
+        return self.separator.join(begin + self._written(call) + end for call in calls)
+
+    def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        example = self.write_calls([ToolCall("function_name", '{"key_1": "value_1", "key_2": "value_2"}')])
+        return (
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{listed}\n</tools>"
+            f"\n\nCall a function in exactly this form; texts stand as they are, all other values as JSON:\n{example}"
+        )
+
+    def _around(self) -> tuple[str, str]:
+        return self.shape.section or ("", "")
+
+    def _written(self, call: ToolCall) -> str:
+        shape = self.shape
+        arguments = "".join(self._written_argument(*item) for item in arguments_object(call.arguments_json).items())
+        return shape.call[0] + call.name + shape.call[1] + arguments + shape.call_end
+
+    def _written_argument(self, key: str, value: Any) -> str:
+        shape = self.shape
+        if isinstance(value, str):
+            begin, end = shape.quotes if shape.quotes and any(char in value for char in shape.quoted) else ("", "")
+            behind, written = shape.key[1], begin + shape.padding + value + shape.padding + end
+        else:
+            closing = shape.value_end.strip()
+            written = json.dumps(value, ensure_ascii=False).replace(closing, f"\\u{ord(closing[0]):04x}{closing[1:]}")
+            behind, written = shape.json_key or shape.key[1], shape.padding + written + shape.padding
+        return shape.key[0] + key + behind + written + shape.value_end
+
+
+class _Grammar:
+    """Writes the calls of one reply as Lark, each between `begin` and `end`."""
+
+    def __init__(self, shape: TaggedShape, write: LarkWriter, begin: str, end: str) -> None:
+        self._shape = shape
+        self._write = write
+        self._begin, self._end = begin, end
+        closing = write.text(shape.value_end)
+        plain = json.dumps(shape.value_end, ensure_ascii=False)
+        # the tag spelled out is read as the tag is, so that a text must not hold it
+        self._closing = closing if closing == plain else f"({closing} | {plain})"
+
+    def rules(self) -> str:
+        return (
+            f"tagged_text: TAGGED_PIECE* tagged_end\ntagged_end: {self._closing}\n"
+            f"TAGGED_PIECE: {text_until(self._shape.value_end.strip())}\n"
+        )
+
+    def call(self, tool: ToolSpec) -> str:
+        shape, write = self._shape, self._write
+        items = [write.text(self._begin + shape.call[0] + tool.name + shape.call[1])]
+        for key, schema, required in properties(tool.parameters):
+            argument = self._argument(key, schema, tool.parameters)
+            items.append(argument if required else f"({argument})?")
+        return " ".join([*items, write.text(shape.call_end + self._end)])
+
+    def _argument(self, key: str, schema: Any, root: Mapping[str, Any]) -> str:
+        shape, write = self._shape, self._write
+        types, values = json_types(schema, root), schema_values(resolved(schema, root))
+        texts = [value for value in values or () if isinstance(value, str) and shape.value_end.strip() not in value]
+        before, json_key = shape.key[0] + key, shape.json_key or shape.key[1]
+        if types == _TEXT_TYPES[0] and texts:
+            listed = " | ".join(write.text(shape.padding + text + shape.padding + shape.value_end) for text in texts)
+            return f"{write.text(before + shape.key[1])} ({listed})"
+        as_text = f"{write.text(before + shape.key[1] + shape.padding)} tagged_text"
+        if types == _TEXT_TYPES[0] or (types == _TEXT_TYPES[1] and values is None and shape.json_key is None):
+            return as_text
+        name = write.schema(standalone(schema, root))
+        return f"{write.text(before + json_key + shape.padding)} {name} {write.text(shape.padding + shape.value_end)}"
+
+
+_QWEN = TaggedShape(
+    section=("<tool_call>\n", "\n</tool_call>"),
+    call=("<function=", ">\n"),
+    call_end="</function>",
+    key=("<parameter=", ">"),
+    padding="\n",
+    value_end="</parameter>\n",
+)
+QWEN3_CODER = TaggedFormat("qwen3-coder", _QWEN, markers=("<tool_call>", "</tool_call>"))
+"""Qwen3-Coder, Qwen 3.5, Nemotron 3:
+`<tool_call>\\n<function=f>\\n<parameter=k>\\nv\\n</parameter>\\n</function>\\n</tool_call>`.
+"""
+STEP = TaggedFormat("step-3.5", _QWEN, separator="", markers=QWEN3_CODER.markers)
+"""StepFun 3.5: as Qwen3-Coder, with nothing between calls."""
+
+SEED = TaggedFormat(
+    "seed-oss",
+    TaggedShape(
+        section=("<seed:tool_call>\n", "\n</seed:tool_call>"),
+        call=("<function=", ">\n"),
+        call_end="</function>",
+        key=("<parameter=", ">"),
+        value_end="</parameter>\n",
+    ),
+    markers=("<seed:tool_call>", "</seed:tool_call>", "<seed:think>", "</seed:think>"),
+    reasoning=("<seed:think>", "</seed:think>"),
+)
+"""Seed-OSS: `<seed:tool_call>\\n<function=f>\\n<parameter=k>v</parameter>\\n</function>\\n</seed:tool_call>`."""
+
+_GLM_MARKERS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+GLM = TaggedFormat(
+    "glm-4.5",
+    TaggedShape(
+        call=("<tool_call>", "\n"),
+        call_end="</tool_call>",
+        key=("<arg_key>", "</arg_key>\n<arg_value>"),
+        value_end="</arg_value>\n",
+    ),
+    markers=_GLM_MARKERS,
+)
+"""GLM 4.5 and 4.6, Laguna XS:
+`<tool_call>f\\n<arg_key>k</arg_key>\\n<arg_value>v</arg_value>\\n</tool_call>`.
+"""
+GLM_FLAT = TaggedFormat(
+    "glm-4.7",
+    TaggedShape(
+        call=("<tool_call>", ""),
+        call_end="</tool_call>",
+        key=("<arg_key>", "</arg_key><arg_value>"),
+        value_end="</arg_value>",
+    ),
+    separator="",
+    markers=_GLM_MARKERS,
+)
+"""GLM 4.7, Laguna S, Spark 2.5: GLM 4.5's tags without line breaks."""
+LING = TaggedFormat(
+    "ling-3",
+    TaggedShape(
+        call=("<tool_call>", "\n"),
+        call_end="\n</tool_call>",
+        key=("<arg_key>", "</arg_key>\n<arg_value>"),
+        value_end="</arg_value>",
+    ),
+    markers=_GLM_MARKERS,
+)
+"""Ling 3: GLM 4.5's tags with line breaks in other places."""
+
+MINIMAX_M2 = TaggedFormat(
+    "minimax-m2",
+    TaggedShape(
+        section=("<minimax:tool_call>\n", "\n</minimax:tool_call>"),
+        grouped=True,
+        call=('<invoke name="', '">\n'),
+        call_end="</invoke>",
+        key=('<parameter name="', '">'),
+        value_end="</parameter>\n",
+    ),
+    markers=("<minimax:tool_call>", "</minimax:tool_call>"),
+)
+"""MiniMax M2: `<minimax:tool_call>\\n<invoke name="f">\\n<parameter name="k">v</parameter>\\n</invoke>` and
+more of these, `\\n</minimax:tool_call>`.
+"""
+
+
+_DSML = "\uff5cDSML\uff5c"  # between the vertical bars that DeepSeek's control tokens have
+
+
+def _dsml(name: str, section: str) -> TaggedFormat:
+    shape = TaggedShape(
+        section=(f"<{_DSML}{section}>\n", f"\n</{_DSML}{section}>"),
+        grouped=True,
+        call=(f'<{_DSML}invoke name="', '">\n'),
+        call_end=f"</{_DSML}invoke>",
+        key=(f'<{_DSML}parameter name="', '" string="true">'),
+        json_key='" string="false">',
+        value_end=f"</{_DSML}parameter>\n",
+    )
+    return TaggedFormat(name, shape, markers=(_DSML,))
+
+
+DEEPSEEK_V3_2 = _dsml("deepseek-v3.2", "function_calls")
+"""DeepSeek V3.2: `<function_calls>\\n<invoke name="f">\\n<parameter name="k" string="true">v</parameter>`,
+with `DSML` before each tag's name. `string` says whether a value is a text or JSON.
+"""
+DEEPSEEK_V4 = _dsml("deepseek-v4", "tool_calls")
+"""DeepSeek V4: as V3.2, with `tool_calls` around the calls."""
+
+MINICPM5 = TaggedFormat(
+    "minicpm5",
+    TaggedShape(
+        call=('<function name="', '">'),
+        call_end="</function>",
+        key=('<param name="', '">'),
+        value_end="</param>",
+        quotes=("<![CDATA[", "]]>"),
+        quoted="<&\n",
+    ),
+    markers=("<function", "</function>", "<param", "</param>"),
+)
+"""MiniCPM 5: `<function name="f"><param name="k">v</param></function>`; a text with `<`, `&` or a line
+break in it stands in `<![CDATA[` and `]]>`.
+"""
+
+HUNYUAN3 = TaggedFormat(
+    "hunyuan-3",
+    TaggedShape(
+        section=("<tool_calls:opensource>\n", "\n</tool_calls:opensource>"),
+        grouped=True,
+        call=("<tool_call:opensource>", "<tool_sep:opensource>\n"),
+        call_end="</tool_call:opensource>",
+        key=("<arg_key:opensource>", "</arg_key:opensource>\n<arg_value:opensource>"),
+        value_end="</arg_value:opensource>\n",
+    ),
+    markers=tuple(
+        f"<{slash}{tag}:opensource>"
+        for tag in ("tool_calls", "tool_call", "tool_sep", "arg_key", "arg_value", "think")
+        for slash in ("", "/")
+        if (tag, slash) != ("tool_sep", "/")
+    ),
+    reasoning=("<think:opensource>", "</think:opensource>"),
+)
+"""Hunyuan 3: `<tool_calls:opensource>\\n<tool_call:opensource>f<tool_sep:opensource>\\n`, GLM's tags for
+arguments with `:opensource` in each.
+"""
+
+TAGGED_FORMATS = (
+    QWEN3_CODER, STEP, SEED, GLM, GLM_FLAT, LING, MINIMAX_M2, DEEPSEEK_V3_2, DEEPSEEK_V4, MINICPM5, HUNYUAN3,
+)  # fmt: skip

@@ -1,0 +1,137 @@
+"""Replies in a tool format: cut anywhere and read, or drawn at random under the format's rules."""
+
+import json
+import random
+import re
+from itertools import pairwise
+
+import numpy as np
+
+from erllama.chat.tool_formats.base import CallStart, ToolSpec
+from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.tokenizer import TokenTable
+
+END = 256
+ENOUGH = 60  # characters; from here on the reply is brought to its end
+_LONGEST = 4000
+
+
+def joined(parts):
+    """The parts with neighbouring pieces of one kind joined."""
+    whole = []
+    for part in parts:
+        if whole and type(part) is type(whole[-1]) and not isinstance(part, CallStart):
+            whole[-1] = type(part)(whole[-1].text + part.text)
+        else:
+            whole.append(part)
+    return whole
+
+
+def run(tool_format, chunks, tools=(), **kwargs):
+    stream = tool_format.splitter(tools, **kwargs)
+    parts = [part for chunk in chunks for part in stream.push(chunk)]
+    return joined(parts + stream.finish())
+
+
+def cut(text, cuts):
+    edges = [0, *sorted(c % (len(text) + 1) for c in cuts), len(text)]
+    return [text[a:b] for a, b in pairwise(edges)]
+
+
+TOOLS = [
+    ToolSpec(
+        "get_weather",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "n": {"type": "integer", "minimum": -5, "maximum": 99},
+                "unit": {"enum": ["C", "50% F"]},
+                "spot": {"$ref": "#/$defs/spot"},
+                "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "size": {"enum": [1, "big"]},
+            },
+            "required": ["city", "n"],
+            "$defs": {"spot": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
+        },
+    ),
+    ToolSpec("now", {}),
+]
+
+
+def is_right(name, arguments):
+    if name == "now":
+        return arguments == {}
+    return (
+        {"city", "n"} <= set(arguments) <= {"city", "n", "unit", "spot", "note", "size"}
+        and isinstance(arguments["city"], str)
+        and type(arguments["n"]) is int
+        and -5 <= arguments["n"] <= 99
+        and arguments.get("unit", "C") in ("C", "50% F")
+        and all(isinstance(item, bool) for item in arguments.get("spot", []))
+        and (arguments.get("note") is None or isinstance(arguments["note"], str))
+        and arguments.get("size", 1) in (1, "big")
+    )
+
+
+class PartsWriter:
+    """A `LarkWriter` that collects schemas as parts; `control` are the texts of control tokens, which
+    have the ids after `END`.
+    """
+
+    def __init__(self, control=()):
+        self._ids = {text: END + 1 + number for number, text in enumerate(control)}
+        self.parts = []
+
+    def text(self, literal):
+        pattern = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+        pieces = re.split(f"({pattern})", literal) if pattern else [literal]
+        return " ".join(self._item(piece) for piece in pieces if piece) or '""'
+
+    def _item(self, piece):
+        if piece in self._ids:
+            return f"<[{self._ids[piece]}]>"
+        return json.dumps(piece, ensure_ascii=False).replace("%", "\\u0025")
+
+    def schema(self, schema):
+        name = f"schema{len(self.parts)}"
+        self.parts.append((name, Constraint.of_schema(schema, "tools")))
+        return name
+
+
+def random_reply(tool_format, tools, seed, *, parallel, control=(), hints=()):
+    """What a model that draws at random writes under the format's rules. `hints` are texts that it
+    tries more often, so that texts come to an end.
+    """
+    table = TokenTable(
+        [*(bytes([byte]) for byte in range(256)), b"<end>", *(text.encode() for text in control)],
+        special=frozenset(range(END, END + 1 + len(control))),
+        eog=frozenset({END}),
+    )
+    write = PartsWriter(control)
+    rules = "start: calls\n" + tool_format.calls_rules(tools, write, parallel=parallel)
+    constraint = Constraint(ConstraintKind.LARK, rules, "tools", tuple(write.parts))
+    return _drawn(GrammarCompiler(lambda: table).matcher(constraint), table, random.Random(seed), hints)
+
+
+def _drawn(matcher, table, draw, hints):
+    reply, plan = [], b""
+    while len(reply) < _LONGEST:
+        allowed = np.flatnonzero(matcher.allowed(len(table.pieces))).tolist()
+        if END in allowed and (len(reply) > ENOUGH or draw.random() < 0.5 or len(allowed) == 1):
+            return b"".join(table.pieces[token] for token in reply).decode()
+        allowed = [token for token in allowed if token != END]
+        controls = [token for token in allowed if token > END]
+        if not plan and draw.random() < (0.6 if len(reply) > ENOUGH else 0.2):
+            plan = draw.choice(hints).encode()
+        if controls and (len(controls) == len(allowed) or draw.random() < 0.3):
+            token = draw.choice(controls)
+        elif plan and plan[0] in allowed:
+            token, plan = plan[0], plan[1:]
+        else:
+            plan = b""
+            token = draw.choice(allowed)
+        matcher.accept(token)
+        reply.append(token)
+    raise AssertionError(b"".join(table.pieces[token] for token in reply))
