@@ -24,6 +24,7 @@ _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a"
            '"': '"'}  # fmt: skip
 _BRACKETS = {"{": ("}", "}"), "[": ("]", "]"), "(": (")", "]")}  # opening: closing, and closing in JSON
 _MAX_DEPTH = 100
+_LONGEST_WORD = 512  # characters of a number
 
 
 class BadLiteral(Exception):
@@ -167,7 +168,7 @@ class LiteralReader:
         if quoted is not None:
             return quoted
         match = _WORD.match(text, begin)
-        if match is None:
+        if match is None or len(match.group()) > _LONGEST_WORD:
             raise BadLiteral
         if match.end() == len(text):
             return False  # it may go on; if the reply is cut off, nobody knows how

@@ -122,11 +122,22 @@ def comma_list(required: Sequence[str], optional: Sequence[str], comma: str) -> 
     """Lark items with commas between them: first those that must be there, then any of the others,
     in their order.
     """
-    rest = [f"({comma} {item})?" for item in optional]
     if required:
-        return f" {comma} ".join(required) + "".join(" " + item for item in rest)
-    begun = [" ".join([item, *rest[number + 1 :]]) for number, item in enumerate(optional)]
-    return f"({' | '.join(begun)})?" if begun else ""
+        return f" {comma} ".join(required) + _further(optional, comma)
+    return f"({_begun(optional, comma)})?" if optional else ""
+
+
+def _further(optional: Sequence[str], comma: str) -> str:
+    return "".join(f" ({comma} {item})?" for item in optional)
+
+
+def _begun(optional: Sequence[str], comma: str) -> str:
+    """At least one of the items. Halves keep it short: each item occurs a few times only."""
+    if len(optional) == 1:
+        return optional[0]
+    half = len(optional) // 2
+    first, second = optional[:half], optional[half:]
+    return f"({_begun(first, comma)}){_further(second, comma)} | {_begun(second, comma)}"
 
 
 def text_until(closing: str) -> str:

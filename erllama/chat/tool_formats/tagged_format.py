@@ -27,7 +27,7 @@ from erllama.chat.tool_formats.schema_types import (
 from erllama.chat.tool_formats.splitter import Splitter
 from erllama.chat.tool_formats.tagged_call import TaggedReader, TaggedShape
 
-_TEXT_TYPES = (frozenset({"string"}), frozenset({"string", "null"}))
+_TEXT, _TEXT_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class TaggedFormat:
         )
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
-        """Patterns and lengths that a schema demands of a text are not enforced: between tags, texts
-        stand as they are.
+        """Patterns and lengths that a schema demands of a text are not enforced: between tags,
+        texts stand as they are.
         """
         begin, end = self._around()
         grouped = self.shape.grouped
@@ -102,44 +102,48 @@ class TaggedFormat:
 
 
 class _Grammar:
-    """Writes the calls of one reply as Lark, each between `begin` and `end`."""
+    """Writes the calls of one reply as Lark, each between `begin` and `end`. The texts that all of
+    them share are rules, so that many tools fit into a grammar.
+    """
 
     def __init__(self, shape: TaggedShape, write: LarkWriter, begin: str, end: str) -> None:
         self._shape = shape
         self._write = write
         self._begin, self._end = begin, end
-        closing = write.text(shape.value_end)
-        plain = json.dumps(shape.value_end, ensure_ascii=False)
-        # the tag spelled out is read as the tag is, so that a text must not hold it
-        self._closing = closing if closing == plain else f"({closing} | {plain})"
 
     def rules(self) -> str:
-        return (
-            f"tagged_text: TAGGED_PIECE* tagged_end\ntagged_end: {self._closing}\n"
-            f"TAGGED_PIECE: {text_until(self._shape.value_end.strip())}\n"
-        )
+        shape, text = self._shape, self._write.text
+        closing, plain = text(shape.value_end), json.dumps(shape.value_end, ensure_ascii=False)
+        # the tag spelled out is read as the tag is, so that a text must not hold it
+        closing = closing if closing == plain else f"({closing} | {plain})"
+        bodies = {
+            "call_tag": text(self._begin + shape.call[0]),
+            "call_end": text(shape.call_end + self._end),
+            "key_tag": text(shape.key[0]),
+            "text_tag": text(shape.key[1] + shape.padding),
+            "json_tag": text((shape.json_key or shape.key[1]) + shape.padding),
+            "json_end": text(shape.padding + shape.value_end),
+            "any_text": f"TEXT_PIECE* {closing}",
+            "TEXT_PIECE": text_until(shape.value_end.strip()),
+        }
+        return "".join(f"{name}: {body}\n" for name, body in bodies.items())
 
     def call(self, tool: ToolSpec) -> str:
-        shape, write = self._shape, self._write
-        items = [write.text(self._begin + shape.call[0] + tool.name + shape.call[1])]
+        items = ["call_tag", self._write.text(tool.name + self._shape.call[1])]
         for key, schema, required in properties(tool.parameters):
-            argument = self._argument(key, schema, tool.parameters)
+            argument = f"key_tag {self._write.text(key)} {self._value(schema, tool.parameters)}"
             items.append(argument if required else f"({argument})?")
-        return " ".join([*items, write.text(shape.call_end + self._end)])
+        return " ".join([*items, "call_end"])
 
-    def _argument(self, key: str, schema: Any, root: Mapping[str, Any]) -> str:
-        shape, write = self._shape, self._write
+    def _value(self, schema: Any, root: Mapping[str, Any]) -> str:
+        shape, text = self._shape, self._write.text
         types, values = json_types(schema, root), schema_values(resolved(schema, root))
         texts = [value for value in values or () if isinstance(value, str) and shape.value_end.strip() not in value]
-        before, json_key = shape.key[0] + key, shape.json_key or shape.key[1]
-        if types == _TEXT_TYPES[0] and texts:
-            listed = " | ".join(write.text(shape.padding + text + shape.padding + shape.value_end) for text in texts)
-            return f"{write.text(before + shape.key[1])} ({listed})"
-        as_text = f"{write.text(before + shape.key[1] + shape.padding)} tagged_text"
-        if types == _TEXT_TYPES[0] or (types == _TEXT_TYPES[1] and values is None and shape.json_key is None):
-            return as_text
-        name = write.schema(standalone(schema, root))
-        return f"{write.text(before + json_key + shape.padding)} {name} {write.text(shape.padding + shape.value_end)}"
+        if types == _TEXT and texts:
+            return f"text_tag ({' | '.join(text(one + shape.padding + shape.value_end) for one in texts)})"
+        if types == _TEXT or (types == _TEXT_OR_NULL and values is None and shape.json_key is None):
+            return "text_tag any_text"
+        return f"json_tag {self._write.schema(standalone(schema, root))} json_end"
 
 
 _QWEN = TaggedShape(
@@ -169,7 +173,9 @@ SEED = TaggedFormat(
     markers=("<seed:tool_call>", "</seed:tool_call>", "<seed:think>", "</seed:think>"),
     reasoning=("<seed:think>", "</seed:think>"),
 )
-"""Seed-OSS: `<seed:tool_call>\\n<function=f>\\n<parameter=k>v</parameter>\\n</function>\\n</seed:tool_call>`."""
+"""Seed-OSS: `<seed:tool_call>\\n<function=f>\\n<parameter=k>v</parameter>\\n</function>` and
+`\\n</seed:tool_call>`.
+"""
 
 _GLM_MARKERS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 GLM = TaggedFormat(
@@ -221,8 +227,8 @@ MINIMAX_M2 = TaggedFormat(
     ),
     markers=("<minimax:tool_call>", "</minimax:tool_call>"),
 )
-"""MiniMax M2: `<minimax:tool_call>\\n<invoke name="f">\\n<parameter name="k">v</parameter>\\n</invoke>` and
-more of these, `\\n</minimax:tool_call>`.
+"""MiniMax M2: `<invoke name="f">\\n<parameter name="k">v</parameter>\\n</invoke>`, all of them between
+`<minimax:tool_call>\\n` and `\\n</minimax:tool_call>`.
 """
 
 
@@ -243,8 +249,8 @@ def _dsml(name: str, section: str) -> TaggedFormat:
 
 
 DEEPSEEK_V3_2 = _dsml("deepseek-v3.2", "function_calls")
-"""DeepSeek V3.2: `<function_calls>\\n<invoke name="f">\\n<parameter name="k" string="true">v</parameter>`,
-with `DSML` before each tag's name. `string` says whether a value is a text or JSON.
+"""DeepSeek V3.2: `<invoke name="f">\\n<parameter name="k" string="true">v</parameter>\\n</invoke>` in
+`<function_calls>`, with `DSML` before each tag's name. `string`: a text, or JSON.
 """
 DEEPSEEK_V4 = _dsml("deepseek-v4", "tool_calls")
 """DeepSeek V4: as V3.2, with `tool_calls` around the calls."""
@@ -261,8 +267,8 @@ MINICPM5 = TaggedFormat(
     ),
     markers=("<function", "</function>", "<param", "</param>"),
 )
-"""MiniCPM 5: `<function name="f"><param name="k">v</param></function>`; a text with `<`, `&` or a line
-break in it stands in `<![CDATA[` and `]]>`.
+"""MiniCPM 5: `<function name="f"><param name="k">v</param></function>`; a text with `<`, `&` or a
+line break in it stands in `<![CDATA[` and `]]>`.
 """
 
 HUNYUAN3 = TaggedFormat(
@@ -283,8 +289,8 @@ HUNYUAN3 = TaggedFormat(
     ),
     reasoning=("<think:opensource>", "</think:opensource>"),
 )
-"""Hunyuan 3: `<tool_calls:opensource>\\n<tool_call:opensource>f<tool_sep:opensource>\\n`, GLM's tags for
-arguments with `:opensource` in each.
+"""Hunyuan 3: `<tool_calls:opensource>\\n<tool_call:opensource>f<tool_sep:opensource>\\n`, GLM's
+tags for arguments with `:opensource` in each.
 """
 
 TAGGED_FORMATS = (

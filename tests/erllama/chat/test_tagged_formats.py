@@ -284,6 +284,19 @@ def test_a_model_is_told_how_to_call(tool_format):
 
 
 @every_format
+def test_a_closing_begins_with_a_character_that_it_holds_once(tool_format):
+    closing = tool_format.shape.value_end.strip()
+    assert closing.count(closing[0]) == 1  # what `text_until` needs
+
+
+@every_format
+def test_a_grammar_has_room_for_many_tools(tool_format):
+    optional = {f"parameter_{n}": {"type": ("string", "integer", "array")[n % 3]} for n in range(8)}
+    tools = [ToolSpec(f"tool_number_{n}", {"properties": optional, "required": []}) for n in range(60)]
+    assert random_reply(tool_format, tools, 0, parallel=True, hints=(tool_format.shape.value_end,))
+
+
+@every_format
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32), parallel=st.booleans(), with_control=st.booleans())
 def test_what_the_rules_admit_is_read_as_a_right_call(tool_format, seed, parallel, with_control):
