@@ -26,7 +26,7 @@ from enum import StrEnum
 
 import xxhash
 
-from cache_store.tiers.base import ReadBuffer, Stat, Tier, Verify, tier_error
+from cache_store.tiers.base import ReadBuffer, Stat, Tier, tier_errors
 
 
 class FakeClock:
@@ -63,8 +63,8 @@ class _Rule:
 
 
 class FaultyTier:
-    """A tier whose calls fail as told, by operation ("read", "publish", ..., "*" for all) and by
-    count; deterministic in one thread.
+    """A tier whose calls fail as told, by operation ("read", "read_head", "publish", ..., "*" for
+    all) and by count; deterministic in one thread.
 
     Rules are asked in the order in which they were given; the first that matches decides. `calls`
     counts the calls of every operation, failed ones too. Thread-safe.
@@ -72,27 +72,12 @@ class FaultyTier:
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
+        self.url, self.label, self.local, self.max_bytes = tier.url, tier.label, tier.local, tier.max_bytes
         self._lock = threading.Condition()
         self._rules: list[_Rule] = []
         self._n_hanging = 0
         self._released = threading.Event()
         self.calls: Counter[str] = Counter()
-
-    @property
-    def url(self) -> str:
-        return self._tier.url
-
-    @property
-    def label(self) -> str:
-        return self._tier.label
-
-    @property
-    def local(self) -> bool:
-        return self._tier.local
-
-    @property
-    def max_bytes(self) -> int | None:
-        return self._tier.max_bytes
 
     def inject(self, operation: str, fault: Fault, *, skip: int = 0, times: int | None = 1, n_bytes: int = 0) -> None:
         """After `skip` more calls of `operation`, the next `times` of them (None: all) meet
@@ -118,19 +103,14 @@ class FaultyTier:
         with self._lock:
             return self._lock.wait_for(lambda: self._n_hanging >= n_calls, timeout_s)
 
-    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
-        end = self._meet("read", name)
-        view = self._tier.read(name, buffer)
+    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+        end = self._meet("read" if head_bytes is None else "read_head", name)
+        view = self._tier.read(name, buffer, head_bytes)
         return view if view is None else view[:end]
 
-    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
-        end = self._meet("read_head", name)
-        view = self._tier.read_head(name, n_bytes, buffer)
-        return view if view is None else view[:end]
-
-    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
+    def publish(self, name: str, data: memoryview) -> None:
         end = self._meet("publish", name)
-        return self._tier.publish(name, data[:end], verify)
+        self._tier.publish(name, data[:end])
 
     def delete(self, name: str) -> bool:
         self._meet("delete", name)
@@ -166,8 +146,8 @@ class FaultyTier:
             self._hang(released)
             return None
         code = _ERRNO[rule.fault]
-        failure = OSError(code, os.strerror(code))
-        raise tier_error(self.url, operation, name, failure) from failure
+        with tier_errors(self, operation, name):
+            raise OSError(code, os.strerror(code))
 
     def _hang(self, released: threading.Event) -> None:
         with self._lock:
@@ -226,14 +206,14 @@ class TierContract:
     """What a tier promises, one promise per test."""
 
     def test_what_is_published_is_read_back(self, tier: Tier) -> None:
-        assert tier.publish("r/ab/one", sealed(b"x" * 1000)) is True
+        tier.publish("r/ab/one", sealed(b"x" * 1000))
         assert _read(tier, "r/ab/one") == bytes(sealed(b"x" * 1000))
 
     def test_a_missing_object_is_none_and_not_an_error(self, tier: Tier) -> None:
         tier.publish("r/ab/one", sealed(b"x"))
         for name in ("two", "r/ab/two", "r/cd/one", "r/ab/one/below"):
             assert tier.read(name, ReadBuffer()) is None
-            assert tier.read_head(name, 10, ReadBuffer()) is None
+            assert tier.read(name, ReadBuffer(), 10) is None
             assert tier.stat(name) is None
 
     def test_a_directory_is_not_an_object(self, tier: Tier) -> None:
@@ -243,7 +223,7 @@ class TierContract:
     def test_an_empty_object_is_an_object(self, tier: Tier) -> None:
         tier.publish("r/empty", memoryview(b""))
         assert _read(tier, "r/empty") == b""
-        head = tier.read_head("r/empty", 10, ReadBuffer())
+        head = tier.read("r/empty", ReadBuffer(), 10)
         assert head is not None
         assert bytes(head) == b""
 
@@ -257,9 +237,9 @@ class TierContract:
     def test_the_head_is_the_first_bytes_or_all_there_are(self, tier: Tier) -> None:
         tier.publish("r/one", memoryview(b"0123456789"))
         buffer = ReadBuffer()
-        heads = {n: tier.read_head("r/one", n, buffer) for n in (4, 10, 99)}
+        heads = {n: tier.read("r/one", buffer, n) for n in (4, 10, 99)}
         assert {n: len(head) for n, head in heads.items() if head is not None} == {4: 4, 10: 10, 99: 10}
-        assert bytes(tier.read_head("r/one", 4, buffer) or b"") == b"0123"
+        assert bytes(tier.read("r/one", buffer, 4) or b"") == b"0123"
 
     def test_one_buffer_serves_objects_of_every_size(self, tier: Tier) -> None:
         contents = {f"r/{n}": bytes([n % 251]) * n for n in (10, 200_000, 3, 70_000)}
@@ -269,30 +249,10 @@ class TierContract:
         for name, content in contents.items():
             assert bytes(tier.read(name, buffer) or b"") == content
 
-    def test_an_object_that_verifies_is_adopted_and_not_written(self, tier: Tier) -> None:
-        tier.publish("r/one", sealed(b"first"))
-        assert tier.publish("r/one", sealed(b"second"), verify=is_whole) is False
-        assert _read(tier, "r/one") == bytes(sealed(b"first"))
-
-    def test_an_object_that_does_not_verify_is_replaced(self, tier: Tier) -> None:
-        tier.publish("r/one", sealed(b"first")[:-1])
-        assert tier.publish("r/one", sealed(b"second"), verify=is_whole) is True
-        assert _read(tier, "r/one") == bytes(sealed(b"second"))
-
-    def test_without_a_check_the_last_publisher_wins(self, tier: Tier) -> None:
+    def test_the_last_publisher_wins(self, tier: Tier) -> None:
         tier.publish("r/one", sealed(b"first, and longer"))
-        assert tier.publish("r/one", sealed(b"second")) is True
+        tier.publish("r/one", sealed(b"second"))
         assert _read(tier, "r/one") == bytes(sealed(b"second"))
-
-    def test_the_check_is_not_asked_where_there_is_nothing(self, tier: Tier) -> None:
-        asked: list[int] = []
-
-        def accept(data: memoryview) -> bool:
-            asked.append(len(data))
-            return True
-
-        assert tier.publish("r/one", sealed(b"x"), verify=accept) is True
-        assert asked == []
 
     def test_a_part_of_a_larger_buffer_can_be_published(self, tier: Tier) -> None:
         tier.publish("r/one", memoryview(bytearray(b"..0123.."))[2:6])

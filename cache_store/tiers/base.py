@@ -13,7 +13,10 @@ bytes, times unix seconds by the clock of the file system.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +24,7 @@ import numpy as np
 
 from cache_store.errors import TierError
 
-Verify = Callable[[memoryview], bool]
-
+MISSING = (FileNotFoundError, NotADirectoryError)
 TEMP_PREFIX = ".tmp-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ALIGN = 64  # what Arrow wants of its buffers
@@ -92,21 +94,16 @@ class Tier(Protocol):
     def max_bytes(self) -> int | None:
         """The budget it was configured with; whoever fills the tier keeps it."""
 
-    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
-        """The whole object; None when there is none. Valid until `buffer` is used again. An object
-        cut while it is read comes short.
+    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+        """The object, or at most its first `head_bytes`; None when there is none. Valid until
+        `buffer` is used again. An object cut while it is read comes short.
         """
 
-    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
-        """The first `n_bytes`, or fewer where the object is shorter; else like `read`."""
+    def publish(self, name: str, data: memoryview) -> None:
+        """Make the object visible, whole or not at all; an existing one is replaced atomically.
 
-    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        """Make the object visible, whole or not at all. False when one that `verify` accepts was
-        there already and nothing was written.
-
-        Without `verify`, and where it says no, an existing object is replaced atomically. `NoSpace`
-        when the file system is full. After a failure nothing new is left behind, but the object may
-        be visible if the failure came last (it is whole then).
+        `NoSpace` when the file system is full. After a failure nothing new is left behind, but the
+        object may be visible if the failure came last (it is whole then).
         """
 
     def delete(self, name: str) -> bool:
@@ -155,7 +152,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def tier_error(url: str, operation: str, name: str, failure: Exception) -> TierError:
-    """What a caller sees of `failure`; chain it."""
-    kind = NoSpace if isinstance(failure, OSError) and failure.errno in _NO_SPACE else TierError
-    return kind(f"{operation} {name or '(everything)'} in {url}: {failure or type(failure).__name__}")
+def temp_path(directory: str) -> str:
+    return f"{directory}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def tier_errors(tier: Tier, operation: str, name: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """What of `kind` is raised inside leaves as `TierError`, or as `NoSpace`."""
+    try:
+        yield
+    except TierError:
+        raise
+    except kind as failure:
+        is_full = isinstance(failure, OSError) and failure.errno in _NO_SPACE
+        told = f"{operation} {name or '(everything)'} in {tier.url}: {failure or type(failure).__name__}"
+        raise (NoSpace if is_full else TierError)(told) from failure

@@ -20,7 +20,7 @@ from cache_store.errors import TierError
 from cache_store.format.file import Compression
 from cache_store.records import TierStats
 from cache_store.tiers.bandwidth import Bandwidth
-from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier, Verify
+from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier
 from cache_store.tiers.breaker import Breaker
 from cache_store.tiers.deadline_pool import Call, DeadlinePool
 from cache_store.tiers.open import open_tier
@@ -132,9 +132,9 @@ class GuardedTier:
         """Any background call, as a foreground call."""
         return self.wait(self._pool.call(function), deadline_ns)
 
-    def publish(self, name: str, data: memoryview, deadline_ns: int) -> bool:
+    def publish(self, name: str, data: memoryview, deadline_ns: int) -> None:
         """`data` must not be reused: the call may outlive its caller's patience."""
-        return self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
+        self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
 
     # --- background -------------------------------------------------------------------------------
 
@@ -143,11 +143,7 @@ class GuardedTier:
         began_ns = time.monotonic_ns()
         try:
             with self._judged():
-                data = (
-                    self._inner.read(name, buffer)
-                    if head_bytes is None
-                    else self._inner.read_head(name, head_bytes, buffer)
-                )
+                data = self._inner.read(name, buffer, head_bytes)
         except BaseException:
             self.give_back(buffer)
             raise
@@ -158,11 +154,23 @@ class GuardedTier:
         self.count("read_bytes", data.nbytes)
         return Loaded(self, data, buffer)
 
-    def publish_now(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        written = self._guarded(lambda: self._inner.publish(name, data, verify))
-        if written:
-            self.count("written_bytes", data.nbytes)
-        return written
+    def publish_now(self, name: str, data: memoryview, verify: Callable[[memoryview], bool] | None = None) -> None:
+        """Nothing is written where an object is already that `verify` accepts."""
+        with self._judged():
+            if verify is not None and self._holds(name, verify):
+                return
+            self._inner.publish(name, data)
+        self.count("written_bytes", data.nbytes)
+
+    def _holds(self, name: str, verify: Callable[[memoryview], bool]) -> bool:
+        """There is an object and it verifies. One that cannot be read does not: a bad sector under
+        a good name must not keep its content out of the tier for good.
+        """
+        try:
+            found = self._inner.read(name, ReadBuffer())
+        except TierError:
+            return False
+        return found is not None and verify(found)
 
     def stat_now(self, name: str) -> Stat | None:
         return self._guarded(lambda: self._inner.stat(name))

@@ -2,6 +2,8 @@
 deadline.
 """
 
+import errno
+import os
 import threading
 import time
 import weakref
@@ -11,7 +13,7 @@ import pytest
 from cache_store import TierConfig, TierError
 from cache_store.errors import StoreClosed
 from cache_store.in_flight import InFlight
-from cache_store.testing import Fault, FaultyTier
+from cache_store.testing import Fault, FaultyTier, is_whole, sealed
 from cache_store.tiers.bandwidth import Bandwidth
 from cache_store.tiers.breaker import FIRST_S, LONGEST_S, THRESHOLD, Breaker
 from cache_store.tiers.deadline_pool import THREADS, DeadlinePool
@@ -164,6 +166,51 @@ def test_a_full_file_system_is_no_failing_tier(guarded, tier):
         with pytest.raises(TierError):
             guarded.publish_now("x", memoryview(b"x"))
     assert guarded.available
+
+
+def stored(guarded, name):
+    loaded = guarded.load(name)
+    try:
+        return bytes(loaded.data)
+    finally:
+        loaded.free()
+
+
+def test_an_object_that_verifies_is_adopted_and_not_written(guarded, tier):
+    guarded.publish_now("r/one", sealed(b"first"))
+    guarded.publish_now("r/one", sealed(b"second"), verify=is_whole)
+    assert stored(guarded, "r/one") == bytes(sealed(b"first"))
+    assert (tier.calls["publish"], guarded.stats(0, 0).written_bytes) == (1, len(sealed(b"first")))
+
+
+def test_an_object_that_verifies_is_adopted_from_a_tier_that_cannot_be_written(guarded, tier):
+    guarded.publish_now("r/one", sealed(b"first"))
+    tier.inject("publish", Fault.READ_ONLY, times=None)
+    guarded.publish_now("r/one", sealed(b"second"), verify=is_whole)
+    assert stored(guarded, "r/one") == bytes(sealed(b"first"))
+
+
+def test_an_object_that_does_not_verify_is_replaced(guarded):
+    guarded.publish_now("r/one", sealed(b"first")[:-1])
+    guarded.publish_now("r/one", sealed(b"second"), verify=is_whole)
+    assert stored(guarded, "r/one") == bytes(sealed(b"second"))
+
+
+def test_the_check_is_not_asked_where_there_is_nothing(guarded):
+    asked = []
+    guarded.publish_now("r/one", sealed(b"x"), verify=asked.append)
+    assert (asked, stored(guarded, "r/one")) == ([], bytes(sealed(b"x")))
+
+
+def test_an_object_that_cannot_be_read_is_replaced(guarded, monkeypatch):
+    """A bad sector under a good name must not keep its content out of the tier for good."""
+    guarded.publish_now("r/one", sealed(b"x"))
+    monkeypatch.setattr(os, "readv", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
+    guarded.publish_now("r/one", sealed(b"y"), verify=is_whole)
+    with pytest.raises(TierError, match=r"read r/one in .*bad sector"):
+        guarded.load("r/one")
+    monkeypatch.undo()
+    assert stored(guarded, "r/one") == bytes(sealed(b"y"))
 
 
 def test_a_tier_that_lets_its_callers_wait_in_vain_is_left_alone(guarded, tier):
