@@ -28,7 +28,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -92,15 +91,11 @@ class Store:
         self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}
         self._claims = Claims(next((tier for tier in tiers if tier.local), None), owner, unix_s)
         self._garbage_pools = [garbage_pool(tier) for tier in tiers]
-        self._copiers = [self._copier(tier) for tier in tiers] if len(tiers) > 1 else []
-        self._writer = Writer(
-            self._stack,
-            self._in_flight,
-            self._copy_down,
-            queue_bytes=config.queue_bytes,
-            attempts=config.write_attempts,
-            retry_s=config.retry_s,
-        )
+        self._copiers = [
+            TierCopier(self._stack, tier, self._in_flight, self._copy_down, config)
+            for tier in (tiers if len(tiers) > 1 else [])
+        ]
+        self._writer = Writer(self._stack, self._in_flight, self._copy_down, config)
         self._prefix_search = PrefixSearch(
             self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
         )
@@ -125,9 +120,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close(self._config.op_timeout_s)
 
     @property
@@ -386,19 +379,6 @@ class Store:
             tier.close()
 
     # --- wiring -----------------------------------------------------------------------------------
-
-    def _copier(self, tier: GuardedTier) -> TierCopier:
-        config = self._config
-        return TierCopier(
-            self._stack,
-            tier,
-            self._in_flight,
-            self._copy_down,
-            copy_queue=config.copy_queue,
-            promote_bytes=config.promote_bytes,
-            attempts=config.write_attempts,
-            retry_s=config.retry_s,
-        )
 
     def _copy_down(self, id: BlockId, tier: GuardedTier) -> None:
         """`id` has arrived on `tier`: the next one below gets it; awaited until it lies on a

@@ -89,13 +89,13 @@ class TierStack:
         """
         gaps = self._gaps[tier.index]
         if self._is_behind_gap(tier, id) or not self.make_room(tier, data.nbytes, id.parent):
-            self._note_gap(gaps, id)
+            _note_gap(gaps, id)
             raise StoreFull(f"{tier.label}: no room for {data.nbytes} bytes")
         try:
             self._publish(tier, id, data)
         except NoSpace:
             if not self.evict(tier, max(data.nbytes, self._batch(tier)), "no_space"):
-                self._note_gap(gaps, id)
+                _note_gap(gaps, id)
                 raise
             self._publish(tier, id, data)
         self.index.add(id, tier.index, data.nbytes, tokens)
@@ -111,16 +111,9 @@ class TierStack:
         gap = self._gaps[tier.index].get(id.parent)
         return gap is not None and not self.index.leads_to_end_of(gap, tier.index)
 
-    @staticmethod
-    def _note_gap(gaps: dict[ChainKey, BlockId], id: BlockId) -> None:
-        if id.kind is Kind.ROWS:
-            if len(gaps) >= _MAX_GAPS:
-                gaps.clear()
-            gaps[id.key] = id
-
     def _publish(self, tier: GuardedTier, id: BlockId, data: memoryview) -> None:
         if tier.local:
-            tier.publish_now(id.name, data, lambda found: verifies(found, id))
+            tier.publish_now(id.name, data, lambda found: _verifies(found, id))
         # a PUT is whole or absent: what is there need not be read back to be believed
         elif tier.stat_now(id.name) is None:
             tier.publish_now(id.name, data)
@@ -193,26 +186,18 @@ class TierStack:
             self._delta_log.removed(id, tier.index)
         return was_there
 
-    def condemn(self, tier: GuardedTier, id: BlockId, damage: Damage, deadline_ns: int) -> None:
-        """A corrupt object: count it, forget it, delete it. Foreground."""
-        self._forget_damaged(tier, id, damage)
-        try:
-            tier.delete(id.name, deadline_ns)
-        except StoreError:
-            self.tally.add("undeleted", tier.label)
-
-    def condemn_now(self, tier: GuardedTier, id: BlockId, damage: Damage) -> None:
-        """Like `condemn`. Background."""
-        self._forget_damaged(tier, id, damage)
-        try:
-            tier.delete_now(id.name)
-        except TierError:
-            self.tally.add("undeleted", tier.label)
-
-    def _forget_damaged(self, tier: GuardedTier, id: BlockId, damage: Damage) -> None:
+    def condemn(self, tier: GuardedTier, id: BlockId, damage: Damage, deadline_ns: int | None = None) -> None:
+        """A corrupt object: count it, forget it, delete it. Foreground; background without a deadline."""
         self.tally.add("corrupt", damage)
         self.index.remove(id, tier.index)
         self._delta_log.removed(id, tier.index)
+        try:
+            if deadline_ns is None:
+                tier.delete_now(id.name)
+            else:
+                tier.delete(id.name, deadline_ns)
+        except StoreError:
+            self.tally.add("undeleted", tier.label)
 
     def _others_collect(self, tier: GuardedTier) -> bool:
         return self._clock() < self._others_collect_until_ns[tier.index]
@@ -228,7 +213,14 @@ class TierStack:
         return int(tier.max_bytes * _EVICTION_BATCH)
 
 
-def verifies(data: memoryview, id: BlockId) -> bool:
+def _note_gap(gaps: dict[ChainKey, BlockId], id: BlockId) -> None:
+    if id.kind is Kind.ROWS:
+        if len(gaps) >= _MAX_GAPS:
+            gaps.clear()
+        gaps[id.key] = id
+
+
+def _verifies(data: memoryview, id: BlockId) -> bool:
     try:
         decode(data, id)
     except CorruptBlock:

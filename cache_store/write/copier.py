@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cache_store.config import StoreConfig
 from cache_store.errors import CorruptBlock, StoreFull, TierError
 from cache_store.format.block import BlockId
 from cache_store.format.file import BlockEncoder, decode
@@ -47,31 +48,26 @@ class TierCopier:
         tier: GuardedTier,
         in_flight: InFlight,
         announce: Callable[[BlockId, GuardedTier], None],
-        *,
-        copy_queue: int,
-        promote_bytes: int,
-        attempts: int,
-        retry_s: float,
+        config: StoreConfig,
     ) -> None:
         self._stack = stack
         self._tier = tier
         self._in_flight = in_flight
         self._announce = announce
-        self._copy_queue = copy_queue
-        self._promote_bytes = promote_bytes
+        self._config = config
         self._lock = threading.Lock()
         self._promoting_bytes = 0
-        self._attempts = attempts
-        self._retry_s = retry_s
         self._encoder = BlockEncoder(tier.compression)
-        self._worker: Worker[Copy] = Worker(f"to-{tier.label}", self._run, lambda copy: self._end(copy, "closed"))
+        self._worker: Worker[Copy] = Worker(
+            f"to-{tier.label}", self._run, lambda copy: self._end(copy, "closed"), max_jobs=config.copy_queue
+        )
 
     def submit(self, copy: Copy) -> None:
         if copy.awaited:
             self._in_flight.opened(copy.id)
         if not copy.best_effort:
             self._stack.pending_copies.opened(copy.id)
-        if not self._worker.submit(copy, max_jobs=self._copy_queue):
+        if not self._worker.submit(copy):
             self._end(copy, "copy_queue_full")
 
     def promote(self, id: BlockId, loaded: Loaded) -> None:
@@ -80,7 +76,7 @@ class TierCopier:
         """
         if not self._admit(id, loaded.data.nbytes):
             loaded.free()
-        elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded), max_jobs=self._copy_queue):
+        elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded)):
             self._end(copy, "closed")
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
@@ -91,7 +87,7 @@ class TierCopier:
         ):
             return False
         with self._lock:
-            admitted = self._promoting_bytes + n_bytes <= self._promote_bytes
+            admitted = self._promoting_bytes + n_bytes <= self._config.promote_bytes
             self._promoting_bytes += n_bytes if admitted else 0
         return admitted
 
@@ -126,7 +122,7 @@ class TierCopier:
 
     def _copy_with_retries(self, copy: Copy) -> str:
         attempt = 0
-        while attempt < self._attempts:
+        while attempt < self._config.write_attempts:
             if self._tier.index in self._stack.index.tiers_of(copy.id):
                 return ""
             if self._tier.available:
@@ -135,7 +131,7 @@ class TierCopier:
                 except TierError:
                     attempt += 1
             if copy.best_effort or not self._worker.pause(
-                self._retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
+                self._config.retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
             ):
                 break
         return "copy_failed"
@@ -163,7 +159,7 @@ class TierCopier:
         try:
             block = decode(loaded.data, copy.id)
         except CorruptBlock as error:
-            self._stack.condemn_now(source, copy.id, error.reason)
+            self._stack.condemn(source, copy.id, error.reason)
             return None
         data = loaded.data if source.compression == self._tier.compression else self._encoder.encode(block)
         if copy.best_effort and not self._stack.fits(self._tier, data.nbytes):

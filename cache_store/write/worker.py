@@ -7,6 +7,7 @@ is logged and lost; who needs to know settles its own accounts in `finally`.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,9 +24,12 @@ _ASK_S = 0.25  # how often a drain asks whether it is still worthwhile
 class Worker(Generic[J]):
     """Calls `do(job)` for each job; `abandon(job)` for those that are left when it stops."""
 
-    def __init__(self, name: str, do: Callable[[J], None], abandon: Callable[[J], None]) -> None:
+    def __init__(
+        self, name: str, do: Callable[[J], None], abandon: Callable[[J], None], *, max_jobs: float = math.inf
+    ) -> None:
         self._do = do
         self._abandon = abandon
+        self._max_jobs = max_jobs
         self._jobs: deque[J] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -33,13 +37,10 @@ class Worker(Generic[J]):
         self._thread = threading.Thread(target=self._run, name=f"cache-{name}", daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def submit(self, job: J, *, max_jobs: int | None = None) -> bool:
+    def submit(self, job: J) -> bool:
         """False when stopping, or when `max_jobs` are waiting already."""
         with self._wake:
-            if self._stopping or (max_jobs is not None and len(self._jobs) >= max_jobs):
+            if self._stopping or len(self._jobs) >= self._max_jobs:
                 return False
             self._jobs.append(job)
             self._wake.notify_all()
