@@ -63,6 +63,7 @@ proven. Decoding may run on any thread; an encoder belongs to one thread.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class BlockEncoder:
         if problem := block.contradiction:
             raise ValueError(f"block {block.id.name}: {problem}")
         tokens = _raw(block.tokens)
-        stored = _payload(block)
+        stored = [_raw(part) for part in block.payload]
         if self._compression is not None:
             stored = [_packed(stored, self._compression)]
         header = Header.of(
@@ -150,10 +151,6 @@ def _raw(values: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _payload(block: Block) -> list[memoryview]:
-    return [_raw(part) for part in (*block.rows, block.logits, block.checkpoint) if part is not None]
-
-
 def _packed(parts: Sequence[memoryview], compression: str) -> memoryview:
     return memoryview(pa.Codec(compression).compress(b"".join(parts))).cast("B")
 
@@ -165,12 +162,8 @@ def _digest(*pieces: Bytes) -> bytes:
     return bytes(digest.digest())
 
 
-class _Frame:
-    """What Arrow writes before and behind a body: a file-like object that keeps all but the
-    body.
-    """
-
-    closed = False
+class _Frame(io.RawIOBase):
+    """What Arrow writes before and behind a body: a file that keeps all but the body."""
 
     def __init__(self, n_bytes: int) -> None:
         self.head, self.tail = bytearray(), bytearray()
@@ -195,14 +188,11 @@ class _Frame:
             self.tail += data
         return len(data)
 
+    def writable(self) -> bool:
+        return True
+
     def tell(self) -> int:
         return 0
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _batch(header: Header, text: bytes, memory: memoryview) -> Any:

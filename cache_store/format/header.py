@@ -61,7 +61,8 @@ class Header:
         """Raises ValueError for a block with more payload than a file takes, or that contradicts
         itself.
         """
-        parts = _parts_of(block)
+        is_rows = block.id.kind is Kind.ROWS
+        values = {"logits": block.logits, "checkpoint": block.checkpoint}
         header = cls(
             kind=block.id.kind.value,
             root=block.id.root,
@@ -70,8 +71,8 @@ class Header:
             start=int(block.id.start),
             n_tokens=int(block.id.n_tokens),
             n_ids=len(block.tokens),
-            parts=list(parts),
-            row_bytes=list(parts.values()),
+            parts=[*block.columns, *(name for name, value in values.items() if value is not None)],
+            row_bytes=[part.shape[1] if is_rows else part.nbytes for part in block.payload],
             reason=block.reason,
             build=block.build,
             created_s=float(block.created_s),
@@ -151,7 +152,7 @@ class Header:
         if not math.isfinite(self.created_s):
             raise ValueError(f"created_s is {self.created_s}")
         if self.n_ids != {Kind.ROWS: self.n_tokens, Kind.END: 0}.get(Kind(self.kind), self.n_ids):
-            raise ValueError(f"{self.n_ids} token ids in {self.kind} of {self.n_tokens} tokens")
+            raise ValueError(f"{self.n_ids} token ids, {self.n_tokens} in the name")
         self._check_parts()
         self._check_sizes()
 
@@ -163,7 +164,7 @@ class Header:
         ):
             raise ValueError(f"parts {self.parts!r} with rows of {self.row_bytes!r} bytes")
         if len(set(self.parts)) != len(self.parts):
-            raise ValueError(f"parts repeat: {self.parts}")
+            raise ValueError(f"names repeat: {self.parts}")
         if not all((self.kind == Kind.ROWS) <= row_bytes <= MAX_PAYLOAD_BYTES for row_bytes in {*self.row_bytes}):
             raise ValueError(f"rows of {self.row_bytes} bytes")
         if self.kind != Kind.ROWS:
@@ -187,13 +188,6 @@ class Header:
             raise ValueError(f"{self.stored_bytes} bytes are stored of {self.payload_bytes}")
         if self.payload_bytes > _MOST_PER_BYTE[self.compression] * self.stored_bytes + _MOST_EXTRA:
             raise ValueError(f"{self.payload_bytes} bytes cannot be the {self.stored_bytes} bytes stored")
-
-
-def _parts_of(block: Block) -> dict[str, int]:
-    if block.id.kind is Kind.ROWS:
-        return {name: rows.shape[1] for name, rows in zip(block.columns, block.rows, strict=True)}
-    values = {"logits": block.logits, "checkpoint": block.checkpoint}
-    return {name: value.nbytes for name, value in values.items() if value is not None}
 
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}

@@ -12,15 +12,12 @@ writer and every reader has released it.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.block import Block
-
-T = TypeVar("T", bound=np.generic)
 
 _ALIGN = 64
 # capacities are rounded up to 1/8 of a power of two, so that blocks of nearly one size share
@@ -74,21 +71,8 @@ class StagingPool:
         """A copy of `block` that outlives the caller's buffers; None when the pool is full and
         stays so for `wait_s`.
         """
-        memory = self._take(sum(_padded(part.nbytes) for part in _parts(block)), wait_s)
-        if memory is None:
-            return None
-        cut = _Cutter(memory)
-        return Staged(
-            self,
-            memory,
-            replace(
-                block,
-                tokens=cut.copy(block.tokens),
-                rows=tuple(cut.copy(rows) for rows in block.rows),
-                logits=None if block.logits is None else cut.copy(block.logits),
-                checkpoint=None if block.checkpoint is None else cut.copy(block.checkpoint),
-            ),
-        )
+        memory = self._take(sum(_padded(part.nbytes) for part in (block.tokens, *block.payload)), wait_s)
+        return None if memory is None else Staged(self, memory, block.with_arrays(_Cutter(memory).copy))
 
     def take_back(self, memory: NDArray[np.uint8]) -> None:
         """Called by `Staged` under `lock`."""
@@ -127,17 +111,12 @@ class _Cutter:
         self._memory = memory
         self._at = 0
 
-    def copy(self, source: NDArray[T]) -> NDArray[T]:
+    def copy(self, source: NDArray[Any]) -> NDArray[Any]:
         room = self._memory[self._at : self._at + source.nbytes]
         self._at += _padded(source.nbytes)
         target = room.view(source.dtype).reshape(source.shape)
         target[...] = source
         return target
-
-
-def _parts(block: Block) -> list[NDArray[np.generic]]:
-    parts = [block.tokens, *block.rows, block.logits, block.checkpoint]
-    return [part for part in parts if part is not None]
 
 
 def _padded(n_bytes: int) -> int:
@@ -151,14 +130,4 @@ def _size_class(n_bytes: int) -> int:
 
 def copied(block: Block) -> Block:
     """A block whose arrays are its own."""
-    return Block(
-        block.id,
-        block.tokens.copy(),
-        block.columns,
-        tuple(rows.copy() for rows in block.rows),
-        None if block.logits is None else block.logits.copy(),
-        None if block.checkpoint is None else block.checkpoint.copy(),
-        block.reason,
-        block.created_s,
-        block.build,
-    )
+    return block.with_arrays(np.copy)
