@@ -16,6 +16,7 @@ failed assertion.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections import Counter
@@ -58,8 +59,18 @@ class _Rule:
     operation: str
     fault: Fault
     skip: int
-    times: int | None
+    times: float
     n_bytes: int
+
+    def decides(self, operation: str) -> bool:
+        """Counts the call."""
+        if self.operation not in ("*", operation):
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.times -= 1
+        return self.times >= 0
 
 
 class FaultyTier:
@@ -84,7 +95,7 @@ class FaultyTier:
         `fault`. `n_bytes`: where TEAR cuts.
         """
         with self._lock:
-            self._rules.append(_Rule(operation, fault, skip, times, n_bytes))
+            self._rules.append(_Rule(operation, fault, skip, math.inf if times is None else times, n_bytes))
 
     def heal(self) -> None:
         """Forget all rules and let hanging calls go on."""
@@ -136,7 +147,7 @@ class FaultyTier:
         """Where to cut what is read or written; None: nowhere. Raises and waits as told."""
         with self._lock:
             self.calls[operation] += 1
-            rule = next((rule for rule in self._rules if rule.operation in ("*", operation) and _due(rule)), None)
+            rule = next((rule for rule in self._rules if rule.decides(operation)), None)
             released = self._released
         if rule is None:
             return None
@@ -158,32 +169,14 @@ class FaultyTier:
             self._n_hanging -= 1
 
 
-def _due(rule: _Rule) -> bool:
-    """Counts the call."""
-    if rule.skip:
-        rule.skip -= 1
-        return False
-    if rule.times is None:
-        return True
-    rule.times -= 1
-    return rule.times >= 0
-
-
-_DIGEST_BYTES = 8
-
-
 def sealed(content: bytes) -> memoryview:
-    """`content` behind its length and xxh3, so that `is_whole` can judge it without knowing it."""
-    digest = xxhash.xxh3_64_digest(content)
-    return memoryview(digest + len(content).to_bytes(8, "little") + content)
+    """`content` behind its xxh3, so that `is_whole` can judge it without knowing it."""
+    return memoryview(xxhash.xxh3_64_digest(content) + content)
 
 
 def is_whole(data: memoryview) -> bool:
     """`data` is something that `sealed` made, complete and undamaged."""
-    content = data[_DIGEST_BYTES + 8 :]
-    return bytes(data[:_DIGEST_BYTES]) == xxhash.xxh3_64_digest(content) and int.from_bytes(
-        data[_DIGEST_BYTES:][:8], "little"
-    ) == len(content)
+    return data[:8] == xxhash.xxh3_64_digest(data[8:])
 
 
 def _names(tier: Tier, prefix: str = "") -> list[str]:

@@ -66,7 +66,6 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -236,16 +235,15 @@ def decode(data: Bytes, expect: BlockId) -> Block:
     MemoryError while decompressing: lack of memory is no reason to drop a good object.
     """
     view = memoryview(data).cast("B").toreadonly()
-    head = _proven_head(view, expect)
-    header, seal = head.header, head.seal
+    header, seal, body_at = _proven_head(view, expect)
     if len(view) != seal.file_bytes:
         damage = Damage.SHORT if len(view) < seal.file_bytes else Damage.NOT_ARROW
         raise CorruptBlock(damage, f"{len(view)} bytes instead of {seal.file_bytes}")
-    tail_at = head.body_at + header.body_bytes
+    tail_at = body_at + header.body_bytes
     if tail_at > len(view):
         raise CorruptBlock(Damage.NOT_ARROW, f"a body of {header.body_bytes} bytes in a file of {len(view)}")
     _prove(view[tail_at:], seal.tail_xxh3, "tail")
-    body = view[head.body_at : tail_at]
+    body = view[body_at:tail_at]
     tokens = _tokens(body, header)
     stored = body[header.payload_at : header.payload_end]
     _prove(stored, header.payload_xxh3, "payload")
@@ -261,22 +259,12 @@ def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
     token ids is not looked at, so `decode` may still refuse the same file.
     """
     view = memoryview(data).cast("B").toreadonly()
-    head = _proven_head(view, expect)
-    return _tokens(view[head.body_at :], head.header)
+    header, _, body_at = _proven_head(view, expect)
+    return _tokens(view[body_at:], header)
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What the first bytes of a file say, once they are proven, and where in the file its body
-    begins.
-    """
-
-    header: Header
-    seal: Seal
-    body_at: int
-
-
-def _proven_head(view: memoryview, expect: BlockId) -> _Head:
+def _proven_head(view: memoryview, expect: BlockId) -> tuple[Header, Seal, int]:
+    """What the first bytes of a file say, once they are proven, and where in it the body begins."""
     body_at = _body_at(view)
     if body_at is None or body_at + SEAL_BYTES > len(view):
         raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end before the seal does")
@@ -285,7 +273,7 @@ def _proven_head(view: memoryview, expect: BlockId) -> _Head:
     header = Header.parse(bytes(view[seal.header_at : seal.header_at + seal.header_bytes]))
     if header.id != expect:
         raise CorruptBlock(Damage.MISLABELLED, f"it is {header.id.name}, not {expect.name}")
-    return _Head(header, seal, body_at)
+    return header, seal, body_at
 
 
 def _prove(view: memoryview, xxh3: str, name: str) -> None:
@@ -296,7 +284,7 @@ def _prove(view: memoryview, xxh3: str, name: str) -> None:
 def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
     if header.payload_at > len(body):
         raise CorruptBlock(Damage.SHORT, f"{len(body)} bytes of the body end before the token ids do")
-    ids = body[header.tokens_at : header.tokens_end]
+    ids = body[SEAL_BYTES : header.tokens_end]
     _prove(ids, header.tokens_xxh3, "list of token ids")
     if any(body[header.tokens_end : header.payload_at]):
         raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
@@ -325,11 +313,12 @@ def _unpacked(stored: memoryview, header: Header) -> memoryview:
 
 def _block(header: Header, expect: BlockId, tokens: NDArray[np.uint32], payload: memoryview) -> Block:
     parts = tuple(_parts(header, np.frombuffer(payload, np.uint8)))
+    about: dict[str, Any] = {"reason": header.reason, "created_s": header.created_s, "build": header.build}
     if header.kind == Kind.ROWS:
-        values: dict[str, Any] = {"columns": tuple(header.parts), "rows": parts}
-    else:
-        values = _end_values(header.parts, parts)
-    return Block(expect, tokens, **values, reason=header.reason, created_s=header.created_s, build=header.build)
+        return Block(expect, tokens, tuple(header.parts), parts, **about)
+    found = {name: part.reshape(-1) for name, part in zip(header.parts, parts, strict=True)}
+    logits = found["logits"].view(np.float32) if "logits" in found else None
+    return Block(expect, tokens, logits=logits, checkpoint=found.get("checkpoint"), **about)
 
 
 def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
@@ -340,11 +329,3 @@ def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
         n_bytes = shape[0] * shape[1] * shape[2]
         yield from payload[at : at + n_bytes].reshape(shape)
         at += n_bytes
-
-
-def _end_values(names: Sequence[str], parts: tuple[_Raw, ...]) -> dict[str, Any]:
-    found = {name: part.reshape(-1) for name, part in zip(names, parts, strict=True)}
-    return {
-        "logits": found["logits"].view(np.float32) if "logits" in found else None,
-        "checkpoint": found.get("checkpoint"),
-    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Self
 
 from cache_store.errors import CorruptBlock, Damage
@@ -64,12 +64,7 @@ class Header:
         is_rows = block.id.kind is Kind.ROWS
         values = {"logits": block.logits, "checkpoint": block.checkpoint}
         header = cls(
-            kind=block.id.kind.value,
-            root=block.id.root,
-            parent=block.id.parent,
-            key=block.id.key,
-            start=int(block.id.start),
-            n_tokens=int(block.id.n_tokens),
+            **asdict(block.id),
             n_ids=len(block.tokens),
             parts=[*block.columns, *(name for name, value in values.items() if value is not None)],
             row_bytes=[part.shape[1] if is_rows else part.nbytes for part in block.payload],
@@ -114,9 +109,7 @@ class Header:
     @property
     def n_rows(self) -> int:
         """Of each part."""
-        if self.kind == Kind.ROWS:
-            return self.n_tokens
-        return 1
+        return self.n_tokens if self.kind == Kind.ROWS else 1
 
     @property
     def payload_bytes(self) -> int:
@@ -124,13 +117,9 @@ class Header:
         return self.n_rows * sum(self.row_bytes)
 
     @property
-    def tokens_at(self) -> int:
-        """In the body, as those that follow."""
-        return SEAL_BYTES
-
-    @property
     def tokens_end(self) -> int:
-        return self.tokens_at + _TOKEN_BYTES * self.n_ids
+        """In the body, in which they begin behind the seal; so do those that follow."""
+        return SEAL_BYTES + _TOKEN_BYTES * self.n_ids
 
     @property
     def payload_at(self) -> int:
