@@ -326,11 +326,9 @@ class Store:
         self._stack.leave_garbage(self._tier(label), for_s)
 
     def stats(self) -> StoreStats:
-        counts = self._stack.tally
-        objects = [self._stack.index.objects_in(tier.index) for tier in self._stack.tiers]
-        sizes = [self._stack.index.bytes_in(tier.index) for tier in self._stack.tiers]
+        counts, index = self._stack.tally, self._stack.index
         return StoreStats(
-            tiers=tuple(tier.stats(*figures) for tier, *figures in zip(self._stack.tiers, sizes, objects, strict=True)),
+            tiers=tuple(tier.stats(index.bytes_in(i), index.objects_in(i)) for i, tier in enumerate(self._stack.tiers)),
             queue_bytes=self._writer.queue_bytes,
             pending=len(self._in_flight),
             saved=counts.of("saved"),

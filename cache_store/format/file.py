@@ -118,7 +118,7 @@ class BlockEncoder:
 
     def _written(self, header: Header, tokens: memoryview, stored: Sequence[memoryview]) -> memoryview:
         text = header.text
-        frame = _Frame.around(header, text, self._room(header.body_bytes))
+        frame = _Frame(header, text, self._room(header.body_bytes))
         file_bytes = len(frame.head) + header.body_bytes + len(frame.tail)
         start = Seal.start(file_bytes, frame.head.index(text), len(text), _digest(frame.tail))
         pieces: list[Bytes] = [
@@ -162,21 +162,17 @@ def _digest(*pieces: Bytes) -> bytes:
 
 
 class _Frame(io.RawIOBase):
-    """What Arrow writes before and behind a body: a file that keeps all but the body."""
+    """What Arrow writes before and behind a body: a file that keeps all but the body. `memory` lends
+    its size to columns whose content does not matter.
+    """
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, header: Header, text: bytes, memory: memoryview) -> None:
         self.head, self.tail = bytearray(), bytearray()
-        self._n_left = n_bytes
-
-    @classmethod
-    def around(cls, header: Header, text: bytes, memory: memoryview) -> _Frame:
-        """`memory` lends its size to columns whose content does not matter."""
-        frame = cls(header.body_bytes)
+        self._n_left = header.body_bytes
         batch = _batch(header, text, memory)
-        with pa.ipc.new_file(frame, batch.schema) as writer:
+        with pa.ipc.new_file(self, batch.schema) as writer:
             writer.write_batch(batch)
-        assert frame._n_left == 0, "pyarrow lays files out in another way"
-        return frame
+        assert self._n_left == 0, "pyarrow lays files out in another way"
 
     def write(self, data: Any) -> int:
         if _body_at(memoryview(self.head)) != len(self.head):

@@ -29,6 +29,7 @@ TEMP_PREFIX = ".tmp-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ALIGN = 64  # what Arrow wants of its buffers
 _SMALLEST = 1 << 16
+_LARGEST = 4 << 30  # keeps a damaged (sparse) file from taking all memory
 
 
 class NoSpace(TierError):
@@ -48,18 +49,16 @@ class ReadBuffer:
     """Memory that reads go into and that is used again: the first touch of fresh memory costs about
     2 ms per MB, reading over it 0.1.
 
-    One thread at a time. A view is valid until the next `take`. `limit_bytes` keeps a damaged
-    (sparse) file from taking all memory.
+    One thread at a time. A view is valid until the next `take`.
     """
 
-    def __init__(self, limit_bytes: int = 4 << 30) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self) -> None:
         self._memory = memoryview(b"")
 
     def take(self, n_bytes: int) -> memoryview:
         """A writable view of `n_bytes`, aligned for Arrow; its content is what was there before."""
-        if n_bytes > self._limit_bytes:
-            raise TierError(f"an object of {n_bytes} bytes exceeds the limit of {self._limit_bytes} bytes for one read")
+        if n_bytes > _LARGEST:
+            raise TierError(f"an object of {n_bytes} bytes exceeds the limit of {_LARGEST} bytes for one read")
         if n_bytes > len(self._memory):
             self._memory = _aligned(max(_SMALLEST, 1 << (n_bytes - 1).bit_length()))
         return self._memory[:n_bytes]

@@ -11,8 +11,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from cache_store.config import StoreConfig, TierConfig
@@ -21,7 +22,6 @@ from cache_store.format.file import Compression
 from cache_store.records import TierStats
 from cache_store.tiers.bandwidth import Bandwidth
 from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier
-from cache_store.tiers.breaker import Breaker
 from cache_store.tiers.deadline_pool import Call, DeadlinePool
 from cache_store.tiers.open import open_tier
 
@@ -32,6 +32,36 @@ _KEPT_BUFFERS = 6  # two readers, two hops ahead
 # local or not: latency in s, bytes per s; page cache and a plain object store
 _GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}
 _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
+
+THRESHOLD = 3  # one failure is noise; three in a row is a file system that is gone
+FIRST_S = 1.0
+LONGEST_S = 60.0  # a tier that comes back is used again within a minute
+
+
+class Breaker:
+    """When to leave a failing tier alone. Pure; the caller locks and brings the time.
+
+    Calls go through until `THRESHOLD` failures in a row; then everyone skips the tier for
+    `FIRST_S`. After that time calls go through again: the next failure opens the circuit for twice
+    as long (up to `LONGEST_S`), the next success closes it.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_s = 0.0
+        self._until_ns = 0
+
+    def allows(self, now_ns: int) -> bool:
+        return now_ns >= self._until_ns
+
+    def succeeded(self) -> None:
+        self._failures, self._open_s, self._until_ns = 0, 0.0, 0
+
+    def failed(self, now_ns: int) -> None:
+        self._failures += 1
+        if self._failures >= THRESHOLD:
+            self._open_s = min(LONGEST_S, 2 * self._open_s or FIRST_S)
+            self._until_ns = now_ns + int(self._open_s * 1e9)
 
 
 @dataclass(slots=True)
@@ -112,7 +142,7 @@ class GuardedTier:
 
     def stats_until_missing(self, names: Sequence[str], deadline_ns: int) -> list[Stat]:
         """Stats of `names` up to the first that is not there; asked in parallel."""
-        calls = [self._pool.call(lambda name=name: self.stat_now(name)) for name in names]  # type: ignore[misc]
+        calls = [self._pool.call(partial(self.stat_now, name)) for name in names]
         found: list[Stat] = []
         try:
             for call in calls:
@@ -246,17 +276,14 @@ def open_tiers(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_ti
     """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier
     that can never work.
     """
-    opened: list[Tier] = []
-    try:
-        opened.extend(open(tier) for tier in config.tiers)
-    except BaseException:
-        for tier in opened:
-            tier.close()
-        raise
     seen: Counter[str] = Counter()
     guarded: list[GuardedTier] = []
-    for index, (tier, spec) in enumerate(zip(opened, config.tiers, strict=True)):
-        seen[tier.label] += 1
-        label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
-        guarded.append(GuardedTier(index, tier, label, spec.compression))
+    with ExitStack() as on_failure:
+        for index, spec in enumerate(config.tiers):
+            tier = open(spec)
+            seen[tier.label] += 1
+            label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
+            guarded.append(GuardedTier(index, tier, label, spec.compression))
+            on_failure.callback(guarded[-1].close)
+        on_failure.pop_all()
     return guarded

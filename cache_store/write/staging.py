@@ -72,7 +72,18 @@ class StagingPool:
         stays so for `wait_s`.
         """
         memory = self._take(sum(_padded(part.nbytes) for part in (block.tokens, *block.payload)), wait_s)
-        return None if memory is None else Staged(self, memory, block.with_arrays(_Cutter(memory).copy))
+        if memory is None:
+            return None
+        rest = memory
+
+        def copy_behind(source: NDArray[Any]) -> NDArray[Any]:
+            nonlocal rest
+            target = rest[: source.nbytes].view(source.dtype).reshape(source.shape)
+            rest = rest[_padded(source.nbytes) :]
+            target[...] = source
+            return target
+
+        return Staged(self, memory, block.with_arrays(copy_behind))
 
     def take_back(self, memory: NDArray[np.uint8]) -> None:
         """Called by `Staged` under `lock`."""
@@ -102,21 +113,6 @@ class StagingPool:
                 self._free_bytes -= memory.nbytes
                 return memory
         return None
-
-
-class _Cutter:
-    """Lays arrays out behind each other in one buffer."""
-
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self._memory = memory
-        self._at = 0
-
-    def copy(self, source: NDArray[Any]) -> NDArray[Any]:
-        room = self._memory[self._at : self._at + source.nbytes]
-        self._at += _padded(source.nbytes)
-        target = room.view(source.dtype).reshape(source.shape)
-        target[...] = source
-        return target
 
 
 def _padded(n_bytes: int) -> int:
