@@ -27,7 +27,7 @@ to itself.
     config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"),
     TierConfig("s3://bucket/kv"))) with Store(config) as store:
         chain = TokenChain(store.root("digest of everything that decides KV bytes"), tokens)
-        store.save([Block(piece.id, ...) for piece in store.missing(chain)])
+        store.save([Block(id, ...) for id in store.missing(chain)])
         plan = store.lookup(chain, deadline_s=1.0)
         fetched = store.read(plan, lambda block, n_use: ..., deadline_s=5.0)
 """
@@ -41,7 +41,7 @@ from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.walk import Hop
 from cache_store.read.object_reader import ObjectReader
-from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Plan, StoreStats, TierStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.tiers.open import open_tier
 
@@ -60,7 +60,6 @@ __all__ = [
     "IndexDelta",
     "Kind",
     "ObjectReader",
-    "Piece",
     "Plan",
     "Store",
     "StoreClosed",

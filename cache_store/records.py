@@ -12,15 +12,6 @@ from cache_store.format.keys import ChainKey, TokenChain
 from cache_store.index.walk import Hop
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A ROWS object that a save would write: tokens start .. start + n_tokens - 1."""
-
-    start: int
-    n_tokens: int
-    id: BlockId
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What could be restored. A promise of nothing: objects may be gone when they are read.

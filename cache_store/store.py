@@ -43,7 +43,7 @@ from cache_store.index.index import Index
 from cache_store.read.prefix_search import PrefixSearch
 from cache_store.read.prefixes import Hottest, leaf_prefixes
 from cache_store.read.reader import Consume, Reader
-from cache_store.records import CachedPrefix, Fetched, GarbageReport, Piece, Plan, StoreStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, Plan, StoreStats
 from cache_store.sharing.claims import Claims
 from cache_store.sharing.garbage import GarbageCollection, garbage_pool
 from cache_store.sharing.gossip import Gossip
@@ -171,7 +171,7 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def missing(self, chain: TokenChain, upto: int | None = None) -> list[Piece]:
+    def missing(self, chain: TokenChain, upto: int | None = None) -> list[BlockId]:
         """The ROWS objects that a save of the first `upto` tokens (None: all) would write: beyond
         what is stored, cut at block boundaries.
 
@@ -180,11 +180,7 @@ class Store:
         chain = chain if upto is None else chain.prefix(upto)
         start = self._stack.index.longest_prefix(chain).n_whole
         cuts = [start, *range((start // BLOCK_TOKENS + 1) * BLOCK_TOKENS, len(chain), BLOCK_TOKENS), len(chain)]
-        return [
-            Piece(start, stop - start, BlockId.of_rows(chain, start, stop))
-            for start, stop in pairwise(cuts)
-            if start < stop
-        ]
+        return [BlockId.of_rows(chain, start, stop) for start, stop in pairwise(cuts) if start < stop]
 
     def save(self, blocks: Sequence[Block], *, wait_s: float = 0.0) -> int:
         """Copy `blocks` and write them in the background; how many were accepted, from the first on
@@ -218,7 +214,7 @@ class Store:
         """
         chain = chain.prefix(upto)
         stored = self._stack.index.longest_prefix(chain).hops
-        ids = [hop.id for hop in stored] + [piece.id for piece in self.missing(chain)]
+        ids = [hop.id for hop in stored] + self.missing(chain)
         self._stack.index.pin(ids)
         with self._pin_lock:
             self._pins.setdefault((chain.key_at(len(chain)), len(chain)), []).append(ids)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cache_store import Block, BlockId, ChainKey, Piece, Store, TokenChain
+from cache_store import Block, BlockId, ChainKey, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.chat.transcript import transcript_block
@@ -167,10 +167,10 @@ class KvSaver:
             blocks.append(self._end(end, reading.checkpoint, reason, logits))
         return blocks
 
-    def _rows(self, piece: Piece, chain: TokenChain, reading: KvReading, reason: SaveReason) -> Block:
+    def _rows(self, piece: BlockId, chain: TokenChain, reading: KvReading, reason: SaveReason) -> Block:
         stop = piece.start + piece.n_tokens
         return Block(
-            id=piece.id,
+            id=piece,
             tokens=chain.ids[piece.start : stop],
             columns=self._backend.kv_layout.columns,
             rows=reading.rows(piece.start, stop),

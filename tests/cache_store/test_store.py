@@ -162,7 +162,7 @@ def test_rows_that_end_early_leave_the_longest_checkpoint_within_them(store, con
 
 def test_a_model_without_rows_is_restored_by_tokens_and_a_checkpoint(store):
     root, tokens = root_of(store), prompt(600)
-    blocks = [Block(p.id, tokens[p.start : p.start + p.n_tokens]) for p in store.missing(TokenChain(root, tokens), 600)]
+    blocks = [Block(p, tokens[p.start : p.start + p.n_tokens]) for p in store.missing(TokenChain(root, tokens), 600)]
     assert store.save([*blocks, end_block(root, tokens, checkpoint=True)]) == 4
     assert store.flush(10)
     seen = []
@@ -434,7 +434,7 @@ def test_a_chain_with_lost_files_is_whole_again_after_the_next_save(tmp_path):
     def save(store: Store, root: ChainKey) -> int:
         pieces = store.missing(TokenChain(root, tokens))
         blocks = [
-            Block(p.id, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],))
+            Block(p, tokens[p.start :][: p.n_tokens], columns=("k0",), rows=(rows[p.start :][: p.n_tokens],))
             for p in pieces
         ]
         assert store.save(blocks) == len(blocks)

@@ -26,9 +26,7 @@ def saved(store: Store, tokens: np.ndarray) -> str:
     pieces = store.missing(TokenChain(root, tokens))
     rows = np.zeros((len(tokens), 8), dtype=np.uint8)
     blocks = [
-        Block(
-            p.id, tokens[p.start : p.start + p.n_tokens], columns=("k0",), rows=(rows[p.start : p.start + p.n_tokens],)
-        )
+        Block(p, tokens[p.start : p.start + p.n_tokens], columns=("k0",), rows=(rows[p.start : p.start + p.n_tokens],))
         for p in pieces
     ]
     assert store.save(blocks) == len(blocks)
