@@ -160,9 +160,7 @@ class Store:
         return self._reader.read(plan, consume, _deadline(deadline_s))
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
-        """A copy of one object, END and REPLAY too, from whichever tier has it, whether the index
-        knows it or not.
-        """
+        """A copy of one object of any kind from whichever tier has it, indexed or not."""
         return self._reader.get(id, _deadline(deadline_s))
 
     def has(self, id: BlockId) -> bool:
@@ -375,9 +373,7 @@ class Store:
     # --- wiring -----------------------------------------------------------------------------------
 
     def _copy_down(self, id: BlockId, tier: GuardedTier) -> None:
-        """`id` has arrived on `tier`: the next one below gets it; awaited until it lies on a
-        persistent one.
-        """
+        """`id` has arrived on `tier`: the next one gets it, awaited until one is persistent."""
         if tier.index + 1 < len(self._copiers):
             below = self._stack.tiers[tier.index + 1 :]
             safe = any(upper.persistent for upper in self._stack.tiers[: tier.index + 1]) or not any(

@@ -158,9 +158,7 @@ class Block:
 
     @property
     def contradiction(self) -> str | None:
-        """Where the arrays are not what `Block` says they are, so that they cannot be stored; None
-        for a good block.
-        """
+        """Where the arrays are not what `Block` says, so that they cannot be stored, or None."""
         n = self.id.n_tokens
         if not _is_list(self.tokens, np.uint32):
             return "token ids are not a list of uint32"

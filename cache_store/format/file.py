@@ -288,9 +288,7 @@ def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
 
 
 def _unpacked(stored: memoryview, header: Header) -> memoryview:
-    """Arrow's one-call decompression does not notice an lz4 frame that holds too little; a stream
-    does.
-    """
+    """A stream notices an lz4 frame that holds too little; Arrow's one-call way does not."""
     payload = np.empty(header.payload_bytes, np.uint8)
     try:
         with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored)), header.compression) as stream:

@@ -33,9 +33,7 @@ _MOST_EXTRA = 1 << 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The header's fields; sizes in bytes. What is made by `of` or `parse` does not contradict
-    itself.
-    """
+    """The header's fields; sizes in bytes. What `of` or `parse` made does not contradict itself."""
 
     kind: str
     root: str
@@ -58,9 +56,7 @@ class Header:
     def of(
         cls, block: Block, *, compression: str | None, stored_bytes: int, tokens_xxh3: str, payload_xxh3: str
     ) -> Self:
-        """Raises ValueError for a block with more payload than a file takes, or that contradicts
-        itself.
-        """
+        """Raises ValueError for a block too large for a file, or that contradicts itself."""
         is_rows = block.id.kind is Kind.ROWS
         values = {"logits": block.logits, "checkpoint": block.checkpoint}
         header = cls(

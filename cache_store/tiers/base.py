@@ -81,9 +81,7 @@ class Tier(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is, for logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL
-        ("s3").
-        """
+        """For logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL ("s3")."""
 
     @property
     def local(self) -> bool:
@@ -122,24 +120,18 @@ class Tier(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of connections. Idempotent; other calls fail afterwards or go on working, whatever
-        the tier needs.
-        """
+        """Let go of connections. Idempotent; later calls fail or work, as the tier needs."""
 
 
 def check_name(name: str) -> str:
-    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of the
-    caller's.
-    """
+    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of a caller."""
     if any(not part or part.startswith(".") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"not a name of an object: {name!r}")
     return name
 
 
 def split_prefix(prefix: str) -> tuple[str, str]:
-    """The directory that holds everything whose name starts with `prefix`, and how the entries in
-    it start.
-    """
+    """The directory of all names that start with `prefix`, and how the entries in it start."""
     directory, _, name_prefix = prefix.rpartition("/")
     if directory:
         check_name(directory)

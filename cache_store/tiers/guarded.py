@@ -80,9 +80,7 @@ class Loaded:
 
 
 class GuardedTier:
-    """`index` counts from 0, the fastest tier. `compression` is what objects written to it are
-    compressed with.
-    """
+    """`index` counts from 0, the fastest tier; `compression` is of the objects written to it."""
 
     def __init__(self, index: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
         self.index = index
@@ -103,9 +101,7 @@ class GuardedTier:
 
     @property
     def available(self) -> bool:
-        """False while the circuit is open: after some failures the tier is left alone for a
-        while.
-        """
+        """False while the circuit is open: after failures the tier is left alone for a while."""
         return self._breaker.allows(time.monotonic_ns())
 
     def count(self, what: str, n: int = 1) -> None:
@@ -123,9 +119,7 @@ class GuardedTier:
         return self._pool.call(function, on_waste)
 
     def wait(self, call: Call[T], deadline_ns: int) -> T:
-        """The result of a call of this tier's. A tier that lets its callers wait in vain counts as
-        failing.
-        """
+        """The result of a call of ours. A tier that lets callers wait in vain counts as failing."""
         began_ns = time.monotonic_ns()
         try:
             return call.wait(deadline_ns)

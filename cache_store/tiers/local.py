@@ -188,9 +188,7 @@ class LocalTier:
 
 
 def file_system_type(path: str) -> str:
-    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where the system does not
-    tell.
-    """
+    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where nobody tells."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:

@@ -75,9 +75,7 @@ class TierStack:
         self._gaps: list[dict[ChainKey, BlockId]] = [{} for _ in self.tiers]
 
     def holders(self, id: BlockId) -> list[GuardedTier]:
-        """Tiers that have the object as far as the index knows, fastest first, those with an open
-        circuit left out.
-        """
+        """Available tiers that have the object as far as the index knows, fastest first."""
         tiers = self.index.tiers_of(id)
         return [tier for tier in self.tiers if tier.index in tiers and tier.available]
 
@@ -119,9 +117,7 @@ class TierStack:
             tier.publish_now(id.name, data)
 
     def make_room(self, tier: GuardedTier, n_bytes: int, spare: ChainKey | None = None) -> bool:
-        """Evict until `n_bytes` more fit the budget, but nothing that the prefix `spare` is reached
-        by. Background.
-        """
+        """Evict until `n_bytes` more fit, but nothing that leads to `spare`. Background."""
         excess = self.index.bytes_in(tier.index) + n_bytes - self._budget(tier)
         if excess <= 0:
             return True
@@ -139,9 +135,7 @@ class TierStack:
         return freed >= excess
 
     def _copies_soon(self, tier: GuardedTier) -> bool:
-        """Whether what waits to be copied down may be waited for: a slow tier below must not block
-        the one above.
-        """
+        """Whether copies down may be waited for: a slow tier must not block the one above."""
         below = self.tiers[tier.index + 1 : tier.index + 2]
         return any(lower.local and lower.available for lower in below)
 
@@ -158,9 +152,7 @@ class TierStack:
         self._others_collect_until_ns[tier.index] = self._clock() + int(for_s * 1e9)
 
     def evict(self, tier: GuardedTier, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
-        """Delete at least `n_bytes` from a tier, or what may go; the bytes that went.
-        Background.
-        """
+        """Delete at least `n_bytes`, or what may go; the bytes that went. Background."""
         below = range(tier.index + 1, self.staged)
         may_go = (lambda victim: any(index in below for index in victim.tier_indices)) if only_if_lower else None
         return self._evict(tier, self.index.victims(tier.index, n_bytes, may_go), cause)
@@ -176,9 +168,7 @@ class TierStack:
         return freed
 
     def discard(self, tier: GuardedTier, id: BlockId, cause: str) -> bool:
-        """Delete an object and forget it; False when somebody else had deleted it. Background.
-        Raises `TierError`.
-        """
+        """Delete and forget; False when it had been deleted. Background. Raises `TierError`."""
         was_there = tier.delete_now(id.name)
         self.index.remove(id, tier.index)
         if was_there:

@@ -71,9 +71,7 @@ class TierCopier:
             self._end(copy, "copy_queue_full")
 
     def promote(self, id: BlockId, loaded: Loaded) -> None:
-        """Copy up what was just read, if it is worth it; frees `loaded` in any case, sooner or
-        later.
-        """
+        """Copy up what was just read, if it is worth it; frees `loaded` sooner or later."""
         if not self._admit(id, loaded.data.nbytes):
             loaded.free()
         elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded)):
@@ -153,9 +151,7 @@ class TierCopier:
         return "copy_gone"
 
     def _put(self, copy: Copy, source: GuardedTier, loaded: Loaded) -> str | None:
-        """Why it could not be put ("" when it was); None when the source is damaged and another may
-        serve.
-        """
+        """Why it was not put ("" when it was); None for a damaged source."""
         try:
             block = decode(loaded.data, copy.id)
         except CorruptBlock as error:

@@ -37,9 +37,7 @@ class Staged:
         self.block = block
 
     def hold(self) -> bool:
-        """Keep the buffer from being reused; False when it is gone already. Every True wants one
-        `release`.
-        """
+        """Keep the buffer; False when it is gone already. Every True wants one `release`."""
         with self._pool.lock:
             if self._holders == 0:
                 return False
@@ -68,9 +66,7 @@ class StagingPool:
         return self._used_bytes
 
     def copy(self, block: Block, wait_s: float = 0.0) -> Staged | None:
-        """A copy of `block` that outlives the caller's buffers; None when the pool is full and
-        stays so for `wait_s`.
-        """
+        """A copy that outlives the caller's buffers; None when the pool stays full for `wait_s`."""
         memory = self._take(sum(_padded(part.nbytes) for part in (block.tokens, *block.payload)), wait_s)
         if memory is None:
             return None

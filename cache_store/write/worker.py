@@ -52,9 +52,7 @@ class Worker(Generic[J]):
             return not self._wake.wait_for(lambda: self._stopping, seconds)
 
     def drain(self, timeout_s: float, worthwhile: Callable[[], bool]) -> bool:
-        """Wait until nothing waits or is under way; False on timeout, or once it is not
-        `worthwhile` any more.
-        """
+        """Wait until all is done; False on timeout, or once it is not `worthwhile` any more."""
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         with self._wake:
             while self._jobs or self._busy:
@@ -65,9 +63,7 @@ class Worker(Generic[J]):
         return True
 
     def stop(self, timeout_s: float) -> bool:
-        """Abandon what waits, then wait for the job under way. False when that one hangs.
-        Idempotent.
-        """
+        """Abandon what waits, wait for the job under way; False when it hangs. Idempotent."""
         with self._wake:
             self._stopping = True
             left = list(self._jobs)
