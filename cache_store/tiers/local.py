@@ -72,14 +72,14 @@ class LocalTier:
             self._publish(self._path(name), data)
 
     def _publish(self, path: str, data: memoryview) -> None:
-        for attempts_left in reversed(range(_ATTEMPTS)):
+        for attempt in range(_ATTEMPTS):
             try:
-                if attempts_left < _ATTEMPTS - 1:
+                if attempt:
                     self._make_directory(os.path.dirname(path))
                 self._write_and_rename(path, data)
                 return
             except FileNotFoundError:
-                if not attempts_left:
+                if attempt == _ATTEMPTS - 1:
                     raise
 
     def _write_and_rename(self, path: str, data: memoryview) -> None:

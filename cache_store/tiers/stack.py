@@ -58,7 +58,9 @@ class Tally:
 
 
 class TierStack:
-    """`pending_copies` has the objects that wait to be copied down. `clock` is monotonic, in ns."""
+    """`in_flight` has the objects that `flush` waits for, `pending_copies` those that wait to be
+    copied down. `clock` is monotonic, in ns.
+    """
 
     def __init__(
         self, tiers: Sequence[GuardedTier], index: Index, delta_log: DeltaLog, clock: Callable[[], int]
@@ -68,6 +70,7 @@ class TierStack:
         self._delta_log = delta_log
         self._clock = clock
         self._others_collect_until_ns = [clock()] * len(self.tiers)
+        self.in_flight = InFlight()
         self.pending_copies = InFlight()
         self.tally = Tally()
         self.staged = len(self.tiers)

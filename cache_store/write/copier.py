@@ -18,7 +18,6 @@ from cache_store.config import StoreConfig
 from cache_store.errors import CorruptBlock, StoreFull, TierError
 from cache_store.format.block import BlockId
 from cache_store.format.file import BlockEncoder, decode
-from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier, Loaded
 from cache_store.tiers.stack import TierStack
@@ -46,13 +45,11 @@ class TierCopier:
         self,
         stack: TierStack,
         tier: GuardedTier,
-        in_flight: InFlight,
         announce: Callable[[BlockId, GuardedTier], None],
         config: StoreConfig,
     ) -> None:
         self._stack = stack
         self._tier = tier
-        self._in_flight = in_flight
         self._announce = announce
         self._config = config
         self._lock = threading.Lock()
@@ -64,7 +61,7 @@ class TierCopier:
 
     def submit(self, copy: Copy) -> None:
         if copy.awaited:
-            self._in_flight.opened(copy.id)
+            self._stack.in_flight.opened(copy.id)
         if not copy.best_effort:
             self._stack.pending_copies.opened(copy.id)
         if not self._worker.submit(copy):
@@ -112,7 +109,7 @@ class TierCopier:
         if not copy.best_effort:
             self._stack.pending_copies.settled(copy.id)
         if copy.awaited:
-            self._in_flight.settled(copy.id)
+            self._stack.in_flight.settled(copy.id)
         if copy.loaded is not None:
             with self._lock:
                 self._promoting_bytes -= copy.loaded.data.nbytes

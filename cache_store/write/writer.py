@@ -9,7 +9,7 @@ them.
 
 A tier whose circuit is open is skipped, so that a dead first tier costs nothing but speed. What no
 tier takes is dropped and counted; nobody waits for that. Every accepted object is settled in
-`in_flight` exactly once, and its staging memory released exactly once.
+the stack's `in_flight` exactly once, and its staging memory released exactly once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from cache_store.config import StoreConfig
 from cache_store.errors import StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.file import BlockEncoder, Compression
-from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
@@ -35,15 +34,8 @@ log = logging.getLogger("cache_store")
 class Writer:
     """`announce(id, tier)` is called on the writer's thread after a publish."""
 
-    def __init__(
-        self,
-        stack: TierStack,
-        in_flight: InFlight,
-        announce: Callable[[BlockId, GuardedTier], None],
-        config: StoreConfig,
-    ) -> None:
+    def __init__(self, stack: TierStack, announce: Callable[[BlockId, GuardedTier], None], config: StoreConfig) -> None:
         self._stack = stack
-        self._in_flight = in_flight
         self._announce = announce
         self._config = config
         self._pool = StagingPool(config.queue_bytes)
@@ -72,7 +64,7 @@ class Writer:
                 staged.release()
                 return None
             self._staged[block.id] = staged
-        self._in_flight.opened(block.id)
+        self._stack.in_flight.opened(block.id)
         self._stack.index.add(block.id, self._stack.staged, staged.block.payload_bytes, staged.block.tokens)
         if self._worker.submit(staged):
             return None
@@ -134,5 +126,5 @@ class Writer:
         with self._lock:
             self._staged.pop(id, None)
         self._stack.index.remove(id, self._stack.staged)
-        self._in_flight.settled(id)
+        self._stack.in_flight.settled(id)
         staged.release()
