@@ -1,6 +1,6 @@
 """What the store keeps: immutable objects, named by content. Pure.
 
-A *prefix key* names a token prefix: `tail_key(root, tokens[:n])`, a function of the tokens alone.
+A *prefix key* names a token prefix (`TokenChain.key_at`): a function of root and tokens alone.
 Objects hang between or on prefix keys:
 
     ROWS    the KV of tokens start .. start + n_tokens - 1: an edge from the key of tokens[:start]

@@ -195,8 +195,7 @@ def file_system_type(path: str) -> str:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return ""
-    # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": optional fields end with
-    # the dash
+    # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": a dash ends optional fields
     for line in lines:
         mount, _, source = line.partition(" - ")
         if mount.split()[2] == wanted:

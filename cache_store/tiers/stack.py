@@ -32,8 +32,7 @@ from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 
 _EVICTION_BATCH = 1 / 64  # of a budget: a full tier evicts now and then, not once per object
-# of a budget that another process keeps: more than is written between two garbage collections, as a
-# rule
+# of a budget that another process keeps: more than is written between two collections, as a rule
 _SLACK = 1 / 20
 _MAX_GAPS = 65_536
 

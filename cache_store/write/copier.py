@@ -23,6 +23,8 @@ from cache_store.tiers.guarded import GuardedTier, Loaded
 from cache_store.tiers.stack import TierStack
 from cache_store.write.worker import Worker
 
+Announce = Callable[[BlockId, GuardedTier], None]
+
 _OPEN_CIRCUIT_S = 1.0  # how often a pending copy asks whether its tier is back
 
 
@@ -41,13 +43,7 @@ class Copy:
 class TierCopier:
     """`announce(id, tier)` is called on the copier's thread after a pending copy has arrived."""
 
-    def __init__(
-        self,
-        stack: TierStack,
-        tier: GuardedTier,
-        announce: Callable[[BlockId, GuardedTier], None],
-        config: StoreConfig,
-    ) -> None:
+    def __init__(self, stack: TierStack, tier: GuardedTier, announce: Announce, config: StoreConfig) -> None:
         self._stack = stack
         self._tier = tier
         self._announce = announce

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from cache_store.format.block import Block
 
 _ALIGN = 64
-# capacities are rounded up to 1/8 of a power of two, so that blocks of nearly one size share
-# buffers
+# capacities are rounded up to 1/8 of a power of two: blocks of nearly one size share buffers
 _SIZE_CLASS_BITS = 3
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
 from cache_store.config import StoreConfig
 from cache_store.errors import StoreFull, TierError
@@ -25,6 +24,7 @@ from cache_store.format.file import BlockEncoder, Compression
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
+from cache_store.write.copier import Announce
 from cache_store.write.staging import Staged, StagingPool
 from cache_store.write.worker import Worker
 
@@ -34,7 +34,7 @@ log = logging.getLogger("cache_store")
 class Writer:
     """`announce(id, tier)` is called on the writer's thread after a publish."""
 
-    def __init__(self, stack: TierStack, announce: Callable[[BlockId, GuardedTier], None], config: StoreConfig) -> None:
+    def __init__(self, stack: TierStack, announce: Announce, config: StoreConfig) -> None:
         self._stack = stack
         self._announce = announce
         self._config = config
