@@ -80,11 +80,9 @@ def split_paths(path: str | Path) -> list[Path]:
     return [path.with_name(f"{match['prefix']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
 
 
-def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
+def inspect_gguf(path: str | Path) -> GgufInfo:
     """Check a model or an adapter. Raises `ModelLoadError`, never anything else; reads the header
     only.
-
-    `vocab_only` also admits a file without tensors, which llama.cpp can tokenise with but not run.
     """
     parts = _read_parts(path)
     header, tensors = parts[0], [info for part in parts for info in part.tensors.values()]
@@ -97,8 +95,6 @@ def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
     if kind != "model" or architecture == "clip":
         raise header.error(f"is a {kind} of architecture {architecture}, expected a model")
     n_vocab = check_tokenizer(header)
-    if vocab_only and not tensors:
-        return _info(parts, architecture, tensors, n_vocab)
     if not tensors:
         raise header.error("has no tensors: it is a vocabulary without a model")
     _check_numbers(header, architecture)

@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,6 @@ class ProbeKind(StrEnum):
     MODEL = "model"  # that, and contexts can be made
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What llama.cpp says of a file. `generates` is False for an encoder, and for what was tried as
-    a vocabulary only.
-    """
-
-    generates: bool
-
-
 def default_memory_path() -> Path:
     """Where passes are remembered."""
     return user_cache_dir() / "probes.json"
@@ -62,8 +52,9 @@ def default_memory_path() -> Path:
 
 def probe_gguf(
     path: str | Path, kind: ProbeKind, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> ProbeResult:
-    """Try a file, or remember that it passed. `build` names llama.cpp's build; `memory_path` None
+) -> bool:
+    """Try a file, or remember that it passed; whether it generates (False for an encoder, and for
+    what was only tried as a vocabulary). `build` names llama.cpp's build; `memory_path` None
     remembers nothing.
 
     Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or
@@ -71,34 +62,33 @@ def probe_gguf(
     """
     memory = JsonMemory(memory_path, "probe memory")
     identity = list(file_identity(path))
-    found = _remembered(memory.entries(), path, kind, {"parts": identity, "build": build})
-    if found is not None:
-        return found
+    about = {"parts": identity, "build": build}
+    generates = _remembered(memory.entries(), path, kind, about)
+    if generates is not None:
+        return generates
     started = time.monotonic()
-    result = _run(path, kind, timeout_s)
+    generates = _run(path, kind, timeout_s)
     logger.info("probe path=%s kind=%s seconds=%.2f", path, kind, time.monotonic() - started)
     if list(file_identity(path)) != identity:
         raise ModelLoadError(f"{path}: the file changed while llama.cpp tried it", param="path")
-    memory.add(_key(path, kind), {"parts": identity, "build": build, "generates": result.generates})
-    return result
+    memory.add(_key(path, kind), about | {"generates": generates})
+    return generates
 
 
 def _key(path: str | Path, kind: ProbeKind) -> str:
     return f"{kind} {os.path.abspath(path)}"
 
 
-def _remembered(
-    entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]
-) -> ProbeResult | None:
+def _remembered(entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]) -> bool | None:
     """A file that passed as a model passed as a vocabulary."""
     for passed in (ProbeKind.MODEL, kind):
         entry = entries.get(_key(path, passed))
         if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
-            return ProbeResult(entry["generates"])
+            return bool(entry["generates"])
     return None
 
 
-def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
+def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> bool:
     command = [sys.executable, "-P", str(CHILD), kind, os.fspath(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
@@ -116,7 +106,7 @@ def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
         raise _refusal(path, f"the child process that tries it failed with status {done.returncode}", done.stderr)
     if last.get("error") is not None:
         raise _refusal(path, str(last["error"]), done.stderr)
-    return ProbeResult(bool(last["generates"]))
+    return bool(last["generates"])
 
 
 def _last_line(output: bytes | None) -> dict[str, Any]:

@@ -42,7 +42,6 @@ from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
 from erllama.sequence.adapter_set import AdapterSet
 from erllama.sequence.sampling import Logits
-from erllama.stats import GpuDevice
 
 _ALL_LAYERS = -1
 _ABORTED = 2  # what llama_decode answers then
@@ -59,26 +58,34 @@ def _gpu_layers(config: EngineConfig) -> int:
 
 
 class LlamaBackend(LlamaState):
-    """See `Backend` for the contract of the public methods."""
+    """See `ModelBackend` for the contract of the public names."""
+
+    embeds = True
+    state_version = f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
+    gpu_devices = staticmethod(gpu_devices)
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model and make the context. Raises `ModelLoadError` with the reason."""
         super().__init__(config.n_parallel)
         self._config = config
+        self.max_logits = config.n_parallel  # one a token of 152 k floats would be 300 MB
+        self.weights_mapped = config.use_mmap and not config.use_mlock
         self._embedder: LlamaEmbedder | None = None
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
         self.kv_bytes = 0
         self.info: GgufInfo = inspect_gguf(config.path)
         initialise()
-        probed = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
-        self.generates = probed.generates
+        self.generates = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
         self.n_gpu_layers = _gpu_layers(config)
         self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
         self.n_threads = _threads(config)
         self._weights = LlamaWeights(config.path, self._model_params(), self.info)
         try:
             self.vocab: LlamaVocab = self._weights.vocab
+            self.n_vocab = self.vocab.n_vocab
+            self.eog_tokens = self.vocab.eog_tokens
+            self.piece = self.vocab.piece
             self.grammars = GrammarCompiler(self.vocab.token_table)
             self.n_ctx = self._context_size()
             if self.generates:
@@ -88,36 +95,7 @@ class LlamaBackend(LlamaState):
             self.close()
             raise
 
-    # --- what never changes -----------------------------------------------------------------------
-
-    @property
-    def n_vocab(self) -> int:
-        return self.vocab.n_vocab
-
-    @property
-    def eog_tokens(self) -> frozenset[int]:
-        return self.vocab.eog_tokens
-
-    def gpu_devices(self) -> tuple[GpuDevice, ...]:
-        return gpu_devices()
-
-    @property
-    def embeds(self) -> bool:
-        return True
-
-    @property
-    def state_version(self) -> str:
-        return f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
-
-    def piece(self, token: int) -> bytes:
-        return self.vocab.piece(token)
-
     # --- decode -----------------------------------------------------------------------------------
-
-    @property
-    def max_logits(self) -> int:
-        """One row a sequence: a row of 152 k floats for each token of a batch would be 300 MB."""
-        return self._config.n_parallel
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert self._ctx, "decode without a context"
@@ -284,10 +262,6 @@ class LlamaBackend(LlamaState):
         if not (self.weights_mapped or self.on_gpu):
             return self.weights_bytes
         return min(self._weights.private_bytes, self.weights_bytes)
-
-    @property
-    def weights_mapped(self) -> bool:
-        return self._config.use_mmap and not self._config.use_mlock
 
     def unload(self) -> int:
         if not self.weights_loaded:

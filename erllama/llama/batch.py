@@ -35,29 +35,25 @@ class LlamaBatch:
             logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def clear(self) -> None:
-        self.struct.n_tokens = 0
-
-    def add(self, seq_id: int, start: int, tokens: Sequence[int], n_logits: int) -> int:
-        """Add tokens at positions `start` .., with results for the last `n_logits`; returns the
-        index after the last of them.
+    def put(self, at: int, seq_id: int, start: int, tokens: Sequence[int], n_logits: int) -> int:
+        """Tokens of positions `start` .. go to index `at` .., with results for the last `n_logits`;
+        returns the index after the last of them.
         """
-        at = self.struct.n_tokens
         end = at + len(tokens)
         self._token[at:end] = tokens
         self._pos[at:end] = np.arange(start, start + len(tokens), dtype=np.int32)
         self._seq_id[at:end] = seq_id
         self._logits[at:end] = 0
         self._logits[end - n_logits : end] = 1
-        self.struct.n_tokens = end
-        return int(end)
+        return end
 
     def fill(self, plan: BatchPlan) -> list[int]:
-        """Hold nothing but the plan, by ascending sequence id; returns the index after each row's
-        last token, in plan order.
+        """Hold the plan, by ascending sequence id; returns the index after each row's last token,
+        in plan order.
         """
-        self.clear()
         ends = [0] * len(plan.rows)
+        at = 0
         for i, row in sorted(enumerate(plan.rows), key=lambda item: item[1].seq_id):
-            ends[i] = self.add(row.seq_id, row.start, row.tokens, row.n_logits)
+            ends[i] = at = self.put(at, row.seq_id, row.start, row.tokens, row.n_logits)
+        self.struct.n_tokens = at
         return ends

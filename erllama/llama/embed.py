@@ -72,13 +72,13 @@ class LlamaEmbedder:
 
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Embed as many of the first inputs as fit into one decode (at least one)."""
-        self._batch.clear()
         n_tokens = n_inputs = 0
         for seq_id, tokens in enumerate(inputs[:_MAX_SEQUENCES]):
             if n_tokens + len(tokens) > self._n_ctx:
                 break
-            n_tokens = self._batch.add(seq_id, 0, tokens, n_logits=len(tokens))
+            n_tokens = self._batch.put(n_tokens, seq_id, 0, tokens, n_logits=len(tokens))
             n_inputs += 1
+        self._batch.struct.n_tokens = n_tokens
         memory = llama_cpp.llama_get_memory(self._ctx)
         if memory:
             llama_cpp.llama_memory_clear(memory, False)

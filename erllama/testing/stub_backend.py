@@ -99,6 +99,7 @@ class StubBackend:
         kind: KvKind = KvKind.ATTENTION,
     ) -> None:
         self.n_ctx = n_ctx
+        self.max_logits = n_parallel
         self.kind = kind
         self.has_context = True
         self.calls: Counter[str] = Counter()
@@ -143,10 +144,6 @@ class StubBackend:
     def kv(self) -> list[list[int]]:
         """The tokens that each sequence holds."""
         return [sequence.tokens for sequence in self._sequences]
-
-    @property
-    def max_logits(self) -> int:
-        return len(self.kv)
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert not self.closed, "decode after close"

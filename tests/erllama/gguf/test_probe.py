@@ -22,7 +22,7 @@ from erllama.errors import ModelLoadError
 from erllama.gguf import probe as module
 from erllama.gguf.check import inspect_gguf
 from erllama.gguf.header import TENSOR_TYPES, GgufValue, read_header
-from erllama.gguf.probe import ProbeKind, ProbeResult, probe_gguf
+from erllama.gguf.probe import ProbeKind, probe_gguf
 from erllama.llama.vocab import LlamaVocab
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
@@ -83,17 +83,17 @@ def refusal(path: Path, kind: ProbeKind = MODEL, **options) -> str:
 
 @pytest.mark.model
 def test_what_llama_cpp_says_of_a_file(tiny, encoder):
-    assert probe_gguf(demo_model_path(), MODEL, build=BUILD) == ProbeResult(generates=True)
-    assert probe_gguf(tiny, MODEL, build=BUILD) == ProbeResult(generates=True)
-    assert probe_gguf(tiny, VOCABULARY, build=BUILD) == ProbeResult(generates=False)
-    assert probe_gguf(encoder, MODEL, build=BUILD) == ProbeResult(generates=False)
+    assert probe_gguf(demo_model_path(), MODEL, build=BUILD) is True
+    assert probe_gguf(tiny, MODEL, build=BUILD) is True
+    assert probe_gguf(tiny, VOCABULARY, build=BUILD) is False
+    assert probe_gguf(encoder, MODEL, build=BUILD) is False
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny-")])
 def test_every_tiny_shape_passes(tmp_path, name):
     write_random_model(tmp_path / "m.gguf", SHAPES[name])
-    assert probe_gguf(tmp_path / "m.gguf", MODEL, build=BUILD).generates
+    assert probe_gguf(tmp_path / "m.gguf", MODEL, build=BUILD)
 
 
 @pytest.mark.model
@@ -121,7 +121,7 @@ def test_a_probe_reads_no_weights(scratch, tiny):
     with scratch.open("rb+") as file:
         file.truncate(scratch.stat().st_size + offset)
     assert inspect_gguf(scratch).size_bytes > 12e9
-    assert probe_gguf(scratch, MODEL, build=BUILD).generates
+    assert probe_gguf(scratch, MODEL, build=BUILD)
 
 
 @pytest.mark.model
@@ -263,7 +263,7 @@ def test_a_missing_file_is_named_before_any_process_starts(tmp_path, child):
 
 def test_a_pass_is_remembered_and_starts_no_process(tiny, child, memory):
     results = [probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory) for _ in range(3)]
-    assert results == [ProbeResult(generates=True)] * 3
+    assert results == [True] * 3
     assert child.n_starts == 1
 
 
@@ -278,7 +278,7 @@ def test_a_pass_under_another_build_is_ignored(tiny, child, memory):
     child.does("""print('{"error": "is too new", "generates": false}')""")
     with pytest.raises(ModelLoadError, match="is too new"):
         probe_gguf(tiny, MODEL, build="build 2", memory_path=memory)
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory).generates  # a refusal is not remembered
+    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)  # a refusal is not remembered
 
 
 def test_a_pass_as_a_model_is_one_as_a_vocabulary_but_not_the_other_way_round(tiny, qwen, child, memory):
@@ -330,9 +330,9 @@ def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
         probes = [
             pool.submit(probe_gguf, tiny, kind, build=BUILD, memory_path=memory) for kind in (MODEL, VOCABULARY) * 4
         ]
-        assert all(probe.result().generates for probe in probes)
+        assert all(probe.result() for probe in probes)
     n_starts = child.n_starts
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory).generates
+    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
     assert child.n_starts == n_starts
 
 
