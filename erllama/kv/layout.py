@@ -59,21 +59,25 @@ class KvLayout:
         return sum(self.row_bytes)
 
 
-class KvReading(Protocol):
-    """The state of one sequence as it was read out. Views of the backend's buffer: valid until the
-    backend's next call.
+@dataclass(frozen=True, slots=True)
+class KvReading:
+    """The state of one sequence of `n_tokens` as it was read out. Views of the backend's buffer:
+    valid until the backend's next call.
+
+    `columns` hold a row per cell; `order` is the cell of each position, None where that is the
+    position itself. `checkpoint` is the one at position n_tokens, 1-D; None for kinds without one.
     """
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the sequence: its positions are 0 .. n_tokens - 1."""
+    n_tokens: int
+    columns: tuple[Rows, ...]
+    order: NDArray[np.intp] | None
+    checkpoint: Rows | None
 
     def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
         """Per column the rows of positions start .. stop - 1, shape (stop - start, row_bytes)."""
-
-    @property
-    def checkpoint(self) -> Rows | None:
-        """The checkpoint at position n_tokens, 1-D; None for kinds without one."""
+        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
+        at = slice(start, stop) if self.order is None else self.order[start:stop]
+        return tuple(column[at] for column in self.columns)
 
 
 class KvImage(Protocol):

@@ -18,9 +18,9 @@ import llama_cpp
 import numpy as np
 
 from erllama.errors import DecodeFailed, ModelLoadError
-from erllama.kv.codec import KvCodec, ModelTraits, StateReading
+from erllama.kv.codec import KvCodec, ModelTraits
 from erllama.kv.image import BufferPool, StateImage
-from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
+from erllama.kv.layout import KvImage, KvKind, KvLayout, KvReading, Rows
 from erllama.kv.state_bytes import CacheShape, KvUnreadable
 
 _WHOLE, _PARTIAL = llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -130,7 +130,7 @@ class LlamaState:
         if self._memory:
             llama_cpp.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
 
-    def read_kv(self, seq_id: int, n_tokens: int) -> StateReading:
+    def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
         self.codec.check_readable()
         return self.codec.parse(self._read(seq_id), seq_id, n_tokens)
 

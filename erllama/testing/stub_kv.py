@@ -73,27 +73,6 @@ class StubSequence:
             )
 
 
-@dataclass
-class StubReading:
-    """A `KvReading`. `spoil` is the backend's: what is used after the backend's next call is then
-    visibly wrong.
-    """
-
-    n_tokens: int
-    table: Rows
-    checkpoint: Rows | None
-    has_rows: bool
-
-    def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
-        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
-        return (self.table[start:stop, :TOKEN_BYTES], self.table[start:stop, TOKEN_BYTES:]) if self.has_rows else ()
-
-    def spoil(self) -> None:
-        self.table[:] = 0xEE
-        if self.checkpoint is not None:
-            self.checkpoint[:] = 0xEE
-
-
 class StubImage:
     """A `KvImage`. `closed` for tests that count them."""
 
