@@ -6,8 +6,8 @@ a list, once per file and build of llama.cpp. CPU time measured: 0.16 s for the 
 with a vocabulary of 152 k (0.15 s of each to import llama_cpp), whatever the size of the weights,
 of which none is read.
 
-Only passes are remembered, per path, identity of all parts (`file_identity`), build and kind: a
-refusal may be due to the machine and is tried again. What happens only while llama.cpp computes
+Only passes are remembered, per path, identity of all parts (`file_identity`) and build: a refusal
+may be due to the machine and is tried again. What happens only while llama.cpp computes
 with the weights no probe sees; `erllama.gguf.check` finds that in the header.
 """
 
@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -40,56 +39,34 @@ _LAST_LINES = 4
 _SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")
 
 
-class ProbeKind(StrEnum):
-    VOCABULARY = "vocabulary"  # may be tokenised with
-    MODEL = "model"  # that, and contexts can be made
-
-
 def default_memory_path() -> Path:
     """Where passes are remembered."""
     return user_cache_dir() / "probes.json"
 
 
-def probe_gguf(
-    path: str | Path, kind: ProbeKind, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> bool:
-    """Try a file, or remember that it passed; whether it generates (False for an encoder, and for
-    what was only tried as a vocabulary). `build` names llama.cpp's build; `memory_path` None
-    remembers nothing.
+def probe_gguf(path: str | Path, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S) -> bool:
+    """Try a file, or remember that it passed; returns whether it generates (False: an encoder).
+    `build` names llama.cpp's build; `memory_path` None remembers nothing.
 
     Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or
     does not come back. Any thread.
     """
     memory = JsonMemory(memory_path, "probe memory")
-    identity = list(file_identity(path))
-    about = {"parts": identity, "build": build}
-    generates = _remembered(memory.entries(), path, kind, about)
-    if generates is not None:
-        return generates
+    key, about = os.path.abspath(path), {"parts": list(file_identity(path)), "build": build}
+    entry = memory.entries().get(key)
+    if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
+        return bool(entry["generates"])
     started = time.monotonic()
-    generates = _run(path, kind, timeout_s)
-    logger.info("probe path=%s kind=%s seconds=%.2f", path, kind, time.monotonic() - started)
-    if list(file_identity(path)) != identity:
+    generates = _run(path, timeout_s)
+    logger.info("probe path=%s seconds=%.2f", path, time.monotonic() - started)
+    if list(file_identity(path)) != about["parts"]:
         raise ModelLoadError(f"{path}: the file changed while llama.cpp tried it", param="path")
-    memory.add(_key(path, kind), about | {"generates": generates})
+    memory.add(key, about | {"generates": generates})
     return generates
 
 
-def _key(path: str | Path, kind: ProbeKind) -> str:
-    return f"{kind} {os.path.abspath(path)}"
-
-
-def _remembered(entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]) -> bool | None:
-    """A file that passed as a model passed as a vocabulary."""
-    for passed in (ProbeKind.MODEL, kind):
-        entry = entries.get(_key(path, passed))
-        if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
-            return bool(entry["generates"])
-    return None
-
-
-def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> bool:
-    command = [sys.executable, "-P", str(CHILD), kind, os.fspath(path)]
+def _run(path: str | Path, timeout_s: float) -> bool:
+    command = [sys.executable, "-P", str(CHILD), os.fspath(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as late:

@@ -30,13 +30,11 @@ from numpy.typing import NDArray
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
-from erllama.gguf.check import GgufInfo, inspect_gguf
-from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
 from erllama.llama.embed import LlamaEmbedder
-from erllama.llama.library import build_id, captured_errors, gpu_devices, initialise, trim_heap
+from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
@@ -74,9 +72,7 @@ class LlamaBackend(LlamaState):
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
         self.kv_bytes = 0
-        self.info: GgufInfo = inspect_gguf(config.path)
-        initialise()
-        self.generates = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
+        self.info, self.generates = check_model(config.path)
         self.n_gpu_layers = _gpu_layers(config)
         self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
         self.n_threads = _threads(config)
@@ -193,8 +189,8 @@ class LlamaBackend(LlamaState):
         with captured_errors() as errors:
             ctx = llama_cpp.llama_init_from_model(self._weights.model, params)
         if not ctx:
-            reason = "; ".join(errors) or "llama.cpp gives no reason; is there enough memory?"
             wanted = f"{config.n_parallel} x {self.n_ctx} tokens"
+            reason = reason_of(errors, "llama.cpp gives no reason; is there enough memory?")
             raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
         self._abort.clear()
         self._abort.install(ctx)

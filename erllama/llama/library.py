@@ -19,6 +19,9 @@ from typing import Any
 import llama_cpp
 import llama_cpp._ggml
 
+from erllama.errors import ModelLoadError
+from erllama.gguf.check import GgufInfo, inspect_gguf
+from erllama.gguf.probe import default_memory_path, probe_gguf
 from erllama.stats import GpuDevice
 
 log = logging.getLogger("erllama.llama_cpp")
@@ -95,6 +98,28 @@ def initialise() -> None:
     """Route the log and start the backends. Idempotent."""
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+def check_model(path: str) -> tuple[GgufInfo, bool]:
+    """What a GGUF file is, and whether it generates, found out without endangering this process;
+    afterwards it may be loaded. Raises `ModelLoadError`.
+    """
+    info = inspect_gguf(path)
+    initialise()
+    return info, probe_gguf(path, build=build_id(), memory_path=default_memory_path())
+
+
+def load_model(path: str, params: Any, name: str) -> Any:
+    """The llama_model* of a checked file. Raises `ModelLoadError` that calls it `name`."""
+    with captured_errors() as errors:
+        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise ModelLoadError(f"cannot load {name}: {reason_of(errors)}", param="path")
+    return model
+
+
+def reason_of(errors: list[str], otherwise: str = "llama.cpp gives no reason") -> str:
+    return "; ".join(errors) or otherwise
 
 
 def captured_errors() -> AbstractContextManager[list[str]]:

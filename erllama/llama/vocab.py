@@ -20,10 +20,8 @@ from typing import Any
 import llama_cpp
 
 from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
-from erllama.gguf.check import inspect_gguf
-from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.tokenizer import TokenTable
-from erllama.llama.library import build_id, captured_errors, initialise
+from erllama.llama.library import check_model, load_model
 
 _NULL_TOKEN = -1
 
@@ -181,15 +179,7 @@ class LlamaVocab:
 
 
 def _load_alone(path: str) -> Any:
-    inspect_gguf(path)
-    initialise()
-    probe_gguf(path, ProbeKind.VOCABULARY, build=build_id(), memory_path=default_memory_path())
+    check_model(path)
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    with captured_errors() as errors:
-        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
-    if not model:
-        raise ModelLoadError(
-            f"cannot load the vocabulary of {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}"
-        )
-    return model
+    return load_model(path, params, f"the vocabulary of {path}")

@@ -18,7 +18,7 @@ import psutil
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import GgufInfo, check_adapter
 from erllama.gguf.fingerprint import file_identity
-from erllama.llama.library import captured_errors, trim_heap
+from erllama.llama.library import captured_errors, load_model, reason_of, trim_heap
 from erllama.llama.vocab import LlamaVocab
 
 Identity = tuple[dict[str, int], ...]
@@ -112,9 +112,7 @@ class LlamaWeights:
         with captured_errors() as errors:
             pointer = llama_cpp.llama_adapter_lora_init(self.model, path.encode())
         if not pointer:
-            raise ModelLoadError(
-                f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
-            )
+            raise ModelLoadError(f"cannot load adapter {path}: {reason_of(errors)}", param="path")
         return pointer
 
     # --- the model --------------------------------------------------------------------------------
@@ -127,12 +125,7 @@ class LlamaWeights:
     def _load_model(self) -> None:
         trim_heap()  # or the weights might go into what is counted already
         before = private_bytes()
-        with captured_errors() as errors:
-            self.model = llama_cpp.llama_model_load_from_file(self._path.encode(), self._params) or None
-        if not self.model:
-            raise ModelLoadError(
-                f"cannot load {self._path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
-            )
+        self.model = load_model(self._path, self._params, self._path)
         self.private_bytes = max(0, private_bytes() - before)
 
     def _free(self) -> None:

@@ -22,13 +22,12 @@ from erllama.errors import ModelLoadError
 from erllama.gguf import probe as module
 from erllama.gguf.check import inspect_gguf
 from erllama.gguf.header import TENSOR_TYPES, GgufValue, read_header
-from erllama.gguf.probe import ProbeKind, probe_gguf
+from erllama.gguf.probe import probe_gguf
 from erllama.llama.vocab import LlamaVocab
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.gguf_files import TYPE_IDS, serialise, with_value
 
-MODEL, VOCABULARY = ProbeKind.MODEL, ProbeKind.VOCABULARY
 BUILD = "build 1"
 
 
@@ -52,7 +51,7 @@ def memory(tmp_path):
 @pytest.fixture
 def child(monkeypatch, tmp_path):
     """Puts a program in the place of the child and counts how often it starts: its lines of Python,
-    with `kind` and `path`.
+    with `path`.
     """
     program, starts = tmp_path / "child.py", tmp_path / "starts"
     starts.touch()
@@ -61,7 +60,7 @@ def child(monkeypatch, tmp_path):
         n_starts = property(lambda _: len(starts.read_text()))
 
         def does(self, *lines: str) -> None:
-            count = f"import json, os, signal, sys\nkind, path = sys.argv[1:]\nopen({str(starts)!r}, 'a').write('.')\n"
+            count = f"import json, os, signal, sys\npath = sys.argv[1]\nopen({str(starts)!r}, 'a').write('.')\n"
             program.write_text(count + "\n".join(lines))
 
     child = Child()
@@ -70,9 +69,9 @@ def child(monkeypatch, tmp_path):
     return child
 
 
-def refusal(path: Path, kind: ProbeKind = MODEL, **options) -> str:
+def refusal(path: Path, **options) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        probe_gguf(path, kind, build=BUILD, **options)
+        probe_gguf(path, build=BUILD, **options)
     assert str(path) in caught.value.message
     assert caught.value.param == "path"
     return caught.value.message
@@ -83,23 +82,21 @@ def refusal(path: Path, kind: ProbeKind = MODEL, **options) -> str:
 
 @pytest.mark.model
 def test_what_llama_cpp_says_of_a_file(tiny, encoder):
-    assert probe_gguf(demo_model_path(), MODEL, build=BUILD) is True
-    assert probe_gguf(tiny, MODEL, build=BUILD) is True
-    assert probe_gguf(tiny, VOCABULARY, build=BUILD) is False
-    assert probe_gguf(encoder, MODEL, build=BUILD) is False
+    assert probe_gguf(demo_model_path(), build=BUILD) is True
+    assert probe_gguf(tiny, build=BUILD) is True
+    assert probe_gguf(encoder, build=BUILD) is False
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny-")])
 def test_every_tiny_shape_passes(tmp_path, name):
     write_random_model(tmp_path / "m.gguf", SHAPES[name])
-    assert probe_gguf(tmp_path / "m.gguf", MODEL, build=BUILD)
+    assert probe_gguf(tmp_path / "m.gguf", build=BUILD)
 
 
 @pytest.mark.model
-def test_a_file_without_weights_passes_as_a_vocabulary_only(scratch, tiny):
+def test_a_file_without_weights_is_refused(scratch, tiny):
     scratch.write_bytes(serialise(read_header(tiny), tensors=[]))
-    probe_gguf(scratch, VOCABULARY, build=BUILD)
     assert "token_embd.weight" in refusal(scratch)
 
 
@@ -121,7 +118,7 @@ def test_a_probe_reads_no_weights(scratch, tiny):
     with scratch.open("rb+") as file:
         file.truncate(scratch.stat().st_size + offset)
     assert inspect_gguf(scratch).size_bytes > 12e9
-    assert probe_gguf(scratch, MODEL, build=BUILD)
+    assert probe_gguf(scratch, build=BUILD)
 
 
 @pytest.mark.model
@@ -177,10 +174,9 @@ def test_a_tensor_that_does_not_fit_is_named(scratch, tiny, changes, reason):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("kind", list(ProbeKind))
-def test_a_sentence_piece_vocabulary_needs_every_byte(scratch, tiny, kind):
+def test_a_sentence_piece_vocabulary_needs_every_byte(scratch, tiny):
     scratch.write_bytes(with_value(tiny, "tokenizer.ggml.model", b"llama"))
-    assert "tokenises the byte 0x00 and dies of it (SIGABRT)" in refusal(scratch, kind)
+    assert "tokenises the byte 0x00 and dies of it (SIGABRT)" in refusal(scratch)
 
 
 @pytest.mark.model
@@ -190,7 +186,7 @@ def test_a_bos_that_is_added_must_exist(scratch, tiny):
     metadata["tokenizer.ggml.tokens"] = replace(metadata["tokenizer.ggml.tokens"], data=[b"%d" % i for i in range(5)])
     metadata["tokenizer.ggml.add_bos_token"] = GgufValue(GGUFValueType.BOOL, None, True)
     scratch.write_bytes(serialise(header, metadata, []))
-    assert "bos" in refusal(scratch, VOCABULARY)
+    assert "bos" in refusal(scratch)
 
 
 @pytest.mark.model
@@ -262,39 +258,30 @@ def test_a_missing_file_is_named_before_any_process_starts(tmp_path, child):
 
 
 def test_a_pass_is_remembered_and_starts_no_process(tiny, child, memory):
-    results = [probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory) for _ in range(3)]
+    results = [probe_gguf(tiny, build=BUILD, memory_path=memory) for _ in range(3)]
     assert results == [True] * 3
     assert child.n_starts == 1
 
 
 def test_without_a_memory_every_probe_starts_a_process(tiny, child):
     for _ in range(2):
-        probe_gguf(tiny, MODEL, build=BUILD)
+        probe_gguf(tiny, build=BUILD)
     assert child.n_starts == 2
 
 
 def test_a_pass_under_another_build_is_ignored(tiny, child, memory):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     child.does("""print('{"error": "is too new", "generates": false}')""")
     with pytest.raises(ModelLoadError, match="is too new"):
-        probe_gguf(tiny, MODEL, build="build 2", memory_path=memory)
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)  # a refusal is not remembered
-
-
-def test_a_pass_as_a_model_is_one_as_a_vocabulary_but_not_the_other_way_round(tiny, qwen, child, memory):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
-    probe_gguf(tiny, VOCABULARY, build=BUILD, memory_path=memory)
-    assert child.n_starts == 1
-    probe_gguf(qwen, VOCABULARY, build=BUILD, memory_path=memory)
-    probe_gguf(qwen, MODEL, build=BUILD, memory_path=memory)
-    assert child.n_starts == 3
+        probe_gguf(tiny, build="build 2", memory_path=memory)
+    assert probe_gguf(tiny, build=BUILD, memory_path=memory)  # a refusal is not remembered
 
 
 def test_a_changed_file_is_tried_again(scratch, tiny, child, memory):
     scratch.write_bytes(tiny.read_bytes())
-    probe_gguf(scratch, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(scratch, build=BUILD, memory_path=memory)
     scratch.write_bytes(tiny.read_bytes() + b"\0")
-    probe_gguf(scratch, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(scratch, build=BUILD, memory_path=memory)
     assert child.n_starts == 2
 
 
@@ -310,29 +297,27 @@ def test_a_corrupt_memory_is_ignored_and_replaced(tiny, child, memory, content):
     memory.parent.mkdir()
     memory.write_text(content)
     for _ in range(2):
-        probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+        probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == 1
 
 
 @pytest.mark.parametrize("damage", [{"generates": "yes"}, {"parts": None}, {"build": None}])
 def test_a_corrupt_entry_is_no_pass(tiny, child, memory, damage):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     content = json.loads(memory.read_text())
     for entry in content["entries"].values():
         entry |= damage
     memory.write_text(json.dumps(content))
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == 2
 
 
 def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
     with ThreadPoolExecutor(4) as pool:
-        probes = [
-            pool.submit(probe_gguf, tiny, kind, build=BUILD, memory_path=memory) for kind in (MODEL, VOCABULARY) * 4
-        ]
+        probes = [pool.submit(probe_gguf, tiny, build=BUILD, memory_path=memory) for _ in range(8)]
         assert all(probe.result() for probe in probes)
     n_starts = child.n_starts
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    assert probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == n_starts
 
 
@@ -365,7 +350,7 @@ for path in sys.argv[2:]:
             load(path)
             os._exit(0)
         os.dup2(2, 1)
-        os._exit(0 if probe("model", path)["error"] is None else 1)
+        os._exit(0 if probe(path)["error"] is None else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), path)
 """
 
