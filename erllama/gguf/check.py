@@ -61,10 +61,6 @@ class GgufInfo:
     adapter_type: str | None = None
     long_rope_beyond: int = 0  # a context beyond so many tokens gets other RoPE factors (longrope models); 0: none does
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self.chat_template is not None
-
 
 def split_paths(path: str | Path) -> list[Path]:
     """All files of a model: the path itself, or for `x-00001-of-0000N.gguf` every part. Does not
@@ -142,10 +138,6 @@ def _read_parts(path: str | Path) -> list[GgufHeader]:
             raise part.error(
                 f"says it is part {number + 1} of {count}, expected part {i + 1} of {len(parts)}: was it renamed?"
             )
-    names = Counter(name for part in parts for name in part.tensors)
-    twice = [name for name, n in names.items() if n > 1]
-    if twice:
-        raise parts[0].error(f"tensor {twice[0]} is in two parts")
     return parts
 
 

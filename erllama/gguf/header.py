@@ -57,9 +57,7 @@ SCALAR_FORMATS = {
 # (name, elements per block, bytes per block). gguf 0.19 does not know Q2_0 yet (llama.cpp:
 # block_q2_0 in ggml-common.h).
 TENSOR_TYPES = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()} | {42: ("Q2_0", 64, 18)}
-_INTEGERS = frozenset(
-    GGUFValueType[name] for name in ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64")
-)
+INTEGERS = frozenset(kind for kind in SCALAR_FORMATS if "INT" in kind.name)
 _MIN_KV_BYTES = 8 + 1 + 4 + 1  # length and one byte of key, type, the shortest value
 _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 
@@ -73,14 +71,6 @@ class GgufValue:
     type: GGUFValueType
     item_type: GGUFValueType | None
     data: Any
-
-    @property
-    def is_integer(self) -> bool:
-        return self.type in _INTEGERS
-
-    @property
-    def is_string(self) -> bool:
-        return self.type is GGUFValueType.STRING
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +90,6 @@ class TensorInfo:
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
     path: Path
-    version: int
     alignment: int
     metadata: dict[str, GgufValue]
     tensors: dict[str, TensorInfo]
@@ -114,7 +103,7 @@ class GgufHeader:
         value = self.metadata.get(key)
         if value is None:
             return None
-        if not value.is_string:
+        if value.type is not GGUFValueType.STRING:
             raise self.error(f"{key} is of type {value.type.name}, expected a string")
         return until_nul(value.data).decode("utf-8", errors="replace")
 
@@ -122,7 +111,7 @@ class GgufHeader:
         value = self.metadata.get(key)
         if value is None:
             return None
-        if not value.is_integer:
+        if value.type not in INTEGERS:
             raise self.error(f"{key} is of type {value.type.name}, expected an integer")
         return int(value.data)
 
@@ -166,7 +155,7 @@ class _Parser:
         self.position = 0
 
     def parse(self) -> GgufHeader:
-        version, n_tensors, n_kv = self._preamble()
+        n_tensors, n_kv = self._preamble()
         metadata = self._metadata(n_kv)
         alignment = self._alignment(metadata.get("general.alignment"))
         tensors = {info.name: info for info in self._tensors(n_tensors)}
@@ -174,9 +163,9 @@ class _Parser:
             raise self._error(f"{n_tensors - len(tensors)} tensor names occur twice")
         data_offset = -(-self.position // alignment) * alignment
         self._check_placement(tensors, alignment, data_offset)
-        return GgufHeader(self.path, version, alignment, metadata, tensors, data_offset, self.size_bytes)
+        return GgufHeader(self.path, alignment, metadata, tensors, data_offset, self.size_bytes)
 
-    def _preamble(self) -> tuple[int, int, int]:
+    def _preamble(self) -> tuple[int, int]:
         magic = self._take(4, "the magic")
         if magic != MAGIC:
             raise self._error(f"is not a GGUF file: it begins with {magic!r}")
@@ -188,15 +177,12 @@ class _Parser:
         self._need(
             n_kv * _MIN_KV_BYTES + n_tensors * _MIN_TENSOR_BYTES, f"{n_kv} metadata pairs and {n_tensors} tensors"
         )
-        return version, n_tensors, n_kv
+        return n_tensors, n_kv
 
     def _metadata(self, n_kv: int) -> dict[str, GgufValue]:
         metadata: dict[str, GgufValue] = {}
         for i in range(n_kv):
-            raw = self._string(f"metadata key {i}")
-            if not 0 < len(raw) <= MAX_KEY_BYTES or b"\0" in raw:
-                raise self._error(f"metadata key {i} has {len(raw)} bytes or a NUL among them")
-            key = raw.decode("utf-8", errors="backslashreplace")
+            key = self._name(f"metadata key {i}", MAX_KEY_BYTES)
             if key in metadata:
                 raise self._error(f"metadata key {key!r} occurs twice")
             metadata[key] = self._value(key)
@@ -230,13 +216,7 @@ class _Parser:
 
     def _tensors(self, n_tensors: int) -> Iterator[TensorInfo]:
         for i in range(n_tensors):
-            raw = self._string(f"the name of tensor {i}")
-            if not 0 < len(raw) <= MAX_TENSOR_NAME or b"\0" in raw:
-                raise self._error(
-                    f"the name of tensor {i} has {len(raw)} bytes (1 to {MAX_TENSOR_NAME} are allowed) or a "
-                    "NUL among them"
-                )
-            name = raw.decode("utf-8", errors="backslashreplace")
+            name = self._name(f"the name of tensor {i}", MAX_TENSOR_NAME)
             n_dims = self._u32(f"the rank of {name}")
             if not 0 < n_dims <= MAX_DIMS:
                 raise self._error(f"tensor {name} has {n_dims} dimensions, 1 to {MAX_DIMS} are allowed")
@@ -307,6 +287,12 @@ class _Parser:
 
     def _string(self, what: str) -> bytes:
         return self._take(int.from_bytes(self._take(8, what), "little"), what)
+
+    def _name(self, what: str, most: int) -> str:
+        raw = self._string(what)
+        if not 0 < len(raw) <= most or b"\0" in raw:
+            raise self._error(f"{what} has {len(raw)} bytes (1 to {most} are allowed) or a NUL among them")
+        return raw.decode("utf-8", errors="backslashreplace")
 
     def _u32(self, what: str) -> int:
         return int.from_bytes(self._take(4, what), "little")

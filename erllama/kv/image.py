@@ -61,21 +61,10 @@ class StateImage:
         self._checkpoint_tokens = 0
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
-        layout = self.codec.layout
-        if columns != layout.columns or len(rows) != len(columns):
-            raise ValueError(f"rows of columns {columns}, expected {layout.columns}")
-        n_rows = len(rows[0]) if rows else 0
-        if start < 0 or start + n_rows > self._n_tokens:
-            raise ValueError(f"{n_rows} rows from position {start} do not fit into {self._n_tokens} tokens")
-        for name, row_bytes, source in zip(columns, layout.row_bytes, rows, strict=True):
-            if source.shape != (n_rows, row_bytes) or source.dtype != np.uint8:
-                raise ValueError(
-                    f"column {name} has {source.dtype} of shape {source.shape}, expected {n_rows} rows of "
-                    f"{row_bytes} bytes"
-                )
+        positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
         for target, source in zip(self._columns(), rows, strict=True):
-            target[start : start + n_rows] = source
-        self._filled[start : start + n_rows] = True
+            target[positions] = source
+        self._filled[positions] = True
 
     def put_checkpoint(self, data: Rows) -> None:
         try:

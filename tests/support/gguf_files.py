@@ -25,7 +25,9 @@ def _pack(value: GgufValue) -> bytes:
         return struct.pack("<IQ", value.item_type, len(value.data)) + b"".join(map(_string, value.data))
     if value.item_type is not None:
         return struct.pack("<IQ", value.item_type, len(value.data)) + np.asarray(value.data).tobytes()
-    return _string(value.data) if value.is_string else struct.pack(SCALAR_FORMATS[value.type], value.data)
+    if value.type is GGUFValueType.STRING:
+        return _string(value.data)
+    return struct.pack(SCALAR_FORMATS[value.type], value.data)
 
 
 def serialise(header: GgufHeader, metadata: dict[str, GgufValue] | None = None, tensors: list | None = None) -> bytes:

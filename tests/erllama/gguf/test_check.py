@@ -52,7 +52,6 @@ def test_a_model_is_described(tiny):
     assert info.n_vocab == len(read_header(tiny).metadata["tokenizer.ggml.tokens"].data)
     assert info.file_type == "F16"
     assert 16 < info.bits_per_weight < 16.2
-    assert info.has_chat_template
     assert "<|im_start|>" in info.chat_template
     assert info.adapter_type is None
     assert info.size_bytes == tiny.stat().st_size

@@ -21,7 +21,7 @@ from erllama.demo import demo_model_path
 from erllama.errors import ModelLoadError
 from erllama.gguf import probe as module
 from erllama.gguf.check import inspect_gguf
-from erllama.gguf.header import TENSOR_TYPES, GgufValue, read_header
+from erllama.gguf.header import INTEGERS, TENSOR_TYPES, GgufValue, read_header
 from erllama.gguf.probe import probe_gguf
 from erllama.llama.vocab import LlamaVocab
 from erllama.testing.random_gguf import write_random_model
@@ -370,7 +370,7 @@ def _mutated(path: Path, rng: random.Random) -> bytes:
     """
     header = read_header(path)
     tensors = list(header.tensors.values())
-    scalars = [key for key, value in header.metadata.items() if value.is_integer or value.type is GGUFValueType.BOOL]
+    scalars = [key for key, value in header.metadata.items() if value.type in INTEGERS | {GGUFValueType.BOOL}]
     match rng.randrange(3):
         case 0:
             key = rng.choice(scalars)
