@@ -94,7 +94,6 @@ def inspect_gguf(path: str | Path) -> GgufInfo:
     if not tensors:
         raise header.error("has no tensors: it is a vocabulary without a model")
     _check_numbers(header, architecture)
-    _check_hyperparameters(header, architecture)
     _check_rotation(header, architecture)
     _check_tensors(header, architecture, tensors)
     return _info(parts, architecture, tensors, n_vocab)
@@ -127,12 +126,9 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
 def _read_parts(path: str | Path) -> list[GgufHeader]:
     parts = [read_header(part) for part in split_paths(path)]
     for i, part in enumerate(parts):
-        for key in ("split.no", "split.count"):  # llama.cpp reads both as u16 and asserts the type
-            value = part.metadata.get(key)
-            if value is None and len(parts) > 1:
+        for key in ("split.no", "split.count"):
+            if key not in part.metadata and len(parts) > 1:
                 raise part.error(f"has no {key}, but its name says that it is part {i + 1} of {len(parts)}")
-            if value is not None and value.type is not GGUFValueType.UINT16:
-                raise part.error(f"{key} is of type {value.type.name}, expected UINT16")
         number, count = part.get_int("split.no") or 0, part.get_int("split.count") or 1
         if (number, max(count, 1)) != (i, len(parts)):
             raise part.error(
@@ -191,6 +187,10 @@ def _check_numbers(header: GgufHeader, architecture: str) -> None:
     """No float of the model may be infinite or NaN, and an epsilon must not be negative (ggml
     asserts it while computing).
     """
+    for name in ("block_count", "embedding_length", "context_length"):
+        number = header.get_int(f"{architecture}.{name}")
+        if number is None or not 0 < number <= MAX_NUMBER:
+            raise header.error(f"{architecture}.{name} is {number}, expected 1 to {MAX_NUMBER}")
     for key, value in header.metadata.items():
         if not key.startswith(f"{architecture}.") or value.type not in (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64):
             continue
@@ -198,13 +198,6 @@ def _check_numbers(header: GgufHeader, architecture: str) -> None:
             raise header.error(f"{key} is {value.data}")
         if value.data < 0 and key.endswith("epsilon"):
             raise header.error(f"{key} is {value.data:g}, expected at least 0")
-
-
-def _check_hyperparameters(header: GgufHeader, architecture: str) -> None:
-    for name in ("block_count", "embedding_length", "context_length"):
-        value = header.get_int(f"{architecture}.{name}")
-        if value is None or not 0 < value <= MAX_NUMBER:
-            raise header.error(f"{architecture}.{name} is {value}, expected 1 to {MAX_NUMBER}")
 
 
 def _check_rotation(header: GgufHeader, architecture: str) -> None:

@@ -28,8 +28,6 @@ from erllama.gguf.header import GgufHeader, read_header
 from erllama.testing.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
 from erllama.testing.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
 
-__all__ = ["SHAPES", "ModelShape", "write_random_encoder", "write_random_lora", "write_random_model"]
-
 logger = logging.getLogger(__name__)
 
 FILE_TYPES = {

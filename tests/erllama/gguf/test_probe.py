@@ -138,6 +138,7 @@ def test_a_probe_reads_no_weights(scratch, tiny):
         ("llama.nextn_predict_layers", 3, None, "hparams.n_layer_nextn <= hparams.n_layer_all"),
         ("llama.pooling_type", 9, None, "makes an embedding context and dies of it (SIGABRT): llama-graph.cpp"),
         ("llama.rope.scaling.type", b"spiral", GGUFValueType.STRING, "rope_scaling_type_train"),
+        ("split.count", 1, GGUFValueType.UINT32, "split.count has wrong type u32"),
         ("tokenizer.ggml.model", b"none", None, "has no tokenizer"),
         ("tokenizer.ggml.model", b"new", None, "unknown tokenizer: 'new'"),
         ("tokenizer.ggml.pre", b"new", None, "unknown pre-tokenizer type: 'new'"),
