@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ class _ErrorCapture:
     """Who gets a line that llama.cpp logs as an error: the innermost block that is open on the
     thread which logs it.
 
-    A thread of llama.cpp's own has no blocks. Its lines go to every block that is open: they belong
-    to one of them, and a reason too many is better than none. Lines of Python threads without a
-    block are nobody's.
+    A thread of llama.cpp's own has no blocks. Its lines go to every block that is innermost on its
+    thread: they belong to one of them, and a reason too many is better than none. Lines of Python
+    threads without a block are nobody's.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._blocks: dict[int, list[list[str]]] = {}  # by thread, the innermost one last
+        self._innermost: dict[int, list[str]] = {}  # by thread
         self._last = threading.local()
 
     def level_of(self, level: int) -> int:
@@ -55,28 +55,34 @@ class _ErrorCapture:
     def add(self, line: str) -> None:
         foreign = isinstance(threading.current_thread(), threading._DummyThread)
         with self._lock:
-            if foreign:
-                receivers = [block for blocks in self._blocks.values() for block in blocks[-1:]]
-            else:
-                receivers = self._blocks.get(threading.get_ident(), [])[-1:]
-            for block in receivers:
-                block.append(line)
+            for thread, lines in self._innermost.items():
+                if foreign or thread == threading.get_ident():
+                    lines.append(line)
 
     @contextmanager
     def block(self) -> Iterator[list[str]]:
+        """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while
+        the block is open.
+
+        Blocks of other threads neither see these lines nor lose theirs; a block inside another one
+        keeps its lines to itself.
+        """
         me, lines = threading.get_ident(), list[str]()
         with self._lock:
-            self._blocks.setdefault(me, []).append(lines)
+            outer = self._innermost.get(me)
+            self._innermost[me] = lines
         try:
             yield lines
         finally:
             with self._lock:
-                self._blocks[me].pop()
-                if not self._blocks[me]:
-                    del self._blocks[me]
+                if outer is None:
+                    del self._innermost[me]
+                else:
+                    self._innermost[me] = outer
 
 
 _capture = _ErrorCapture()
+captured_errors = _capture.block
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -120,16 +126,6 @@ def load_model(path: str, params: Any, name: str) -> Any:
 
 def reason_of(errors: list[str], otherwise: str = "llama.cpp gives no reason") -> str:
     return "; ".join(errors) or otherwise
-
-
-def captured_errors() -> AbstractContextManager[list[str]]:
-    """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while the
-    block is open.
-
-    Blocks of other threads neither see these lines nor lose theirs; a block inside another one
-    keeps its lines to itself.
-    """
-    return _capture.block()
 
 
 def trim_heap() -> None:

@@ -2,7 +2,7 @@
 
 It is static once loaded: every method may be called from any thread, also while the engine decodes
 with the same model. The ingress loads the vocabulary alone (`LlamaVocab.load`, no weights); the
-engine shares the one of its model (`LlamaVocab.of_model`), until the model's weights are unloaded
+engine shares the one of its model, until the model's weights are unloaded
 for the first time: from then on it has its own (`stand_alone`), and what lives on the model is
 never asked again. Loading one for every model would cost 0.5 s and 44 MB with a vocabulary of 152
 k, for the few that are ever unloaded.
@@ -39,14 +39,16 @@ class _Source:
 class LlamaVocab:
     """Tokenizer, detokenizer and special tokens of one model."""
 
-    def __init__(self, model: Any, *, owns_model: bool) -> None:
-        self._source = _Source(model, owns_model, llama_cpp.llama_model_get_vocab(model))
+    def __init__(self, model: Any, *, owns_model: bool = False) -> None:
+        """That of a loaded model, which must outlive it, or its `stand_alone`, unless it owns it."""
+        pointer = llama_cpp.llama_model_get_vocab(model)
+        self._source = _Source(model, owns_model, pointer)
         self._unused = threading.Condition()
-        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.pointer))
-        self.bos = int(llama_cpp.llama_vocab_bos(self.pointer))
-        self.eos = int(llama_cpp.llama_vocab_eos(self.pointer))
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self.pointer))
-        self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self.pointer, t))
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
+        self.bos = int(llama_cpp.llama_vocab_bos(pointer))
+        self.eos = int(llama_cpp.llama_vocab_eos(pointer))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(pointer))
+        self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(pointer, t))
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self.bos_text = self._special_text(self.bos)
         self.eos_text = self._special_text(self.eos)
@@ -57,16 +59,6 @@ class LlamaVocab:
     def load(cls, path: str) -> LlamaVocab:
         """The vocabulary of a GGUF file without its weights. Raises `ModelLoadError`."""
         return cls(_load_alone(path), owns_model=True)
-
-    @classmethod
-    def of_model(cls, model: Any) -> LlamaVocab:
-        """The vocabulary of a loaded model, which must outlive it, or its `stand_alone`."""
-        return cls(model, owns_model=False)
-
-    @property
-    def pointer(self) -> Any:
-        """The llama_vocab*: valid until the next `stand_alone` or `close`."""
-        return self._source.pointer
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:

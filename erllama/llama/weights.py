@@ -52,7 +52,7 @@ class LlamaWeights:
         self._load_model()
         try:
             self.n_bytes = int(llama_cpp.llama_model_size(self.model))
-            self.vocab = LlamaVocab.of_model(self.model)
+            self.vocab = LlamaVocab(self.model)
         except BaseException:
             self._free()
             raise
@@ -118,9 +118,13 @@ class LlamaWeights:
     # --- the model --------------------------------------------------------------------------------
 
     def _check_files(self) -> None:
-        _check_unchanged(self._path, self._identity)
-        for adapter in self._adapters.values():
-            _check_unchanged(adapter.path, adapter.identity)
+        loaded = [(self._path, self._identity), *((a.path, a.identity) for a in self._adapters.values())]
+        for path, identity in loaded:
+            if file_identity(path) != identity:
+                raise ModelLoadError(
+                    f"{path} was replaced or changed after it was loaded; start the model anew to serve it",
+                    param="path",
+                )
 
     def _load_model(self) -> None:
         trim_heap()  # or the weights might go into what is counted already
@@ -143,10 +147,3 @@ def private_bytes() -> int:
     """Resident memory of this process that no file backs."""
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))  # only Linux tells the shared part
-
-
-def _check_unchanged(path: str, identity: Identity) -> None:
-    if file_identity(path) != identity:
-        raise ModelLoadError(
-            f"{path} was replaced or changed after it was loaded; start the model anew to serve it", param="path"
-        )
