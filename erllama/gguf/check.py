@@ -275,8 +275,7 @@ def _check_pair(header: GgufHeader, base: TensorInfo, a: TensorInfo, b: TensorIn
     """A projects the input to the rank, B the rank to the output; for the token embedding the roles
     are swapped (llama-adapter.cpp).
     """
-    n_in, n_out = (*base.shape, 1)[:2]
-    (a_in, a_rank), (b_rank, b_out) = (*a.shape, 1)[:2], (*b.shape, 1)[:2]
+    (n_in, n_out), (a_in, a_rank), (b_rank, b_out) = ((*info.shape, 1, 1)[:2] for info in (base, a, b))
     if base.name.endswith("token_embd.weight"):
         fits = (b_out, a_rank) == (n_in, n_out) and a_in == b_rank
     else:

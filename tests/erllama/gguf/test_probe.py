@@ -4,6 +4,7 @@ file and the reason.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -20,11 +21,11 @@ from erllama import Model
 from erllama.demo import demo_model_path
 from erllama.errors import ModelLoadError
 from erllama.gguf import probe as module
-from erllama.gguf.check import inspect_gguf
+from erllama.gguf.check import check_adapter, inspect_gguf
 from erllama.gguf.header import INTEGERS, TENSOR_TYPES, GgufValue, read_header
 from erllama.gguf.probe import probe_gguf
 from erllama.llama.vocab import LlamaVocab
-from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_gguf import write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.gguf_files import TYPE_IDS, serialise, with_value
 
@@ -125,6 +126,9 @@ def test_a_probe_reads_no_weights(scratch, tiny):
 @pytest.mark.parametrize(
     ("key", "data", "kind", "reason"),
     [
+        ("general.alignment", 24, None, "alignment 24 is not a power of 2"),
+        ("general.alignment", 0, None, "alignment 0 is not a power of 2"),
+        ("general.alignment", 32, GGUFValueType.UINT64, "must be of type u32 but is u64"),
         ("llama.block_count", 100_000, None, "dies of it (SIGABRT): llama-model.cpp"),
         ("llama.block_count", 1, None, "wrong number of tensors"),
         ("llama.block_count", 3, None, "tensor 'blk.2.attn_norm.weight' not found"),
@@ -165,6 +169,12 @@ def test_what_only_the_graph_of_an_architecture_asserts_is_found(scratch, qwen, 
     [
         ({"name": "other.weight"}, "tensor 'token_embd.weight' not found"),
         ({"shape": (579, 64)}, "tensor 'token_embd.weight' has wrong shape"),
+        ({"shape": (64, 0)}, "has offset 74112, expected 0"),
+        ({"shape": ()}, "has offset 74112, expected 32"),
+        ({"shape": (1,) * 5}, "has invalid number of dimensions: 5 > 4"),
+        ({"shape": (33, 64), "type": "Q4_0"}, "not a multiple of block size (32)"),
+        ({"offset": 8}, "has offset 8, expected 0"),
+        ({"name": "blk.1.ffn_up.weight"}, "duplicate tensor name 'blk.1.ffn_up.weight'"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(scratch, tiny, changes, reason):
@@ -324,21 +334,27 @@ def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
 
 # --- damaged files --------------------------------------------------------------------------------
 
-# Forks a child for each file of argv[2:], which probes it or loads it and decodes, and prints how
-# that ended: the exit status (1: refused), or minus the signal.
+# Forks a child for each file of argv[2:], which probes it, loads it and decodes, or does that with
+# the model beside it and the file as its adapter, and prints how that ended: the exit status (1:
+# refused), or minus the signal.
 RUNNER = """
-import os, signal, sys
+import ctypes, os, signal, sys
 import llama_cpp
 from erllama.llama.probe import probe
 silent = llama_cpp.llama_log_callback(lambda *arguments: None)
-def load(path):
+def load(path, adapter=None):
     llama_cpp.llama_log_set(silent, None)
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     if not model: return
+    lora = llama_cpp.llama_adapter_lora_init(model, adapter.encode()) if adapter else None
+    if adapter and not lora: return
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = 128, 1, 1
     context = llama_cpp.llama_init_from_model(model, params)
     if not context: return
+    if lora:
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
+        llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
     text, tokens = b"Hello, \\xe2\\x82\\xac world\\xff", (llama_cpp.llama_token * 64)()
     n = llama_cpp.llama_tokenize(llama_cpp.llama_model_get_vocab(model), text, len(text), tokens, 64, True, True)
     if n > 0: llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, n))
@@ -349,6 +365,9 @@ for path in sys.argv[2:]:
         signal.alarm(30)
         if sys.argv[1] == "load":
             load(path)
+            os._exit(0)
+        if sys.argv[1] == "adapt":
+            load(os.path.join(os.path.dirname(path), "base.gguf"), path)
             os._exit(0)
         os.dup2(2, 1)
         os._exit(0 if probe(path)["error"] is None else 1)
@@ -373,7 +392,7 @@ def _mutated(path: Path, rng: random.Random) -> bytes:
     tensors = list(header.tensors.values())
     scalars = [key for key, value in header.metadata.items() if value.type in INTEGERS | {GGUFValueType.BOOL}]
     match rng.randrange(3):
-        case 0:
+        case 0 if scalars:
             key = rng.choice(scalars)
             value = header.metadata[key]
             if value.type is GGUFValueType.BOOL:
@@ -421,3 +440,18 @@ def test_what_passes_does_not_kill_llama_cpp(tmp_path, request, name):
     survivors = [path for path, status in probed.items() if status == 0]
     assert len(survivors) > 50
     assert [path for path, status in _run("load", survivors).items() if status != 0] == []
+
+
+@pytest.mark.model
+def test_an_adapter_that_passes_does_not_kill_llama_cpp(tmp_path, tiny):
+    base, good, rng, passed = tmp_path / "base.gguf", tmp_path / "good.gguf", random.Random(20), []
+    base.write_bytes(tiny.read_bytes())
+    write_random_lora(good, base, rank=4)
+    for i in range(400):
+        path = tmp_path / f"{i}.gguf"
+        path.write_bytes(_mutated(good, rng))
+        with contextlib.suppress(ModelLoadError):
+            check_adapter(path, inspect_gguf(base))
+            passed.append(str(path))
+    assert len(passed) > 50
+    assert [path for path, status in _run("adapt", passed).items() if status != 0] == []
