@@ -1,5 +1,5 @@
-"""What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend`
-the deterministic one for tests.
+"""What the engine needs from an inference library. `LlamaBackend` is the real one,
+`StubBackend` the deterministic one for tests.
 
 All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the
 properties, which are safe from any thread.

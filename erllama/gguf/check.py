@@ -21,9 +21,9 @@ from gguf import LlamaFileType
 from gguf.constants import GGUFValueType
 
 from erllama.errors import ModelLoadError
-from erllama.gguf.header import GgufHeader, TensorInfo, read_header
-from erllama.gguf.tokenizer import check_tokenizer
+from erllama.gguf.header import GgufHeader, TensorInfo, read_header, until_nul
 
+NO_TOKEN = 0xFFFFFFFF  # how a converter writes -1
 MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
 _FILE_TYPES = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
 _MAY_ROTATE_NOTHING = frozenset(["granitehybrid", "nemotron_h", "nemotron_h_moe", "jamba", "plamo2", "falcon-h1"])
@@ -90,7 +90,7 @@ def inspect_gguf(path: str | Path) -> GgufInfo:
         return _info(parts, architecture, tensors, 0, adapter_type=header.get_string("adapter.type") or "unknown")
     if kind != "model" or architecture == "clip":
         raise header.error(f"is a {kind} of architecture {architecture}, expected a model")
-    n_vocab = check_tokenizer(header)
+    n_vocab = _check_tokenizer(header)
     if not tensors:
         raise header.error("has no tensors: it is a vocabulary without a model")
     _check_numbers(header, architecture)
@@ -181,6 +181,60 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
     for info in tensors:
         weights[info.type] += info.n_elements
     return weights.most_common(1)[0][0] if weights else "unknown"
+
+
+def _check_tokenizer(header: GgufHeader) -> int:
+    """The number of tokens. Only what llama.cpp keeps to itself: it ignores what is wrong, or dies
+    without a word of why.
+    """
+    tokens = _strings(header, "tokenizer.ggml.tokens")
+    if not tokens:
+        raise header.error("has no tokens (tokenizer.ggml.tokens is missing or empty)")
+    _check_unique(header, tokens)
+    _check_merges(header)
+    _check_special_ids(header, len(tokens))
+    return len(tokens)
+
+
+def _strings(header: GgufHeader, key: str) -> list[bytes]:
+    """An array of strings, each cut at a NUL: two tokens that differ only behind one are the same
+    token to llama.cpp.
+    """
+    value = header.metadata.get(key)
+    if value is None:
+        return []
+    if value.item_type is not GGUFValueType.STRING:
+        kind = f"of type {value.type.name}" if value.item_type is None else f"an array of {value.item_type.name}"
+        raise header.error(f"{key} is {kind}, expected an array of strings")
+    return [until_nul(text) if b"\0" in text else text for text in value.data]
+
+
+def _check_unique(header: GgufHeader, tokens: list[bytes]) -> None:
+    """llama.cpp renames an empty token i to [EMPTY_i], then asserts that all texts differ."""
+    texts = [token or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
+    if len(set(texts)) == len(texts):
+        return
+    seen: dict[bytes, int] = {}
+    for i, text in enumerate(texts):
+        if text in seen:
+            raise header.error(f"tokens {seen[text]} and {i} have the same text {text!r}")
+        seen[text] = i
+
+
+def _check_merges(header: GgufHeader) -> None:
+    """llama.cpp would go on without the merge."""
+    for i, merge in enumerate(_strings(header, "tokenizer.ggml.merges")):
+        if b" " not in merge[1:-1]:
+            raise header.error(f"merge {i} is {merge!r}, expected two pieces with a space between them")
+
+
+def _check_special_ids(header: GgufHeader, n_tokens: int) -> None:
+    """llama.cpp would take the id that it assumes when there is none."""
+    for key in header.metadata:
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            token = header.get_int(key)
+            if token is not None and token not in (-1, NO_TOKEN) and not 0 <= token < n_tokens:
+                raise header.error(f"{key} is {token}, but the vocabulary has {n_tokens} tokens")
 
 
 def _check_numbers(header: GgufHeader, architecture: str) -> None:

@@ -15,7 +15,7 @@ Every count and length is compared with the bytes that are left in the file befo
 allocated, so memory and time are linear in the size of the header whatever it claims. Refused is
 only what cannot be read, or would be read differently by llama.cpp: its own `gguf.cpp` refuses, in
 good words, what is malformed otherwise (offsets, alignments, ranks, names that occur twice). What
-the values mean is the business of `gguf_check`. The `gguf` package has a reader as well: it needs 7
+the values mean is the business of `gguf/check.py`. The `gguf` package has a reader as well: it needs 7
 s for a vocabulary of 152k (this one 0.3 s) and raises whatever numpy raises.
 """
 

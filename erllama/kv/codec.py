@@ -1,5 +1,5 @@
 """One model's sequence state taken apart into rows and a checkpoint, and put together again. The
-bytes themselves are in `kv_blob`.
+bytes themselves are in `state_bytes.py`.
 
 `KvCodec.learn` takes the shapes from a state of a few tokens; everything later must match them to
 the byte. That is the second line of defence behind digest and namespace of a file. llama.cpp

@@ -42,9 +42,7 @@ class BufferPool:
 
 
 class StateImage:
-    """A `KvImage`: a buffer laid out as llama.cpp's own state, so that a column of rows is put in
-    place with one copy.
-    """
+    """A `KvImage`: a buffer laid out as llama.cpp's own state."""
 
     def __init__(self, codec: KvCodec, n_tokens: int, pool: BufferPool, reserve: int = 0) -> None:
         """Room for `n_tokens`. A new buffer is made large enough for `reserve` tokens, to be of use

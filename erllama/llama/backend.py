@@ -1,10 +1,10 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
-Ownership: `LlamaBackend` owns the weights (`llama_weights`) and the context and frees them in
+Ownership: `LlamaBackend` owns the weights (`weights.py`) and the context and frees them in
 `close`, in that reverse order. The context may go earlier and come back (`release_context`,
 `ensure_context`), and after it the weights (`unload`). The engine thread makes every call but
 `abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the
-length of a decode. What is done with KV is in `llama_state`.
+length of a decode. What is done with KV is in `state.py`.
 
 Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its
 neighbours hold, and attention does not walk over their cells. Measured on the 0.5B shape with 8
@@ -45,16 +45,6 @@ _ALL_LAYERS = -1
 _ABORTED = 2  # what llama_decode answers then
 
 
-def _threads(config: EngineConfig) -> int:
-    return len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
-
-
-def _gpu_layers(config: EngineConfig) -> int:
-    if config.n_gpu_layers != "auto":
-        return config.n_gpu_layers
-    return _ALL_LAYERS if gpu_devices() else 0
-
-
 class LlamaBackend(LlamaState):
     """See `ModelBackend` for the contract of the public names."""
 
@@ -73,9 +63,11 @@ class LlamaBackend(LlamaState):
         self._abort = AbortFlag()
         self.kv_bytes = 0
         self.info, self.generates = check_model(config.path)
-        self.n_gpu_layers = _gpu_layers(config)
-        self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
-        self.n_threads = _threads(config)
+        has_gpu = bool(gpu_devices())
+        all_or_none = _ALL_LAYERS if has_gpu else 0
+        self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers
+        self.on_gpu = has_gpu and self.n_gpu_layers != 0
+        self.n_threads = len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
         self._weights = LlamaWeights(config.path, self._model_params(), self.info)
         try:
             self.vocab: LlamaVocab = self._weights.vocab

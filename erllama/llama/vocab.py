@@ -45,13 +45,11 @@ class LlamaVocab:
         self._source = _Source(model, owns_model, pointer)
         self._unused = threading.Condition()
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
-        self.bos = int(llama_cpp.llama_vocab_bos(pointer))
-        self.eos = int(llama_cpp.llama_vocab_eos(pointer))
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(pointer))
         self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(pointer, t))
         self._pieces: list[bytes | None] = [None] * self.n_vocab
-        self.bos_text = self._special_text(self.bos)
-        self.eos_text = self._special_text(self.eos)
+        self.bos_text = self._special_text(llama_cpp.llama_vocab_bos(pointer))
+        self.eos_text = self._special_text(llama_cpp.llama_vocab_eos(pointer))
         template = llama_cpp.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
 

@@ -2,7 +2,7 @@
 to it by itself.
 
 Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of
-tokens (`stub_kv` has its rows), so every bookkeeping error of the engine (a wrong start, a missing
+tokens (`stub_kv.py` has its rows), so every bookkeeping error of the engine (a wrong start, a missing
 drop, a shared id, a wrong restore) is an assertion here. Logits are a function of all tokens of the
 sequence and of its adapter set alone; they favour lower-case letters and spaces, and the end after
 `reply_tokens` of them on average.
