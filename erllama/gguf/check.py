@@ -112,7 +112,9 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
         found = header.get_string(key)
         if found != expected:
             raise header.error(f"{key} is {found!r}, expected {expected!r}")
-    _check_adapter_values(header)
+    alpha = header.metadata.get("adapter.lora.alpha")  # llama.cpp asserts its type; none switches scaling by rank off
+    if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
+        raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
     base = {info.name: info for part in _read_parts(model.path) for info in part.tensors.values()}
     pairs = _adapter_pairs(header)
     if not pairs:
@@ -298,15 +300,6 @@ def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorIn
             raise header.error(f"tensor {info.name} is of type {info.type}, which llama.cpp does not compute with")
         if info.type != "F32" and _F32_ONLY.search(info.name):
             raise header.error(f"tensor {info.name} is of type {info.type}, llama.cpp takes only F32 there")
-
-
-def _check_adapter_values(header: GgufHeader) -> None:
-    """llama.cpp asserts the type of alpha. A missing alpha means 0, which switches the
-    rank-dependent scale off.
-    """
-    alpha = header.metadata.get("adapter.lora.alpha")
-    if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
-        raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
 
 
 def _adapter_pairs(header: GgufHeader) -> dict[str, tuple[TensorInfo, TensorInfo]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from erllama.errors import ModelLoadError
-from erllama.gguf.fingerprint import file_identity, user_cache_dir
+from erllama.gguf.fingerprint import file_identity
 from erllama.gguf.json_memory import JsonMemory
 
 logger = logging.getLogger(__name__)
@@ -37,11 +37,6 @@ CHILD = Path(__file__).parents[1] / "llama" / "probe.py"
 _LAST_LINES = 4
 # where llama.cpp was built, before the source line of an assertion
 _SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")
-
-
-def default_memory_path() -> Path:
-    """Where passes are remembered."""
-    return user_cache_dir() / "probes.json"
 
 
 def probe_gguf(path: str | Path, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S) -> bool:
@@ -76,9 +71,9 @@ def _run(path: str | Path, timeout_s: float) -> bool:
         raise ModelLoadError(f"{path}: cannot be tried in a child process: {error}", param="path") from error
     last = _last_line(done.stdout)
     if done.returncode < 0:
-        raise _refusal(
-            path, f"llama.cpp {last.get('step')} and dies of it ({_signal_name(-done.returncode)})", done.stderr
-        )
+        names = {number.value: number.name for number in signal.Signals}
+        name = names.get(-done.returncode, f"signal {-done.returncode}")
+        raise _refusal(path, f"llama.cpp {last.get('step')} and dies of it ({name})", done.stderr)
     if done.returncode > 0 or "generates" not in last:
         raise _refusal(path, f"the child process that tries it failed with status {done.returncode}", done.stderr)
     if last.get("error") is not None:
@@ -94,13 +89,6 @@ def _last_line(output: bytes | None) -> dict[str, Any]:
     except ValueError:
         last = None
     return last if isinstance(last, dict) else {"step": "starts"}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _refusal(path: str | Path, what: str, log: bytes | None) -> ModelLoadError:

@@ -60,7 +60,7 @@ class StateImage:
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
-        for target, source in zip(self._columns(), rows, strict=True):
+        for target, source in zip(self.codec.columns(self._stream(), self._n_tokens), rows, strict=True):
             target[positions] = source
         self._filled[positions] = True
 
@@ -103,9 +103,6 @@ class StateImage:
 
     def _stream(self) -> Rows:
         return self._whole()[HEAD.size + U32.size :]
-
-    def _columns(self) -> tuple[Rows, ...]:
-        return self.codec.columns(self._stream(), self._n_tokens)
 
     def _shrink(self, n_tokens: int) -> None:
         """Every target lies at or before its source and ends before the next source: ascending

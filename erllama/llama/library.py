@@ -21,7 +21,8 @@ import llama_cpp._ggml
 
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import GgufInfo, inspect_gguf
-from erllama.gguf.probe import default_memory_path, probe_gguf
+from erllama.gguf.fingerprint import user_cache_dir
+from erllama.gguf.probe import probe_gguf
 from erllama.stats import GpuDevice
 
 log = logging.getLogger("erllama.llama_cpp")
@@ -112,7 +113,7 @@ def check_model(path: str) -> tuple[GgufInfo, bool]:
     """
     info = inspect_gguf(path)
     initialise()
-    return info, probe_gguf(path, build=build_id(), memory_path=default_memory_path())
+    return info, probe_gguf(path, build=build_id(), memory_path=user_cache_dir() / "probes.json")
 
 
 def load_model(path: str, params: Any, name: str) -> Any:

@@ -28,11 +28,12 @@ _NULL_TOKEN = -1
 
 @dataclass(slots=True, eq=False)
 class _Source:
-    """The llama_vocab* of `model`, None once closed, and how many calls are using it now."""
+    """A llama_vocab*, None once closed, the model that must be freed with it, and how many calls
+    are using it now.
+    """
 
-    model: Any
-    owns_model: bool
     pointer: Any
+    own_model: Any = None
     n_users: int = 0
 
 
@@ -42,7 +43,7 @@ class LlamaVocab:
     def __init__(self, model: Any, *, owns_model: bool = False) -> None:
         """That of a loaded model, which must outlive it, or its `stand_alone`, unless it owns it."""
         pointer = llama_cpp.llama_model_get_vocab(model)
-        self._source = _Source(model, owns_model, pointer)
+        self._source = _Source(pointer, model if owns_model else None)
         self._unused = threading.Condition()
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(pointer))
@@ -83,7 +84,7 @@ class LlamaVocab:
         Waits for calls that are using the old one. Idempotent. Raises `ModelLoadError`, and keeps
         the old one, when it is not to be had.
         """
-        if self._source.owns_model:
+        if self._source.own_model:
             return
         model = _load_alone(path)
         pointer = llama_cpp.llama_model_get_vocab(model)
@@ -94,7 +95,7 @@ class LlamaVocab:
                 f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the "
                 "model was loaded"
             )
-        self._replace(_Source(model, True, pointer))
+        self._replace(_Source(pointer, model))
 
     def _replace(self, new: _Source) -> _Source:
         """The old source, which nobody uses any more."""
@@ -150,9 +151,9 @@ class LlamaVocab:
         """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using
         it; later ones fail. Idempotent.
         """
-        old = self._replace(_Source(None, False, None))
-        if old.owns_model:
-            llama_cpp.llama_model_free(old.model)
+        old = self._replace(_Source(None))
+        if old.own_model:
+            llama_cpp.llama_model_free(old.own_model)
 
     def _special_text(self, token: int) -> str:
         return "" if token == _NULL_TOKEN else self._piece(token, special=True).decode(errors="replace")
