@@ -7,8 +7,8 @@ with a vocabulary of 152 k (0.15 s of each to import llama_cpp), whatever the si
 of which none is read.
 
 Only passes are remembered, per path, identity of all parts (`file_identity`) and build: a refusal
-may be due to the machine and is tried again. What happens only while llama.cpp computes
-with the weights no probe sees; `erllama.gguf.check` finds that in the header.
+may be due to the machine and is tried again. What happens only while llama.cpp computes with the
+weights no probe sees; `erllama.gguf.check` finds that in the header.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
-Ownership: `LlamaBackend` owns the weights (`weights.py`) and the context and frees them in
-`close`, in that reverse order. The context may go earlier and come back (`release_context`,
+Ownership: `LlamaBackend` owns the weights (`weights.py`) and the context and frees them in `close`,
+in that reverse order. The context may go earlier and come back (`release_context`,
 `ensure_context`), and after it the weights (`unload`). The engine thread makes every call but
 `abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the
 length of a decode. What is done with KV is in `state.py`.
@@ -56,17 +56,16 @@ class LlamaBackend(LlamaState):
         """Load the model and make the context. Raises `ModelLoadError` with the reason."""
         super().__init__(config.n_parallel)
         self._config = config
-        self.max_logits = config.n_parallel  # one a token of 152 k floats would be 300 MB
+        self.max_logits = config.n_parallel  # a row of 152 k floats for each token of a batch would be 300 MB
         self.weights_mapped = config.use_mmap and not config.use_mlock
         self._embedder: LlamaEmbedder | None = None
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
         self.kv_bytes = 0
         self.info, self.generates = check_model(config.path)
-        has_gpu = bool(gpu_devices())
-        all_or_none = _ALL_LAYERS if has_gpu else 0
+        self.on_gpu = config.n_gpu_layers != 0 and bool(gpu_devices())
+        all_or_none = _ALL_LAYERS if self.on_gpu else 0
         self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers
-        self.on_gpu = has_gpu and self.n_gpu_layers != 0
         self.n_threads = len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
         self._weights = LlamaWeights(config.path, self._model_params(), self.info)
         try:

@@ -1,4 +1,4 @@
-"""llama.cpp as a process-wide library: initialisation, its log, and what it was built with.
+"""llama.cpp as a process-wide library: initialisation, how files get into it, its log, its build.
 
 `llama_log_set` and the backend registry belong to the process, so this is the one module with
 process-wide effects, and it has them only when a model is loaded. llama.cpp's messages go to the
