@@ -44,7 +44,7 @@ from servers import Ours, component, cpu_of
 from stream_client import Connection, Truncated, encode_request, parse_reply, parse_stream
 
 from erllama.testing.random_gguf import write_random_model
-from erllama.testing.random_shape import TINY_QWEN2
+from erllama.testing.random_shape import SHAPES
 
 PARTS = ("proxy", "ingress", "replica")
 PROMPT = list(range(97, 113))
@@ -176,7 +176,7 @@ def main() -> None:
     logging.getLogger("gguf").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as directory:
         path = Path(directory, "vocab.gguf")
-        write_random_model(path, TINY_QWEN2)
+        write_random_model(path, SHAPES["tiny-qwen2"])
         models = [{"id": model_id(step), "path": str(path), "n_ctx": N_CTX, "n_parallel": 64} for step in args.step_ms]
         app_args = {"models": models, "step_ms": {model_id(step): step for step in args.step_ms}}
         for mode in ("default", "tuned") if args.mode == "both" else (args.mode,):

@@ -27,7 +27,7 @@ to itself.
     config = StoreConfig(tiers=(TierConfig("/dev/shm/kv", max_bytes="2GiB"),
     TierConfig("s3://bucket/kv"))) with Store(config) as store:
         chain = TokenChain(store.root("digest of everything that decides KV bytes"), tokens)
-        store.save([Block(piece, ...) for piece in store.missing(chain)])
+        store.save([Block(id, ...) for id in store.missing(chain)])
         plan = store.lookup(chain, deadline_s=1.0)
         fetched = store.read(plan, lambda block, n_use: ..., deadline_s=5.0)
 """

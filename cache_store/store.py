@@ -27,8 +27,8 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -38,7 +38,6 @@ from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import StoreError
 from cache_store.format.block import Block, BlockId
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
-from cache_store.in_flight import InFlight
 from cache_store.index.delta import DeltaLog, IndexDelta
 from cache_store.index.index import Index
 from cache_store.read.prefix_search import PrefixSearch
@@ -61,9 +60,7 @@ _CLAIM_S = 1.0  # for a call about claims: requests wait for it, and a hint may 
 
 
 class Store:
-    """`open` opens a tier, `clock` is monotonic in ns, `unix_s` the wall clock; tests bring their
-    own.
-    """
+    """`open` opens a tier, `clock` is monotonic in ns, `unix_s` the wall clock; all for tests."""
 
     def __init__(
         self,
@@ -79,7 +76,6 @@ class Store:
         self._config = config
         tiers = open_tiers(config, open)
         owner = secrets.token_hex(8)
-        self._in_flight = InFlight()
         delta_log = DeltaLog(len(tiers))
         self._stack = TierStack(tiers, Index(len(tiers) + 1, unix_s), delta_log, clock)
         self._gossip = Gossip(self._stack, delta_log, owner)
@@ -91,15 +87,10 @@ class Store:
         self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}
         self._claims = Claims(next((tier for tier in tiers if tier.local), None), owner, unix_s)
         self._garbage_pools = [garbage_pool(tier) for tier in tiers]
-        self._copiers = [self._copier(tier) for tier in tiers] if len(tiers) > 1 else []
-        self._writer = Writer(
-            self._stack,
-            self._in_flight,
-            self._copy_down,
-            queue_bytes=config.queue_bytes,
-            attempts=config.write_attempts,
-            retry_s=config.retry_s,
-        )
+        self._copiers = [
+            TierCopier(self._stack, tier, self._copy_down, config) for tier in (tiers if len(tiers) > 1 else [])
+        ]
+        self._writer = Writer(self._stack, self._copy_down, config)
         self._prefix_search = PrefixSearch(
             self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
         )
@@ -117,14 +108,12 @@ class Store:
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "open"
-        return f"<Store {state} {list(self._stack.tiers)} {self._stack.index!r} {len(self._in_flight)} in flight>"
+        return f"<Store {state} {list(self._stack.tiers)} {self._stack.index!r} {len(self._stack.in_flight)} in flight>"
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close(self._config.op_timeout_s)
 
     @property
@@ -164,9 +153,7 @@ class Store:
         return self._reader.read(plan, consume, _deadline(deadline_s))
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
-        """A copy of one object, END and REPLAY too, from whichever tier has it, whether the index
-        knows it or not.
-        """
+        """A copy of one object of any kind from whichever tier has it, indexed or not."""
         return self._reader.get(id, _deadline(deadline_s))
 
     def has(self, id: BlockId) -> bool:
@@ -206,7 +193,7 @@ class Store:
         """Wait until everything accepted so far is in a tier that survives this process and
         machine, or was dropped; False on timeout.
         """
-        return self._in_flight.wait(timeout_s)
+        return self._stack.in_flight.wait(timeout_s)
 
     # --- keeping ----------------------------------------------------------------------------------
 
@@ -245,17 +232,14 @@ class Store:
         """
         tier = self._tier(label)
         before = self._stack.index.bytes_in(tier.index)
+        evict = partial(self._stack.evict, tier, n_bytes, "asked", only_if_lower=only_if_lower)
         try:
-            return tier.run(
-                lambda: self._stack.evict(tier, n_bytes, "asked", only_if_lower=only_if_lower), self._op_deadline()
-            )
+            return tier.run(evict, _deadline(self._config.op_timeout_s))
         except StoreError:
             return max(0, before - self._stack.index.bytes_in(tier.index))
 
     def claim(self, keys: Sequence[ChainKey], expires_s: float) -> bool:
-        """Tell other processes of this machine that the blocks `keys` are being computed here.
-        False when another says so of the first.
-        """
+        """Tell this machine that `keys` are computed here; False if others say so of the first."""
         return self._claims.claim(keys, expires_s, self._claim_deadline())
 
     def claimed(self, key: ChainKey) -> float:
@@ -326,13 +310,11 @@ class Store:
         self._stack.leave_garbage(self._tier(label), for_s)
 
     def stats(self) -> StoreStats:
-        counts = self._stack.tally
-        objects = [self._stack.index.objects_in(tier.index) for tier in self._stack.tiers]
-        sizes = [self._stack.index.bytes_in(tier.index) for tier in self._stack.tiers]
+        counts, index = self._stack.tally, self._stack.index
         return StoreStats(
-            tiers=tuple(tier.stats(*figures) for tier, *figures in zip(self._stack.tiers, sizes, objects, strict=True)),
+            tiers=tuple(tier.stats(index.bytes_in(i), index.objects_in(i)) for i, tier in enumerate(self._stack.tiers)),
             queue_bytes=self._writer.queue_bytes,
-            pending=len(self._in_flight),
+            pending=len(self._stack.in_flight),
             saved=counts.of("saved"),
             dropped=counts.of("dropped"),
             corrupt=counts.of("corrupt"),
@@ -363,7 +345,7 @@ class Store:
                 return
             self._closing.set()
         deadline_ns = _deadline(timeout_s)
-        self._in_flight.wait(timeout_s)
+        self._stack.in_flight.wait(timeout_s)
         self._claims.release_all(max(deadline_ns, _deadline(self._config.retry_s)))
         for copier in self._copiers:
             copier.drain(seconds_left(deadline_ns))
@@ -380,29 +362,11 @@ class Store:
 
     # --- wiring -----------------------------------------------------------------------------------
 
-    def _copier(self, tier: GuardedTier) -> TierCopier:
-        config = self._config
-        return TierCopier(
-            self._stack,
-            tier,
-            self._in_flight,
-            self._copy_down,
-            copy_queue=config.copy_queue,
-            promote_bytes=config.promote_bytes,
-            attempts=config.write_attempts,
-            retry_s=config.retry_s,
-        )
-
     def _copy_down(self, id: BlockId, tier: GuardedTier) -> None:
-        """`id` has arrived on `tier`: the next one below gets it; awaited until it lies on a
-        persistent one.
-        """
+        """`id` has arrived on `tier`: the next one gets it, awaited until one is persistent."""
         if tier.index + 1 < len(self._copiers):
-            below = self._stack.tiers[tier.index + 1 :]
-            safe = any(upper.persistent for upper in self._stack.tiers[: tier.index + 1]) or not any(
-                s.persistent for s in below
-            )
-            self._copiers[tier.index + 1].submit(Copy(id, awaited=not safe))
+            first_persistent = next((other.index for other in self._stack.tiers if other.persistent), 0)
+            self._copiers[tier.index + 1].submit(Copy(id, awaited=tier.index < first_persistent))
 
     def _copy_down_late(self, id: BlockId, tier: GuardedTier) -> None:
         """`id` was found on `tier` alone: a copy is pending if it would be lost with the machine,
@@ -418,13 +382,10 @@ class Store:
             self._stack.tally.add("dropped", "snapshot")
 
     def _tier(self, label: str) -> GuardedTier:
-        found = [tier for tier in self._stack.tiers if tier.label == label]
-        if not found:
-            raise ValueError(f"label={label!r}: none of {self.tier_labels}")
-        return found[0]
-
-    def _op_deadline(self) -> int:
-        return _deadline(self._config.op_timeout_s)
+        for tier in self._stack.tiers:
+            if tier.label == label:
+                return tier
+        raise ValueError(f"label={label!r}: none of {self.tier_labels}")
 
     def _claim_deadline(self) -> int:
         return _deadline(min(self._config.op_timeout_s, _CLAIM_S))

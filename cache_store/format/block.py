@@ -1,6 +1,6 @@
 """What the store keeps: immutable objects, named by content. Pure.
 
-A *prefix key* names a token prefix: `tail_key(root, tokens[:n])`, a function of the tokens alone.
+A *prefix key* names a token prefix (`TokenChain.key_at`): a function of root and tokens alone.
 Objects hang between or on prefix keys:
 
     ROWS    the KV of tokens start .. start + n_tokens - 1: an edge from the key of tokens[:start]
@@ -34,11 +34,11 @@ The words of the store:
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,50 +138,43 @@ class Block:
     build: str = ""
 
     @property
+    def payload(self) -> list[NDArray[Any]]:
+        """KV, logits and checkpoint, as far as there are any."""
+        return [part for part in (*self.rows, self.logits, self.checkpoint) if part is not None]
+
+    @property
     def payload_bytes(self) -> int:
-        """Bytes of KV, logits and checkpoint."""
-        parts = [*self.rows, self.logits, self.checkpoint]
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self.payload)
+
+    def with_arrays(self, copy: Callable[[NDArray[Any]], NDArray[Any]]) -> Self:
+        """The block with what `copy` makes of each of its arrays."""
+        return replace(
+            self,
+            tokens=copy(self.tokens),
+            rows=tuple(copy(rows) for rows in self.rows),
+            logits=None if self.logits is None else copy(self.logits),
+            checkpoint=None if self.checkpoint is None else copy(self.checkpoint),
+        )
 
     @property
     def contradiction(self) -> str | None:
-        """Where the block is not what `Block` says it is, so that it cannot be stored; None for a
-        good one.
-        """
-        kind = self.id.kind
-        if self.tokens.dtype != np.uint32 or self.tokens.ndim != 1:
-            return "token ids are not a list of uint32"
-        if not math.isfinite(self.created_s):
-            return f"created_s is {self.created_s}"
-        if kind is Kind.ROWS:
-            return self._rows_problem()
-        if self.columns or self.rows:
-            return "rows in an object without rows"
-        return self._end_problem() if kind is Kind.END else self._extras_problem()
-
-    def _extras_problem(self) -> str | None:
-        return (
-            "logits or a checkpoint outside an END" if self.logits is not None or self.checkpoint is not None else None
-        )
-
-    def _rows_problem(self) -> str | None:
+        """Where the arrays are not what `Block` says, so that they cannot be stored, or None."""
         n = self.id.n_tokens
-        if len(self.tokens) != n:
-            return f"{len(self.tokens)} token ids, {n} in the name"
+        if not _is_list(self.tokens, np.uint32):
+            return "token ids are not a list of uint32"
+        if self.id.kind is not Kind.END and (self.logits is not None or self.checkpoint is not None):
+            return "logits or a checkpoint outside an END"
+        if self.id.kind is not Kind.ROWS and (self.columns or self.rows):
+            return "rows in an object without rows"
         if len(self.columns) != len(self.rows):
             return f"{len(self.columns)} column names, {len(self.rows)} columns"
-        if len(set(self.columns)) != len(self.columns):
-            return "column names repeat"
         for name, rows in zip(self.columns, self.rows, strict=True):
             if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != n or rows.shape[1] < 1:
                 return f"column {name} is {rows.dtype}{rows.shape}, not {n} rows of bytes"
-        return self._extras_problem()
-
-    def _end_problem(self) -> str | None:
-        if len(self.tokens):
-            return f"an END with {len(self.tokens)} token ids"
-        if self.logits is not None and (self.logits.dtype != np.float32 or self.logits.ndim != 1):
+        if not _is_list(self.logits, np.float32):
             return "logits are not a list of float32"
-        if self.checkpoint is not None and (self.checkpoint.dtype != np.uint8 or self.checkpoint.ndim != 1):
-            return "the checkpoint is not a list of bytes"
-        return None
+        return None if _is_list(self.checkpoint, np.uint8) else "the checkpoint is not a list of bytes"
+
+
+def _is_list(values: NDArray[Any] | None, dtype: type[np.generic]) -> bool:
+    return values is None or (values.dtype == dtype and values.ndim == 1)

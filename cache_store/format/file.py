@@ -63,9 +63,9 @@ proven. Decoding may run on any thread; an encoder belongs to one thread.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class BlockEncoder:
         if problem := block.contradiction:
             raise ValueError(f"block {block.id.name}: {problem}")
         tokens = _raw(block.tokens)
-        stored = _payload(block)
+        stored = [_raw(part) for part in block.payload]
         if self._compression is not None:
             stored = [_packed(stored, self._compression)]
         header = Header.of(
@@ -118,7 +118,7 @@ class BlockEncoder:
 
     def _written(self, header: Header, tokens: memoryview, stored: Sequence[memoryview]) -> memoryview:
         text = header.text
-        frame = _Frame.around(header, text, self._room(header.body_bytes))
+        frame = _Frame(header, text, self._room(header.body_bytes))
         file_bytes = len(frame.head) + header.body_bytes + len(frame.tail)
         start = Seal.start(file_bytes, frame.head.index(text), len(text), _digest(frame.tail))
         pieces: list[Bytes] = [
@@ -150,10 +150,6 @@ def _raw(values: NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _payload(block: Block) -> list[memoryview]:
-    return [_raw(part) for part in (*block.rows, block.logits, block.checkpoint) if part is not None]
-
-
 def _packed(parts: Sequence[memoryview], compression: str) -> memoryview:
     return memoryview(pa.Codec(compression).compress(b"".join(parts))).cast("B")
 
@@ -165,26 +161,18 @@ def _digest(*pieces: Bytes) -> bytes:
     return bytes(digest.digest())
 
 
-class _Frame:
-    """What Arrow writes before and behind a body: a file-like object that keeps all but the
-    body.
+class _Frame(io.RawIOBase):
+    """What Arrow writes before and behind a body: a file that keeps all but the body. `memory` lends
+    its size to columns whose content does not matter.
     """
 
-    closed = False
-
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, header: Header, text: bytes, memory: memoryview) -> None:
         self.head, self.tail = bytearray(), bytearray()
-        self._n_left = n_bytes
-
-    @classmethod
-    def around(cls, header: Header, text: bytes, memory: memoryview) -> _Frame:
-        """`memory` lends its size to columns whose content does not matter."""
-        frame = cls(header.body_bytes)
+        self._n_left = header.body_bytes
         batch = _batch(header, text, memory)
-        with pa.ipc.new_file(frame, batch.schema) as writer:
+        with pa.ipc.new_file(self, batch.schema) as writer:
             writer.write_batch(batch)
-        assert frame._n_left == 0, "pyarrow lays files out in another way"
-        return frame
+        assert self._n_left == 0, "pyarrow lays files out in another way"
 
     def write(self, data: Any) -> int:
         if _body_at(memoryview(self.head)) != len(self.head):
@@ -195,14 +183,11 @@ class _Frame:
             self.tail += data
         return len(data)
 
+    def writable(self) -> bool:
+        return True
+
     def tell(self) -> int:
         return 0
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _batch(header: Header, text: bytes, memory: memoryview) -> Any:
@@ -246,16 +231,15 @@ def decode(data: Bytes, expect: BlockId) -> Block:
     MemoryError while decompressing: lack of memory is no reason to drop a good object.
     """
     view = memoryview(data).cast("B").toreadonly()
-    head = _proven_head(view, expect)
-    header, seal = head.header, head.seal
+    header, seal, body_at = _proven_head(view, expect)
     if len(view) != seal.file_bytes:
         damage = Damage.SHORT if len(view) < seal.file_bytes else Damage.NOT_ARROW
         raise CorruptBlock(damage, f"{len(view)} bytes instead of {seal.file_bytes}")
-    tail_at = head.body_at + header.body_bytes
+    tail_at = body_at + header.body_bytes
     if tail_at > len(view):
         raise CorruptBlock(Damage.NOT_ARROW, f"a body of {header.body_bytes} bytes in a file of {len(view)}")
     _prove(view[tail_at:], seal.tail_xxh3, "tail")
-    body = view[head.body_at : tail_at]
+    body = view[body_at:tail_at]
     tokens = _tokens(body, header)
     stored = body[header.payload_at : header.payload_end]
     _prove(stored, header.payload_xxh3, "payload")
@@ -271,22 +255,12 @@ def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
     token ids is not looked at, so `decode` may still refuse the same file.
     """
     view = memoryview(data).cast("B").toreadonly()
-    head = _proven_head(view, expect)
-    return _tokens(view[head.body_at :], head.header)
+    header, _, body_at = _proven_head(view, expect)
+    return _tokens(view[body_at:], header)
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What the first bytes of a file say, once they are proven, and where in the file its body
-    begins.
-    """
-
-    header: Header
-    seal: Seal
-    body_at: int
-
-
-def _proven_head(view: memoryview, expect: BlockId) -> _Head:
+def _proven_head(view: memoryview, expect: BlockId) -> tuple[Header, Seal, int]:
+    """What the first bytes of a file say, once they are proven, and where in it the body begins."""
     body_at = _body_at(view)
     if body_at is None or body_at + SEAL_BYTES > len(view):
         raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end before the seal does")
@@ -295,7 +269,7 @@ def _proven_head(view: memoryview, expect: BlockId) -> _Head:
     header = Header.parse(bytes(view[seal.header_at : seal.header_at + seal.header_bytes]))
     if header.id != expect:
         raise CorruptBlock(Damage.MISLABELLED, f"it is {header.id.name}, not {expect.name}")
-    return _Head(header, seal, body_at)
+    return header, seal, body_at
 
 
 def _prove(view: memoryview, xxh3: str, name: str) -> None:
@@ -306,7 +280,7 @@ def _prove(view: memoryview, xxh3: str, name: str) -> None:
 def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
     if header.payload_at > len(body):
         raise CorruptBlock(Damage.SHORT, f"{len(body)} bytes of the body end before the token ids do")
-    ids = body[header.tokens_at : header.tokens_end]
+    ids = body[SEAL_BYTES : header.tokens_end]
     _prove(ids, header.tokens_xxh3, "list of token ids")
     if any(body[header.tokens_end : header.payload_at]):
         raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
@@ -314,9 +288,7 @@ def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
 
 
 def _unpacked(stored: memoryview, header: Header) -> memoryview:
-    """Arrow's one-call decompression does not notice an lz4 frame that holds too little; a stream
-    does.
-    """
+    """A stream notices an lz4 frame that holds too little; Arrow's one-call way does not."""
     payload = np.empty(header.payload_bytes, np.uint8)
     try:
         with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored)), header.compression) as stream:
@@ -335,11 +307,12 @@ def _unpacked(stored: memoryview, header: Header) -> memoryview:
 
 def _block(header: Header, expect: BlockId, tokens: NDArray[np.uint32], payload: memoryview) -> Block:
     parts = tuple(_parts(header, np.frombuffer(payload, np.uint8)))
+    about: dict[str, Any] = {"reason": header.reason, "created_s": header.created_s, "build": header.build}
     if header.kind == Kind.ROWS:
-        values: dict[str, Any] = {"columns": tuple(header.parts), "rows": parts}
-    else:
-        values = _end_values(header.parts, parts)
-    return Block(expect, tokens, **values, reason=header.reason, created_s=header.created_s, build=header.build)
+        return Block(expect, tokens, tuple(header.parts), parts, **about)
+    found = {name: part.reshape(-1) for name, part in zip(header.parts, parts, strict=True)}
+    logits = found["logits"].view(np.float32) if "logits" in found else None
+    return Block(expect, tokens, logits=logits, checkpoint=found.get("checkpoint"), **about)
 
 
 def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
@@ -350,11 +323,3 @@ def _parts(header: Header, payload: _Raw) -> Iterator[_Raw]:
         n_bytes = shape[0] * shape[1] * shape[2]
         yield from payload[at : at + n_bytes].reshape(shape)
         at += n_bytes
-
-
-def _end_values(names: Sequence[str], parts: tuple[_Raw, ...]) -> dict[str, Any]:
-    found = {name: part.reshape(-1) for name, part in zip(names, parts, strict=True)}
-    return {
-        "logits": found["logits"].view(np.float32) if "logits" in found else None,
-        "checkpoint": found.get("checkpoint"),
-    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Self
 
 from cache_store.errors import CorruptBlock, Damage
@@ -33,9 +33,7 @@ _MOST_EXTRA = 1 << 17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The header's fields; sizes in bytes. What is made by `of` or `parse` does not contradict
-    itself.
-    """
+    """The header's fields; sizes in bytes. What `of` or `parse` made does not contradict itself."""
 
     kind: str
     root: str
@@ -58,20 +56,14 @@ class Header:
     def of(
         cls, block: Block, *, compression: str | None, stored_bytes: int, tokens_xxh3: str, payload_xxh3: str
     ) -> Self:
-        """Raises ValueError for a block with more payload than a file takes, or that contradicts
-        itself.
-        """
-        parts = _parts_of(block)
+        """Raises ValueError for a block too large for a file, or that contradicts itself."""
+        is_rows = block.id.kind is Kind.ROWS
+        values = {"logits": block.logits, "checkpoint": block.checkpoint}
         header = cls(
-            kind=block.id.kind.value,
-            root=block.id.root,
-            parent=block.id.parent,
-            key=block.id.key,
-            start=int(block.id.start),
-            n_tokens=int(block.id.n_tokens),
+            **asdict(block.id),
             n_ids=len(block.tokens),
-            parts=list(parts),
-            row_bytes=list(parts.values()),
+            parts=[*block.columns, *(name for name, value in values.items() if value is not None)],
+            row_bytes=[part.shape[1] if is_rows else part.nbytes for part in block.payload],
             reason=block.reason,
             build=block.build,
             created_s=float(block.created_s),
@@ -113,9 +105,7 @@ class Header:
     @property
     def n_rows(self) -> int:
         """Of each part."""
-        if self.kind == Kind.ROWS:
-            return self.n_tokens
-        return 1
+        return self.n_tokens if self.kind == Kind.ROWS else 1
 
     @property
     def payload_bytes(self) -> int:
@@ -123,13 +113,9 @@ class Header:
         return self.n_rows * sum(self.row_bytes)
 
     @property
-    def tokens_at(self) -> int:
-        """In the body, as those that follow."""
-        return SEAL_BYTES
-
-    @property
     def tokens_end(self) -> int:
-        return self.tokens_at + _TOKEN_BYTES * self.n_ids
+        """In the body, in which they begin behind the seal; so do those that follow."""
+        return SEAL_BYTES + _TOKEN_BYTES * self.n_ids
 
     @property
     def payload_at(self) -> int:
@@ -151,7 +137,7 @@ class Header:
         if not math.isfinite(self.created_s):
             raise ValueError(f"created_s is {self.created_s}")
         if self.n_ids != {Kind.ROWS: self.n_tokens, Kind.END: 0}.get(Kind(self.kind), self.n_ids):
-            raise ValueError(f"{self.n_ids} token ids in {self.kind} of {self.n_tokens} tokens")
+            raise ValueError(f"{self.n_ids} token ids, {self.n_tokens} in the name")
         self._check_parts()
         self._check_sizes()
 
@@ -163,7 +149,7 @@ class Header:
         ):
             raise ValueError(f"parts {self.parts!r} with rows of {self.row_bytes!r} bytes")
         if len(set(self.parts)) != len(self.parts):
-            raise ValueError(f"parts repeat: {self.parts}")
+            raise ValueError(f"names repeat: {self.parts}")
         if not all((self.kind == Kind.ROWS) <= row_bytes <= MAX_PAYLOAD_BYTES for row_bytes in {*self.row_bytes}):
             raise ValueError(f"rows of {self.row_bytes} bytes")
         if self.kind != Kind.ROWS:
@@ -187,13 +173,6 @@ class Header:
             raise ValueError(f"{self.stored_bytes} bytes are stored of {self.payload_bytes}")
         if self.payload_bytes > _MOST_PER_BYTE[self.compression] * self.stored_bytes + _MOST_EXTRA:
             raise ValueError(f"{self.payload_bytes} bytes cannot be the {self.stored_bytes} bytes stored")
-
-
-def _parts_of(block: Block) -> dict[str, int]:
-    if block.id.kind is Kind.ROWS:
-        return {name: rows.shape[1] for name, rows in zip(block.columns, block.rows, strict=True)}
-    values = {"logits": block.logits, "checkpoint": block.checkpoint}
-    return {name: value.nbytes for name, value in values.items() if value is not None}
 
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "str | None": (str, type(None))}

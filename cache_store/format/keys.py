@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NewType, Self
+from copy import copy
+from typing import NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +58,11 @@ class TokenChain:
     def __init__(
         self, root: ChainKey, ids: Sequence[int] | NDArray[np.uint32], block_tokens: int = BLOCK_TOKENS
     ) -> None:
-        self._set(root, np.array(ids, dtype=np.uint32), block_tokens, {0: root})
-
-    def _set(self, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> None:
-        ids.flags.writeable = False
-        self.root, self.ids = root, ids
-        self._block_tokens = block_tokens
-        # by length of the prefix; may hold lengths beyond ours, of the chain that this one is a
-        # prefix of
-        self._keys = keys
-
-    @classmethod
-    def _sharing(cls, root: ChainKey, ids: NDArray[np.uint32], block_tokens: int, keys: dict[int, ChainKey]) -> Self:
-        chain = cls.__new__(cls)
-        chain._set(root, ids, block_tokens, keys)
-        return chain
+        self.root, self._block_tokens = root, block_tokens
+        self.ids = np.array(ids, dtype=np.uint32)
+        self.ids.flags.writeable = False
+        # by length of the prefix; may hold lengths beyond ours, of the chain that this is a prefix of
+        self._keys = {0: root}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,15 +105,17 @@ class TokenChain:
 
     def prefix(self, n: int) -> TokenChain:
         """The chain of ids[:n], or this one where it is no longer."""
-        return (
-            self if n >= len(self) else self._sharing(self.root, self.ids[: max(0, n)], self._block_tokens, self._keys)
-        )
+        if n >= len(self):
+            return self
+        shorter = copy(self)
+        shorter.ids = self.ids[: max(0, n)]
+        return shorter
 
     def extended(self, ids: Sequence[int] | NDArray[np.uint32]) -> TokenChain:
         """The chain of these ids and then `ids`."""
-        known = {n: key for n, key in self._keys.copy().items() if n <= len(self)}
-        longer = np.concatenate([self.ids, np.array(ids, dtype=np.uint32)])
-        return self._sharing(self.root, longer, self._block_tokens, known)
+        longer = TokenChain(self.root, np.concatenate([self.ids, np.array(ids, dtype=np.uint32)]), self._block_tokens)
+        longer._keys.update((n, key) for n, key in self._keys.copy().items() if n <= len(self))
+        return longer
 
     def _bytes(self, start: int, stop: int) -> bytes:
         return self.ids[start:stop].astype("<u4", copy=False).tobytes()

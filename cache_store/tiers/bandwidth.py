@@ -27,9 +27,9 @@ class Bandwidth:
         with self._lock:
             self._add(float(n_bytes), max(seconds, 0.0))
 
-    def estimate_s(self, n_bytes: int, n_objects: int = 1) -> float:
+    def estimate_s(self, n_bytes: int) -> float:
         latency_s, s_per_byte = self._line()
-        return n_objects * latency_s + n_bytes * s_per_byte
+        return latency_s + n_bytes * s_per_byte
 
     @property
     def bytes_per_s(self) -> float:

@@ -13,7 +13,10 @@ bytes, times unix seconds by the clock of the file system.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,12 +24,12 @@ import numpy as np
 
 from cache_store.errors import TierError
 
-Verify = Callable[[memoryview], bool]
-
+MISSING = (FileNotFoundError, NotADirectoryError)
 TEMP_PREFIX = ".tmp-"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ALIGN = 64  # what Arrow wants of its buffers
 _SMALLEST = 1 << 16
+_LARGEST = 4 << 30  # keeps a damaged (sparse) file from taking all memory
 
 
 class NoSpace(TierError):
@@ -46,18 +49,16 @@ class ReadBuffer:
     """Memory that reads go into and that is used again: the first touch of fresh memory costs about
     2 ms per MB, reading over it 0.1.
 
-    One thread at a time. A view is valid until the next `take`. `limit_bytes` keeps a damaged
-    (sparse) file from taking all memory.
+    One thread at a time. A view is valid until the next `take`.
     """
 
-    def __init__(self, limit_bytes: int = 4 << 30) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self) -> None:
         self._memory = memoryview(b"")
 
     def take(self, n_bytes: int) -> memoryview:
         """A writable view of `n_bytes`, aligned for Arrow; its content is what was there before."""
-        if n_bytes > self._limit_bytes:
-            raise TierError(f"an object of {n_bytes} bytes exceeds the limit of {self._limit_bytes} bytes for one read")
+        if n_bytes > _LARGEST:
+            raise TierError(f"an object of {n_bytes} bytes exceeds the limit of {_LARGEST} bytes for one read")
         if n_bytes > len(self._memory):
             self._memory = _aligned(max(_SMALLEST, 1 << (n_bytes - 1).bit_length()))
         return self._memory[:n_bytes]
@@ -80,9 +81,7 @@ class Tier(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is, for logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL
-        ("s3").
-        """
+        """For logs and metrics: "ram_file", "disk", "memory", or the scheme of its URL ("s3")."""
 
     @property
     def local(self) -> bool:
@@ -92,21 +91,16 @@ class Tier(Protocol):
     def max_bytes(self) -> int | None:
         """The budget it was configured with; whoever fills the tier keeps it."""
 
-    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
-        """The whole object; None when there is none. Valid until `buffer` is used again. An object
-        cut while it is read comes short.
+    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+        """The object, or at most its first `head_bytes`; None when there is none. Valid until
+        `buffer` is used again. An object cut while it is read comes short.
         """
 
-    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
-        """The first `n_bytes`, or fewer where the object is shorter; else like `read`."""
+    def publish(self, name: str, data: memoryview) -> None:
+        """Make the object visible, whole or not at all; an existing one is replaced atomically.
 
-    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        """Make the object visible, whole or not at all. False when one that `verify` accepts was
-        there already and nothing was written.
-
-        Without `verify`, and where it says no, an existing object is replaced atomically. `NoSpace`
-        when the file system is full. After a failure nothing new is left behind, but the object may
-        be visible if the failure came last (it is whole then).
+        `NoSpace` when the file system is full. After a failure nothing new is left behind, but the
+        object may be visible if the failure came last (it is whole then).
         """
 
     def delete(self, name: str) -> bool:
@@ -126,24 +120,18 @@ class Tier(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of connections. Idempotent; other calls fail afterwards or go on working, whatever
-        the tier needs.
-        """
+        """Let go of connections. Idempotent; later calls fail or work, as the tier needs."""
 
 
 def check_name(name: str) -> str:
-    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of the
-    caller's.
-    """
+    """`name`, or ValueError: a name that leaves the tier or hides in it is a bug of a caller."""
     if any(not part or part.startswith(".") for part in name.split("/")) or "\0" in name:
         raise ValueError(f"not a name of an object: {name!r}")
     return name
 
 
 def split_prefix(prefix: str) -> tuple[str, str]:
-    """The directory that holds everything whose name starts with `prefix`, and how the entries in
-    it start.
-    """
+    """The directory of all names that start with `prefix`, and how the entries in it start."""
     directory, _, name_prefix = prefix.rpartition("/")
     if directory:
         check_name(directory)
@@ -155,7 +143,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def tier_error(url: str, operation: str, name: str, failure: Exception) -> TierError:
-    """What a caller sees of `failure`; chain it."""
-    kind = NoSpace if isinstance(failure, OSError) and failure.errno in _NO_SPACE else TierError
-    return kind(f"{operation} {name or '(everything)'} in {url}: {failure or type(failure).__name__}")
+def temp_path(directory: str) -> str:
+    return f"{directory}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def tier_errors(tier: Tier, operation: str, name: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """What of `kind` is raised inside leaves as `TierError`, or as `NoSpace`."""
+    try:
+        yield
+    except TierError:
+        raise
+    except kind as failure:
+        is_full = isinstance(failure, OSError) and failure.errno in _NO_SPACE
+        told = f"{operation} {name or '(everything)'} in {tier.url}: {failure or type(failure).__name__}"
+        raise (NoSpace if is_full else TierError)(told) from failure

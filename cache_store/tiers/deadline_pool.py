@@ -55,9 +55,7 @@ class Call(Generic[T]):
             self._waste()
 
     def wait(self, deadline_ns: int) -> T:
-        """The result. Raises what the call raised, or `TierError` once `deadline_ns` (monotonic)
-        has passed.
-        """
+        """The result. Raises what the call raised; `TierError` after `deadline_ns` (monotonic)."""
         if self._done.acquire(timeout=max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)):
             self._done.release()
         with self._lock:

@@ -11,8 +11,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from cache_store.config import StoreConfig, TierConfig
@@ -20,8 +21,7 @@ from cache_store.errors import TierError
 from cache_store.format.file import Compression
 from cache_store.records import TierStats
 from cache_store.tiers.bandwidth import Bandwidth
-from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier, Verify
-from cache_store.tiers.breaker import Breaker
+from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier
 from cache_store.tiers.deadline_pool import Call, DeadlinePool
 from cache_store.tiers.open import open_tier
 
@@ -32,6 +32,36 @@ _KEPT_BUFFERS = 6  # two readers, two hops ahead
 # local or not: latency in s, bytes per s; page cache and a plain object store
 _GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}
 _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
+
+THRESHOLD = 3  # one failure is noise; three in a row is a file system that is gone
+FIRST_S = 1.0
+LONGEST_S = 60.0  # a tier that comes back is used again within a minute
+
+
+class Breaker:
+    """When to leave a failing tier alone. Pure; the caller locks and brings the time.
+
+    Calls go through until `THRESHOLD` failures in a row; then everyone skips the tier for
+    `FIRST_S`. After that time calls go through again: the next failure opens the circuit for twice
+    as long (up to `LONGEST_S`), the next success closes it.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_s = 0.0
+        self._until_ns = 0
+
+    def allows(self, now_ns: int) -> bool:
+        return now_ns >= self._until_ns
+
+    def succeeded(self) -> None:
+        self._failures, self._open_s, self._until_ns = 0, 0.0, 0
+
+    def failed(self, now_ns: int) -> None:
+        self._failures += 1
+        if self._failures >= THRESHOLD:
+            self._open_s = min(LONGEST_S, 2 * self._open_s or FIRST_S)
+            self._until_ns = now_ns + int(self._open_s * 1e9)
 
 
 @dataclass(slots=True)
@@ -50,9 +80,7 @@ class Loaded:
 
 
 class GuardedTier:
-    """`index` counts from 0, the fastest tier. `compression` is what objects written to it are
-    compressed with.
-    """
+    """`index` counts from 0, the fastest tier; `compression` is of the objects written to it."""
 
     def __init__(self, index: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
         self.index = index
@@ -73,9 +101,7 @@ class GuardedTier:
 
     @property
     def available(self) -> bool:
-        """False while the circuit is open: after some failures the tier is left alone for a
-        while.
-        """
+        """False while the circuit is open: after failures the tier is left alone for a while."""
         return self._breaker.allows(time.monotonic_ns())
 
     def count(self, what: str, n: int = 1) -> None:
@@ -93,9 +119,7 @@ class GuardedTier:
         return self._pool.call(function, on_waste)
 
     def wait(self, call: Call[T], deadline_ns: int) -> T:
-        """The result of a call of this tier's. A tier that lets its callers wait in vain counts as
-        failing.
-        """
+        """The result of a call of ours. A tier that lets callers wait in vain counts as failing."""
         began_ns = time.monotonic_ns()
         try:
             return call.wait(deadline_ns)
@@ -112,7 +136,7 @@ class GuardedTier:
 
     def stats_until_missing(self, names: Sequence[str], deadline_ns: int) -> list[Stat]:
         """Stats of `names` up to the first that is not there; asked in parallel."""
-        calls = [self._pool.call(lambda name=name: self.stat_now(name)) for name in names]  # type: ignore[misc]
+        calls = [self._pool.call(partial(self.stat_now, name)) for name in names]
         found: list[Stat] = []
         try:
             for call in calls:
@@ -132,9 +156,9 @@ class GuardedTier:
         """Any background call, as a foreground call."""
         return self.wait(self._pool.call(function), deadline_ns)
 
-    def publish(self, name: str, data: memoryview, deadline_ns: int) -> bool:
+    def publish(self, name: str, data: memoryview, deadline_ns: int) -> None:
         """`data` must not be reused: the call may outlive its caller's patience."""
-        return self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
+        self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
 
     # --- background -------------------------------------------------------------------------------
 
@@ -143,11 +167,7 @@ class GuardedTier:
         began_ns = time.monotonic_ns()
         try:
             with self._judged():
-                data = (
-                    self._inner.read(name, buffer)
-                    if head_bytes is None
-                    else self._inner.read_head(name, head_bytes, buffer)
-                )
+                data = self._inner.read(name, buffer, head_bytes)
         except BaseException:
             self.give_back(buffer)
             raise
@@ -158,11 +178,23 @@ class GuardedTier:
         self.count("read_bytes", data.nbytes)
         return Loaded(self, data, buffer)
 
-    def publish_now(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        written = self._guarded(lambda: self._inner.publish(name, data, verify))
-        if written:
-            self.count("written_bytes", data.nbytes)
-        return written
+    def publish_now(self, name: str, data: memoryview, verify: Callable[[memoryview], bool] | None = None) -> None:
+        """Nothing is written where an object is already that `verify` accepts."""
+        with self._judged():
+            if verify is not None and self._holds(name, verify):
+                return
+            self._inner.publish(name, data)
+        self.count("written_bytes", data.nbytes)
+
+    def _holds(self, name: str, verify: Callable[[memoryview], bool]) -> bool:
+        """There is an object and it verifies. One that cannot be read does not: a bad sector under
+        a good name must not keep its content out of the tier for good.
+        """
+        try:
+            found = self._inner.read(name, ReadBuffer())
+        except TierError:
+            return False
+        return found is not None and verify(found)
 
     def stat_now(self, name: str) -> Stat | None:
         return self._guarded(lambda: self._inner.stat(name))
@@ -238,17 +270,14 @@ def open_tiers(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_ti
     """The tiers of `config`. A label that occurs twice gets a number. Raises `TierError` for a tier
     that can never work.
     """
-    opened: list[Tier] = []
-    try:
-        opened.extend(open(tier) for tier in config.tiers)
-    except BaseException:
-        for tier in opened:
-            tier.close()
-        raise
     seen: Counter[str] = Counter()
     guarded: list[GuardedTier] = []
-    for index, (tier, spec) in enumerate(zip(opened, config.tiers, strict=True)):
-        seen[tier.label] += 1
-        label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
-        guarded.append(GuardedTier(index, tier, label, spec.compression))
+    with ExitStack() as on_failure:
+        for index, spec in enumerate(config.tiers):
+            tier = open(spec)
+            seen[tier.label] += 1
+            label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
+            guarded.append(GuardedTier(index, tier, label, spec.compression))
+            on_failure.callback(guarded[-1].close)
+        on_failure.pop_all()
     return guarded

@@ -22,24 +22,23 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from cache_store.tiers.base import (
+    MISSING,
     TEMP_PREFIX,
     ReadBuffer,
     Stat,
-    Verify,
     check_name,
     is_hidden,
     split_prefix,
-    tier_error,
+    temp_path,
+    tier_errors,
 )
 
-_MISSING = (FileNotFoundError, NotADirectoryError)
 _RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # how some network file systems answer an fsync of a directory
 _ATTEMPTS = 5  # of a publish whose directory or temp file is removed under it
@@ -54,7 +53,7 @@ class LocalTier:
         self._root = directory
         self.url = f"file://{directory}"
         self.max_bytes = max_bytes
-        with self._failures("open", "the directory"):
+        with tier_errors(self, "open", "the directory"):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             os.listdir(directory)
             in_ram = file_system_type(directory) in _RAM_FILE_SYSTEMS
@@ -64,38 +63,28 @@ class LocalTier:
     def __repr__(self) -> str:
         return f"<LocalTier {self.label} {self._root}>"
 
-    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
-        with self._failures("read", name):
-            return _read_file(self._path(name), None, buffer)
+    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+        with tier_errors(self, "read", name):
+            return _read_file(self._path(name), head_bytes, buffer)
 
-    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
-        with self._failures("read", name):
-            return _read_file(self._path(name), n_bytes, buffer)
-
-    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
-        path = self._path(name)
-        if verify is not None and _holds(path, verify):
-            return False
-        with self._failures("publish", name):
-            self._publish(path, data)
-        return True
+    def publish(self, name: str, data: memoryview) -> None:
+        with tier_errors(self, "publish", name):
+            self._publish(self._path(name), data)
 
     def _publish(self, path: str, data: memoryview) -> None:
-        vanished = FileNotFoundError()
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt:
                     self._make_directory(os.path.dirname(path))
                 self._write_and_rename(path, data)
-            except FileNotFoundError as failure:
-                vanished = failure
-            else:
                 return
-        raise vanished
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
     def _write_and_rename(self, path: str, data: memoryview) -> None:
         directory = os.path.dirname(path)
-        temp = _temp_path(directory)
+        temp = temp_path(directory)
         try:
             _write_file(temp, data, sync=self._durable)
             os.replace(temp, path)
@@ -106,36 +95,32 @@ class LocalTier:
         self._sync_directory(directory)
 
     def delete(self, name: str) -> bool:
-        with self._failures("delete", name):
-            try:
-                os.unlink(self._path(name))
-            except _MISSING:
-                return False
-            return True
+        with tier_errors(self, "delete", name):
+            return _unlinked(self._path(name))
 
     def stat(self, name: str) -> Stat | None:
-        with self._failures("stat", name):
+        with tier_errors(self, "stat", name):
             try:
                 found = os.stat(self._path(name))
-            except _MISSING:
+            except MISSING:
                 return None
             return Stat(name, found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
 
     def list(self, prefix: str = "") -> Iterator[Stat]:
         directory, name_prefix = split_prefix(prefix)
-        with self._failures("list", prefix):
+        with tier_errors(self, "list", prefix):
             entries = _entries(os.path.join(self._root, directory))
         for entry in entries:
             if entry.name.startswith(name_prefix) and not is_hidden(entry.name):
                 yield from self._listed(entry, f"{directory}/{entry.name}" if directory else entry.name)
 
     def _listed(self, entry: os.DirEntry[str], name: str) -> Iterator[Stat]:
-        with self._failures("list", name):
+        with tier_errors(self, "list", name):
             is_directory = entry.is_dir(follow_symlinks=False)
-            found = None if is_directory else _stat_file(entry)
+            found = None if is_directory else _stat(entry)
         if is_directory:
             yield from self.list(f"{name}/")
-        elif found is not None:
+        elif found is not None and stat.S_ISREG(found.st_mode):
             yield Stat(name, found.st_size, found.st_mtime)
 
     def sweep(self, older_than_s: float) -> int:
@@ -145,7 +130,7 @@ class LocalTier:
         Ages are taken between times that this file system gave. A temp file from the future is as
         old as one from the past: the clock has been set since, and nobody writes for that long.
         """
-        with self._failures("sweep", ""):
+        with tier_errors(self, "sweep", ""):
             return self._sweep_directory(self._root, self._file_system_now(), older_than_s)
 
     def _sweep_directory(self, directory: str, now_s: float, older_than_s: float) -> int:
@@ -154,8 +139,8 @@ class LocalTier:
             is_directory = entry.is_dir(follow_symlinks=False)
             if not is_directory and not entry.name.startswith(TEMP_PREFIX):
                 continue
-            modified_s = _modified_s(entry)  # before something is removed below it
-            is_old = modified_s is not None and abs(now_s - modified_s) >= older_than_s
+            found = _stat(entry)  # before something is removed below it
+            is_old = found is not None and abs(now_s - found.st_mtime) >= older_than_s
             if is_directory:
                 n_removed += self._sweep_directory(entry.path, now_s, older_than_s)
                 if is_old:
@@ -165,7 +150,7 @@ class LocalTier:
         return n_removed
 
     def _file_system_now(self) -> float:
-        temp = _temp_path(self._root)
+        temp = temp_path(self._root)
         try:
             _write_file(temp, memoryview(b""), sync=False)
             return os.stat(temp).st_mtime
@@ -201,26 +186,16 @@ class LocalTier:
         finally:
             os.close(descriptor)
 
-    @contextmanager
-    def _failures(self, operation: str, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as failure:
-            raise tier_error(self.url, operation, name, failure) from failure
-
 
 def file_system_type(path: str) -> str:
-    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where the system does not
-    tell.
-    """
+    """The type of the file system that holds `path` ("tmpfs", "ext4"); "" where nobody tells."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return ""
-    # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": optional fields end with
-    # the dash
+    # "36 35 98:0 /root /mount rw,noatime master:1 - ext3 /dev/root rw": a dash ends optional fields
     for line in lines:
         mount, _, source = line.partition(" - ")
         if mount.split()[2] == wanted:
@@ -228,14 +203,10 @@ def file_system_type(path: str) -> str:
     return ""
 
 
-def _temp_path(directory: str) -> str:
-    return f"{directory}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-
-
 def _read_file(path: str, limit: int | None, buffer: ReadBuffer) -> memoryview | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except _MISSING:
+    except MISSING:
         return None
     try:
         size = os.fstat(descriptor).st_size
@@ -246,15 +217,6 @@ def _read_file(path: str, limit: int | None, buffer: ReadBuffer) -> memoryview |
     finally:
         os.close(descriptor)
     return view[:n_read]
-
-
-def _holds(path: str, verify: Verify) -> bool:
-    """There is an object at `path` and it verifies. One that cannot be read does not."""
-    try:
-        view = _read_file(path, None, ReadBuffer())
-    except OSError:
-        return False
-    return view is not None and verify(view)
 
 
 def _write_file(path: str, data: memoryview, *, sync: bool) -> None:
@@ -274,29 +236,21 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as found:
             return list(found)
-    except _MISSING:
+    except MISSING:
         return []
 
 
-def _modified_s(entry: os.DirEntry[str]) -> float | None:
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
-        return entry.stat(follow_symlinks=False).st_mtime
+        return entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-
-
-def _stat_file(entry: os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        found = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _unlinked(path: str) -> bool:
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except MISSING:
         return False
     return True
 

@@ -50,18 +50,15 @@ def open_tier(config: TierConfig) -> Tier:
 
 def _driver(config: TierConfig) -> tuple[fsspec.AbstractFileSystem, str]:
     options = dict(config.storage_options)
-    if config.scheme in ("s3", "s3a"):
+    is_s3 = config.scheme in ("s3", "s3a")
+    if is_s3:
         options["config_kwargs"] = {**_S3_PATIENCE, **options.get("config_kwargs", {})}
         options.setdefault("max_concurrency", 1)  # a read is one GET: s3fs otherwise asks for the size first
     try:  # an instance of our own: `close` ends it, and its listing cache is switched off
         filesystem, root = fsspec.url_to_fs(config.url, **options, skip_instance_cache=True)
-    except (
-        Exception
-        # ValueError: no such scheme; ImportError: driver not installed; TypeError: an option it
-        # does not know; ...
-    ) as failure:
+    except Exception as failure:  # no such scheme, driver not installed, an option that it does not know, ...
         raise TierError(f"cannot use the tier {config.url}: {failure}") from failure
-    if config.scheme in ("s3", "s3a"):
+    if is_s3:
         filesystem.retries = _S3FS_RETRIES
     if not root.strip("/") and config.scheme != "memory":
         raise TierError(f"cannot use the tier {config.url}: the URL names no bucket or directory")

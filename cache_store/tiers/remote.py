@@ -14,10 +14,8 @@ thread, except from that one.
 from __future__ import annotations
 
 import inspect
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -25,19 +23,19 @@ from fsspec import AbstractFileSystem
 
 from cache_store.errors import TierError
 from cache_store.tiers.base import (
+    MISSING,
     TEMP_PREFIX,
     ReadBuffer,
     Stat,
-    Verify,
     check_name,
     is_hidden,
     split_prefix,
-    tier_error,
+    temp_path,
+    tier_errors,
 )
 
 ONE_PUT_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"})
 
-_MISSING = (FileNotFoundError, NotADirectoryError)
 _TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 
 
@@ -72,44 +70,31 @@ class RemoteTier:
     def __repr__(self) -> str:
         return f"<RemoteTier {self.label} {self.url}>"
 
-    def read(self, name: str, buffer: ReadBuffer) -> memoryview | None:
+    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
         path = self._path(name)
-        with self._failures("read", name):
-            return self._read(path)
-
-    def _read(self, path: str) -> memoryview | None:
-        try:
-            return memoryview(self._open_fs.cat_file(path))
-        except _MISSING:
-            return None
-
-    def read_head(self, name: str, n_bytes: int, buffer: ReadBuffer) -> memoryview | None:
-        path = self._path(name)
+        span = {} if head_bytes is None else {"start": 0, "end": head_bytes}
         with self._failures("read", name):
             try:
-                return memoryview(self._open_fs.cat_file(path, start=0, end=n_bytes))
-            except _MISSING:
+                return memoryview(self._open_fs.cat_file(path, **span))
+            except MISSING:
                 return None
             except OSError:
-                found = self._stat(name)
+                found = self._stat(name) if span else None
                 if found is not None and found.n_bytes == 0:  # no range can be taken of nothing
                     return memoryview(b"")
                 raise
 
-    def publish(self, name: str, data: memoryview, verify: Verify | None = None) -> bool:
+    def publish(self, name: str, data: memoryview) -> None:
         path = self._path(name)
-        if verify is not None and self._holds(name, verify):
-            return False
         with self._failures("publish", name):
             self._put(path, bytes(data))  # drivers take bytes only
-        return True
 
     def _put(self, path: str, data: bytes) -> None:
         if self._one_put:
             self._open_fs.pipe_file(path, data)
             return
         directory, _, _ = path.rpartition("/")
-        temp = f"{directory}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        temp = temp_path(directory)
         self._open_fs.makedirs(directory, exist_ok=True)
         try:
             self._open_fs.pipe_file(temp, data)
@@ -124,10 +109,6 @@ class RemoteTier:
         except Exception:
             return  # nothing was written, or the connection is gone: `sweep` removes it
 
-    def _holds(self, name: str, verify: Verify) -> bool:
-        view = self.read(name, ReadBuffer())
-        return view is not None and verify(view)
-
     def delete(self, name: str) -> bool:
         path = self._path(name)
         with self._failures("delete", name):
@@ -135,7 +116,7 @@ class RemoteTier:
                 return False
             try:
                 self._open_fs.rm_file(path)
-            except _MISSING:
+            except MISSING:
                 return False
             return True
 
@@ -147,7 +128,7 @@ class RemoteTier:
     def _stat(self, name: str) -> Stat | None:
         try:
             info = self._open_fs.info(self._path(name))
-        except _MISSING:
+        except MISSING:
             return None
         return Stat(name, info["size"], _modified_s(info)) if info["type"] == "file" else None
 
@@ -166,7 +147,7 @@ class RemoteTier:
             found: dict[str, dict[str, Any]] = self._open_fs.find(
                 f"{self._root}/{directory}".rstrip("/"), detail=True, **options
             )
-        except _MISSING:
+        except MISSING:
             return {}
         return found
 
@@ -189,7 +170,7 @@ class RemoteTier:
             return len(old)
 
     def _file_system_now(self) -> float:
-        temp = f"{self._root}/{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        temp = temp_path(self._root)
         self._open_fs.makedirs(self._root, exist_ok=True)
         self._open_fs.pipe_file(temp, b"")
         try:
@@ -213,15 +194,9 @@ class RemoteTier:
             raise TierError(f"the tier {self.url} has been closed")
         return filesystem
 
-    @contextmanager
-    def _failures(self, operation: str, name: str) -> Iterator[None]:
+    def _failures(self, operation: str, name: str) -> AbstractContextManager[None]:
         """Drivers raise what their libraries raise."""
-        try:
-            yield
-        except TierError:
-            raise
-        except Exception as failure:
-            raise tier_error(self.url, operation, name, failure) from failure
+        return tier_errors(self, operation, name, Exception)
 
 
 def _modified_s(info: dict[str, Any]) -> float:

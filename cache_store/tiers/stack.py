@@ -32,8 +32,7 @@ from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 
 _EVICTION_BATCH = 1 / 64  # of a budget: a full tier evicts now and then, not once per object
-# of a budget that another process keeps: more than is written between two garbage collections, as a
-# rule
+# of a budget that another process keeps: more than is written between two collections, as a rule
 _SLACK = 1 / 20
 _MAX_GAPS = 65_536
 
@@ -58,7 +57,9 @@ class Tally:
 
 
 class TierStack:
-    """`pending_copies` has the objects that wait to be copied down. `clock` is monotonic, in ns."""
+    """`in_flight` has the objects that `flush` waits for, `pending_copies` those that wait to be
+    copied down. `clock` is monotonic, in ns.
+    """
 
     def __init__(
         self, tiers: Sequence[GuardedTier], index: Index, delta_log: DeltaLog, clock: Callable[[], int]
@@ -68,6 +69,7 @@ class TierStack:
         self._delta_log = delta_log
         self._clock = clock
         self._others_collect_until_ns = [clock()] * len(self.tiers)
+        self.in_flight = InFlight()
         self.pending_copies = InFlight()
         self.tally = Tally()
         self.staged = len(self.tiers)
@@ -75,9 +77,7 @@ class TierStack:
         self._gaps: list[dict[ChainKey, BlockId]] = [{} for _ in self.tiers]
 
     def holders(self, id: BlockId) -> list[GuardedTier]:
-        """Tiers that have the object as far as the index knows, fastest first, those with an open
-        circuit left out.
-        """
+        """Available tiers that have the object as far as the index knows, fastest first."""
         tiers = self.index.tiers_of(id)
         return [tier for tier in self.tiers if tier.index in tiers and tier.available]
 
@@ -89,13 +89,13 @@ class TierStack:
         """
         gaps = self._gaps[tier.index]
         if self._is_behind_gap(tier, id) or not self.make_room(tier, data.nbytes, id.parent):
-            self._note_gap(gaps, id)
+            _note_gap(gaps, id)
             raise StoreFull(f"{tier.label}: no room for {data.nbytes} bytes")
         try:
             self._publish(tier, id, data)
         except NoSpace:
             if not self.evict(tier, max(data.nbytes, self._batch(tier)), "no_space"):
-                self._note_gap(gaps, id)
+                _note_gap(gaps, id)
                 raise
             self._publish(tier, id, data)
         self.index.add(id, tier.index, data.nbytes, tokens)
@@ -111,24 +111,15 @@ class TierStack:
         gap = self._gaps[tier.index].get(id.parent)
         return gap is not None and not self.index.leads_to_end_of(gap, tier.index)
 
-    @staticmethod
-    def _note_gap(gaps: dict[ChainKey, BlockId], id: BlockId) -> None:
-        if id.kind is Kind.ROWS:
-            if len(gaps) >= _MAX_GAPS:
-                gaps.clear()
-            gaps[id.key] = id
-
     def _publish(self, tier: GuardedTier, id: BlockId, data: memoryview) -> None:
         if tier.local:
-            tier.publish_now(id.name, data, lambda found: verifies(found, id))
+            tier.publish_now(id.name, data, lambda found: _verifies(found, id))
         # a PUT is whole or absent: what is there need not be read back to be believed
         elif tier.stat_now(id.name) is None:
             tier.publish_now(id.name, data)
 
     def make_room(self, tier: GuardedTier, n_bytes: int, spare: ChainKey | None = None) -> bool:
-        """Evict until `n_bytes` more fit the budget, but nothing that the prefix `spare` is reached
-        by. Background.
-        """
+        """Evict until `n_bytes` more fit, but nothing that leads to `spare`. Background."""
         excess = self.index.bytes_in(tier.index) + n_bytes - self._budget(tier)
         if excess <= 0:
             return True
@@ -146,9 +137,7 @@ class TierStack:
         return freed >= excess
 
     def _copies_soon(self, tier: GuardedTier) -> bool:
-        """Whether what waits to be copied down may be waited for: a slow tier below must not block
-        the one above.
-        """
+        """Whether copies down may be waited for: a slow tier must not block the one above."""
         below = self.tiers[tier.index + 1 : tier.index + 2]
         return any(lower.local and lower.available for lower in below)
 
@@ -165,9 +154,7 @@ class TierStack:
         self._others_collect_until_ns[tier.index] = self._clock() + int(for_s * 1e9)
 
     def evict(self, tier: GuardedTier, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
-        """Delete at least `n_bytes` from a tier, or what may go; the bytes that went.
-        Background.
-        """
+        """Delete at least `n_bytes`, or what may go; the bytes that went. Background."""
         below = range(tier.index + 1, self.staged)
         may_go = (lambda victim: any(index in below for index in victim.tier_indices)) if only_if_lower else None
         return self._evict(tier, self.index.victims(tier.index, n_bytes, may_go), cause)
@@ -183,9 +170,7 @@ class TierStack:
         return freed
 
     def discard(self, tier: GuardedTier, id: BlockId, cause: str) -> bool:
-        """Delete an object and forget it; False when somebody else had deleted it. Background.
-        Raises `TierError`.
-        """
+        """Delete and forget; False when it had been deleted. Background. Raises `TierError`."""
         was_there = tier.delete_now(id.name)
         self.index.remove(id, tier.index)
         if was_there:
@@ -193,26 +178,18 @@ class TierStack:
             self._delta_log.removed(id, tier.index)
         return was_there
 
-    def condemn(self, tier: GuardedTier, id: BlockId, damage: Damage, deadline_ns: int) -> None:
-        """A corrupt object: count it, forget it, delete it. Foreground."""
-        self._forget_damaged(tier, id, damage)
-        try:
-            tier.delete(id.name, deadline_ns)
-        except StoreError:
-            self.tally.add("undeleted", tier.label)
-
-    def condemn_now(self, tier: GuardedTier, id: BlockId, damage: Damage) -> None:
-        """Like `condemn`. Background."""
-        self._forget_damaged(tier, id, damage)
-        try:
-            tier.delete_now(id.name)
-        except TierError:
-            self.tally.add("undeleted", tier.label)
-
-    def _forget_damaged(self, tier: GuardedTier, id: BlockId, damage: Damage) -> None:
+    def condemn(self, tier: GuardedTier, id: BlockId, damage: Damage, deadline_ns: int | None = None) -> None:
+        """A corrupt object: count it, forget it, delete it. Foreground; background without a deadline."""
         self.tally.add("corrupt", damage)
         self.index.remove(id, tier.index)
         self._delta_log.removed(id, tier.index)
+        try:
+            if deadline_ns is None:
+                tier.delete_now(id.name)
+            else:
+                tier.delete(id.name, deadline_ns)
+        except StoreError:
+            self.tally.add("undeleted", tier.label)
 
     def _others_collect(self, tier: GuardedTier) -> bool:
         return self._clock() < self._others_collect_until_ns[tier.index]
@@ -228,7 +205,14 @@ class TierStack:
         return int(tier.max_bytes * _EVICTION_BATCH)
 
 
-def verifies(data: memoryview, id: BlockId) -> bool:
+def _note_gap(gaps: dict[ChainKey, BlockId], id: BlockId) -> None:
+    if id.kind is Kind.ROWS:
+        if len(gaps) >= _MAX_GAPS:
+            gaps.clear()
+        gaps[id.key] = id
+
+
+def _verifies(data: memoryview, id: BlockId) -> bool:
     try:
         decode(data, id)
     except CorruptBlock:

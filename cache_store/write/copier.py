@@ -14,14 +14,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cache_store.config import StoreConfig
 from cache_store.errors import CorruptBlock, StoreFull, TierError
 from cache_store.format.block import BlockId
 from cache_store.format.file import BlockEncoder, decode
-from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier, Loaded
 from cache_store.tiers.stack import TierStack
 from cache_store.write.worker import Worker
+
+Announce = Callable[[BlockId, GuardedTier], None]
 
 _OPEN_CIRCUIT_S = 1.0  # how often a pending copy asks whether its tier is back
 
@@ -41,46 +43,31 @@ class Copy:
 class TierCopier:
     """`announce(id, tier)` is called on the copier's thread after a pending copy has arrived."""
 
-    def __init__(
-        self,
-        stack: TierStack,
-        tier: GuardedTier,
-        in_flight: InFlight,
-        announce: Callable[[BlockId, GuardedTier], None],
-        *,
-        copy_queue: int,
-        promote_bytes: int,
-        attempts: int,
-        retry_s: float,
-    ) -> None:
+    def __init__(self, stack: TierStack, tier: GuardedTier, announce: Announce, config: StoreConfig) -> None:
         self._stack = stack
         self._tier = tier
-        self._in_flight = in_flight
         self._announce = announce
-        self._copy_queue = copy_queue
-        self._promote_bytes = promote_bytes
+        self._config = config
         self._lock = threading.Lock()
         self._promoting_bytes = 0
-        self._attempts = attempts
-        self._retry_s = retry_s
         self._encoder = BlockEncoder(tier.compression)
-        self._worker: Worker[Copy] = Worker(f"to-{tier.label}", self._run, lambda copy: self._end(copy, "closed"))
+        self._worker: Worker[Copy] = Worker(
+            f"to-{tier.label}", self._run, lambda copy: self._end(copy, "closed"), max_jobs=config.copy_queue
+        )
 
     def submit(self, copy: Copy) -> None:
         if copy.awaited:
-            self._in_flight.opened(copy.id)
+            self._stack.in_flight.opened(copy.id)
         if not copy.best_effort:
             self._stack.pending_copies.opened(copy.id)
-        if not self._worker.submit(copy, max_jobs=self._copy_queue):
+        if not self._worker.submit(copy):
             self._end(copy, "copy_queue_full")
 
     def promote(self, id: BlockId, loaded: Loaded) -> None:
-        """Copy up what was just read, if it is worth it; frees `loaded` in any case, sooner or
-        later.
-        """
+        """Copy up what was just read, if it is worth it; frees `loaded` sooner or later."""
         if not self._admit(id, loaded.data.nbytes):
             loaded.free()
-        elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded), max_jobs=self._copy_queue):
+        elif not self._worker.submit(copy := Copy(id, best_effort=True, loaded=loaded)):
             self._end(copy, "closed")
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
@@ -91,7 +78,7 @@ class TierCopier:
         ):
             return False
         with self._lock:
-            admitted = self._promoting_bytes + n_bytes <= self._promote_bytes
+            admitted = self._promoting_bytes + n_bytes <= self._config.promote_bytes
             self._promoting_bytes += n_bytes if admitted else 0
         return admitted
 
@@ -118,7 +105,7 @@ class TierCopier:
         if not copy.best_effort:
             self._stack.pending_copies.settled(copy.id)
         if copy.awaited:
-            self._in_flight.settled(copy.id)
+            self._stack.in_flight.settled(copy.id)
         if copy.loaded is not None:
             with self._lock:
                 self._promoting_bytes -= copy.loaded.data.nbytes
@@ -126,7 +113,7 @@ class TierCopier:
 
     def _copy_with_retries(self, copy: Copy) -> str:
         attempt = 0
-        while attempt < self._attempts:
+        while attempt < self._config.write_attempts:
             if self._tier.index in self._stack.index.tiers_of(copy.id):
                 return ""
             if self._tier.available:
@@ -135,7 +122,7 @@ class TierCopier:
                 except TierError:
                     attempt += 1
             if copy.best_effort or not self._worker.pause(
-                self._retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
+                self._config.retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
             ):
                 break
         return "copy_failed"
@@ -157,13 +144,11 @@ class TierCopier:
         return "copy_gone"
 
     def _put(self, copy: Copy, source: GuardedTier, loaded: Loaded) -> str | None:
-        """Why it could not be put ("" when it was); None when the source is damaged and another may
-        serve.
-        """
+        """Why it was not put ("" when it was); None for a damaged source."""
         try:
             block = decode(loaded.data, copy.id)
         except CorruptBlock as error:
-            self._stack.condemn_now(source, copy.id, error.reason)
+            self._stack.condemn(source, copy.id, error.reason)
             return None
         data = loaded.data if source.compression == self._tier.compression else self._encoder.encode(block)
         if copy.best_effort and not self._stack.fits(self._tier, data.nbytes):

@@ -12,19 +12,15 @@ writer and every reader has released it.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.block import Block
 
-T = TypeVar("T", bound=np.generic)
-
 _ALIGN = 64
-# capacities are rounded up to 1/8 of a power of two, so that blocks of nearly one size share
-# buffers
+# capacities are rounded up to 1/8 of a power of two: blocks of nearly one size share buffers
 _SIZE_CLASS_BITS = 3
 
 
@@ -40,9 +36,7 @@ class Staged:
         self.block = block
 
     def hold(self) -> bool:
-        """Keep the buffer from being reused; False when it is gone already. Every True wants one
-        `release`.
-        """
+        """Keep the buffer; False when it is gone already. Every True wants one `release`."""
         with self._pool.lock:
             if self._holders == 0:
                 return False
@@ -71,24 +65,20 @@ class StagingPool:
         return self._used_bytes
 
     def copy(self, block: Block, wait_s: float = 0.0) -> Staged | None:
-        """A copy of `block` that outlives the caller's buffers; None when the pool is full and
-        stays so for `wait_s`.
-        """
-        memory = self._take(sum(_padded(part.nbytes) for part in _parts(block)), wait_s)
+        """A copy that outlives the caller's buffers; None when the pool stays full for `wait_s`."""
+        memory = self._take(sum(_padded(part.nbytes) for part in (block.tokens, *block.payload)), wait_s)
         if memory is None:
             return None
-        cut = _Cutter(memory)
-        return Staged(
-            self,
-            memory,
-            replace(
-                block,
-                tokens=cut.copy(block.tokens),
-                rows=tuple(cut.copy(rows) for rows in block.rows),
-                logits=None if block.logits is None else cut.copy(block.logits),
-                checkpoint=None if block.checkpoint is None else cut.copy(block.checkpoint),
-            ),
-        )
+        rest = memory
+
+        def copy_behind(source: NDArray[Any]) -> NDArray[Any]:
+            nonlocal rest
+            target = rest[: source.nbytes].view(source.dtype).reshape(source.shape)
+            rest = rest[_padded(source.nbytes) :]
+            target[...] = source
+            return target
+
+        return Staged(self, memory, block.with_arrays(copy_behind))
 
     def take_back(self, memory: NDArray[np.uint8]) -> None:
         """Called by `Staged` under `lock`."""
@@ -120,26 +110,6 @@ class StagingPool:
         return None
 
 
-class _Cutter:
-    """Lays arrays out behind each other in one buffer."""
-
-    def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self._memory = memory
-        self._at = 0
-
-    def copy(self, source: NDArray[T]) -> NDArray[T]:
-        room = self._memory[self._at : self._at + source.nbytes]
-        self._at += _padded(source.nbytes)
-        target = room.view(source.dtype).reshape(source.shape)
-        target[...] = source
-        return target
-
-
-def _parts(block: Block) -> list[NDArray[np.generic]]:
-    parts = [block.tokens, *block.rows, block.logits, block.checkpoint]
-    return [part for part in parts if part is not None]
-
-
 def _padded(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGN) * _ALIGN
 
@@ -151,14 +121,4 @@ def _size_class(n_bytes: int) -> int:
 
 def copied(block: Block) -> Block:
     """A block whose arrays are its own."""
-    return Block(
-        block.id,
-        block.tokens.copy(),
-        block.columns,
-        tuple(rows.copy() for rows in block.rows),
-        None if block.logits is None else block.logits.copy(),
-        None if block.checkpoint is None else block.checkpoint.copy(),
-        block.reason,
-        block.created_s,
-        block.build,
-    )
+    return block.with_arrays(np.copy)

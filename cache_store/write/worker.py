@@ -7,6 +7,7 @@ is logged and lost; who needs to know settles its own accounts in `finally`.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,9 +24,12 @@ _ASK_S = 0.25  # how often a drain asks whether it is still worthwhile
 class Worker(Generic[J]):
     """Calls `do(job)` for each job; `abandon(job)` for those that are left when it stops."""
 
-    def __init__(self, name: str, do: Callable[[J], None], abandon: Callable[[J], None]) -> None:
+    def __init__(
+        self, name: str, do: Callable[[J], None], abandon: Callable[[J], None], *, max_jobs: float = math.inf
+    ) -> None:
         self._do = do
         self._abandon = abandon
+        self._max_jobs = max_jobs
         self._jobs: deque[J] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -33,13 +37,10 @@ class Worker(Generic[J]):
         self._thread = threading.Thread(target=self._run, name=f"cache-{name}", daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def submit(self, job: J, *, max_jobs: int | None = None) -> bool:
+    def submit(self, job: J) -> bool:
         """False when stopping, or when `max_jobs` are waiting already."""
         with self._wake:
-            if self._stopping or (max_jobs is not None and len(self._jobs) >= max_jobs):
+            if self._stopping or len(self._jobs) >= self._max_jobs:
                 return False
             self._jobs.append(job)
             self._wake.notify_all()
@@ -51,9 +52,7 @@ class Worker(Generic[J]):
             return not self._wake.wait_for(lambda: self._stopping, seconds)
 
     def drain(self, timeout_s: float, worthwhile: Callable[[], bool]) -> bool:
-        """Wait until nothing waits or is under way; False on timeout, or once it is not
-        `worthwhile` any more.
-        """
+        """Wait until all is done; False on timeout, or once it is not `worthwhile` any more."""
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         with self._wake:
             while self._jobs or self._busy:
@@ -64,9 +63,7 @@ class Worker(Generic[J]):
         return True
 
     def stop(self, timeout_s: float) -> bool:
-        """Abandon what waits, then wait for the job under way. False when that one hangs.
-        Idempotent.
-        """
+        """Abandon what waits, wait for the job under way; False when it hangs. Idempotent."""
         with self._wake:
             self._stopping = True
             left = list(self._jobs)

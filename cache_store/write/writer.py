@@ -9,22 +9,22 @@ them.
 
 A tier whose circuit is open is skipped, so that a dead first tier costs nothing but speed. What no
 tier takes is dropped and counted; nobody waits for that. Every accepted object is settled in
-`in_flight` exactly once, and its staging memory released exactly once.
+the stack's `in_flight` exactly once, and its staging memory released exactly once.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 
+from cache_store.config import StoreConfig
 from cache_store.errors import StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.file import BlockEncoder, Compression
-from cache_store.in_flight import InFlight
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
+from cache_store.write.copier import Announce
 from cache_store.write.staging import Staged, StagingPool
 from cache_store.write.worker import Worker
 
@@ -34,22 +34,11 @@ log = logging.getLogger("cache_store")
 class Writer:
     """`announce(id, tier)` is called on the writer's thread after a publish."""
 
-    def __init__(
-        self,
-        stack: TierStack,
-        in_flight: InFlight,
-        announce: Callable[[BlockId, GuardedTier], None],
-        *,
-        queue_bytes: int,
-        attempts: int,
-        retry_s: float,
-    ) -> None:
+    def __init__(self, stack: TierStack, announce: Announce, config: StoreConfig) -> None:
         self._stack = stack
-        self._in_flight = in_flight
         self._announce = announce
-        self._attempts = attempts
-        self._retry_s = retry_s
-        self._pool = StagingPool(queue_bytes)
+        self._config = config
+        self._pool = StagingPool(config.queue_bytes)
         self._lock = threading.Lock()
         self._staged: dict[BlockId, Staged] = {}
         self._encoders: dict[Compression | None, BlockEncoder] = {}  # writer's thread
@@ -65,7 +54,7 @@ class Writer:
         """
         if block.id.kind is Kind.ROWS and len(block.tokens) != block.id.n_tokens:
             raise ValueError(f"{len(block.tokens)} tokens in a block of {block.id.n_tokens}")
-        if self._is_present(block.id):
+        if self._stack.index.has(block.id):
             return None
         staged = self._pool.copy(block, wait_s)
         if staged is None:
@@ -75,7 +64,7 @@ class Writer:
                 staged.release()
                 return None
             self._staged[block.id] = staged
-        self._in_flight.opened(block.id)
+        self._stack.in_flight.opened(block.id)
         self._stack.index.add(block.id, self._stack.staged, staged.block.payload_bytes, staged.block.tokens)
         if self._worker.submit(staged):
             return None
@@ -91,37 +80,30 @@ class Writer:
     def stop(self, timeout_s: float) -> bool:
         return self._worker.stop(timeout_s)
 
-    def _is_present(self, id: BlockId) -> bool:
-        return bool(self._stack.index.tiers_of(id))
-
     def _write(self, staged: Staged) -> None:
-        id, reason = staged.block.id, staged.block.reason
         try:
-            tier, failure = self._write_somewhere(staged.block)
-            if tier is None:
-                self._stack.tally.add("dropped", failure)
-                return
-            self._stack.tally.add("saved", reason)
-            self._announce(id, tier)
+            self._write_somewhere(staged.block)
         except ValueError:
             self._stack.tally.add("dropped", "invalid")
-            log.exception("save refused: name=%s", id.name)
+            log.exception("save refused: name=%s", staged.block.id.name)
         finally:
             self._forget(staged)
 
-    def _write_somewhere(self, block: Block) -> tuple[GuardedTier | None, str]:
+    def _write_somewhere(self, block: Block) -> None:
         failure = "no_tier"
         for tier in self._stack.tiers:
             if tier.available:
                 failure = self._write_to(tier, block)
                 if not failure:
-                    return tier, ""
-        return None, failure
+                    self._stack.tally.add("saved", block.reason)
+                    self._announce(block.id, tier)
+                    return
+        self._stack.tally.add("dropped", failure)
 
     def _write_to(self, tier: GuardedTier, block: Block) -> str:
         """Why it could not be written; "" when it was."""
-        for attempt in range(self._attempts):
-            if attempt and not (self._worker.pause(self._retry_s * 2 ** (attempt - 1)) and tier.available):
+        for attempt in range(self._config.write_attempts):
+            if attempt and not (self._worker.pause(self._config.retry_s * 2 ** (attempt - 1)) and tier.available):
                 break
             try:
                 self._stack.put(tier, block.id, block.tokens, self._encoder(tier.compression).encode(block))
@@ -144,5 +126,5 @@ class Writer:
         with self._lock:
             self._staged.pop(id, None)
         self._stack.index.remove(id, self._stack.staged)
-        self._in_flight.settled(id)
+        self._stack.in_flight.settled(id)
         staged.release()

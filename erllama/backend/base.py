@@ -1,5 +1,5 @@
-"""What the engine needs from an inference library. `llama_backend` is the real one, `stub_backend`
-the deterministic one for tests.
+"""What the engine needs from an inference library. `LlamaBackend` is the real one,
+`StubBackend` the deterministic one for tests.
 
 All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the
 properties, which are safe from any thread.
@@ -44,29 +44,18 @@ class Vocab(Protocol):
 
 
 class Backend(Protocol):
-    """One loaded model with one context of `n_parallel` sequences."""
+    """One loaded model with one context of `n_parallel` sequences. Attributes never change,
+    properties do.
+    """
 
-    @property
-    def n_ctx(self) -> int:
-        """Context of one sequence in tokens."""
-
-    @property
-    def n_vocab(self) -> int:
-        """Length of a row of logits."""
-
-    @property
-    def generates(self) -> bool:
-        """False for encoder models (BERT and its family): they only embed."""
-
-    @property
-    def embeds(self) -> bool:
-        """Whether `embed` works."""
-
-    @property
-    def max_logits(self) -> int:
-        """How many rows of logits one decode may want in all: a buffer of so many rows of `n_vocab`
-        floats is kept.
-        """
+    n_ctx: int  # context of one sequence in tokens
+    n_vocab: int  # length of a row of logits
+    generates: bool  # False for encoder models (BERT and its family): they only embed
+    embeds: bool  # whether `embed` works
+    max_logits: int  # rows of logits that one decode may want in all: so many rows of `n_vocab` floats are kept
+    eog_tokens: frozenset[int]  # what ends a generation
+    grammars: GrammarCompiler  # compiles what replies must follow; any thread
+    state_version: str  # the build whose states these are: another one may lay them out, or compute them, differently
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         """Compute the plan; one entry per row: the logits after its last `n_logits` tokens, in
@@ -89,12 +78,6 @@ class Backend(Protocol):
     @property
     def kv_layout(self) -> KvLayout:
         """The kind of state that this model keeps, and its rows. Known from load on; any thread."""
-
-    @property
-    def state_version(self) -> str:
-        """Names the build whose states these are: another one may lay them out, or compute them,
-        differently.
-        """
 
     def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
         """The whole state of a sequence, which must hold exactly `n_tokens`. Its views are valid
@@ -177,16 +160,8 @@ class Backend(Protocol):
         they could not be loaded again: the file is gone or is another one.
         """
 
-    @property
-    def eog_tokens(self) -> frozenset[int]:
-        """Tokens that end a generation."""
-
     def piece(self, token: int) -> bytes:
         """The bytes of a token; control tokens give b""."""
-
-    @property
-    def grammars(self) -> GrammarCompiler:
-        """Compiles what replies must follow. Any thread."""
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`,
@@ -206,21 +181,14 @@ class Backend(Protocol):
 class ModelBackend(Backend, Protocol):
     """A backend that was loaded from a file: what `Model` needs beside the engine."""
 
+    info: GgufInfo  # what the file tells about the model
+    n_gpu_layers: int  # -1 is all of them
+    on_gpu: bool  # whether layers are on a GPU
+    weights_mapped: bool  # from the file, all but `weights_private_bytes`, so that the system can take them back
+
     @property
     def vocab(self) -> Vocab:
         """The vocabulary of the model."""
-
-    @property
-    def info(self) -> GgufInfo:
-        """What the file tells about the model."""
-
-    @property
-    def n_gpu_layers(self) -> int:
-        """Layers on a GPU; -1 is all of them."""
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether layers are on a GPU."""
 
     @property
     def weights_bytes(self) -> int:
@@ -229,10 +197,6 @@ class ModelBackend(Backend, Protocol):
     @property
     def weights_private_bytes(self) -> int:
         """How much of them is memory of this process that the system cannot take back by itself."""
-
-    @property
-    def weights_mapped(self) -> bool:
-        """Whether the rest is mapped from the file, so that the system can."""
 
     def gpu_devices(self) -> tuple[GpuDevice, ...]:
         """The GPUs in sight, with their memory now. Any thread."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as package_version
 from typing import Annotated
 
@@ -80,16 +82,14 @@ def version() -> None:
     print(build_info())
 
 
-class _clear_errors:
+@contextmanager
+def _clear_errors() -> Iterator[None]:
     """One line and exit code 1 instead of a traceback for errors that are the user's to fix."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ErllamaError):
-            typer.secho(f"error: {error.message}", fg="red", err=True)
-            raise typer.Exit(1)
+    try:
+        yield
+    except ErllamaError as error:
+        typer.secho(f"error: {error.message}", fg="red", err=True)
+        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

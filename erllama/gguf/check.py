@@ -21,9 +21,9 @@ from gguf import LlamaFileType
 from gguf.constants import GGUFValueType
 
 from erllama.errors import ModelLoadError
-from erllama.gguf.header import GgufHeader, TensorInfo, read_header
-from erllama.gguf.tokenizer import check_tokenizer
+from erllama.gguf.header import GgufHeader, TensorInfo, read_header, until_nul
 
+NO_TOKEN = 0xFFFFFFFF  # how a converter writes -1
 MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
 _FILE_TYPES = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
 _MAY_ROTATE_NOTHING = frozenset(["granitehybrid", "nemotron_h", "nemotron_h_moe", "jamba", "plamo2", "falcon-h1"])
@@ -61,10 +61,6 @@ class GgufInfo:
     adapter_type: str | None = None
     long_rope_beyond: int = 0  # a context beyond so many tokens gets other RoPE factors (longrope models); 0: none does
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self.chat_template is not None
-
 
 def split_paths(path: str | Path) -> list[Path]:
     """All files of a model: the path itself, or for `x-00001-of-0000N.gguf` every part. Does not
@@ -80,11 +76,9 @@ def split_paths(path: str | Path) -> list[Path]:
     return [path.with_name(f"{match['prefix']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
 
 
-def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
+def inspect_gguf(path: str | Path) -> GgufInfo:
     """Check a model or an adapter. Raises `ModelLoadError`, never anything else; reads the header
     only.
-
-    `vocab_only` also admits a file without tensors, which llama.cpp can tokenise with but not run.
     """
     parts = _read_parts(path)
     header, tensors = parts[0], [info for part in parts for info in part.tensors.values()]
@@ -96,13 +90,10 @@ def inspect_gguf(path: str | Path, *, vocab_only: bool = False) -> GgufInfo:
         return _info(parts, architecture, tensors, 0, adapter_type=header.get_string("adapter.type") or "unknown")
     if kind != "model" or architecture == "clip":
         raise header.error(f"is a {kind} of architecture {architecture}, expected a model")
-    n_vocab = check_tokenizer(header)
-    if vocab_only and not tensors:
-        return _info(parts, architecture, tensors, n_vocab)
+    n_vocab = _check_tokenizer(header)
     if not tensors:
         raise header.error("has no tensors: it is a vocabulary without a model")
     _check_numbers(header, architecture)
-    _check_hyperparameters(header, architecture)
     _check_rotation(header, architecture)
     _check_tensors(header, architecture, tensors)
     return _info(parts, architecture, tensors, n_vocab)
@@ -121,7 +112,9 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
         found = header.get_string(key)
         if found != expected:
             raise header.error(f"{key} is {found!r}, expected {expected!r}")
-    _check_adapter_values(header)
+    alpha = header.metadata.get("adapter.lora.alpha")  # llama.cpp asserts its type; none switches scaling by rank off
+    if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
+        raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
     base = {info.name: info for part in _read_parts(model.path) for info in part.tensors.values()}
     pairs = _adapter_pairs(header)
     if not pairs:
@@ -135,21 +128,14 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
 def _read_parts(path: str | Path) -> list[GgufHeader]:
     parts = [read_header(part) for part in split_paths(path)]
     for i, part in enumerate(parts):
-        for key in ("split.no", "split.count"):  # llama.cpp reads both as u16 and asserts the type
-            value = part.metadata.get(key)
-            if value is None and len(parts) > 1:
+        for key in ("split.no", "split.count"):
+            if key not in part.metadata and len(parts) > 1:
                 raise part.error(f"has no {key}, but its name says that it is part {i + 1} of {len(parts)}")
-            if value is not None and value.type is not GGUFValueType.UINT16:
-                raise part.error(f"{key} is of type {value.type.name}, expected UINT16")
         number, count = part.get_int("split.no") or 0, part.get_int("split.count") or 1
         if (number, max(count, 1)) != (i, len(parts)):
             raise part.error(
                 f"says it is part {number + 1} of {count}, expected part {i + 1} of {len(parts)}: was it renamed?"
             )
-    names = Counter(name for part in parts for name in part.tensors)
-    twice = [name for name, n in names.items() if n > 1]
-    if twice:
-        raise parts[0].error(f"tensor {twice[0]} is in two parts")
     return parts
 
 
@@ -199,10 +185,68 @@ def _file_type(header: GgufHeader, tensors: list[TensorInfo]) -> str:
     return weights.most_common(1)[0][0] if weights else "unknown"
 
 
+def _check_tokenizer(header: GgufHeader) -> int:
+    """The number of tokens. Only what llama.cpp keeps to itself: it ignores what is wrong, or dies
+    without a word of why.
+    """
+    tokens = _strings(header, "tokenizer.ggml.tokens")
+    if not tokens:
+        raise header.error("has no tokens (tokenizer.ggml.tokens is missing or empty)")
+    _check_unique(header, tokens)
+    _check_merges(header)
+    _check_special_ids(header, len(tokens))
+    return len(tokens)
+
+
+def _strings(header: GgufHeader, key: str) -> list[bytes]:
+    """An array of strings, each cut at a NUL: two tokens that differ only behind one are the same
+    token to llama.cpp.
+    """
+    value = header.metadata.get(key)
+    if value is None:
+        return []
+    if value.item_type is not GGUFValueType.STRING:
+        kind = f"of type {value.type.name}" if value.item_type is None else f"an array of {value.item_type.name}"
+        raise header.error(f"{key} is {kind}, expected an array of strings")
+    return [until_nul(text) if b"\0" in text else text for text in value.data]
+
+
+def _check_unique(header: GgufHeader, tokens: list[bytes]) -> None:
+    """llama.cpp renames an empty token i to [EMPTY_i], then asserts that all texts differ."""
+    texts = [token or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
+    if len(set(texts)) == len(texts):
+        return
+    seen: dict[bytes, int] = {}
+    for i, text in enumerate(texts):
+        if text in seen:
+            raise header.error(f"tokens {seen[text]} and {i} have the same text {text!r}")
+        seen[text] = i
+
+
+def _check_merges(header: GgufHeader) -> None:
+    """llama.cpp would go on without the merge."""
+    for i, merge in enumerate(_strings(header, "tokenizer.ggml.merges")):
+        if b" " not in merge[1:-1]:
+            raise header.error(f"merge {i} is {merge!r}, expected two pieces with a space between them")
+
+
+def _check_special_ids(header: GgufHeader, n_tokens: int) -> None:
+    """llama.cpp would take the id that it assumes when there is none."""
+    for key in header.metadata:
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            token = header.get_int(key)
+            if token is not None and token not in (-1, NO_TOKEN) and not 0 <= token < n_tokens:
+                raise header.error(f"{key} is {token}, but the vocabulary has {n_tokens} tokens")
+
+
 def _check_numbers(header: GgufHeader, architecture: str) -> None:
     """No float of the model may be infinite or NaN, and an epsilon must not be negative (ggml
     asserts it while computing).
     """
+    for name in ("block_count", "embedding_length", "context_length"):
+        number = header.get_int(f"{architecture}.{name}")
+        if number is None or not 0 < number <= MAX_NUMBER:
+            raise header.error(f"{architecture}.{name} is {number}, expected 1 to {MAX_NUMBER}")
     for key, value in header.metadata.items():
         if not key.startswith(f"{architecture}.") or value.type not in (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64):
             continue
@@ -210,13 +254,6 @@ def _check_numbers(header: GgufHeader, architecture: str) -> None:
             raise header.error(f"{key} is {value.data}")
         if value.data < 0 and key.endswith("epsilon"):
             raise header.error(f"{key} is {value.data:g}, expected at least 0")
-
-
-def _check_hyperparameters(header: GgufHeader, architecture: str) -> None:
-    for name in ("block_count", "embedding_length", "context_length"):
-        value = header.get_int(f"{architecture}.{name}")
-        if value is None or not 0 < value <= MAX_NUMBER:
-            raise header.error(f"{architecture}.{name} is {value}, expected 1 to {MAX_NUMBER}")
 
 
 def _check_rotation(header: GgufHeader, architecture: str) -> None:
@@ -265,15 +302,6 @@ def _check_tensors(header: GgufHeader, architecture: str, tensors: list[TensorIn
             raise header.error(f"tensor {info.name} is of type {info.type}, llama.cpp takes only F32 there")
 
 
-def _check_adapter_values(header: GgufHeader) -> None:
-    """llama.cpp asserts the type of alpha. A missing alpha means 0, which switches the
-    rank-dependent scale off.
-    """
-    alpha = header.metadata.get("adapter.lora.alpha")
-    if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
-        raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
-
-
 def _adapter_pairs(header: GgufHeader) -> dict[str, tuple[TensorInfo, TensorInfo]]:
     halves: dict[str, dict[str, TensorInfo]] = {}
     for info in header.tensors.values():
@@ -294,8 +322,7 @@ def _check_pair(header: GgufHeader, base: TensorInfo, a: TensorInfo, b: TensorIn
     """A projects the input to the rank, B the rank to the output; for the token embedding the roles
     are swapped (llama-adapter.cpp).
     """
-    n_in, n_out = (*base.shape, 1)[:2]
-    (a_in, a_rank), (b_rank, b_out) = (*a.shape, 1)[:2], (*b.shape, 1)[:2]
+    (n_in, n_out), (a_in, a_rank), (b_rank, b_out) = ((*info.shape, 1, 1)[:2] for info in (base, a, b))
     if base.name.endswith("token_embd.weight"):
         fits = (b_out, a_rank) == (n_in, n_out) and a_in == b_rank
     else:

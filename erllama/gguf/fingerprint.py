@@ -20,10 +20,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import split_paths
@@ -35,6 +35,7 @@ READ_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
 N_CHUNKS = 64  # 64 MiB of a file of any size: 40 ms from the page cache, well under a second from a network file system
 PROGRESS_BYTES = 4 << 30
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class FingerprintMode(StrEnum):
@@ -105,16 +106,12 @@ def _remembered_digest(parts: list[Path], stats: list[dict[str, int]], cache_pat
     key = os.path.abspath(parts[0])
     memory = JsonMemory(cache_path, "fingerprint memory")
     entry = memory.entries().get(key)
-    if isinstance(entry, dict) and entry.get("parts") == stats and _is_sha256(entry.get("sha256")):
+    if isinstance(entry, dict) and entry.get("parts") == stats and _SHA256.fullmatch(str(entry.get("sha256"))):
         return str(entry["sha256"])
     digest = _digest(_all_bytes(parts, sum(stat["size"] for stat in stats)))
     if [_stat(part) for part in parts] == stats:
         memory.add(key, {"parts": stats, "sha256": digest})
     return digest
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _all_bytes(parts: list[Path], total: int) -> Iterator[memoryview]:
@@ -144,9 +141,5 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield from iter(lambda: file.read(CHUNK_BYTES), b"")
             return
         for i in range(N_CHUNKS):
-            yield _read_at(file, (size - CHUNK_BYTES) * i // (N_CHUNKS - 1))
-
-
-def _read_at(file: BinaryIO, offset: int) -> bytes:
-    file.seek(offset)
-    return file.read(CHUNK_BYTES)
+            file.seek((size - CHUNK_BYTES) * i // (N_CHUNKS - 1))
+            yield file.read(CHUNK_BYTES)

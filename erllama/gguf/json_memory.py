@@ -32,17 +32,15 @@ class JsonMemory:
         if self._path is None:
             return {}
         try:
-            content = json.loads(self._path.read_bytes())
+            match json.loads(self._path.read_bytes()):
+                case {"version": version, "entries": dict(entries)} if version == VERSION:
+                    return entries
+            raise ValueError(f"not a version {VERSION} memory")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
             logger.warning("ignoring the %s path=%s reason=%r", self._name, self._path, str(error))
             return {}
-        entries = content.get("entries") if isinstance(content, dict) and content.get("version") == VERSION else None
-        if not isinstance(entries, dict):
-            logger.warning("ignoring the %s path=%s reason='not a version %d memory'", self._name, self._path, VERSION)
-            return {}
-        return entries
 
     def add(self, key: str, entry: Any) -> None:
         """Add one entry to what the file holds now; a temporary file and a rename, so that a reader

@@ -6,9 +6,9 @@ a list, once per file and build of llama.cpp. CPU time measured: 0.16 s for the 
 with a vocabulary of 152 k (0.15 s of each to import llama_cpp), whatever the size of the weights,
 of which none is read.
 
-Only passes are remembered, per path, identity of all parts (`file_identity`), build and kind: a
-refusal may be due to the machine and is tried again. What happens only while llama.cpp computes
-with the weights no probe sees; `erllama.gguf.check` finds that in the header.
+Only passes are remembered, per path, identity of all parts (`file_identity`) and build: a refusal
+may be due to the machine and is tried again. What happens only while llama.cpp computes with the
+weights no probe sees; `erllama.gguf.check` finds that in the header.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from erllama.errors import ModelLoadError
-from erllama.gguf.fingerprint import file_identity, user_cache_dir
+from erllama.gguf.fingerprint import file_identity
 from erllama.gguf.json_memory import JsonMemory
 
 logger = logging.getLogger(__name__)
@@ -41,65 +39,29 @@ _LAST_LINES = 4
 _SOURCE_FOLDERS = re.compile(r"^\S*/(?=[^/\s]+:\d+: )")
 
 
-class ProbeKind(StrEnum):
-    VOCABULARY = "vocabulary"  # may be tokenised with
-    MODEL = "model"  # that, and contexts can be made
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What llama.cpp says of a file. `generates` is False for an encoder, and for what was tried as
-    a vocabulary only.
-    """
-
-    generates: bool
-
-
-def default_memory_path() -> Path:
-    """Where passes are remembered."""
-    return user_cache_dir() / "probes.json"
-
-
-def probe_gguf(
-    path: str | Path, kind: ProbeKind, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> ProbeResult:
-    """Try a file, or remember that it passed. `build` names llama.cpp's build; `memory_path` None
-    remembers nothing.
+def probe_gguf(path: str | Path, *, build: str, memory_path: Path | None = None, timeout_s: float = TIMEOUT_S) -> bool:
+    """Try a file, or remember that it passed; returns whether it generates (False: an encoder).
+    `build` names llama.cpp's build; `memory_path` None remembers nothing.
 
     Raises `ModelLoadError` with the file and the reason when llama.cpp refuses it, dies of it or
     does not come back. Any thread.
     """
     memory = JsonMemory(memory_path, "probe memory")
-    identity = list(file_identity(path))
-    found = _remembered(memory.entries(), path, kind, {"parts": identity, "build": build})
-    if found is not None:
-        return found
+    key, about = os.path.abspath(path), {"parts": list(file_identity(path)), "build": build}
+    entry = memory.entries().get(key)
+    if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
+        return bool(entry["generates"])
     started = time.monotonic()
-    result = _run(path, kind, timeout_s)
-    logger.info("probe path=%s kind=%s seconds=%.2f", path, kind, time.monotonic() - started)
-    if list(file_identity(path)) != identity:
+    generates = _run(path, timeout_s)
+    logger.info("probe path=%s seconds=%.2f", path, time.monotonic() - started)
+    if list(file_identity(path)) != about["parts"]:
         raise ModelLoadError(f"{path}: the file changed while llama.cpp tried it", param="path")
-    memory.add(_key(path, kind), {"parts": identity, "build": build, "generates": result.generates})
-    return result
+    memory.add(key, about | {"generates": generates})
+    return generates
 
 
-def _key(path: str | Path, kind: ProbeKind) -> str:
-    return f"{kind} {os.path.abspath(path)}"
-
-
-def _remembered(
-    entries: dict[str, Any], path: str | Path, kind: ProbeKind, about: dict[str, Any]
-) -> ProbeResult | None:
-    """A file that passed as a model passed as a vocabulary."""
-    for passed in (ProbeKind.MODEL, kind):
-        entry = entries.get(_key(path, passed))
-        if isinstance(entry, dict) and about.items() <= entry.items() and isinstance(entry.get("generates"), bool):
-            return ProbeResult(entry["generates"])
-    return None
-
-
-def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
-    command = [sys.executable, "-P", str(CHILD), kind, os.fspath(path)]
+def _run(path: str | Path, timeout_s: float) -> bool:
+    command = [sys.executable, "-P", str(CHILD), os.fspath(path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as late:
@@ -109,14 +71,14 @@ def _run(path: str | Path, kind: ProbeKind, timeout_s: float) -> ProbeResult:
         raise ModelLoadError(f"{path}: cannot be tried in a child process: {error}", param="path") from error
     last = _last_line(done.stdout)
     if done.returncode < 0:
-        raise _refusal(
-            path, f"llama.cpp {last.get('step')} and dies of it ({_signal_name(-done.returncode)})", done.stderr
-        )
+        names = {number.value: number.name for number in signal.Signals}
+        name = names.get(-done.returncode, f"signal {-done.returncode}")
+        raise _refusal(path, f"llama.cpp {last.get('step')} and dies of it ({name})", done.stderr)
     if done.returncode > 0 or "generates" not in last:
         raise _refusal(path, f"the child process that tries it failed with status {done.returncode}", done.stderr)
     if last.get("error") is not None:
         raise _refusal(path, str(last["error"]), done.stderr)
-    return ProbeResult(bool(last["generates"]))
+    return bool(last["generates"])
 
 
 def _last_line(output: bytes | None) -> dict[str, Any]:
@@ -127,13 +89,6 @@ def _last_line(output: bytes | None) -> dict[str, Any]:
     except ValueError:
         last = None
     return last if isinstance(last, dict) else {"step": "starts"}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _refusal(path: str | Path, what: str, log: bytes | None) -> ModelLoadError:

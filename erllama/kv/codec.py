@@ -1,5 +1,5 @@
 """One model's sequence state taken apart into rows and a checkpoint, and put together again. The
-bytes themselves are in `kv_blob`.
+bytes themselves are in `state_bytes.py`.
 
 `KvCodec.learn` takes the shapes from a state of a few tokens; everything later must match them to
 the byte. That is the second line of defence behind digest and namespace of a file. llama.cpp
@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from erllama.kv.layout import KvKind, KvLayout, Rows
+from erllama.kv.layout import KvKind, KvLayout, KvReading, Rows
 from erllama.kv.state_bytes import (
     CELL,
     HEAD,
@@ -38,8 +38,6 @@ from erllama.kv.state_bytes import (
     read_head,
     read_stream,
 )
-
-__all__ = ["KvCodec", "KvUnreadable", "ModelTraits", "StateReading", "UnknownLayout"]
 
 T = TypeVar("T")
 
@@ -63,25 +61,6 @@ class ModelTraits:
         if self.hybrid:
             return KvKind.HYBRID
         return KvKind.WINDOW if self.window else KvKind.ATTENTION
-
-
-class StateReading:
-    """A `KvReading` over the bytes of a state. `order`: the cell of each position, None where that
-    is the position itself.
-    """
-
-    def __init__(
-        self, n_tokens: int, columns: tuple[Rows, ...], order: NDArray[np.intp] | None, checkpoint: Rows | None
-    ) -> None:
-        self.n_tokens = n_tokens
-        self.checkpoint = checkpoint
-        self._columns = columns
-        self._order = order
-
-    def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
-        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
-        at = slice(start, stop) if self._order is None else self._order[start:stop]
-        return tuple(column[at] for column in self._columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +120,7 @@ class KvCodec:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def parse(self, state: Rows, seq_id: int, n_tokens: int) -> StateReading:
+    def parse(self, state: Rows, seq_id: int, n_tokens: int) -> KvReading:
         """Raises `KvUnreadable` unless this is the whole state of the sequence at exactly this
         length.
         """
@@ -156,7 +135,7 @@ class KvCodec:
             columns = self.columns(state[stream.start : stream.stop], n_tokens)
         checkpoint = None if self.tail is None else self._read_tail(cursor, seq_id, n_tokens)
         cursor.check_end()
-        return StateReading(n_tokens, columns, order, checkpoint)
+        return KvReading(n_tokens, columns, order, checkpoint)
 
     def parse_checkpoint(self, state: Rows, seq_id: int, n_tokens: int) -> Rows:
         """The checkpoint in a PARTIAL_ONLY state. Like `parse` it writes 0 over the sequence ids in

@@ -42,9 +42,7 @@ class BufferPool:
 
 
 class StateImage:
-    """A `KvImage`: a buffer laid out as llama.cpp's own state, so that a column of rows is put in
-    place with one copy.
-    """
+    """A `KvImage`: a buffer laid out as llama.cpp's own state."""
 
     def __init__(self, codec: KvCodec, n_tokens: int, pool: BufferPool, reserve: int = 0) -> None:
         """Room for `n_tokens`. A new buffer is made large enough for `reserve` tokens, to be of use
@@ -61,21 +59,10 @@ class StateImage:
         self._checkpoint_tokens = 0
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
-        layout = self.codec.layout
-        if columns != layout.columns or len(rows) != len(columns):
-            raise ValueError(f"rows of columns {columns}, expected {layout.columns}")
-        n_rows = len(rows[0]) if rows else 0
-        if start < 0 or start + n_rows > self._n_tokens:
-            raise ValueError(f"{n_rows} rows from position {start} do not fit into {self._n_tokens} tokens")
-        for name, row_bytes, source in zip(columns, layout.row_bytes, rows, strict=True):
-            if source.shape != (n_rows, row_bytes) or source.dtype != np.uint8:
-                raise ValueError(
-                    f"column {name} has {source.dtype} of shape {source.shape}, expected {n_rows} rows of "
-                    f"{row_bytes} bytes"
-                )
-        for target, source in zip(self._columns(), rows, strict=True):
-            target[start : start + n_rows] = source
-        self._filled[start : start + n_rows] = True
+        positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
+        for target, source in zip(self.codec.columns(self._stream(), self._n_tokens), rows, strict=True):
+            target[positions] = source
+        self._filled[positions] = True
 
     def put_checkpoint(self, data: Rows) -> None:
         try:
@@ -116,9 +103,6 @@ class StateImage:
 
     def _stream(self) -> Rows:
         return self._whole()[HEAD.size + U32.size :]
-
-    def _columns(self) -> tuple[Rows, ...]:
-        return self.codec.columns(self._stream(), self._n_tokens)
 
     def _shrink(self, n_tokens: int) -> None:
         """Every target lies at or before its source and ends before the next source: ascending

@@ -58,22 +58,43 @@ class KvLayout:
     def bytes_per_token(self) -> int:
         return sum(self.row_bytes)
 
+    def positions_of(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...], n_room: int) -> slice:
+        """Where rows from position `start` on go. Raises `ValueError` when columns, row bytes or
+        positions do not fit into a state with room for `n_room` tokens.
+        """
+        if columns != self.columns or len(rows) != len(columns):
+            raise ValueError(f"{len(rows)} rows of columns {columns} do not fit, expected {self.columns}")
+        n_rows = len(rows[0]) if rows else 0
+        if start < 0 or start + n_rows > n_room:
+            raise ValueError(f"{n_rows} rows from position {start} do not fit into {n_room} tokens")
+        for name, row_bytes, source in zip(columns, self.row_bytes, rows, strict=True):
+            if source.shape != (n_rows, row_bytes) or source.dtype != np.uint8:
+                raise ValueError(
+                    f"column {name} has {source.dtype} of shape {source.shape}, expected {n_rows} rows of "
+                    f"{row_bytes} bytes"
+                )
+        return slice(start, start + n_rows)
 
-class KvReading(Protocol):
-    """The state of one sequence as it was read out. Views of the backend's buffer: valid until the
-    backend's next call.
+
+@dataclass(frozen=True, slots=True)
+class KvReading:
+    """The state of one sequence of `n_tokens` as it was read out. Views of the backend's buffer:
+    valid until the backend's next call.
+
+    `columns` hold a row per cell; `order` is the cell of each position, None where that is the
+    position itself. `checkpoint` is the one at position n_tokens, 1-D; None for kinds without one.
     """
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the sequence: its positions are 0 .. n_tokens - 1."""
+    n_tokens: int
+    columns: tuple[Rows, ...]
+    order: NDArray[np.intp] | None
+    checkpoint: Rows | None
 
     def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
         """Per column the rows of positions start .. stop - 1, shape (stop - start, row_bytes)."""
-
-    @property
-    def checkpoint(self) -> Rows | None:
-        """The checkpoint at position n_tokens, 1-D; None for kinds without one."""
+        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
+        at = slice(start, stop) if self.order is None else self.order[start:stop]
+        return tuple(column[at] for column in self.columns)
 
 
 class KvImage(Protocol):
@@ -82,9 +103,7 @@ class KvImage(Protocol):
     """
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
-        """Copy rows of positions start .. into place. Raises `ValueError` when columns, row bytes
-        or positions do not fit.
-        """
+        """Copy rows of positions start .. into place. Raises `ValueError` when they do not fit."""
 
     def put_checkpoint(self, data: Rows) -> None:
         """Copy a checkpoint into place. Raises `ValueError` when the codec does not recognise

@@ -21,7 +21,7 @@ next part begins: shapes are learned from a state whose parts are known.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -38,7 +38,7 @@ U32 = struct.Struct("<I")
 CELL = np.dtype([("pos", "<i4"), ("n_seq", "<u4"), ("seq", "<i4")])
 EXTENDED_CELL = np.dtype([("pos", "<i4"), ("n_seq", "<u4"), ("ext", "<i4", 3), ("seq", "<i4")])
 BLOCK_BYTES = {0: 4, 1: 2, 2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 30: 2}  # ggml type: f32 f16 q4_0 q4_1 q5_0 q5_1 q8_0 bf16
-F32 = 0
+STATE_BLOCK_BYTES = {0: 4}
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 
@@ -49,11 +49,7 @@ class KvUnreadable(ErllamaError):
 
 
 class UnknownLayout(KvUnreadable):
-    """The bytes are not what this file describes. The message begins with `name`."""
-
-    @property
-    def name(self) -> str:
-        return self.message.partition(":")[0]
+    """The bytes are not what this file describes. The message begins with a name for the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +181,10 @@ def read_stream(cursor: Cursor, seq_id: int, wanted: CacheShape | None = None, *
         raise UnknownLayout("transposed_v: V is stored by dimension, not by token (flash attention is off)")
     _check_layers(n_layer, None if wanted is None else wanted.n_layer)
     if wanted is not None:
-        fields = tuple(_read_rows(cursor, n_cells, len(wanted.fields), wanted.fields))
+        fields = _read_fields(cursor, n_cells, wanted=wanted.fields)
     else:
-        fields = tuple(_read_rows(cursor, n_cells, n_layer))
-        fields += tuple(_read_rows(cursor, n_cells, n_layer if cursor.n_left > n_after else 0))
+        fields = _read_fields(cursor, n_cells, n_layer)
+        fields += _read_fields(cursor, n_cells, n_layer if cursor.n_left > n_after else 0)
     return Stream(start, cursor.at, positions, CacheShape(n_layer, fields))
 
 
@@ -208,14 +204,25 @@ def _owned(cells: NDArray[np.void], seq_id: int) -> bool:
     return bool((cells["n_seq"] == 1).all() and (cells["seq"] == seq_id).all())
 
 
-def _read_rows(cursor: Cursor, n_cells: int, n_fields: int, wanted: tuple[Field, ...] | None = None) -> Iterator[Field]:
-    for i in range(n_fields):
-        field = cursor.field()
-        block = BLOCK_BYTES.get(field.type)
-        if block is None or field.row_bytes % block or (wanted is not None and field != wanted[i]):
-            raise UnknownLayout(f"buffer: number {i} has type {field.type} and rows of {field.row_bytes} bytes")
+def _read_fields(
+    cursor: Cursor,
+    n_cells: int,
+    n_fields: int | None = None,
+    *,
+    wanted: tuple[Field, ...] | None = None,
+    block_bytes: Mapping[int, int] = BLOCK_BYTES,
+) -> tuple[Field, ...]:
+    """The buffers from here on, each with its rows: those wanted, `n_fields`, or all to the end."""
+    fields: list[Field] = []
+    n_fields = n_fields if wanted is None else len(wanted)
+    while cursor.n_left if n_fields is None else len(fields) < n_fields:
+        field, number = cursor.field(), len(fields)
+        block = block_bytes.get(field.type)
+        if block is None or field.row_bytes % block or (wanted is not None and field != wanted[number]):
+            raise UnknownLayout(f"buffer: number {number} has type {field.type} and rows of {field.row_bytes} bytes")
         cursor.take(n_cells * field.row_bytes)
-        yield field
+        fields.append(field)
+    return tuple(fields)
 
 
 def read_cell(cursor: Cursor, wanted: StateShape | None = None) -> tuple[int, StateShape]:
@@ -228,18 +235,10 @@ def read_cell(cursor: Cursor, wanted: StateShape | None = None) -> tuple[int, St
     if transposed:
         raise UnknownLayout("transposed_s: the recurrent state is stored by dimension")
     _check_layers(n_layer, None if wanted is None else wanted.n_layer)
-    fields: list[Field] = []
-    while cursor.n_left if wanted is None else len(fields) < len(wanted.fields):
-        field = cursor.field()
-        if field.type != F32 or field.row_bytes % 4 or (wanted is not None and field != wanted.fields[len(fields)]):
-            raise UnknownLayout(
-                f"buffer: recurrent number {len(fields)} has type {field.type} and {field.row_bytes} bytes"
-            )
-        cursor.take(field.row_bytes)
-        fields.append(field)
+    fields = _read_fields(cursor, 1, wanted=None if wanted is None else wanted.fields, block_bytes=STATE_BLOCK_BYTES)
     if not 0 < len(fields) <= 2 * n_layer:
         raise UnknownLayout(f"layer_count: {len(fields)} recurrent buffers for {n_layer} layers")
-    return position, StateShape(n_layer, tuple(fields))
+    return position, StateShape(n_layer, fields)
 
 
 def _check_layers(n_layer: int, wanted: int | None) -> None:

@@ -1,17 +1,17 @@
 """llama.cpp as a `Backend`: one model, one context, many sequences.
 
-Ownership: `LlamaBackend` owns the weights (`llama_weights`), the context and the batch and frees
-them in `close`, in that reverse order. The context may go earlier and come back (`release_context`,
+Ownership: `LlamaBackend` owns the weights (`weights.py`) and the context and frees them in `close`,
+in that reverse order. The context may go earlier and come back (`release_context`,
 `ensure_context`), and after it the weights (`unload`). The engine thread makes every call but
 `abort`; loading happens before it starts, loading again on it. ctypes releases the GIL for the
-length of a decode. What is done with KV is in `llama_state`.
+length of a decode. What is done with KV is in `state.py`.
 
 Each sequence has its own KV stream (`kv_unified` off): its numerics do not depend on what its
 neighbours hold, and attention does not walk over their cells. Measured on the 0.5B shape with 8
 sequences of 1500 tokens, streams prefill 1.6 and decode 1.2 times as fast as a unified cache; with
 short sequences both are equal. The price: a batch is computed in one pass only over sequences whose
 ids follow each other, in ascending order. The engine keeps ids dense (`Admission.close_gap`,
-`swap`), and `BatchViews.fill` orders the rows.
+`swap`), and `LlamaBatch.fill` orders the rows.
 """
 
 from __future__ import annotations
@@ -30,97 +30,59 @@ from numpy.typing import NDArray
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
-from erllama.gguf.check import GgufInfo, inspect_gguf
-from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.matcher import GrammarCompiler
-from erllama.kv.codec import StateReading
-from erllama.kv.image import StateImage
-from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
 from erllama.llama.abort import AbortFlag
-from erllama.llama.batch import BatchViews
+from erllama.llama.batch import LlamaBatch
 from erllama.llama.embed import LlamaEmbedder
-from erllama.llama.library import build_id, captured_errors, gpu_devices, initialise, trim_heap
+from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
 from erllama.sequence.sampling import Logits
-from erllama.stats import AdapterSet, GpuDevice
+from erllama.stats import AdapterSet
 
 _ALL_LAYERS = -1
 _ABORTED = 2  # what llama_decode answers then
 
 
-def _threads(config: EngineConfig) -> int:
-    return len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
+class LlamaBackend(LlamaState):
+    """See `ModelBackend` for the contract of the public names."""
 
-
-def _gpu_layers(config: EngineConfig) -> int:
-    if config.n_gpu_layers != "auto":
-        return config.n_gpu_layers
-    return _ALL_LAYERS if gpu_devices() else 0
-
-
-class LlamaBackend:
-    """See `Backend` for the contract of the public methods."""
+    embeds = True
+    state_version = f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
+    gpu_devices = staticmethod(gpu_devices)
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model and make the context. Raises `ModelLoadError` with the reason."""
-        self._weights: LlamaWeights | None = None
-        self._ctx: Any = None
-        self._batch: Any = None
+        super().__init__(config.n_parallel)
+        self._config = config
+        self.max_logits = config.n_parallel  # a row of 152 k floats for each token of a batch would be 300 MB
+        self.weights_mapped = config.use_mmap and not config.use_mlock
         self._embedder: LlamaEmbedder | None = None
         self._active: AdapterSet = ()
-        self._state: LlamaState | None = None  # None: an encoder, which keeps no KV
         self._abort = AbortFlag()
         self.kv_bytes = 0
-        self.info: GgufInfo = inspect_gguf(config.path)
-        initialise()
-        probed = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
-        self.generates = probed.generates
-        self.n_gpu_layers = _gpu_layers(config)
-        self.on_gpu = self.n_gpu_layers != 0 and bool(gpu_devices())
-        self.n_threads = _threads(config)
-        self._config = config
+        self.info, self.generates = check_model(config.path)
+        self.on_gpu = config.n_gpu_layers != 0 and bool(gpu_devices())
+        all_or_none = _ALL_LAYERS if self.on_gpu else 0
+        self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers
+        self.n_threads = len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
+        self._weights = LlamaWeights(config.path, self._model_params(), self.info)
         try:
-            self._weights = LlamaWeights(config.path, self._model_params(), self.info)
             self.vocab: LlamaVocab = self._weights.vocab
+            self.n_vocab = self.vocab.n_vocab
+            self.eog_tokens = self.vocab.eog_tokens
+            self.piece = self.vocab.piece
             self.grammars = GrammarCompiler(self.vocab.token_table)
             self.n_ctx = self._context_size()
             if self.generates:
-                self._state = LlamaState(self.n_ctx, config.n_parallel)
                 self._open_first_context()
-                self._batch = llama_cpp.llama_batch_init(config.n_batch, 0, 1)
-                self._views = BatchViews(self._batch, config.n_batch)
+                self._batch = LlamaBatch(config.n_batch)
         except BaseException:
             self.close()
             raise
 
-    # --- what never changes -----------------------------------------------------------------------
-
-    @property
-    def n_vocab(self) -> int:
-        return self.vocab.n_vocab
-
-    @property
-    def eog_tokens(self) -> frozenset[int]:
-        return self.vocab.eog_tokens
-
-    def gpu_devices(self) -> tuple[GpuDevice, ...]:
-        return gpu_devices()
-
-    @property
-    def embeds(self) -> bool:
-        return True
-
-    def piece(self, token: int) -> bytes:
-        return self.vocab.piece(token)
-
     # --- decode -----------------------------------------------------------------------------------
-
-    @property
-    def max_logits(self) -> int:
-        """One row a sequence: a row of 152 k floats for each token of a batch would be 300 MB."""
-        return self._config.n_parallel
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert self._ctx, "decode without a context"
@@ -128,9 +90,9 @@ class LlamaBackend:
         if n_logits > self.max_logits:  # llama.cpp would end the process
             raise DecodeFailed(f"a decode wants {n_logits} rows of logits, at most {self.max_logits}")
         self._use_adapters(plan.adapters)
-        ends = self._views.fill(plan)
+        ends = self._batch.fill(plan)
         self._abort.clear()
-        status = llama_cpp.llama_decode(self._ctx, self._batch)
+        status = llama_cpp.llama_decode(self._ctx, self._batch.struct)
         if status == _ABORTED:
             raise DecodeAborted(f"a decode of {plan.n_tokens} tokens of {len(plan.rows)} sequences was aborted")
         if status != 0:
@@ -150,85 +112,33 @@ class LlamaBackend:
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self._embedder is None:
-            self._loaded.ensure()
+            self._weights.ensure()
             self._embedder = LlamaEmbedder(
-                self._model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates
+                self._weights.model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates
             )
         return self._embedder.embed(inputs)
-
-    # --- KV ---------------------------------------------------------------------------------------
-
-    @property
-    def _kv(self) -> LlamaState:
-        assert self._state is not None, "an encoder has no KV"
-        return self._state
-
-    @property
-    def kv_layout(self) -> KvLayout:
-        return self._state.layout if self._state else KvLayout(KvKind.OPAQUE, problem="an encoder keeps no KV")
-
-    @property
-    def state_version(self) -> str:
-        return f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
-
-    def drop(self, seq_id: int) -> None:
-        self._kv.drop(seq_id)
-
-    def read_kv(self, seq_id: int, n_tokens: int) -> StateReading:
-        return self._kv.read_kv(seq_id, n_tokens)
-
-    def read_checkpoint(self, seq_id: int) -> Rows | None:
-        return self._kv.read_checkpoint(seq_id)
-
-    def new_image(self, n_tokens: int) -> StateImage:
-        return self._kv.new_image(n_tokens)
-
-    def prefault(self, max_bytes: int) -> None:
-        self._kv.prefault(max_bytes)
-
-    def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
-        assert isinstance(image, StateImage), "an image of another backend"
-        self._kv.restore(seq_id, image, n_tokens)
-
-    def cut(self, seq_id: int, n_tokens: int) -> bool:
-        return self._kv.cut(seq_id, n_tokens)
-
-    def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
-        return self._kv.copy_prefix(source, target, n_tokens)
-
-    def swap(self, a: int, b: int) -> None:
-        self._kv.swap(a, b)
 
     # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, handle: str, path: str) -> None:
-        self._loaded.load_adapter(handle, path)
+        self._weights.load_adapter(handle, path)
 
     def free_adapter(self, handle: str) -> None:
         if any(use.handle == handle for use in self._active):
             self._use_adapters(())
-        self._loaded.free_adapter(handle)
+        self._weights.free_adapter(handle)
 
     def _use_adapters(self, adapters: AdapterSet) -> None:
         if adapters == self._active:
             return
         n = len(adapters)
-        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*(self._loaded.adapter(use.handle) for use in adapters))
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * n)(*(self._weights.adapter(use.handle) for use in adapters))
         scales = (ctypes.c_float * n)(*(use.scale for use in adapters))
         if llama_cpp.llama_set_adapters_lora(self._ctx, pointers, n, scales) != 0:
             raise DecodeFailed(f"llama.cpp refused the adapters {[use.handle for use in adapters]}")
         self._active = adapters
 
     # --- loading and freeing ----------------------------------------------------------------------
-
-    @property
-    def _loaded(self) -> LlamaWeights:
-        assert self._weights is not None, "used after close"
-        return self._weights
-
-    @property
-    def _model(self) -> Any:
-        return self._loaded.model
 
     def _model_params(self) -> Any:
         config = self._config
@@ -244,7 +154,7 @@ class LlamaBackend:
         return params
 
     def _context_size(self) -> int:
-        trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        trained = int(llama_cpp.llama_model_n_ctx_train(self._weights.model))
         if not self.generates:
             return trained  # absolute positions: an encoder cannot go beyond what it was trained with
         return padded_context(self._config.n_ctx or trained)
@@ -268,10 +178,10 @@ class LlamaBackend:
         params.kv_unified = False
         params.no_perf = True
         with captured_errors() as errors:
-            ctx = llama_cpp.llama_init_from_model(self._model, params)
+            ctx = llama_cpp.llama_init_from_model(self._weights.model, params)
         if not ctx:
-            reason = "; ".join(errors) or "llama.cpp gives no reason; is there enough memory?"
             wanted = f"{config.n_parallel} x {self.n_ctx} tokens"
+            reason = reason_of(errors, "llama.cpp gives no reason; is there enough memory?")
             raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
         self._abort.clear()
         self._abort.install(ctx)
@@ -289,20 +199,18 @@ class LlamaBackend:
 
     def _open_context(self) -> None:
         private = private_bytes()
-        self._ctx = self._make_context()
         try:
-            self._kv.attach(self._ctx)
-            self.kv_bytes = self._kv.kv_bytes or max(0, private_bytes() - private)  # an opaque layout does not tell
+            self._attach(self._make_context())
+            # an opaque layout does not tell
+            self.kv_bytes = self._known_kv_bytes() or max(0, private_bytes() - private)
         except BaseException:
             self._free_context()
             raise
 
     def _free_context(self) -> None:
-        if self._state is not None:
-            self._state.detach()
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
-            self._ctx = None
+        self._detach()
         self.kv_bytes = 0
         self._active = ()  # or an adapter that is freed later would be taken out of a context that is gone
 
@@ -313,7 +221,7 @@ class LlamaBackend:
     def ensure_context(self) -> bool:
         if self._ctx or not self.generates:
             return False
-        self._loaded.ensure()
+        self._weights.ensure()
         self._open_context()
         return True
 
@@ -330,32 +238,25 @@ class LlamaBackend:
 
     @property
     def weights_loaded(self) -> bool:
-        weights = self._weights
-        return weights is not None and weights.model is not None
+        return self._weights.model is not None
 
     @property
     def weights_bytes(self) -> int:
-        weights = self._weights
-        return weights.n_bytes if weights is not None and weights.model else 0
+        return self._weights.n_bytes if self.weights_loaded else 0
 
     @property
     def weights_private_bytes(self) -> int:
-        weights = self._weights
-        if weights is None or not (self.weights_mapped or self.on_gpu):
+        if not (self.weights_mapped or self.on_gpu):
             return self.weights_bytes
-        return min(weights.private_bytes, self.weights_bytes)
-
-    @property
-    def weights_mapped(self) -> bool:
-        return self._config.use_mmap and not self._config.use_mlock
+        return min(self._weights.private_bytes, self.weights_bytes)
 
     def unload(self) -> int:
-        if not self._model:
+        if not self.weights_loaded:
             return 0
         assert not self._ctx, "a context needs its weights"
         resident = psutil.Process().memory_info().rss
         self._close_embedder()
-        self._loaded.unload()
+        self._weights.unload()
         return max(0, resident - psutil.Process().memory_info().rss)
 
     def _close_embedder(self) -> None:
@@ -366,13 +267,7 @@ class LlamaBackend:
     def close(self) -> None:
         self._close_embedder()
         self._free_context()
-        if self._batch is not None:
-            self._views.restore()
-            llama_cpp.llama_batch_free(self._batch)
-            self._batch = None
-        if self._weights is not None:
-            self._weights.close()
-            self._weights = None
+        self._weights.close()
 
 
 def _ggml_type(name: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama.errors import ContextOverflow, DecodeFailed, InvalidParameter, NotSupported
+from erllama.llama.batch import LlamaBatch
 from erllama.llama.library import captured_errors
 
 _MAX_SEQUENCES = 16  # inputs per decode
@@ -39,7 +40,7 @@ class LlamaEmbedder:
             raise NotSupported("this model ranks pairs of texts; it has no embeddings", param="model")
         self._encode = llama_cpp.llama_decode if causal else llama_cpp.llama_encode
         self._n_embd = int(llama_cpp.llama_model_n_embd_out(model))
-        self._batch = llama_cpp.llama_batch_init(self._n_ctx, 0, 1)
+        self._batch = LlamaBatch(self._n_ctx)
 
     def _make_context(self, model: Any, n_threads: int, pooling: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -71,21 +72,17 @@ class LlamaEmbedder:
 
     def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Embed as many of the first inputs as fit into one decode (at least one)."""
-        batch, n_tokens, n_inputs = self._batch, 0, 0
+        n_tokens = n_inputs = 0
         for seq_id, tokens in enumerate(inputs[:_MAX_SEQUENCES]):
             if n_tokens + len(tokens) > self._n_ctx:
                 break
-            for position, token in enumerate(tokens):
-                i = n_tokens + position
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, 1
-                batch.seq_id[i][0] = seq_id
-            n_tokens += len(tokens)
+            n_tokens = self._batch.put(n_tokens, seq_id, 0, tokens, n_logits=len(tokens))
             n_inputs += 1
-        batch.n_tokens = n_tokens
+        self._batch.struct.n_tokens = n_tokens
         memory = llama_cpp.llama_get_memory(self._ctx)
         if memory:
             llama_cpp.llama_memory_clear(memory, False)
-        status = self._encode(self._ctx, batch)
+        status = self._encode(self._ctx, self._batch.struct)
         if status != 0:
             raise DecodeFailed(f"llama.cpp answered {status} for {n_tokens} tokens of {n_inputs} inputs")
         return [self._vector(seq_id) for seq_id in range(n_inputs)]
@@ -103,6 +100,3 @@ class LlamaEmbedder:
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
-        if getattr(self, "_batch", None) is not None:
-            llama_cpp.llama_batch_free(self._batch)
-            self._batch = None

@@ -1,4 +1,4 @@
-"""llama.cpp as a process-wide library: initialisation, its log, and what it was built with.
+"""llama.cpp as a process-wide library: initialisation, how files get into it, its log, its build.
 
 `llama_log_set` and the backend registry belong to the process, so this is the one module with
 process-wide effects, and it has them only when a model is loaded. llama.cpp's messages go to the
@@ -12,13 +12,17 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import llama_cpp._ggml
 
+from erllama.errors import ModelLoadError
+from erllama.gguf.check import GgufInfo, inspect_gguf
+from erllama.gguf.fingerprint import user_cache_dir
+from erllama.gguf.probe import probe_gguf
 from erllama.stats import GpuDevice
 
 log = logging.getLogger("erllama.llama_cpp")
@@ -31,14 +35,14 @@ class _ErrorCapture:
     """Who gets a line that llama.cpp logs as an error: the innermost block that is open on the
     thread which logs it.
 
-    A thread of llama.cpp's own has no blocks. Its lines go to every block that is open: they belong
-    to one of them, and a reason too many is better than none. Lines of Python threads without a
-    block are nobody's.
+    A thread of llama.cpp's own has no blocks. Its lines go to every block that is innermost on its
+    thread: they belong to one of them, and a reason too many is better than none. Lines of Python
+    threads without a block are nobody's.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._blocks: dict[int, list[list[str]]] = {}  # by thread, the innermost one last
+        self._innermost: dict[int, list[str]] = {}  # by thread
         self._last = threading.local()
 
     def level_of(self, level: int) -> int:
@@ -52,28 +56,34 @@ class _ErrorCapture:
     def add(self, line: str) -> None:
         foreign = isinstance(threading.current_thread(), threading._DummyThread)
         with self._lock:
-            if foreign:
-                receivers = [block for blocks in self._blocks.values() for block in blocks[-1:]]
-            else:
-                receivers = self._blocks.get(threading.get_ident(), [])[-1:]
-            for block in receivers:
-                block.append(line)
+            for thread, lines in self._innermost.items():
+                if foreign or thread == threading.get_ident():
+                    lines.append(line)
 
     @contextmanager
     def block(self) -> Iterator[list[str]]:
+        """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while
+        the block is open.
+
+        Blocks of other threads neither see these lines nor lose theirs; a block inside another one
+        keeps its lines to itself.
+        """
         me, lines = threading.get_ident(), list[str]()
         with self._lock:
-            self._blocks.setdefault(me, []).append(lines)
+            outer = self._innermost.get(me)
+            self._innermost[me] = lines
         try:
             yield lines
         finally:
             with self._lock:
-                self._blocks[me].pop()
-                if not self._blocks[me]:
-                    del self._blocks[me]
+                if outer is None:
+                    del self._innermost[me]
+                else:
+                    self._innermost[me] = outer
 
 
 _capture = _ErrorCapture()
+captured_errors = _capture.block
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -97,14 +107,26 @@ def initialise() -> None:
     llama_cpp.llama_backend_init()
 
 
-def captured_errors() -> AbstractContextManager[list[str]]:
-    """Collects what llama.cpp logs as an error on this thread, or on a thread of its own, while the
-    block is open.
-
-    Blocks of other threads neither see these lines nor lose theirs; a block inside another one
-    keeps its lines to itself.
+def check_model(path: str) -> tuple[GgufInfo, bool]:
+    """What a GGUF file is, and whether it generates, found out without endangering this process;
+    afterwards it may be loaded. Raises `ModelLoadError`.
     """
-    return _capture.block()
+    info = inspect_gguf(path)
+    initialise()
+    return info, probe_gguf(path, build=build_id(), memory_path=user_cache_dir() / "probes.json")
+
+
+def load_model(path: str, params: Any, name: str) -> Any:
+    """The llama_model* of a checked file. Raises `ModelLoadError` that calls it `name`."""
+    with captured_errors() as errors:
+        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise ModelLoadError(f"cannot load {name}: {reason_of(errors)}", param="path")
+    return model
+
+
+def reason_of(errors: list[str], otherwise: str = "llama.cpp gives no reason") -> str:
+    return "; ".join(errors) or otherwise
 
 
 def trim_heap() -> None:

@@ -1,10 +1,9 @@
-"""Tries a GGUF file with llama.cpp in a process that may die of it: `python probe.py KIND FILE`.
+"""Tries a GGUF file with llama.cpp in a process that may die of it: `python probe.py FILE`.
 
-`erllama.gguf.probe` runs it. The kind "vocabulary" loads the tokenizer and has it read every byte
-and every character of the basic plane. The kind "model" also makes the tensors and two contexts,
-one that generates and one that embeds: there llama.cpp asserts what an architecture takes for
-granted. No weight is read, nothing large is allocated (`no_alloc`) and GPUs are left alone, so the
-time depends on the vocabulary only.
+`erllama.gguf.probe` runs it. The tokenizer reads every byte and every character of the basic plane.
+Then two contexts are made, one that generates and one that embeds: there llama.cpp asserts what an
+architecture takes for granted. No weight is read, nothing large is allocated (`no_alloc`) and GPUs
+are left alone, so the time depends on the vocabulary only.
 
 Prints a JSON object per line: {"step": what llama.cpp does now}, as often as that changes, and in
 the end {"error": null or a reason, "generates": false for an encoder}. What llama.cpp logs as an
@@ -42,12 +41,12 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
         os.write(2, text)
 
 
-def probe(kind: str, path: str) -> dict[str, Any]:
+def probe(path: str) -> dict[str, Any]:
     """The last line that is printed. May not return."""
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     _step("loads the file")
-    model = _load(path, vocab_only=kind == "vocabulary")
+    model = _load(path)
     if not model:
         return {"error": "cannot be loaded", "generates": False}
     vocab = llama_cpp.llama_model_get_vocab(model)
@@ -56,22 +55,21 @@ def probe(kind: str, path: str) -> dict[str, Any]:
     for name, text in _texts():
         _step(f"tokenises {name}")
         _tokenize(vocab, text)
-    return {"error": None, "generates": False} if kind == "vocabulary" else _try_contexts(model)
+    return _try_contexts(model)
 
 
 def _step(text: str) -> None:
     print(json.dumps({"step": text}), flush=True)
 
 
-def _load(path: str, *, vocab_only: bool) -> Any:
+def _load(path: str) -> Any:
     params = llama_cpp.llama_model_default_params()
     no_devices = (ctypes.c_void_p * 1)(None)
     params.devices = ctypes.addressof(no_devices)
     params.n_gpu_layers = 0
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # mapping a file reads it ahead
     params.use_extra_bufts = False
-    params.no_alloc = not vocab_only
-    params.vocab_only = vocab_only
+    params.no_alloc = True
     return llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
 
 
@@ -120,8 +118,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
-    kind, path = sys.argv[1:]
-    print(json.dumps(probe(kind, path)), flush=True)
+    print(json.dumps(probe(sys.argv[1])), flush=True)
     os._exit(0)  # nothing to clean up that the system would not
 
 

@@ -5,9 +5,8 @@ Whatever needs more than `llama_memory_seq_rm` of a whole sequence goes through 
 sequence as bytes: with one KV stream per sequence `llama_memory_seq_cp` of a range ends the
 process, and a sliding window answers True to a rollback that leaves it unusable.
 
-Owns nothing of llama.cpp: `LlamaBackend` attaches the context that it makes, and detaches it before
-it frees it. The codec is learned once and outlives contexts, so that images can be made and filled
-while there is none.
+`LlamaBackend` makes the context and frees it. The codec is learned once and outlives contexts, so
+that images can be made and filled while there is none.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import llama_cpp
 import numpy as np
 
 from erllama.errors import DecodeFailed, ModelLoadError
-from erllama.kv.codec import KvCodec, ModelTraits, StateReading
+from erllama.kv.codec import KvCodec, ModelTraits
 from erllama.kv.image import BufferPool, StateImage
-from erllama.kv.layout import KvKind, KvLayout, Rows
+from erllama.kv.layout import KvImage, KvKind, KvLayout, KvReading, Rows
 from erllama.kv.state_bytes import CacheShape, KvUnreadable
 
 _WHOLE, _PARTIAL = llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -35,57 +34,58 @@ _POINTER = ctypes.POINTER(ctypes.c_uint8)
 _WINDOW_PAD = 256  # llama.cpp pads the cells of a sliding window to a multiple of this
 
 
-class LlamaState:
-    """See `Backend` for the contract of the methods that have its names."""
+_NO_KV = KvCodec.opaque(ModelTraits(n_stream=1), "an encoder keeps no KV")
 
-    def __init__(self, n_ctx: int, n_seq: int) -> None:
-        self._n_ctx = n_ctx
-        self._n_seq = n_seq
+
+class LlamaState:
+    """The half of a backend that has to do with KV; see `Backend` for the contract of the public
+    methods.
+    """
+
+    n_ctx: int
+
+    def __init__(self, n_parallel: int) -> None:
+        self.codec = _NO_KV  # until the first context
+        self._n_parallel = n_parallel
         self._ctx: Any = None
         self._memory: Any = None
-        self._codec: KvCodec | None = None
         self._scratch = np.empty(0, dtype=np.uint8)
         self._pool = BufferPool()
-        self._touched: Rows | None = None  # made by `prefault` on another thread, taken over as the scratch by this one
 
     # --- the context ------------------------------------------------------------------------------
 
-    def attach(self, ctx: Any) -> None:
+    def _attach(self, ctx: Any) -> None:
         """Warm the context up and learn, or check, its layout. Raises `ModelLoadError` when it
         cannot compute two tokens.
         """
         self._ctx, self._memory = ctx, llama_cpp.llama_get_memory(ctx)
         codec = self._probe()
-        assert self._codec in (None, codec), "the same model and settings gave another layout"
-        self._codec = codec
+        assert self.codec in (_NO_KV, codec), "the same model and settings gave another layout"
+        self.codec = codec
 
-    def detach(self) -> None:
+    def _detach(self) -> None:
         """Forget the context, and give back all memory but the images that are in use.
         Idempotent.
         """
         self._ctx = self._memory = None
         self._scratch = np.empty(0, dtype=np.uint8)
-        self._touched = None
         self._pool.clear()
 
     def prefault(self, max_bytes: int) -> None:
-        """Touch the memory that the first restore and the first save will need, up to `max_bytes`
-        of each. Any thread.
-        """
-        if self.layout.kind is KvKind.OPAQUE:
+        if self.kv_layout.kind is KvKind.OPAQUE:
             return
-        size = self.codec.state_bytes(self._n_ctx)
+        size = self.codec.state_bytes(self.n_ctx)
         buffers = [np.empty(size, dtype=np.uint8), np.empty(size, dtype=np.uint8)]
         for buffer in buffers:
             # outside the interpreter's lock, which numpy would hold
             ctypes.memset(buffer.ctypes.data, 0, min(size, max_bytes))
         self._pool.give(buffers[0])
-        self._touched = buffers[1]
+        self._scratch = buffers[1]  # whoever reads into the old one now keeps that
 
     def _probe(self) -> KvCodec:
         model = llama_cpp.llama_get_model(self._ctx)
         traits = ModelTraits(
-            n_stream=self._n_seq,
+            n_stream=self._n_parallel,
             recurrent=bool(llama_cpp.llama_model_is_recurrent(model)),
             hybrid=bool(llama_cpp.llama_model_is_hybrid(model)),
             window=int(llama_cpp.llama_model_n_swa(model)),
@@ -105,26 +105,20 @@ class LlamaState:
         return codec
 
     @property
-    def codec(self) -> KvCodec:
-        assert self._codec is not None, "no context was ever attached"
-        return self._codec
-
-    @property
-    def layout(self) -> KvLayout:
+    def kv_layout(self) -> KvLayout:
         return self.codec.layout
 
-    @property
-    def kv_bytes(self) -> int:
+    def _known_kv_bytes(self) -> int:
         """What the context holds for KV, as far as the layout tells; 0 for an opaque one."""
-        codec, n_cells = self.codec, 0
-        bytes_per_sequence = self._n_ctx * codec.layout.bytes_per_token
+        codec = self.codec
+        bytes_per_sequence = self.n_ctx * codec.layout.bytes_per_token
         if isinstance(codec.tail, CacheShape):
             n_cells = codec.traits.window + int(llama_cpp.llama_n_ubatch(self._ctx))
-            n_cells = min(self._n_ctx, -(-n_cells // _WINDOW_PAD) * _WINDOW_PAD)
+            n_cells = min(self.n_ctx, -(-n_cells // _WINDOW_PAD) * _WINDOW_PAD)
             bytes_per_sequence += n_cells * sum(field.row_bytes for field in codec.tail.fields)
         elif codec.tail is not None:
             bytes_per_sequence += codec.tail.size
-        return self._n_seq * bytes_per_sequence
+        return self._n_parallel * bytes_per_sequence
 
     # --- one sequence -----------------------------------------------------------------------------
 
@@ -136,7 +130,7 @@ class LlamaState:
         if self._memory:
             llama_cpp.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
 
-    def read_kv(self, seq_id: int, n_tokens: int) -> StateReading:
+    def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
         self.codec.check_readable()
         return self.codec.parse(self._read(seq_id), seq_id, n_tokens)
 
@@ -148,13 +142,14 @@ class LlamaState:
         return codec.parse_checkpoint(self._read(seq_id, _PARTIAL), seq_id, self.length(seq_id))
 
     def new_image(self, n_tokens: int) -> StateImage:
-        return StateImage(self.codec, n_tokens, self._pool, reserve=self._n_ctx)
+        return StateImage(self.codec, n_tokens, self._pool, reserve=self.n_ctx)
 
-    def restore(self, seq_id: int, image: StateImage, n_tokens: int) -> None:
+    def restore(self, seq_id: int, image: KvImage, n_tokens: int) -> None:
         assert self.length(seq_id) == 0, f"sequence {seq_id} still holds {self.length(seq_id)} tokens"
+        assert isinstance(image, StateImage), "an image of another backend"
         assert image.codec == self.codec, "an image of another model"
-        if n_tokens > self._n_ctx:
-            raise DecodeFailed(f"a state of {n_tokens} tokens does not fit into a context of {self._n_ctx}")
+        if n_tokens > self.n_ctx:
+            raise DecodeFailed(f"a state of {n_tokens} tokens does not fit into a context of {self.n_ctx}")
         try:
             state = image.view(n_tokens)
         except ValueError as error:
@@ -169,9 +164,8 @@ class LlamaState:
         if n_tokens == 0:
             self.drop(seq_id)
             return True
-        return self.layout.kind.cuttable and self._cut(seq_id, n_tokens)
-
-    def _cut(self, seq_id: int, n_tokens: int) -> bool:
+        if not self.kv_layout.kind.cuttable:
+            return False
         done = bool(llama_cpp.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1))
         assert not done or self.length(seq_id) == n_tokens, (seq_id, n_tokens, self.length(seq_id))
         return done
@@ -185,14 +179,19 @@ class LlamaState:
         length = self.length(source)
         assert self.length(target) == 0, f"sequence {target} still holds {self.length(target)} tokens"
         assert 0 <= n_tokens <= length, (source, n_tokens, length)
-        if n_tokens < length and n_tokens > 0 and not self.layout.kind.cuttable:
+        if n_tokens == 0:
+            return True
+        if n_tokens < length and not self.kv_layout.kind.cuttable:
             return False
-        if n_tokens > 0:
-            self._write(target, self._read_live(source), length)
-            if n_tokens < length and not self._cut(target, n_tokens):
-                self.drop(target)
-                return False
-        return True
+        try:
+            state = self._read(source)
+        except KvUnreadable as error:
+            raise DecodeFailed(error.message) from error
+        self._write(target, state, length)
+        if self.cut(target, n_tokens):
+            return True
+        self.drop(target)
+        return False
 
     def swap(self, a: int, b: int) -> None:
         assert a != b, "a sequence with itself"
@@ -235,25 +234,16 @@ class LlamaState:
             raise KvUnreadable(f"llama.cpp gave {n_read} of {n_bytes} bytes for the state of sequence {seq_id}")
         return buffer[:n_bytes]
 
-    def _read_live(self, seq_id: int) -> Rows:
-        try:
-            return self._read(seq_id)
-        except KvUnreadable as error:
-            raise DecodeFailed(error.message) from error
-
     def _scratch_of(self, n_bytes: int) -> Rows:
         """Kept, and made for the longest sequence: untouched memory is free, the first touch of it
         costs more than the copy.
         """
-        if len(self._scratch) < n_bytes:
-            touched, self._touched = self._touched, None
-            if touched is not None and len(touched) >= n_bytes:
-                self._scratch = touched
-                return self._scratch
-            known = self._codec is not None and self._codec.layout.kind is not KvKind.OPAQUE
-            most = self.codec.state_bytes(self._n_ctx) if known else n_bytes + n_bytes // 2
-            self._scratch = np.empty(max(n_bytes, most), dtype=np.uint8)
-        return self._scratch
+        scratch = self._scratch
+        if len(scratch) < n_bytes:
+            opaque = self.kv_layout.kind is KvKind.OPAQUE
+            most = n_bytes + n_bytes // 2 if opaque else self.codec.state_bytes(self.n_ctx)
+            scratch = self._scratch = np.empty(max(n_bytes, most), dtype=np.uint8)
+        return scratch
 
     def _write(self, seq_id: int, state: Rows, n_tokens: int) -> None:
         """Put a state into an empty sequence. Raises `DecodeFailed` and leaves it empty when it

@@ -2,7 +2,7 @@
 
 It is static once loaded: every method may be called from any thread, also while the engine decodes
 with the same model. The ingress loads the vocabulary alone (`LlamaVocab.load`, no weights); the
-engine shares the one of its model (`LlamaVocab.of_model`), until the model's weights are unloaded
+engine shares the one of its model, until the model's weights are unloaded
 for the first time: from then on it has its own (`stand_alone`), and what lives on the model is
 never asked again. Loading one for every model would cost 0.5 s and 44 MB with a vocabulary of 152
 k, for the few that are ever unloaded.
@@ -20,10 +20,8 @@ from typing import Any
 import llama_cpp
 
 from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
-from erllama.gguf.check import inspect_gguf
-from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.tokenizer import TokenTable
-from erllama.llama.library import build_id, captured_errors, initialise
+from erllama.llama.library import check_model, load_model
 
 _NULL_TOKEN = -1
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -31,28 +29,29 @@ _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNO
 
 @dataclass(slots=True, eq=False)
 class _Source:
-    """The llama_vocab* of `model`, None once closed, and how many calls are using it now."""
+    """A llama_vocab*, None once closed, the model that must be freed with it, and how many calls
+    are using it now.
+    """
 
-    model: Any
-    owns_model: bool
     pointer: Any
+    own_model: Any = None
     n_users: int = 0
 
 
 class LlamaVocab:
     """Tokenizer, detokenizer and special tokens of one model."""
 
-    def __init__(self, model: Any, *, owns_model: bool) -> None:
-        self._source = _Source(model, owns_model, llama_cpp.llama_model_get_vocab(model))
+    def __init__(self, model: Any, *, owns_model: bool = False) -> None:
+        """That of a loaded model, which must outlive it, or its `stand_alone`, unless it owns it."""
+        pointer = llama_cpp.llama_model_get_vocab(model)
+        self._source = _Source(pointer, model if owns_model else None)
         self._unused = threading.Condition()
-        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.pointer))
-        self.bos = int(llama_cpp.llama_vocab_bos(self.pointer))
-        self.eos = int(llama_cpp.llama_vocab_eos(self.pointer))
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self.pointer))
-        self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(self.pointer, t))
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(pointer))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(pointer))
+        self.eog_tokens = frozenset(t for t in range(self.n_vocab) if llama_cpp.llama_vocab_is_eog(pointer, t))
         self._pieces: list[bytes | None] = [None] * self.n_vocab
-        self.bos_text = self._special_text(self.bos)
-        self.eos_text = self._special_text(self.eos)
+        self.bos_text = self._special_text(llama_cpp.llama_vocab_bos(pointer))
+        self.eos_text = self._special_text(llama_cpp.llama_vocab_eos(pointer))
         template = llama_cpp.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
 
@@ -60,16 +59,6 @@ class LlamaVocab:
     def load(cls, path: str) -> LlamaVocab:
         """The vocabulary of a GGUF file without its weights. Raises `ModelLoadError`."""
         return cls(_load_alone(path), owns_model=True)
-
-    @classmethod
-    def of_model(cls, model: Any) -> LlamaVocab:
-        """The vocabulary of a loaded model, which must outlive it, or its `stand_alone`."""
-        return cls(model, owns_model=False)
-
-    @property
-    def pointer(self) -> Any:
-        """The llama_vocab*: valid until the next `stand_alone` or `close`."""
-        return self._source.pointer
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
@@ -96,7 +85,7 @@ class LlamaVocab:
         Waits for calls that are using the old one. Idempotent. Raises `ModelLoadError`, and keeps
         the old one, when it is not to be had.
         """
-        if self._source.owns_model:
+        if self._source.own_model:
             return
         model = _load_alone(path)
         pointer = llama_cpp.llama_model_get_vocab(model)
@@ -107,7 +96,7 @@ class LlamaVocab:
                 f"the vocabulary of {path} has changed from {self.n_vocab} to {n_vocab} tokens since the "
                 "model was loaded"
             )
-        self._replace(_Source(model, True, pointer))
+        self._replace(_Source(pointer, model))
 
     def _replace(self, new: _Source) -> _Source:
         """The old source, which nobody uses any more."""
@@ -170,9 +159,9 @@ class LlamaVocab:
         """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using
         it; later ones fail. Idempotent.
         """
-        old = self._replace(_Source(None, False, None))
-        if old.owns_model:
-            llama_cpp.llama_model_free(old.model)
+        old = self._replace(_Source(None))
+        if old.own_model:
+            llama_cpp.llama_model_free(old.own_model)
 
     def _special_text(self, token: int) -> str:
         return "" if token == _NULL_TOKEN else self._piece(token, special=True).decode(errors="replace")
@@ -189,15 +178,7 @@ class LlamaVocab:
 
 
 def _load_alone(path: str) -> Any:
-    inspect_gguf(path)
-    initialise()
-    probe_gguf(path, ProbeKind.VOCABULARY, build=build_id(), memory_path=default_memory_path())
+    check_model(path)
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    with captured_errors() as errors:
-        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
-    if not model:
-        raise ModelLoadError(
-            f"cannot load the vocabulary of {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}"
-        )
-    return model
+    return load_model(path, params, f"the vocabulary of {path}")

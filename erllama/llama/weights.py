@@ -18,7 +18,7 @@ import psutil
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import GgufInfo, check_adapter
 from erllama.gguf.fingerprint import file_identity
-from erllama.llama.library import captured_errors, trim_heap
+from erllama.llama.library import captured_errors, load_model, reason_of, trim_heap
 from erllama.llama.vocab import LlamaVocab
 
 Identity = tuple[dict[str, int], ...]
@@ -52,7 +52,7 @@ class LlamaWeights:
         self._load_model()
         try:
             self.n_bytes = int(llama_cpp.llama_model_size(self.model))
-            self.vocab = LlamaVocab.of_model(self.model)
+            self.vocab = LlamaVocab(self.model)
         except BaseException:
             self._free()
             raise
@@ -112,27 +112,24 @@ class LlamaWeights:
         with captured_errors() as errors:
             pointer = llama_cpp.llama_adapter_lora_init(self.model, path.encode())
         if not pointer:
-            raise ModelLoadError(
-                f"cannot load adapter {path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
-            )
+            raise ModelLoadError(f"cannot load adapter {path}: {reason_of(errors)}", param="path")
         return pointer
 
     # --- the model --------------------------------------------------------------------------------
 
     def _check_files(self) -> None:
-        _check_unchanged(self._path, self._identity)
-        for adapter in self._adapters.values():
-            _check_unchanged(adapter.path, adapter.identity)
+        loaded = [(self._path, self._identity), *((a.path, a.identity) for a in self._adapters.values())]
+        for path, identity in loaded:
+            if file_identity(path) != identity:
+                raise ModelLoadError(
+                    f"{path} was replaced or changed after it was loaded; start the model anew to serve it",
+                    param="path",
+                )
 
     def _load_model(self) -> None:
         trim_heap()  # or the weights might go into what is counted already
         before = private_bytes()
-        with captured_errors() as errors:
-            self.model = llama_cpp.llama_model_load_from_file(self._path.encode(), self._params) or None
-        if not self.model:
-            raise ModelLoadError(
-                f"cannot load {self._path}: {'; '.join(errors) or 'llama.cpp gives no reason'}", param="path"
-            )
+        self.model = load_model(self._path, self._params, self._path)
         self.private_bytes = max(0, private_bytes() - before)
 
     def _free(self) -> None:
@@ -150,10 +147,3 @@ def private_bytes() -> int:
     """Resident memory of this process that no file backs."""
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))  # only Linux tells the shared part
-
-
-def _check_unchanged(path: str, identity: Identity) -> None:
-    if file_identity(path) != identity:
-        raise ModelLoadError(
-            f"{path} was replaced or changed after it was loaded; start the model anew to serve it", param="path"
-        )

@@ -28,8 +28,6 @@ from erllama.gguf.header import GgufHeader, read_header
 from erllama.testing.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
 from erllama.testing.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
 
-__all__ = ["SHAPES", "ModelShape", "write_random_encoder", "write_random_lora", "write_random_model"]
-
 logger = logging.getLogger(__name__)
 
 FILE_TYPES = {
@@ -173,12 +171,11 @@ def _write(writer: GGUFWriter, plan: Sequence[tuple[TensorSpec, GGMLQuantization
 
 def _draw(spec: TensorSpec, kind: GGMLQuantizationType, seed: int) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-    rows = np.prod(spec.shape[:-1], dtype=int)
-    width = spec.shape[-1]
+    rows, width = math.prod(spec.shape[:-1]), spec.shape[-1]
     step = max(1, CHUNK_ELEMENTS // width)
     pieces = []
-    for start in range(0, int(rows), step):
-        values = rng.standard_normal((min(step, int(rows) - start), width), dtype=np.float32)
+    for start in range(0, rows, step):
+        values = rng.standard_normal((min(step, rows - start), width), dtype=np.float32)
         values *= np.float32(spec.spread)
         values += np.float32(spec.centre)
         pieces.append(quantize(values, kind))

@@ -64,26 +64,18 @@ class ModelShape:
         return self.arch == "mamba" or (self.arch == "jamba" and layer % 2 == 0)
 
 
-QWEN2_0_5B = ModelShape("qwen2", 24, 896, 14, 2, 4864, 32768, rope_base=1e6)
-QWEN2_1_5B = ModelShape("qwen2", 28, 1536, 12, 2, 8960, 32768, rope_base=1e6)
-LLAMA_1B = ModelShape("llama", 16, 2048, 32, 8, 8192, 131072, rope_base=5e5)
-TINY_LLAMA = ModelShape("llama", 2, 64, 4, 2, 128, 2048)
-TINY_QWEN2 = ModelShape("qwen2", 2, 64, 4, 2, 128, 2048, rope_base=1e6)
-TINY_QWEN3 = ModelShape("qwen3", 2, 64, 4, 2, 128, 2048, rope_base=1e6, head_dim=32)
-TINY_GEMMA3 = ModelShape("gemma3", 6, 64, 4, 1, 128, 2048, rope_base=1e6, head_dim=32, tied=False, sliding_window=64)
-TINY_MAMBA = ModelShape("mamba", 2, 64, 0, 0, 0, 2048)
-TINY_JAMBA = ModelShape("jamba", 4, 64, 2, 1, 128, 2048)
-
 SHAPES = {
-    "qwen2-0.5b": QWEN2_0_5B,
-    "qwen2-1.5b": QWEN2_1_5B,
-    "llama-1b": LLAMA_1B,
-    "tiny-llama": TINY_LLAMA,
-    "tiny-qwen2": TINY_QWEN2,
-    "tiny-qwen3": TINY_QWEN3,
-    "tiny-gemma3": TINY_GEMMA3,
-    "tiny-mamba": TINY_MAMBA,
-    "tiny-jamba": TINY_JAMBA,
+    "qwen2-0.5b": ModelShape("qwen2", 24, 896, 14, 2, 4864, 32768, rope_base=1e6),
+    "qwen2-1.5b": ModelShape("qwen2", 28, 1536, 12, 2, 8960, 32768, rope_base=1e6),
+    "llama-1b": ModelShape("llama", 16, 2048, 32, 8, 8192, 131072, rope_base=5e5),
+    "tiny-llama": ModelShape("llama", 2, 64, 4, 2, 128, 2048),
+    "tiny-qwen2": ModelShape("qwen2", 2, 64, 4, 2, 128, 2048, rope_base=1e6),
+    "tiny-qwen3": ModelShape("qwen3", 2, 64, 4, 2, 128, 2048, rope_base=1e6, head_dim=32),
+    "tiny-gemma3": ModelShape(
+        "gemma3", 6, 64, 4, 1, 128, 2048, rope_base=1e6, head_dim=32, tied=False, sliding_window=64
+    ),
+    "tiny-mamba": ModelShape("mamba", 2, 64, 0, 0, 0, 2048),
+    "tiny-jamba": ModelShape("jamba", 4, 64, 2, 1, 128, 2048),
 }
 
 

@@ -2,7 +2,7 @@
 to it by itself.
 
 Vocabulary: token 0..255 is that byte, 256 ends a generation. The "KV" of a sequence is its list of
-tokens (`stub_kv` has its rows), so every bookkeeping error of the engine (a wrong start, a missing
+tokens (`stub_kv.py` has its rows), so every bookkeeping error of the engine (a wrong start, a missing
 drop, a shared id, a wrong restore) is an assertion here. Logits are a function of all tokens of the
 sequence and of its adapter set alone; they favour lower-case letters and spaces, and the end after
 `reply_tokens` of them on average.
@@ -25,11 +25,11 @@ from erllama.errors import DecodeAborted, DecodeFailed, InvalidParameter, ModelL
 from erllama.gguf.check import GgufInfo
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import TokenTable
-from erllama.kv.layout import KvImage, KvKind, KvLayout, Rows
+from erllama.kv.layout import KvImage, KvKind, KvLayout, KvReading, Rows
 from erllama.kv.state_bytes import KvUnreadable
 from erllama.sequence.sampling import Logits
 from erllama.stats import AdapterSet, GpuDevice
-from erllama.testing.stub_kv import ROW_BYTES, StubImage, StubReading, StubSequence, set_name, stub_layout
+from erllama.testing.stub_kv import ROW_BYTES, TOKEN_BYTES, StubImage, StubSequence, set_name, stub_layout
 
 EOG = 256
 N_VOCAB = 257
@@ -101,6 +101,7 @@ class StubBackend:
         kind: KvKind = KvKind.ATTENTION,
     ) -> None:
         self.n_ctx = n_ctx
+        self.max_logits = n_parallel
         self.kind = kind
         self.has_context = True
         self.calls: Counter[str] = Counter()
@@ -111,7 +112,7 @@ class StubBackend:
         self.weights_loaded = True
         self._abort = threading.Event()
         self._sequences = [StubSequence() for _ in range(n_parallel)]
-        self._reading: StubReading | None = None
+        self._reading: tuple[Rows, ...] = ()  # the buffers that the last one shows
         self.plans: list[list[tuple[int, int, int]]] = []  # per decode: (seq_id, start, n_tokens) of each row
         self.adapters: dict[str, str] = {}
         self.closed = False
@@ -145,10 +146,6 @@ class StubBackend:
     def kv(self) -> list[list[int]]:
         """The tokens that each sequence holds."""
         return [sequence.tokens for sequence in self._sequences]
-
-    @property
-    def max_logits(self) -> int:
-        return len(self.kv)
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         assert not self.closed, "decode after close"
@@ -208,7 +205,7 @@ class StubBackend:
     def kv_layout(self) -> KvLayout:
         return stub_layout(self.kind)
 
-    def read_kv(self, seq_id: int, n_tokens: int) -> StubReading:
+    def read_kv(self, seq_id: int, n_tokens: int) -> KvReading:
         self._count("read_kv")
         return self._read(seq_id, n_tokens)
 
@@ -216,7 +213,7 @@ class StubBackend:
         self._count("read_checkpoint")
         return self._read(seq_id, len(self.kv[seq_id])).checkpoint
 
-    def _read(self, seq_id: int, n_tokens: int) -> StubReading:
+    def _read(self, seq_id: int, n_tokens: int) -> KvReading:
         self._end_reading()
         if self.kind is KvKind.OPAQUE or not n_tokens or len(self.kv[seq_id]) != n_tokens:
             raise KvUnreadable(
@@ -224,8 +221,9 @@ class StubBackend:
             )
         table = self._sequences[seq_id].rows()
         checkpoint = table.reshape(-1).copy() if self.kind.has_checkpoint else None
-        self._reading = StubReading(n_tokens, table, checkpoint, bool(self.kv_layout.columns))
-        return self._reading
+        self._reading = (table,) if checkpoint is None else (table, checkpoint)
+        columns = (table[:, :TOKEN_BYTES], table[:, TOKEN_BYTES:]) if self.kv_layout.columns else ()
+        return KvReading(n_tokens, columns, None, checkpoint)
 
     def prefault(self, max_bytes: int) -> None:
         return
@@ -281,9 +279,10 @@ class StubBackend:
         self.calls[call] += 1
 
     def _end_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.spoil()
-            self._reading = None
+        """What is used after the next call is visibly wrong."""
+        for buffer in self._reading:
+            buffer[:] = 0xEE
+        self._reading = ()
 
     def release_context(self) -> int:
         if not self.has_context:

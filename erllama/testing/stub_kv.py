@@ -73,27 +73,6 @@ class StubSequence:
             )
 
 
-@dataclass
-class StubReading:
-    """A `KvReading`. `spoil` is the backend's: what is used after the backend's next call is then
-    visibly wrong.
-    """
-
-    n_tokens: int
-    table: Rows
-    checkpoint: Rows | None
-    has_rows: bool
-
-    def rows(self, start: int, stop: int) -> tuple[Rows, ...]:
-        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
-        return (self.table[start:stop, :TOKEN_BYTES], self.table[start:stop, TOKEN_BYTES:]) if self.has_rows else ()
-
-    def spoil(self) -> None:
-        self.table[:] = 0xEE
-        if self.checkpoint is not None:
-            self.checkpoint[:] = 0xEE
-
-
 class StubImage:
     """A `KvImage`. `closed` for tests that count them."""
 
@@ -106,19 +85,10 @@ class StubImage:
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         assert not self.closed
-        widths = tuple(array.shape[1] for array in rows)
-        n_rows = len(rows[0]) if rows else 0
-        if (
-            columns != self.layout.columns
-            or widths != self.layout.row_bytes
-            or {len(array) for array in rows} - {n_rows}
-        ):
-            raise ValueError(f"rows of columns {columns} with {widths} bytes do not fit into {self.layout}")
-        if start < 0 or start + n_rows > len(self._table):
-            raise ValueError(f"{n_rows} rows from position {start} do not fit into {len(self._table)} tokens")
+        positions = self.layout.positions_of(start, columns, rows, len(self._table))
         if rows:
-            self._table[start : start + n_rows] = np.concatenate(rows, axis=1)
-            self._filled[start : start + n_rows] = True
+            self._table[positions] = np.concatenate(rows, axis=1)
+            self._filled[positions] = True
 
     def put_checkpoint(self, data: Rows) -> None:
         assert not self.closed

@@ -408,7 +408,7 @@ def test_a_state_that_comes_out_at_another_length_is_not_left_there(open_backend
     decode(backend, 0, prompt(20), 0)
     state = np.frombuffer(bytearray(state_of(backend, 0)), dtype=np.uint8)
     with pytest.raises(DecodeFailed, match="has 20 of 21 tokens"):
-        backend._state._write(1, state, 21)
+        backend._write(1, state, 21)
     assert length(backend, 1) == 0
 
 

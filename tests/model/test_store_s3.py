@@ -20,7 +20,7 @@ from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
 from cache_store import StoreConfig, StoreStats, TierConfig
-from cache_store.tiers import breaker
+from cache_store.tiers import guarded
 from erllama import Model
 from erllama.cache.policy import CachePolicy
 from erllama.events import Completion
@@ -137,8 +137,8 @@ def test_a_machine_that_lost_its_disk_restores_from_the_bucket(s3, cold, tmp_pat
 def test_a_bucket_that_goes_away_while_it_serves_costs_hits_and_is_used_when_it_is_back(
     s3, cold, tmp_path, monkeypatch, with_disk
 ):
-    monkeypatch.setattr(breaker, "FIRST_S", 0.01)  # a dead tier is tried again at once
-    monkeypatch.setattr(breaker, "LONGEST_S", 0.01)
+    monkeypatch.setattr(guarded, "FIRST_S", 0.01)  # a dead tier is tried again at once
+    monkeypatch.setattr(guarded, "LONGEST_S", 0.01)
     remote = s3.tier(config_kwargs={"retries": {"max_attempts": 0}})
     tiers = [TierConfig(str(tmp_path / "fast")), remote] if with_disk else [remote]
     with model(*tiers) as one:

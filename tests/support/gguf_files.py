@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from erllama.gguf.header import SCALAR_FORMATS, TENSOR_TYPES, GgufHeader, GgufValue, read_header
+from erllama.gguf.header import DEFAULT_ALIGNMENT, SCALAR_FORMATS, TENSOR_TYPES, GgufHeader, GgufValue, read_header
 
 TYPE_IDS = {sizes[0]: number for number, sizes in TENSOR_TYPES.items()}
 
@@ -25,7 +25,9 @@ def _pack(value: GgufValue) -> bytes:
         return struct.pack("<IQ", value.item_type, len(value.data)) + b"".join(map(_string, value.data))
     if value.item_type is not None:
         return struct.pack("<IQ", value.item_type, len(value.data)) + np.asarray(value.data).tobytes()
-    return _string(value.data) if value.is_string else struct.pack(SCALAR_FORMATS[value.type], value.data)
+    if value.type is GGUFValueType.STRING:
+        return _string(value.data)
+    return struct.pack(SCALAR_FORMATS[value.type], value.data)
 
 
 def serialise(header: GgufHeader, metadata: dict[str, GgufValue] | None = None, tensors: list | None = None) -> bytes:
@@ -40,7 +42,7 @@ def serialise(header: GgufHeader, metadata: dict[str, GgufValue] | None = None, 
         out += _string(info.name.encode()) + struct.pack(
             f"<I{len(info.shape)}QIQ", len(info.shape), *info.shape, kind, info.offset
         )
-    return out + bytes(-len(out) % header.alignment) + header.path.read_bytes()[header.data_offset :]
+    return out + bytes(-len(out) % DEFAULT_ALIGNMENT) + header.path.read_bytes()[header.data_offset :]
 
 
 def with_value(path: Path, key: str, data: object, kind: GGUFValueType | None = None) -> bytes:

@@ -99,7 +99,7 @@ def test_a_read_is_one_get_whatever_the_size(requests):
     asked.clear()
     assert len(tier.read("r/small", ReadBuffer()) or b"") == 1
     assert len(tier.read("r/large", ReadBuffer()) or b"") == 60 << 20
-    assert len(tier.read_head("r/large", 100, ReadBuffer()) or b"") == 100
+    assert len(tier.read("r/large", ReadBuffer(), 100) or b"") == 100
     assert tier.read("r/missing", ReadBuffer()) is None
     assert asked == ["get_object"] * 4
 

@@ -52,7 +52,6 @@ def test_a_model_is_described(tiny):
     assert info.n_vocab == len(read_header(tiny).metadata["tokenizer.ggml.tokens"].data)
     assert info.file_type == "F16"
     assert 16 < info.bits_per_weight < 16.2
-    assert info.has_chat_template
     assert "<|im_start|>" in info.chat_template
     assert info.adapter_type is None
     assert info.size_bytes == tiny.stat().st_size
@@ -104,8 +103,6 @@ def test_other_versions_are_refused(scratch, tiny, version):
         ("general.architecture", b"", "has no general.architecture"),
         ("general.architecture", b"clip", "expected a model"),
         ("general.type", b"mmproj", "expected a model"),
-        ("general.alignment", 24, "power of two"),
-        ("general.alignment", 0, "power of two"),
         ("llama.block_count", 0, "block_count is 0"),
         ("llama.context_length", 0, "context_length is 0"),
         ("llama.attention.key_length", 8, "rotates"),
@@ -132,10 +129,8 @@ def test_a_bad_value_is_named_with_its_number(scratch, tiny, key, data, reason):
     ("key", "data", "kind", "reason"),
     [
         ("general.architecture", 7, GGUFValueType.UINT32, "expected a string"),
-        ("general.alignment", 32, GGUFValueType.UINT64, "expected UINT32"),
         ("llama.block_count", b"2", GGUFValueType.STRING, "expected an integer"),
         ("tokenizer.ggml.tokens", 1, GGUFValueType.UINT8, "expected an array of strings"),
-        ("split.count", 1, GGUFValueType.UINT32, "expected UINT16"),
         ("split.count", 2, GGUFValueType.UINT16, "part 1 of 2, expected part 1 of 1"),
     ],
 )
@@ -146,12 +141,8 @@ def test_a_value_of_another_type_is_named(scratch, tiny, key, data, kind, reason
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"shape": (64, 0)}, "at least 1"),
         ({"shape": (2**62, 2**62)}, "truncated or malformed"),
-        ({"shape": ()}, "0 dimensions"),
-        ({"offset": 8}, "expected 0"),
         ({"name": "x" * 64}, "has 64 bytes"),
-        ({"name": "blk.1.ffn_up.weight"}, "occur twice"),
         ({"type": "I16"}, "does not compute with"),
     ],
 )
@@ -168,10 +159,8 @@ def test_a_norm_must_be_f32(scratch, tiny):
     assert "takes only F32" in refusal(scratch, serialise(header, tensors=tensors))
 
 
-def test_a_vocabulary_without_a_model_serves_only_as_a_vocabulary(scratch, tiny):
-    header = read_header(tiny)
-    assert "has no tensors" in refusal(scratch, serialise(header, tensors=[]))
-    assert inspect_gguf(scratch, vocab_only=True).n_vocab == inspect_gguf(tiny).n_vocab
+def test_a_vocabulary_without_a_model_is_refused(scratch, tiny):
+    assert "has no tensors" in refusal(scratch, serialise(read_header(tiny), tensors=[]))
 
 
 def test_all_parts_of_a_split_model_must_be_there(tmp_path, tiny):
@@ -207,9 +196,9 @@ def test_a_vocabulary_of_150k_is_checked_within_a_second(tmp_path, tiny):
         metadata["tokenizer.ggml.token_type"], data=np.ones(150_000, dtype="<i4")
     )
     path = tmp_path / "large.gguf"
-    path.write_bytes(serialise(header, metadata, []))
+    path.write_bytes(serialise(header, metadata))
     started = time.process_time()
-    assert inspect_gguf(path, vocab_only=True).n_vocab == 150_000
+    assert inspect_gguf(path).n_vocab == 150_000
     assert time.process_time() - started < NO_WAIT_S
 
 

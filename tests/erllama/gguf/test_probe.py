@@ -4,6 +4,7 @@ file and the reason.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
@@ -20,15 +21,14 @@ from erllama import Model
 from erllama.demo import demo_model_path
 from erllama.errors import ModelLoadError
 from erllama.gguf import probe as module
-from erllama.gguf.check import inspect_gguf
-from erllama.gguf.header import TENSOR_TYPES, GgufValue, read_header
-from erllama.gguf.probe import ProbeKind, ProbeResult, probe_gguf
+from erllama.gguf.check import check_adapter, inspect_gguf
+from erllama.gguf.header import INTEGERS, TENSOR_TYPES, GgufValue, read_header
+from erllama.gguf.probe import probe_gguf
 from erllama.llama.vocab import LlamaVocab
-from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_gguf import write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.gguf_files import TYPE_IDS, serialise, with_value
 
-MODEL, VOCABULARY = ProbeKind.MODEL, ProbeKind.VOCABULARY
 BUILD = "build 1"
 
 
@@ -52,7 +52,7 @@ def memory(tmp_path):
 @pytest.fixture
 def child(monkeypatch, tmp_path):
     """Puts a program in the place of the child and counts how often it starts: its lines of Python,
-    with `kind` and `path`.
+    with `path`.
     """
     program, starts = tmp_path / "child.py", tmp_path / "starts"
     starts.touch()
@@ -61,7 +61,7 @@ def child(monkeypatch, tmp_path):
         n_starts = property(lambda _: len(starts.read_text()))
 
         def does(self, *lines: str) -> None:
-            count = f"import json, os, signal, sys\nkind, path = sys.argv[1:]\nopen({str(starts)!r}, 'a').write('.')\n"
+            count = f"import json, os, signal, sys\npath = sys.argv[1]\nopen({str(starts)!r}, 'a').write('.')\n"
             program.write_text(count + "\n".join(lines))
 
     child = Child()
@@ -70,9 +70,9 @@ def child(monkeypatch, tmp_path):
     return child
 
 
-def refusal(path: Path, kind: ProbeKind = MODEL, **options) -> str:
+def refusal(path: Path, **options) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        probe_gguf(path, kind, build=BUILD, **options)
+        probe_gguf(path, build=BUILD, **options)
     assert str(path) in caught.value.message
     assert caught.value.param == "path"
     return caught.value.message
@@ -83,23 +83,21 @@ def refusal(path: Path, kind: ProbeKind = MODEL, **options) -> str:
 
 @pytest.mark.model
 def test_what_llama_cpp_says_of_a_file(tiny, encoder):
-    assert probe_gguf(demo_model_path(), MODEL, build=BUILD) == ProbeResult(generates=True)
-    assert probe_gguf(tiny, MODEL, build=BUILD) == ProbeResult(generates=True)
-    assert probe_gguf(tiny, VOCABULARY, build=BUILD) == ProbeResult(generates=False)
-    assert probe_gguf(encoder, MODEL, build=BUILD) == ProbeResult(generates=False)
+    assert probe_gguf(demo_model_path(), build=BUILD) is True
+    assert probe_gguf(tiny, build=BUILD) is True
+    assert probe_gguf(encoder, build=BUILD) is False
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("tiny-")])
 def test_every_tiny_shape_passes(tmp_path, name):
     write_random_model(tmp_path / "m.gguf", SHAPES[name])
-    assert probe_gguf(tmp_path / "m.gguf", MODEL, build=BUILD).generates
+    assert probe_gguf(tmp_path / "m.gguf", build=BUILD)
 
 
 @pytest.mark.model
-def test_a_file_without_weights_passes_as_a_vocabulary_only(scratch, tiny):
+def test_a_file_without_weights_is_refused(scratch, tiny):
     scratch.write_bytes(serialise(read_header(tiny), tensors=[]))
-    probe_gguf(scratch, VOCABULARY, build=BUILD)
     assert "token_embd.weight" in refusal(scratch)
 
 
@@ -121,13 +119,16 @@ def test_a_probe_reads_no_weights(scratch, tiny):
     with scratch.open("rb+") as file:
         file.truncate(scratch.stat().st_size + offset)
     assert inspect_gguf(scratch).size_bytes > 12e9
-    assert probe_gguf(scratch, MODEL, build=BUILD).generates
+    assert probe_gguf(scratch, build=BUILD)
 
 
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("key", "data", "kind", "reason"),
     [
+        ("general.alignment", 24, None, "alignment 24 is not a power of 2"),
+        ("general.alignment", 0, None, "alignment 0 is not a power of 2"),
+        ("general.alignment", 32, GGUFValueType.UINT64, "must be of type u32 but is u64"),
         ("llama.block_count", 100_000, None, "dies of it (SIGABRT): llama-model.cpp"),
         ("llama.block_count", 1, None, "wrong number of tensors"),
         ("llama.block_count", 3, None, "tensor 'blk.2.attn_norm.weight' not found"),
@@ -141,6 +142,7 @@ def test_a_probe_reads_no_weights(scratch, tiny):
         ("llama.nextn_predict_layers", 3, None, "hparams.n_layer_nextn <= hparams.n_layer_all"),
         ("llama.pooling_type", 9, None, "makes an embedding context and dies of it (SIGABRT): llama-graph.cpp"),
         ("llama.rope.scaling.type", b"spiral", GGUFValueType.STRING, "rope_scaling_type_train"),
+        ("split.count", 1, GGUFValueType.UINT32, "split.count has wrong type u32"),
         ("tokenizer.ggml.model", b"none", None, "has no tokenizer"),
         ("tokenizer.ggml.model", b"new", None, "unknown tokenizer: 'new'"),
         ("tokenizer.ggml.pre", b"new", None, "unknown pre-tokenizer type: 'new'"),
@@ -167,6 +169,12 @@ def test_what_only_the_graph_of_an_architecture_asserts_is_found(scratch, qwen, 
     [
         ({"name": "other.weight"}, "tensor 'token_embd.weight' not found"),
         ({"shape": (579, 64)}, "tensor 'token_embd.weight' has wrong shape"),
+        ({"shape": (64, 0)}, "has offset 74112, expected 0"),
+        ({"shape": ()}, "has offset 74112, expected 32"),
+        ({"shape": (1,) * 5}, "has invalid number of dimensions: 5 > 4"),
+        ({"shape": (33, 64), "type": "Q4_0"}, "not a multiple of block size (32)"),
+        ({"offset": 8}, "has offset 8, expected 0"),
+        ({"name": "blk.1.ffn_up.weight"}, "duplicate tensor name 'blk.1.ffn_up.weight'"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(scratch, tiny, changes, reason):
@@ -177,10 +185,9 @@ def test_a_tensor_that_does_not_fit_is_named(scratch, tiny, changes, reason):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("kind", list(ProbeKind))
-def test_a_sentence_piece_vocabulary_needs_every_byte(scratch, tiny, kind):
+def test_a_sentence_piece_vocabulary_needs_every_byte(scratch, tiny):
     scratch.write_bytes(with_value(tiny, "tokenizer.ggml.model", b"llama"))
-    assert "tokenises the byte 0x00 and dies of it (SIGABRT)" in refusal(scratch, kind)
+    assert "tokenises the byte 0x00 and dies of it (SIGABRT)" in refusal(scratch)
 
 
 @pytest.mark.model
@@ -190,7 +197,7 @@ def test_a_bos_that_is_added_must_exist(scratch, tiny):
     metadata["tokenizer.ggml.tokens"] = replace(metadata["tokenizer.ggml.tokens"], data=[b"%d" % i for i in range(5)])
     metadata["tokenizer.ggml.add_bos_token"] = GgufValue(GGUFValueType.BOOL, None, True)
     scratch.write_bytes(serialise(header, metadata, []))
-    assert "bos" in refusal(scratch, VOCABULARY)
+    assert "bos" in refusal(scratch)
 
 
 @pytest.mark.model
@@ -262,39 +269,30 @@ def test_a_missing_file_is_named_before_any_process_starts(tmp_path, child):
 
 
 def test_a_pass_is_remembered_and_starts_no_process(tiny, child, memory):
-    results = [probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory) for _ in range(3)]
-    assert results == [ProbeResult(generates=True)] * 3
+    results = [probe_gguf(tiny, build=BUILD, memory_path=memory) for _ in range(3)]
+    assert results == [True] * 3
     assert child.n_starts == 1
 
 
 def test_without_a_memory_every_probe_starts_a_process(tiny, child):
     for _ in range(2):
-        probe_gguf(tiny, MODEL, build=BUILD)
+        probe_gguf(tiny, build=BUILD)
     assert child.n_starts == 2
 
 
 def test_a_pass_under_another_build_is_ignored(tiny, child, memory):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     child.does("""print('{"error": "is too new", "generates": false}')""")
     with pytest.raises(ModelLoadError, match="is too new"):
-        probe_gguf(tiny, MODEL, build="build 2", memory_path=memory)
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory).generates  # a refusal is not remembered
-
-
-def test_a_pass_as_a_model_is_one_as_a_vocabulary_but_not_the_other_way_round(tiny, qwen, child, memory):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
-    probe_gguf(tiny, VOCABULARY, build=BUILD, memory_path=memory)
-    assert child.n_starts == 1
-    probe_gguf(qwen, VOCABULARY, build=BUILD, memory_path=memory)
-    probe_gguf(qwen, MODEL, build=BUILD, memory_path=memory)
-    assert child.n_starts == 3
+        probe_gguf(tiny, build="build 2", memory_path=memory)
+    assert probe_gguf(tiny, build=BUILD, memory_path=memory)  # a refusal is not remembered
 
 
 def test_a_changed_file_is_tried_again(scratch, tiny, child, memory):
     scratch.write_bytes(tiny.read_bytes())
-    probe_gguf(scratch, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(scratch, build=BUILD, memory_path=memory)
     scratch.write_bytes(tiny.read_bytes() + b"\0")
-    probe_gguf(scratch, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(scratch, build=BUILD, memory_path=memory)
     assert child.n_starts == 2
 
 
@@ -310,49 +308,53 @@ def test_a_corrupt_memory_is_ignored_and_replaced(tiny, child, memory, content):
     memory.parent.mkdir()
     memory.write_text(content)
     for _ in range(2):
-        probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+        probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == 1
 
 
 @pytest.mark.parametrize("damage", [{"generates": "yes"}, {"parts": None}, {"build": None}])
 def test_a_corrupt_entry_is_no_pass(tiny, child, memory, damage):
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     content = json.loads(memory.read_text())
     for entry in content["entries"].values():
         entry |= damage
     memory.write_text(json.dumps(content))
-    probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory)
+    probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == 2
 
 
 def test_probes_of_one_file_at_the_same_time_agree(tiny, child, memory):
     with ThreadPoolExecutor(4) as pool:
-        probes = [
-            pool.submit(probe_gguf, tiny, kind, build=BUILD, memory_path=memory) for kind in (MODEL, VOCABULARY) * 4
-        ]
-        assert all(probe.result().generates for probe in probes)
+        probes = [pool.submit(probe_gguf, tiny, build=BUILD, memory_path=memory) for _ in range(8)]
+        assert all(probe.result() for probe in probes)
     n_starts = child.n_starts
-    assert probe_gguf(tiny, MODEL, build=BUILD, memory_path=memory).generates
+    assert probe_gguf(tiny, build=BUILD, memory_path=memory)
     assert child.n_starts == n_starts
 
 
 # --- damaged files --------------------------------------------------------------------------------
 
-# Forks a child for each file of argv[2:], which probes it or loads it and decodes, and prints how
-# that ended: the exit status (1: refused), or minus the signal.
+# Forks a child for each file of argv[2:], which probes it, loads it and decodes, or does that with
+# the model beside it and the file as its adapter, and prints how that ended: the exit status (1:
+# refused), or minus the signal.
 RUNNER = """
-import os, signal, sys
+import ctypes, os, signal, sys
 import llama_cpp
 from erllama.llama.probe import probe
 silent = llama_cpp.llama_log_callback(lambda *arguments: None)
-def load(path):
+def load(path, adapter=None):
     llama_cpp.llama_log_set(silent, None)
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
     if not model: return
+    lora = llama_cpp.llama_adapter_lora_init(model, adapter.encode()) if adapter else None
+    if adapter and not lora: return
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = 128, 1, 1
     context = llama_cpp.llama_init_from_model(model, params)
     if not context: return
+    if lora:
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
+        llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
     text, tokens = b"Hello, \\xe2\\x82\\xac world\\xff", (llama_cpp.llama_token * 64)()
     n = llama_cpp.llama_tokenize(llama_cpp.llama_model_get_vocab(model), text, len(text), tokens, 64, True, True)
     if n > 0: llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, n))
@@ -364,8 +366,11 @@ for path in sys.argv[2:]:
         if sys.argv[1] == "load":
             load(path)
             os._exit(0)
+        if sys.argv[1] == "adapt":
+            load(os.path.join(os.path.dirname(path), "base.gguf"), path)
+            os._exit(0)
         os.dup2(2, 1)
-        os._exit(0 if probe("model", path)["error"] is None else 1)
+        os._exit(0 if probe(path)["error"] is None else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), path)
 """
 
@@ -385,9 +390,9 @@ def _mutated(path: Path, rng: random.Random) -> bytes:
     """
     header = read_header(path)
     tensors = list(header.tensors.values())
-    scalars = [key for key, value in header.metadata.items() if value.is_integer or value.type is GGUFValueType.BOOL]
+    scalars = [key for key, value in header.metadata.items() if value.type in INTEGERS | {GGUFValueType.BOOL}]
     match rng.randrange(3):
-        case 0:
+        case 0 if scalars:
             key = rng.choice(scalars)
             value = header.metadata[key]
             if value.type is GGUFValueType.BOOL:
@@ -435,3 +440,18 @@ def test_what_passes_does_not_kill_llama_cpp(tmp_path, request, name):
     survivors = [path for path, status in probed.items() if status == 0]
     assert len(survivors) > 50
     assert [path for path, status in _run("load", survivors).items() if status != 0] == []
+
+
+@pytest.mark.model
+def test_an_adapter_that_passes_does_not_kill_llama_cpp(tmp_path, tiny):
+    base, good, rng, passed = tmp_path / "base.gguf", tmp_path / "good.gguf", random.Random(20), []
+    base.write_bytes(tiny.read_bytes())
+    write_random_lora(good, base, rank=4)
+    for i in range(400):
+        path = tmp_path / f"{i}.gguf"
+        path.write_bytes(_mutated(good, rng))
+        with contextlib.suppress(ModelLoadError):
+            check_adapter(path, inspect_gguf(base))
+            passed.append(str(path))
+    assert len(passed) > 50
+    assert [path for path, status in _run("adapt", passed).items() if status != 0] == []

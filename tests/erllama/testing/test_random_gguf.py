@@ -27,7 +27,7 @@ def test_every_tiny_shape_inspects_clean(tmp_path, name, file_type):
     write_random_model(path, SHAPES[name], file_type=file_type)
     info = inspect_gguf(path)
     assert (info.architecture, info.n_layer, info.file_type) == (SHAPES[name].arch, SHAPES[name].n_layer, file_type)
-    assert info.has_chat_template
+    assert info.chat_template
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
