@@ -39,8 +39,8 @@ class CallReader(Protocol):
 
 
 class Splitter:
-    """See `ReplySplitter`. `openings` are the texts that begin what may be a call; `reader` makes
-    who reads it.
+    """See `ReplySplitter`. `openings` are the texts that begin what may be a call, and `reader`
+    makes who reads it. `only_first`: calls are the beginning of a reply, or text.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Splitter:
         *,
         reasoning: tuple[str, str] | None,
         in_reasoning: bool = False,
+        only_first: bool = False,
     ) -> None:
         self._openings = openings
         self._pattern = re.compile("|".join(map(re.escape, openings)))
@@ -62,6 +63,8 @@ class Splitter:
         self._reader: CallReader | None = None
         self._n_failed = 0
         self._after_call = False
+        self._only_first = only_first
+        self._begun = False  # text or a call has been there
 
     def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
@@ -111,7 +114,12 @@ class Splitter:
     def _read_text(self, out: list[ReplyPart], *, final: bool) -> bool:
         """Whether a call may begin where the text ends."""
         self._skip_breaks()
-        given_up = self._n_failed >= MAX_FAILED_CALLS
+        if self._only_first and not self._begun:
+            rest = self._buffer.lstrip()
+            if not final and not rest.startswith(self._openings) and held_prefix(rest, self._openings) == len(rest):
+                return False
+            self._begun = not rest.startswith(self._openings)
+        given_up = self._n_failed >= MAX_FAILED_CALLS or (self._only_first and self._begun)
         match = None if given_up else self._pattern.search(self._buffer)
         if match is None:
             held = 0 if final or given_up else held_prefix(self._buffer, self._openings)
@@ -140,14 +148,28 @@ class Splitter:
         out += parts
         if end is None:
             return False
-        self._buffer, self._reader, self._after_call = self._buffer[end:], None, True
+        self._buffer, self._reader, self._after_call, self._begun = self._buffer[end:], None, True, True
         return True
 
     def _emit(self, out: list[ReplyPart], n_chars: int) -> None:
         if n_chars:
             out.append(TextDelta(self._buffer[:n_chars]))
             self._buffer = self._buffer[n_chars:]
-            self._after_call = False
+            self._after_call, self._begun = False, True
+
+
+class FramedReader:
+    """Reads calls with `reader`, and passes over the texts of `layout`, which are openings, too: a
+    family's marks around the text of a reply.
+    """
+
+    def __init__(self, layout: tuple[str, ...], reader: CallReader) -> None:
+        self._layout = layout
+        self._reader = reader
+
+    def read(self, text: str, *, final: bool) -> tuple[list[ReplyPart], int | None]:
+        mark = next((mark for mark in self._layout if text.startswith(mark)), None)
+        return ([], len(mark)) if mark is not None else self._reader.read(text, final=final)
 
 
 def held_prefix(text: str, markers: tuple[str, ...]) -> int:
