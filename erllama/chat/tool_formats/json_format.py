@@ -24,7 +24,7 @@ class JsonFormat:
     another group, holds them all between one opening and one closing.
 
     `layout` are marks around the text of a reply, which are dropped. `parallel`: the family writes
-    several calls in a reply.
+    several calls in a reply. `calls_end_reasoning`: it calls in the midst of a thought, too.
     """
 
     name: str
@@ -34,11 +34,16 @@ class JsonFormat:
     reasoning: tuple[str, str] | None = THINK
     layout: tuple[str, ...] = ()
     parallel: bool = True
+    calls_end_reasoning: bool = False
 
     @property
     def opening(self) -> str:
-        # marks around its text would be refused in a free reply that is held to its calls
-        return "" if self.layout else self.shape.opening.rstrip()
+        """See `ToolFormat`. "" also where a free reply cannot be held to its calls: marks around its
+        text would be refused, and an opening of several control tokens not be seen.
+        """
+        opening = self.shape.opening.rstrip()
+        in_pieces = any(marker in opening and marker != opening for marker in self.markers)
+        return "" if self.layout or in_pieces else opening
 
     @property
     def groups_calls(self) -> bool:
@@ -52,6 +57,7 @@ class JsonFormat:
             reasoning=self.reasoning,
             in_reasoning=in_reasoning,
             only_first=self.shape.bare,
+            calls_end_reasoning=self.calls_end_reasoning,
         )
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
@@ -243,6 +249,7 @@ APERTUS = JsonFormat(
     ObjectShape("<|tools_prefix|>", "<|tools_suffix|>", name_keys=(), in_list=True),
     markers=("<|tools_prefix|>", "<|tools_suffix|>"),
     reasoning=("<|inner_prefix|>", "<|inner_suffix|>"),
+    calls_end_reasoning=True,
 )
 """Apertus: `<|tools_prefix|>[{"f": {...}}]<|tools_suffix|>`."""
 

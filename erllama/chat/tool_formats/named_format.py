@@ -155,7 +155,9 @@ class NamedFormat:
 
     @property
     def opening(self) -> str:
-        # marks around its text would be refused in a free reply that is held to its calls
+        """See `ToolFormat`. "" also where marks around the text of a free reply that is held to its
+        calls would be refused.
+        """
         return "" if self.layout else self.shape.openings[0]
 
     @property

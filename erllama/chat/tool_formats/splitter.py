@@ -41,6 +41,7 @@ class CallReader(Protocol):
 class Splitter:
     """See `ReplySplitter`. `openings` are the texts that begin what may be a call, and `reader`
     makes who reads it. `only_first`: calls are the beginning of a reply, or text.
+    `calls_end_reasoning`: so does an opening of a call, which is then no part of a thought.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Splitter:
         reasoning: tuple[str, str] | None,
         in_reasoning: bool = False,
         only_first: bool = False,
+        calls_end_reasoning: bool = False,
     ) -> None:
         self._openings = openings
         self._pattern = re.compile("|".join(map(re.escape, openings)))
@@ -64,6 +66,7 @@ class Splitter:
         self._n_failed = 0
         self._after_call = False
         self._only_first = only_first
+        self._thought_ends = openings if calls_end_reasoning else ()
         self._begun = False  # text or a call has been there
 
     def push(self, text: str) -> list[ReplyPart]:
@@ -99,16 +102,20 @@ class Splitter:
                 return self._reasoning is None
             self._buffer, self._in_reasoning, self._skips_breaks = begun.removeprefix(opening), True, True
         self._skip_breaks()
-        thought, found, rest = self._buffer.partition(closing)
-        if not found:
-            settled = len(thought) if final else len(thought) - held_prefix(thought, (closing,))
+        ends = (closing, *self._thought_ends)
+        found = re.search("|".join(map(re.escape, ends)), self._buffer)
+        thought = self._buffer if found is None else self._buffer[: found.start()]
+        if found is None:
+            settled = len(thought) if final else len(thought) - held_prefix(thought, ends)
             thought = thought[:settled]
         n_certain = len(thought) if final and not found else len(thought.rstrip("\n"))
         if n_certain:
             out.append(ReasoningDelta(thought[:n_certain]))
             self._buffer = self._buffer[n_certain:]
-        if found:
-            self._buffer, self._reasoning, self._skips_breaks = rest, None, True
+        if found is not None:
+            begin = found.end() if found.group() == closing else found.start()
+            self._buffer = self._buffer[begin - n_certain :]
+            self._reasoning, self._skips_breaks = None, True
         return self._reasoning is None
 
     def _read_text(self, out: list[ReplyPart], *, final: bool) -> bool:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from erllama.chat.tool_formats import json_format
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, TextDelta, ToolCall
-from erllama.chat.tool_formats.json_format import BARE_JSON, COHERE, FIREFUNCTION, LLAMA_3, MISTRAL_NEMO
+from erllama.chat.tool_formats.json_format import (
+    APERTUS,
+    BARE_JSON,
+    COHERE,
+    FIREFUNCTION,
+    GIGACHAT_3,
+    HERMES,
+    LLAMA_3,
+    MISTRAL_NEMO,
+)
 from tests.support.tool_format_kit import (
     CUTS,
     TOOLS,
@@ -187,6 +196,21 @@ def test_text_between_marks_of_its_own_loses_them():
     text = "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Hello<|END_RESPONSE|>"
     assert read(COHERE, text) == ("Hello", "Hm.", [])
     assert read(COHERE, text.removeprefix("<|START_THINKING|>"), in_reasoning=True) == ("Hello", "Hm.", [])
+
+
+def test_a_call_may_end_a_thought():
+    call = APERTUS.write_calls([ToolCall("get_time", '{"zone": "ARGZONE"}')])
+    for text in (f"<|inner_prefix|>Hm. <|inner{call}", f"Hm. <|inner{call}"):
+        inside = text.startswith("Hm")
+        assert run(APERTUS, list(text), in_reasoning=inside) == run(APERTUS, [text], in_reasoning=inside)
+        assert read(APERTUS, text, in_reasoning=inside) == ("", "Hm. <|inner", [ZONE])
+    assert read(HERMES, "<think>A <tool_call> b</think>Hi") == ("Hi", "A <tool_call> b", [])
+
+
+def test_a_free_reply_is_held_to_calls_whose_opening_is_one_text_or_token():
+    assert FIREFUNCTION.opening == " functools["
+    assert MISTRAL_NEMO.opening == "[TOOL_CALLS]"
+    assert (COHERE.opening, GIGACHAT_3.opening, LLAMA_3.opening) == ("", "", "")
 
 
 def test_a_call_is_bare_only_at_the_beginning_of_a_reply():
