@@ -94,7 +94,8 @@ class ToolFormat(Protocol):
     None for a family that does not. `markers` are texts of the format that may be control tokens of
     a vocabulary, which then have to be shown in the text of a reply. `opening` is where a call
     begins, as a literal text: up to it a reply is free; "" for a format whose calls are told from
-    text by their form alone. `groups_calls`: several calls share one opening.
+    text by their form alone. `groups_calls`: several calls share one opening. `layout` are marks
+    around the text of a reply, which are dropped.
     """
 
     @property
@@ -111,6 +112,9 @@ class ToolFormat(Protocol):
 
     @property
     def groups_calls(self) -> bool: ...
+
+    @property
+    def layout(self) -> tuple[str, ...]: ...
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> ReplySplitter:
         """For one reply, from its first character on. `tools` tell how to read arguments that are

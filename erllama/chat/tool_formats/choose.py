@@ -1,4 +1,5 @@
-"""Which tool format a model's template means: the one that reads a call which the template wrote.
+"""Which tool format a model's template means: the one that reads a call which the template wrote,
+or would have written it so.
 
 Names of models say little (fine-tunes change templates), templates say it all: a call is rendered,
 and every format in turn is asked to read it. Pure.
@@ -11,14 +12,72 @@ from collections.abc import Sequence
 from typing import Any
 
 from erllama.chat.template import ChatTemplate
-from erllama.chat.tool_formats.base import ToolFormat, ToolSpec, split_reply
-from erllama.chat.tool_formats.json_format import HERMES
+from erllama.chat.tool_formats.base import ToolCall, ToolFormat, ToolSpec, split_reply
+from erllama.chat.tool_formats.gemma import GEMMA4
+from erllama.chat.tool_formats.harmony import HARMONY
+from erllama.chat.tool_formats.json_format import (
+    APERTUS,
+    APRIEL,
+    BARE_JSON,
+    COHERE,
+    COMMAND_R_PLUS,
+    FIREFUNCTION,
+    GIGACHAT_3,
+    GIGACHAT_3_1,
+    GRANITE_3,
+    HERMES,
+    LLAMA_3,
+    MINIMAX_M1,
+    MISTRAL_NEMO,
+    NEMOTRON_NANO_V2,
+    PHI_4_MINI,
+)
+from erllama.chat.tool_formats.named_format import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_1,
+    FUNCTIONARY_3_1,
+    FUNCTIONARY_3_2,
+    KIMI_K2,
+    MISTRAL,
+    SOLAR,
+)
+from erllama.chat.tool_formats.pythonic import LFM2, LLAMA_PYTHONIC
+from erllama.chat.tool_formats.tagged_format import TAGGED_FORMATS
 from erllama.errors import ErllamaError, InvalidParameter
 
-FORMATS: tuple[ToolFormat, ...] = (HERMES,)
+FORMATS: tuple[ToolFormat, ...] = (
+    HARMONY,
+    SOLAR,
+    KIMI_K2,
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_1,
+    MISTRAL,
+    MISTRAL_NEMO,
+    COHERE,
+    APERTUS,
+    GIGACHAT_3_1,
+    GIGACHAT_3,
+    GRANITE_3,
+    PHI_4_MINI,
+    NEMOTRON_NANO_V2,
+    APRIEL,
+    MINIMAX_M1,
+    HERMES,
+    GEMMA4,
+    *TAGGED_FORMATS,
+    LFM2,
+    FUNCTIONARY_3_1,
+    FIREFUNCTION,
+    COMMAND_R_PLUS,
+    FUNCTIONARY_3_2,
+    BARE_JSON,
+    LLAMA_3,
+    LLAMA_PYTHONIC,
+)
 """All formats, in the order in which they are asked: those with the more telling marks first."""
 
 _ARGUMENTS = {"xKeyx": "xValuex", "xNumberx": 3}
+_WRITTEN = ToolCall("xToolx", json.dumps(_ARGUMENTS))
 _PARAMETERS = {"type": "object", "properties": {"xKeyx": {"type": "string"}, "xNumberx": {"type": "integer"}}}
 _TOOL = {"type": "function", "function": {"name": "xToolx", "description": "A tool.", "parameters": _PARAMETERS}}
 _USER = {"role": "user", "content": "xUserx"}
@@ -48,7 +107,9 @@ def choose_format(template: ChatTemplate, formats: Sequence[ToolFormat] = FORMAT
     if template.traits.calls is None:
         return next((one for one in formats if one.opening and one.opening in template.source), HERMES)
     written = _written(template)
-    return next((one for one in formats if written and _reads(one, written)), HERMES)
+    readers = [one for one in formats if written and _reads(one, written)]
+    exact = [one for one in readers if written and one.write_calls([_WRITTEN]) in written]
+    return next(iter([*exact, *readers]), HERMES)
 
 
 def opens_reasoning(tool_format: ToolFormat, prompt_end: str) -> bool:
@@ -65,8 +126,9 @@ def _written(template: ChatTemplate) -> str | None:
     except ErllamaError:
         return None
     begin = next((i for i, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(prompt))
-    while begin and text[begin - 1] not in ">\n] ":  # two markers may begin alike
-        begin -= 1
+    if begin < len(prompt):
+        while begin and text[begin - 1] not in ">\n] ":  # two markers may begin alike
+            begin -= 1
     return text[begin : text.find("xResultx", begin)]
 
 

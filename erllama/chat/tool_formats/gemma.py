@@ -39,6 +39,8 @@ class GemmaFormat:
     opening = _OPENING
     markers = (_OPENING, _CLOSING, _QUOTE, "<|channel>", "<channel|>")
     reasoning = ("<|channel>thought\n", "<channel|>")
+    layout = ()
+    groups_calls = False
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter((_OPENING,), GemmaReader, reasoning=self.reasoning, in_reasoning=in_reasoning)

@@ -139,4 +139,4 @@ class _Reasoning:
 
 def _pattern(text: str) -> str:
     """A text as a regular expression of Lark."""
-    return re.escape(text).replace("/", "\\/")
+    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")

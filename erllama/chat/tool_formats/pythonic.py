@@ -47,6 +47,8 @@ class PythonicFormat:
     json_objects: bool = False
     markers: tuple[str, ...] = ()
     reasoning: tuple[str, str] | None = None
+    layout: tuple[str, ...] = ()
+    groups_calls: bool = True
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         names = frozenset(tool.name for tool in tools) if not self.opening else frozenset()

@@ -39,8 +39,9 @@ class CallReader(Protocol):
 
 
 class Splitter:
-    """See `ReplySplitter`. `openings` are the texts that begin what may be a call; `reader` makes
-    who reads it.
+    """See `ReplySplitter`. `openings` are the texts that begin what may be a call, and `reader`
+    makes who reads it. `only_first`: calls are the beginning of a reply, or text.
+    `calls_end_reasoning`: so does an opening of a call, which is then no part of a thought.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Splitter:
         *,
         reasoning: tuple[str, str] | None,
         in_reasoning: bool = False,
+        only_first: bool = False,
+        calls_end_reasoning: bool = False,
     ) -> None:
         self._openings = openings
         self._pattern = re.compile("|".join(map(re.escape, openings)) or r"(?!)")
@@ -62,6 +65,9 @@ class Splitter:
         self._reader: CallReader | None = None
         self._n_failed = 0
         self._after_call = False
+        self._only_first = only_first
+        self._thought_ends = openings if calls_end_reasoning else ()
+        self._begun = False  # text or a call has been there
 
     def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
@@ -96,22 +102,31 @@ class Splitter:
                 return self._reasoning is None
             self._buffer, self._in_reasoning, self._skips_breaks = begun.removeprefix(opening), True, True
         self._skip_breaks()
-        thought, found, rest = self._buffer.partition(closing)
-        if not found:
-            settled = len(thought) if final else len(thought) - held_prefix(thought, (closing,))
+        ends = (closing, *self._thought_ends)
+        found = re.search("|".join(map(re.escape, ends)), self._buffer)
+        thought = self._buffer if found is None else self._buffer[: found.start()]
+        if found is None:
+            settled = len(thought) if final else len(thought) - held_prefix(thought, ends)
             thought = thought[:settled]
         n_certain = len(thought) if final and not found else len(thought.rstrip("\n"))
         if n_certain:
             out.append(ReasoningDelta(thought[:n_certain]))
             self._buffer = self._buffer[n_certain:]
-        if found:
-            self._buffer, self._reasoning, self._skips_breaks = rest, None, True
+        if found is not None:
+            begin = found.end() if found.group() == closing else found.start()
+            self._buffer = self._buffer[begin - n_certain :]
+            self._reasoning, self._skips_breaks = None, True
         return self._reasoning is None
 
     def _read_text(self, out: list[ReplyPart], *, final: bool) -> bool:
         """Whether a call may begin where the text ends."""
         self._skip_breaks()
-        given_up = self._n_failed >= MAX_FAILED_CALLS
+        if self._only_first and not self._begun:
+            rest = self._buffer.lstrip()
+            if not final and not rest.startswith(self._openings) and held_prefix(rest, self._openings) == len(rest):
+                return False
+            self._begun = not rest.startswith(self._openings)
+        given_up = self._n_failed >= MAX_FAILED_CALLS or (self._only_first and self._begun)
         match = None if given_up else self._pattern.search(self._buffer)
         if match is None:
             held = 0 if final or given_up else held_prefix(self._buffer, self._openings)
@@ -140,14 +155,28 @@ class Splitter:
         out += parts
         if end is None:
             return False
-        self._buffer, self._reader, self._after_call = self._buffer[end:], None, True
+        self._buffer, self._reader, self._after_call, self._begun = self._buffer[end:], None, True, True
         return True
 
     def _emit(self, out: list[ReplyPart], n_chars: int) -> None:
         if n_chars:
             out.append(TextDelta(self._buffer[:n_chars]))
             self._buffer = self._buffer[n_chars:]
-            self._after_call = False
+            self._after_call, self._begun = False, True
+
+
+class FramedReader:
+    """Reads calls with `reader`, and passes over the texts of `layout`, which are openings, too: a
+    family's marks around the text of a reply.
+    """
+
+    def __init__(self, layout: tuple[str, ...], reader: CallReader) -> None:
+        self._layout = layout
+        self._reader = reader
+
+    def read(self, text: str, *, final: bool) -> tuple[list[ReplyPart], int | None]:
+        mark = next((mark for mark in self._layout if text.startswith(mark)), None)
+        return ([], len(mark)) if mark is not None else self._reader.read(text, final=final)
 
 
 def held_prefix(text: str, markers: tuple[str, ...]) -> int:
@@ -163,9 +192,10 @@ def reply_splitter(
     tool_format: ToolFormat, tools: Sequence[ToolSpec], *, in_reasoning: bool = False
 ) -> ReplySplitter | None:
     """What cuts a reply of a model that was offered `tools`. Without any, calls are text like any
-    other, and None means that there is nothing to cut.
+    other (not in formats that have marks around text as well), and None means that there is nothing
+    to cut.
     """
-    if tools:
+    if tools or tool_format.layout:
         return tool_format.splitter(tools, in_reasoning=in_reasoning)
     if tool_format.reasoning is None:
         return None

@@ -39,10 +39,15 @@ class TaggedFormat:
     separator: str = "\n"
     markers: tuple[str, ...] = ()
     reasoning: tuple[str, str] | None = THINK
+    layout: tuple[str, ...] = ()
 
     @property
     def opening(self) -> str:
         return self.shape.openings[0]
+
+    @property
+    def groups_calls(self) -> bool:
+        return self.shape.grouped
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter(

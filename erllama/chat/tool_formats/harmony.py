@@ -1,0 +1,267 @@
+"""Harmony, the format of gpt-oss: a reply is a row of messages, each with a channel, and calls are
+messages to a function.
+
+    <|channel|>analysis<|message|>...<|end|>                                   reasoning
+    <|start|>assistant<|channel|>final<|message|>...<|return|>                 text
+    <|start|>assistant<|channel|>commentary<|message|>...<|end|>               text before a call
+    <|channel|>commentary to=functions.f <|constrain|>json<|message|>{...}<|call|>
+     to=functions.f<|channel|>commentary json<|message|>{...}<|call|>          calls
+
+The prompt ends with `<|start|>assistant`, so that the first message begins behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
+    LarkWriter,
+    ReasoningDelta,
+    ReplyPart,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
+from erllama.chat.tool_formats.json_call import JsonScanner
+from erllama.chat.tool_formats.splitter import held_prefix
+
+_START, _END, _CALL, _RETURN = "<|start|>", "<|end|>", "<|call|>", "<|return|>"
+_CHANNEL, _CONSTRAIN, _MESSAGE = "<|channel|>", "<|constrain|>", "<|message|>"
+_ENDS = (_END, _CALL, _RETURN)
+_ASSISTANT = _START + "assistant"
+_MAX_HEAD = 512  # characters of a message before its body; more is text
+_JOINT = "\n\n"  # between the texts of several messages of one kind
+
+_MARK = re.compile("|".join(re.escape(mark) for mark in (_START, *_ENDS)))
+_RECIPIENT = re.compile(r"(?:^|\s)to=([^\s<]+)")
+_CHANNEL_NAME = re.compile(r"<\|channel\|>\s*([A-Za-z]+)")
+
+
+class _Kind(Enum):
+    TEXT = auto()
+    REASONING = auto()
+    CALL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before the body of a message; it has `n_chars`."""
+
+    kind: _Kind
+    n_chars: int
+    name: str = ""  # of a function
+
+
+class _NotAHead(Exception):
+    """What looked like the head of a message is text."""
+
+
+class HarmonySplitter:
+    """See `ReplySplitter`. A reply that is no Harmony is text, and so is a message to a function
+    whose body is no object. A head that the end of the reply cuts off is dropped.
+    """
+
+    def __init__(self, names: frozenset[str] = frozenset(), *, in_reasoning: bool = False) -> None:
+        self._names = names
+        self._buffer = ""
+        self._kind = _Kind.REASONING if in_reasoning else None  # of the message; None before any
+        self._arguments: JsonScanner | None = None
+        self._skips_space = False  # what comes next is behind a call
+        self._given: set[_Kind] = set()
+        self._joint = ""  # to be written before the next text
+
+    def push(self, text: str) -> list[ReplyPart]:
+        self._buffer += text
+        return self._drain(final=False)
+
+    def finish(self) -> list[ReplyPart]:
+        return self._drain(final=True)
+
+    def _drain(self, *, final: bool) -> list[ReplyPart]:
+        out: list[ReplyPart] = []
+        while self._step(out, final=final):
+            pass
+        return out
+
+    def _step(self, out: list[ReplyPart], *, final: bool) -> bool:
+        """Whether there may be more to do."""
+        if self._kind is None:
+            return self._read_first_head(out, final=final)
+        if self._kind == _Kind.CALL:
+            return self._read_arguments(out)
+        return self._read_body(out, final=final)
+
+    def _read_first_head(self, out: list[ReplyPart], *, final: bool) -> bool:
+        try:
+            head = self._head(self._buffer, final=final, first=True)
+        except _NotAHead:
+            self._kind = _Kind.TEXT
+            return True
+        return head is not None and self._begin(out, head)
+
+    def _begin(self, out: list[ReplyPart], head: _Head) -> bool:
+        self._buffer = self._buffer[head.n_chars :]
+        self._kind = head.kind
+        self._skips_space = False
+        if head.kind == _Kind.CALL:
+            out.append(CallStart(head.name))
+            self._arguments = JsonScanner(0)
+            if not self._buffer.startswith("{"):
+                out.append(ArgumentsDelta("{}"))
+                self._end_call()
+        else:
+            self._joint = _JOINT if head.kind in self._given else ""
+        return True
+
+    def _read_arguments(self, out: list[ReplyPart]) -> bool:
+        assert self._arguments is not None
+        begin, end = self._arguments.at, self._arguments.end(self._buffer)
+        if self._arguments.at > begin:
+            out.append(ArgumentsDelta(self._buffer[begin : self._arguments.at]))
+        if end is None:
+            return False
+        self._buffer = self._buffer[end:]
+        self._end_call()
+        return True
+
+    def _end_call(self) -> None:
+        """What follows a call, if it is no other message, is text."""
+        self._kind, self._arguments, self._skips_space = _Kind.TEXT, None, True
+        self._joint = _JOINT if _Kind.TEXT in self._given else ""
+
+    def _read_body(self, out: list[ReplyPart], *, final: bool) -> bool:
+        if self._skips_space:
+            self._buffer = self._buffer.lstrip()
+            self._skips_space = not self._buffer
+        mark = _MARK.search(self._buffer)
+        if mark is None:
+            held = 0 if final else held_prefix(self._buffer, (_START, *_ENDS))
+            self._emit(out, len(self._buffer) - held)
+            return False
+        self._emit(out, mark.start())
+        n_end = len(mark.group()) if mark.group() != _START else 0
+        rest = self._buffer[n_end:]
+        begin = n_end + len(rest) - len(rest.lstrip())
+        try:
+            head = self._head(self._buffer[begin:], final=final, ended=n_end > 0)
+        except _NotAHead:
+            self._emit(out, len(mark.group()))
+            return True
+        if head is None:
+            if final:
+                self._buffer = ""
+            return False
+        self._buffer = self._buffer[begin:]
+        return self._begin(out, head)
+
+    def _emit(self, out: list[ReplyPart], n_chars: int) -> None:
+        if not n_chars:
+            return
+        text, self._joint = self._joint + self._buffer[:n_chars], ""
+        self._buffer = self._buffer[n_chars:]
+        assert self._kind is not None
+        self._given.add(self._kind)
+        out.append(ReasoningDelta(text) if self._kind == _Kind.REASONING else TextDelta(text))
+
+    def _head(self, text: str, *, final: bool, first: bool = False, ended: bool = False) -> _Head | None:
+        """The head of a message that `text` begins with; None while it may become one, or was cut
+        off. `first`: without its start; `ended`: behind the end of another message.
+
+        Raises `_NotAHead`. What is in a head is looked at as far as a whole head can be long.
+        """
+        begun = text[:_MAX_HEAD]
+        inner, found, _ = begun.removeprefix(_ASSISTANT).partition(_MESSAGE)
+        if not _may_be_head(begun, inner, first=first) or (not found and begun != text):
+            raise _NotAHead
+        if not found:
+            if final and not (ended or (first and not text.strip())):
+                raise _NotAHead
+            return None
+        n_chars = begun.index(_MESSAGE) + len(_MESSAGE)
+        recipient, channel = _RECIPIENT.search(inner), _CHANNEL_NAME.search(inner)
+        name = recipient[1] if recipient is not None else ""
+        if name.startswith("functions.") or name in self._names:
+            return self._call_head(name.removeprefix("functions."), text, n_chars, final=final)
+        analysis = channel is not None and channel[1] == "analysis"
+        return _Head(_Kind.REASONING if analysis else _Kind.TEXT, n_chars)
+
+    def _call_head(self, name: str, text: str, n_chars: int, *, final: bool) -> _Head | None:
+        """Of a message to a function, which is a call if an object follows, or nothing."""
+        body = text[n_chars:].lstrip()
+        n_chars = len(text) - len(body)
+        if not name:
+            raise _NotAHead
+        if body.startswith(("{", *_ENDS)) or (final and not body):
+            return _Head(_Kind.CALL, n_chars, name)
+        if final or not any(end.startswith(body) for end in _ENDS):
+            raise _NotAHead
+        return None
+
+
+def _may_be_head(text: str, inner: str, *, first: bool) -> bool:
+    """Whether `text` is a head, or the beginning of one, of which `inner` are the contents."""
+    if _ASSISTANT.startswith(text):
+        return True
+    if (not first and not text.startswith(_ASSISTANT)) or _MARK.search(inner):
+        return False
+    said = inner.lstrip()
+    return any(said.startswith(one) or one.startswith(said) for one in ("to=", _CHANNEL, _MESSAGE))
+
+
+@dataclass(frozen=True, slots=True)
+class HarmonyFormat:
+    """See `ToolFormat`. A reply has one call at most: `<|call|>` ends it."""
+
+    name: str = "harmony"
+    reasoning: tuple[str, str] | None = (f"{_CHANNEL}analysis{_MESSAGE}", _END)
+    markers: tuple[str, ...] = (_START, *_ENDS, _CHANNEL, _CONSTRAIN, _MESSAGE)
+    opening: str = ""  # two forms, and marks around text that a free reply must be allowed
+    groups_calls: bool = False
+    layout: tuple[str, ...] = (_CHANNEL, _MESSAGE)
+
+    def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> HarmonySplitter:
+        return HarmonySplitter(frozenset(tool.name for tool in tools), in_reasoning=in_reasoning)
+
+    def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
+        """A call in either form, behind some reasoning or none."""
+        variants = []
+        for tool in tools:
+            arguments = write.schema({"type": "object"} | dict(tool.parameters))
+            heads = (
+                f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}",
+                _written_head(tool.name),
+            )
+            variants += [f"{write.text(head)} {arguments}" for head in heads]
+        end = write.text(_END)
+        thought = "(?s:.*)" if end.startswith("<[") else "[^<]*"  # text holds no control tokens
+        begin, behind = write.text(f"{_CHANNEL}analysis{_MESSAGE}"), write.text(_END + _ASSISTANT)
+        return (
+            f"calls: (analysis)? call\ncall: {' | '.join(variants)}\n"
+            f"analysis: {begin} THOUGHT {behind}\nTHOUGHT: /{thought}/\n"
+        )
+
+    def write_calls(self, calls: Sequence[ToolCall]) -> str:
+        written = [_written_head(call.name) + call.arguments_json + _CALL for call in calls]
+        return _ASSISTANT.join(written)
+
+    def system_text(self, tools: Sequence[Mapping[str, object]]) -> str:
+        """The tools as JSON Schema, one a line, in a namespace as the family's template has it."""
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        return (
+            f"# Tools\n\n## functions\n\nnamespace functions has these functions:\n{listed}\n\n"
+            "Calls to these tools must go to the commentary channel: 'functions'."
+        )
+
+
+def _written_head(name: str) -> str:
+    return f" to=functions.{name}{_CHANNEL}commentary json{_MESSAGE}"
+
+
+HARMONY = HarmonyFormat()
+"""gpt-oss."""

@@ -1,0 +1,134 @@
+"""Harmony: messages by their channels, cut anywhere, and never at the cost of text."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    strict_calls,
+)
+from erllama.chat.tool_formats.harmony import HARMONY
+from tests.support.tool_format_kit import CUTS, TOOLS, admitted, calls_with, check_calls, cut, drawn_reply, read, run
+
+ARGUMENTS = '{"city": "ARGPARIS", "n": 3}'
+PARIS = ("get_weather", json.loads(ARGUMENTS))
+BY_MODEL = f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>"
+BY_TEMPLATE = f" to=functions.get_weather<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>"
+ANALYSIS = "<|channel|>analysis<|message|>The user asks.<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>Hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning", "calls"),
+    [
+        (BY_MODEL, "", "", [PARIS]),
+        (BY_TEMPLATE, "", "", [PARIS]),
+        (ANALYSIS + BY_MODEL, "", "The user asks.", [PARIS]),
+        (ANALYSIS + BY_TEMPLATE.removesuffix("<|call|>"), "", "The user asks.", [PARIS]),
+        (f"<|start|>assistant{ANALYSIS}{BY_TEMPLATE}", "", "The user asks.", [PARIS]),
+        (ANALYSIS + FINAL, "Hello", "The user asks.", []),
+        (ANALYSIS + FINAL + "<|return|>", "Hello", "The user asks.", []),
+        (ANALYSIS + ANALYSIS + FINAL, "Hello", "The user asks.\n\nThe user asks.", []),
+        (
+            f"{ANALYSIS}<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant{BY_TEMPLATE}",
+            "Let me see.", "The user asks.", [PARIS],
+        ),
+        (f"{BY_MODEL}<|start|>assistant{BY_TEMPLATE}", "", "", [PARIS, PARIS]),
+        ("<|channel|>commentary to=functions.get_time<|message|><|call|>", "", "", [("get_time", {})]),
+        ("<|channel|>commentary to=functions.get_time<|message|>", "", "", [("get_time", {})]),
+        ("<|channel|>commentary to=get_time<|message|>{}", "", "", [("get_time", {})]),
+        (ANALYSIS.removesuffix("assistant"), "", "The user asks.", []),
+        ("<|channel|>analysis<|message|>The", "", "The", []),
+    ],
+)  # fmt: skip
+def test_a_reply_is_cut_by_its_channels(text, content, reasoning, calls):
+    assert read(HARMONY, text, TOOLS) == (content, reasoning, calls)
+    assert run(HARMONY, list(text), TOOLS) == run(HARMONY, [text], TOOLS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "Hello", "to=", "to=functions.f", "<|channel|>", "<|channel|>final", "<|start|>", "<|start|>user<|message|>x",
+     "<|end|> x", "Hello <|call|> you", "a<|start|>assistant b<|message|>", " to=functions.f<|message|>[1]",
+     "<|channel|>commentary to=functions.f<|message|>no", "<|channel|>" + "x" * 600 + "<|message|>", "assistant"],
+)  # fmt: skip
+def test_what_is_no_harmony_is_text(text):
+    expected = [TextDelta(text)] if text.strip() else []
+    assert run(HARMONY, [text], TOOLS) == run(HARMONY, list(text), TOOLS) == expected
+
+
+@pytest.mark.parametrize(
+    "mark", ["<|end|>", "<|call|>", "<|start|>", "<|return|>", "<|end|><|start|>user", "<|message|>"]
+)
+def test_marks_in_the_midst_of_text_are_text(mark):
+    assert read(HARMONY, f"{FINAL} {mark} x") == (f"Hello {mark} x", "", [])
+
+
+def test_text_behind_a_call_is_text():
+    assert read(HARMONY, f"{BY_MODEL}\n") == ("", "", [PARIS])
+    assert read(HARMONY, BY_MODEL.replace("<|call|>", "\n x")) == ("x", "", [PARIS])
+
+
+def test_reasoning_may_have_begun():
+    text = ANALYSIS.removeprefix("<|channel|>analysis<|message|>") + FINAL
+    assert read(HARMONY, text, in_reasoning=True) == ("Hello", "The user asks.", [])
+
+
+def test_parts_stream():
+    stream = HARMONY.splitter(TOOLS)
+    assert stream.push("<|channel|>analysis<|message|>Hm") == [ReasoningDelta("Hm")]
+    assert stream.push("m <|e") == [ReasoningDelta("m ")]
+    assert stream.push("nd|><|start|>assistant<|channel|>commentary to=functions.get_time json<|message|>") == []
+    assert stream.push('{"zo') == [CallStart("get_time"), ArgumentsDelta('{"zo')]
+    assert stream.push('ne": "<|call|>') == [ArgumentsDelta('ne": "<|call|>')]
+    assert stream.push('"}<|call|>') == [ArgumentsDelta('"}')]
+    assert stream.finish() == []
+    assert HARMONY.splitter().push("Hello") == [TextDelta("Hello")]
+
+
+PIECES = [BY_MODEL, BY_TEMPLATE, ANALYSIS, FINAL, "<|start|>assistant", "<|start|>", "assistant", "<|end|>", "<|call|>",
+          "<|return|>", "<|message|>", "<|channel|>", "final", "analysis", " to=functions.f", "to=get_time", " ", "\n",
+          "{", "}", '"', "<|constrain|>", "<|", "text", "é😀"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join), CUTS)
+@example("<|message|>x", [3])
+def test_any_cuts_give_the_same_parts(text, cuts):
+    assert run(HARMONY, cut(text, cuts), TOOLS) == run(HARMONY, [text], TOOLS) == run(HARMONY, list(text), TOOLS)
+
+
+@given(calls_with("<|call|>", "<|end|>", "<|start|>assistant"), CUTS)
+def test_what_the_format_writes_it_reads(calls, cuts):
+    written = HARMONY.write_calls([ToolCall(name, json.dumps(arguments)) for name, arguments in calls])
+    assert read(HARMONY, written, cuts=cuts) == ("", "", calls)
+    text = f"<|channel|>commentary<|message|>Well.<|end|><|start|>assistant{written}"
+    assert read(HARMONY, text, cuts=cuts) == ("Well.", "", calls)
+    assert strict_calls(HARMONY, written) == ("", calls)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_rules_admit_is_read_as_a_call(seed):
+    content, _, calls = read(HARMONY, drawn_reply(HARMONY, seed), TOOLS)
+    assert (content, len(calls)) == ("", 1)
+    check_calls(calls)
+
+
+def test_the_rules_admit_both_forms_behind_reasoning():
+    call = BY_MODEL.removesuffix("<|call|>").replace("ARGPARIS", "Rome")
+    assert admitted(HARMONY, call)
+    assert admitted(HARMONY, BY_TEMPLATE.removesuffix("<|call|>").replace("ARGPARIS", "Rome"))
+    assert admitted(HARMONY, ANALYSIS + call)
+    assert not admitted(HARMONY, ANALYSIS + FINAL)
+    assert not admitted(HARMONY, call.replace("weather", "wether"))
+    assert not admitted(HARMONY, call.replace("city", "town"))
+
+
+def test_the_system_text_has_the_tools():
+    assert "get_weather" in HARMONY.system_text([{"type": "function", "function": {"name": "get_weather"}}])
