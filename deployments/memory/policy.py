@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.config import ReleaseKind, SchedulerSpec
-from deployments.memory.messages import Reading, ReleaseOffer, ReleaseOrder, ReleaseReason, ReplicaReport
+from deployments.memory.messages import Memory, Reading, ReleaseOffer, ReleaseOrder, ReleaseReason, ReplicaReport
 
-Memory = tuple[str, str]  # node, resource
 Subject = tuple[str, str, str]
 
 
@@ -72,8 +71,8 @@ class ReleasePolicy:
                 continue
             found = list(self._releases(reading, need, reports, now_ns))
             orders += found
-            if not found and not self._under_way(_memory(reading)):
-                exhausted.append(_memory(reading))
+            if not found and not self._under_way(reading.memory):
+                exhausted.append(reading.memory)
         new = tuple(memory for memory in exhausted if memory not in self._reported)
         self._reported.update(new)
         return ReleasePlan(tuple(orders), readings, tuple(exhausted), new)
@@ -82,7 +81,7 @@ class ReleasePolicy:
         """What came of an order; 0 bytes for one that failed or was refused."""
         self._outstanding.pop(order.subject, None)
         if freed_bytes > 0:
-            self._freed.append(_Freed((order.node_id, order.resource), freed_bytes, now_ns))
+            self._freed.append(_Freed(order.memory, freed_bytes, now_ns))
         if freed_bytes < self._spec.min_bytes:
             self._cool(order.subject, now_ns)  # it was not worth it; or it cannot be done now
 
@@ -90,7 +89,7 @@ class ReleasePolicy:
 
     def _need(self, reading: Reading) -> int:
         """Bytes to free now: from the moment a memory is above `high` until it is down to `low`."""
-        memory = _memory(reading)
+        memory = reading.memory
         if reading.share > self._spec.high:
             self._releasing.add(memory)
         elif reading.share <= self._spec.low:
@@ -98,9 +97,7 @@ class ReleasePolicy:
             self._reported.discard(memory)
         if memory not in self._releasing:
             return 0
-        expected = sum(
-            order.n_bytes for order in self._outstanding.values() if (order.node_id, order.resource) == memory
-        )
+        expected = sum(order.n_bytes for order in self._outstanding.values() if order.memory == memory)
         expected += sum(freed.n_bytes for freed in self._freed if freed.memory == memory)
         return reading.used_bytes - expected - int(self._spec.low * reading.total_bytes)
 
@@ -120,7 +117,7 @@ class ReleasePolicy:
                     yield order
 
     def _under_way(self, memory: Memory) -> bool:
-        return any((order.node_id, order.resource) == memory for order in self._outstanding.values())
+        return any(order.memory == memory for order in self._outstanding.values())
 
     # --- keep_alive_s -----------------------------------------------------------------------------
 
@@ -164,9 +161,9 @@ def fullest(reports: Iterable[ReplicaReport]) -> tuple[Reading, ...]:
     counts."""
     found: dict[Memory, Reading] = {}
     for reading in (reading for report in reports for reading in report.readings if reading.total_bytes > 0):
-        known = found.get(_memory(reading))
+        known = found.get(reading.memory)
         if known is None or reading.share > known.share:
-            found[_memory(reading)] = reading
+            found[reading.memory] = reading
     return tuple(found[memory] for memory in sorted(found))
 
 
@@ -175,22 +172,15 @@ def _offers(
 ) -> list[tuple[ReplicaReport, ReleaseOffer]]:
     """What may be released by one kind: of a model's own memory the longest idle first, of tiers
     the largest view of each."""
+    of_tiers = kind is ReleaseKind.RAM_TIER
     found = [
         (report, offer)
         for report in reports
-        if report.node_id == reading.node_id
+        if report.node_id == reading.node_id and (report.idle or of_tiers)
         for offer in report.offers
-        if offer.kind is kind and offer.resource == reading.resource and (report.idle or kind is ReleaseKind.RAM_TIER)
+        if offer.kind is kind and offer.resource == reading.resource
     ]
-    return sorted(found, key=_by_size if kind is ReleaseKind.RAM_TIER else _by_idleness)
-
-
-def _by_size(ranked: tuple[ReplicaReport, ReleaseOffer]) -> tuple[float, str]:
-    return -ranked[1].n_bytes, ranked[0].replica_id
-
-
-def _by_idleness(ranked: tuple[ReplicaReport, ReleaseOffer]) -> tuple[float, str]:
-    return -ranked[0].idle_s, ranked[0].replica_id
+    return sorted(found, key=lambda it: (-it[1].n_bytes if of_tiers else -it[0].idle_s, it[0].replica_id))
 
 
 def _order(report: ReplicaReport, offer: ReleaseOffer, wanted: int) -> ReleaseOrder:
@@ -205,10 +195,6 @@ def _order(report: ReplicaReport, offer: ReleaseOffer, wanted: int) -> ReleaseOr
         report.idle_s,
         tier=offer.tier,
     )
-
-
-def _memory(reading: Reading) -> Memory:
-    return (reading.node_id, reading.resource)
 
 
 def _keep_alive(subject: Subject) -> Subject:
