@@ -122,9 +122,9 @@ class ReleaseOrder:
         return self.node_id, self.resource
 
     @property
-    def subject(self) -> tuple[str, str, str]:
-        """What the order empties: two orders with one subject are about the same memory."""
-        return (self.kind, self.node_id, f"tier:{self.tier}" if self.tier else self.replica_id)
+    def subject(self) -> tuple[str, str]:
+        """What the order empties, a tier of a node or a replica."""
+        return self.node_id, f"tier:{self.tier}" if self.tier else self.replica_id
 
 
 @dataclass(frozen=True, slots=True)
