@@ -8,7 +8,6 @@ seconds.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 
 from cache_store import GarbageReport, IndexDelta, StoreStats
@@ -25,8 +24,6 @@ from deployments.memory.messages import (
 from deployments.memory.sources import MemorySource, NvidiaMemory, read_all
 from erllama.model import Model
 from erllama.stats import ModelMemory
-
-log = logging.getLogger(__name__)
 
 _RAM_LABEL = "ram_file"  # a second one is "ram_file2"
 
@@ -83,9 +80,7 @@ class ReplicaMemory:
         if memory.idle_s < order.idle_s:
             return ReleaseResult(0, "used since")
         evicted = self._model.evict() if order.kind is ReleaseKind.CONTEXT else self._model.unload()
-        return ReleaseResult(
-            evicted.freed_bytes // max(1, len(self._homes(memory))), "in use" if evicted.n_live else ""
-        )
+        return ReleaseResult(evicted.freed_bytes // len(self._homes(memory)), "in use" if evicted.n_live else "")
 
     def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
         """Take over what the stores of other replicas did; the store skips what is its own."""
@@ -120,12 +115,7 @@ class ReplicaMemory:
 def tier_offers(stats: StoreStats) -> Iterator[ReleaseOffer]:
     """Tiers in RAM above one that is not. An upper bound: what a lower tier does not have yet stays
     when it comes to it."""
-    labels = [tier.label for tier in stats.tiers]
+    in_ram = [tier.label.startswith(_RAM_LABEL) for tier in stats.tiers]
     for level, tier in enumerate(stats.tiers):
-        below = [label for label in labels[level + 1 :] if not _in_ram(label)]
-        if _in_ram(tier.label) and below and tier.n_bytes:
+        if in_ram[level] and not all(in_ram[level:]) and tier.n_bytes:
             yield ReleaseOffer(ReleaseKind.RAM_TIER, RAM, tier.n_bytes, tier.label)
-
-
-def _in_ram(label: str) -> bool:
-    return label.startswith(_RAM_LABEL)
