@@ -254,20 +254,13 @@ class SchedulerSpec(_Strict):
 class BuildArgs(_Strict):
     """The whole of `args`."""
 
-    models: tuple[ModelSpec, ...]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
     failover: FailoverPolicy = FailoverPolicy()
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-
-    @field_validator("models")
-    @classmethod
-    def _some(cls, value: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
-        if not value:
-            raise ValueError("at least one model is needed")
-        return value
 
     @field_validator("policy", mode="wrap")
     @classmethod
