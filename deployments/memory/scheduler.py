@@ -103,8 +103,9 @@ class Scheduler:
 
     def close(self) -> None:
         """Stop asking and wait for no one. Idempotent."""
-        for task in (*self._tasks, *([self._main] if self._main is not None else [])):
-            task.cancel()
+        for task in (*self._tasks, self._main):
+            if task is not None:
+                task.cancel()
 
     async def check_health(self) -> None:
         """Raise `RuntimeError` when the rounds have ended or hang; Serve then starts another
@@ -133,30 +134,27 @@ class Scheduler:
     async def tick(self) -> None:
         """One round: ask, decide, order."""
         asked_ns = self._clock()
-        reports = await self._reports()
+        reports: list[ReplicaReport] = await self._ask_all("memory_report", self._spec.gossip)
         plan = self._policy.plan(reports, self._clock(), asked_ns)
         self._note(plan, reports)
         for order in plan.orders:
             self._spawn(self._release(order))
-        for model_id, group in self._groups.items():
+        for model_id in self._groups:
             deltas = _news_for(model_id, reports)
             if deltas:
-                self._spawn(self._spread_deltas(model_id, group, deltas))
+                self._spawn(self._spread_deltas(model_id, deltas))
         for garbage in self._garbage_orders(reports, self._clock()):
             self._spawn(self._collect_garbage(garbage))
         self._round_ns = self._clock()
 
-    async def _reports(self) -> list[ReplicaReport]:
-        asked = [
-            self._ask(model_id, group, "memory_report", self._spec.gossip) for model_id, group in self._groups.items()
-        ]
-        answers = await asyncio.gather(*asked)
-        return [report for reports in answers for report in reports if isinstance(report, ReplicaReport)]
+    async def _ask_all(self, method: str, *args: Any, extra_s: float = 0.0) -> list[Any]:
+        asked = [self._ask(model_id, method, *args, extra_s=extra_s) for model_id in self._groups]
+        return [answer for answers in await asyncio.gather(*asked) for answer in answers]
 
-    async def _ask(
-        self, model_id: str, group: Group, method: str, *args: Any, timeout_s: float | None = None
-    ) -> list[Any]:
-        answers = await group.ask(method, *args, timeout_s=self._spec.timeout_s if timeout_s is None else timeout_s)
+    async def _ask(self, model_id: str, method: str, *args: Any, extra_s: float = 0.0) -> list[Any]:
+        """What the replicas of a model answer within `timeout_s` of the config and `extra_s`; who
+        does not is counted, and logged when that begins."""
+        answers = await self._groups[model_id].ask(method, *args, timeout_s=self._spec.timeout_s + extra_s)
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         for failure in failures:
             self._status.error(method, repr(failure))
@@ -223,8 +221,8 @@ class Scheduler:
 
     # --- the store's upkeep -----------------------------------------------------------------------
 
-    async def _spread_deltas(self, model_id: str, group: Group, deltas: Sequence[IndexDelta]) -> None:
-        await self._ask(model_id, group, "apply_deltas", deltas)
+    async def _spread_deltas(self, model_id: str, deltas: Sequence[IndexDelta]) -> None:
+        await self._ask(model_id, "apply_deltas", deltas)
         self._status.deltas += len(deltas)
 
     def _garbage_orders(self, reports: Sequence[ReplicaReport], now_ns: int) -> Iterator[GarbageOrder]:
@@ -241,12 +239,8 @@ class Scheduler:
                 yield GarbageOrder(report.replica_id, tier_ids, gc_s * _GC_DEADLINE_SHARE, gc_s * _HANDS_OFF)
 
     async def _collect_garbage(self, order: GarbageOrder) -> None:
-        asked = [
-            self._ask(model_id, group, "collect_garbage", order, timeout_s=order.deadline_s + self._spec.timeout_s)
-            for model_id, group in self._groups.items()
-        ]
-        reports = [answer for answers in await asyncio.gather(*asked) for answer in answers]
-        self._status.tiers_collected += sum(isinstance(report, GarbageReport) and report.is_done for report in reports)
+        reports: list[GarbageReport] = await self._ask_all("collect_garbage", order, extra_s=order.deadline_s)
+        self._status.tiers_collected += sum(report.is_done for report in reports)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
