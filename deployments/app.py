@@ -118,12 +118,9 @@ def cpu_share(args: BuildArgs, node_cpus: int) -> int:
 def cluster_cpus() -> int:
     """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is
     connected."""
-    if ray.is_initialized():
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-        if any(cpus):
-            return min(n for n in cpus if n)
-    return os.cpu_count() or 1
+    nodes: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    return min(filter(None, cpus), default=os.cpu_count() or 1)
 
 
 def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:

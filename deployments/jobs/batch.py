@@ -106,10 +106,8 @@ def complete_batch(
     The rest are parameters of every request, as in `RemoteModel.complete`: response_tokens,
         temperature, stop, grammar, ...
     """
-    names = BatchSpec.__dataclass_fields__.keys() & options.keys()
-    params = {name: value for name, value in options.items() if name not in names}
-    chosen = {name: options[name] for name in names}
-    spec = BatchSpec(params=params, prompt_column=prompt_column, output_column=output_column, **chosen)
+    chosen = {name: options.pop(name) for name in BatchSpec.__dataclass_fields__.keys() & options.keys()}
+    spec = BatchSpec(params=options, prompt_column=prompt_column, output_column=output_column, **chosen)
 
     class CompleteBatch:
         """One actor: its client of the model."""

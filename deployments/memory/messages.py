@@ -1,14 +1,6 @@
 """The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders
-and results.
-
-    ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could
-                       release (`ReleaseOffer`)
-    ReleaseOrder       what the scheduler tells one replica to release
-    ReleaseResult      what the replica answers
-    ReleaseRecord      order and result, for status, log and metrics
-
-Plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in
-seconds.
+and results. Plain data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans
+in seconds.
 """
 
 from __future__ import annotations

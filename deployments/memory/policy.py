@@ -58,12 +58,10 @@ class ReleasePolicy:
         exhausted: list[Memory] = []
         for reading in readings:
             need = self._need(reading)
-            if need <= 0:
-                continue
-            found = list(self._releases(reading, need, reports, now_ns))
-            orders += found
-            if not found and not self._under_way(reading.memory):
-                exhausted.append(reading.memory)
+            if need > 0:
+                orders += self._releases(reading, need, reports, now_ns)
+                if not any(order.memory == reading.memory for order in self._outstanding.values()):
+                    exhausted.append(reading.memory)
         new = tuple(memory for memory in exhausted if memory not in self._reported)
         self._reported.update(new)
         return ReleasePlan(tuple(orders), readings, tuple(exhausted), new)
@@ -106,9 +104,6 @@ class ReleasePolicy:
                         self._cool(kind, order, now_ns)
                     need -= order.n_bytes
                     yield order
-
-    def _under_way(self, memory: Memory) -> bool:
-        return any(order.memory == memory for order in self._outstanding.values())
 
     # --- keep_alive_s -----------------------------------------------------------------------------
 

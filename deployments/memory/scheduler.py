@@ -255,8 +255,8 @@ class Scheduler:
 
 
 def _news_for(model_id: str, reports: Sequence[ReplicaReport]) -> list[IndexDelta]:
-    """What the replicas of a model should learn. Each also gets its own delta, which its store
-    skips, unless it is alone."""
+    """What the replicas of a model should learn; not the news of one that is alone, which are its
+    own."""
     replicas = {report.replica_id for report in reports if report.model_id == model_id}
     return [report.delta for report in reports if report.delta is not None and replicas - {report.replica_id}]
 

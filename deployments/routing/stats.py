@@ -66,18 +66,15 @@ class RoutingStats:
         """What to publish now. While a long step holds the engine, its prefixes are those of the
         last time."""
         try:
-            await self._refresh()
+            if self._pending is None:
+                self._pending = asyncio.wrap_future(self._snapshot())
+            await asyncio.wait([self._pending], timeout=self._routing.stats_period_s)
+            if self._pending.done():
+                pending, self._pending = self._pending, None
+                self._held = self._published(pending.result())
         except ErllamaError:  # the engine has stopped: nothing is in its context, and the health check says the rest
             self._held = {}
         return {**self._held, "load": stats.n_running + stats.n_queued, "n_parallel": stats.n_parallel}
-
-    async def _refresh(self) -> None:
-        if self._pending is None:
-            self._pending = asyncio.wrap_future(self._snapshot())
-        await asyncio.wait([self._pending], timeout=self._routing.stats_period_s)
-        if self._pending.done():
-            pending, self._pending = self._pending, None
-            self._held = self._published(pending.result())
 
     def _published(self, live: LivePrefixes) -> dict[str, Any]:
         self._chains = {seq_id: self._chain(seq_id, tokens) for seq_id, tokens in (*live.running, *live.idle)}
