@@ -193,7 +193,7 @@ class Answering:
         return self._model.complete(prompt, **self._spec.row_params(index))
 
     def _attempt(self, row: int, call: Callable[..., T], *args: Any) -> T | ErllamaError:
-        """The call's result, tried again where that may help; with `on_error: null` else its error."""
+        """The call's result, tried again where that may help; with `on_error: null` its error."""
         deadline_ns = self._clock_ns() + int(self._spec.patience_s * 1e9)
         while True:
             try:

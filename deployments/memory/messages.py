@@ -67,9 +67,9 @@ class ReplicaReport:
     waits or runs.
 
     `loaded` is False when neither context nor weights are in memory. `tiers` has the ids of each
-    tier of its store by label: tiers that share an id are one directory or bucket, whoever mounts it
-    where; of tiers without ids nobody knows. `delta` is what its store did since the last report,
-    None when nothing. `problems` are sources that could not be read.
+    tier of its store by label: tiers that share an id are one directory or bucket, whoever mounts
+    it where; of tiers without ids nobody knows. `delta` is what its store did since the last
+    report, None when nothing. `problems` are sources that could not be read.
     """
 
     replica_id: str

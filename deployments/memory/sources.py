@@ -109,8 +109,8 @@ def _started(load: Callable[[], Any]) -> Any:
 
 
 class SystemMemory:
-    """`total_bytes` lowers the limit that is nearest to this process. `root` is where /proc/self and
-    the cgroups are; tests have their own."""
+    """`total_bytes` lowers the limit that is nearest to this process. /proc/self and the cgroups
+    are below `root`; tests have their own."""
 
     def __init__(self, total_bytes: int | None = None, root: Path = Path("/")) -> None:
         self._cap = total_bytes
