@@ -89,10 +89,7 @@ class ModelState:
 
 class Cluster:
     """Client of one application. Close it, or use it as a context manager, to leave a cluster that
-    `connect` joined.
-
-    The clients that `model` gave end with it.
-    """
+    `connect` joined; the clients that `model` gave end with it."""
 
     def __init__(self, app_name: str, *, joined: bool = False) -> None:
         self._app = app_name

@@ -71,9 +71,8 @@ class ReplicaMemory:
             return None
         if order.kind is ReleaseKind.RAM_TIER:
             store = self._model.store
-            return ReleaseResult(
-                0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True)
-            )
+            freed_bytes = 0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True)
+            return ReleaseResult(freed_bytes)
         memory = self._model.memory()
         if memory.n_running or memory.n_queued:
             return ReleaseResult(0, "in use")

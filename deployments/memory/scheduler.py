@@ -52,11 +52,9 @@ class Group(Protocol):
 
     async def ask(self, method: str, *args: Any, timeout_s: float, first: bool = False) -> list[Any]:
         """Call a method on every running replica: its results, and for those that raised or did not
-        answer in time, the exceptions.
-
-        Empty where no replica runs. `first`: wait for no more once one has answered something that
-        is not None. Raises nothing for what happens to a replica.
-        """
+        answer in time, the exceptions. Empty where no replica runs. `first`: wait for no more once
+        one has answered something that is not None. Raises nothing for what happens to a
+        replica."""
         ...
 
 
@@ -226,11 +224,8 @@ class Scheduler:
         self._status.deltas += len(deltas)
 
     def _garbage_orders(self, reports: Sequence[ReplicaReport], now_ns: int) -> Iterator[GarbageOrder]:
-        """One order, to be told to all, for each tier that is due.
-
-        A tier that is seen for the first time is due an interval later: a replica that has just
-        started has better things to do.
-        """
+        """One order, to be told to all, for each tier that is due. One that is seen for the first
+        time is due an interval later: a replica that has just started has better things to do."""
         gc_s = self._spec.gc_s
         next_ns = now_ns + int(gc_s * 1e9)
         for report, tier_ids in _collectors(reports):

@@ -18,10 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from deployments.routing.prompt import RoutedPrompt
-from deployments.routing.score import ReplicaView
+from deployments.routing.score import K, ReplicaView
 from deployments.routing.stats import Published
-
-K = TypeVar("K", bound=Hashable)
 
 _MAX_NODE_HASHES = 1 << 16
 _MAX_HOMES = 1 << 14
