@@ -22,10 +22,7 @@ def read_column(batch: Any, name: str) -> list[Any]:
         raise InvalidParameter(
             f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name
         )
-    if _is_arrow(batch):
-        values = batch.column(name).to_pylist()
-    else:
-        values = batch[name].tolist() if hasattr(batch[name], "tolist") else list(batch[name])
+    values = batch[name].to_pylist() if _is_arrow(batch) else batch[name]
     return [plain(value) for value in values]
 
 

@@ -106,11 +106,8 @@ def replica_location() -> ReplicaLocation:
 
 class MemoryScheduler(Scheduler):
     """The deployment: `Scheduler` with Serve's log, from the start of its replica to the end.
-    `handles` by model id.
-
-    Serve runs `__init__` on the event loop that calls the other methods, so the rounds can begin
-    there.
-    """
+    `handles` by model id. Serve runs `__init__` on the event loop that calls the other methods, so
+    the rounds can begin there."""
 
     def __init__(self, args: dict[str, Any], handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         share_serve_log()
