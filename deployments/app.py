@@ -41,34 +41,35 @@ def build_app(config: dict[str, Any]) -> serve.Application:
     """
     args = BuildArgs.model_validate(config)
     share = cpu_share(args, cluster_cpus())
-    handles = {spec.id: _model_deployment(spec, args, share) for spec in args.models}
-    scheduler = _scheduler_deployment(args, handles) if args.scheduler.enabled else None
-    ingress: Any = serve.deployment(
-        name="ingress",
+    models = {spec.id: _model(spec, args, share) for spec in args.models}
+    shared = (args.model_dump(mode="json"), models)
+    scheduler = None
+    if args.scheduler.enabled:
+        scheduler = _deployment(
+            MemoryScheduler,
+            "scheduler",
+            num_replicas=1,
+            health_check_period_s=_HEALTH_PERIOD_S,
+            ray_actor_options={"num_cpus": 0},  # it asks a few questions every few seconds
+        ).bind(*shared)
+    return _deployment(
+        Ingress,
+        "ingress",
         num_replicas=args.http.ingress_replicas,
-        max_ongoing_requests=_MAX_ONGOING,
         max_surge_percent=100,  # an update starts the new one first: it needs no CPU of its own
         graceful_shutdown_timeout_s=ingress_grace_s(args),
         # it waits for others; what it computes (tokenising) is small beside a prefill
         ray_actor_options={"num_cpus": 0},
-    )
-    application: serve.Application = ingress(Ingress).bind(args.model_dump(mode="json"), handles, scheduler)
-    return application
+    ).bind(*shared, scheduler)
 
 
-def _scheduler_deployment(args: BuildArgs, handles: dict[str, serve.Application]) -> serve.Application:
-    deployment: Any = serve.deployment(
-        name="scheduler",
-        num_replicas=1,
-        max_ongoing_requests=_MAX_ONGOING,
-        health_check_period_s=_HEALTH_PERIOD_S,
-        ray_actor_options={"num_cpus": 0},  # it asks a few questions every few seconds
-    )
-    application: serve.Application = deployment(MemoryScheduler).bind(args.model_dump(mode="json"), handles)
-    return application
+def _deployment(of: type[Any], name: str, **options: Any) -> serve.Deployment:
+    decorate: Any = serve.deployment(name=name, max_ongoing_requests=_MAX_ONGOING, **options)
+    deployment: serve.Deployment = decorate(of)
+    return deployment
 
 
-def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
+def _model(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
     num_cpus = replica_cpus(spec, share)
     actor_options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": spec.num_gpus, "resources": spec.resources}
     if spec.memory is not None:
@@ -79,16 +80,15 @@ def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.App
     router = router_config(spec, args.routing, args.store.config(), args.policy)
     if router is not None:
         options["request_router_config"] = router
-    deployment: Any = serve.deployment(
-        name=deployment_name(spec.id),
-        max_ongoing_requests=_MAX_ONGOING,
+    return _deployment(
+        Replica,
+        deployment_name(spec.id),
         graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
         max_surge_percent=spec.max_surge_percent,
         health_check_period_s=_HEALTH_PERIOD_S,
         ray_actor_options=actor_options,
         **options,
-    )
-    application: serve.Application = deployment(Replica).bind(
+    ).bind(
         spec,
         args.store,
         args.policy,
@@ -96,7 +96,6 @@ def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.App
         routing=None if router is None else args.routing,
         scheduler=args.scheduler,
     )
-    return application
 
 
 def replica_cpus(spec: ModelSpec, share: int) -> float:
@@ -119,21 +118,16 @@ def cpu_share(args: BuildArgs, node_cpus: int) -> int:
 def cluster_cpus() -> int:
     """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is
     connected."""
-    if ray.is_initialized():
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-        if any(cpus):
-            return min(n for n in cpus if n)
-    return os.cpu_count() or 1
+    nodes: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    return min(filter(None, cpus), default=os.cpu_count() or 1)
 
 
 def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:
     return {
-        "min_replicas": scaling.min_replicas,
-        "max_replicas": scaling.max_replicas,
+        **scaling.model_dump(),
         "initial_replicas": scaling.min_replicas,
         # a waiting request must not wait for a timer too
         "upscale_delay_s": 0.0 if scaling.min_replicas == 0 else scaling.upscale_delay_s,
-        "downscale_delay_s": scaling.downscale_delay_s,
         "target_ongoing_requests": scaling.target_ongoing_requests or spec.n_parallel,
     }

@@ -14,8 +14,7 @@ def attempt_id(request_id: str, number: int) -> str:
 
 def is_attempt_of(engine_id: str, request_id: str) -> bool:
     """Whether the engine's id is one of the attempts of a request."""
-    base, separator, number = engine_id.rpartition(_SEPARATOR)
-    return engine_id == request_id or (bool(separator) and base == request_id and number.isdecimal())
+    return request_id in (engine_id, split_attempt(engine_id)[0])
 
 
 def split_attempt(engine_id: str) -> tuple[str, int]:

@@ -124,11 +124,8 @@ class ModelSpec(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StoreSpec(StoreConfig):
-    """The KV store of all models: a `StoreConfig` that may leave its tiers open.
-
-    None stands for the `default_tiers` of the machine where a process of ours starts, an empty list
-    for no store at all.
-    """
+    """The KV store of all models: a `StoreConfig` that may leave its tiers open. None stands for the
+    `default_tiers` of the machine where a process of ours starts, an empty list for no store."""
 
     tiers: tuple[TierConfig, ...] | None = None  # type: ignore[assignment]
 
@@ -250,20 +247,13 @@ class SchedulerSpec(_Strict):
 class BuildArgs(_Strict):
     """The whole of `args`."""
 
-    models: tuple[ModelSpec, ...]
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
     failover: FailoverPolicy = FailoverPolicy()
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-
-    @field_validator("models")
-    @classmethod
-    def _some(cls, value: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
-        if not value:
-            raise ValueError("at least one model is needed")
-        return value
 
     @field_validator("policy", mode="wrap")
     @classmethod
@@ -281,7 +271,6 @@ class BuildArgs(_Strict):
                 seen.add(name)
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")
-        deployments = [deployment_name(model.id) for model in self.models]
-        if len(set(deployments)) != len(deployments):
+        if len({deployment_name(model.id) for model in self.models}) < len(self.models):
             raise ValueError("two model ids give the same deployment name")
         return self

@@ -4,37 +4,6 @@ with the switches measured as best.
 The switches must be in the environment of the process that starts Ray, because its workers inherit
 them. They are Ray's, not ours: our own configuration is the file alone. Everything is correct
 without them; they make a streamed token several times cheaper.
-
-RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_THROUGHPUT_OPTIMIZED
-    HTTP through the bundled HAProxy, gRPC between deployments, one event loop per replica: about a
-    fifth of the CPU per streamed token.
-RAY_worker_niceness
-    Ray runs workers at nice 15, so that any other process on the machine starves the model.
-RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S
-    How long an ingress replica that goes stays reachable, so that HAProxy learns of it. The default
-    is 30 s, even when nothing runs; 0 costs a request in every other update.
-RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
-    When an ingress replica comes or goes, the old HAProxy process keeps its streams only so long;
-    the default cuts them after 120 s.
-RAY_SERVE_CONTROL_LOOP_INTERVAL_S, RAY_raylet_report_resources_period_milliseconds, RAY_event_stats
-    Ray's own housekeeping takes 11-13 % of a core while nothing runs, and every interruption stops
-    all threads of a decode at their next barrier. Twice a second instead of ten times: 2 to 4 %
-    more tokens per second on two cores.
-RAY_USAGE_STATS_ENABLED
-    No usage reports.
-RAY_AUTH_MODE
-    A bare local start would switch token authentication on and leave a token that other local
-    clusters then insist on.
-GOMP_SPINCOUNT
-    How long a thread of llama.cpp's spins at a barrier before it sleeps. libgomp's default
-    (milliseconds) is fine on an idle machine and collapses on a busy one, where the thread it waits
-    for has no core: measured 79 tok/s against 78 idle, and 12-57 against 1-8 beside two busy
-    processes. A Ray node always has neighbours.
-RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE
-    Throughput mode keeps up to 1000 log lines back; a request's line should be in the log when the
-    request is answered.
-RAY_SERVE_HAPROXY_BINARY_PATH, HAPROXY_BUNDLED
-    The bundled HAProxy, started without splice(): see `haproxy_no_splice` for what that loses.
 """
 
 from __future__ import annotations
@@ -53,17 +22,36 @@ from deployments.config import BuildArgs
 
 IMPORT_PATH = "deployments.app:build_app"
 SWITCHES: Mapping[str, str] = {
+    # HTTP through the bundled HAProxy, gRPC between deployments, one event loop per replica: about
+    # a fifth of the CPU per streamed token.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Ray runs workers at nice 15, so that any other process on the machine starves the model.
     "RAY_worker_niceness": "0",
+    # How long an ingress replica that goes stays reachable, so that HAProxy learns of it. The
+    # default is 30 s, even when nothing runs; 0 costs a request in every other update.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # When an ingress replica comes or goes, the old HAProxy process keeps its streams only so long;
+    # the default cuts them after 120 s.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+    # Ray's own housekeeping takes 11-13 % of a core while nothing runs, and every interruption
+    # stops all threads of a decode at their next barrier. Twice a second instead of ten times: 2 to
+    # 4 % more tokens per second on two cores.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_raylet_report_resources_period_milliseconds": "500",
     "RAY_event_stats": "0",
+    # Throughput mode keeps up to 1000 log lines back; a request's line should be in the log when
+    # the request is answered.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # How long a thread of llama.cpp's spins at a barrier before it sleeps. libgomp's default
+    # (milliseconds) is fine on an idle machine and collapses on a busy one, where the thread it
+    # waits for has no core: measured 79 tok/s against 78 idle, and 12-57 against 1-8 beside two
+    # busy processes. A Ray node always has neighbours.
     "GOMP_SPINCOUNT": "3000",
+    # No usage reports.
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A bare local start would switch token authentication on and leave a token that other local
+    # clusters then insist on.
     "RAY_AUTH_MODE": "disabled",
 }
 
@@ -104,7 +92,7 @@ def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """`base` with the switches; what the user has set stays as it is."""
-    haproxy = {
+    haproxy = {  # the bundled one, started without splice(): see `haproxy_no_splice` for what that loses
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy_no_splice")),
         "HAPROXY_BUNDLED": get_haproxy_binary(),
     }

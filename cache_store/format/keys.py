@@ -77,11 +77,13 @@ class TokenChain:
         known = n
         while known not in self._keys:
             known = (known - 1) // self._block_tokens * self._block_tokens
-        key = self._keys[known]
-        for begin in range(known, n, self._block_tokens):
-            end = min(begin + self._block_tokens, n)
-            key = self._keys[end] = ChainKey(hashlib.sha256(bytes.fromhex(key) + self._bytes(begin, end)).hexdigest())
-        return key
+        if known < n:
+            digest, data, width = bytes.fromhex(self._keys[known]), self._bytes(known, n), self._block_tokens
+            for end in range(known + width, n + width, width):
+                block = data[(end - width - known) * _TOKEN_BYTES : (end - known) * _TOKEN_BYTES]
+                digest = hashlib.sha256(digest + block).digest()
+                self._keys[min(end, n)] = ChainKey(digest.hex())
+        return self._keys[n]
 
     def block_keys(self, start: int = 0, stop: int | None = None) -> list[ChainKey]:
         """The keys of the whole blocks that end after token `start` and not after token `stop`
@@ -89,7 +91,8 @@ class TokenChain:
         """
         size = self._block_tokens
         stop = len(self) if stop is None else min(stop, len(self))
-        return [self.key_at(end) for end in range((start // size + 1) * size, stop + 1, size)]
+        self.key_at(stop // size * size)  # all of them in one pass
+        return [self._keys[end] for end in range((start // size + 1) * size, stop + 1, size)]
 
     def length_of(self, key: str) -> int:
         """The n for which `key_at(n)` is `key`; 0 when there is none, and for the root."""

@@ -14,7 +14,6 @@ was removed, another way was completed, it was unpinned. Each object is in the h
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -64,10 +63,9 @@ class EvictionQueue:
         for item in items:
             self.push(item)
 
-    def may_go(self, item: Item, taking: _Round | None = None) -> bool:
-        """Whether nobody needs it in this tier, now or once what is `taking` has gone."""
-        is_leaf = item.is_in(self._tier_index) and (taking or self._now).is_leaf(item)
-        return is_leaf and not self._is_pinned(item)
+    def may_go(self, item: Item) -> bool:
+        """Whether nobody needs it in this tier."""
+        return item.is_in(self._tier_index) and self._now.is_leaf(item) and not self._is_pinned(item)
 
     def victims(self, n_bytes: int, allows: Callable[[Item], bool] | None = None) -> list[Item]:
         """Enough to free `n_bytes`, or all that may go. They stay queued: the caller who wants them
@@ -85,7 +83,8 @@ class EvictionQueue:
                     continue
                 item.queued &= ~self._bit
                 popped.append(item)
-            if self.may_go(item, taking) and (allows is None or allows(item)):
+            may_go = item.is_in(self._tier_index) and taking.is_leaf(item) and not self._is_pinned(item)
+            if may_go and (allows is None or allows(item)):
                 for edge in taking.take(item):
                     heappush(exposed, (edge.score, next(self._order), edge))
         self.push_all(popped)
@@ -114,9 +113,11 @@ class EvictionQueue:
 class _Round:
     """A tier as it would be without what has been taken."""
 
+    __slots__ = ("_tier_index", "_unhung", "n_bytes", "taken")
+
     def __init__(self, tier_index: int) -> None:
         self._tier_index = tier_index
-        self._unhung: Counter[Node] = Counter()
+        self._unhung: dict[Node, int] = {}
         self.taken: dict[Item, None] = {}
         self.n_bytes = 0
 
@@ -141,7 +142,7 @@ class _Round:
         node = item.hangs_on()
         if node is None:
             return []
-        self._unhung[node] += 1
+        self._unhung[node] = self._unhung.get(node, 0) + 1
         return node.into if self._n_hanging(node) == 0 else []
 
     def _n_hanging(self, node: Node) -> int:

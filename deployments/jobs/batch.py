@@ -106,10 +106,8 @@ def complete_batch(
     The rest are parameters of every request, as in `RemoteModel.complete`: response_tokens,
         temperature, stop, grammar, ...
     """
-    names = BatchSpec.__dataclass_fields__.keys() & options.keys()
-    params = {name: value for name, value in options.items() if name not in names}
-    chosen = {name: options[name] for name in names}
-    spec = BatchSpec(params=params, prompt_column=prompt_column, output_column=output_column, **chosen)
+    chosen = {name: options.pop(name) for name in BatchSpec.__dataclass_fields__.keys() & options.keys()}
+    spec = BatchSpec(params=options, prompt_column=prompt_column, output_column=output_column, **chosen)
 
     class CompleteBatch:
         """One actor: its client of the model."""
@@ -159,23 +157,19 @@ class Answering:
 
     def run(self, cells: Sequence[Any], indexes: Sequence[int]) -> list[Completion | ErllamaError]:
         """One reply or error for each cell, in their order."""
-        outcomes: dict[int, Completion | ErllamaError] = {}
-        prompts: list[tuple[Prompt, int]] = []  # with their rows in the batch
         with ThreadPoolExecutor(self._spec.max_concurrency, thread_name_prefix="erllama-batch") as pool:
-            for row, prompt in enumerate(pool.map(self._prompt, cells, range(len(cells)))):
-                if isinstance(prompt, ErllamaError):
-                    outcomes[row] = prompt
-                else:
-                    prompts.append((prompt, row))
-            prompts.sort(key=lambda entry: (isinstance(entry[0], str), entry[0]))
-            for _ in pool.map(self._prefill, shared_prefixes(prompt for prompt, _ in prompts)):
+            prompts = list(pool.map(lambda row: self._attempt(row, self._prompt, cells[row]), range(len(cells))))
+            ordered = [(prompt, row) for row, prompt in enumerate(prompts) if not isinstance(prompt, ErllamaError)]
+            ordered.sort(key=lambda entry: (isinstance(entry[0], str), entry[0]))
+            for _ in pool.map(self._prefill, shared_prefixes(prompt for prompt, _ in ordered)):
                 pass
-            replies = pool.map(lambda entry: self._reply(entry[0], entry[1], indexes[entry[1]]), prompts)
-            outcomes.update(zip((row for _, row in prompts), replies, strict=True))
-        return [outcomes[row] for row in range(len(cells))]
+            replies = pool.map(lambda entry: self._attempt(entry[1], self._reply, entry[0], indexes[entry[1]]), ordered)
+            answered = dict(zip((row for _, row in ordered), replies, strict=True))
+        return [prompt if isinstance(prompt, ErllamaError) else answered[row] for row, prompt in enumerate(prompts)]
 
-    def _prompt(self, cell: Any, row: int) -> Prompt | ErllamaError:
-        """Messages become token ids here, so that what they share can be told."""
+    def _prompt(self, cell: Any) -> Prompt:
+        """Messages become token ids here, so that what they share can be told. Raises
+        `InvalidParameter` for what is no prompt."""
         if isinstance(cell, str) and self._spec.system is not None:
             cell = [{"role": "system", "content": self._spec.system}] * bool(self._spec.system) + [
                 {"role": "user", "content": cell}
@@ -183,12 +177,11 @@ class Answering:
         if isinstance(cell, str):
             return cell
         if isinstance(cell, list) and cell and all(isinstance(item, Mapping) for item in cell):
-            return self._attempt(row, lambda: self._model.apply_chat_template(cell))
+            return self._model.apply_chat_template(cell)
         if isinstance(cell, list) and cell and set(map(type, cell)) == {int}:
             return cell
         name = self._spec.prompt_column
-        message = f"{name} must be text, token ids or chat messages, got {cell!r:.80}"
-        return self._attempt(row, lambda: _refuse(InvalidParameter(message, param=name)))
+        raise InvalidParameter(f"{name} must be text, token ids or chat messages, got {cell!r:.80}", param=name)
 
     def _prefill(self, prefix: Prompt) -> None:
         try:
@@ -196,15 +189,15 @@ class Answering:
         except ErllamaError as error:  # the rows that begin with it will meet the same, or compute it themselves
             log.info("a shared prefix was not computed ahead: %s", error)
 
-    def _reply(self, prompt: Prompt, row: int, index: int) -> Completion | ErllamaError:
-        params = self._spec.row_params(index)
-        return self._attempt(row, lambda: self._model.complete(prompt, **params))
+    def _reply(self, prompt: Prompt, index: int) -> Completion:
+        return self._model.complete(prompt, **self._spec.row_params(index))
 
-    def _attempt(self, row: int, call: Callable[[], T]) -> T | ErllamaError:
+    def _attempt(self, row: int, call: Callable[..., T], *args: Any) -> T | ErllamaError:
+        """The call's result, tried again where that may help; with `on_error: null` its error."""
         deadline_ns = self._clock_ns() + int(self._spec.patience_s * 1e9)
         while True:
             try:
-                return call()
+                return call(*args)
             except ErllamaError as error:
                 if (isinstance(error, QueueFull) or error.resumable) and self._clock_ns() < deadline_ns:
                     self._sleep(error.retry_after_s or _RETRY_S)
@@ -213,10 +206,6 @@ class Answering:
                 else:
                     error.add_note(f"in row {row} of the batch")
                     raise
-
-
-def _refuse(error: ErllamaError) -> Any:
-    raise error
 
 
 def shared_prefixes(ordered: Iterable[Prompt]) -> Iterator[Prompt]:

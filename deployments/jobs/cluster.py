@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import ray
@@ -89,10 +89,7 @@ class ModelState:
 
 class Cluster:
     """Client of one application. Close it, or use it as a context manager, to leave a cluster that
-    `connect` joined.
-
-    The clients that `model` gave end with it.
-    """
+    `connect` joined; the clients that `model` gave end with it."""
 
     def __init__(self, app_name: str, *, joined: bool = False) -> None:
         self._app = app_name
@@ -126,9 +123,7 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def models(self) -> tuple[str, ...]:
@@ -170,9 +165,8 @@ class Cluster:
     def _application(self) -> Any:
         applications = serve.status().applications
         if self._app not in applications:
-            raise ClusterUnavailable(
-                f"no application {self._app!r} runs on this cluster; there is {', '.join(applications) or 'none'}"
-            )
+            others = ", ".join(applications) or "none"
+            raise ClusterUnavailable(f"no application {self._app!r} runs on this cluster; there is {others}")
         return applications[self._app]
 
     def _served(self) -> Mapping[str, tuple[str, ...]]:
@@ -190,13 +184,10 @@ class Cluster:
         deployment = application.deployments[deployment_name(model_id)]
         engines: list[EngineStats] = []
         if self._n_running(model_id, application):
-            try:
+            with suppress(EngineStopped):  # it went away since we looked: what Serve says is what there is to say
                 engines = self._client(model_id).stats()
-            except EngineStopped:  # it went away since we looked: what Serve says is what there is to say
-                engines = []
-        return ModelState(
-            model_id, aliases, str(deployment.status.value), deployment.message, len(engines), tuple(engines)
-        )
+        state = str(deployment.status.value)
+        return ModelState(model_id, aliases, state, deployment.message, len(engines), tuple(engines))
 
     @staticmethod
     def _n_running(model_id: str, application: Any) -> int:
@@ -210,18 +201,15 @@ class Cluster:
         return self._clients[key]
 
     def _ask(self, deployment: str, method: str) -> Any:
+        app = self._app
         if deployment not in self._application().deployments:
-            raise ClusterUnavailable(
-                f"the application {self._app!r} has no deployment {deployment!r}: is it erllama's?"
-            )
+            raise ClusterUnavailable(f"the application {app!r} has no deployment {deployment!r}: is it erllama's?")
         if deployment not in self._handles:
-            self._handles[deployment] = blocking_handle(deployment, self._app)
+            self._handles[deployment] = blocking_handle(deployment, app)
         try:
             return self._loop.run(_answer(self._handles[deployment], method))
         except TimeoutError:
-            raise ClusterUnavailable(
-                f"the {deployment} of {self._app!r} has not answered for {_ANSWER_S:.0f} s"
-            ) from None
+            raise ClusterUnavailable(f"the {deployment} of {app!r} has not answered for {_ANSWER_S:.0f} s") from None
 
 
 async def _answer(handle: Any, method: str) -> Any:

@@ -17,15 +17,12 @@ from erllama.errors import InvalidParameter
 def read_column(batch: Any, name: str) -> list[Any]:
     """The values of a column, free of numpy's types. Raises `InvalidParameter`, which names the
     columns that there are."""
-    names = list(batch.column_names) if _is_arrow(batch) else list(batch)
+    names = batch.column_names if _is_arrow(batch) else list(batch)
     if name not in names:
         raise InvalidParameter(
             f"the data has no column {name!r}; it has {', '.join(map(str, names)) or 'none'}", param=name
         )
-    if _is_arrow(batch):
-        values = batch.column(name).to_pylist()
-    else:
-        values = batch[name].tolist() if hasattr(batch[name], "tolist") else list(batch[name])
+    values = batch[name].to_pylist() if _is_arrow(batch) else batch[name]
     return [plain(value) for value in values]
 
 
@@ -33,11 +30,21 @@ def add_columns(batch: Any, texts: Mapping[str, Sequence[str | None]], counts: M
     """The batch with columns of texts, which may be null, and of whole numbers; a column of the
     same name is replaced."""
     if _is_arrow(batch):
-        return _add_to_arrow(batch, texts, counts)
+        import pyarrow as pa
+
+        columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
+        columns |= {name: pa.array(values, pa.int64()) for name, values in counts.items()}
+        for name, values in columns.items():
+            at = batch.schema.get_field_index(name)
+            batch = batch.append_column(name, values) if at < 0 else batch.set_column(at, name, values)
+        return batch
+    numbers = {name: np.array(values, dtype=np.int64) for name, values in counts.items()}
     if isinstance(batch, Mapping):
-        columns = {name: np.array(values, dtype=object) for name, values in texts.items()}
-        return {**batch, **columns, **{name: np.array(values, dtype=np.int64) for name, values in counts.items()}}
-    return _add_to_pandas(batch, texts, counts)
+        return {**batch, **{name: np.array(values, dtype=object) for name, values in texts.items()}, **numbers}
+    import pandas as pd
+
+    strings: dict[str, Any] = {name: pd.array(list(values), dtype="string") for name, values in texts.items()}
+    return batch.assign(**strings, **numbers)
 
 
 def plain(value: Any) -> Any:
@@ -54,21 +61,3 @@ def plain(value: Any) -> Any:
 
 def _is_arrow(batch: Any) -> bool:
     return hasattr(batch, "column_names")
-
-
-def _add_to_arrow(table: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
-    import pyarrow as pa
-
-    columns = {name: pa.array(values, pa.string()) for name, values in texts.items()}
-    columns |= {name: pa.array(values, pa.int64()) for name, values in counts.items()}
-    for name, values in columns.items():
-        at = table.schema.get_field_index(name)
-        table = table.append_column(name, values) if at < 0 else table.set_column(at, name, values)
-    return table
-
-
-def _add_to_pandas(frame: Any, texts: Mapping[str, Sequence[str | None]], counts: Mapping[str, Sequence[int]]) -> Any:
-    import pandas as pd
-
-    columns: dict[str, Any] = {name: pd.array(list(values), dtype="string") for name, values in texts.items()}
-    return frame.assign(**columns, **{name: np.array(values, dtype=np.int64) for name, values in counts.items()})

@@ -1,18 +1,12 @@
 """The words that the memory scheduler and the replicas exchange: readings, offers, reports, orders
-and results.
-
-    ReplicaReport      what a replica says of itself: how full memory is (`Reading`), what it could
-                       release (`ReleaseOffer`)
-    ReleaseOrder       what the scheduler tells one replica to release
-    ReleaseResult      what the replica answers
-    ReleaseRecord      order and result, for status, log and metrics
-
-Plain frozen data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans in
-seconds.
+and results. Plain data that pickles; nothing here reads a clock or does I/O. Sizes in bytes, spans
+in seconds.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -20,6 +14,7 @@ from cache_store import IndexDelta
 from deployments.config import ReleaseKind
 
 RAM = "ram"
+Memory = tuple[str, str]  # node, resource
 
 
 class ReleaseReason(StrEnum):
@@ -40,6 +35,10 @@ class Reading:
     def share(self) -> float:
         return self.used_bytes / self.total_bytes
 
+    @property
+    def memory(self) -> Memory:
+        return self.node_id, self.resource
+
 
 @dataclass(frozen=True, slots=True)
 class ReleaseOffer:
@@ -50,15 +49,6 @@ class ReleaseOffer:
     resource: str
     n_bytes: int
     tier: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TierReport:
-    """A tier of the store as one replica has it. Tiers that share an id are one directory or
-    bucket, whoever mounts it where; of tiers without ids nobody knows."""
-
-    label: str
-    ids: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +66,10 @@ class ReplicaReport:
     """One replica at one moment. `idle_s` counts from the end of its last request, 0.0 while one
     waits or runs.
 
-    `loaded` is False when neither context nor weights are in memory. `delta` is what its store did
-    since the last report, None when nothing. `problems` are sources that could not be read.
+    `loaded` is False when neither context nor weights are in memory. `tiers` has the ids of each
+    tier of its store by label: tiers that share an id are one directory or bucket, whoever mounts
+    it where; of tiers without ids nobody knows. `delta` is what its store did since the last
+    report, None when nothing. `problems` are sources that could not be read.
     """
 
     replica_id: str
@@ -89,7 +81,7 @@ class ReplicaReport:
     loaded: bool = True
     readings: tuple[Reading, ...] = ()
     offers: tuple[ReleaseOffer, ...] = ()
-    tiers: tuple[TierReport, ...] = ()
+    tiers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     delta: IndexDelta | None = None
     problems: tuple[str, ...] = ()
 
@@ -118,9 +110,13 @@ class ReleaseOrder:
     reason: ReleaseReason = ReleaseReason.PRESSURE
 
     @property
-    def subject(self) -> tuple[str, str, str]:
-        """What the order empties: two orders with one subject are about the same memory."""
-        return (self.kind, self.node_id, f"tier:{self.tier}" if self.tier else self.replica_id)
+    def memory(self) -> Memory:
+        return self.node_id, self.resource
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What the order empties, a tier of a node or a replica."""
+        return self.node_id, f"tier:{self.tier}" if self.tier else self.replica_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +142,8 @@ class ReleaseRecord:
         order, result = self.order, self.result
         return (
             f"reason={order.reason} kind={order.kind} model={order.model_id} replica={order.replica_id} "
-            f"node={order.node_id} "
-            f"resource={order.resource} expected_bytes={order.n_bytes} freed_bytes={result.freed_bytes} "
-            f"seconds={self.seconds:.3f} "
-            f"outcome={result.kept or 'done'!r}"
+            f"node={order.node_id} resource={order.resource} expected_bytes={order.n_bytes} "
+            f"freed_bytes={result.freed_bytes} seconds={self.seconds:.3f} outcome={result.kept or 'done'!r}"
         )
 
 
@@ -164,10 +158,11 @@ class GarbageOrder:
     for_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SchedulerStatus:
     """What the scheduler of an application knows and did since `started` (unix seconds, as
-    `ticked`, its last round; 0.0 before the first).
+    `ticked`, its last round; 0.0 before the first). The scheduler goes on writing into its own;
+    others get copies.
 
     `releases` (how many) and `freed_bytes` are totals by kind, `last` the newest records, oldest
     first. `errors` counts by what failed; `exhausted` names the memories that are too full with
@@ -175,16 +170,20 @@ class SchedulerStatus:
     whose garbage was collected to the end.
     """
 
-    enabled: bool
     started: float
     ticked: float = 0.0
     readings: tuple[Reading, ...] = ()
     replicas: tuple[ReplicaReport, ...] = ()
-    last: tuple[ReleaseRecord, ...] = ()
-    releases: dict[str, int] = field(default_factory=dict)
-    freed_bytes: dict[str, int] = field(default_factory=dict)
+    last: deque[ReleaseRecord] = field(default_factory=lambda: deque(maxlen=100))
+    releases: Counter[str] = field(default_factory=Counter)
+    freed_bytes: Counter[str] = field(default_factory=Counter)
     exhausted: tuple[str, ...] = ()
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
     last_error: str = ""
     deltas: int = 0
     tiers_collected: int = 0
+
+    def error(self, what: str, message: str) -> None:
+        """Count one."""
+        self.errors[what] += 1
+        self.last_error = f"{what}: {message}"

@@ -15,13 +15,12 @@ state may be lost at any time: it only makes decisions steadier.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deployments.config import ReleaseKind, SchedulerSpec
-from deployments.memory.messages import Reading, ReleaseOffer, ReleaseOrder, ReleaseReason, ReplicaReport
+from deployments.memory.messages import Memory, Reading, ReleaseOffer, ReleaseOrder, ReleaseReason, ReplicaReport
 
-Memory = tuple[str, str]  # node, resource
-Subject = tuple[str, str, str]
+Subject = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,6 @@ class ReleasePlan:
     newly_exhausted: tuple[Memory, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Freed:
-    """Freed bytes that readings from before `at_ns` do not show."""
-
-    memory: Memory
-    n_bytes: int
-    at_ns: int
-
-
 class ReleasePolicy:
     """One scheduler's decisions. Every planned order must be reported back through `ended`,
     whatever became of it."""
@@ -55,25 +45,23 @@ class ReleasePolicy:
         self._releasing: set[Memory] = set()
         self._reported: set[Memory] = set()
         self._outstanding: dict[Subject, ReleaseOrder] = {}
-        self._freed: list[_Freed] = []
-        self._not_before_ns: dict[Subject, int] = {}
+        self._freed: list[tuple[int, ReleaseOrder]] = []  # with what it freed; readings from before do not show it
+        self._not_before_ns: dict[tuple[str, Subject], int] = {}  # by kind, or for keep_alive_s by reason
 
     def plan(self, reports: Sequence[ReplicaReport], now_ns: int, asked_ns: int) -> ReleasePlan:
         """Orders for this moment, by what replicas answered to a question that was put at
         `asked_ns`."""
-        self._not_before_ns = {subject: until for subject, until in self._not_before_ns.items() if until > now_ns}
-        self._freed = [freed for freed in self._freed if freed.at_ns > asked_ns]
+        self._not_before_ns = {what: until for what, until in self._not_before_ns.items() if until > now_ns}
+        self._freed = [(at_ns, order) for at_ns, order in self._freed if at_ns > asked_ns]
         readings = fullest(reports)
         orders = list(self._idle_too_long(reports, now_ns))
         exhausted: list[Memory] = []
         for reading in readings:
             need = self._need(reading)
-            if need <= 0:
-                continue
-            found = list(self._releases(reading, need, reports, now_ns))
-            orders += found
-            if not found and not self._under_way(_memory(reading)):
-                exhausted.append(_memory(reading))
+            if need > 0:
+                orders += self._releases(reading, need, reports, now_ns)
+                if not any(order.memory == reading.memory for order in self._outstanding.values()):
+                    exhausted.append(reading.memory)
         new = tuple(memory for memory in exhausted if memory not in self._reported)
         self._reported.update(new)
         return ReleasePlan(tuple(orders), readings, tuple(exhausted), new)
@@ -82,15 +70,15 @@ class ReleasePolicy:
         """What came of an order; 0 bytes for one that failed or was refused."""
         self._outstanding.pop(order.subject, None)
         if freed_bytes > 0:
-            self._freed.append(_Freed((order.node_id, order.resource), freed_bytes, now_ns))
+            self._freed.append((now_ns, replace(order, n_bytes=freed_bytes)))
         if freed_bytes < self._spec.min_bytes:
-            self._cool(order.subject, now_ns)  # it was not worth it; or it cannot be done now
+            self._cool(order.kind, order, now_ns)  # it was not worth it; or it cannot be done now
 
     # --- pressure ---------------------------------------------------------------------------------
 
     def _need(self, reading: Reading) -> int:
         """Bytes to free now: from the moment a memory is above `high` until it is down to `low`."""
-        memory = _memory(reading)
+        memory = reading.memory
         if reading.share > self._spec.high:
             self._releasing.add(memory)
         elif reading.share <= self._spec.low:
@@ -98,10 +86,8 @@ class ReleasePolicy:
             self._reported.discard(memory)
         if memory not in self._releasing:
             return 0
-        expected = sum(
-            order.n_bytes for order in self._outstanding.values() if (order.node_id, order.resource) == memory
-        )
-        expected += sum(freed.n_bytes for freed in self._freed if freed.memory == memory)
+        orders = (*self._outstanding.values(), *(order for _, order in self._freed))
+        expected = sum(order.n_bytes for order in orders if order.memory == memory)
         return reading.used_bytes - expected - int(self._spec.low * reading.total_bytes)
 
     def _releases(
@@ -112,15 +98,12 @@ class ReleasePolicy:
                 if need <= 0:
                     return
                 order = _order(report, offer, max(need, self._spec.min_bytes))
-                if offer.n_bytes >= self._spec.min_bytes and self._may_order(order.subject):
-                    self._begin(order)
+                if offer.n_bytes >= self._spec.min_bytes and self._may_order(kind, order):
+                    self._outstanding[order.subject] = order
                     if kind is not ReleaseKind.RAM_TIER:  # redundant copies come back for free, a context does not
-                        self._cool(order.subject, now_ns)
+                        self._cool(kind, order, now_ns)
                     need -= order.n_bytes
                     yield order
-
-    def _under_way(self, memory: Memory) -> bool:
-        return any((order.node_id, order.resource) == memory for order in self._outstanding.values())
 
     # --- keep_alive_s -----------------------------------------------------------------------------
 
@@ -131,42 +114,29 @@ class ReleasePolicy:
                 continue
             own = [offer for offer in report.offers if not offer.tier]
             resource = max(own, key=lambda offer: offer.n_bytes).resource if own else ""
-            order = ReleaseOrder(
-                report.replica_id,
-                report.model_id,
-                report.node_id,
-                resource,
-                ReleaseKind.WEIGHTS,
-                sum(offer.n_bytes for offer in own if offer.resource == resource),
-                report.idle_s,
-                reason=ReleaseReason.KEEP_ALIVE,
-            )
-            if self._may_order(order.subject, ReleaseReason.KEEP_ALIVE):
-                self._begin(order)
-                self._cool(_keep_alive(order.subject), now_ns, min(span, self._spec.cooldown_s))
+            n_bytes = sum(offer.n_bytes for offer in own if offer.resource == resource)
+            reason = ReleaseReason.KEEP_ALIVE
+            order = _order(report, ReleaseOffer(ReleaseKind.WEIGHTS, resource, n_bytes), n_bytes, reason)
+            if self._may_order(reason, order):
+                self._outstanding[order.subject] = order
+                self._cool(reason, order, now_ns, min(span, self._spec.cooldown_s))
                 yield order
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
-    def _may_order(self, subject: Subject, reason: ReleaseReason = ReleaseReason.PRESSURE) -> bool:
-        cooling = (subject if reason is ReleaseReason.PRESSURE else _keep_alive(subject)) in self._not_before_ns
-        return not cooling and not any(other[1:] == subject[1:] for other in self._outstanding)
+    def _may_order(self, why: str, order: ReleaseOrder) -> bool:
+        return order.subject not in self._outstanding and (why, order.subject) not in self._not_before_ns
 
-    def _begin(self, order: ReleaseOrder) -> None:
-        self._outstanding[order.subject] = order
-
-    def _cool(self, subject: Subject, now_ns: int, seconds: float | None = None) -> None:
-        self._not_before_ns[subject] = now_ns + int((self._spec.cooldown_s if seconds is None else seconds) * 1e9)
+    def _cool(self, why: str, order: ReleaseOrder, now_ns: int, seconds: float | None = None) -> None:
+        span_s = self._spec.cooldown_s if seconds is None else seconds
+        self._not_before_ns[why, order.subject] = now_ns + int(span_s * 1e9)
 
 
 def fullest(reports: Iterable[ReplicaReport]) -> tuple[Reading, ...]:
     """One reading per memory: the replicas of a node look at the same one, and the fullest look
     counts."""
-    found: dict[Memory, Reading] = {}
-    for reading in (reading for report in reports for reading in report.readings if reading.total_bytes > 0):
-        known = found.get(_memory(reading))
-        if known is None or reading.share > known.share:
-            found[_memory(reading)] = reading
+    readings = [reading for report in reports for reading in report.readings if reading.total_bytes > 0]
+    found = {reading.memory: reading for reading in sorted(readings, key=lambda reading: reading.share)}
     return tuple(found[memory] for memory in sorted(found))
 
 
@@ -175,41 +145,28 @@ def _offers(
 ) -> list[tuple[ReplicaReport, ReleaseOffer]]:
     """What may be released by one kind: of a model's own memory the longest idle first, of tiers
     the largest view of each."""
+    of_tiers = kind is ReleaseKind.RAM_TIER
     found = [
         (report, offer)
         for report in reports
-        if report.node_id == reading.node_id
+        if report.node_id == reading.node_id and (report.idle or of_tiers)
         for offer in report.offers
-        if offer.kind is kind and offer.resource == reading.resource and (report.idle or kind is ReleaseKind.RAM_TIER)
+        if offer.kind is kind and offer.resource == reading.resource
     ]
-    return sorted(found, key=_by_size if kind is ReleaseKind.RAM_TIER else _by_idleness)
+    return sorted(found, key=lambda it: (-it[1].n_bytes if of_tiers else -it[0].idle_s, it[0].replica_id))
 
 
-def _by_size(ranked: tuple[ReplicaReport, ReleaseOffer]) -> tuple[float, str]:
-    return -ranked[1].n_bytes, ranked[0].replica_id
-
-
-def _by_idleness(ranked: tuple[ReplicaReport, ReleaseOffer]) -> tuple[float, str]:
-    return -ranked[0].idle_s, ranked[0].replica_id
-
-
-def _order(report: ReplicaReport, offer: ReleaseOffer, wanted: int) -> ReleaseOrder:
-    n_bytes = min(offer.n_bytes, wanted) if offer.tier else offer.n_bytes
+def _order(
+    report: ReplicaReport, offer: ReleaseOffer, wanted: int, reason: ReleaseReason = ReleaseReason.PRESSURE
+) -> ReleaseOrder:
     return ReleaseOrder(
         report.replica_id,
         report.model_id,
         report.node_id,
         offer.resource,
         offer.kind,
-        n_bytes,
+        min(offer.n_bytes, wanted) if offer.tier else offer.n_bytes,
         report.idle_s,
-        tier=offer.tier,
+        offer.tier,
+        reason,
     )
-
-
-def _memory(reading: Reading) -> Memory:
-    return (reading.node_id, reading.resource)
-
-
-def _keep_alive(subject: Subject) -> Subject:
-    return (ReleaseReason.KEEP_ALIVE, *subject[1:])

@@ -8,11 +8,9 @@ seconds.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
-from cache_store import GarbageReport, IndexDelta, Store, StoreStats
+from cache_store import GarbageReport, IndexDelta, StoreStats
 from deployments.config import ReleaseKind
 from deployments.memory.messages import (
     RAM,
@@ -22,40 +20,23 @@ from deployments.memory.messages import (
     ReleaseResult,
     ReplicaLocation,
     ReplicaReport,
-    TierReport,
 )
 from deployments.memory.sources import MemorySource, NvidiaMemory, read_all
-from erllama.stats import EvictResult, ModelMemory
-
-log = logging.getLogger(__name__)
+from erllama.model import Model
+from erllama.stats import ModelMemory
 
 _RAM_LABEL = "ram_file"  # a second one is "ram_file2"
-
-
-class MemoryHolder(Protocol):
-    """What of an `erllama.Model` this needs."""
-
-    @property
-    def store(self) -> Store | None: ...
-
-    def memory(self) -> ModelMemory: ...
-
-    def evict(self) -> EvictResult: ...
-
-    def unload(self) -> EvictResult: ...
 
 
 class ReplicaMemory:
     """One model on one replica."""
 
-    def __init__(
-        self, model: MemoryHolder, model_id: str, location: ReplicaLocation, sources: Sequence[MemorySource]
-    ) -> None:
+    def __init__(self, model: Model, model_id: str, location: ReplicaLocation, sources: Sequence[MemorySource]) -> None:
         self._model = model
         self._model_id = model_id
         self._location = location
         self._sources = tuple(sources)
-        self._tiers: tuple[TierReport, ...] = ()  # as last reported
+        self._tiers: dict[str, frozenset[str]] = {}  # as last reported
         self._gpus = tuple(
             gpu for source in sources if isinstance(source, NvidiaMemory) for gpu in source.resources(location.gpu_ids)
         )
@@ -67,7 +48,7 @@ class ReplicaMemory:
         readings, problems = read_all(self._sources, self._location.node_id)
         store = self._model.store
         delta = None if store is None else store.take_delta()
-        self._tiers = () if delta is None else tuple(TierReport(tier.label, tier.ids) for tier in delta.tiers)
+        self._tiers = {} if delta is None else {tier.label: tier.ids for tier in delta.tiers}
         return ReplicaReport(
             replica_id=self._location.replica_id,
             model_id=self._model_id,
@@ -90,18 +71,15 @@ class ReplicaMemory:
             return None
         if order.kind is ReleaseKind.RAM_TIER:
             store = self._model.store
-            return ReleaseResult(
-                0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True)
-            )
+            freed_bytes = 0 if store is None else store.evict_bytes(order.tier, order.n_bytes, only_if_lower=True)
+            return ReleaseResult(freed_bytes)
         memory = self._model.memory()
         if memory.n_running or memory.n_queued:
             return ReleaseResult(0, "in use")
         if memory.idle_s < order.idle_s:
             return ReleaseResult(0, "used since")
         evicted = self._model.evict() if order.kind is ReleaseKind.CONTEXT else self._model.unload()
-        return ReleaseResult(
-            evicted.freed_bytes // max(1, len(self._homes(memory))), "in use" if evicted.n_live else ""
-        )
+        return ReleaseResult(evicted.freed_bytes // len(self._homes(memory)), "in use" if evicted.n_live else "")
 
     def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
         """Take over what the stores of other replicas did; the store skips what is its own."""
@@ -110,20 +88,15 @@ class ReplicaMemory:
 
     def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
         """Collect a tier's garbage if the order is for this replica, else leave the tier to whom it
-        is for.
-
-        None where there was nothing to do here.
-        """
-        store, tier = self._model.store, self._tier_with(order.tier_ids)
+        is for. None where there was nothing to do here."""
+        store = self._model.store
+        tier = next((label for label, ids in self._tiers.items() if not ids.isdisjoint(order.tier_ids)), None)
         if store is None or tier is None:
             return None
         if order.replica_id == self._location.replica_id:
             return store.collect_garbage(tier, deadline_s=order.deadline_s)
         store.leave_garbage(tier, order.for_s)
         return None
-
-    def _tier_with(self, tier_ids: frozenset[str]) -> str | None:
-        return next((tier.label for tier in self._tiers if not tier.ids.isdisjoint(tier_ids)), None)
 
     def _own_offers(self, memory: ModelMemory) -> Iterator[ReleaseOffer]:
         """What is on several GPUs is taken to be spread evenly. Weights that are mapped from their
@@ -141,12 +114,7 @@ class ReplicaMemory:
 def tier_offers(stats: StoreStats) -> Iterator[ReleaseOffer]:
     """Tiers in RAM above one that is not. An upper bound: what a lower tier does not have yet stays
     when it comes to it."""
-    labels = [tier.label for tier in stats.tiers]
+    in_ram = [tier.label.startswith(_RAM_LABEL) for tier in stats.tiers]
     for level, tier in enumerate(stats.tiers):
-        below = [label for label in labels[level + 1 :] if not _in_ram(label)]
-        if _in_ram(tier.label) and below and tier.n_bytes:
+        if in_ram[level] and not all(in_ram[level:]) and tier.n_bytes:
             yield ReleaseOffer(ReleaseKind.RAM_TIER, RAM, tier.n_bytes, tier.label)
-
-
-def _in_ram(label: str) -> bool:
-    return label.startswith(_RAM_LABEL)

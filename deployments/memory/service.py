@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge
 
 from deployments.config import BuildArgs
-from deployments.memory.messages import Reading, ReleaseRecord, ReplicaLocation, SchedulerStatus
+from deployments.memory.messages import Reading, ReleaseRecord, ReplicaLocation
 from deployments.memory.scheduler import Scheduler
 from deployments.serve_log import share_serve_log
 
@@ -81,9 +81,8 @@ class RayMeter:
         self._total = Gauge("erllama_memory_total_bytes", "Bytes that a node's RAM or a GPU has.", tag_keys=tags)
         why = ("reason", "kind", "model")
         self._releases = Counter("erllama_memory_releases", "Times that a model or tier released memory.", tag_keys=why)
-        self._freed = Counter(
-            "erllama_memory_freed_bytes", "Bytes that went back to the system or the GPU.", tag_keys=why
-        )
+        freed = "Bytes that went back to the system or the GPU."
+        self._freed = Counter("erllama_memory_freed_bytes", freed, tag_keys=why)
 
     def reading(self, reading: Reading) -> None:
         tags = {"node": reading.node_id, "resource": reading.resource}
@@ -105,39 +104,24 @@ def replica_location() -> ReplicaLocation:
     return ReplicaLocation(serve.get_replica_context().replica_id.unique_id, context.get_node_id(), tuple(gpu_ids))
 
 
-class MemoryScheduler:
+class MemoryScheduler(Scheduler):
     """The deployment: `Scheduler` with Serve's log, from the start of its replica to the end.
-    `handles` by model id.
-
-    Serve runs `__init__` on the event loop that calls the other methods, so the rounds can begin
-    there.
-    """
+    `handles` by model id. Serve runs `__init__` on the event loop that calls the other methods, so
+    the rounds can begin there."""
 
     def __init__(self, args: dict[str, Any], handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         share_serve_log()
         config = BuildArgs.model_validate(args)
-        self._scheduler = Scheduler(
+        super().__init__(
             config.scheduler,
             {model_id: ServeGroup(handle) for model_id, handle in handles.items()},
             {model.id: model.keep_alive_s for model in config.models if model.keep_alive_s is not None},
             order_timeout_s=config.policy.evict_save_timeout_s + _ORDER_SLACK_S,
             meter=RayMeter(),
         )
-        self._scheduler.start()
-
-    async def status(self) -> SchedulerStatus:
-        """What it knows and did since it started."""
-        return self._scheduler.status()
-
-    async def check_health(self) -> None:
-        """Raises when the rounds have stopped: Serve then replaces this replica."""
-        self._scheduler.check_alive()
-
-    def close(self) -> None:
-        """Stop. Idempotent."""
-        self._scheduler.close()
+        self.start()
 
     def __del__(self) -> None:
         """How Serve stops a replica."""
-        if hasattr(self, "_scheduler"):  # not when `__init__` failed
+        if hasattr(self, "_tasks"):  # not when `__init__` failed
             self.close()

@@ -13,13 +13,17 @@ Any thread. A source that fails costs its readings, not the report: `read_all` s
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any, Protocol
 
+import psutil
+
 from deployments.memory.messages import RAM, Reading
+
+_CGROUP_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")  # the last one is v1's
 
 
 class MemorySource(Protocol):
@@ -33,35 +37,29 @@ class NvidiaMemory:
     """All GPUs of the node through NVML (the package nvidia-ml-py). Without package, driver or GPU:
     no readings, and no complaint."""
 
-    def __init__(self, load: Callable[[], ModuleType | Any] = lambda: importlib.import_module("pynvml")) -> None:
+    def __init__(self, load: Callable[[], Any] = lambda: importlib.import_module("pynvml")) -> None:
         self._nvml = _started(load)
 
     def read(self, node_id: str) -> tuple[Reading, ...]:
         """One reading per GPU. Raises NVML's errors."""
         if self._nvml is None:
             return ()
-        devices = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(self._nvml.nvmlDeviceGetCount())]
-        return tuple(self._reading(node_id, device) for device in devices)
+        return tuple(self._reading(node_id, index) for index in range(self._nvml.nvmlDeviceGetCount()))
 
     def resources(self, ids: Iterable[str]) -> tuple[str, ...]:
         """The resources of GPUs that are known by index or UUID, as CUDA_VISIBLE_DEVICES has
         them."""
         if self._nvml is None:
             return ()
-        return tuple(_resource(self._uuid(id)) for id in ids)
+        return tuple(self._resource(int(id)) if id.isdigit() else f"gpu:{id}" for id in ids)
 
-    def _reading(self, node_id: str, device: Any) -> Reading:
-        assert self._nvml is not None
-        memory = self._nvml.nvmlDeviceGetMemoryInfo(device)
-        return Reading(
-            node_id, _resource(_text(self._nvml.nvmlDeviceGetUUID(device))), int(memory.used), int(memory.total)
-        )
+    def _reading(self, node_id: str, index: int) -> Reading:
+        memory = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
+        return Reading(node_id, self._resource(index), int(memory.used), int(memory.total))
 
-    def _uuid(self, id: str) -> str:
-        assert self._nvml is not None
-        if not id.isdigit():
-            return id
-        return _text(self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlDeviceGetHandleByIndex(int(id))))
+    def _resource(self, index: int) -> str:
+        uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlDeviceGetHandleByIndex(index))
+        return f"gpu:{uuid.decode() if isinstance(uuid, bytes) else uuid}"
 
 
 class CallableMemory:
@@ -69,15 +67,11 @@ class CallableMemory:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._function: Callable[[str], Sequence[Reading]] | None = None
 
     def read(self, node_id: str) -> tuple[Reading, ...]:
         """What the function returns. Raises what it raises, `TypeError` for anything but
         readings."""
-        if self._function is None:
-            module, _, name = self._name.partition(":")
-            self._function = getattr(importlib.import_module(module), name)
-        readings = tuple(self._function(node_id))
+        readings = tuple(pkgutil.resolve_name(self._name)(node_id))
         for reading in readings:
             if not isinstance(reading, Reading):
                 raise TypeError(f"returned {reading!r}, which is not a deployments.memory.messages.Reading")
@@ -86,7 +80,8 @@ class CallableMemory:
 
 def make_sources(names: Iterable[str], total_bytes: int | None = None) -> tuple[MemorySource, ...]:
     """The sources of a config, which has checked their names."""
-    return tuple(_make(name, total_bytes) for name in names if name != "none")
+    ours: dict[str, Callable[[], MemorySource]] = {"system": lambda: SystemMemory(total_bytes), "nvidia": NvidiaMemory}
+    return tuple(ours[name]() if name in ours else CallableMemory(name) for name in names if name != "none")
 
 
 def read_all(sources: Iterable[MemorySource], node_id: str) -> tuple[tuple[Reading, ...], tuple[str, ...]]:
@@ -101,16 +96,6 @@ def read_all(sources: Iterable[MemorySource], node_id: str) -> tuple[tuple[Readi
     return tuple(readings), tuple(problems)
 
 
-def _make(name: str, total_bytes: int | None) -> MemorySource:
-    match name:
-        case "system":
-            return SystemMemory(total_bytes)
-        case "nvidia":
-            return NvidiaMemory()
-        case _:
-            return CallableMemory(name)
-
-
 def _started(load: Callable[[], Any]) -> Any:
     try:
         nvml = load()
@@ -123,74 +108,37 @@ def _started(load: Callable[[], Any]) -> Any:
     return nvml
 
 
-def _resource(uuid: str) -> str:
-    return f"gpu:{uuid}"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-@dataclass(frozen=True, slots=True)
-class _Version:
-    limits: tuple[str, ...]
-    usage: str
-    inactive: str  # in memory.stat
-
-
-_V1 = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Version(("memory.max", "memory.high"), "memory.current", "inactive_file")
-
-
-@dataclass(frozen=True, slots=True)
-class _Level:
-    used: int
-    total: int
-
-    def capped(self, total: int | None) -> _Level:
-        return self if total is None else _Level(self.used, min(self.total, total))
-
-    @property
-    def share(self) -> float:
-        return self.used / self.total
-
-
 class SystemMemory:
-    """`total_bytes` lowers the limit that is nearest to this process. `root` is where the file
-    system begins; tests have their own."""
+    """`total_bytes` lowers the limit that is nearest to this process. /proc/self and the cgroups
+    are below `root`; tests have their own."""
 
     def __init__(self, total_bytes: int | None = None, root: Path = Path("/")) -> None:
         self._cap = total_bytes
         self._root = root
 
     def read(self, node_id: str) -> tuple[Reading, ...]:
-        """One reading. Raises `OSError` or `ValueError` where the machine has no /proc/meminfo to
-        read."""
-        machine = self._machine()
-        nearest, *others = [*self._cgroups(machine.total), machine]
-        worst = max((nearest.capped(self._cap), *others), key=lambda level: level.share)
-        return (Reading(node_id, RAM, worst.used, worst.total),)
+        """One reading: of the machine and the cgroups around this process the fullest."""
+        machine = psutil.virtual_memory()
+        limits = [
+            *(Reading(node_id, RAM, used, total) for used, total in self._cgroups(machine.total)),
+            Reading(node_id, RAM, machine.total - machine.available, machine.total),
+        ]
+        if self._cap is not None:
+            limits[0] = replace(limits[0], total_bytes=min(limits[0].total_bytes, self._cap))
+        return (max(limits, key=lambda reading: reading.share),)
 
-    def _machine(self) -> _Level:
-        lines = (self._root / "proc/meminfo").read_text().splitlines()
-        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest}
-        if "MemTotal" not in kib or "MemAvailable" not in kib:
-            raise ValueError("/proc/meminfo has no MemTotal or no MemAvailable")
-        return _Level((kib["MemTotal"] - kib["MemAvailable"]) << 10, kib["MemTotal"] << 10)
+    def _cgroups(self, machine_bytes: int) -> Iterator[tuple[int, int]]:
+        """Used and total bytes of the cgroups around this process that have a limit, innermost
+        first."""
+        for folder in self._folders():
+            limits = [limit for limit in (_number(folder / name) for name in _CGROUP_LIMITS) if limit is not None]
+            usage = _number(folder / "memory.current")
+            if usage is None:
+                usage = _number(folder / "memory.usage_in_bytes")
+            if limits and usage is not None and 0 < min(limits) < machine_bytes:
+                yield max(0, usage - _inactive_cache(folder)), min(limits)
 
-    def _cgroups(self, machine_bytes: int) -> Iterator[_Level]:
-        """The cgroups around this process that have a limit, innermost first."""
-        for folder, version in self._folders():
-            limits = [
-                limit
-                for name in version.limits
-                if (limit := _number(folder / name)) is not None and limit < machine_bytes
-            ]
-            usage = _number(folder / version.usage)
-            if limits and usage is not None and min(limits) > 0:
-                yield _Level(max(0, usage - _stat(folder / "memory.stat", version.inactive)), min(limits))
-
-    def _folders(self) -> Iterator[tuple[Path, _Version]]:
+    def _folders(self) -> Iterator[Path]:
         try:
             mounts = (self._root / "proc/self/mountinfo").read_text().splitlines()
             member_of = (self._root / "proc/self/cgroup").read_text().splitlines()
@@ -198,8 +146,9 @@ class SystemMemory:
             return
         paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in member_of)}
         by_memory = next((path for controllers, path in paths.items() if "memory" in controllers.split(",")), None)
-        version, path = (_V2, paths.get("")) if by_memory is None else (_V1, by_memory)
-        mount = next((found for line in mounts if (found := _cgroup_mount(line, version)) is not None), None)
+        is_v1 = by_memory is not None
+        path = by_memory if is_v1 else paths.get("")
+        mount = next((found for line in mounts if (found := _cgroup_mount(line, is_v1)) is not None), None)
         if path is None or mount is None:
             return
         origin, mounted_at = mount
@@ -210,21 +159,21 @@ class SystemMemory:
         top = self._root / mounted_at.lstrip("/")
         inner = top / within if ".." not in within.parts else top
         for folder in (inner, *inner.parents):
-            yield folder, version
+            yield folder
             if folder == top:
                 return
 
 
-def _cgroup_mount(line: str, version: _Version) -> tuple[str, str] | None:
+def _cgroup_mount(line: str, is_v1: bool) -> tuple[str, str] | None:
     """Origin and mount point of a line of mountinfo, if it is the cgroup hierarchy with the memory
     controller."""
     left, _, right = line.partition(" - ")
     fields, file_system = left.split(), right.split()
     if len(fields) < 5 or len(file_system) < 3:
         return None
-    if version is _V2:
-        return (fields[3], fields[4]) if file_system[0] == "cgroup2" else None
-    return (fields[3], fields[4]) if file_system[0] == "cgroup" and "memory" in file_system[2].split(",") else None
+    kind, options = file_system[0], file_system[2].split(",")
+    found = kind == "cgroup" and "memory" in options if is_v1 else kind == "cgroup2"
+    return (fields[3], fields[4]) if found else None
 
 
 def _number(path: Path) -> int | None:
@@ -236,9 +185,12 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _stat(path: Path, name: str) -> int:
+def _inactive_cache(folder: Path) -> int:
+    """Bytes of files that the kernel gives up first; v1 has a line of its own for what includes
+    children."""
     try:
-        lines = path.read_text().splitlines()
+        lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)
+    stat = {key: value for key, _, value in (line.partition(" ") for line in lines)}
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))

@@ -13,7 +13,7 @@ raw text first). Tokens after the last full chunk are not covered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,15 +74,11 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
     """What a call of `ModelReplica` asks for; None for one that any replica may answer."""
     match method, args:
         case "generate", [GenerationRequest() as request, *_]:
-            prompt = _prompt((*request.prompt_tokens, *request.resumed), request.session_id, chunk_tokens)
+            tokens, session_id = (*request.prompt_tokens, *request.resumed), request.session_id
             name, attempt = split_attempt(request.request_id)
-            return replace(prompt, request=name, attempt=attempt)
         case "continue_", [session_id, *_]:
-            return _prompt((), session_id, chunk_tokens)
+            tokens, name, attempt = (), "", 1
         case _:
             return None
-
-
-def _prompt(tokens: Tokens, session_id: str | None, chunk_tokens: int) -> RoutedPrompt:
     session = None if session_id is None else session_hash(session_id)
-    return RoutedPrompt(len(tokens), tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens))), session)
+    return RoutedPrompt(len(tokens), tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens))), session, name, attempt)

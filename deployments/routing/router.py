@@ -46,17 +46,16 @@ def router_config(
     most = spec.autoscaling.max_replicas if spec.autoscaling is not None else spec.num_replicas
     if not routing.enabled or most <= 1:
         return None
-    kwargs = {
-        "chunk_tokens": routing.chunk_tokens,
-        "guard_tokens": routing.guard_tokens,
-        "n_parallel": spec.n_parallel,
-        "node_share": 0.0 if store is None else _NODE_SHARE,
-        "node_min_tokens": policy.min_tokens,
-        "lag_s": _CONTROL_LAG_S + 2 * routing.stats_period_s,
-    }
     config: dict[str, Any] = {
         "request_router_class": "deployments.routing.router:KvRouter",
-        "request_router_kwargs": kwargs,
+        "request_router_kwargs": {
+            "chunk_tokens": routing.chunk_tokens,
+            "guard_tokens": routing.guard_tokens,
+            "n_parallel": spec.n_parallel,
+            "node_share": 0.0 if store is None else _NODE_SHARE,
+            "node_min_tokens": policy.min_tokens,
+            "lag_s": _CONTROL_LAG_S + 2 * routing.stats_period_s,
+        },
         "request_routing_stats_period_s": routing.stats_period_s,
         "request_routing_stats_timeout_s": 10 * routing.stats_period_s,
     }
@@ -69,13 +68,8 @@ class KvRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Serve's constructor for us, with what `router_config` says."""
         self._chunk_tokens = kwargs["chunk_tokens"]
-        self._weights = RouteWeights(kwargs["guard_tokens"], kwargs["node_share"])
-        self._table: RouteTable[ReplicaID] = RouteTable(
-            chunk_tokens=self._chunk_tokens,
-            n_parallel=kwargs["n_parallel"],
-            lag_s=kwargs["lag_s"],
-            node_min_tokens=kwargs["node_min_tokens"],
-        )
+        self._weights = RouteWeights(kwargs.pop("guard_tokens"), kwargs.pop("node_share"))
+        self._table: RouteTable[ReplicaID] = RouteTable(**kwargs)
         self._random = random.Random()
         self._complained_s = -_COMPLAIN_EVERY_S
 

@@ -23,8 +23,6 @@ from erllama.cache.live import Ids, LivePrefixes, common_prefix
 from erllama.errors import ErllamaError
 from erllama.stats import EngineStats
 
-_NOTHING: frozenset[int] = frozenset()
-
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -35,9 +33,9 @@ class Published:
     `all_sessions`: there are no others.
     """
 
-    prefixes: frozenset[int] = _NOTHING
-    tails: frozenset[int] = _NOTHING
-    sessions: frozenset[int] = _NOTHING
+    prefixes: frozenset[int] = frozenset()
+    tails: frozenset[int] = frozenset()
+    sessions: frozenset[int] = frozenset()
     all_sessions: bool = True
     load: int = 0
     n_parallel: int = 1
@@ -59,9 +57,7 @@ class RoutingStats:
 
     def __init__(self, snapshot: Callable[[], Future[LivePrefixes]], routing: RoutingSpec) -> None:
         self._snapshot = snapshot
-        self._chunk_tokens = routing.chunk_tokens
-        self._max = routing.max_published
-        self._wait_s = routing.stats_period_s
+        self._routing = routing
         self._pending: asyncio.Future[LivePrefixes] | None = None
         self._chains: dict[int, TokenChain] = {}
         self._held: dict[str, Any] = {}
@@ -70,26 +66,24 @@ class RoutingStats:
         """What to publish now. While a long step holds the engine, its prefixes are those of the
         last time."""
         try:
-            await self._refresh()
+            if self._pending is None:
+                self._pending = asyncio.wrap_future(self._snapshot())
+            await asyncio.wait([self._pending], timeout=self._routing.stats_period_s)
+            if self._pending.done():
+                pending, self._pending = self._pending, None
+                self._held = self._published(pending.result())
         except ErllamaError:  # the engine has stopped: nothing is in its context, and the health check says the rest
             self._held = {}
         return {**self._held, "load": stats.n_running + stats.n_queued, "n_parallel": stats.n_parallel}
-
-    async def _refresh(self) -> None:
-        if self._pending is None:
-            self._pending = asyncio.wrap_future(self._snapshot())
-        await asyncio.wait([self._pending], timeout=self._wait_s)
-        if self._pending.done():
-            pending, self._pending = self._pending, None
-            self._held = self._published(pending.result())
 
     def _published(self, live: LivePrefixes) -> dict[str, Any]:
         self._chains = {seq_id: self._chain(seq_id, tokens) for seq_id, tokens in (*live.running, *live.idle)}
         chains = [chunk_hashes(chain) for chain in self._chains.values()]
         tails = [chain[-1] for chain in chains if chain]
-        sessions = live.sessions[: self._max]
+        most = self._routing.max_published
+        sessions = live.sessions[:most]
         return {
-            "prefixes": pack_hashes(tails if live.whole else thinned(chains, self._max)),
+            "prefixes": pack_hashes(tails if live.whole else thinned(chains, most)),
             "tails": pack_hashes(tails),
             "sessions": pack_hashes(session_hash(session_id) for session_id in sessions),
             "all_sessions": len(sessions) == len(live.sessions),
@@ -101,7 +95,7 @@ class RoutingStats:
         """The chain of `tokens`, which mostly are the ones of before and some more."""
         before = self._chains.get(seq_id)
         if before is None:
-            return chunk_chain(tokens, self._chunk_tokens)
+            return chunk_chain(tokens, self._routing.chunk_tokens)
         same = common_prefix(before.ids, tokens)
         return before if same == len(before) == len(tokens) else before.prefix(same).extended(tokens[same:])
 

@@ -18,10 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from deployments.routing.prompt import RoutedPrompt
-from deployments.routing.score import ReplicaView
+from deployments.routing.score import K, ReplicaView
 from deployments.routing.stats import Published
-
-K = TypeVar("K", bound=Hashable)
 
 _MAX_NODE_HASHES = 1 << 16
 _MAX_HOMES = 1 << 14
@@ -57,10 +55,8 @@ class _Known:
 
     def publish(self, stats: Mapping[str, Any]) -> None:
         if stats != self.stats:
-            self.stats, self.published = (
-                stats,
-                replace(self.published, prefixes=frozenset(), tails=frozenset(), sessions=frozenset()),
-            )
+            self.stats = stats
+            self.published = replace(self.published, prefixes=frozenset(), tails=frozenset(), sessions=frozenset())
             self.published = Published.parse(stats)
             self.n_foreign = max(0, self.published.load - self.n_recent)
             self.n_new = 0
@@ -121,7 +117,7 @@ class RouteTable(Generic[K]):
         self._lag_ns = int(lag_s * 1e9)
         self._node_min_tokens = node_min_tokens
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._known: dict[K, _Known] = {}
         self._records: OrderedDict[str, _Record[K]] = OrderedDict()
         self._expiry: OrderedDict[str, int] = OrderedDict()  # records that go on their own, the next one first
@@ -135,7 +131,7 @@ class RouteTable(Generic[K]):
         for stats that are not ours."""
         with self._lock:
             for gone in self._known.keys() - replicas.keys():
-                self._forget(gone)
+                self.forget(gone)
             problem: Exception | None = None
             for key, (node, stats) in replicas.items():
                 try:
@@ -148,7 +144,11 @@ class RouteTable(Generic[K]):
     def forget(self, replica: K) -> None:
         """The replica died. Idempotent."""
         with self._lock:
-            self._forget(replica)
+            for request_id in [key for key, record in self._records.items() if record.replica == replica]:
+                self._drop(request_id)
+            self._known.pop(replica, None)
+            for session in [key for key, home in self._homes.items() if home == replica]:
+                del self._homes[session]
 
     def views(self, prompt: RoutedPrompt, candidates: Sequence[K]) -> list[ReplicaView[K]]:
         """What is known of each candidate for this prompt, in their order. One that is not known
@@ -160,10 +160,24 @@ class RouteTable(Generic[K]):
             return [self._view(key, prompt, has_session=key == home, has_failed=key in failed) for key in candidates]
 
     def chosen(self, request_id: str, prompt: RoutedPrompt, replica: K) -> None:
-        """The router decided on a replica. That is forgotten after a while, unless `routed`
-        follows: the caller may have gone."""
+        """The router decided on a replica: from now on the request counts for it. That is forgotten
+        after a while, unless `routed` follows: the caller may have gone."""
         with self._lock:
-            self._record(request_id, prompt, replica)
+            self._drop(request_id)
+            known = self._known.get(replica)
+            if known is None:
+                return
+            if not known.goes_on(prompt.chain):
+                self._turns += 1
+                known.turn = self._turns
+                known.n_new += 1
+            record = _Record(replica, prompt, prompt.chain[-1:] if known.published.whole else prompt.chain)
+            known.add(record)
+            self._records[request_id] = record
+            self._expiry[request_id] = self._clock() + self._lag_ns
+            if len(self._records) > _MAX_RECORDS:
+                self._drop(next(iter(self._records)))
+            self._remember(prompt, replica, known.node)
 
     def routed(self, request_id: str, replica: K) -> None:
         """The replica has accepted the request. Which one it is may differ from what was
@@ -171,7 +185,8 @@ class RouteTable(Generic[K]):
         with self._lock:
             record = self._records.get(request_id)
             if record is not None and record.replica != replica:
-                record = self._record(request_id, record.prompt, replica)
+                self.chosen(request_id, record.prompt, replica)
+                record = self._records.get(request_id)
             if record is not None and record.running:
                 self._expiry.pop(request_id, None)
 
@@ -218,35 +233,14 @@ class RouteTable(Generic[K]):
             return last
         return next((key for key, other in self._known.items() if session in other.published.sessions), None)
 
-    def _record(self, request_id: str, prompt: RoutedPrompt, replica: K) -> _Record[K] | None:
-        """From now on the request counts for `replica`, for as long as a decision is believed
-        in."""
-        self._drop(request_id)
-        known = self._known.get(replica)
-        if known is None:
-            return None
-        if not known.goes_on(prompt.chain):
-            self._turns += 1
-            known.turn = self._turns
-            known.n_new += 1
-        record = _Record(replica, prompt, prompt.chain[-1:] if known.published.whole else prompt.chain)
-        known.add(record)
-        self._records[request_id] = record
-        self._expiry[request_id] = self._clock() + self._lag_ns
-        if len(self._records) > _MAX_RECORDS:
-            self._drop(next(iter(self._records)))
-        self._remember(record)
-        return record
-
-    def _remember(self, record: _Record[K]) -> None:
+    def _remember(self, prompt: RoutedPrompt, replica: K, node: str) -> None:
         """What outlives the request: where it was tried, where its session is, and what the first
         tier of the node will have."""
-        prompt, node = record.prompt, self._known[record.replica].node
         if prompt.request:
             earlier = self._tried.get(prompt.request, set()) if prompt.attempt > 1 else set()
-            _put(self._tried, prompt.request, earlier | {record.replica}, _MAX_RECORDS)
+            _put(self._tried, prompt.request, earlier | {replica}, _MAX_RECORDS)
         if prompt.session is not None:
-            _put(self._homes, prompt.session, record.replica, _MAX_HOMES)
+            _put(self._homes, prompt.session, replica, _MAX_HOMES)
         if prompt.n_tokens >= self._node_min_tokens:
             for h in prompt.chain:
                 _put(self._nodes, (node, h), None, _MAX_NODE_HASHES)
@@ -262,13 +256,6 @@ class RouteTable(Generic[K]):
         record = self._records.pop(request_id, None)
         if record is not None:
             self._known[record.replica].remove(record)
-
-    def _forget(self, replica: K) -> None:
-        for request_id in [key for key, record in self._records.items() if record.replica == replica]:
-            self._drop(request_id)
-        self._known.pop(replica, None)
-        for session in [key for key, home in self._homes.items() if home == replica]:
-            del self._homes[session]
 
 
 T = TypeVar("T", bound=Hashable)

@@ -199,9 +199,9 @@ def test_a_tiers_garbage_is_collected_by_whom_the_order_names_and_left_alone_by_
         for replica in replicas:
             await asyncio.to_thread(store_of(replica).wait_loaded, 30)
         reports = [await replica.memory_report(True) for replica in replicas]
-        (mine,), (others,) = (report.tiers for report in reports)
-        assert mine.ids & others.ids, "both know that it is one directory"
-        one = GarbageOrder("r1", mine.ids, deadline_s=10.0, for_s=60.0)
+        (mine,), (others,) = (report.tiers.values() for report in reports)
+        assert mine & others, "both know that it is one directory"
+        one = GarbageOrder("r1", mine, deadline_s=10.0, for_s=60.0)
         collected = await replicas[0].collect_garbage(one)
         assert collected is not None
         assert collected.is_done, collected

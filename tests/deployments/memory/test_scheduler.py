@@ -27,7 +27,6 @@ from deployments.memory.messages import (
     ReleaseResult,
     ReplicaReport,
     SchedulerStatus,
-    TierReport,
 )
 from deployments.memory.scheduler import Scheduler
 from deployments.memory.service import gathered
@@ -69,7 +68,7 @@ class FakeReplica:
             idle_s=99.0,
             readings=(Reading("node", RAM, self.elsewhere + self.held, 100 * GB),),
             offers=(ReleaseOffer(ReleaseKind.CONTEXT, RAM, self.held),) if self.held else (),
-            tiers=(TierReport("disk", TIER_IDS),),
+            tiers={"disk": TIER_IDS},
             delta=delta if with_delta else None,
             problems=self.problems,
         )
@@ -142,14 +141,18 @@ class Fixture:
             order_timeout_s=1.0,
             meter=self.meter,
             clock=self.clock,
-            unix_s=lambda: 1000.0,
         )
 
     async def round(self, seconds: float = 1.0) -> SchedulerStatus:
         self.clock.now += int(seconds * 1e9)
         await self.scheduler.tick()
-        await self.scheduler.settled()
-        return self.scheduler.status()
+        await self.settled()
+        return await self.scheduler.status()
+
+    async def settled(self) -> None:
+        """Until all that the rounds so far have begun has ended."""
+        while self.scheduler._tasks:
+            await asyncio.gather(*self.scheduler._tasks)
 
 
 def run(story: Callable[[], Any]) -> None:
@@ -233,8 +236,8 @@ def test_an_order_that_does_not_end_stops_neither_the_rounds_nor_later_orders():
             await asyncio.sleep(0)
         assert [order.replica_id for order in quick.orders] == ["quick"]
         waiting.set()
-        await it.scheduler.settled()
-        assert {record.order.replica_id for record in it.scheduler.status().last} == {"slow", "quick"}
+        await it.settled()
+        assert {record.order.replica_id for record in (await it.scheduler.status()).last} == {"slow", "quick"}
 
     run(story)
 
@@ -325,16 +328,16 @@ def test_the_loop_goes_on_after_a_round_that_failed_and_its_end_is_noticed(caplo
 
         it.scheduler.tick = tick  # type: ignore[method-assign]
         it.scheduler.start()
-        it.scheduler.check_alive()
+        await it.scheduler.check_health()
         await went_on.wait()
-        assert it.scheduler.status().errors == {"round": 1}
+        assert (await it.scheduler.status()).errors == {"round": 1}
         it.clock.now += 10**15
         with pytest.raises(RuntimeError, match="has not finished a round"):
-            it.scheduler.check_alive()
+            await it.scheduler.check_health()
         it.scheduler.close()
         it.scheduler.close()
         with pytest.raises(RuntimeError):
-            it.scheduler.check_alive()
+            await it.scheduler.check_health()
 
     run(story)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import psutil
 import pytest
 
 from deployments.memory.messages import RAM, Reading
@@ -27,7 +28,8 @@ class Tree:
         self.root = root
         self.write(
             "proc/meminfo",
-            f"MemTotal:  {64 << 20} kB\nMemFree:  1 kB\nMemAvailable:  {48 << 20} kB\nHugePages_Total:  0\n",
+            f"MemTotal:  {64 << 20} kB\nMemFree:  1 kB\nMemAvailable:  {48 << 20} kB\nHugePages_Total:  0\n"
+            + "".join(f"{name}:  1 kB\n" for name in ("Buffers", "Cached", "Shmem", "Active", "Inactive", "Slab")),
         )
 
     def write(self, path: str, text: str) -> None:
@@ -59,7 +61,8 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
     return Tree(tmp_path)
 
 
