@@ -52,8 +52,8 @@ class CachePolicy:
         model, so a chat that stored them at every turn would write a tenth more.
     restore_min_tokens: a stored prefix must win at least so many tokens over what is live.
     session_resume_wait_ms: how long a request with a parent_key waits for that save in flight.
-    share_wait_s: how long a request waits for another replica of the node that is computing the
-        same prefix; 0 never waits.
+    share_wait_s: how long a request waits at most for another replica of the node that is
+        computing the same prefix, and no longer than computing it should take; 0 never waits.
     read_timeout_s: a restore that takes longer is cut off and the rest recomputed.
     restore_always: skip the comparison of measured read bandwidth with measured prefill speed.
     evict_save_timeout_s: bound of what waits for the store on evict and shutdown.

@@ -36,6 +36,8 @@ _SHARE_SLICE_S = 0.5  # how long a stop may have to wait for who waits for anoth
 # at most so long are claims kept for blocks that are not written yet: who waits looks for them on
 # the tier
 _RELEASE_AFTER_S = 1.0
+_UNMEASURED_RATE = 100.0  # tokens per second of a prefill before there was one: a slow machine's
+_PATIENCE_S = 2.0  # another process may need a moment to write what it has computed
 _CLAIM_MARGIN = 2.0  # a claim lasts this many times as long as the prefill should: neighbours slow it down
 
 
@@ -59,6 +61,10 @@ class ReadJob:
     def computes(self) -> bool:
         """Whether what is not found will be computed."""
         return not self.request.restore_only
+
+    def cost_s(self, n_tokens: int) -> float:
+        """How long computing `n_tokens` takes, as far as was measured."""
+        return n_tokens / (self.prefill_rate or _UNMEASURED_RATE)
 
     def n_have(self, plan: Plan) -> int:
         """Tokens that need not be computed, if `plan` is carried out."""
@@ -169,7 +175,9 @@ class KvReader:
         self._wake()
 
     def _read(self, job: ReadJob, chain: TokenChain) -> Restored:
-        share_until = time.monotonic() + (self._policy.share_wait_s if job.computes else 0.0)
+        # whoever waits for longer than computing takes has waited for nothing
+        patience_s = min(self._policy.share_wait_s, max(_PATIENCE_S, job.cost_s(len(chain) - job.n_live)))
+        share_until = time.monotonic() + (patience_s if job.computes else 0.0)
         plan = self._lookup(job, chain, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, chain, share_until)  # someone was faster by a moment: wait for what they compute
@@ -205,8 +213,7 @@ class KvReader:
         keys = job.keys_beyond(plan, n_saved_soon)
         if not keys:
             return True
-        seconds = len(keys) * BLOCK_TOKENS / job.prefill_rate if job.prefill_rate else self._policy.share_wait_s
-        if not self._store.claim(keys, _CLAIM_MARGIN * seconds):
+        if not self._store.claim(keys, _CLAIM_MARGIN * job.cost_s(len(keys) * BLOCK_TOKENS)):
             return False
         with self._lock:
             self._claims[job] = keys
