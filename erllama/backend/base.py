@@ -37,6 +37,9 @@ class Vocab(Protocol):
         of the vocabulary.
         """
 
+    def cut_texts(self) -> Sequence[str]:
+        """Those before which a text may be cut without changing its ids; may be none."""
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids, control tokens left out. Raises `InvalidParameter` for an unknown
         id.

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
+from erllama.chat.token_cache import TokenCache
+
 _NOTHING = re.compile(r"(?!)")
 
 
@@ -35,15 +37,19 @@ class GuardVocab(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ContentGuard:
-    """`control_texts` are the texts of a vocabulary's control tokens. Immutable, any thread."""
+    """`controls` finds the texts of a vocabulary's control tokens, `cache` knows the ids of what was
+    tokenised before. Any thread.
+    """
 
     controls: re.Pattern[str]
+    cache: TokenCache
 
     @classmethod
-    def of(cls, control_texts: Iterable[str]) -> ContentGuard:
+    def of(cls, control_texts: Iterable[str], cache: TokenCache | None = None) -> ContentGuard:
         # the longest first: one may begin with another
         texts = sorted(filter(None, control_texts), key=len, reverse=True)
-        return cls(re.compile("|".join(map(re.escape, texts))) if texts else _NOTHING)
+        pattern = re.compile("|".join(map(re.escape, texts))) if texts else _NOTHING
+        return cls(pattern, TokenCache(()) if cache is None else cache)
 
     def mark_for(self, *values: Any) -> str | None:
         """A word that is in none of `values`, if any text in them names a control token, else
@@ -72,11 +78,19 @@ class ContentGuard:
         False). A template that writes BOS itself does not get a second one (llama.cpp's rule).
         """
         add_special = begins and vocab.adds_bos and not (vocab.bos_text and text.startswith(vocab.bos_text))
+
+        def with_controls(piece: str, first: bool) -> list[int]:
+            return vocab.tokenize(piece, add_special=first, parse_special=True)
+
         if mark is None or mark not in text:
-            return vocab.tokenize(text, add_special=add_special, parse_special=True)
+            return self.cache.tokenize(text, with_controls, add_special=add_special)
         ids: list[int] = []
         for number, (piece, special) in enumerate(self._pieces(text, mark)):
-            ids += vocab.tokenize(piece, add_special=add_special and not number, parse_special=special)
+            first = add_special and not number
+            if special:
+                ids += self.cache.tokenize(piece, with_controls, add_special=first)
+            else:
+                ids += vocab.tokenize(piece, add_special=first, parse_special=False)
         return ids
 
     def _pieces(self, text: str, mark: str) -> Iterator[tuple[str, bool]]:
@@ -112,5 +126,5 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-NO_GUARD = ContentGuard(_NOTHING)
+NO_GUARD = ContentGuard.of(())
 """Reads control tokens wherever they stand, as `parse_special_in_content` asks for."""

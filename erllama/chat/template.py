@@ -40,6 +40,7 @@ from erllama.backend.base import Vocab
 from erllama.chat.adapt import adapt, completed_tool, spelled
 from erllama.chat.guard import NO_GUARD, ContentGuard, GuardVocab
 from erllama.chat.messages import RawArguments, normalise_messages
+from erllama.chat.token_cache import TokenCache
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.traits import TemplateTraits, probe_traits
@@ -181,7 +182,8 @@ class ChatTemplate:
         cls, vocab: Vocab, *, parse_special_in_content: bool = False, clock: Literal["date", "time"] = "date"
     ) -> ChatTemplate:
         """The template of the model that `vocab` belongs to; the options are `EngineConfig`'s."""
-        guard = NO_GUARD if parse_special_in_content else ContentGuard.of(vocab.control_texts())
+        cache = TokenCache(vocab.cut_texts())
+        guard = ContentGuard.of(() if parse_special_in_content else vocab.control_texts(), cache)
         now = datetime.now if clock == "time" else today
         return cls(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text, now=now, guard=guard)
 

@@ -155,6 +155,13 @@ class LlamaVocab:
             control = [token for token in range(self.n_vocab) if attr(pointer, token) & _CONTROL]
         return [self._special_text(token) for token in control]
 
+    def cut_texts(self) -> list[str]:
+        """`control_texts`, or none of them where a token takes the white space before it along."""
+        attr = llama_cpp.llama_vocab_get_attr
+        with self._in_use() as pointer:
+            looks_back = any(attr(pointer, token) & llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP for token in range(self.n_vocab))
+        return [] if looks_back else self.control_texts()
+
     def close(self) -> None:
         """Leave the model, and free it if this vocabulary loaded it. Waits for calls that are using
         it; later ones fail. Idempotent.

@@ -62,6 +62,9 @@ class StubVocab:
     def control_texts(self) -> Sequence[str]:
         return ()
 
+    def cut_texts(self) -> Sequence[str]:
+        return ()
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         for token in tokens:
             if not 0 <= token < N_VOCAB:

@@ -40,6 +40,8 @@ class PairVocab:
     def control_texts(self):
         return ()
 
+    cut_texts = control_texts
+
     @classmethod
     def load(cls, path):
         return cls()
