@@ -3,6 +3,7 @@ takes no time.
 
     python bench/overhead.py [--streams 1,16,64] [--seconds 8] [--step-ms 0,20] [--mode both]
     [--json FILE]
+    python bench/overhead.py --mode history
 
 For each mode (`tuned`: the switches of deployments.launch; `default`: Ray as it comes) one cluster
 runs with one model per value of `--step-ms`: 0 decodes as fast as the engine loop turns, so tokens
@@ -19,6 +20,10 @@ MODE.stepN.sK.PART_us   CPU microseconds per streamed token of proxy (HAProxy an
 MODE.unary.sK.requests  completions of 4 tokens per second, K at a time; here PART_us is per request
 MODE.unary.sK.p50       milliseconds per such request, the median
 
+history.first, .second  CPU milliseconds to render and tokenise a chat of `--messages` messages (some
+                        30,000 tokens of the demo model) that no one has seen, and with the next
+                        turn behind it; no server runs
+
 CPU is user + system time from /proc, in ticks of 10 ms, so short runs are coarse. Ratios are
 default/tuned: above one means that the switches help (for requests, items and tokens, below one
 does). With step 0 everything shares the cores with the client; with a paced backend and few streams
@@ -32,6 +37,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,6 +49,10 @@ from harness import Figures, int_list, make_parser, percentile, say
 from servers import Ours, component, cpu_of
 from stream_client import Connection, Truncated, encode_request, parse_reply, parse_stream
 
+from deployments.ingress.prompts import PromptSource
+from erllama.cache.setup import transcript_root
+from erllama.chat.transcript_book import TranscriptBook
+from erllama.config import EngineConfig
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 
@@ -145,6 +155,48 @@ def _add_costs(figures: Figures, name: str, used: dict[str, float], client_s: fl
     figures.add(f"{name}.client_us", 1e6 * client_s / count, unit)
 
 
+def measure_history(figures: Figures, n_messages: int) -> None:
+    """What the ingress does with a long chat, turn after turn."""
+    source = PromptSource(EngineConfig(path="demo"), root=transcript_root("demo", ""), book=TranscriptBook())
+    source.load()
+    draw = random.Random(0)
+    words = [
+        "the",
+        "sea",
+        "a",
+        "ship",
+        "wind",
+        "north",
+        "old",
+        "harbour",
+        "sails",
+        "and",
+        "then",
+        "we",
+        "saw",
+        "it",
+        "again",
+        ",",
+        "later",
+        "that",
+        "night",
+    ]
+
+    def message(number: int) -> dict[str, str]:
+        text = " ".join(draw.choice(words) for _ in range(130))
+        return {"role": "assistant" if number % 2 else "user", "content": text}
+
+    history = [message(number) for number in range(n_messages - 1 + n_messages % 2)]
+    for name in ("first", "second"):
+        begun = time.process_time()
+        prompt = source.render_chat(history, None, {}).prompt
+        figures.add(f"history.{name}", 1e3 * (time.process_time() - begun), "ms")
+        figures.add(f"history.{name}.tokens", len(prompt), "1")
+        history += [message(len(history)), message(len(history) + 1)]
+    source.close()
+    figures.add_ratio("ratio.history", figures.get("history.second"), figures.get("history.first"))
+
+
 def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
     """Load vocabularies, open every path once, and wait out the time in which HAProxy still uses
     its fallback.
@@ -166,13 +218,18 @@ def main() -> None:
     parser.add_argument(
         "--step-ms", type=int_list, default=[0, 20], help="sleep per decode step, one model each (default 0,20)"
     )
-    parser.add_argument("--mode", choices=("tuned", "default", "both"), default="both")
+    parser.add_argument("--mode", choices=("tuned", "default", "both", "history"), default="both")
+    parser.add_argument("--messages", type=int, default=200, help="of the history (default 200)")
     parser.add_argument("--port", type=int, default=8210)
     args = parser.parse_args()
     if not args.streams or not 1 <= min(args.streams) <= max(args.streams) <= 64:
         parser.error("--streams must be between 1 and 64")
 
     figures = Figures()
+    if args.mode == "history":
+        measure_history(figures, args.messages)
+        figures.report(args.json)
+        return
     logging.getLogger("gguf").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as directory:
         path = Path(directory, "vocab.gguf")
