@@ -184,6 +184,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes of a token; control tokens give b""."""
 
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token; those of a control token are its name."""
+
     @property
     def grammars(self) -> GrammarCompiler:
         """Compiles what replies must follow. Any thread."""

@@ -115,6 +115,9 @@ class LlamaBackend:
     def piece(self, token: int) -> bytes:
         return self.vocab.piece(token)
 
+    def token_text(self, token: int) -> bytes:
+        return self.vocab.token_text(token)
+
     # --- decode -----------------------------------------------------------------------------------
 
     @property

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
+from deployments.dialects.openai.wire_messages import Message
 from deployments.http.ports import PromptPort
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
@@ -109,6 +110,14 @@ def completion_requests(
         )
         requests += _choices(base, body.n or 1)
     return requests
+
+
+def check_stream(body: GenerationBody) -> None:
+    """Raises `InvalidParameter` for options of a stream that was not asked for."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidParameter(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
+        )
 
 
 def check_completion(body: CompletionBody) -> None:
