@@ -9,6 +9,7 @@ from typing import Any
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
 from deployments.http.ports import PromptPort
+from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
@@ -173,3 +174,14 @@ def template_variables(body: ChatBody) -> dict[str, Any]:
     switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
     effort = {} if body.reasoning_effort in (None, "none") else {"reasoning_effort": body.reasoning_effort}
     return switches | effort | (body.chat_template_kwargs or {})
+
+
+def prompt_ending(body: ChatBody) -> Ending:
+    """Where the prompt ends, in vLLM's words. Raises `InvalidParameter` when it says two things."""
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidParameter(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )
+    if body.continue_final_message:
+        return "continued"
+    return "closed" if body.add_generation_prompt is False else "opened"

@@ -21,6 +21,7 @@ from deployments.dialects.openai.params import (
     check_completion,
     check_stream,
     completion_requests,
+    prompt_ending,
     reply_constraint,
     template_message,
     template_variables,
@@ -103,7 +104,7 @@ class _Chat:
 
 def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     messages = [template_message(message) for message in body.messages]
-    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body))
+    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body), prompt_ending(body))
     check_fits(chat.prompt, prompts.n_ctx, "messages")
     reply, tools = reply_constraint(body), tool_specs(body)
     constraint = chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning)
