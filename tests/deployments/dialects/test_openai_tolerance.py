@@ -35,7 +35,9 @@ async def test_values_that_mean_off_are_off():
 
 
 async def test_a_completion_without_logprobs_says_false():
-    assert (await post({"prompt": "x", "logprobs": False}, path="/v1/completions")).json()["choices"][0]["logprobs"] is None
+    assert (await post({"prompt": "x", "logprobs": False}, path="/v1/completions")).json()["choices"][0][
+        "logprobs"
+    ] is None
 
 
 @pytest.mark.parametrize(
