@@ -40,12 +40,17 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability under the raw distribution (before bias, penalties and truncation)."""
+    """Log probability under the raw distribution (before bias, penalties and truncation).
+
+    `piece` has the bytes of the token, a control token's are its name; `hidden` says that they do
+    not stand in the text of the reply. `top` are id, bytes and log probability of the likeliest.
+    """
 
     token: int
     piece: bytes
     logprob: float
     top: tuple[tuple[int, bytes, float], ...] = ()
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

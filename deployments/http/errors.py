@@ -93,16 +93,21 @@ def error_response(
 async def _on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     where = f"{request.method} {request.url.path}"
+    headers = dict(exc.headers or {})
     error: ErllamaError
     match exc.status_code:
         case 404:
             error = RouteNotFound(f"Unknown request URL: {where}. Please check the URL for typos.")
         case 405:
+            methods = headers.get("Allow", "").split(", ")
+            headers["Allow"] = ", ".join(methods + ["HEAD"] * ("GET" in methods and "HEAD" not in methods))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
             error = MethodNotAllowed(f"Not allowed method: {where}.")
         case _:  # only our own routes could raise others, and they raise ErllamaError
             raise exc
     scope = request.scope
-    return error_response(error, dialect_of(scope), scope["state"]["request_id"], headers=exc.headers)
+    return error_response(error, dialect_of(scope), scope["state"]["request_id"], headers=headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -1,5 +1,5 @@
 """The outermost layer of the HTTP app (inside CORS): dialect, request id, API key, log line, and
-the last-resort 500. Pure ASGI.
+the last-resort 500. HEAD and slashes at the end are dealt with here, for all routes. Pure ASGI.
 
 The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the
 same header, and is found at `scope["state"]["request_id"]`. Ray Serve gives every request that
@@ -45,6 +45,17 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
 
 
+def _as_routed(scope: Scope) -> Scope:
+    """The request as routes know it. HEAD is a GET whose body is not sent, and a slash at the end
+    means nothing: a redirect would name a host, which behind a proxy is the wrong one.
+    """
+    path = str(scope["path"])
+    root = str(scope.get("root_path", ""))
+    bare = root + (path.removeprefix(root).rstrip("/") or "/")
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return scope if (path, scope["method"]) == (bare, method) else {**scope, "path": bare, "method": method}
+
+
 class RequestScope:
     """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an
     exception.
@@ -67,10 +78,12 @@ class RequestScope:
         sane = bool(_SANE_ID.match(given))
         rid = given.decode("ascii") if sane else f"req-{uuid4().hex}"
         id_headers = [(b"x-request-id", rid.encode("ascii"))] if self._echo else []
+        method, path = scope["method"], scope["path"]
+        scope = _as_routed(scope)
         dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
-        status = 0
+        status, head = 0, method == "HEAD"
         started_ns = time.monotonic_ns()
 
         async def tagged_send(message: Message) -> None:
@@ -78,6 +91,8 @@ class RequestScope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *id_headers]
+            elif head and message["type"] == "http.response.body":
+                message["body"] = b""
             await send(message)
 
         try:
@@ -92,8 +107,8 @@ class RequestScope:
             logger.info(
                 "event=request request_id=%s method=%s path=%s status=%d ms=%.1f",
                 rid,
-                scope["method"],
-                scope["path"],
+                method,
+                path,
                 # no status and no error: Serve cancelled us, because the client has gone
                 status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
@@ -97,9 +98,11 @@ class PromptPort(Protocol):
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
     ) -> ChatPrompt:
-        """A conversation up to where the assistant speaks. Raises `NotSupported` without a
-        template, `InvalidParameter` when the template refuses the messages.
+        """A conversation up to where the assistant speaks, or as `ending` says. Raises
+        `NotSupported` without a template or for an ending that it cannot make, `InvalidParameter`
+        when the template refuses the messages.
         """
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:

@@ -6,6 +6,8 @@ leaves anyway, followed by the dialect's keep-alive (OpenAI's is the comment `: 
 interval, and later errors travel in the stream. A dialect that has none stays silent, its status
 open. Bytes of one `send` are always whole pieces of the stream, so a keep-alive cannot fall into
 the middle of one.
+
+A client of HTTP/1.0 cannot read a stream of unknown length, so it gets the whole of it at the end.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class StreamResponse(StreamingResponse):
         self._writer = writer
         self._request_id = request_id(request)
         self._keepalive_s = keepalive_s
+        self._old = request.scope.get("http_version") == "1.0"
         self._started = False
         self._finished = False
         self._starting = asyncio.Lock()
@@ -63,6 +66,19 @@ class StreamResponse(StreamingResponse):
             logger.info("event=client_left request_id=%s", self._request_id)  # the log line of the request will say 200
 
     async def _pump(self, send: Send) -> None:
+        if self._old:
+            await self._send_whole(send)
+        else:
+            await self._send_pieces(send)
+
+    async def _send_whole(self, send: Send) -> None:
+        """For a client of HTTP/1.0, which knows no chunks: one body of known length."""
+        async with aclosing(self._chunks) as chunks:
+            body = b"".join([chunk async for chunk in chunks])
+        self.raw_headers.append((b"content-length", str(len(body)).encode()))
+        await self._send(send, body, more=False)
+
+    async def _send_pieces(self, send: Send) -> None:
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
@@ -89,7 +105,7 @@ class StreamResponse(StreamingResponse):
     async def _tick(self, send: Send) -> float:
         """Sends a keep-alive if one is due; seconds until the next may be."""
         silent_s = time.monotonic() - self._last_sent
-        if self._finished:
+        if self._finished or self._old:
             return self._keepalive_s
         if silent_s < self._keepalive_s:
             return self._keepalive_s - silent_s

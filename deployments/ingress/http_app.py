@@ -51,7 +51,7 @@ def make_http_app(
     options = options or HttpOptions()
     registry = ModelRegistry(models)
     # bodies are parsed by the dialects, so a generated schema would be empty
-    app = FastAPI(title="erllama", openapi_url=None)
+    app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
 
     @app.get("/health")
     async def health() -> Response:

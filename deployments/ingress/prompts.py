@@ -15,9 +15,9 @@ from typing import Any
 
 from cache_store import ChainKey
 from deployments.http.ports import ChatPrompt, Record
-from erllama.chat.template import ChatTemplate
+from erllama.chat.template import ChatTemplate, Ending
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.choose import choose_format, format_named, opens_reasoning
+from erllama.chat.tool_formats.choose import choose_format, format_named, leaves_reasoning_open, opens_reasoning
 from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
@@ -103,6 +103,7 @@ class PromptSource:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
     ) -> ChatPrompt:
         reserved = sorted(_RESERVED & template_kwargs.keys())
         if reserved:
@@ -114,13 +115,17 @@ class PromptSource:
             messages,
             tools=tools,
             template_kwargs=template_kwargs,
+            ending=ending,
             root=self._root,
             find=self._book.finder(),
             tool_format=state.tool_format,
             shown={token: text.encode() for text, token in state.marker_ids.items()},
         )
         tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
-        return ChatPrompt(Prompt.of(ids), opens_reasoning(state.tool_format, tail))
+        in_reasoning = opens_reasoning(state.tool_format, tail)
+        if ending == "continued":
+            in_reasoning = in_reasoning or leaves_reasoning_open(state.tool_format, messages[-1].get("content") or "")
+        return ChatPrompt(Prompt.of(ids), in_reasoning)
 
     @property
     def may_wait(self) -> bool:

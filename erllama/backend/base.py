@@ -166,6 +166,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes of a token; control tokens give b""."""
 
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token; those of a control token are its name."""
+
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`,
         `ContextOverflow` or `ModelLoadError`.

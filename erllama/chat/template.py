@@ -109,6 +109,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **kwargs)
 
 
+Ending = Literal["opened", "closed", "continued"]
+"""How a prompt ends: where the assistant begins to speak, behind the last message, or inside of it
+(an assistant's, which is to be continued).
+"""
+
+
 def today() -> datetime:
     """The beginning of this day."""
     return datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
@@ -117,7 +123,8 @@ def today() -> datetime:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Adapted messages, and the variables that are rendered with them. `mark` stands before what
-    would read as a control token in a message, None if nothing does; see `guard.py`.
+    would read as a control token in a message, None if nothing does; see `guard.py`. `end` stands
+    behind the last message's text if the prompt ends there.
     """
 
     messages: list[dict[str, Any]]
@@ -125,6 +132,8 @@ class Conversation:
     variables: Mapping[str, Any]
     guard: ContentGuard = NO_GUARD
     mark: str | None = None
+    ending: Ending = "opened"
+    end: str = ""
 
     def with_messages(self, messages: Sequence[Mapping[str, Any]]) -> Conversation:
         return replace(self, messages=[dict(message) for message in messages])
@@ -211,8 +220,9 @@ class ChatTemplate:
         replace its own. Raises `NotSupported` without a usable template, `InvalidParameter` for
         messages that it, or we, refuse.
         """
-        conversation = self.conversation(messages, tools=tools, **template_kwargs)
-        text = self.render_conversation(conversation, add_generation_prompt=add_generation_prompt)
+        ending: Ending = "opened" if add_generation_prompt else "closed"
+        conversation = self.conversation(messages, tools=tools, ending=ending, **template_kwargs)
+        text = self.render_conversation(conversation)
         return text if conversation.mark is None else text.replace(conversation.mark, "")
 
     def conversation(
@@ -220,27 +230,38 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        ending: Ending = "opened",
         **template_kwargs: Any,
     ) -> Conversation:
         """`messages` in the shape that this template can express. Raises what `render` raises."""
         if self._template is None:
             raise NotSupported(self.problem or NO_TEMPLATE, param="messages")
-        shown = adapt(normalise_messages(messages), tools, self.traits, self.tool_format)
+        given = normalise_messages(messages)
+        end = _marked_end(given) if ending == "continued" else ""
+        shown = adapt(given, tools, self.traits, self.tool_format)
         write = dict if self.traits.bare_tools else completed_tool
         offered = [write(tool) for tool in tools] if tools else None
         mark = self._guard.mark_for(shown, offered, template_kwargs)
         if mark is None:
-            return Conversation(shown, offered, template_kwargs, self._guard)
+            return Conversation(shown, offered, template_kwargs, self._guard, None, ending, end)
         shown, offered, variables = (self._guard.marked(value, mark) for value in (shown, offered, template_kwargs))
-        return Conversation(shown, offered, variables, self._guard, mark)
+        return Conversation(shown, offered, variables, self._guard, mark, ending, end)
 
-    def render_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
-        return self._render(
+    def render_conversation(self, conversation: Conversation) -> str:
+        text = self._render(
             [spelled(message, self.traits) for message in conversation.messages],
             conversation.tools or ([] if self.traits.no_tools == "empty" else None),
-            add_generation_prompt,
+            conversation.ending == "opened",
             conversation.variables,
         )
+        if not conversation.end:
+            return text
+        begun, found, _ = text.rpartition(conversation.end)
+        if not found:
+            raise NotSupported(
+                "the chat template of this model cannot leave its last message open", param="continue_final_message"
+            )
+        return begun
 
     def _render_probe(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
         return self._render(messages, tools, True, {}, max_items=MAX_PROBE_ITEMS)
@@ -270,6 +291,22 @@ class ChatTemplate:
             if name in variables and name != "documents":
                 raise InvalidParameter(f"chat_template_kwargs may not set {name!r}", param="chat_template_kwargs")
         return _render(self._template, {**variables, **template_kwargs})
+
+
+def _marked_end(messages: list[dict[str, Any]]) -> str:
+    """Write a word behind the last message, an assistant's, and tell which. It stands nowhere else
+    and is made of letters and digits: templates trim, escape and quote other characters.
+    """
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        raise InvalidParameter(
+            "only a last message of the assistant, without tool calls, can be continued", param="continue_final_message"
+        )
+    n, text = 0, json.dumps(messages, ensure_ascii=False, default=str)
+    while f"xEnd{n}x" in text:
+        n += 1
+    last["content"] += f"xEnd{n}x"
+    return f"xEnd{n}x"
 
 
 class _BoundedRange:

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 from cache_store.format.keys import ChainKey, TokenChain
 from erllama.backend.base import Vocab
-from erllama.chat.template import ChatTemplate, Conversation
+from erllama.chat.template import ChatTemplate, Conversation, Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
@@ -85,22 +85,23 @@ def transcript_prompt(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_kwargs: Mapping[str, Any],
+    ending: Ending = "opened",
     root: ChainKey,
     find: Find,
     tool_format: ToolFormat = HERMES,
     shown: Mapping[int, bytes] = MappingProxyType({}),
 ) -> list[int]:
-    """Token ids of a conversation up to where the assistant speaks, with the replies that `find`
-    knows as their sampled ids. `shown` are the control tokens that belong to the text of replies.
+    """Token ids of a conversation that ends as `ending` says, with the replies that `find` knows as
+    their sampled ids. `shown` are the control tokens that belong to the text of replies.
     """
 
-    conversation = template.conversation(messages, tools=tools, **template_kwargs)
+    conversation = template.conversation(messages, tools=tools, ending=ending, **template_kwargs)
 
     def render(shown: Sequence[Mapping[str, Any]]) -> str:
         return template.render_conversation(conversation.with_messages(shown))
 
     text = template.render_conversation(conversation)
-    layout = _layout(text, conversation.messages, render, tool_format)
+    layout = _layout(text, conversation.messages, render, tool_format, is_open=bool(conversation.end))
     ids = (
         _join(layout, _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text)), find)
         if layout is not None
@@ -112,13 +113,15 @@ def transcript_prompt(
 # --- where the replies stand in the text ----------------------------------------------------------
 
 
-def _layout(text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat) -> _Layout | None:
+def _layout(
+    text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat, *, is_open: bool
+) -> _Layout | None:
     """The text cut at its replies; None when there are none, or when they cannot be told apart from
-    the rest.
+    the rest. `is_open`: the last message is no whole reply.
     """
     replies = [
         i
-        for i, message in enumerate(messages)
+        for i, message in enumerate(messages[:-1] if is_open else messages)
         if message["role"] == "assistant" and (message["content"] or _calls(message))
     ]
     plain = [i for i in replies if not _calls(messages[i])]

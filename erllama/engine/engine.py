@@ -327,7 +327,8 @@ class Engine:
         sequence.sampler.accept(token)
         sequence.tokens.append(token)
         sequence.apply(Step.TOKEN)
-        self._outbox.put(sequence.request.request_id, token_event(sequence, token, raw, self._backend.piece))
+        event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
+        self._outbox.put(sequence.request.request_id, event)
         self._counts.completion_tokens += 1
         self._end_if_complete(sequence)
 

@@ -9,6 +9,7 @@ that is running.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
@@ -30,13 +31,17 @@ def fast_forward(sequence: Sequence, piece: PieceOf) -> None:
         _note(sequence, sequence.text.push(sequence.piece(token, piece)))
 
 
-def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf) -> Tokens:
-    """A new token's event; `raw` are the model's own logits, if log probabilities are wanted."""
-    text = sequence.text.push(sequence.piece(token, piece))
+def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: PieceOf, text_of: PieceOf) -> Tokens:
+    """A new token's event; `raw` are the model's own logits, if log probabilities are wanted, which
+    `text_of` names also control tokens for.
+    """
+    data = sequence.piece(token, piece)
+    text = sequence.text.push(data)
     _note(sequence, text)
-    return Tokens(
-        (token,), text, None if raw is None else (_logprob(raw, token, sequence.request.logprobs or 0, piece),)
-    )
+    if raw is None:
+        return Tokens((token,), text)
+    logprob = _logprob(raw, token, sequence.request.logprobs or 0, text_of)
+    return Tokens((token,), text, (logprob if data else replace(logprob, hidden=True),))
 
 
 def last_events(
@@ -61,10 +66,11 @@ def _note(sequence: Sequence, text: str) -> None:
         sequence.reply.append(text)
 
 
-def _logprob(logits: Logits, token: int, n_top: int, piece: PieceOf) -> TokenLogprob:
+def _logprob(logits: Logits, token: int, n_top: int, text_of: PieceOf) -> TokenLogprob:
     top = [int(i) for i in top_candidates(logits, n_top)] if n_top else []
     chosen, *others = log_softmax_at(logits, [token, *top])
-    return TokenLogprob(token, piece(token), chosen, tuple((i, piece(i), p) for i, p in zip(top, others, strict=True)))
+    likeliest = tuple((i, text_of(i), p) for i, p in zip(top, others, strict=True))
+    return TokenLogprob(token, text_of(token), chosen, likeliest)
 
 
 Deliver = Callable[[list[tuple[str, Event]]], None]

@@ -73,6 +73,7 @@ class LlamaBackend(LlamaState):
             self.n_vocab = self.vocab.n_vocab
             self.eog_tokens = self.vocab.eog_tokens
             self.piece = self.vocab.piece
+            self.token_text = self.vocab.token_text
             self.grammars = GrammarCompiler(self.vocab.token_table)
             self.n_ctx = self._context_size()
             if self.generates:

@@ -141,6 +141,10 @@ class LlamaVocab:
             piece = self._pieces[token] = self._piece(token, special=False)
         return piece
 
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token; those of a control token are its name."""
+        return self.piece(token) or self._piece(token, special=True)
+
     def token_table(self) -> TokenTable:
         """Every token's bytes, for grammars. Takes a second for a vocabulary of 152 k."""
         ids = range(self.n_vocab)

@@ -334,6 +334,9 @@ class StubBackend:
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])
 
+    def token_text(self, token: int) -> bytes:
+        return self.piece(token) or b"<end>"
+
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self._ensure_weights()
         vectors = []

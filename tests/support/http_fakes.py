@@ -39,12 +39,13 @@ class FakePrompts:
         self.may_wait = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
-    def render_chat(self, messages, tools, template_kwargs):
+    def render_chat(self, messages, tools, template_kwargs, ending="opened"):
         if not self.template:
             raise NotSupported("this model has no chat template", param="messages")
         self.rendered.append((list(messages), tools, dict(template_kwargs)))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-        return ChatPrompt(Prompt.of((text + "assistant: ").encode()))
+        text = {"opened": text + "assistant: ", "closed": text, "continued": text.removesuffix("\n")}[ending]
+        return ChatPrompt(Prompt.of(text.encode()))
 
     def recorder(self, prompt):
         return lambda reply: None

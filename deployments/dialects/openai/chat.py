@@ -5,11 +5,12 @@ text when tools were offered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, chat_logprobs, encode, finish_reason, whole_body
+from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, chat_logprobs, covered
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,
     CallStart,
@@ -21,9 +22,6 @@ from erllama.chat.tool_formats.base import (
     collect_parts,
 )
 from erllama.events import Completion, Done, Event, Tokens
-
-SplitterMaker = Callable[[], ReplySplitter | None]
-"""Makes what cuts one choice's text into reasoning, text and calls; None leaves it as it is."""
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -38,12 +36,30 @@ def _call_id() -> str:
     return f"call_{uuid4().hex[:24]}"
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """How the text of a reply becomes a message. `splitter` makes what cuts one choice's text into
+    reasoning, text and calls; a None of it leaves the text as it is. `functions`: the request
+    spoke of `functions`, the older name of tools, so a call comes as `function_call`. That holds
+    one: what else the model calls is left out.
+    """
+
+    splitter: Callable[[], ReplySplitter | None]
+    functions: bool = False
+
+    def ended(self, n_calls: int, reason: str) -> str:
+        """The finish reason. A reply that was cut off says so, calls or none."""
+        called = "function_call" if self.functions else "tool_calls"
+        return called if n_calls and reason == "stop" else reason
+
+
 @dataclass(slots=True)
 class _Choice:
     """What the stream of one choice remembers."""
 
     prefix: str
     splitter: ReplySplitter | None
+    logprobs: CoveredLogprobs = field(default_factory=CoveredLogprobs)
     n_calls: int = 0
     begun: bool = False
 
@@ -57,9 +73,10 @@ class ChatWriter(StreamWriter):
 
     kind = "chat.completion.chunk"
 
-    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, splitter: SplitterMaker) -> None:
+    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm) -> None:
         super().__init__(head, n, include_usage=include_usage)
-        self._choices = [_Choice(f'{self._prefix}{{"index":{index},"delta":{{', splitter()) for index in range(n)]
+        self._form = form
+        self._choices = [_Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter()) for index in range(n)]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         choice = self._choices[index]
@@ -76,70 +93,72 @@ class ChatWriter(StreamWriter):
                     out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats)
-                if choice.splitter is not None:
-                    out += self._parts(choice, choice.splitter.finish())
-                reason = finish_reason(event.stats)
-                if choice.n_calls and reason == "stop":
-                    reason = "tool_calls"
+                rest = [] if choice.splitter is None else choice.splitter.finish()
+                out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
+                reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
                 out += f'{prefix}}},"finish_reason":"{reason}"}}]}}\n\n'
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:
-        """The slow path. Logprobs go with the text of their tokens, or alone when that is held back
-        or belongs to a call.
+        """The slow path. Logprobs go with the first chunk of their tokens, or alone when their text
+        is held back.
         """
-        out = ""
-        text = event.text
+        parts: list[ReplyPart] = [TextDelta(event.text)] if event.text else []
         if choice.splitter is not None:
-            parts = choice.splitter.push(text)
-            if event.logprobs is not None:
-                text = "".join(part.text for part in parts if isinstance(part, TextDelta))
-                parts = [part for part in parts if not isinstance(part, TextDelta)]
-            out = self._parts(choice, parts)
-        if event.logprobs is not None:
-            logprobs = encode({"content": chat_logprobs(event.logprobs), "refusal": None})
-            out = f'{choice.prefix}"content":{encode(text)}}},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n' + out
+            parts = choice.splitter.push(event.text)
+        placed = [] if event.logprobs is None else choice.logprobs.push(event.logprobs, event.text)
+        return self._parts(choice, parts, placed)
+
+    def _parts(self, choice: _Choice, parts: Iterable[ReplyPart], placed: list[Placed]) -> str:
+        deltas = [delta for part in parts if (delta := self._delta(choice, part))]
+        out, logprobs = "", ""
+        if placed:
+            logprobs = f'"logprobs":{encode(chat_logprobs(placed))},'
+            deltas = deltas or ['"content":""']
+        for delta in deltas:
+            out += f'{choice.prefix}{delta}}},{logprobs}"finish_reason":null}}]}}\n\n'
+            logprobs = ""
         return out
 
-    def _parts(self, choice: _Choice, parts: Iterable[ReplyPart]) -> str:
-        out = ""
-        for part in parts:
-            match part:
-                case TextDelta(text):
-                    delta = f'"content":{encode(text)}'
-                case ReasoningDelta(text):
-                    delta = f'"reasoning_content":{encode(text)}'
-                case CallStart(name):
-                    call = {"index": choice.n_calls} | _call(ToolCall(name, ""))
-                    delta = f'"tool_calls":[{encode(call)}]'
-                    choice.n_calls += 1
-                case ArgumentsDelta(text):
-                    call = {"index": choice.n_calls - 1, "function": {"arguments": text}}
-                    delta = f'"tool_calls":[{encode(call)}]'
-            out += f'{choice.prefix}{delta}}},"finish_reason":null}}]}}\n\n'
-        return out
+    def _delta(self, choice: _Choice, part: ReplyPart) -> str:
+        """The members of a chunk's `delta`, "" for none."""
+        match part:
+            case TextDelta(text):
+                return f'"content":{encode(text)}'
+            case ReasoningDelta(text):
+                return f'"reasoning_content":{encode(text)}'
+            case CallStart(name):
+                choice.n_calls += 1
+                call = _call(ToolCall(name, ""))
+            case ArgumentsDelta(text):
+                call = {"function": {"arguments": text}}
+        if self._form.functions:
+            return f'"function_call":{encode(call["function"])}' if choice.n_calls == 1 else ""
+        return f'"tool_calls":[{encode({"index": choice.n_calls - 1} | call)}]'
 
 
-def chat_body(head: ReplyHead, replies: Sequence[Completion], *, splitter: SplitterMaker, logprobs: bool) -> bytes:
+def chat_body(head: ReplyHead, replies: Sequence[Completion], *, form: ReplyForm, logprobs: bool) -> bytes:
     """A chat reply that is not streamed."""
-    choices = [_whole_choice(index, reply, splitter(), logprobs) for index, reply in enumerate(replies)]
+    choices = [_whole_choice(index, reply, form, logprobs) for index, reply in enumerate(replies)]
     return whole_body(head, "chat.completion", choices, replies, len(replies))
 
 
-def _whole_choice(index: int, whole: Completion, splitter: ReplySplitter | None, logprobs: bool) -> dict[str, Any]:
-    reason = finish_reason(whole.stats)
+def _whole_choice(index: int, whole: Completion, form: ReplyForm, logprobs: bool) -> dict[str, Any]:
+    n_calls, splitter = 0, form.splitter()
     message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
     if splitter is not None:
         reply = collect_parts(splitter.push(whole.text) + splitter.finish())
+        n_calls = len(reply.calls)
         message["content"] = reply.content
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
         if reply.calls:
-            message |= {"content": reply.content or None, "tool_calls": [_call(call) for call in reply.calls]}
-            reason = "tool_calls" if reason == "stop" else reason
+            calls = [_call(call) for call in reply.calls]
+            told = {"function_call": calls[0]["function"]} if form.functions else {"tool_calls": calls}
+            message |= {"content": reply.content or None} | told
     return {
         "index": index,
         "message": message,
-        "logprobs": {"content": chat_logprobs(whole.logprobs or ()), "refusal": None} if logprobs else None,
-        "finish_reason": reason,
+        "logprobs": chat_logprobs(covered(whole)) if logprobs else None,
+        "finish_reason": form.ended(n_calls, finish_reason(whole.stats)),
     }

@@ -4,44 +4,13 @@ logprobs.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, finite, whole_body
-from erllama.events import Completion, Done, Event, TokenLogprob, Tokens
+from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, covered, legacy_logprobs
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
+from erllama.events import Completion, Done, Event, Tokens
 
 KIND = "text_completion"
-
-
-class LegacyLogprobs:
-    """Logprobs of one choice as four parallel lists; `text_offset` counts characters from the start
-    of the choice's text.
-
-    Offsets follow the bytes of the tokens. A token that ends inside a character points at that
-    character.
-    """
-
-    def __init__(self, offset: int) -> None:
-        self._offset = offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def block(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        return {
-            "tokens": [_text(entry.piece) for entry in logprobs],
-            "token_logprobs": [finite(entry.logprob) for entry in logprobs],
-            "top_logprobs": [{_text(piece): finite(logprob) for _, piece, logprob in entry.top} for entry in logprobs],
-            "text_offset": [self._passed(entry.piece) for entry in logprobs],
-        }
-
-    def _passed(self, piece: bytes) -> int:
-        offset = self._offset
-        self._offset += len(self._decoder.decode(piece))
-        return offset
-
-
-def _text(piece: bytes) -> str:
-    return piece.decode("utf-8", "replace")
 
 
 class CompletionWriter(StreamWriter):
@@ -54,7 +23,8 @@ class CompletionWriter(StreamWriter):
     def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
         super().__init__(head, n, include_usage=include_usage)
         self._prefixes = [f'{self._prefix}{{"index":{index},"text":' for index in range(len(echoes))]
-        self._logprobs = [LegacyLogprobs(len(echo)) for echo in echoes]
+        self._logprobs = [CoveredLogprobs() for _ in echoes]
+        self._echoed = [len(echo) for echo in echoes]
         self._pending_echo = list(echoes)
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
@@ -66,14 +36,20 @@ class CompletionWriter(StreamWriter):
         for event in events:
             if isinstance(event, Tokens):
                 if event.logprobs is not None:
-                    logprobs = encode(self._logprobs[index].block(event.logprobs))
-                    out += f'{prefix}{encode(event.text)},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n'
+                    out += self._rich(index, event.text, self._logprobs[index].push(event.logprobs, event.text))
                 elif event.text:
                     out += f'{prefix}{encode(event.text)},"logprobs":null,"finish_reason":null}}]}}\n\n'
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats)
+                out += self._rich(index, "", self._logprobs[index].finish(event.stats))
                 out += f'{prefix}"","logprobs":null,"finish_reason":"{finish_reason(event.stats)}"}}]}}\n\n'
         return out.encode()
+
+    def _rich(self, index: int, text: str, placed: list[Placed]) -> str:
+        if not text and not placed:
+            return ""
+        logprobs = encode(legacy_logprobs(placed, self._echoed[index]))
+        return f'{self._prefixes[index]}{encode(text)},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n'
 
 
 def completion_body(
@@ -84,7 +60,7 @@ def completion_body(
         {
             "index": index,
             "text": echo + reply.text,
-            "logprobs": LegacyLogprobs(len(echo)).block(reply.logprobs or ()) if logprobs else None,
+            "logprobs": legacy_logprobs(covered(reply), len(echo)) if logprobs else None,
             "finish_reason": finish_reason(reply.stats),
         }
         for index, (echo, reply) in enumerate(zip(echoes, replies, strict=True))

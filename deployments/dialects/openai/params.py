@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
+from deployments.dialects.openai.wire_messages import Message
 from deployments.http.ports import ChatPrompt, PromptPort
+from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
@@ -115,6 +117,14 @@ def completion_requests(
     return requests
 
 
+def check_stream(body: GenerationBody) -> None:
+    """Raises `InvalidParameter` for options of a stream that was not asked for."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidParameter(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options"
+        )
+
+
 def check_completion(body: CompletionBody) -> None:
     """Combinations that the legacy endpoint has and we have not. Raises `NotSupported`."""
     if body.suffix:
@@ -168,3 +178,14 @@ def template_variables(body: ChatBody) -> dict[str, Any]:
     switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
     effort = {} if body.reasoning_effort in (None, "none") else {"reasoning_effort": body.reasoning_effort}
     return switches | effort | (body.chat_template_kwargs or {})
+
+
+def prompt_ending(body: ChatBody) -> Ending:
+    """Where the prompt ends, in vLLM's words. Raises `InvalidParameter` when it says two things."""
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidParameter(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )
+    if body.continue_final_message:
+        return "continued"
+    return "closed" if body.add_generation_prompt is False else "opened"

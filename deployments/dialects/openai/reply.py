@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +18,9 @@ import numpy as np
 from deployments.dialects.openai.wire import EmbeddingBody
 from deployments.http.dialect import SSE
 from erllama.errors import ErllamaError, NotSupported
-from erllama.events import Completion, FinishReason, RequestStats, TokenLogprob
+from erllama.events import Completion, FinishReason, RequestStats
 
 DONE = SSE.frame(b"[DONE]", "")
-MIN_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
 # `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
 # call into C.
@@ -84,23 +83,6 @@ def finish_reason(stats: RequestStats) -> str:
     return "length" if stats.finish_reason is FinishReason.LENGTH else "stop"
 
 
-def finite(logprob: float) -> float:
-    return logprob if logprob > MIN_LOGPROB else MIN_LOGPROB
-
-
-def _chat_token(piece: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": piece.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(piece)}
-
-
-def chat_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """Entries of `logprobs.content`."""
-    return [
-        _chat_token(entry.piece, entry.logprob)
-        | {"top_logprobs": [_chat_token(piece, logprob) for _, piece, logprob in entry.top]}
-        for entry in logprobs
-    ]
-
-
 class StreamWriter:
     """What chat and completions write alike into a stream: usage, terminator, errors, keep-alives.
 
@@ -111,15 +93,16 @@ class StreamWriter:
     kind: ClassVar[str]
 
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool) -> None:
-        self._no_choices = head.fields(self.kind) | {"choices": []}
-        self._prefix = f"data: {encode(self._no_choices)}".removesuffix("]}")
+        self._head = head.fields(self.kind)
+        usage = {"usage": None} if include_usage else {}  # what OpenAI has in each chunk but the last
+        self._prefix = f"data: {encode(self._head | usage | {'choices': []})}".removesuffix("]}")
         self._meter = UsageMeter(n)
         self._include_usage = include_usage
 
     def close(self) -> bytes:
         if not self._include_usage:
             return DONE
-        return SSE.frame(encode(self._no_choices | {"usage": self._meter.usage()}).encode(), "") + DONE
+        return SSE.frame(encode(self._head | {"choices": [], "usage": self._meter.usage()}).encode(), "") + DONE
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """Clients look for `error` in an event, then for the terminator."""

@@ -13,12 +13,15 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.openai.chat import ChatWriter, SplitterMaker, chat_body
+from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
+from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
     chat_requests,
     check_completion,
+    check_stream,
     completion_requests,
+    prompt_ending,
     reply_constraint,
     template_message,
     template_variables,
@@ -96,12 +99,12 @@ class _Chat:
     prompt: ChatPrompt
     grammar: Constraint | None
     record: Record
-    splitter: SplitterMaker
+    form: ReplyForm
 
 
 def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     messages = [template_message(message) for message in body.messages]
-    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body))
+    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body), prompt_ending(body))
     check_fits(chat.prompt, prompts.n_ctx, "messages")
     reply, tools = reply_constraint(body), tool_specs(body)
     constraint = chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning)
@@ -115,7 +118,8 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    return _Chat(chat, constraint, prompts.recorder(chat.prompt), splitter)
+    form = ReplyForm(splitter, functions=bool(body.functions))
+    return _Chat(chat, constraint, prompts.recorder(chat.prompt), form)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -151,7 +155,8 @@ class OpenAI(Dialect):
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
-            body = parse_body(ChatBody, raw)
+            body = normal_chat(parse_body(ChatBody, raw))
+            check_stream(body)
             check_tools(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
@@ -160,14 +165,15 @@ class OpenAI(Dialect):
             head = _head("chatcmpl", model)
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)
-                return _json(chat_body(head, replies, splitter=chat.splitter, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, splitter=chat.splitter)
+                return _json(chat_body(head, replies, form=chat.form, logprobs=bool(body.logprobs)))
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=chat.form)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
         @router.post("/completions")
         async def completions(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(CompletionBody, raw)
+            check_stream(body)
             check_completion(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)

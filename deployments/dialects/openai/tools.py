@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deployments.dialects.openai.wire import ChatBody, NamedTool, Tool
+from deployments.dialects.openai.wire import ChatBody
+from deployments.dialects.openai.wire_tools import AllowedChoice, NamedTool, Tool
 from deployments.http.ports import PromptPort
 from erllama.chat.tool_formats.base import ToolSpec
 from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply
@@ -37,25 +38,42 @@ def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
 
 def check_tools(body: ChatBody) -> None:
     """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there."""
-    choice = body.tool_choice
+    choice, param = body.tool_choice, "function_call" if body.function_call else "tool_choice"
     if choice not in (None, "none") and not body.tools:
-        raise InvalidParameter("tool_choice is only allowed when tools are specified", param="tool_choice")
-    forced = _forced(body)
-    if isinstance(choice, NamedTool) and not forced:
-        raise InvalidParameter(
-            f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice"
-        )
+        needed = "functions" if body.function_call else "tools"
+        raise InvalidParameter(f"{param} is only allowed when {needed} are specified", param=param)
+    known = {tool.function.name for tool in body.tools or ()}
+    for name in _chosen(body) or ():
+        if name not in known:
+            raise InvalidParameter(f"{param} names {name[:128]!r}, which is not in tools", param=param)
     constrained = body.response_format is not None and body.response_format.type != "text"
-    if forced and (constrained or body.grammar is not None):
+    if _forced(body) and (constrained or body.grammar is not None):
         other = "grammar" if body.grammar is not None else "response_format"
-        raise InvalidParameter(f"{other} and a forced tool_choice exclude each other", param="tool_choice")
+        raise InvalidParameter(f"{other} and a forced {param} exclude each other", param=param)
+
+
+def _chosen(body: ChatBody) -> list[str] | None:
+    """The names of the tools that the choice is limited to, None for all."""
+    match body.tool_choice:
+        case NamedTool():
+            return [body.tool_choice.function.name]
+        case AllowedChoice():
+            return [tool.function.name for tool in body.tool_choice.allowed_tools.tools]
+        case _:
+            return None
+
+
+def _callable(body: ChatBody) -> list[Tool]:
+    """The tools that the model may call."""
+    tools, chosen = body.tools or [], _chosen(body)
+    return tools if chosen is None else [tool for tool in tools if tool.function.name in chosen]
 
 
 def _forced(body: ChatBody) -> list[Tool]:
-    choice, tools = body.tool_choice, body.tools or []
-    if isinstance(choice, NamedTool):
-        return [tool for tool in tools if tool.function.name == choice.function.name]
-    return tools if choice == "required" else []
+    """The tools one of which the model has to call."""
+    choice = body.tool_choice
+    required = choice == "required" or (isinstance(choice, AllowedChoice) and choice.allowed_tools.mode == "required")
+    return _callable(body) if required or isinstance(choice, NamedTool) else []
 
 
 def tool_specs(body: ChatBody) -> list[ToolSpec]:
@@ -73,14 +91,15 @@ def chat_constraint(
     """What the whole reply must follow; `reply` constrains its text (`response_format`,
     `grammar`).
     """
-    parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
+    single = body.parallel_tool_calls is False or bool(body.functions) or isinstance(body.tool_choice, NamedTool)
+    parallel, limited = not single, isinstance(body.tool_choice, AllowedChoice)
     tool_format, markers, forced = prompts.tool_format, prompts.marker_ids, _forced(body)
     if forced:
         return forced_calls(tool_format, _specs(forced), markers, parallel=parallel, in_reasoning=in_reasoning)
     if offered_tools(body) is None:
         return reply
-    tools = _specs(body.tools or [])
-    if reply is None and not prompts.constrains_calls:
+    tools = _specs(_callable(body))
+    if reply is None and not prompts.constrains_calls and not limited:
         return None
     if reply is None:
         return free_reply(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning)

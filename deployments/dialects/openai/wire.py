@@ -2,45 +2,28 @@
 `param` is the path of the field.
 
 An argument that nobody knows is refused, as OpenAI does: a typo must not silently change a reply.
-Two lists soften that. `IGNORED` can be sent with any value, since it never changes what a model
-answers here. `NEUTRAL` are real options of other servers that we lack: they pass with the value
-that switches them off, because front ends send their whole panel of knobs. Types are strict (`"1"`
-is no number); null means absent.
+Two lists in `knobs` soften that: what never changes a reply here, and options of other servers that
+are sent switched off. Types are strict (`"1"` is no number); null means absent.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
+from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
+from deployments.dialects.openai.wire_messages import Message
+from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_EMBEDDING_INPUTS = 2048  # OpenAI's bound
 
-IGNORED = frozenset(
-    {
-        # OpenAI: accounting, storage, hints to its own caches
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prompt_cache_options", "prediction", "verbosity", "moderation",
-        # llama.cpp's server and vLLM: where and when to compute, never what
-        "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "timings_per_token",
-        "return_progress", "priority", "request_id", "return_tokens",
-    }
-)  # fmt: skip
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "typical_p": (1,), "tfs_z": (1,), "mirostat": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
-    "dynatemp_range": (0,),
-    "top_n_sigma": (-1,), "n_probs": (0,), "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,),
-    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "include_stop_str_in_output": (False,),
-    "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (True, False),
-    "modalities": (["text"],), "functions": ([],), "function_call": ("none",), "audio": (), "web_search_options": (),
-    "stop_token_ids": ([],), "samplers": (), "t_max_predict_ms": (0,), "bad_words": ([],), "allowed_token_ids": (),
-    "truncate_prompt_tokens": (), "prompt_logprobs": (0,),
-}  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Wire(BaseModel):
@@ -54,7 +37,7 @@ class Wire(BaseModel):
 
     def check_names(self) -> None:
         for name, value in (self.model_extra or {}).items():
-            if name in IGNORED or (name in NEUTRAL and (value is None or value in NEUTRAL[name])):
+            if value is None or name in IGNORED or (name in NEUTRAL and is_neutral(name, value)):
                 continue
             if name in NEUTRAL:
                 raise NotSupported(f"{name} is not supported by this server; leave it out", param=name)
@@ -65,22 +48,29 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class _OpenPart(BaseModel):
-    """Extra fields are dropped."""
+def _off(off: Any) -> BeforeValidator:
+    """Reads a value that llama.cpp and vLLM understand as "off" as absent."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    def absent(value: Any) -> Any:
+        return None if value == off and isinstance(value, bool) == isinstance(off, bool) else value
+
+    return BeforeValidator(absent)
+
+
+def _top_k(value: Any) -> Any:
+    return 0 if value == -1 else value  # both mean all tokens
 
 
 def _stop(value: Any) -> Any:
     if value is None or isinstance(value, str):
-        return () if value is None else (value,)
+        return (value,) if value else ()
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return tuple(value)
     raise ValueError("must be a string or a list of strings")
 
 
 def _logit_bias(value: Any) -> Any:
-    if value is None:
+    if value is None or value == []:
         return ()
     if not isinstance(value, dict):
         raise ValueError("must map token ids to biases")
@@ -129,19 +119,19 @@ class GenerationBody(Wire):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Annotated[int | None, BeforeValidator(_top_k)] = None
     min_p: float | None = None
     repeat_penalty: float | None = None
     repetition_penalty: float | None = None
     repeat_last_n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    seed: int | None = None
+    seed: Annotated[int | None, _off(-1)] = None
     max_tokens: Annotated[int, Field(ge=-1)] | None = None  # -1 is llama.cpp's "until the end"
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
     response_format: ResponseFormat | None = None
-    grammar: str | None = None
+    grammar: Annotated[str | None, _off("")] = None
     ignore_eos: bool | None = None
 
     @property
@@ -149,85 +139,22 @@ class GenerationBody(Wire):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def _content(value: Any) -> Any:
-    """Text, or text parts joined by line breaks (what llama.cpp and vLLM give to templates)."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of content parts")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text" if kind == "text" else "refusal") if kind in ("text", "refusal") else None
-        if kind in ("text", "refusal") and not isinstance(text, str):
-            raise ValueError(f"a part of type {kind} must carry it as a string")
-        if not isinstance(text, str):
-            raise ValueError(f"only content parts of type text are supported, got {str(kind)[:40]!r}")
-        texts.append(text)
-    return "\n".join(texts)
-
-
-class CalledFunction(_Part):
-    name: str
-    arguments: str
-
-
-class ToolCallPart(_OpenPart):  # streamed calls come back with their `index`
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class Message(_OpenPart):
-    """Clients send replies back whole, with `refusal`, `annotations` and `audio`."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_content)] = None
-    name: str | None = None
-    tool_calls: list[ToolCallPart] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-
-
-class FunctionDef(_OpenPart):
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(_OpenPart):
-    type: Literal["function"]
-    function: FunctionDef
-
-
-class NamedFunction(_Part):
-    name: str
-
-
-class NamedTool(_Part):
-    type: Literal["function"]
-    function: NamedFunction
-
-
-def _tool_choice(value: Any) -> Any:
-    if isinstance(value, str) and value not in ("none", "auto", "required"):
-        raise ValueError("must be none, auto, required or an object that names a function")
-    return NamedTool.model_validate(value) if isinstance(value, dict) else value
-
-
 class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=-1)] | None = None
-    logprobs: bool | None = None
+    logprobs: Annotated[bool | None, _off(0)] = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Annotated[str | NamedTool | None, BeforeValidator(_tool_choice)] = None
+    tool_choice: ToolChoice = None
+    functions: list[FunctionDef] | None = None
+    function_call: FunctionCall = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
     thinking_budget: Annotated[int, Field(ge=-1)] | None = None  # -1: no bound
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 PromptInput = str | tuple[int, ...]
@@ -269,7 +196,7 @@ class CompletionBody(GenerationBody):
     best_of: int | None = None
     echo: bool | None = None
     suffix: str | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, _off(False)] = None
 
 
 class EmbeddingBody(Wire):
@@ -286,9 +213,39 @@ def parse_body(kind: type[B], raw: bytes) -> B:
     try:
         body = kind.model_validate_json(raw or b"null")
     except ValidationError as exc:
-        raise _as_parameter_error(kind, exc) from None
+        raise _surrogate_error(raw) or _as_parameter_error(kind, exc) from None
     body.check_names()
     return body
+
+
+def _surrogate_error(raw: bytes) -> InvalidParameter | None:
+    """The error that names the text with half a character, if that is what is wrong: the parser of
+    the body calls it invalid JSON. Python's own takes it.
+    """
+    if b"\\ud" not in raw and b"\\uD" not in raw:
+        return None
+    try:
+        path = _surrogate_path(json.loads(raw), "")
+    except (ValueError, RecursionError):
+        return None
+    if path is None:
+        return None
+    return InvalidParameter(f"Invalid value for '{path}': the text holds a lone surrogate.", param=path)
+
+
+def _surrogate_path(value: Any, path: str) -> str | None:
+    """Where the first text with a lone surrogate stands; a key counts as its object."""
+    if isinstance(value, str):
+        return path if _SURROGATE.search(value) else None
+    if isinstance(value, dict):
+        if any(_SURROGATE.search(key) for key in value):
+            return path
+        steps = ((f"{path}.{key}" if path else key, inner) for key, inner in value.items())
+    elif isinstance(value, list):
+        steps = ((f"{path}[{i}]", inner) for i, inner in enumerate(value))
+    else:
+        return None
+    return next((found for step, inner in steps if (found := _surrogate_path(inner, step)) is not None), None)
 
 
 def _as_parameter_error(kind: type[Wire], exc: ValidationError) -> InvalidParameter:

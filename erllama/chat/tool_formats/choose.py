@@ -117,6 +117,14 @@ def opens_reasoning(tool_format: ToolFormat, prompt_end: str) -> bool:
     return tool_format.reasoning is not None and prompt_end.rstrip().endswith(tool_format.reasoning[0].rstrip())
 
 
+def leaves_reasoning_open(tool_format: ToolFormat, begun: str) -> bool:
+    """Whether the beginning of a reply ends inside of the model's reasoning."""
+    if tool_format.reasoning is None:
+        return False
+    opening, closing = (marker.strip() for marker in tool_format.reasoning)
+    return begun.rfind(opening) > begun.rfind(closing)
+
+
 def _written(template: ChatTemplate) -> str | None:
     """What the template makes of a call: from where the assistant speaks to the result."""
     tools: list[dict[str, Any]] = [_TOOL]

@@ -374,10 +374,10 @@ async def test_the_form_of_calls_and_reasoning_is_the_models(logprobs):
 
 
 async def test_minus_infinity_is_written_as_openais_floor():
-    from deployments.dialects.openai.reply import chat_logprobs
+    from deployments.dialects.openai.logprobs import chat_logprobs
     from erllama.events import TokenLogprob
 
-    assert chat_logprobs([TokenLogprob(1, b"a", float("-inf"))])[0]["logprob"] == -9999.0
+    assert chat_logprobs([(0, TokenLogprob(1, b"a", float("-inf")))])["content"][0]["logprob"] == -9999.0
 
 
 async def test_fields_that_change_nothing_are_accepted():

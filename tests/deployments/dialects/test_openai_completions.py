@@ -68,10 +68,10 @@ async def test_logprobs_are_four_parallel_lists_with_offsets_in_characters():
         stream = await client.completions.create(model="demo", prompt="p", logprobs=0, stream=True)
         streamed = [chunk.choices[0].logprobs async for chunk in stream]
     logprobs = reply.choices[0].logprobs
-    assert logprobs.tokens == ["a", "�", "�", "!"]
+    assert logprobs.tokens == ["a", "bytes:\\xc3", "bytes:\\xa9", "!"]
     assert logprobs.text_offset == [0, 1, 1, 2]
     assert logprobs.token_logprobs == [-0.5] * 4
-    assert logprobs.top_logprobs == [{"A": -0.5}] * 4
+    assert logprobs.top_logprobs == [{"A": -0.5, token: -0.5} for token in logprobs.tokens]  # the sampled one is there
     assert [offset for block in streamed if block for offset in block.text_offset] == [0, 1, 1, 2]
 
 

@@ -88,7 +88,7 @@ def fault(reply):
         ),
         ({"temprature": 1}, "temprature"),
         ({"mirostat": 2}, "mirostat"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{}]}, "functions[0].name"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"model": 5}, "model"),
         ({"stream": "yes"}, "stream"),

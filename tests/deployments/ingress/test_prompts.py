@@ -102,6 +102,40 @@ def test_template_kwargs_reach_the_template_but_not_its_own_variables(vocab):
         assert caught.value.param == "chat_template_kwargs"
 
 
+def test_a_prompt_may_end_inside_of_the_last_message(vocab, monkeypatch):
+    template = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+    monkeypatch.setattr(vocab, "chat_template", template)
+    source = prompt_source()
+    begun = [*HI, {"role": "assistant", "content": "<think>\nxEnd0x "}]
+    for ending, prompt in (
+        ("opened", b"[hi][<think>\nxEnd0x]["),
+        ("closed", b"[hi][<think>\nxEnd0x]"),
+        ("continued", b"[hi][<think>\nxEnd0x "),
+    ):
+        chat = source.render_chat(begun, None, {}, ending)
+        assert bytes(chat.prompt.tokens[1:]) == prompt
+        assert chat.in_reasoning == (ending == "continued")
+
+
+@pytest.mark.parametrize(
+    "messages", [HI, [*HI, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]]
+)
+def test_only_words_of_the_assistant_can_be_continued(vocab, messages):
+    with pytest.raises(InvalidParameter) as caught:
+        prompt_source().render_chat(messages, None, {}, "continued")
+    assert caught.value.param == "continue_final_message"
+
+
+def test_a_template_that_hides_its_last_message_cannot_continue_it(vocab, monkeypatch):
+    template = (
+        "{% for m in messages %}{% if not loop.last or m.role != 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    monkeypatch.setattr(vocab, "chat_template", template)
+    with pytest.raises(NotSupported) as caught:
+        prompt_source().render_chat([*HI, {"role": "assistant", "content": "Well, "}], None, {}, "continued")
+    assert caught.value.param == "continue_final_message"
+
+
 def test_ids_outside_of_the_vocabulary_are_named(vocab):
     source = prompt_source()
     source.check_tokens([0, 255])

@@ -208,6 +208,15 @@ def test_arguments_that_were_cut_off_do_not_end_a_conversation(name):
     assert "xCutx" in template(name).render([USER, cut, result()], tools=TOOLS)
 
 
+@pytest.mark.parametrize("name", TRAITS)
+def test_a_last_message_of_the_assistant_can_be_continued(name):
+    begun = [USER, {"role": "assistant", "content": "xBegunx yes "}]
+    conversation = template(name).conversation(begun, ending="continued")
+    text = template(name).render_conversation(conversation)
+    assert text.endswith("xBegunx yes ")
+    assert words_in_order(["xUserx", "xBegunx"], text)
+
+
 @pytest.mark.parametrize("name", sorted(TRAITS.keys() - CHANGES_ITS_END))
 def test_each_turn_of_a_loop_begins_with_the_turn_before(name):
     before = ""

@@ -518,6 +518,16 @@ def test_there_is_one_logprob_for_every_id(rig: Rig, n_top: int):
     assert all(len(p.top) == n_top for e in tokens for p in e.logprobs or ())
 
 
+def test_a_control_token_among_the_likeliest_has_its_name():
+    rig = ending_rig()
+    rig.submit(request("it", max_tokens=40, logprobs=20, ignore_eos=True))
+    rig.run()
+    entries = [p for e in rig.events["it"] if isinstance(e, Tokens) for p in e.logprobs or ()]
+    assert all(piece == (b"<end>" if token == EOG else bytes([token])) for p in entries for token, piece, _ in p.top)
+    assert any(token == EOG for p in entries for token, _, _ in p.top)
+    assert not any(p.hidden for p in entries)
+
+
 def test_without_logprobs_there_are_none(rig: Rig):
     rig.submit(request("it", max_tokens=3))
     rig.run()
