@@ -145,9 +145,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def evict(self) -> None:
-        running = self.rig.engine.stats.n_running > 0
+        needed = self.rig.backend.has_context and not self.rig.engine.idle
         self.rig.engine.evict()
-        assert self.rig.backend.has_context >= running
+        assert self.rig.backend.has_context >= needed
 
     @rule()
     def unload(self) -> None:
