@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
-from erllama.gguf.check import GgufInfo, inspect_gguf
+from erllama.gguf.check import GgufInfo, check_cache_types, inspect_gguf
 from erllama.gguf.probe import ProbeKind, default_memory_path, probe_gguf
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.codec import StateReading
@@ -75,6 +75,7 @@ class LlamaBackend:
         self._abort = AbortFlag()
         self.kv_bytes = 0
         self.info: GgufInfo = inspect_gguf(config.path)
+        check_cache_types(self.info, config.type_k, config.type_v)
         initialise()
         probed = probe_gguf(config.path, ProbeKind.MODEL, build=build_id(), memory_path=default_memory_path())
         self.generates = probed.generates
