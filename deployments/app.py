@@ -29,6 +29,7 @@ from deployments.model.deployment import Replica
 from deployments.routing.router import router_config
 
 _MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses first
+_MAX_LOADS = 3  # of a model of which no replica has ever run: what fails so often fails for good
 _HEALTH_PERIOD_S = 5.0  # a check costs next to nothing, and clients wait for a broken replica to be replaced
 
 
@@ -85,6 +86,7 @@ def _model_deployment(spec: ModelSpec, args: BuildArgs, share: int) -> serve.App
         graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
         max_surge_percent=spec.max_surge_percent,
         health_check_period_s=_HEALTH_PERIOD_S,
+        max_constructor_retry_count=_MAX_LOADS,
         ray_actor_options=actor_options,
         **options,
     )

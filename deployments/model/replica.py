@@ -265,6 +265,10 @@ class ModelReplica:
         log.info("drained: unfinished=%d", self._model.pending_len)
         self._model.shutdown()
 
+    async def leave(self, seconds: float) -> None:
+        """`drain`, for whoever stops the application and waits until everything is saved."""
+        await asyncio.to_thread(self.drain, seconds)
+
     async def record_routing_stats(self) -> dict[str, Any]:
         """What `KvRouter`s learn of this replica, twice a second by default."""
         return {} if self._routing is None else await self._routing.gather(self._model.stats())
