@@ -158,7 +158,8 @@ class GenerationRequest:
     only what is new is delivered. `max_tokens` counts them. The seed must then be that of the
     earlier run, for the reply to be the one it would have been. `restore_only` (with `max_tokens`
     0) computes nothing: what is stored of the prompt is put into the context, for whoever comes
-    next, if a sequence id is left that holds nothing.
+    next, if a sequence id is left that holds nothing. `waits_for_others` False computes at once what
+    another replica says that it is computing.
     """
 
     request_id: str
@@ -174,6 +175,7 @@ class GenerationRequest:
     record_transcript: bool = False
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
+    waits_for_others: bool = True
 
     def __post_init__(self) -> None:
         _check_type("request_id", self.request_id, str, "a string")
@@ -201,6 +203,7 @@ class GenerationRequest:
                 param="resumed",
             )
         _check_type("restore_only", self.restore_only, bool, "true or false")
+        _check_type("waits_for_others", self.waits_for_others, bool, "true or false")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(
                 f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"

@@ -244,19 +244,49 @@ class ModelClient:
             response: Any = getattr(self._stream, method).remote(*args)
             self._running.add(response)
             try:
-                while not ended:
-                    async with asyncio.timeout(attempts.left_s):
-                        events = await anext(response, None)
-                    if events is None:
+                events = await self._first(response, attempts)
+                while events is not None:
+                    if events:  # else a heartbeat
+                        ended = isinstance(events[-1], Done | Failed)
+                        yield events
+                    if ended:
                         break
-                    ended = isinstance(events[-1], Done | Failed)
-                    yield events
+                    events = await self._next(response, attempts)
             finally:
                 self._running.discard(response)
                 if not ended:
                     response.cancel()
         if not ended:
             raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
+
+    async def _first(self, response: Any, attempts: Attempts) -> list[Event] | None:
+        """The first list of a stream. A replica sends one at once, so that silence means that none
+        runs, in which case Serve holds the call back, or that the one which got it hangs.
+        """
+        first = asyncio.ensure_future(anext(response, None))
+        try:
+            async with asyncio.timeout(attempts.left_s):
+                while not (await asyncio.wait([first], timeout=self._failover.silence_s))[0]:
+                    if (await self._asked_load_state()).phase == Phase.READY:
+                        raise _silent()
+                events: list[Event] | None = await first
+                return events
+        finally:
+            first.cancel()
+
+    async def _next(self, response: Any, attempts: Attempts) -> list[Event] | None:
+        """The next list, which may be empty, or None at the end. Raises `EngineStopped` when none
+        comes for `silence_s`, `TimeoutError` when `attempts` have no time left.
+        """
+        left_s, silence_s = attempts.left_s, self._failover.silence_s
+        try:
+            async with asyncio.timeout(silence_s if left_s is None else min(left_s, silence_s)):
+                events: list[Event] | None = await anext(response, None)
+                return events
+        except TimeoutError:
+            if left_s is None or silence_s < left_s:
+                raise _silent() from None
+            raise
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
@@ -310,6 +340,10 @@ class ModelClient:
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         with mapped_errors():
             return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
+
+
+def _silent() -> EngineStopped:
+    return EngineStopped("the model's replica has fallen silent", retry_after_s=1)
 
 
 def _unanswered() -> ModelUnavailable:

@@ -169,7 +169,8 @@ class KvReader:
         self._wake()
 
     def _read(self, job: ReadJob, chain: TokenChain) -> Restored:
-        share_until = time.monotonic() + (self._policy.share_wait_s if job.computes else 0.0)
+        waits = job.computes and job.request.waits_for_others
+        share_until = time.monotonic() + (self._policy.share_wait_s if waits else 0.0)
         plan = self._lookup(job, chain, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, chain, share_until)  # someone was faster by a moment: wait for what they compute

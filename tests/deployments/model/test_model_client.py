@@ -192,6 +192,59 @@ def test_a_failure_that_arrives_as_an_event_lets_the_request_fail_over_as_well()
     assert handle.requests[1].resumed == REPLY[:2]
 
 
+QUICK = LIMITS.model_copy(update={"silence_s": 0.01})
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 4])
+def test_a_replica_that_falls_silent_is_left_for_another_one(n_before):
+    """In the middle of a stream, after the heartbeat that says it has the request, and before."""
+
+    def script(sent: GenerationRequest, number: int) -> list[Any]:
+        return [*[[], *rest(sent)][:n_before], "hang"] if number == 1 else [[], *rest(sent)]
+
+    async def story() -> None:
+        handle = Handle(script)
+        client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
+        async with aclosing(client.generate(request())) as lists:
+            events = [event async for events in lists for event in events]
+        assert reply(events) == WHOLE
+        assert [response.cancelled for response in handle.responses] == [True, False]
+        assert handle.requests[1].resumed == REPLY[: max(0, n_before - 1)]
+        assert [sent.waits_for_others for sent in handle.requests] == [True, False]
+
+    asyncio.run(story())
+
+
+def test_heartbeats_are_no_silence_and_reach_nobody():
+    handle = Handle(lambda sent, n: [[], [], *rest(sent)[:5], [], *rest(sent)[5:]])
+    assert reply(asyncio.run(collect(handle, QUICK))) == WHOLE
+    assert len(handle.requests) == 1
+
+
+def test_a_call_that_serve_holds_back_is_no_silence():
+    async def story() -> None:
+        states = iter([Phase.LOADING, Phase.ASLEEP])
+        asked = asyncio.Event()
+
+        def load_state() -> LoadState:
+            phase = next(states, None)
+            if phase is None:
+                loop.call_soon_threadsafe(asked.set)
+            return LoadState(phase or Phase.LOADING)
+
+        loop = asyncio.get_running_loop()
+        handle = Handle(lambda sent, n: ["hang"])
+        client = ModelClient(handle, failover=QUICK, load_state=load_state)
+        lists = client.generate(request())
+        waiting = asyncio.ensure_future(anext(lists))
+        await asked.wait()
+        assert not waiting.done()
+        waiting.cancel()
+        assert len(handle.requests) == 1
+
+    asyncio.run(story())
+
+
 def test_a_stream_that_just_ends_is_no_reply(remote):
     handle = Handle(lambda sent, n: rest(sent)[:4] if n == 1 else rest(sent))
     assert reply(asyncio.run(collect(handle))) == WHOLE
