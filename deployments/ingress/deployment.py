@@ -8,18 +8,21 @@ import logging
 import threading
 import time
 import weakref
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
 from cache_store import ObjectReader, StoreError
-from deployments.config import BuildArgs, FailoverPolicy, ModelSpec, StoreSpec
+from deployments.config import BuildArgs, FailoverPolicy, ModelSpec, StoreSpec, deployment_name
+from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import make_http_app
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
+from deployments.model.states import load_state
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
@@ -41,6 +44,7 @@ class Ingress:
         self._options = config.http
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
+        self._open = OpenRequests()
         book, salt = _transcript_book(config.store), config.store.salt
         self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
@@ -69,17 +73,38 @@ class Ingress:
         not for an event loop.
         """
         time.sleep(self._drain_s if app_is_deleted() else max(0.0, self._grace_s - _GOODBYE_S))
+        self._tell_all()
+
+    async def leave(self, seconds: float) -> None:
+        """The application goes, and whoever stops it waits for this: refuse what comes, give what
+        runs `seconds` to end, then tell its clients. May be called again with less time.
+        """
+        self._open.refuse(_going())
+        if not await self._open.all_ended(seconds):
+            self._tell_all()
+            await self._open.all_ended(_GOODBYE_S)  # a client that does not read is left behind
+
+    def _tell_all(self) -> None:
         for model in self._models:
-            model.client.end_all(EngineStopped("the server is going away; send the request again", retry_after_s=1))
+            model.client.end_all(_going())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_http_app(self._models, self._options, echo_request_id=False)  # Serve does
+        return make_http_app(
+            self._models,
+            self._options,
+            echo_request_id=False,  # Serve does
+            open_requests=self._open,
+        )
 
 
 def _end_streams(reference: weakref.ref[Any]) -> None:
     ingress = reference()
     if ingress is not None:
         ingress.end_streams()
+
+
+def _going() -> EngineStopped:
+    return EngineStopped("the server is going away; send the request again", retry_after_s=1)
 
 
 def ingress_grace_s(args: BuildArgs) -> float:
@@ -101,7 +126,8 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
 
 def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
-    client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover)
+    why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
+    client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
     root = transcript_root(spec.id, salt)
     prompts = PromptSource(spec, root=root, book=book)
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

@@ -19,21 +19,30 @@ from deployments.dialects.openai.routes import OpenAI
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope
+from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
+from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
 DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
 
 
-async def _state(model: ServedModel, timeout_s: float) -> str:
+async def _state(model: ServedModel, timeout_s: float) -> tuple[str, str]:
+    """Whether it is ready, and why not."""
     try:
         ready = await asyncio.wait_for(model.client.ready(), timeout_s)
+    except TimeoutError:
+        return "not_ready", f"no answer within {timeout_s:g} s"
+    except ErllamaError as error:
+        return "not_ready", error.message
     except Exception as exc:  # a probe must answer, whatever the reason
         logger.warning("event=not_ready model=%s error=%r", model.id, exc)
-        return "not_ready"
-    return "unknown" if ready is None else "ready" if ready else "not_ready"
+        return "not_ready", "its state cannot be asked; the log has the reason"
+    if ready is None:
+        return "unknown", ""
+    return ("ready", "") if ready else ("not_ready", "it is loading")
 
 
 def make_http_app(
@@ -42,13 +51,16 @@ def make_http_app(
     *,
     dialects: Sequence[Dialect] = DIALECTS,
     echo_request_id: bool = True,
+    open_requests: OpenRequests | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
     The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
-    under Ray Serve, which answers with the request id itself.
+    under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
+    stop admission.
     """
     options = options or HttpOptions()
+    open_requests = open_requests or OpenRequests()
     registry = ModelRegistry(models)
     # bodies are parsed by the dialects, so a generated schema would be empty
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
@@ -62,15 +74,23 @@ def make_http_app(
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        states = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in registry))
-        ok = "not_ready" not in states
-        by_id = dict(zip((model.id for model in registry), states, strict=True))
-        return JSONResponse({"status": "ready" if ok else "not_ready", "models": by_id}, status_code=200 if ok else 503)
+        told = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in registry))
+        states = {model.id: state for model, (state, _) in zip(registry, told, strict=True)}
+        reasons = {model.id: reason for model, (_, reason) in zip(registry, told, strict=True) if reason}
+        ok = "not_ready" not in states.values() and not open_requests.refusing
+        body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
+        return JSONResponse(body, status_code=200 if ok else 503)
 
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
-    app.add_middleware(RequestScope, dialects=dialects, api_keys=options.api_keys, echo_request_id=echo_request_id)
+    app.add_middleware(
+        RequestScope,
+        dialects=dialects,
+        api_keys=options.api_keys,
+        echo_request_id=echo_request_id,
+        open_requests=open_requests,
+    )
     if options.cors_origins:  # outermost, so that refusals carry the headers too
         app.add_middleware(
             CORSMiddleware,

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
-from functools import wraps
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
@@ -26,6 +26,7 @@ from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.model.replica import ModelReplica
+from deployments.model.states import LoadState, Phase, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -69,7 +70,7 @@ class ModelClient:
     While no replica runs, because the model is scaled to zero or starts, Serve holds a call back.
     `timeout_s` bounds how long a call waits for its first answer, that and a full queue included;
     then it ends with `ModelUnavailable`. None waits as long as it takes. Calls to all replicas
-    never wait for one to start.
+    never wait for one to start. `load_state`, which may block, tells why there is no replica.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class ModelClient:
         scales_to_zero: bool = False,
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
+        load_state: Callable[[], LoadState] | None = None,
     ) -> None:
         self._unary = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
         self._timeout_s = timeout_s
+        self._load_state = load_state
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Any] = set()
         self._closing: ErllamaError | None = None
@@ -99,8 +102,9 @@ class ModelClient:
         timeout_s: float | None = None,
     ) -> ModelClient:
         """The client of a model of a running application."""
-        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment_name(model_id), app_name)
-        return cls(handle, failover=failover, timeout_s=timeout_s)
+        name = deployment_name(model_id)
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, app_name)
+        return cls(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
@@ -188,16 +192,20 @@ class ModelClient:
 
     async def ready(self) -> bool | None:
         """Whether a replica answers. None: none runs, and asking must not wake a model that is
-        scaled to zero."""
+        scaled to zero. Raises `ModelUnavailable` with the reason when Serve has stopped trying to
+        load it, or still tries after a failure."""
         try:
             await self._broadcast("status")
         except EngineStopped:
+            state = await self._asked_load_state()
+            if state.reason:
+                raise ModelUnavailable(state.reason, retry_after_s=1) from None
             return None if self._scales_to_zero else False
         return True
 
     def end_all(self, error: ErllamaError) -> None:
-        """End what runs with `error` and refuse what comes: the process of this client is going
-        away. Any thread; returns at once."""
+        """End what runs with `error` and refuse what comes, calls that change nothing included: the
+        process of this client is going away. Any thread; returns at once."""
         self._closing = error
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel_running)
@@ -232,23 +240,53 @@ class ModelClient:
             raise self._closing
         self._loop = asyncio.get_running_loop()
         ended = False
-        with mapped_errors():
+        async with self._explained_errors():
             response: Any = getattr(self._stream, method).remote(*args)
             self._running.add(response)
             try:
-                while not ended:
-                    async with asyncio.timeout(attempts.left_s):
-                        events = await anext(response, None)
-                    if events is None:
+                events = await self._first(response, attempts)
+                while events is not None:
+                    if events:  # else a heartbeat
+                        ended = isinstance(events[-1], Done | Failed)
+                        yield events
+                    if ended:
                         break
-                    ended = isinstance(events[-1], Done | Failed)
-                    yield events
+                    events = await self._next(response, attempts)
             finally:
                 self._running.discard(response)
                 if not ended:
                     response.cancel()
         if not ended:
             raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
+
+    async def _first(self, response: Any, attempts: Attempts) -> list[Event] | None:
+        """The first list of a stream. A replica sends one at once, so that silence means that none
+        runs, in which case Serve holds the call back, or that the one which got it hangs.
+        """
+        first = asyncio.ensure_future(anext(response, None))
+        try:
+            async with asyncio.timeout(attempts.left_s):
+                while not (await asyncio.wait([first], timeout=self._failover.silence_s))[0]:
+                    if (await self._asked_load_state()).phase == Phase.READY:
+                        raise _silent()
+                events: list[Event] | None = await first
+                return events
+        finally:
+            first.cancel()
+
+    async def _next(self, response: Any, attempts: Attempts) -> list[Event] | None:
+        """The next list, which may be empty, or None at the end. Raises `EngineStopped` when none
+        comes for `silence_s`, `TimeoutError` when `attempts` have no time left.
+        """
+        left_s, silence_s = attempts.left_s, self._failover.silence_s
+        try:
+            async with asyncio.timeout(silence_s if left_s is None else min(left_s, silence_s)):
+                events: list[Event] | None = await anext(response, None)
+                return events
+        except TimeoutError:
+            if left_s is None or silence_s < left_s:
+                raise _silent() from None
+            raise
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
@@ -261,22 +299,51 @@ class ModelClient:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
                 error = failed
+                if self._closing is not None:
+                    raise self._closing from None
                 if not await _goes_on(attempts, method, failed):
                     raise
 
     async def _attempt(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        with mapped_errors():
+        if self._closing is not None:
+            raise self._closing
+        self._loop = asyncio.get_running_loop()
+        async with self._explained_errors():
             response: Any = getattr(self._unary, method).remote(*args, **kwargs)
+            self._running.add(response)
             try:
                 return await response
             # nobody waits any more: a call that Serve still holds must not be made later
             except asyncio.CancelledError:
                 response.cancel()
                 raise
+            finally:
+                self._running.discard(response)
+
+    @asynccontextmanager
+    async def _explained_errors(self) -> AsyncIterator[None]:
+        """`mapped_errors`, and why there is no replica."""
+        try:
+            with mapped_errors():
+                yield
+        except ModelUnavailable:
+            reason = (await self._asked_load_state()).reason
+            if reason:
+                raise ModelUnavailable(f"the model cannot be loaded: {reason}", retry_after_s=1) from None
+            raise
+
+    async def _asked_load_state(self) -> LoadState:
+        if self._load_state is None:
+            return LoadState(Phase.LOADING)
+        return await asyncio.to_thread(self._load_state)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         with mapped_errors():
             return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
+
+
+def _silent() -> EngineStopped:
+    return EngineStopped("the model's replica has fallen silent", retry_after_s=1)
 
 
 def _unanswered() -> ModelUnavailable:

@@ -14,9 +14,11 @@ from deployments.memory.service import replica_location
 from deployments.memory.sources import make_sources
 from deployments.model.drain import watch_drain
 from deployments.model.replica import ModelReplica
+from deployments.model.sigterm import SigtermWatch
+from deployments.model.states import CANNOT_LOAD
 from deployments.serve_log import share_serve_log
 from erllama.cache.policy import CachePolicy
-from erllama.errors import EngineStopped
+from erllama.errors import EngineStopped, ModelLoadError
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,8 @@ class Replica(ModelReplica):
     """`ModelReplica` with Serve's log and both ways a replica is told to go.
 
     A graceful stop (`serve shutdown`, scale-down, a new config) drains and calls `__del__`. SIGTERM
-    (a node that is going away) makes Ray's worker leave through `sys.exit`, hence the exit handler:
-    what the context holds is saved either way.
+    (a node that is going away) has a thread of its own, see `SigtermWatch`. Whatever else leaves
+    through `sys.exit` meets the exit handler: what the context holds is saved each time.
     """
 
     def __init__(
@@ -43,21 +45,26 @@ class Replica(ModelReplica):
     ) -> None:
         share_serve_log()
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
-        super().__init__(
-            spec,
-            n_cpus=n_cpus,
-            store=store.config(),
-            policy=policy,
-            routing=routing,
-            location=replica_location(),
-            sources=sources,
-        )
+        try:
+            super().__init__(
+                spec,
+                n_cpus=n_cpus,
+                store=store.config(),
+                policy=policy,
+                routing=routing,
+                location=replica_location(),
+                sources=sources,
+            )
+        except Exception as error:  # in the words that `states.one_line` finds again in Serve's message
+            reason = " ".join((str(error) or repr(error)).split())
+            raise ModelLoadError(f"{spec.id} {CANNOT_LOAD}{reason}") from error
         # Before the interpreter ends its thread pools, which readers and drivers of object stores
         # use; `atexit` comes after that. Private, but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)
         register(_close, weakref.ref(self))
         reference = weakref.ref(self)
         watch_drain(lambda: _drain(reference, spec.drain_s))
+        SigtermWatch(lambda: _drain(reference, 0.0))
 
     async def check_health(self) -> None:
         """Ends the process of a replica whose engine is dead or stuck: Serve would wait for three

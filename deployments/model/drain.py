@@ -6,8 +6,9 @@ only sign is a flag on its own replica object; the two private names that lead t
 `serve_is_stopping`. If another Ray lacks them, nothing is noticed early: requests then run to their
 end or to the kill, and go on elsewhere from what was saved by then.
 
-When the application is deleted its streams can end with an error event. A full shutdown (Ctrl-C)
-kills the HTTP proxies at once: streams break there, whatever a replica does.
+When the application is deleted its streams can end with an error event. Serve's full shutdown
+kills the HTTP proxies at once: streams break there, whatever a replica does. Hence
+`deployments/run.py` asks every replica to `leave` before it.
 """
 
 from __future__ import annotations

@@ -110,7 +110,12 @@ class FailoverCall:
         if number == 1:
             return self._request
         resumed = (*self._request.resumed, *self._ids)
-        return replace(self._request, request_id=attempt_id(self._request.request_id, number), resumed=resumed)
+        return replace(
+            self._request,
+            request_id=attempt_id(self._request.request_id, number),
+            resumed=resumed,
+            waits_for_others=False,  # who says that it computes this prefix may be the one that hangs
+        )
 
     def take(self, events: list[Event]) -> tuple[list[Event], ErllamaError | None]:
         """Note what a replica has sent: what the caller gets of it, and the error when it ended

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from cache_store import CachedPrefix, GarbageReport, IndexDelta, StoreConfig, StoreStats
@@ -40,6 +40,7 @@ MakeModel = Callable[..., Model]
 _STUCK_MARGIN_S = 300.0
 _STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
 _DRAIN_POLL_S = 0.1
+HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 
 
 def stuck_after_s(decode_budget_s: float) -> float:
@@ -107,6 +108,10 @@ class ModelReplica:
         """The events of one request, in lists: the first token at once, then whatever has gathered
         since the last list was taken.
 
+        An empty list says that the request is in the engine, and then every `HEARTBEAT_S` without
+        events that the engine is not stuck: a caller may take silence for a process that hangs,
+        however long a prefill or a queue is.
+
         The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that
         their type survives the way to the caller. Closing the generator cancels the request.
         """
@@ -137,14 +142,26 @@ class ModelReplica:
         reader.add_done_callback(left)
         ended = False
         try:
+            yield []
             while not ended:
-                events = await gathered(mailbox)
-                ended = isinstance(events[-1], Done | Failed)
-                yield merge_events(events)
+                events = await self._events_or_heartbeat(mailbox)
+                ended = bool(events) and isinstance(events[-1], Done | Failed)
+                yield merge_events(events) if events else []
         finally:
             reader.remove_done_callback(left)
             if not ended:
                 left(None)
+
+    async def _events_or_heartbeat(self, mailbox: asyncio.Queue[Event]) -> list[Event]:
+        """What has gathered; nothing after `HEARTBEAT_S` of an engine that is not stuck."""
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    return await gathered(mailbox)
+            except TimeoutError:
+                with suppress(EngineStopped):  # a stuck one is replaced by the health check; until then it is silent
+                    self._check_engine()
+                    return []
 
     async def continue_(
         self,
@@ -249,6 +266,9 @@ class ModelReplica:
     async def check_health(self) -> None:
         """Raises when the engine thread is dead or stuck; Serve then replaces the replica. Never
         waits for the engine."""
+        self._check_engine()
+
+    def _check_engine(self) -> None:
         self._model.check_alive(stuck_after_s=stuck_after_s(self._spec.decode_budget_s))
 
     def drain(self, seconds: float) -> None:
@@ -264,6 +284,10 @@ class ModelReplica:
             time.sleep(_DRAIN_POLL_S)
         log.info("drained: unfinished=%d", self._model.pending_len)
         self._model.shutdown()
+
+    async def leave(self, seconds: float) -> None:
+        """`drain`, for whoever stops the application and waits until everything is saved."""
+        await asyncio.to_thread(self.drain, seconds)
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What `KvRouter`s learn of this replica, twice a second by default."""

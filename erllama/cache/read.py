@@ -177,7 +177,8 @@ class KvReader:
     def _read(self, job: ReadJob, chain: TokenChain) -> Restored:
         # whoever waits for longer than computing takes has waited for nothing
         patience_s = min(self._policy.share_wait_s, max(_PATIENCE_S, job.cost_s(len(chain) - job.n_live)))
-        share_until = time.monotonic() + (patience_s if job.computes else 0.0)
+        waits = job.computes and job.request.waits_for_others
+        share_until = time.monotonic() + (patience_s if waits else 0.0)
         plan = self._lookup(job, chain, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, chain, share_until)  # someone was faster by a moment: wait for what they compute

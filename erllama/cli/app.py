@@ -29,7 +29,7 @@ ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the e
 
 @app.command()
 def serve(config: Annotated[str, typer.Argument(help="A Serve config file.")] = "serve_config.yaml") -> None:
-    """Check a config and run it: `serve run` with the switches that make streaming cheap."""
+    """Check a config and run it, with the switches that make streaming cheap; Ctrl-C and SIGTERM stop in order."""
     os.execv(sys.executable, [sys.executable, "-m", "deployments.launch", config])
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from gguf import LlamaFileType
 from gguf.constants import GGUFValueType
 
-from erllama.errors import ModelLoadError
-from erllama.gguf.header import GgufHeader, TensorInfo, read_header, until_nul
+from erllama.errors import InvalidParameter, ModelLoadError
+from erllama.gguf.header import TENSOR_TYPES, GgufHeader, TensorInfo, read_header, until_nul
 
 NO_TOKEN = 0xFFFFFFFF  # how a converter writes -1
 MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
@@ -34,6 +34,7 @@ _F32_ONLY = re.compile(
     r"(norm\.weight|norm_\d\.weight|_scale\.weight|\.bias|ssm_conv1d\.weight|shortconv\.conv\.weight|ssm_a|ssm_d|attn_sinks\.weight"
     r"|token_types\.weight|rope_freqs\.weight|rope_factors_(long|short)\.weight)$"
 )
+_BLOCK_SIZES = {name: block for name, block, _ in TENSOR_TYPES.values()}
 _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -59,6 +60,8 @@ class GgufInfo:
     bits_per_weight: float
     chat_template: str | None
     adapter_type: str | None = None
+    k_head: int = 0  # elements of one K head and of one V head, as they lie in the cache; 0: there are none
+    v_head: int = 0
     long_rope_beyond: int = 0  # a context beyond so many tokens gets other RoPE factors (longrope models); 0: none does
 
 
@@ -125,6 +128,20 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
         _check_pair(header, base[name], a, b)
 
 
+def check_cache_types(info: GgufInfo, type_k: str, type_v: str) -> None:
+    """Check that the heads of `info` can be kept in these types: a quantised type has blocks, and a
+    head is a whole number of them. Raises `InvalidParameter`; llama.cpp makes no context then.
+    """
+    for name, kind, size in (("type_k", type_k, info.k_head), ("type_v", type_v, info.v_head)):
+        block = _BLOCK_SIZES.get(kind.upper(), 1)
+        if size % block:
+            raise InvalidParameter(
+                f"{name}: {kind} keeps blocks of {block} elements, the heads of {info.path.name} have {size}: "
+                "choose f16, bf16 or f32",
+                param=name,
+            )
+
+
 def _read_parts(path: str | Path) -> list[GgufHeader]:
     parts = [read_header(part) for part in split_paths(path)]
     for i, part in enumerate(parts):
@@ -158,6 +175,8 @@ def _info(
         bits_per_weight=8 * sum(info.n_bytes for info in tensors) / n_params if n_params else 0.0,
         chat_template=header.get_string("tokenizer.chat_template"),
         adapter_type=adapter_type,
+        k_head=_head_size(header, architecture, "key_length") if n_vocab else 0,
+        v_head=_head_size(header, architecture, "value_length") if n_vocab else 0,
         long_rope_beyond=_long_rope_beyond(header, architecture, tensors),
     )
 
@@ -261,12 +280,9 @@ def _check_rotation(header: GgufHeader, architecture: str) -> None:
 
     Both while llama.cpp computes, so that no probe sees it.
     """
-    n_head = _of_first_layer(header, f"{architecture}.attention.head_count")
-    if n_head < 1:
+    if _of_first_layer(header, f"{architecture}.attention.head_count") < 1:
         return  # llama.cpp rotates nothing then
-    key_length = header.get_int(f"{architecture}.attention.key_length")
-    if key_length is None:
-        key_length = (header.get_int(f"{architecture}.embedding_length") or 0) // n_head
+    key_length = _head_size(header, architecture, "key_length")
     rotated = header.get_int(f"{architecture}.rope.dimension_count")
     if rotated == 0 and architecture in _MAY_ROTATE_NOTHING:
         return
@@ -275,6 +291,17 @@ def _check_rotation(header: GgufHeader, architecture: str) -> None:
         raise header.error(
             f"{architecture}.rope.dimension_count: rotates {rotated} elements of K heads of {key_length}"
         )
+
+
+def _head_size(header: GgufHeader, architecture: str, name: str) -> int:
+    """Elements of an attention head, by its own key or as its share of the embedding; 0 without
+    heads.
+    """
+    n_head = _of_first_layer(header, f"{architecture}.attention.head_count")
+    if n_head < 1:
+        return 0
+    given = header.get_int(f"{architecture}.attention.{name}")
+    return (header.get_int(f"{architecture}.embedding_length") or 0) // n_head if given is None else given
 
 
 def _of_first_layer(header: GgufHeader, key: str) -> int:

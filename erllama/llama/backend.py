@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
+from erllama.gguf.check import check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
@@ -63,6 +64,7 @@ class LlamaBackend(LlamaState):
         self._abort = AbortFlag()
         self.kv_bytes = 0
         self.info, self.generates = check_model(config.path)
+        check_cache_types(self.info, config.type_k, config.type_v)
         self.on_gpu = config.n_gpu_layers != 0 and bool(gpu_devices())
         all_or_none = _ALL_LAYERS if self.on_gpu else 0
         self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,9 +26,11 @@ from deployments.config import (
     deployment_name,
 )
 from deployments.http.options import HttpOptions
-from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, environment, load_args
+from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, check_files, environment, load_args, main
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
+from erllama.testing.random_gguf import write_random_model
+from erllama.testing.random_shape import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "serve_config.yaml"
@@ -245,6 +248,41 @@ def test_the_launcher_says_what_is_wrong_and_where(tmp_path, text, complaint):
 def test_the_launcher_names_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         load_args(tmp_path / "none.yaml")
+
+
+def written(folder: Path, **model: Any) -> Path:
+    path = folder / "c.yaml"
+    models = {"models": [{"id": "small", **model}]}
+    path.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": IMPORT_PATH, "args": models}]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"type_k": "q8_0"}, "model small: type_k: q8_0 keeps blocks of 32 elements, the heads of tiny.gguf have 16"),
+        ({"type_v": "q4_0"}, "model small: type_v: q4_0 keeps blocks of 32 elements"),
+        ({"adapters": [{"path": "tiny.gguf"}]}, "model small: "),
+    ],
+)
+def test_the_launcher_refuses_what_a_header_already_tells(tmp_path, monkeypatch, capsys, keys, reason):
+    monkeypatch.chdir(tmp_path)
+    write_random_model(tmp_path / "tiny.gguf", SHAPES["tiny-llama"], vocab=None, file_type="F16", seed=1)
+    with pytest.raises(SystemExit) as left:
+        main([str(written(tmp_path, path="tiny.gguf", **keys))])
+    assert left.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_the_launcher_leaves_a_file_that_is_not_here_to_the_replica(tmp_path):
+    check_files(load_args(written(tmp_path, path="/on/another/node.gguf")))
+
+
+def test_the_launcher_takes_one_config(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["a.yaml", "b.yaml"])
+    assert left.value.code == 2
+    assert "'b.yaml' is too much" in capsys.readouterr().err
 
 
 def test_what_the_user_has_set_wins_over_the_switches():

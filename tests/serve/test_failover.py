@@ -28,7 +28,7 @@ from deployments.model.blocking import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
 from erllama.request import GenerationRequest, SamplingParams
-from tests.support.bounds import STREAMS_END_S
+from tests.support.bounds import MOVES_S, STREAMS_END_S
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess
 from tests.support.streams import TextStream, busiest, replica_pids, wait_until
@@ -135,6 +135,28 @@ def test_a_killed_replicas_stream_goes_on_from_the_other_one_without_a_gap_or_a_
     assert stream.usage is not None
     assert stream.usage["completion_tokens"] == N
     assert text == uninterrupted(server, asked)
+
+
+@pytest.mark.parametrize("n_chars", [0, 1200])
+def test_a_replica_that_stands_still_loses_its_stream_and_says_nothing_when_it_wakes(server, both, n_chars):
+    """Stopped while it computes the prompt, and in the middle of the reply."""
+    asked = body(f"The long night {n_chars}. " * (1 if n_chars else 300), N)
+    stream = TextStream(server.url, asked)
+    if n_chars:
+        stream.wait_chars(n_chars)
+    pid = busiest(replica_pids(REPLICAS))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert not stream.ended, "stopped too late to matter"
+        seen = len(stream.text)
+        stream.wait_chars(seen + 300, MOVES_S)
+        os.kill(pid, signal.SIGCONT)  # while the other one is still writing
+        text = stream.finish()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (stream.error, stream.broken) == (None, None)
+    assert text == uninterrupted(server, asked)
+    assert len(replica_pids(REPLICAS)) == 2, "it was not even replaced"
 
 
 def test_what_a_dead_replica_costs_is_bounded_by_the_interval_between_two_saves(server, both):

@@ -111,20 +111,21 @@ def test_a_conversation_goes_on_warm_after_ctrl_c_and_a_new_start_from_zero_repl
 
 
 def test_sigterm_saves_what_was_running(tmp_path):
-    """No other save is due: what is restored afterwards was saved by the exit handler."""
+    """No other save is due: what is restored afterwards was saved because of the signal. It strikes
+    while the first token is on its way, where Ray's own handler would leave at once, and later.
+    """
     policy = {"min_tokens": 64, "cold_min_tokens": 1 << 20, "continued_interval": 1 << 20}
-    prompt = [300 + i * 7 % 900 for i in range(600)]
-    body = {"model": "demo", "prompt": prompt, "temperature": 0}
     with serving(tmp_path / "serve", tmp_path, policy) as server:
-        stream = TextStream(server.url, {**body, "max_tokens": 5000, "ignore_eos": True})
-        # Streaming steadily: its process waits most of the time. Ray's exit skips every handler when
-        # the signal strikes while a task's own code runs, as it does around the first token.
-        stream.wait_chars(400)
-        (replica,) = [psutil.Process(pid) for pid in replica_pids("model-demo")]
-        os.kill(replica.pid, signal.SIGTERM)
-        replica.wait(30)
-        assert not stream.ended
-        stream.finish()  # it went on from the next replica
-        assert (stream.error, stream.broken) == (None, None)
-        assert stream.usage is not None
-    assert stream.usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - 1
+        for n_chars in (1, 400):
+            prompt = [300 + (n_chars + i) * 7 % 900 for i in range(600)]
+            body = {"model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 2500, "ignore_eos": True}
+            stream = TextStream(server.url, body)
+            stream.wait_chars(n_chars)
+            (replica,) = [psutil.Process(pid) for pid in replica_pids("model-demo")]
+            os.kill(replica.pid, signal.SIGTERM)
+            replica.wait(30)
+            assert not stream.ended
+            stream.finish()  # it went on from the next replica
+            assert (stream.error, stream.broken) == (None, None)
+            assert stream.usage is not None
+            assert stream.usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - 1

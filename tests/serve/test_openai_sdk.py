@@ -10,6 +10,7 @@ import pytest
 from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from tests.support.serve_process import ServeProcess
+from tests.support.streams import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -219,6 +220,16 @@ def test_a_model_that_cannot_load_fails_alone_and_says_why(client):
         client.completions.create(model="broken", prompt="hello", max_tokens=1)
     assert "missing.gguf" in caught.value.message
     assert chat_text(client, max_tokens=2)
+
+
+def test_why_a_model_cannot_load_stands_in_its_readiness_and_on_the_console(server: ServeProcess):
+    wait_until(lambda: "broken: failed: " in server.log.read_text(), "Serve gives up")
+    (line,) = [line for line in server.log.read_text().splitlines() if "broken: failed: " in line]
+    assert "missing.gguf" in line
+    health = httpx.get(f"{server.url}/health/ready").json()
+    assert health["models"]["broken"] == "not_ready"
+    assert "missing.gguf" in health["reasons"]["broken"]
+    assert f"Serving at {server.url}/v1, without broken" in server.log.read_text()
 
 
 def test_malformed_json_is_400_in_openai_shape(server: ServeProcess):

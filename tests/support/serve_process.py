@@ -83,7 +83,7 @@ class ServeProcess:
         raise RuntimeError(f"serve is not ready; its log ends with:\n{self.log.read_text()[-4000:]}")
 
     def stop(self) -> None:
-        """Ctrl-C, then whatever Ray left behind. Idempotent."""
+        """Ctrl-C, then whatever Ray left behind. Idempotent. It must have left in order."""
         family = [self.process, *_children(self.process.pid)]
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
@@ -95,6 +95,7 @@ class ServeProcess:
         for process in family[1:]:
             if process.is_running():
                 process.kill()
+        assert self.process.returncode == 0, f"the log ends with:\n{self.log.read_text()[-4000:]}"
 
 
 def _mind_sigint() -> None:

@@ -55,10 +55,10 @@ class TextStream:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def wait_chars(self, n: int) -> None:
+    def wait_chars(self, n: int, seconds: float = WAIT_S) -> None:
         """Until so much text has arrived, or the stream has ended."""
         with self._change:
-            assert self._change.wait_for(lambda: len(self.text) >= n or self._ended, WAIT_S), (
+            assert self._change.wait_for(lambda: len(self.text) >= n or self._ended, seconds), (
                 f"{len(self.text)} characters of {n}"
             )
 

@@ -5,6 +5,7 @@ import asyncio
 import openai
 import pytest
 
+from erllama.errors import EngineStopped
 from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served
 
 pytestmark = pytest.mark.anyio
@@ -44,3 +45,13 @@ async def test_a_model_that_does_not_answer_in_time_is_not_ready():
 
     async with http_client(app_of(served(Hanging()), ready_timeout_s=0.01)) as client:
         assert (await client.get("/health/ready")).status_code == 503
+
+
+async def test_whoever_is_not_ready_has_a_reason():
+    gone = FakeModel(state=EngineStopped("/m/x.gguf: there is no such file"))
+    models = (served(FakeModel()), served(gone, id="gone"), served(FakeModel(state=False), id="new"))
+    async with http_client(app_of(*models)) as client:
+        reply = await client.get("/health/ready")
+        assert reply.json()["reasons"] == {"gone": "/m/x.gguf: there is no such file", "new": "it is loading"}
+    async with http_client(app_of(served(FakeModel()))) as client:
+        assert "reasons" not in (await client.get("/health/ready")).json()

@@ -20,6 +20,7 @@ from deployments.model.blocking import RemoteModel
 from deployments.model.client import ModelClient
 from deployments.model.loop_thread import LoopThread
 from deployments.model.ray_errors import ModelUnavailable
+from deployments.model.states import LoadState, Phase
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams
@@ -69,21 +70,24 @@ class Response:
 
 
 class Answer:
-    """That of a unary call; "hang" never comes."""
+    """That of a unary call; "hang" comes when it is cancelled, as Serve's error."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
+        self._no_more = asyncio.Event()
         self.cancelled = False
 
     def cancel(self) -> None:
         self.cancelled = True
+        self._no_more.set()
 
     def __await__(self):
         yield from asyncio.sleep(0).__await__()
         if isinstance(self._value, BaseException):
             raise self._value
         if self._value == "hang":
-            yield from asyncio.Event().wait().__await__()
+            yield from self._no_more.wait().__await__()
+            raise RequestCancelledError("id")
         return self._value
 
 
@@ -186,6 +190,59 @@ def test_a_failure_that_arrives_as_an_event_lets_the_request_fail_over_as_well()
     handle = Handle(lambda sent, n: [[Tokens(REPLY[:2], "de"), Failed(EngineStopped("bye"))]] if n == 1 else rest(sent))
     assert reply(asyncio.run(collect(handle))) == WHOLE
     assert handle.requests[1].resumed == REPLY[:2]
+
+
+QUICK = LIMITS.model_copy(update={"silence_s": 0.01})
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 4])
+def test_a_replica_that_falls_silent_is_left_for_another_one(n_before):
+    """In the middle of a stream, after the heartbeat that says it has the request, and before."""
+
+    def script(sent: GenerationRequest, number: int) -> list[Any]:
+        return [*[[], *rest(sent)][:n_before], "hang"] if number == 1 else [[], *rest(sent)]
+
+    async def story() -> None:
+        handle = Handle(script)
+        client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
+        async with aclosing(client.generate(request())) as lists:
+            events = [event async for events in lists for event in events]
+        assert reply(events) == WHOLE
+        assert [response.cancelled for response in handle.responses] == [True, False]
+        assert handle.requests[1].resumed == REPLY[: max(0, n_before - 1)]
+        assert [sent.waits_for_others for sent in handle.requests] == [True, False]
+
+    asyncio.run(story())
+
+
+def test_heartbeats_are_no_silence_and_reach_nobody():
+    handle = Handle(lambda sent, n: [[], [], *rest(sent)[:5], [], *rest(sent)[5:]])
+    assert reply(asyncio.run(collect(handle, QUICK))) == WHOLE
+    assert len(handle.requests) == 1
+
+
+def test_a_call_that_serve_holds_back_is_no_silence():
+    async def story() -> None:
+        states = iter([Phase.LOADING, Phase.ASLEEP])
+        asked = asyncio.Event()
+
+        def load_state() -> LoadState:
+            phase = next(states, None)
+            if phase is None:
+                loop.call_soon_threadsafe(asked.set)
+            return LoadState(phase or Phase.LOADING)
+
+        loop = asyncio.get_running_loop()
+        handle = Handle(lambda sent, n: ["hang"])
+        client = ModelClient(handle, failover=QUICK, load_state=load_state)
+        lists = client.generate(request())
+        waiting = asyncio.ensure_future(anext(lists))
+        await asked.wait()
+        assert not waiting.done()
+        waiting.cancel()
+        assert len(handle.requests) == 1
+
+    asyncio.run(story())
 
 
 def test_a_stream_that_just_ends_is_no_reply(remote):
@@ -401,6 +458,43 @@ def test_a_front_that_goes_away_ends_its_streams_with_an_error():
         assert len(handle.requests) == 1
 
     asyncio.run(story())
+
+
+def test_a_front_that_goes_away_ends_its_calls_as_well():
+    async def story() -> None:
+        handle = Handle(answers=["hang"])
+        client = ModelClient(handle, failover=LIMITS)
+        call = asyncio.create_task(client.embed([[1]]))
+        await turn()
+        bye = EngineStopped("bye")
+        client.end_all(bye)
+        await turn()
+        assert handle.responses[0].cancelled
+        with pytest.raises(EngineStopped, match="bye"):
+            await call
+        with pytest.raises(EngineStopped, match="bye"):
+            await client.embed([[1]])
+        assert len(handle.responses) == 1
+
+    asyncio.run(story())
+
+
+def test_why_there_is_no_replica_is_in_every_error():
+    def no_replica(*_: Any) -> list[Any]:
+        return [DeploymentUnavailableError(DeploymentID("model-demo"))]
+
+    async def story(state: LoadState, expected: str) -> None:
+        handle = Handle(no_replica, answers=no_replica())
+        client = ModelClient(handle, failover=LIMITS, load_state=lambda: state)
+        ((failed,),) = [events async for events in client.generate(request())]
+        assert isinstance(failed, Failed)
+        assert expected in failed.error.message
+        handle = Handle(answers=no_replica())
+        with pytest.raises(ModelUnavailable, match=expected):
+            await ModelClient(handle, failover=LIMITS, load_state=lambda: state).embed([[1]])
+
+    asyncio.run(story(LoadState(Phase.FAILED, "the disk is gone"), "cannot be loaded: the disk is gone"))
+    asyncio.run(story(LoadState(Phase.LOADING), "has no replica"))
 
 
 def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):

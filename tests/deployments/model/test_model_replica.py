@@ -4,7 +4,7 @@ backend; no Ray.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -86,8 +86,14 @@ def request(
 
 async def events_of(replica: ModelReplica, one: GenerationRequest) -> list[Event]:
     lists = [events async for events in replica.generate(one)]
-    assert all(lists), "an empty list costs a message and says nothing"
+    assert all(lists[1:]), "nothing is silent for as long as a heartbeat takes"
     return [event for events in lists for event in events]
+
+
+async def first_events(stream: AsyncGenerator[list[Event], None]) -> list[Event]:
+    """What comes after the empty list that says that the request is in the engine."""
+    assert await anext(stream) == []
+    return await anext(stream)
 
 
 def ids(events: list[Event]) -> list[int]:
@@ -121,6 +127,26 @@ def test_the_first_token_leaves_alone_and_what_gathers_meanwhile_leaves_together
     serve(story)
 
 
+def test_a_silent_engine_sends_heartbeats_until_it_is_stuck(serve, monkeypatch):
+    monkeypatch.setattr("deployments.model.replica.HEARTBEAT_S", 0.01)
+
+    async def story(it: Fixture) -> None:
+        it.backend.hold(n_free=1)
+        stream = it.replica.generate(request(max_tokens=2))
+        assert ids(await first_events(stream)) != []
+        await asyncio.to_thread(it.backend.wait_until_held)
+        assert [await anext(stream) for _ in range(3)] == [[], [], []]
+
+        monkeypatch.setattr("deployments.model.replica.stuck_after_s", lambda budget_s: 0.0)
+        silent = asyncio.create_task(anext(stream))
+        await asyncio.wait([silent], timeout=0.1)
+        assert not silent.done()
+        it.backend.release()
+        assert isinstance((await silent)[-1], Done)
+
+    serve(story)
+
+
 def test_concurrent_generators_get_their_own_events(serve):
     async def story(it: Fixture) -> None:
         alone = [
@@ -139,7 +165,7 @@ def test_closing_a_generator_cancels_its_request_before_the_next_step(serve):
     async def story(it: Fixture) -> None:
         it.backend.hold(n_free=1)
         stream = it.replica.generate(request(max_tokens=None))
-        await anext(stream)
+        await first_events(stream)
         await it.held()
         await stream.aclose()
         it.backend.release()
@@ -154,7 +180,7 @@ def test_closing_a_continued_session_cancels_as_well(serve):
         _, n_steps = await it.idle_now()
         it.backend.hold(n_free=1)
         stream = it.replica.continue_("s", [1, 2, 3], None, {"seed": 1}, "req")
-        await anext(stream)
+        await first_events(stream)
         await it.held()
         await stream.aclose()
         it.backend.release()
@@ -168,7 +194,7 @@ def test_a_reader_whose_task_ends_without_closing_the_generator_cancels_as_well(
         stream = it.replica.generate(request(max_tokens=None))
 
         async def read_one() -> None:
-            await anext(stream)
+            await first_events(stream)
             await it.held()
 
         it.backend.hold(n_free=1)
@@ -209,7 +235,7 @@ def test_a_closed_generator_leaves_nothing_behind(serve):
     async def story(it: Fixture) -> None:
         for i in range(3):
             stream = it.replica.generate(request(str(i), max_tokens=None))
-            await anext(stream)
+            await first_events(stream)
             await stream.aclose()
         await events_of(it.replica, request("last"))  # hand-overs keep their order: theirs are done when its own is
         assert it.replica._mail == {}
@@ -221,7 +247,7 @@ def test_cancel_by_id_ends_the_generator_with_done(serve):
     async def story(it: Fixture) -> None:
         it.backend.hold(n_free=1)
         async with aclosing(it.replica.generate(request(max_tokens=None))) as stream:
-            await anext(stream)
+            await first_events(stream)
             await it.replica.cancel("req")
             it.backend.release()
             last = [events async for events in stream][-1][-1]
@@ -324,7 +350,7 @@ def test_an_id_whose_reader_left_is_in_flight_until_its_last_event_has_come(serv
     async def story(it: Fixture) -> None:
         it.backend.hold(n_free=1)
         stream = it.replica.generate(request("same", max_tokens=None))
-        await anext(stream)
+        await first_events(stream)
         await it.held()
         await stream.aclose()
         it.backend.release()
@@ -357,7 +383,7 @@ def test_shutdown_ends_running_requests_with_an_event_and_is_idempotent(serve):
     async def story(it: Fixture) -> None:
         it.backend.hold(n_free=1)
         stream = it.replica.generate(request(max_tokens=None))
-        await anext(stream)
+        await first_events(stream)
         await it.held()
         with pytest.raises(TimeoutError):  # told to stop, inside a decode
             it.replica._model.shutdown(timeout_s=0.01)
@@ -403,7 +429,7 @@ def test_a_chat_is_rendered_by_the_models_template(serve):
 def test_embeddings_are_one_unit_vector_per_input_also_beside_running_requests(serve):
     async def story(it: Fixture) -> None:
         async with aclosing(it.replica.generate(request(max_tokens=None))) as stream:
-            await anext(stream)
+            await first_events(stream)
             vectors = await it.replica.embed([[i + 1] for i in range(40)])
         assert len(vectors) == 40
         assert all(sum(x * x for x in vector) == pytest.approx(1.0) for vector in vectors)

@@ -15,6 +15,7 @@ from cache_store.testing import Fault
 from erllama.errors import DecodeFailed
 from erllama.events import CacheHitKind, FinishReason
 from erllama.kv.layout import KvKind
+from tests.support.bounds import NO_WAIT_S
 from tests.support.engine_kit import OnCall, request, root_of
 from tests.support.flow_kit import (
     CHECKPOINT_KINDS,
@@ -223,6 +224,19 @@ def test_a_prefix_that_another_replica_computes_is_waited_for(tmp_path: Path, mo
             second.step()
         assert second.done("it").stats.cached_tokens >= 968  # the blocks, and the tail that was saved with them
         assert second.ids("it") == reply([*prompt(1000), 2], max_tokens=2)
+
+
+def test_who_comes_from_a_replica_that_hangs_does_not_wait_for_its_claim(tmp_path: Path):
+    with open_store(tmp_path) as here, open_store(tmp_path) as there:
+        first, second = rig_of(here, SHARED), rig_of(there, SHARED)
+        first.submit(request("it", prompt(1000), max_tokens=2))
+        first.step()  # and never again
+        began = time.monotonic()
+        second.submit(request("it~r2", prompt(1000), max_tokens=2, waits_for_others=False))
+        second.run()
+        assert time.monotonic() - began < NO_WAIT_S < SHARED.share_wait_s
+        assert second.done("it~r2").stats.cached_tokens == 0
+        assert second.ids("it~r2") == reply(prompt(1000), max_tokens=2)
 
 
 def test_a_claim_is_kept_until_what_it_stands_for_is_written(faulty: Faulty, tmp_path: Path):

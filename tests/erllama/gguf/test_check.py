@@ -17,8 +17,8 @@ from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from erllama.errors import ModelLoadError
-from erllama.gguf.check import check_adapter, inspect_gguf, split_paths
+from erllama.errors import InvalidParameter, ModelLoadError
+from erllama.gguf.check import check_adapter, check_cache_types, inspect_gguf, split_paths
 from erllama.gguf.header import GgufValue, read_header
 from erllama.testing.random_gguf import write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
@@ -266,3 +266,23 @@ def test_damaged_bytes_anywhere_in_the_header_never_raise_anything_else(scratch,
 def test_random_bytes_behind_the_magic_never_raise_anything_else(scratch, content):
     scratch.write_bytes(b"GGUF\3\0\0\0" + content)
     _inspect_or_refuse(scratch)
+
+
+@pytest.mark.parametrize(
+    ("types", "field"),
+    [(("f16", "f16"), None), (("bf16", "f32"), None), (("q8_0", "f16"), "type_k"), (("f16", "q5_1"), "type_v")],
+)
+def test_a_cache_type_whose_blocks_no_head_fills_is_refused_by_name(tiny, types, field):
+    info = inspect_gguf(tiny)
+    assert (info.k_head, info.v_head) == (16, 16)
+    if field is None:
+        check_cache_types(info, *types)
+        return
+    with pytest.raises(InvalidParameter, match=f"{field}: .* have 16") as caught:
+        check_cache_types(info, *types)
+    assert caught.value.param == field
+
+
+def test_a_head_has_its_own_size_where_the_file_gives_one(tiny, scratch):
+    scratch.write_bytes(with_value(tiny, "llama.attention.value_length", 64, GGUFValueType.UINT32))
+    check_cache_types(inspect_gguf(scratch), "f16", "q8_0")

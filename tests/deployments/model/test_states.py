@@ -1,0 +1,64 @@
+"""What Serve says of a deployment, in one line. No Ray runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from deployments.model.states import LoadState, Phase, one_line, state_in
+from tests.support.serve_states import application, deployment
+
+PAGE = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial \
+health check failing. See controller logs for details. Error:
+\x1b[36mray::ServeReplica:erllama:model-x.initialize_and_get_metadata()\x1b[39m (pid=1, ip=192.0.2.2)
+  File "replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "check.py", line 92, in inspect_gguf
+    raise error
+erllama.errors.ModelLoadError: /m/x.gguf: there is no such file
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "deployment.py", line 60, in __init__
+    raise ModelLoadError(f"{spec.id} {CANNOT_LOAD}{reason}") from error
+erllama.errors.ModelLoadError: x cannot be loaded: /m/x.gguf: there is no such file
+"""
+REASON = "/m/x.gguf: there is no such file"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (PAGE, REASON),
+        ("Error:\nTraceback:\n  File x\nModuleNotFoundError: No module named 'y'\n", "No module named 'y'"),
+        ("The actor died unexpectedly before finishing this task.\n\tclass_name: x", "The actor died unexpectedly before finishing this task."),
+        ("", ""),
+        ("w" * 1000, "w" * 500),
+    ],
+)  # fmt: skip
+def test_a_page_of_traceback_becomes_its_reason(message, line):
+    assert one_line(message) == line
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        (application("DEPLOYING"), LoadState(Phase.LOADING)),
+        (application("DEPLOY_FAILED", "ImportError: no"), LoadState(Phase.FAILED, "no")),
+        *[
+            (application("DEPLOYING", model_x=status), state)
+            for status, state in (
+                (deployment("UPDATING", starting=1), LoadState(Phase.LOADING)),
+                (deployment("UPDATING", message=PAGE), LoadState(Phase.LOADING, REASON)),
+                (deployment("HEALTHY", running=1), LoadState(Phase.READY)),
+                (deployment("UPDATING", running=1, starting=1), LoadState(Phase.READY)),
+                (deployment("UNHEALTHY", message="A replica's health check failed."), LoadState(Phase.LOADING)),
+                (deployment("HEALTHY"), LoadState(Phase.ASLEEP)),
+                (deployment("DEPLOY_FAILED", message=PAGE), LoadState(Phase.FAILED, REASON)),
+            )
+        ],
+    ],
+)
+def test_the_state_of_a_model_is_what_its_replicas_say(told, state):
+    assert state_in(told, "model-x") == state
