@@ -195,7 +195,8 @@ class ModelClient:
         scaled to zero. Raises `ModelUnavailable` with the reason when Serve has stopped trying to
         load it, or still tries after a failure."""
         try:
-            await self._broadcast("status")
+            with mapped_errors():
+                await self._ask_all("status")
         except EngineStopped:
             state = await self._asked_load_state()
             if state.reason:
@@ -338,8 +339,11 @@ class ModelClient:
         return await asyncio.to_thread(self._load_state)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        with mapped_errors():
-            return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
+        async with self._explained_errors():
+            return await self._ask_all(method, *args, **kwargs)
+
+    async def _ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
 
 
 def _silent() -> EngineStopped:
