@@ -53,9 +53,10 @@ class Service:
         self._apps: Mapping[str, BuildArgs] = dict(zip(names, load_args(path), strict=True))
         self._client: Any = None
 
-    def start(self) -> None:
+    def start(self, signals: StopSignals) -> None:
         """Returns when the applications are on their way, not when they are ready."""
         ray.init(namespace="serve")
+        signals.install()  # in place of Ray's, which ends the process with a stack trace
         self._client = serve_api.serve_start(
             http_options=self._config.http_options.model_dump(),
             proxy_location=self._config.proxy_location,
@@ -128,7 +129,8 @@ async def _all_leave(deployments: Sequence[tuple[str, str]], seconds: float, mar
     """
     told = [_leave(app, name, seconds, margin_s) for app, name in deployments]
     for (_, name), error in zip(deployments, await asyncio.gather(*told, return_exceptions=True), strict=True):
-        if error is not None and not isinstance(error, ModelUnavailable):  # none runs: asleep, or never loaded
+        # none runs: asleep, never loaded, or (KeyError) not even deployed yet
+        if error is not None and not isinstance(error, ModelUnavailable | KeyError):
             log.warning("%s did not take leave in order: %r", name, error)
 
 
@@ -172,8 +174,7 @@ def main(argv: Sequence[str]) -> None:
     signals.install()
     service = Service(Path(argv[0]))
     try:
-        service.start()
-        signals.install()
+        service.start(signals)
         service.watch(signals)
     except KeyboardInterrupt:  # while it started
         pass
