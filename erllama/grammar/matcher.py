@@ -46,6 +46,10 @@ class ConstraintMatcher:
         self._ends = sorted(eog)
         self._bits = np.zeros((n_vocab + 31) // 32 * 4, dtype=np.uint8)  # llguidance writes whole words
 
+    @property
+    def param(self) -> str:
+        return self._constraint.param
+
     def allows(self, token: int) -> bool:
         if token in self._eog:
             return self._state.is_accepting() and not self._failed()

@@ -40,10 +40,14 @@ _MIN_TEMPERATURE = 1e-100  # dividing a float32 difference by it stays within fl
 
 
 class GrammarMatcher(Protocol):
-    """A grammar in some state of its derivation. Not thread-safe; engine thread only.
+    """A grammar in some state of its derivation. Not thread-safe; engine thread only. `param` is the
+    request's field that it came from.
 
     Every method raises `InvalidParameter` when the grammar turns out to be too costly to follow.
     """
+
+    @property
+    def param(self) -> str: ...
 
     def allows(self, token: int) -> bool:
         """Whether `token` may come next. Does not change the state."""
@@ -123,7 +127,8 @@ class TokenSampler:
     def sample(self, logits: Logits, position: int) -> int:
         """The token for `position`. Changes `logits` in place (bias, penalties). Shape (n_vocab,).
 
-        Raises `DecodeFailed` when the row holds NaN or nothing is left to choose from.
+        Raises `DecodeFailed` when the row holds NaN, `InvalidParameter` when a grammar or biases
+        leave nothing to choose from.
         """
         if self._bias_ids.size:
             np.add.at(logits, self._bias_ids, self._bias)  # an id may be there twice
@@ -139,7 +144,7 @@ class TokenSampler:
     def _choose_allowed(self, logits: Logits, position: int, ids: NDArray[np.intp]) -> int:
         """A draw among what the grammar allows, mostly a few tokens of a vocabulary."""
         if not ids.size:
-            raise DecodeFailed(f"no token can be chosen at position {position}: the grammar allows none")
+            raise self._nothing_left(position)
         left = logits[ids]
         if left.max() == -np.inf and (ends := sorted(set(self._banned) & set(ids.tolist()))):
             return ends[0]
@@ -181,7 +186,9 @@ class TokenSampler:
     def _choose(self, logits: Logits, position: int, *, draw: int, n_vocab: int | None = None) -> int:
         """The index of the drawn logit. They may be some of a vocabulary of `n_vocab`."""
         best = int(np.argmax(logits))
-        if not np.isfinite(logits[best]):  # argmax stops at the first NaN; -inf means that everything is banned
+        if logits[best] == -np.inf and (self._grammar is not None or self._bias_ids.size):
+            raise self._nothing_left(position)
+        if not np.isfinite(logits[best]):  # argmax stops at the first NaN
             raise DecodeFailed(f"no token can be chosen at position {position}: the best logit is {logits[best]}")
         if self._params.greedy:
             return best
@@ -189,6 +196,11 @@ class TokenSampler:
         cumulative = np.cumsum(_softmax((weights - weights.max()) / max(self._params.temperature, _MIN_TEMPERATURE)))
         drawn = int(np.searchsorted(cumulative, uniform(self._seed, position, draw) * cumulative[-1], side="right"))
         return int(ids[min(drawn, ids.shape[0] - 1)])
+
+    def _nothing_left(self, position: int) -> InvalidParameter:
+        """The client's fault: another run would end the same way."""
+        param = "logit_bias" if self._grammar is None else self._grammar.param
+        return InvalidParameter(f"{param} leaves no token to choose at position {position}", param=param)
 
     def _candidates(self, logits: Logits, best: float, n_vocab: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Ids and logits that survive top_k, top_p and min_p. Sorted, unless nothing truncates a

@@ -385,11 +385,6 @@ def test_a_row_that_offers_no_choice_fails_the_decode(temperature: float, bad: t
         sampler(temperature=temperature).sample(row(*bad), 7)
 
 
-def test_banning_every_token_fails_the_decode():
-    with pytest.raises(DecodeFailed):
-        sampler(logit_bias=((0, -100.0), (1, -200.0))).sample(row(1, 2), 0)
-
-
 @given(st.integers(0, 10**6))
 def test_a_banned_token_is_never_drawn(position: int):
     pick = sampler(temperature=100.0, top_k=0, top_p=1.0, min_p=0.0, logit_bias=((0, -100.0), (3, -100.0)))
@@ -401,6 +396,8 @@ def test_a_banned_token_is_never_drawn(position: int):
 
 class Matcher:
     """Allows a fixed set of tokens and remembers what it was asked."""
+
+    param = "response_format"
 
     def __init__(self, tokens: set[int]) -> None:
         self.tokens, self.asked, self.n_masks, self.accepted = tokens, [], 0, []
@@ -438,9 +435,17 @@ def test_sampling_does_not_advance_the_grammar_and_accepting_does():
     assert matcher.accepted == [0]
 
 
-def test_a_grammar_that_allows_nothing_fails_the_decode():
-    with pytest.raises(DecodeFailed):
-        sampler(grammar=Matcher(set())).sample(row(1, 2), 0)
+def test_a_grammar_that_allows_nothing_is_the_clients_fault():
+    for allowed, bias in ((set(), ()), ({0}, ((0, -100.0),))):
+        with pytest.raises(InvalidParameter) as caught:
+            sampler(grammar=Matcher(allowed), logit_bias=bias).sample(row(1, 2), 0)
+        assert caught.value.param == "response_format"
+
+
+def test_biases_that_leave_nothing_are_the_clients_fault():
+    with pytest.raises(InvalidParameter) as caught:
+        sampler(logit_bias=((0, -100.0), (1, -100.0))).sample(row(1, 2), 0)
+    assert caught.value.param == "logit_bias"
 
 
 def test_closing_lets_go_of_the_grammar():
