@@ -148,7 +148,7 @@ def main() -> int:
         return make_server(kind, args, path, spec)
 
     figures = Figures()
-    figures.extra["settings"] = {"ours": spec, "peer": args.peer, "n_vocab": n_vocab}
+    figures.extra["settings"] = {"ours": spec, "peer": args.peer and os.path.basename(args.peer), "n_vocab": n_vocab}
     rounds: dict[str, list[dict[str, float]]] = defaultdict(list)
     failures: list[str] = []
     kinds = ["ours", "peer"] if args.peer else ["ours"]

@@ -236,7 +236,7 @@ def main() -> None:
         return make_server(kind, args, path, spec)
 
     figures = Figures()
-    figures.extra["settings"] = {"ours": spec, "peer": args.peer}
+    figures.extra["settings"] = {"ours": spec, "peer": args.peer and os.path.basename(args.peer)}
     rounds: dict[str, list[Measured]] = defaultdict(list)
     kinds = ["ours", "peer"] if args.peer else ["ours"]
     for turn in range(args.rounds):
