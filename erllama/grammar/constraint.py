@@ -35,7 +35,8 @@ class Constraint:
     """`text` in the language `kind`. `param` is the request's field that it came from: errors name
     it.
 
-    `parts` are constraints of other kinds that a Lark text refers to as rules, by name. Raises
+    `parts` are constraints of other kinds that a Lark text refers to as rules, by name. A schema that
+    is not `strict` leaves what cannot be enforced to the model, instead of being refused. Raises
     `InvalidParameter` for a text that is empty, too long or not text; whether it can be followed
     tells `GrammarCompiler.check`.
     """
@@ -44,6 +45,7 @@ class Constraint:
     text: str
     param: str = "grammar"
     parts: tuple[tuple[str, Constraint], ...] = ()
+    strict: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in tuple(ConstraintKind):
@@ -70,16 +72,21 @@ class Constraint:
             raise self.refusal(f"it has {n_bytes} bytes, at most {most}")
 
     @classmethod
-    def of_schema(cls, schema: Mapping[str, Any], param: str) -> Self:
+    def of_schema(cls, schema: Mapping[str, Any], param: str, *, strict: bool = True) -> Self:
         """The JSON texts that fit `schema`; the order of its properties is their order in the
         reply.
         """
         try:
-            return cls(ConstraintKind.JSON_SCHEMA, json.dumps(dict(schema), allow_nan=False), param)
+            return cls(ConstraintKind.JSON_SCHEMA, json.dumps(dict(schema), allow_nan=False), param, strict=strict)
         except RecursionError:
             raise InvalidParameter("the JSON schema is refused: it is nested too deeply", param=param) from None
         except (ValueError, TypeError) as error:
             raise InvalidParameter(f"the JSON schema is refused: it is not JSON: {error}", param=param) from None
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether the reply, or a part of it, is JSON."""
+        return self.kind == ConstraintKind.JSON_SCHEMA or any(part.has_schema for _, part in self.parts)
 
     def refusal(self, reason: str) -> InvalidParameter:
         """The error for a constraint that cannot be followed."""

@@ -17,13 +17,14 @@ Pure; errors are `RefusedText`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, count, groupby
 
 from erllama.grammar.constraint import RefusedText
+from erllama.grammar.expression import check_optional_parts
 
 MAX_NESTING = 100  # of parentheses
 MAX_REPETITIONS = 2000
@@ -278,14 +279,17 @@ class _Writer:
         """A sequence of a recursive rule: regular items in a row become one terminal."""
         parts: list[str] = []
         for regular, items in groupby(sequence, lambda i: i.text in self._regular or i.kind == "terminal"):
-            body = self._plain(items)
+            of_group = list(items)
+            body = self._plain(of_group)
+            if regular:
+                check_optional_parts(_n_optional(of_group, self._regular))
             own = f"{self._start}_own{len(self._terminals)}".upper()
             parts.append(self._terminals.setdefault(body, own) if regular else body)
         return " ".join(parts) or '""'
 
 
 def _regular_rules(rules: dict[str, _Alternates]) -> dict[str, int]:
-    """The rules that a finite automaton can match, and how many terminals each is.
+    """The rules that a finite automaton can match, and how many parts of each may be left out.
 
     One whose expression would be huge (30 rules that each double the next) stays a rule: rules
     share what terminals repeat.
@@ -296,12 +300,20 @@ def _regular_rules(rules: dict[str, _Alternates]) -> dict[str, int]:
     with suppress(CycleError):  # rules in a cycle, and those that use one, never get ready
         order.prepare()
     sizes: dict[str, int] = {}
+    optional: dict[str, int] = {}
     while ready := order.get_ready():
         for name in ready:
             if name not in rules:
                 raise RefusedText(f'rule "{name}" is used but not defined')
             size = sum(sizes[item.text] if item.kind == "rule" else 1 for item in items[name])
             if size <= most and all(item.kind != "tokens" for item in items[name]):
+                optional[name] = max(_n_optional(sequence, optional) for sequence in rules[name])
+                check_optional_parts(optional[name])
                 sizes[name] = size
                 order.done(name)
-    return sizes
+    return optional
+
+
+def _n_optional(items: Iterable[_Item], of_rules: Mapping[str, int]) -> int:
+    """How many parts of an expression, which are `items` in a row, may be left out."""
+    return sum(max(of_rules.get(item.text, 0), item.bounds.startswith("{0,")) for item in items)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,9 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from erllama.grammar.constraint import Constraint, ConstraintKind, RefusedText
+from erllama.grammar.expression import lark_expression
 from erllama.grammar.gbnf import gbnf_to_lark
+from erllama.grammar.lark_text import checked_lark
 from erllama.grammar.schema import prepared_schema
 
 _STACK_BYTES = 256 * 2**20  # more than twice what the deepest text takes; what is not touched costs nothing
@@ -28,9 +29,11 @@ def complete_lark(constraint: Constraint, token_id: Callable[[str], int]) -> str
     """
     if constraint.kind != ConstraintKind.LARK:
         return _HEAD + _rules(constraint, token_id, "start")
-    if "%" in constraint.text:
-        raise constraint.refusal("Lark may hold no directives (%)")
-    return _HEAD + constraint.text + "".join("\n" + _rules(part, token_id, name) for name, part in constraint.parts)
+    try:
+        text = checked_lark(constraint.text)
+    except RefusedText as error:
+        raise constraint.refusal(str(error)) from None
+    return _HEAD + text + "".join("\n" + _rules(part, token_id, name) for name, part in constraint.parts)
 
 
 def _rules(constraint: Constraint, token_id: Callable[[str], int], start: str) -> str:
@@ -42,10 +45,10 @@ def _rules(constraint: Constraint, token_id: Callable[[str], int], start: str) -
             case ConstraintKind.GBNF:
                 return gbnf_to_lark(constraint.text, token_id, start)
             case ConstraintKind.JSON_SCHEMA:
-                return f"{start}: %json {json.dumps(prepared_schema(_loaded(constraint.text)))}\n"
-            case _:  # a regular expression may contain slashes and line ends, escaped or not
-                body = re.sub(r"\\?([/\n])|\\.", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[1], m[0]), constraint.text)
-                return f"{start}: /{body}/\n"
+                schema = prepared_schema(_loaded(constraint.text), strict=constraint.strict)
+                return f"{start}: %json {json.dumps(schema)}\n"
+            case _:
+                return f"{start}: {lark_expression(constraint.text)}\n"
     except RefusedText as error:
         raise constraint.refusal(str(error)) from None
     except RecursionError:  # of JSON, read or written

@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from erllama.grammar.constraint import Constraint
+from erllama.grammar.finite import NumberTokens, NumberWatch
 from erllama.grammar.lark import compile_lark, complete_lark
 from erllama.grammar.tokenizer import TokenTable, build_tokenizer
 
@@ -39,11 +40,16 @@ class ConstraintMatcher:
     where llguidance meets a limit. `n_vocab` is the tokenizer's.
     """
 
-    def __init__(self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], n_vocab: int) -> None:
+    def __init__(
+        self, state: LLMatcher, constraint: Constraint, eog: frozenset[int], n_vocab: int, numbers: NumberTokens,
+        begun: bytes = b"",
+    ) -> None:  # fmt: skip
         self._state = state
         self._constraint = constraint
         self._eog = eog
         self._ends = sorted(eog)
+        self._numbers = numbers
+        self._watch = NumberWatch(numbers, self._follows, begun) if constraint.has_schema else None
         self._bits = np.zeros((n_vocab + 31) // 32 * 4, dtype=np.uint8)  # llguidance writes whole words
 
     @property
@@ -53,13 +59,18 @@ class ConstraintMatcher:
     def allows(self, token: int) -> bool:
         if token in self._eog:
             return self._state.is_accepting() and not self._failed()
-        return self._state.validate_tokens([token]) == 1 or self._failed()
+        follows = self._follows(token) or self._failed()
+        return follows and not (self._watch and self._watch.forbids(token))
+
+    def _follows(self, token: int) -> bool:
+        return self._state.validate_tokens([token]) == 1
 
     def allowed(self, n_vocab: int) -> NDArray[np.bool_]:
         """Which tokens may come next. Shape (n_vocab,)."""
         self._state.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._failed()
         allowed = np.unpackbits(self._bits, count=n_vocab, bitorder="little").view(np.bool_)
+        allowed[[token for token in self._watch.forbidden() if token < n_vocab] if self._watch else []] = False
         allowed[self._ends] = self._state.is_accepting()  # "any token but this one" (`!<[7]>`) means none of these
         return allowed
 
@@ -68,6 +79,8 @@ class ConstraintMatcher:
             return
         if not self._state.consume_token(token):
             self._failed()
+        if self._watch:
+            self._watch.accept(token)
 
     def _failed(self) -> bool:
         """False; raises when llguidance has given up."""
@@ -77,7 +90,10 @@ class ConstraintMatcher:
 
     def copy(self) -> ConstraintMatcher:
         """Another one in the same state."""
-        return ConstraintMatcher(self._state.deep_copy(), self._constraint, self._eog, self._bits.size * 8)
+        begun = self._watch.begun if self._watch else b""
+        return ConstraintMatcher(
+            self._state.deep_copy(), self._constraint, self._eog, self._bits.size * 8, self._numbers, begun
+        )
 
 
 class GrammarCompiler:
@@ -90,6 +106,7 @@ class GrammarCompiler:
         self._building = threading.Lock()
         self._table: TokenTable | None = None
         self._tokenizer: LLTokenizer | None = None
+        self._numbers = NumberTokens(())
         self._lock = threading.Lock()
         self._compiled: OrderedDict[Constraint, ConstraintMatcher] = OrderedDict()
 
@@ -128,7 +145,7 @@ class GrammarCompiler:
         state = compile_lark(lark, tokenizer, _LIMITS)
         if state.is_error():
             raise constraint.refusal(_reason(state.get_error()))
-        compiled = ConstraintMatcher(state, constraint, table.eog, tokenizer.vocab_size)
+        compiled = ConstraintMatcher(state, constraint, table.eog, tokenizer.vocab_size, self._numbers)
         if not compiled.allowed(tokenizer.vocab_size).any():
             raise constraint.refusal("no text fits it")
         return compiled
@@ -138,6 +155,7 @@ class GrammarCompiler:
             if self._tokenizer is None or self._table is None:
                 self._table = self._read_table()
                 self._tokenizer = build_tokenizer(self._table)
+                self._numbers = NumberTokens(self._table.pieces)
             return self._tokenizer, self._table
 
 
@@ -147,6 +165,8 @@ def _reason(error: str) -> str:
     """
     if error.startswith("NoExtension"):
         return "no text fits it"
+    if "initial_lexer_fuel" in error:
+        return "its regular expressions are too complex"
     lines = error.strip().splitlines()
     says = next(
         (line.strip() for line in lines if line.strip().startswith("error: ")),

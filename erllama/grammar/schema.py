@@ -1,15 +1,14 @@
 """JSON Schema as we mean it, in the terms of llguidance, which then compiles it.
 
-Different from what the standard says, since a model that may add things will:
+Narrower than what the standard says, since a model that may add things will:
 - an object that names properties takes no others unless `additionalProperties` says so (as in
   OpenAI's strict mode);
 - `prefixItems` must all be there, and nothing follows them without `items`;
-- keywords of one type imply that type; `oneOf` is `anyOf`.
+- keywords of one type imply that type.
 
-Not enforced, and ignored: multipleOf (its expression grows with the number), uniqueItems, contains,
-dependentRequired, formats that llguidance does not know, annotations. Refused, because ignoring
-them would change what the schema is about: `REFUSED`. Remote references are refused and never
-fetched. White space is bounded.
+What llguidance lacks is said otherwise where that is possible (`keywords`), and refused by name where
+it is not, unless the schema is not strict. Remote references are refused and never fetched. White
+space is bounded.
 
 Pure; every failure is `RefusedText`, whose message names the place as a JSON pointer.
 """
@@ -17,22 +16,21 @@ Pure; every failure is `RefusedText`, whose message names the place as a JSON po
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
-from urllib.parse import unquote
+from typing import Any
 
+from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import RefusedText
+from erllama.grammar.expression import MAX_OPTIONAL_PARTS, check_optional_parts, optional_parts
+from erllama.grammar.keywords import plain_schema
+from erllama.grammar.schema_root import SchemaObject, SchemaRoot, refuse
 
 MAX_NESTING = 64  # of schemas in schemas
 MAX_OPTIONAL = 450  # properties of one object; a position has four items of the parser for each, of 2000
-MAX_VISITS = 20_000  # subschemas looked at, those of unions and merges counted as often as they are copied
-REFUSED = frozenset(
-    {"not", "if", "then", "else", "propertyNames", "unevaluatedProperties", "unevaluatedItems",
-     "dependentSchemas", "$dynamicRef", "$recursiveRef"}
-)  # fmt: skip
+MAX_NAMES = 200_000  # properties of all objects, those of unions counted in each of their options
+_MAX_OPTIONAL_PARTS = 5 * MAX_OPTIONAL_PARTS  # of all patterns together
 OPTIONS = {
     "whitespace_pattern": r" |\n[ \t]{0,20}",
     "coerce_one_of": True,
-    "lenient": True,
 }
 """How llguidance is to read a prepared schema. Bounded white space keeps a model from spending its budget on blanks."""
 _ANY_ESCAPE = {"json_allow_general_unicode_escapes": True}
@@ -49,11 +47,12 @@ _COMBINATIONS = ("$ref", "allOf", *_UNIONS)
 _CONSTRAINTS = frozenset(
     {"type", "enum", "const", *_COMBINATIONS, *(name for _, names in _IMPLIED_TYPES for name in names)}
 )
-_DROPPED = frozenset(
-    {"additionalProperties", "multipleOf", "$schema", "$id", "id", "$anchor", "$dynamicAnchor",
-     "$recursiveAnchor", "x-guidance", "default", "examples", "title", "description", "$comment"}
+_KEPT = frozenset(
+    {"type", "enum", "const", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
+     "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "required", "minProperties", "maxProperties"}
 )  # fmt: skip
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # keywords that hold schemas by name
+"""Keywords that llguidance gets as they are."""
+_NAMED = ("properties", "patternProperties")  # keywords that hold schemas by name
 _SINGLE = ("items", "additionalItems")
 _LIST = ("a list", lambda value: isinstance(value, list))
 _OPTIONS = ("a non-empty list", lambda value: isinstance(value, list) and len(value) > 0)
@@ -63,23 +62,27 @@ _SHAPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **{"allOf": _LIST, "prefixItems": _LIST, "anyOf": _OPTIONS, "oneOf": _OPTIONS, "required": _STRINGS},
 }
 
-_Object = Mapping[str, Any]
 
-
-def prepared_schema(schema: Any) -> dict[str, Any]:
+def prepared_schema(schema: Any, *, strict: bool = True) -> dict[str, Any]:
     """The schema for llguidance, with `OPTIONS` inside. `schema` is what `json.loads` made. Raises
-    `RefusedText`.
+    `RefusedText`; unless `strict`, not for what merely cannot be enforced.
     """
     if not isinstance(schema, dict):
-        _refuse(f"it must be an object, got {type(schema).__name__}")
-    preparation = _Preparation(schema)
-    prepared = preparation.alone(schema, "#")
+        refuse(f"it must be an object, got {type(schema).__name__}")
+    preparation = _Preparation(SchemaRoot(schema, strict=strict))
+    prepared = preparation.whole(schema)
     escapes = {"json_allowed_escapes": 'nrbtf\\"'} if preparation.mixes else _ANY_ESCAPE
-    return {"x-guidance": OPTIONS | escapes, **prepared}
+    return {"x-guidance": OPTIONS | escapes | {"lenient": not strict}, **prepared}
 
 
-def _refuse(reason: str, where: str = "") -> NoReturn:
-    raise RefusedText(reason + (f" (at {where})" if where else ""))
+def check_strict(schema: Any, param: str) -> None:
+    """Raises `InvalidParameter`, which names `param`, for a schema that cannot be enforced as it is."""
+    try:
+        prepared_schema(schema)
+    except RefusedText as error:
+        raise InvalidParameter(f"the JSON schema is refused: {error}", param=param) from None
+    except RecursionError:
+        raise InvalidParameter("the JSON schema is refused: it is nested too deeply", param=param) from None
 
 
 class _Declared:
@@ -87,7 +90,7 @@ class _Declared:
     may have, and what others must fit.
     """
 
-    def __init__(self, schemas: Iterable[_Object], beside: _Declared | None) -> None:
+    def __init__(self, schemas: Iterable[SchemaObject], beside: _Declared | None) -> None:
         self.keywords: set[str] = set(beside.keywords) if beside else set()
         self.names: dict[str, None] = dict(beside.names) if beside else {}
         self.others: list[Any] = list(beside.others) if beside else []  # every `additionalProperties`
@@ -124,23 +127,35 @@ class _Preparation:
     llguidance goes by the keywords' order, and so does the reply.
     """
 
-    def __init__(self, root: _Object) -> None:
+    def __init__(self, root: SchemaRoot) -> None:
         self._root = root
-        self._n_visits = 0
+        self._n_names = 0
+        self._n_optional = 0
+        self._definitions: dict[str, str] = {}  # a reference -> the name of what it leads to
         self.mixes = False  # some object takes names beside its own, and an escape could spell one of its own
+
+    def whole(self, schema: SchemaObject) -> dict[str, Any]:
+        """The root itself, with the definitions that it refers to."""
+        prepared = self.alone(schema, "#")
+        made: dict[str, Any] = {}
+        while len(made) < len(self._definitions):  # each may refer to others
+            ref, name = list(self._definitions.items())[len(made)]
+            made[name] = self.alone(self._root.resolve(ref, "#"), ref)
+        return {**prepared, "$defs": made}
 
     def alone(self, schema: Any, where: str, depth: int = 0, beside: _Declared | None = None) -> Any:
         """`beside` has what stands beside the union of which `schema` is a branch."""
         if not isinstance(schema, dict):
             return _boolean(schema, where)
+        schema = self._plain(schema, where, depth)
         made = self._children(schema, where, depth)
         if beside is None and _CONSTRAINTS & schema.keys() == {"$ref"}:
-            self._resolve(schema["$ref"], where)
-            return made | {"$ref": schema["$ref"]}
-        together: list[_Object] = [schema]
+            return made | {"$ref": self._reference(schema["$ref"], where)}
+        together: list[SchemaObject] = [schema]
         union = next((name for name in _UNIONS if name in schema), None)
         combined = self._combined(schema, where, depth, together, but=union)
         declared = _Declared(together, beside)
+        declared.others += [schema["unevaluatedProperties"]] if "unevaluatedProperties" in schema else []
         if union is None:
             self._complete(made, declared, where, depth)
             return made | combined
@@ -153,84 +168,96 @@ class _Preparation:
 
     def _complete(self, made: dict[str, Any], declared: _Declared, where: str, depth: int) -> None:
         """Say what the standard leaves open: the type, and which other properties there may be."""
+        self._n_names += len(declared.names)
+        if self._n_names > MAX_NAMES:
+            refuse(f"its objects have more than {MAX_NAMES} properties, counted in each option of a union", where)
         if declared.implied_type is not None:
             made["type"] = declared.implied_type
         additional = declared.additional
         self.mixes = self.mixes or bool(declared.names and additional is not False)
-        if additional is not True:
+        if additional is not True and "additionalProperties" not in made:
             made["properties"] = dict.fromkeys(declared.names, True) | made.get("properties", {})
             made["additionalProperties"] = self.alone(additional, f"{where}/additionalProperties", depth + 1)
 
-    def _part(self, schema: Any, where: str, depth: int, together: list[_Object]) -> Any:
+    def _part(self, schema: Any, where: str, depth: int, together: list[SchemaObject]) -> Any:
         if not isinstance(schema, dict):
             return _boolean(schema, where)
+        schema = self._plain(schema, where, depth)
         together.append(schema)
+        if schema.get("unevaluatedProperties", True) is not True:
+            return self.alone(schema, where, depth)  # what this part does not know may not be there
         return self._children(schema, where, depth) | self._combined(schema, where, depth, together)
 
     def _combined(
-        self, schema: _Object, where: str, depth: int, together: list[_Object], but: str | None = None
+        self, schema: SchemaObject, where: str, depth: int, together: list[SchemaObject], but: str | None = None
     ) -> dict[str, Any]:
         """What `schema` is combined with, all but the union `but`; also added to `together`."""
-        target = [self._resolve(schema["$ref"], where)] if "$ref" in schema else []
-        parts = {"allOf": [*schema.get("allOf", ()), *target]}  # in this order: pointers into `allOf` stay right
+        target = [self._root.resolve(schema["$ref"], where)] if "$ref" in schema else []
+        parts = {"allOf": [*schema.get("allOf", ()), *target]}
         parts |= {name: schema[name] for name in _UNIONS if name in schema and name != but}
         return {
-            name: [self._part(part, f"{where}/{name}", depth + 1, together) for part in listed]
+            name: [
+                self._part(part, f"{where}/{name}/{number}", depth + 1, together) for number, part in enumerate(listed)
+            ]
             for name, listed in parts.items()
             if listed
         }
 
-    def _children(self, schema: _Object, where: str, depth: int) -> dict[str, Any]:
+    def _children(self, schema: SchemaObject, where: str, depth: int) -> dict[str, Any]:
         """The keywords of one schema, those that are schemas prepared; combinations are left to the
         caller.
         """
-        self._visit(schema, where, depth)
         made: dict[str, Any] = {}
         for name, value in schema.items():
             here = f"{where}/{name}"
-            if name in _DROPPED or name in _COMBINATIONS:
-                continue
             if name in _NAMED:
                 made[name] = {key: self.alone(one, f"{here}/{key}", depth + 1) for key, one in value.items()}
             elif name == "prefixItems" or (name == "items" and isinstance(value, list)):
                 made[name] = [self.alone(one, f"{here}/{number}", depth + 1) for number, one in enumerate(value)]
-            else:
-                made[name] = self.alone(value, here, depth + 1) if name in _SINGLE else value
+            elif name in _SINGLE or (name == "additionalProperties" and value is not True and self._root.strict):
+                made[name] = self.alone(value, here, depth + 1)
+            elif name in _KEPT:
+                made[name] = value
         if len(made.get("properties", {}).keys() - set(made.get("required", ()))) > MAX_OPTIONAL:
-            _refuse(f"an object has more than {MAX_OPTIONAL} optional properties", where)
+            refuse(f"an object has more than {MAX_OPTIONAL} optional properties", where)
         for pattern in (made.get("pattern"), *made.get("patternProperties", ())):
-            _check_pattern(pattern, where)
+            self._check_pattern(pattern, where)
         _complete_tuple(made)
         return made
 
-    def _visit(self, schema: _Object, where: str, depth: int) -> None:
-        self._n_visits += 1
+    def _plain(self, schema: SchemaObject, where: str, depth: int) -> dict[str, Any]:
+        """`schema` in keywords that llguidance has."""
         if depth > MAX_NESTING:
-            _refuse("its references never end, or it is nested too deeply", where)
-        if self._n_visits > MAX_VISITS:
-            _refuse(f"it expands to more than {MAX_VISITS} parts", where)
-        if refused := sorted(REFUSED & schema.keys()):
-            _refuse(f"{refused[0]!r} is not supported", where)
+            refuse("its references never end, or it is nested too deeply", where)
+        self._root.visit(where)
         for name, (what, fits) in _SHAPES.items():
             if name in schema and not fits(schema[name]):
-                _refuse(f"{name} must be {what}", where)
+                refuse(f"{name} must be {what}", where)
+        return plain_schema(schema, where, self._root)
 
-    def _resolve(self, ref: Any, where: str) -> Any:
-        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-            _refuse(f"only references within the schema (#/...) are followed, got {ref!r}", where)
-        target: Any = self._root
-        try:
-            for part in ref.split("/")[1:]:
-                key = unquote(part).replace("~1", "/").replace("~0", "~")
-                target = target[int(key[:9]) if isinstance(target, list) and key.isdecimal() else key]
-        except (LookupError, TypeError):
-            _refuse(f"the reference {ref!r} leads nowhere", where)
-        return target
+    def _check_pattern(self, pattern: Any, where: str) -> None:
+        """llguidance puts a pattern between others, so that it would take a lone backslash at the end
+        for an escape.
+        """
+        if not isinstance(pattern, str):
+            return
+        if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+            refuse("the pattern ends within an escape", where)
+        self._n_optional += optional_parts(pattern)
+        check_optional_parts(optional_parts(pattern))
+        if self._n_optional > _MAX_OPTIONAL_PARTS:
+            refuse(f"more than {_MAX_OPTIONAL_PARTS} parts of its patterns may be left out", where)
+
+    def _reference(self, ref: Any, where: str) -> str:
+        self._root.resolve(ref, where)
+        if ref == "#":
+            return "#"
+        return f"#/$defs/{self._definitions.setdefault(ref, f'd{len(self._definitions)}')}"
 
 
 def _boolean(schema: Any, where: str) -> bool:
     if not isinstance(schema, bool):
-        _refuse(f"a schema must be an object, got {type(schema).__name__}", where)
+        refuse(f"a schema must be an object, got {type(schema).__name__}", where)
     return schema
 
 
@@ -241,11 +268,3 @@ def _complete_tuple(made: dict[str, Any]) -> None:
         made.setdefault("items", False)
         least = made.get("minItems", 0)
         made["minItems"] = max(least, len(made["prefixItems"])) if isinstance(least, int) else least
-
-
-def _check_pattern(pattern: Any, where: str) -> None:
-    """llguidance puts a pattern between others, so that it would take a lone backslash at the end
-    for an escape.
-    """
-    if isinstance(pattern, str) and (len(pattern) - len(pattern.rstrip("\\"))) % 2:
-        _refuse("the pattern ends within an escape", where)

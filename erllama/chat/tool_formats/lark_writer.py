@@ -45,7 +45,7 @@ class VocabLark:
 
     def schema(self, schema: Mapping[str, Any]) -> str:
         name = f"schema{len(self.parts)}"
-        self.parts.append((name, Constraint.of_schema(schema, _PARAM)))
+        self.parts.append((name, Constraint.of_schema(schema, _PARAM, strict=False)))
         return name
 
     def _pieces(self, literal: str) -> list[str]:
@@ -73,6 +73,15 @@ def forced_calls(
     body = "calls" if reply is None else "(calls | reply)"
     thought = _Reasoning.of(tool_format, control_ids, opened=True) if in_reasoning else _Reasoning()
     return Constraint(ConstraintKind.LARK, f"start: {thought.item}{body}\n{thought.rules}{calls}", _PARAM, tuple(parts))
+
+
+def reasoned_reply(tool_format: ToolFormat, control_ids: Mapping[str, int], reply: Constraint) -> Constraint:
+    """What `reply` allows, behind the reasoning that the prompt has opened."""
+    thought = _Reasoning.of(tool_format, control_ids, opened=True)
+    if not thought.item or reply.kind == ConstraintKind.LARK:
+        return reply
+    lark = f"start: {thought.item}reply\n{thought.rules}"
+    return Constraint(ConstraintKind.LARK, lark, reply.param, (("reply", reply),))
 
 
 def free_reply(

@@ -2,13 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from erllama.chat.tool_formats.base import ToolSpec, split_reply
 from erllama.chat.tool_formats.json_format import HERMES
-from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply
+from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply, reasoned_reply
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
@@ -87,6 +88,16 @@ def test_reasoning_that_the_prompt_opened_ends_before_anything_else(controls):
     assert admits(free, f"Hm.\n</think>\n\n{CALL}", controls)
     assert admits(forced, f"Hm.\n</think>\n\n{CALL}", controls)
     assert not admits(forced, CALL, controls)
+
+
+def test_a_reply_of_a_form_follows_the_reasoning_that_the_prompt_opened(controls):
+    number = Constraint.of_schema({"type": "integer"}, "response_format")
+    constraint = reasoned_reply(HERMES, controls, number)
+    assert constraint.param == "response_format"
+    assert admits(constraint, "Let me count: 1, 2.\n</think>\n\n12", controls)
+    assert not admits(constraint, "12", controls)
+    assert not admits(constraint, "Hm.</think>twelve", controls)
+    assert reasoned_reply(replace(HERMES, reasoning=None), controls, number) is number
 
 
 def test_forced_calls_are_all_there_is(controls):
