@@ -11,7 +11,7 @@ from constrained import list_schema, problem_of, schema_field, summarise
 from harness import Figures
 from stream_client import Stream
 
-from deployments.dialects.openai.params import reply_constraint
+from deployments.dialects.openai.structure import reply_constraint
 from deployments.dialects.openai.wire import CompletionBody
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable

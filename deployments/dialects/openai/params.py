@@ -11,7 +11,7 @@ from deployments.dialects.openai.wire_messages import Message
 from deployments.http.ports import ChatPrompt, PromptPort
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
-from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
+from erllama.grammar.constraint import Constraint
 from erllama.request import SEED_BITS, GenerationRequest, Prompt, SamplingParams
 
 # OpenAI's default of the legacy endpoint; chat has none and runs to the end of the context
@@ -133,25 +133,6 @@ def check_completion(body: CompletionBody) -> None:
         raise NotSupported("best_of is supported only when it equals n", param="best_of")
     if body.echo and body.logprobs is not None:
         raise NotSupported("echo with logprobs is not supported: prompt tokens have no logprobs here", param="logprobs")
-
-
-def reply_constraint(body: GenerationBody) -> Constraint | None:
-    """What the text of the reply must follow, or None for free text. `grammar` and
-    `response_format` are two ways, so not both.
-    """
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None if body.grammar is None else Constraint(ConstraintKind.GBNF, body.grammar)
-    if body.grammar is not None:
-        raise InvalidParameter("grammar and response_format exclude each other", param="grammar")
-    if wanted.type == "json_object":
-        return Constraint.of_schema(
-            JSON_OBJECT if wanted.object_schema is None else wanted.object_schema, "response_format"
-        )
-    if wanted.json_schema is None or wanted.json_schema.json_schema is None:
-        path = "response_format.json_schema.schema"
-        raise InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
-    return Constraint.of_schema(wanted.json_schema.json_schema, "response_format")
 
 
 def template_message(message: Message) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from deployments.dialects.openai.params import (
     check_stream,
     completion_requests,
     prompt_ending,
-    reply_constraint,
     template_message,
     template_variables,
 )
 from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
+from deployments.dialects.openai.structure import asked_form, reply_constraint
 from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
 from deployments.dialects.openai.wire import (
     ChatBody,
@@ -81,7 +81,7 @@ def _cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
     """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
     event loop, and no store is asked for earlier replies there.
     """
-    slow = body.grammar is not None or body.response_format is not None
+    slow = asked_form(body) is not None
     if isinstance(body, ChatBody):
         has_replies = any(message.role == "assistant" for message in body.messages)
         slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)

@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deployments.dialects.openai.structure import asked_form
 from deployments.dialects.openai.wire import ChatBody
 from deployments.dialects.openai.wire_tools import AllowedChoice, NamedTool, Tool
 from deployments.http.ports import PromptPort
 from erllama.chat.tool_formats.base import ToolSpec
-from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply
+from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply, reasoned_reply
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
+from erllama.grammar.schema import check_strict
 
 
 def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
@@ -37,7 +39,12 @@ def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
 
 
 def check_tools(body: ChatBody) -> None:
-    """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there."""
+    """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there, and for a
+    strict tool whose schema cannot be enforced.
+    """
+    for number, tool in enumerate(body.tools or ()):
+        if tool.function.strict:
+            check_strict(tool.function.parameters or {}, f"tools[{number}].function.parameters")
     choice, param = body.tool_choice, "function_call" if body.function_call else "tool_choice"
     if choice not in (None, "none") and not body.tools:
         needed = "functions" if body.function_call else "tools"
@@ -46,9 +53,8 @@ def check_tools(body: ChatBody) -> None:
     for name in _chosen(body) or ():
         if name not in known:
             raise InvalidParameter(f"{param} names {name[:128]!r}, which is not in tools", param=param)
-    constrained = body.response_format is not None and body.response_format.type != "text"
-    if _forced(body) and (constrained or body.grammar is not None):
-        other = "grammar" if body.grammar is not None else "response_format"
+    other = asked_form(body)
+    if _forced(body) and other is not None:
         raise InvalidParameter(f"{other} and a forced {param} exclude each other", param=param)
 
 
@@ -97,7 +103,9 @@ def chat_constraint(
     if forced:
         return forced_calls(tool_format, _specs(forced), markers, parallel=parallel, in_reasoning=in_reasoning)
     if offered_tools(body) is None:
-        return reply
+        if reply is None or not in_reasoning:
+            return reply
+        return reasoned_reply(tool_format, markers, reply)
     tools = _specs(_callable(body))
     if reply is None and not prompts.constrains_calls and not limited:
         return None

@@ -16,6 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
 from deployments.dialects.openai.wire_messages import Message
+from deployments.dialects.openai.wire_structure import (
+    ChoiceField,
+    GrammarField,
+    ResponseFormat,
+    SchemaField,
+    StructuredOutputs,
+)
 from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
 from erllama.errors import InvalidParameter, NotSupported
 
@@ -92,23 +99,6 @@ class StreamOptions(_Part):
     continuous_usage_stats: Literal[False] | None = None  # vLLM's
 
 
-class JsonSchema(_Part):
-    """`strict` false is enforced all the same: a grammar costs little, and the reply then
-    parses.
-    """
-
-    name: str | None = None
-    description: str | None = None
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(_Part):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    object_schema: dict[str, Any] | None = Field(default=None, alias="schema")  # llama.cpp: json_object with a schema
-
-
 class GenerationBody(Wire):
     """What chat and completions share. Ranges are checked by `SamplingParams` and
     `GenerationRequest`, in one place for all dialects.
@@ -131,7 +121,16 @@ class GenerationBody(Wire):
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
     response_format: ResponseFormat | None = None
-    grammar: Annotated[str | None, _off("")] = None
+    grammar: GrammarField = None  # llama.cpp; those that follow are its own, vLLM's and SGLang's
+    json_schema: SchemaField = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaField = None
+    guided_regex: GrammarField = None
+    guided_choice: ChoiceField = None
+    guided_grammar: GrammarField = None
+    regex: GrammarField = None
+    choice: ChoiceField = None
+    ebnf: GrammarField = None
     ignore_eos: bool | None = None
 
     @property

@@ -127,13 +127,25 @@ def test_free_replies_can_be_left_alone():
 
 @pytest.mark.parametrize("tool_choice", ["required", "auto"])
 def test_a_schema_that_cannot_be_enforced_names_the_tools(tool_choice):
-    body = body_of(tools=[tool("f", properties={"a": {"not": {}}})], tool_choice=tool_choice)
+    body = body_of(tools=[tool("f", properties={"a": {"$ref": "elsewhere.json"}})], tool_choice=tool_choice)
     constraint = constraint_of(
         body, None if tool_choice == "required" else Constraint.of_schema(JSON_OBJECT, "response_format")
     )
     with pytest.raises(InvalidParameter) as caught:
         GrammarCompiler(AnyTable).check(constraint)
     assert caught.value.param == "tools"
+
+
+def test_a_strict_tool_is_enforced_or_refused_and_another_is_left_to_the_model():
+    different = {"type": "array", "uniqueItems": True}
+    loose = body_of(tools=[tool("f", properties={"a": different})], tool_choice="required")
+    check_tools(loose)
+    assert accepts(constraint_of(loose), call("f", '{"a": [1, 1]}'))
+    strict = tool("f", properties={"a": different})
+    strict["function"]["strict"] = True
+    with pytest.raises(InvalidParameter, match="'uniqueItems' cannot be enforced") as caught:
+        check_tools(body_of(tools=[CITY, strict]))
+    assert caught.value.param == "tools[1].function.parameters"
 
 
 def test_tools_are_shown_in_one_order_whatever_the_clients():
