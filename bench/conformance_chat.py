@@ -1,4 +1,4 @@
-"""Cases of conformance: templates, history, tools, reasoning and structured output."""
+"""Cases of conformance: templates, history, tools and reasoning."""
 
 from __future__ import annotations
 
@@ -16,32 +16,12 @@ from conformance_kit import (
     expect,
     reason_of,
     result,
-    text_of,
     tool,
 )
 
 CASES = Cases()
 case = CASES.case
 WEATHER, CLOCK = tool(), tool("get_time", zone={"type": "string"})
-SCHEMA: Json = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 99},
-    },
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
-
-
-def schema_format(**fields: object) -> Json:
-    return {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, **fields}}
-
-
-def check_person(text: str) -> None:
-    person = json.loads(text)
-    equal(sorted(person), ["age", "name"], "members")
-    expect(isinstance(person["name"], str) and isinstance(person["age"], int), "a name and an age", person)
 
 
 def check_call(calls: list[Json] | None, names: tuple[str, ...]) -> None:
@@ -291,58 +271,3 @@ def functions_are_answered_in_their_words(target: Target) -> None:
 def functions_in_history_pass(target: Target) -> None:
     call = {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": "{}"}}
     target.chat([*HI, call, {"role": "function", "name": "get_weather", "content": "Sunny."}])
-
-
-# --- structured output ----------------------------------------------------------------------------
-
-
-@case
-def json_object_is_json(target: Target) -> None:
-    choice = target.choice(response_format={"type": "json_object"}, max_tokens=LONG)
-    if choice["finish_reason"] == "stop":
-        expect(isinstance(json.loads(choice["message"]["content"]), dict), "an object", choice)
-    else:
-        expect(choice["message"]["content"].lstrip().startswith("{"), "the beginning of an object", choice)
-
-
-@case
-def a_json_schema_is_followed(target: Target) -> None:
-    check_person(target.choice(response_format=schema_format(strict=True), max_tokens=LONG)["message"]["content"])
-
-
-@case
-def a_schema_that_is_not_strict_is_accepted(target: Target) -> None:
-    target.chat(response_format=schema_format(strict=False))
-
-
-@case
-def a_streamed_json_schema_is_followed(target: Target) -> None:
-    check_person(text_of(target.stream(response_format=schema_format(), max_tokens=LONG)))
-
-
-@case
-def an_enum_is_followed(target: Target) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"a": {"enum": ["x", "y"]}},
-        "required": ["a"],
-        "additionalProperties": False,
-    }
-    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    text = target.choice(response_format=wanted, max_tokens=LONG)["message"]["content"]
-    expect(json.loads(text) in ({"a": "x"}, {"a": "y"}), "one of the values", text)
-
-
-@case
-def response_format_text_is_free(target: Target) -> None:
-    target.chat(response_format={"type": "text"})
-
-
-@case
-def a_schema_without_a_schema_is_refused(target: Target) -> None:
-    target.refused("schema", response_format={"type": "json_schema", "json_schema": {"name": "x"}})
-
-
-@case
-def an_unknown_response_format_is_refused(target: Target) -> None:
-    target.refused("response_format", response_format={"type": "xml"})

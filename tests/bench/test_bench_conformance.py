@@ -4,6 +4,7 @@ asked for.
 
 import asyncio
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import conformance
 from conformance_kit import Target, expect
 
 from erllama.grammar.constraint import ConstraintKind
+from tests.support.grammar_kit import COMPILER, drawn
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
 
 NAMES = ("get_weather", "get_time", "home.light-1_on")
@@ -31,11 +33,14 @@ def obedient(request):
         name = next((name for name in NAMES if name in whole), "")
         call = f'<tool_call>\n{{"name": "{name}", "arguments": {{"city": "Ulm"}}}}\n</tool_call>'
         return call if "start: calls\n" in whole else "Hello."
-    return '{"name": "Ada", "age": 36}' if "age" in whole else '{"a": "x"}' if '"x"' in whole else "{}"
+    return next(filter(None, (drawn(constraint, random.Random(seed)) for seed in range(20))))
 
 
 class ToolPrompts(FakePrompts):
-    """Shows offered tools, as a template does."""
+    """Shows offered tools, as a template does, and refuses what cannot be followed."""
+
+    def check_constraint(self, constraint):
+        COMPILER.check(constraint)
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
         shown = [{"role": "system", "content": json.dumps(tools)}] if tools else []
