@@ -146,7 +146,7 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing.
+    computing. Requests of one `affinity` would rather run on one replica.
     """
 
     request_id: str
@@ -166,6 +166,7 @@ class GenerationRequest:
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
     waits_for_others: bool = True
+    affinity: str | None = None
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -185,6 +186,7 @@ class GenerationRequest:
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
+        check_type("affinity", self.affinity, str | None, "a string")
         if self.session_id is not None:
             _check_session(self.session_id)
         _check_ids("resumed", "resumed", self.resumed)

@@ -33,7 +33,7 @@ _HASH_DIGITS = 16
 @dataclass(frozen=True, slots=True)
 class RoutedPrompt:
     """`chain` has one hash per full chunk of the `n_tokens`, in order. `session` is the hash of the
-    session's id.
+    session's id, `affinity` of what the request has in common with others.
 
     From `attempt` 2 on it has failed on another replica, as the client of `request` says.
     """
@@ -43,6 +43,7 @@ class RoutedPrompt:
     session: int | None = None
     request: str = ""
     attempt: int = 1
+    affinity: int | None = None
 
 
 def chunk_chain(tokens: Tokens, chunk_tokens: int) -> TokenChain:
@@ -56,7 +57,7 @@ def chunk_hashes(chain: TokenChain) -> list[int]:
 
 
 def session_hash(session_id: str) -> int:
-    """What stands for a session's id."""
+    """What stands for the name of a session or an affinity."""
     return xxhash.xxh3_64_intdigest(session_id.encode(errors="surrogatepass"))
 
 
@@ -76,9 +77,11 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
         case "generate", [GenerationRequest() as request, *_]:
             tokens, session_id = (*request.prompt_tokens, *request.resumed), request.session_id
             name, attempt = split_attempt(request.request_id)
+            affinity = None if request.affinity is None else session_hash(request.affinity)
         case "continue_", [session_id, *_]:
-            tokens, name, attempt = (), "", 1
+            tokens, name, attempt, affinity = (), "", 1, None
         case _:
             return None
     session = None if session_id is None else session_hash(session_id)
-    return RoutedPrompt(len(tokens), tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens))), session, name, attempt)
+    chain = tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens)))
+    return RoutedPrompt(len(tokens), chain, session, name, attempt, affinity)

@@ -7,6 +7,8 @@
     busy      every running request counts for a sixteenth of the guard: neighbours share the cores
     waiting   every request beyond what runs at once counts for the guard: `guard_tokens` of
               computing are better than waiting behind one
+    affinity  a quarter of the guard for every replica but the one where the last request of the same
+              affinity went: clients name it for prompts that they expect to share a beginning
 
 Who failed this very request comes last. A session comes before all costs: its transcript and its
 pin are on one replica, and elsewhere `continue_` cannot go on. Replicas of equal cost come in the
@@ -24,6 +26,7 @@ K = TypeVar("K", bound=Hashable)
 
 _BUSY_SHARE = 1 / 16
 _DISPLACED_SHARE = 1 / 2
+_AFFINITY_SHARE = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class ReplicaView(Generic[K]):
     n_parallel: int = 1
     full: bool = False
     has_session: bool = False
+    has_affinity: bool = False
     has_failed: bool = False
     turn: int = 0
 
@@ -62,7 +66,11 @@ def cost(view: ReplicaView[K], n_prompt: int, weights: RouteWeights) -> float:
     missing = n_prompt - live - weights.node_share * (near - live)
     displaced = n_prompt * _DISPLACED_SHARE * (1 - weights.node_share) if view.full else 0.0
     waiting = max(0, view.load + 1 - view.n_parallel)
-    return missing + displaced + weights.guard_tokens * (_BUSY_SHARE * view.load + waiting)
+    return (
+        missing
+        + displaced
+        + weights.guard_tokens * (_BUSY_SHARE * view.load + waiting + _AFFINITY_SHARE * (not view.has_affinity))
+    )
 
 
 def ranked(views: Sequence[ReplicaView[K]], n_prompt: int, weights: RouteWeights) -> list[K]:

@@ -122,7 +122,8 @@ class RouteTable(Generic[K]):
         self._records: OrderedDict[str, _Record[K]] = OrderedDict()
         self._expiry: OrderedDict[str, int] = OrderedDict()  # records that go on their own, the next one first
         self._nodes: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._homes: OrderedDict[int, K] = OrderedDict()
+        self._homes: OrderedDict[int, K] = OrderedDict()  # of sessions
+        self._affine: OrderedDict[int, K] = OrderedDict()  # where the last request of an affinity went
         self._tried: OrderedDict[str, set[K]] = OrderedDict()
         self._turns = 0
 
@@ -147,17 +148,25 @@ class RouteTable(Generic[K]):
             for request_id in [key for key, record in self._records.items() if record.replica == replica]:
                 self._drop(request_id)
             self._known.pop(replica, None)
-            for session in [key for key, home in self._homes.items() if home == replica]:
-                del self._homes[session]
+            for homes in (self._homes, self._affine):
+                for name in [key for key, home in homes.items() if home == replica]:
+                    del homes[name]
 
     def views(self, prompt: RoutedPrompt, candidates: Sequence[K]) -> list[ReplicaView[K]]:
         """What is known of each candidate for this prompt, in their order. One that is not known
         yet is empty."""
         with self._lock:
             self._expire()
-            home = self._home(prompt.session)
+            home, near = (
+                self._home(prompt.session),
+                None if prompt.affinity is None else self._affine.get(prompt.affinity),
+            )
             failed = self._tried.get(prompt.request, set()) if prompt.attempt > 1 else set()
-            return [self._view(key, prompt, has_session=key == home, has_failed=key in failed) for key in candidates]
+            views = [self._view(key, prompt) for key in candidates]
+            return [
+                replace(view, has_session=key == home, has_affinity=key == near, has_failed=key in failed)
+                for key, view in zip(candidates, views, strict=True)
+            ]
 
     def chosen(self, request_id: str, prompt: RoutedPrompt, replica: K) -> None:
         """The router decided on a replica: from now on the request counts for it. That is forgotten
@@ -202,7 +211,7 @@ class RouteTable(Generic[K]):
 
     # --- under the lock ---------------------------------------------------------------------------
 
-    def _view(self, key: K, prompt: RoutedPrompt, *, has_session: bool, has_failed: bool) -> ReplicaView[K]:
+    def _view(self, key: K, prompt: RoutedPrompt) -> ReplicaView[K]:
         known = self._known.get(key) or _Known("", self._silent)
         live = known.matched(prompt.chain)
         near = next(
@@ -215,8 +224,6 @@ class RouteTable(Generic[K]):
             load=known.load,
             n_parallel=known.published.n_parallel,
             full=known.full(prompt.chain),
-            has_session=has_session,
-            has_failed=has_failed,
             turn=known.turn,
         )
 
@@ -241,6 +248,8 @@ class RouteTable(Generic[K]):
             _put(self._tried, prompt.request, earlier | {replica}, _MAX_RECORDS)
         if prompt.session is not None:
             _put(self._homes, prompt.session, replica, _MAX_HOMES)
+        if prompt.affinity is not None:
+            _put(self._affine, prompt.affinity, replica, _MAX_HOMES)
         if prompt.n_tokens >= self._node_min_tokens:
             for h in prompt.chain:
                 _put(self._nodes, (node, h), None, _MAX_NODE_HASHES)

@@ -7,7 +7,7 @@ from typing import Any
 IGNORED = frozenset(
     {
         # OpenAI: accounting, storage, hints to its own caches
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
         "prompt_cache_options", "prediction", "verbosity", "moderation",
         # llama.cpp's server and vLLM: where and when to compute, never what
         "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "timings_per_token", "n_indent",

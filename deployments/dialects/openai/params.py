@@ -88,6 +88,7 @@ def chat_requests(
         grammar=grammar,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
+        affinity=body.prompt_cache_key,
         record_transcript=True,
         tool_format=prompts.tool_format.name,
         shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
@@ -112,6 +113,7 @@ def completion_requests(
             grammar=grammar,
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
+            affinity=body.prompt_cache_key,
         )
         requests += _choices(base, body.n or 1)
     return requests

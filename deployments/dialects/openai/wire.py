@@ -132,6 +132,7 @@ class GenerationBody(Wire):
     choice: ChoiceField = None
     ebnf: GrammarField = None
     ignore_eos: bool | None = None
+    prompt_cache_key: str | None = None
 
     @property
     def include_usage(self) -> bool:

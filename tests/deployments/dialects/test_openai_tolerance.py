@@ -117,3 +117,12 @@ async def test_usage_is_null_in_all_chunks_but_the_last():
         assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 26)
         assert len({json.dumps([chunk["id"], chunk["created"]]) for chunk in [*chunks, last]}) == 1
         assert not any("usage" in chunk for chunk in plain)
+
+
+@pytest.mark.parametrize(("path", "prompt"), [(CHAT, {"messages": HI}), ("/v1/completions", {"prompt": "x"})])
+async def test_the_key_of_a_prompt_cache_is_an_affinity(path, prompt):
+    model = FakeModel()
+    assert (await post({**prompt, "prompt_cache_key": "agent-7", "n": 2}, model, path=path)).status_code == 200
+    assert [request.affinity for request in model.requests] == ["agent-7", "agent-7"]
+    refused = await post({**prompt, "prompt_cache_key": 7}, path=path)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_cache_key")

@@ -34,6 +34,8 @@ def view(key: str, **known: object) -> ReplicaView[str]:
             "b",
             id="an empty sequence elsewhere rather than another's conversation",
         ),
+        pytest.param({"has_affinity": True, "load": 1}, {}, "a", id="an affinity is worth a neighbour"),
+        pytest.param({"has_affinity": True}, {"live": 320}, "b", id="known tokens are worth more"),
         pytest.param({"has_session": True, "load": 9}, {"live": 960}, "a", id="a session stays"),
         pytest.param(
             {"has_failed": True, "live": 960, "has_session": True}, {"load": 9}, "b", id="not again where it failed"
@@ -69,6 +71,7 @@ def views_strategy(draw: st.DrawFn) -> list[ReplicaView[str]]:
             load=draw(st.integers(0, 50)),
             full=draw(st.booleans()),
             has_session=draw(st.booleans()),
+            has_affinity=draw(st.booleans()),
             has_failed=draw(st.booleans()),
             turn=draw(st.integers(0, 9)),
         )

@@ -72,7 +72,7 @@ def test_every_second_hash_goes_before_any_chain_loses_its_end():
     ("method", "args", "expected"),
     [
         ("generate", (GenerationRequest("q~r3", (1,) * 17, session_id="s", resumed=(2,) * 8),), (25, 3, "s", "q", 3)),
-        ("generate", (GenerationRequest("q", (1,) * 17),), (17, 2, None, "q", 1)),
+        ("generate", (GenerationRequest("q", (1,) * 17, affinity="key"),), (17, 2, None, "q", 1)),
         ("continue_", ("s", [1], None, {}, "id"), (0, 0, "s", "", 1)),
         ("tokenize", ("text",), None),
         ("status", (), None),
@@ -92,6 +92,7 @@ def test_the_prompt_of_a_call(method, args, expected):
         request,
         attempt,
     )
+    assert prompt.affinity == (session_hash("key") if request == "q" and session is None else None)
     assert prompt.session == (None if session is None else session_hash(session))
 
 

@@ -171,6 +171,17 @@ def test_a_session_is_where_it_was_sent_last():
     assert not any(fixture.seen(prompt([], "t"), "has_session").values())
 
 
+def test_an_affinity_is_where_its_last_request_went_until_that_replica_dies():
+    fixture = Fixture()
+    fixture.send("1", prompt(range(10), affinity=7), "b")
+    assert fixture.seen(prompt(range(90), affinity=7), "has_affinity") == {"a": False, "b": True}
+    assert not any(fixture.seen(prompt(range(10)), "has_affinity").values())
+    fixture.send("2", prompt(range(10), affinity=7), "a")
+    assert fixture.seen(prompt([], affinity=7), "has_affinity") == {"a": True, "b": False}
+    fixture.table.forget("a")
+    assert not any(fixture.seen(prompt([], affinity=7), "has_affinity").values())
+
+
 def test_a_session_that_its_replica_has_no_more_is_forgotten():
     fixture = Fixture()
     fixture.send("1", prompt(range(10), "s"), "b")
