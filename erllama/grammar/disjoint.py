@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erllama.grammar.negation import TYPES, same
-from erllama.grammar.number_bounds import number
-from erllama.grammar.schema_root import SchemaRoot
+from erllama.grammar.schema_root import SchemaRoot, json_type
 
 _MAX_DEPTH = 8
 _IMPLIED = {
@@ -136,7 +135,7 @@ def _add_own(facts: _Facts, schema: Mapping[str, Any]) -> None:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         facts.values = values
-        facts.types &= frozenset(map(_type, values))
+        facts.types &= frozenset(map(json_type, values))
     named = schema.get("type")
     if named is not None:
         facts.types &= frozenset(named if isinstance(named, list) else [named])
@@ -162,19 +161,3 @@ def _add(facts: _Facts, part: _Facts) -> None:
     facts.open = (facts.open and part.open) if part.properties or facts.properties else facts.open
     for name, schemas in part.properties.items():
         facts.properties.setdefault(name, []).extend(schemas)
-
-
-def _type(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case dict():
-            return "object"
-    exact = number(value)
-    return "integer" if exact is not None and exact.denominator == 1 else "number"

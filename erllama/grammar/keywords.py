@@ -17,6 +17,7 @@ from itertools import combinations, permutations
 from math import comb, perm
 from typing import Any
 
+from erllama.grammar.conditions import condition_parts
 from erllama.grammar.disjoint import exclusive
 from erllama.grammar.formats import format_keywords
 from erllama.grammar.negation import distinct, negated
@@ -35,7 +36,7 @@ def plain_schema(schema: SchemaObject, where: str, root: SchemaRoot) -> dict[str
     plain = dict(schema)
     parts = [part for rule in _RULES if rule.keywords & plain.keys() for part in rule.parts(plain, where, root)]
     if parts:
-        plain["allOf"] = [*plain.get("allOf", ()), *parts]  # behind them: pointers into `allOf` stay right
+        plain["allOf"] = [*plain.get("allOf", ()), *parts]
     return plain
 
 
@@ -94,21 +95,6 @@ def _dependencies(schema: dict[str, Any], where: str, root: SchemaRoot) -> Itera
     for name, need in wanted:
         absent = {"properties": {name: False}}
         yield {"anyOf": [{"allOf": [need], "required": [name]}, absent]} if need is not False else absent
-
-
-def _condition(schema: dict[str, Any], where: str, root: SchemaRoot) -> Iterator[Any]:
-    then, otherwise = schema.pop("then", True), schema.pop("else", True)
-    if "if" not in schema:
-        return
-    condition = schema.pop("if")
-    if then is True and otherwise is True:
-        return
-    opposite = negated(condition, root, where)
-    if opposite is None:
-        root.unenforceable("if", "its opposite has no words here", where)
-        return
-    options = [{"allOf": [condition, then]}, {"allOf": [opposite, otherwise]}]
-    yield {"anyOf": [option for option in options if False not in option["allOf"]] or [False]}
 
 
 def _not(schema: dict[str, Any], where: str, root: SchemaRoot) -> Iterator[Any]:
@@ -311,7 +297,7 @@ _RULES = (
     _Rule.of(_format, "format"),
     _Rule.of(_pattern, "pattern"),
     _Rule.of(_dependencies, "dependentRequired", "dependentSchemas", "dependencies"),
-    _Rule.of(_condition, "if", "then", "else"),
+    _Rule.of(condition_parts, "if", "then", "else", "allOf"),
     _Rule.of(_not, "not"),
     _Rule.of(_contains, "contains", "minContains", "maxContains"),
     _Rule.of(_unique, "uniqueItems"),

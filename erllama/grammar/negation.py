@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from erllama.grammar.number_bounds import number
-from erllama.grammar.schema_root import SchemaRoot
+from erllama.grammar.schema_root import SchemaRoot, json_type
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 _ASSERTIONS = frozenset(
@@ -118,10 +118,14 @@ def _of_values(values: list[Any]) -> Any:
         return None
     texts = [value for value in values if isinstance(value, str)]
     numbers = sorted({exact for value in values if (exact := number(value)) is not None})
-    kept: list[Any] = [{"type": "null"}] if None not in values else []
-    kept += [{"const": truth} for truth in (False, True) if not any(value is truth for value in values)]
-    kept += [{"type": ["array", "object"]}]
-    kept += [{"allOf": [{"type": "string"}, *({"pattern": other_than(text)} for text in texts)]}]
+    listed = {"number" if (name := json_type(value)) == "integer" else name for value in values}
+    kept: list[Any] = [{"type": [name for name in TYPES if name not in listed]}]
+    if "boolean" in listed:
+        kept += [{"const": truth} for truth in (False, True) if not any(value is truth for value in values)]
+    if texts:
+        kept += [{"allOf": [{"type": "string"}, *({"pattern": other_than(text)} for text in texts)]}]
+    if not numbers:
+        return {"anyOf": kept}
     bounds = [None, *(int(n) if n.denominator == 1 else float(n) for n in numbers), None]
     for low, high in pairwise(bounds):
         ranges = {"exclusiveMinimum": low, "exclusiveMaximum": high}

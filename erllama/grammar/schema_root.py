@@ -53,3 +53,21 @@ class SchemaRoot:
         """Raises `RefusedText` if the schema is strict."""
         if self.strict:
             refuse(f"{keyword!r} cannot be enforced: {reason}", where)
+
+
+def json_type(value: Any) -> str:
+    """The name of the type that JSON Schema gives a value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "integer" if value.is_integer() else "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"

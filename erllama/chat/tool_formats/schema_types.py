@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erllama.chat.tool_formats.json_format import rebased
+from erllama.grammar.schema_root import json_type
 
 _MAX_DEPTH = 8
 Types = frozenset[str] | None
@@ -63,23 +64,6 @@ def _looked_up(reference: str, root: Any) -> Any:
         key = key.replace("~1", "/").replace("~0", "~")
         found = found.get(key) if isinstance(found, Mapping) else None
     return found if reference.startswith("#") else None
-
-
-def json_type(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-    return "object"
 
 
 def allows(types: Types, name: str) -> bool:

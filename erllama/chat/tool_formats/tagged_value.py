@@ -9,8 +9,9 @@ import re
 from typing import Any
 
 from erllama.chat.tool_formats.literal import python_json
-from erllama.chat.tool_formats.schema_types import Types, allows, json_type
+from erllama.chat.tool_formats.schema_types import Types, allows
 from erllama.chat.tool_formats.splitter import held_prefix
+from erllama.grammar.schema_root import json_type
 
 TEXT: Types = frozenset({"string"})
 _JSON_WORDS = ("true", "false", "null")

@@ -58,6 +58,15 @@ KEYWORDS = {
         ['{"k":"x","n":1}', '{"k":"y"}'],
         ['{"k":"x"}', '{"k":"y","n":1}'],
     ),
+    "conditions on one property": (
+        {"properties": {"k": {"enum": [*range(12)]}, **{f"x{i}": {} for i in range(12)}},
+         "allOf": [
+             *({"if": {"properties": {"k": {"const": i}}, "required": ["k"]}, "then": {"required": [f"x{i}"]}} for i in range(11)),
+             {"if": {"properties": {"k": {"enum": [0, 1, 2]}}}, "then": {"properties": {"x5": False}}, "else": {"properties": {"x0": False}}},
+         ]},
+        ["{}", '{"k":3,"x3":0,"x4":0,"x5":0}', '{"k":11}', '{"k":1,"x1":0}', '{"x0":1}'],
+        ['{"k":3}', '{"k":3,"x4":0}', '{"k":1,"x1":0,"x5":0}', '{"k":11,"x0":1}', '{"k":0}', '{"x5":1}'],
+    ),
     "then without if": ({"type": "string", "then": {"maxLength": 1}}, ['"abc"'], ["1"]),
     "not a value": ({"type": "string", "not": {"const": "ab"}}, ['"a"', '"abc"', '"xb"', '""'], ['"ab"', '"\\u0061b"']),
     "not some numbers": ({"type": "integer", "not": {"enum": [0, 5]}}, ["1", "-1", "55"], ["0", "5"]),
