@@ -54,7 +54,7 @@ class StreamResponse(StreamingResponse):
         self._old = request.scope.get("http_version") == "1.0"
         self._started = False
         self._finished = False
-        self._starting = asyncio.Lock()
+        self._sending = asyncio.Lock()  # the pump and a tick take turns
         self._last_sent = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,19 +88,21 @@ class StreamResponse(StreamingResponse):
             if not self._started:
                 raise
             await self._send(send, self._writer.fail(as_erllama_error(exc, self._request_id), self._request_id))
-        self._finished = True  # from here on no tick may write: the final message is the last one
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:
-        async with self._starting:  # the pump and a tick may both be first
-            if not self._started:
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                self._started = True
-        self._last_sent = time.monotonic()
-        try:
-            await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
-            raise ClientDisconnected("The client closed the connection.") from exc
+        async with self._sending:
+            if self._finished:  # a tick that waited here: the final message is the last one
+                return
+            self._finished = not more
+            try:
+                if not self._started:
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    self._started = True
+                self._last_sent = time.monotonic()
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
+                raise ClientDisconnected("The client closed the connection.") from exc
 
     async def _tick(self, send: Send) -> float:
         """Sends a keep-alive if one is due; seconds until the next may be."""

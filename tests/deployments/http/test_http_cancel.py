@@ -3,6 +3,7 @@ tells us.
 """
 
 import asyncio
+import json
 
 import pytest
 
@@ -174,6 +175,30 @@ async def test_a_silent_stream_starts_after_the_interval_and_is_kept_alive():
     assert rest.startswith(b'data: {"id":"chatcmpl-')
     assert b'"content":"done"' in rest
     assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_nothing_follows_the_final_message_however_long_a_client_takes_it():
+    sent = []
+
+    async def send(message):
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            await asyncio.sleep(0.1)  # keep-alives become due
+        sent.append(message)
+
+    body = json.dumps(HI | {"stream": True}).encode()
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive():
+        return next(messages, None) or await asyncio.Event().wait()
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "headers": headers, "query_string": b"",
+        "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    await asyncio.wait_for(app_of(served(FakeModel(replies("done"))), keepalive_s=0.01)(scope, receive, send), 5)
+    assert [message.get("more_body") for message in sent[-2:]] == [True, False]
+    assert sent[-1]["body"] == b""
 
 
 async def test_an_error_after_a_keep_alive_is_an_event():
