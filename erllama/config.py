@@ -47,6 +47,8 @@ class EngineConfig:
         neighbours. Slower.
     parse_special_in_content: messages of a chat may write control tokens by their names; else
         "<|im_end|>" in one is text.
+    chat_template: what stands for the templates of the file, with tools or without: Jinja source, or
+        the path of a file with it.
     tool_format: how the model writes tool calls and reasoning, by name; "auto" finds out from its
         template.
     constrain_tool_calls: calls that the model makes of its own accord follow the tools' schemas, too.
@@ -73,6 +75,7 @@ class EngineConfig:
     fingerprint: Fingerprint = "safe"
     deterministic: bool = False
     parse_special_in_content: bool = False
+    chat_template: str | None = None
     tool_format: str = "auto"
     constrain_tool_calls: bool = True
     template_clock: Literal["date", "time"] = "date"
@@ -104,6 +107,9 @@ class EngineConfig:
             *("parse_special_in_content", "constrain_tool_calls"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")
+        if self.chat_template is not None:
+            check_type("chat_template", self.chat_template, str, "Jinja source or the path of a file")
+            check("chat_template", bool(self.chat_template.strip()), "must be Jinja source or the path of a file")
         check("tool_format", self.tool_format != "", "must be a name or auto")
         check_type("tool_format", self.tool_format, str, "a name or auto")
         for name, legal in (

@@ -39,6 +39,8 @@ WRONG = [
     ("use_mlock", None),
     ("deterministic", "false"),
     ("parse_special_in_content", 1),
+    ("chat_template", ""),
+    ("chat_template", 5),
     ("tool_format", ""),
     ("template_clock", "minute"),
     ("constrain_tool_calls", None),

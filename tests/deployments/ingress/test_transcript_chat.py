@@ -4,6 +4,7 @@ import asyncio
 import codecs
 import json
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -35,6 +36,7 @@ class PairVocab:
     n_vocab = 259
     bos_text, eos_text, adds_bos, pointer = "", "", False, 0
     chat_template = CHAT_TEMPLATE
+    named_templates: ClassVar[dict[str, str]] = {}
     names = (*(bytes([i]) for i in range(256)), b"ll", b"<|im_start|>", b"<|im_end|>")
 
     def control_texts(self):
