@@ -111,6 +111,9 @@ class PromptPort(Protocol):
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
 
+    def reply_piece(self, token: int) -> bytes:
+        """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""
+
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
 

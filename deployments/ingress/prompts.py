@@ -48,6 +48,10 @@ class _Loaded:
     templates: TemplateVariants
     tool_format: ToolFormat
     marker_ids: Mapping[str, int]
+    shown: Mapping[int, bytes]  # the markers' texts by their ids
+
+    def reply_piece(self, token: int) -> bytes:
+        return self.shown.get(token) or self.vocab.piece(token)
 
 
 class PromptSource:
@@ -121,7 +125,7 @@ class PromptSource:
             root=self._root,
             find=self._book.finder(),
             tool_format=state.tool_format,
-            shown={token: text.encode() for text, token in state.marker_ids.items()},
+            shown=state.shown,
         )
         tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
         in_reasoning = opens_reasoning(state.tool_format, tail)
@@ -136,13 +140,9 @@ class PromptSource:
     def recorder(self, prompt: Prompt) -> Record:
         state = self.load()
         parent = prompt_key(self._root, prompt.tokens)
-        shown = {token: text.encode() for text, token in state.marker_ids.items()}
-
-        def piece(token: int) -> bytes:
-            return shown.get(token) or state.vocab.piece(token)
 
         def record(reply: Completion) -> None:
-            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, state.tool_format)
+            block = transcript_of(self._root, parent, reply.tokens, reply.text, state.reply_piece, state.tool_format)
             if block is not None:
                 self._book.record(block)
 
@@ -153,6 +153,9 @@ class PromptSource:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def reply_piece(self, token: int) -> bytes:
+        return self.load().reply_piece(token)
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         n_vocab = self.load().vocab.n_vocab
@@ -181,7 +184,9 @@ class PromptSource:
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:
     templates = make_templates(vocab, config)
-    return _Loaded(vocab, templates, templates.tool_format, _marker_ids(vocab, templates.tool_format))
+    marker_ids = _marker_ids(vocab, templates.tool_format)
+    shown = {token: text.encode() for text, token in marker_ids.items()}
+    return _Loaded(vocab, templates, templates.tool_format, marker_ids, shown)
 
 
 def _marker_ids(vocab: LlamaVocab, tool_format: ToolFormat) -> dict[str, int]:

@@ -56,6 +56,9 @@ class FakePrompts:
     def detokenize(self, ids):
         return bytes(ids).decode(errors="replace")
 
+    def reply_piece(self, token):
+        return bytes([token])
+
     def check_tokens(self, ids, param="prompt"):
         for token in ids:
             if not 0 <= token < 256:

@@ -118,7 +118,7 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    form = ReplyForm(splitter, functions=bool(body.functions))
+    form = ReplyForm(splitter, prompts.reply_piece, functions=bool(body.functions))
     return _Chat(chat, constraint, prompts.recorder(chat.prompt), form)
 
 
