@@ -129,7 +129,7 @@ class PromptPort(Protocol):
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
 
-    def recorder(self, prompt: Prompt) -> Record:
+    def recorder(self, chat: ChatPrompt) -> Record:
         """What is told of each whole reply to this chat, so that `render_chat` can put its ids
         where it comes back as history; ids that its text does not show are not kept. Some 10 ms per
         100,000 tokens.

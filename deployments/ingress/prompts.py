@@ -126,6 +126,7 @@ class PromptSource:
             find=self._book.finder(),
             tool_format=state.tool_format,
             shown=state.shown,
+            keeps_reasoning=self._config.keep_sampled_reasoning,
         )
         tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
         in_reasoning = opens_reasoning(state.tool_format, tail)
@@ -137,12 +138,21 @@ class PromptSource:
     def may_wait(self) -> bool:
         return self._book.has_store
 
-    def recorder(self, prompt: Prompt) -> Record:
+    def recorder(self, chat: ChatPrompt) -> Record:
         state = self.load()
-        parent = prompt_key(self._root, prompt.tokens)
+        parent = prompt_key(self._root, chat.prompt.tokens)
+        in_reasoning = chat.in_reasoning if self._config.keep_sampled_reasoning else None
 
         def record(reply: Completion) -> None:
-            block = transcript_of(self._root, parent, reply.tokens, reply.text, state.reply_piece, state.tool_format)
+            block = transcript_of(
+                self._root,
+                parent,
+                reply.tokens,
+                reply.text,
+                state.reply_piece,
+                state.tool_format,
+                in_reasoning=in_reasoning,
+            )
             if block is not None:
                 self._book.record(block)
 

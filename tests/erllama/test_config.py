@@ -44,6 +44,7 @@ WRONG = [
     ("tool_format", ""),
     ("template_clock", "minute"),
     ("constrain_tool_calls", None),
+    ("keep_sampled_reasoning", "yes"),
     ("fingerprint", "fast"),
     ("stream_interval_ms", -1.0),
     ("stream_interval_ms", float("inf")),

@@ -21,6 +21,7 @@ SAME = {
     "chat_template": "{{ messages }}",
     "tool_format": "qwen",
     "constrain_tool_calls": False,
+    "keep_sampled_reasoning": True,
     "template_clock": "time",
     "path": "/elsewhere/model.gguf",
     "id": "other",
