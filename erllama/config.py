@@ -47,9 +47,14 @@ class EngineConfig:
         neighbours. Slower.
     parse_special_in_content: messages of a chat may write control tokens by their names; else
         "<|im_end|>" in one is text.
+    chat_template: what stands for the templates of the file, with tools or without: Jinja source, or
+        the path of a file with it.
     tool_format: how the model writes tool calls and reasoning, by name; "auto" finds out from its
         template.
     constrain_tool_calls: calls that the model makes of its own accord follow the tools' schemas, too.
+    keep_sampled_reasoning: a reply that comes back without its reasoning has it in the prompt all the
+        same, as it was sampled, where the template would have shown it. Clients drop what a model
+        thought when they resend history; without this, so does the prompt, and the KV from there on.
     template_clock: what a template that asks for the time is told; with "time" a conversation's
         prompt begins anew with every minute.
     """
@@ -73,8 +78,10 @@ class EngineConfig:
     fingerprint: Fingerprint = "safe"
     deterministic: bool = False
     parse_special_in_content: bool = False
+    chat_template: str | None = None
     tool_format: str = "auto"
     constrain_tool_calls: bool = True
+    keep_sampled_reasoning: bool = False
     template_clock: Literal["date", "time"] = "date"
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
@@ -101,9 +108,12 @@ class EngineConfig:
                 check_int(name, value, low)
         for name in (
             *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
-            *("parse_special_in_content", "constrain_tool_calls"),
+            *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")
+        if self.chat_template is not None:
+            check_type("chat_template", self.chat_template, str, "Jinja source or the path of a file")
+            check("chat_template", bool(self.chat_template.strip()), "must be Jinja source or the path of a file")
         check("tool_format", self.tool_format != "", "must be a name or auto")
         check_type("tool_format", self.tool_format, str, "a name or auto")
         for name, legal in (

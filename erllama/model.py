@@ -21,10 +21,10 @@ from erllama.engine.loop import EngineLoop, Wake
 from erllama.engine.prewarm import prewarm
 from erllama.engine.reply_events import Deliver
 from erllama.engine.submission import check_request
-from erllama.errors import EngineStopped, ErllamaError, NotSupported
+from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
-from erllama.model_info import make_model_info, make_model_memory, make_template
+from erllama.model_info import make_model_info, make_model_memory, make_templates
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
@@ -86,7 +86,7 @@ class Model:
                 store = self._owned_store = Store(store)
             self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
-            self._template = make_template(self._backend, config)
+            self._templates = make_templates(self._backend.vocab, config)
             self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
@@ -222,17 +222,17 @@ class Model:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Token ids of a chat rendered by the model's own template, ready to generate the
-        assistant's turn. `messages` are {"role", "content"} mappings as OpenAI has them.
+        """Token ids of a chat rendered by the model's own template (that for tools, if it has one
+        and some are offered), ready to generate the assistant's turn. `messages` are {"role",
+        "content"} mappings as OpenAI has them.
 
         Raises `NotSupported` when the model has no template, `InvalidParameter` when its template
         refuses the messages.
         """
-        if self._template is None:
-            raise NotSupported("this model has no chat template", param="messages")
+        template = self._templates.rendering(tools)
         with_system = [{"role": "system", "content": system}, *messages] if system is not None else list(messages)
-        conversation = self._template.conversation(with_system, tools=tools)
-        return conversation.tokenize(self._vocab, self._template.render_conversation(conversation))
+        conversation = template.conversation(with_system, tools=tools)
+        return conversation.tokenize(self._vocab, template.render_conversation(conversation))
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """The pooled, L2-normalised embedding of token ids. May raise `NotSupported`."""
@@ -268,7 +268,10 @@ class Model:
     def model_info(self) -> ModelInfo:
         """What the model is; never disturbs inference."""
         tiers = None if self.store is None else self.store.tier_labels
-        return make_model_info(self._backend, self._config, self._fingerprint, self.status(), tiers)
+        has_template = self._templates.exist
+        return make_model_info(
+            self._backend, self._config, self._fingerprint, self.status(), tiers, has_chat_template=has_template
+        )
 
     def status(self) -> ModelStatus:
         """`idle`, `prefilling` or `generating`; never disturbs inference."""

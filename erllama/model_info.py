@@ -6,19 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erllama.backend.base import ModelBackend
-from erllama.chat.template import ChatTemplate
+from erllama.backend.base import ModelBackend, Vocab
+from erllama.chat.variants import TemplateVariants
 from erllama.config import EngineConfig
 from erllama.kv.layout import KvKind
 from erllama.stats import EngineStats, ModelInfo, ModelMemory, ModelStatus
 
 
-def make_template(backend: ModelBackend, config: EngineConfig) -> ChatTemplate | None:
-    """The model's own chat template, None when its GGUF has none."""
-    vocab = backend.vocab
-    if vocab.chat_template is None:
-        return None
-    return ChatTemplate.of(vocab, parse_special_in_content=config.parse_special_in_content, clock=config.template_clock)
+def make_templates(vocab: Vocab, config: EngineConfig) -> TemplateVariants:
+    """The model's chat templates, or what the configuration has in their place. Raises
+    `ModelLoadError` for one that the configuration names and that is none.
+    """
+    return TemplateVariants.of(
+        vocab,
+        override=config.chat_template,
+        tool_format=config.tool_format,
+        parse_special_in_content=config.parse_special_in_content,
+        clock=config.template_clock,
+    )
 
 
 def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) -> ModelMemory:
@@ -37,7 +42,13 @@ def make_model_memory(backend: ModelBackend, stats: EngineStats, idle_s: float) 
 
 
 def make_model_info(
-    backend: ModelBackend, config: EngineConfig, digest: str, status: ModelStatus, tiers: Sequence[str] | None
+    backend: ModelBackend,
+    config: EngineConfig,
+    digest: str,
+    status: ModelStatus,
+    tiers: Sequence[str] | None,
+    *,
+    has_chat_template: bool,
 ) -> ModelInfo:
     """`tiers` are the labels of the store's, None without a store."""
     info, kv = backend.info, backend.kv_layout
@@ -59,7 +70,7 @@ def make_model_info(
         kv_problem=kv.problem,
         fingerprint=digest,
         n_gpu_layers=backend.n_gpu_layers,
-        has_chat_template=backend.vocab.chat_template is not None,
+        has_chat_template=has_chat_template,
         generates=backend.generates,
         embeds=backend.embeds,
     )

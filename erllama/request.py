@@ -138,7 +138,8 @@ class GenerationRequest:
     context after its end for the next request of the session. `record_transcript` says that the
     reply will come back as chat history: the ids it was sampled as are stored, under its text as
     `tool_format` reads it. `shown` are control tokens that belong to the text of the reply (the
-    markers of calls and reasoning), with their texts. `reasoning` bounds what the model thinks.
+    markers of calls and reasoning), with their texts. `in_reasoning`: the prompt has opened the
+    model's reasoning. `reasoning` bounds what the model thinks.
     `resumed` are the
     ids of the reply that an earlier run of this request has delivered, with the text that became
     certain with them: generation goes on after them, and only what is new is delivered.
@@ -162,6 +163,7 @@ class GenerationRequest:
     record_transcript: bool = False
     tool_format: str = "hermes"
     shown: tuple[tuple[int, str], ...] = ()
+    in_reasoning: bool = False
     reasoning: ReasoningBudget | None = None
     resumed: tuple[int, ...] = ()
     restore_only: bool = False
@@ -181,7 +183,7 @@ class GenerationRequest:
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        for name in ("ignore_eos", "record_transcript", "restore_only"):
+        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only"):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")

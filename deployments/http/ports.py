@@ -111,6 +111,9 @@ class PromptPort(Protocol):
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
 
+    def reply_piece(self, token: int) -> bytes:
+        """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""
+
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
 
@@ -126,7 +129,7 @@ class PromptPort(Protocol):
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
 
-    def recorder(self, prompt: Prompt) -> Record:
+    def recorder(self, chat: ChatPrompt) -> Record:
         """What is told of each whole reply to this chat, so that `render_chat` can put its ids
         where it comes back as history; ids that its text does not show are not kept. Some 10 ms per
         100,000 tokens.

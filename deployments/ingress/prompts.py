@@ -15,12 +15,13 @@ from typing import Any
 
 from cache_store import ChainKey
 from deployments.http.ports import ChatPrompt, Record
-from erllama.chat.template import ChatTemplate, Ending
+from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.chat.tool_formats.choose import choose_format, format_named, leaves_reasoning_open, opens_reasoning
+from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
 from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.chat.transcript_prompt import transcript_prompt
+from erllama.chat.variants import TemplateVariants
 from erllama.config import EngineConfig, padded_context
 from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter, NotSupported
@@ -29,6 +30,7 @@ from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
+from erllama.model_info import make_templates
 from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
@@ -43,14 +45,18 @@ _TAIL_TOKENS = 8  # of a prompt, which tell whether it ends with the opening of 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     vocab: LlamaVocab
-    template: ChatTemplate
+    templates: TemplateVariants
     tool_format: ToolFormat
     marker_ids: Mapping[str, int]
+    shown: Mapping[int, bytes]  # the markers' texts by their ids
+
+    def reply_piece(self, token: int) -> bytes:
+        return self.shown.get(token) or self.vocab.piece(token)
 
 
 class PromptSource:
-    """The real `PromptPort`. Methods that need the file raise `ModelLoadError` while it cannot be
-    read.
+    """The real `PromptPort`. Methods that need the file raise `ModelLoadError` while it, or the
+    configured template, cannot be read.
     """
 
     def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
@@ -110,7 +116,7 @@ class PromptSource:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self.load()
         ids = transcript_prompt(
-            state.template,
+            state.templates.rendering(tools),
             state.vocab,
             messages,
             tools=tools,
@@ -119,7 +125,8 @@ class PromptSource:
             root=self._root,
             find=self._book.finder(),
             tool_format=state.tool_format,
-            shown={token: text.encode() for text, token in state.marker_ids.items()},
+            shown=state.shown,
+            keeps_reasoning=self._config.keep_sampled_reasoning,
         )
         tail = state.vocab.detokenize(ids[-_TAIL_TOKENS:], special=True)
         in_reasoning = opens_reasoning(state.tool_format, tail)
@@ -131,16 +138,21 @@ class PromptSource:
     def may_wait(self) -> bool:
         return self._book.has_store
 
-    def recorder(self, prompt: Prompt) -> Record:
+    def recorder(self, chat: ChatPrompt) -> Record:
         state = self.load()
-        parent = prompt_key(self._root, prompt.tokens)
-        shown = {token: text.encode() for text, token in state.marker_ids.items()}
-
-        def piece(token: int) -> bytes:
-            return shown.get(token) or state.vocab.piece(token)
+        parent = prompt_key(self._root, chat.prompt.tokens)
+        in_reasoning = chat.in_reasoning if self._config.keep_sampled_reasoning else None
 
         def record(reply: Completion) -> None:
-            block = transcript_of(self._root, parent, reply.tokens, reply.text, piece, state.tool_format)
+            block = transcript_of(
+                self._root,
+                parent,
+                reply.tokens,
+                reply.text,
+                state.reply_piece,
+                state.tool_format,
+                in_reasoning=in_reasoning,
+            )
             if block is not None:
                 self._book.record(block)
 
@@ -151,6 +163,9 @@ class PromptSource:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def reply_piece(self, token: int) -> bytes:
+        return self.load().reply_piece(token)
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         n_vocab = self.load().vocab.n_vocab
@@ -178,11 +193,10 @@ class PromptSource:
 
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:
-    template = ChatTemplate.of(
-        vocab, parse_special_in_content=config.parse_special_in_content, clock=config.template_clock
-    )
-    tool_format = choose_format(template) if config.tool_format == "auto" else format_named(config.tool_format)
-    return _Loaded(vocab, template.with_tool_format(tool_format), tool_format, _marker_ids(vocab, tool_format))
+    templates = make_templates(vocab, config)
+    marker_ids = _marker_ids(vocab, templates.tool_format)
+    shown = {token: text.encode() for text, token in marker_ids.items()}
+    return _Loaded(vocab, templates, templates.tool_format, marker_ids, shown)
 
 
 def _marker_ids(vocab: LlamaVocab, tool_format: ToolFormat) -> dict[str, int]:

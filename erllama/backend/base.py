@@ -7,7 +7,7 @@ properties, which are safe from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +27,8 @@ class Vocab(Protocol):
     adds_bos: bool
     bos_text: str
     eos_text: str
-    chat_template: str | None
+    chat_template: str | None  # the default one
+    named_templates: Mapping[str, str]  # its variants by name, such as "tool_use"
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`."""

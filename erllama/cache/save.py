@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class KvSaver:
-    """Saves of one engine. `clock` gives unix seconds for headers."""
+    """Saves of one engine. `keeps_reasoning`: replies are also to be found when they come back
+    without their reasoning. `clock` gives unix seconds for headers.
+    """
 
     def __init__(
         self,
@@ -38,11 +40,13 @@ class KvSaver:
         counts: CacheCounters,
         *,
         transcript_root: ChainKey,
+        keeps_reasoning: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._backend = backend
         self._store = store
         self._transcript_root = transcript_root
+        self._keeps_reasoning = keeps_reasoning
         self._policy = policy
         self._counts = counts
         self._clock = clock
@@ -104,6 +108,7 @@ class KvSaver:
                 "".join(sequence.reply),
                 lambda token: sequence.piece(token, self._backend.piece),
                 format_named(sequence.request.tool_format),
+                in_reasoning=sequence.request.in_reasoning if self._keeps_reasoning else None,
             )
             if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._backend.state_version)])

@@ -54,7 +54,14 @@ def make_flow(
     executor = ThreadPoolExecutor(config.n_parallel + 1, thread_name_prefix=f"erllama-{config.id}-kv")
     executor.submit(backend.prefault, _PREFAULT_BYTES)
     reader = KvReader(backend, store, policy, executor=executor, wake=wake, align=align)
-    saver = KvSaver(backend, store, policy, counts, transcript_root=transcript_root(config.id, store.salt))
+    saver = KvSaver(
+        backend,
+        store,
+        policy,
+        counts,
+        transcript_root=transcript_root(config.id, store.salt),
+        keeps_reasoning=config.keep_sampled_reasoning,
+    )
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)
 
 

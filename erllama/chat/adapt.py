@@ -5,7 +5,9 @@ message and its neighbours before it, so that the prompt of a turn stays the beg
 turn's (KV reuse over a loop of calls depends on it). What is done, in this order:
 
     developer                       a system message
-    tools that are not stated       a system text in the words of the tool format
+    tools that are not stated       a system text in the words of the tool format: behind the client's,
+                                    as families that write calls (DeepSeek's) have it; before it where
+                                    calls are not shown either, so that sessions share its KV
     calls, results not shown        the text of the tool format; results become users' messages
     several calls in one message    one message each, followed by its own result
     text beside calls               a message of its own before the calls
@@ -48,7 +50,7 @@ def adapt(
     """
     adapted = [_as_system(message) if not traits.developer else message for message in messages]
     if tools and not traits.tools:
-        adapted = _with_system_text(adapted, tool_format.system_text(tools))
+        adapted = _with_system_text(adapted, tool_format.system_text(tools), first=traits.calls is None)
     if traits.calls is None:
         adapted = [_calls_as_text(message, tool_format) for message in adapted]
     if not traits.results:
@@ -68,10 +70,11 @@ def _as_system(message: Message) -> Message:
     return message | {"role": "system"} if message["role"] == "developer" else message
 
 
-def _with_system_text(messages: list[Message], text: str) -> list[Message]:
-    if messages[0]["role"] == "system":
-        return [messages[0] | {"content": _JOINT.join([messages[0]["content"], text])}, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
+def _with_system_text(messages: list[Message], text: str, *, first: bool) -> list[Message]:
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    own = messages[0]["content"]
+    return [messages[0] | {"content": _JOINT.join([text, own] if first else [own, text])}, *messages[1:]]
 
 
 def completed_tool(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The chat template of a model: messages in, prompt text out.
 
-A GGUF carries its template as Jinja source (`tokenizer.chat_template`). It is rendered the way
-transformers does, because that is what template authors test against: sandboxed, `trim_blocks` and
-`lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML,
-and `{% generation %}` tags that only mark their content.
+A GGUF carries its template as Jinja source (`tokenizer.chat_template`; `variants.py` is about files
+with several). It is rendered the way transformers does, because that is what template authors test
+against: sandboxed, `trim_blocks` and `lstrip_blocks`, loop controls, `raise_exception`,
+`strftime_now`, a `tojson` that escapes no HTML, and `{% generation %}` tags that only mark their
+content.
 
 The template is foreign code from a model file. The sandbox keeps it from reaching Python objects
 and from changing its arguments; `range`, `*`, `**` and `+` are bounded, and so is the length of the
@@ -36,11 +37,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from erllama.backend.base import Vocab
 from erllama.chat.adapt import adapt, completed_tool, spelled
 from erllama.chat.guard import NO_GUARD, ContentGuard, GuardVocab
 from erllama.chat.messages import RawArguments, normalise_messages
-from erllama.chat.token_cache import TokenCache
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.traits import TemplateTraits, probe_traits
@@ -146,7 +145,7 @@ class Conversation:
 
 
 class ChatTemplate:
-    """One model's template. `bos` and `eos` are the texts of its special tokens, "" where it has
+    """One template of a model. `bos` and `eos` are the texts of its special tokens, "" where it has
     none.
 
     `source` None or "" means that the model has no template. `now` is the clock behind
@@ -185,16 +184,6 @@ class ChatTemplate:
             self.problem = f"the chat template of this model does not compile: {error}{line}"
             return
         self.traits = probe_traits(self._render_probe)
-
-    @classmethod
-    def of(
-        cls, vocab: Vocab, *, parse_special_in_content: bool = False, clock: Literal["date", "time"] = "date"
-    ) -> ChatTemplate:
-        """The template of the model that `vocab` belongs to; the options are `EngineConfig`'s."""
-        cache = TokenCache(vocab.cut_texts())
-        guard = ContentGuard.of(() if parse_special_in_content else vocab.control_texts(), cache)
-        now = datetime.now if clock == "time" else today
-        return cls(vocab.chat_template, bos=vocab.bos_text, eos=vocab.eos_text, now=now, guard=guard)
 
     def with_tool_format(self, tool_format: ToolFormat) -> ChatTemplate:
         """The same template, which writes calls and tools that it does not know in `tool_format`."""

@@ -16,6 +16,9 @@ A signature must not hide anything but layout, since what it hides would come ba
 client did not send it. A reply is therefore not recorded when its calls are followed by text, or
 hold repeated keys or fields besides name and arguments, or when it has control tokens or tokens
 that the client never received (behind a stop string).
+
+Reasoning is hidden where an operator asks for it (`keep_sampled_reasoning`): clients drop it when
+they resend a reply. Such a reply has a signature of its own kind, over its text and calls alone.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 
 from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain
-from erllama.chat.tool_formats.base import Call, ToolFormat, strict_calls
+from erllama.chat.tool_formats.base import Call, ToolFormat, split_reply, strict_calls
 from erllama.chat.tool_formats.json_format import HERMES
 
 Piece = Callable[[int], bytes]
@@ -46,14 +49,18 @@ def transcript_block(
     text: str,
     piece: Piece,
     tool_format: ToolFormat = HERMES,
+    *,
+    in_reasoning: bool | None = None,
 ) -> Block | None:
     """The object to store for a reply that was sampled as `reply_ids` (without the end token) and
     reached the client as `text`.
 
     None when the reply must not, or need not, come back as these ids. `root` is that of the KV
-    which belongs to the prompt.
+    which belongs to the prompt. `in_reasoning` is None where a reply is only known with all that it
+    says, else its reasoning may be missing, which the prompt has opened or not.
     """
-    return transcript_of(root, prompt_key(root, prompt_tokens), reply_ids, text, piece, tool_format)
+    parent = prompt_key(root, prompt_tokens)
+    return transcript_of(root, parent, reply_ids, text, piece, tool_format, in_reasoning=in_reasoning)
 
 
 def transcript_of(
@@ -63,10 +70,13 @@ def transcript_of(
     text: str,
     piece: Piece,
     tool_format: ToolFormat = HERMES,
+    *,
+    in_reasoning: bool | None = None,
 ) -> Block | None:
     """`transcript_block` for who has the key of the prompt already."""
     ids = spelling(reply_ids, text, piece)
-    signature = reply_signature(text, tool_format)
+    reasoned = None if in_reasoning is None else reasoned_signature(text, tool_format, in_reasoning=in_reasoning)
+    signature = reasoned or reply_signature(text, tool_format)
     if not ids or signature is None:
         return None
     return Block(transcript_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
@@ -116,19 +126,38 @@ def reply_signature(text: str, tool_format: ToolFormat = HERMES) -> ChainKey | N
     return None if found is None else _digest(*found)
 
 
-def message_signature(message: Mapping[str, Any], tool_format: ToolFormat = HERMES) -> ChainKey | None:
-    """The signature of an assistant's message in the history (shape: `normalise_messages`), None
-    for one that cannot have been sampled.
+def reasoned_signature(text: str, tool_format: ToolFormat, *, in_reasoning: bool) -> ChainKey | None:
+    """The signature of a whole reply as it comes back without its reasoning; None for a reply that
+    has not reasoned to an end, or whose signature would hide more than the reasoning.
     """
-    calls = message.get("tool_calls")
-    if not calls:
-        return reply_signature(message["content"], tool_format) if message["content"] else None
-    return _digest(message["content"], [(call["function"]["name"], call["function"]["arguments"]) for call in calls])
+    if tool_format.reasoning is None:
+        return None
+    opening, closing = tool_format.reasoning
+    thought, ended, rest = text.partition(closing)
+    found = strict_calls(tool_format, rest.lstrip("\n"))
+    if not ended or found is None or not (in_reasoning or thought.lstrip().startswith(opening)):
+        return None
+    reply = split_reply(tool_format, text, in_reasoning=in_reasoning)
+    alike = reply.content == found[0] and len(reply.calls) == len(found[1])  # else a call ended the reasoning
+    return _digest(*found, reasoned=True) if alike else None
 
 
-def _digest(content: str, calls: Iterable[Call]) -> ChainKey | None:
+def message_signature(
+    message: Mapping[str, Any], tool_format: ToolFormat = HERMES, *, reasoned: bool = False
+) -> ChainKey | None:
+    """The signature of an assistant's message in the history (shape: `normalise_messages`), None
+    for one that cannot have been sampled. `reasoned`: that of a reply whose reasoning it lacks.
+    """
+    if message.get("tool_calls"):
+        functions = [call["function"] for call in message["tool_calls"]]
+        return _digest(message["content"], [(one["name"], one["arguments"]) for one in functions], reasoned=reasoned)
+    found = strict_calls(tool_format, message["content"]) if message["content"] else None
+    return None if found is None else _digest(*found, reasoned=reasoned)
+
+
+def _digest(content: str, calls: Iterable[Call], *, reasoned: bool = False) -> ChainKey | None:
     try:
-        plain = [content, [[name, _canonical(arguments)] for name, arguments in calls]]
+        plain = [content, [[name, _canonical(arguments)] for name, arguments in calls]] + ["reasoned"] * reasoned
         data = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
         return None

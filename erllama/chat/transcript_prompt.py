@@ -1,17 +1,15 @@
 """The prompt of a chat whose earlier replies stand in it as the ids they were sampled as.
 
-    text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a
-              sentinel for each reply
-    segments  --------           ------         -----           the text between sentinels;
-                                                tokenised, special tokens and all
-    slots              ---------        ---------                what the template makes of the
-                                        replies
+    text      sys user |reply 1| user |reply 2| user ...        see `transcript_layout.py`
+    segments  --------           ------         -----           tokenised, special tokens and all
+    slots              ---------        ---------
     ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is
-                                             tokenised with its surroundings
+                                                                tokenised with its surroundings
 
-Invariants: the segments and slots together are the template's own text. The ids of a reply made of
-text are taken only where the template inserts it verbatim, so they always spell that text. The ids
-of a tool call take the place of its slot, whatever that looks like: its parsed form was compared.
+Invariants: the ids of a reply made of text are taken only where the template inserts it verbatim, so
+they always spell that text. The ids of a tool call take the place of its slot, whatever that looks
+like: its parsed form was compared. So do those of a reply that was sampled with reasoning which its
+message lacks, if that is asked for, and where the template would have shown the reasoning.
 When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
 ambiguous), the prompt is the canonical one; nothing here adds an error to what
 `ChatTemplate` raises.
@@ -22,9 +20,9 @@ but for the look-ups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -33,13 +31,12 @@ from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, Conversation, Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
-from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
+from erllama.chat.transcript import Find, transcript_id
+from erllama.chat.transcript_layout import Form, Layout, Slot, reply_layout
 from erllama.errors import ErllamaError
 
 MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
 HEAD_CHARS = 32
-
-Render = Callable[[Sequence[Mapping[str, Any]]], str]
 
 
 class TranscriptVocab(Vocab, Protocol):
@@ -54,30 +51,6 @@ class TranscriptVocab(Vocab, Protocol):
         """The bytes of one token as it appears in a reply, b"" for a control token."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where a reply stands. `text` is what the template makes of it; `replaces` says whether
-    sampled ids may take its place.
-    """
-
-    text: str
-    content: str
-    has_calls: bool
-    signature: ChainKey | None
-
-    @property
-    def replaces(self) -> bool:
-        return self.signature is not None and (self.has_calls or self.text == self.content)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """`segments` has one entry more than `slots`; interleaved they are the canonical text."""
-
-    segments: tuple[str, ...]
-    slots: tuple[_Slot, ...]
-
-
 def transcript_prompt(
     template: ChatTemplate,
     vocab: TranscriptVocab,
@@ -90,9 +63,11 @@ def transcript_prompt(
     find: Find,
     tool_format: ToolFormat = HERMES,
     shown: Mapping[int, bytes] = MappingProxyType({}),
+    keeps_reasoning: bool = False,
 ) -> list[int]:
     """Token ids of a conversation that ends as `ending` says, with the replies that `find` knows as
     their sampled ids. `shown` are the control tokens that belong to the text of replies.
+    `keeps_reasoning`: a reply that came back without its reasoning is known, too.
     """
 
     conversation = template.conversation(messages, tools=tools, ending=ending, **template_kwargs)
@@ -101,7 +76,14 @@ def transcript_prompt(
         return template.render_conversation(conversation.with_messages(shown))
 
     text = template.render_conversation(conversation)
-    layout = _layout(text, conversation.messages, render, tool_format, is_open=bool(conversation.end))
+    layout = reply_layout(
+        text,
+        conversation.messages,
+        render,
+        tool_format,
+        is_open=bool(conversation.end),
+        speaks=_generation_prompt(template, conversation) if keeps_reasoning else "",
+    )
     ids = (
         _join(layout, _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text)), find)
         if layout is not None
@@ -110,178 +92,30 @@ def transcript_prompt(
     return conversation.tokenize(vocab, text) if ids is None else ids
 
 
-# --- where the replies stand in the text ----------------------------------------------------------
-
-
-def _layout(
-    text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat, *, is_open: bool
-) -> _Layout | None:
-    """The text cut at its replies; None when there are none, or when they cannot be told apart from
-    the rest. `is_open`: the last message is no whole reply.
-    """
-    replies = [
-        i
-        for i, message in enumerate(messages[:-1] if is_open else messages)
-        if message["role"] == "assistant" and (message["content"] or _calls(message))
-    ]
-    plain = [i for i in replies if not _calls(messages[i])]
-    # some templates refuse tool results without the call that asked for them
-    tries = [replies, plain] if plain != replies else [replies]
-    for chosen in tries:
-        layout = _cut(text, messages, chosen, render, tool_format) if chosen else None
-        if layout is not None and any(slot.replaces for slot in layout.slots):
-            return layout
-    return None
-
-
-def _calls(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls"))
-
-
-def _cut(
-    text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat
-) -> _Layout | None:
-    word = _unused_word(text)
-    marks = {i: f"{word}{n}x" for n, i in enumerate(chosen)}
-    shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
+def _generation_prompt(template: ChatTemplate, conversation: Conversation) -> str:
+    """What the template writes where the assistant begins to speak; "" if it does not say."""
     try:
-        segments = _split(render(shown), list(marks.values()))
-    except ErllamaError:  # the template accepts the messages as they are, and only that counts
-        return None
-    if segments is None:
-        return None
-    replies = [messages[i] for i in chosen]
-    texts = _slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
-    if texts is None:
-        return None
-    for n, reply in enumerate(replies):
-        if not _calls(reply):
-            segments[n], texts[n], segments[n + 1] = _with_space(
-                segments[n], texts[n], segments[n + 1], reply["content"]
-            )
-    slots = [
-        _Slot(slot, reply["content"], _calls(reply), message_signature(reply, tool_format))
-        for slot, reply in zip(texts, replies, strict=True)
-    ]
-    return _Layout(tuple(segments), tuple(slots))
-
-
-def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, str, str]:
-    """A template that trims a reply and writes a space of its own (Mistral's do) has written what
-    the model said: the space goes with the reply. The three together stay the same text.
-    """
-    if not slot or slot != content.strip():
-        return before, slot, after
-    left, _, right = content.partition(slot)
-    if before.endswith(left) and after.startswith(right):
-        return before.removesuffix(left), content, after.removeprefix(right)
-    return before, slot, after
-
-
-def _unused_word(text: str) -> str:
-    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote
-    other characters.
-    """
-    n = 0
-    while f"xReply{n}x" in text:
-        n += 1
-    return f"xReply{n}x"
-
-
-def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": mark}
-
-
-def _split(text: str, marks: list[str]) -> list[str] | None:
-    """The text between the marks, which must stand in it in order. One that stands there again
-    spoils the match with the canonical text.
-    """
-    segments: list[str] = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
-            return None
-        segments.append(before)
-    return [*segments, text]
-
-
-def _slot_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """What stands between the segments in `text`. First under the assumption that every content is
-    there verbatim (None: a tool call, whose text is the template's affair), then without it.
-    """
-    return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
-
-
-def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """The slots when those with a content hold exactly that; None when this is impossible or
-    possible in more than one way.
-    """
-    literals = [segments[0]]
-    for content, segment in zip(contents, segments[1:], strict=True):
-        if content is None:
-            literals.append(segment)
-        else:
-            literals[-1] += content + segment
-    free = _between(text, literals)
-    if free is None:
-        return None
-    rest = iter(free)
-    return [next(rest) if content is None else content for content in contents]
-
-
-def _between(text: str, literals: list[str]) -> list[str] | None:
-    """What stands between literals that make up `text` with free text between them, if there is
-    exactly one way to place them.
-    """
-    if len(literals) == 1:
-        return [] if text == literals[0] else None
-    if not text.startswith(literals[0]) or not text.endswith(literals[-1]):
-        return None
-    begin, end = len(literals[0]), len(text) - len(literals[-1])
-    first = _placed(text, literals[1:-1], begin, end)
-    if first is None or first != _placed_late(text, literals[1:-1], begin, end):
-        return None
-    cuts = [(begin, begin), *first, (end, end)]
-    return [text[left:right] for (_, left), (right, _) in pairwise(cuts)]
-
-
-def _placed(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    """Where each literal stands when all stand as early as possible."""
-    places: list[tuple[int, int]] = []
-    for literal in literals:
-        start = text.find(literal, begin, end)
-        if start < 0:
-            return None
-        begin = start + len(literal)
-        places.append((start, begin))
-    return places if begin <= end else None
-
-
-def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    places: list[tuple[int, int]] = []
-    for literal in reversed(literals):
-        start = text.rfind(literal, begin, end)
-        if start < 0:
-            return None
-        places.append((start, start + len(literal)))
-        end = start
-    return places[::-1]
+        opened, closed = (
+            template.render_conversation(replace(conversation, ending=ending, end=""))
+            for ending in ("opened", "closed")
+        )
+    except ErllamaError:
+        return ""
+    return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
 
 # --- from segments to ids -------------------------------------------------------------------------
 
 
-def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
+def _join(layout: Layout, joiner: _Joiner, find: Find) -> list[int] | None:
     """The ids of the prompt; None when no reply was found and the canonical ones will do."""
     n_found = 0
     for segment, slot, following in zip(layout.segments[:-1], layout.slots, layout.segments[1:], strict=True):
         joiner.write(segment)
-        ids = joiner.look_up(slot, following, find) if slot.replaces else None
-        if ids is None:
-            joiner.write(slot.text)
-        else:
+        if any(joiner.replace(slot, form, following, find) for form in slot.forms):
             n_found += 1
-            joiner.insert(ids)
+        else:
+            joiner.write(slot.text)
     if not n_found:
         return None
     joiner.write(layout.segments[-1])
@@ -320,34 +154,36 @@ class _Joiner:
     def write(self, text: str) -> None:
         self._open, self._tail = self._open + text, None
 
-    def insert(self, ids: Sequence[int]) -> None:
-        """Put `ids` behind all text so far."""
-        self._settled = self._settled.extended([*self._open_ids(), *ids])
-        self._open, self._tail, self._begun = "", [], True
-
     def ids(self) -> list[int]:
         return [*self._settled.ids.tolist(), *self._open_ids()]
 
-    def look_up(self, slot: _Slot, following: str, find: Find) -> Sequence[int] | None:
-        """The ids of the reply in `slot`, if they are known, say what the slot says, and
-        `following` may stand behind them.
+    def replace(self, slot: Slot, form: Form, following: str, find: Find) -> bool:
+        """Put the ids of the reply in `slot` behind all text so far, if they are known in this form,
+        say what the slot says, and `following` may stand behind them.
         """
-        self._left -= len(self._open)
-        if self._left < 0 or slot.signature is None:
-            return None
-        open_ids = self._open_ids()
-        if self._adds_end(open_ids):
-            return None
-        ids = find(transcript_id(self._root, self._parent(open_ids), slot.signature))
-        if ids is None or not self._spells(ids, slot) or not self._continues(following):
-            self._settle(open_ids)
-            return None
-        return ids
+        text = self._open + form.opening
+        self._left -= len(text)
+        if self._left < 0:
+            return False
+        before = self._tokenized(text) if form.opening else self._open_ids()
+        if self._adds_end(text, before):
+            return False
+        ids = find(transcript_id(self._root, self._parent(before), form.signature))
+        if ids is None or not self._spells(ids, slot, form) or not self._continues(following):
+            if not form.opening:
+                self._settle(before)
+            return False
+        self._settled = self._settled.extended([*before, *ids])
+        self._open, self._tail, self._begun = "", [], True
+        return True
 
     def _open_ids(self) -> list[int]:
         if self._tail is None:
-            self._tail = self._conversation.tokenize(self._vocab, self._open, begins=not self._begun)
+            self._tail = self._tokenized(self._open)
         return self._tail
+
+    def _tokenized(self, text: str) -> list[int]:
+        return self._conversation.tokenize(self._vocab, text, begins=not self._begun)
 
     def _parent(self, open_ids: list[int]) -> ChainKey:
         self._settled.key_at(len(self._settled))  # whatever is computed here, the longer chains need not compute again
@@ -361,25 +197,19 @@ class _Joiner:
             self._settled = self._settled.extended(open_ids[:control])
             self._open, self._tail, self._begun = rest, None, True
 
-    def _adds_end(self, open_ids: list[int]) -> bool:
+    def _adds_end(self, text: str, ids: list[int]) -> bool:
         """A vocabulary that ends every text with EOS cannot tokenise the beginning of one."""
         end = self._vocab.eos_text
-        return (
-            bool(end and open_ids)
-            and not self._open.endswith(end)
-            and self._vocab.detokenize(open_ids[-1:], special=True) == end
-        )
+        return bool(end and ids) and not text.endswith(end) and self._vocab.detokenize(ids[-1:], special=True) == end
 
-    def _spells(self, ids: Sequence[int], slot: _Slot) -> bool:
+    def _spells(self, ids: Sequence[int], slot: Slot, form: Form) -> bool:
         """The name proposes, the ids decide."""
         vocab = self._vocab
         if not ids or not 0 <= min(ids) <= max(ids) < vocab.n_vocab:
             return False
         pieces = [self._shown.get(token) or vocab.piece(token) for token in ids]
         text = b"".join(pieces).decode(errors="replace")
-        return b"" not in pieces and (
-            reply_signature(text, self._tool_format) == slot.signature if slot.has_calls else text == slot.content
-        )
+        return b"" not in pieces and slot.is_said_by(text, form, self._tool_format)
 
     def _continues(self, following: str) -> bool:
         """Whether text behind a reply tokenises as it stands. Some vocabularies put a space before

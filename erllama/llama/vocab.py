@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from erllama.grammar.tokenizer import TokenTable
 from erllama.llama.library import check_model, load_model
 
 _NULL_TOKEN = -1
+_TEMPLATE_KEY = b"tokenizer.chat_template."
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
@@ -54,6 +55,7 @@ class LlamaVocab:
         self.eos_text = self._special_text(llama_cpp.llama_vocab_eos(pointer))
         template = llama_cpp.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
+        self.named_templates: Mapping[str, str] = dict(_named_templates(model))
 
     @classmethod
     def load(cls, path: str) -> LlamaVocab:
@@ -186,6 +188,20 @@ class LlamaVocab:
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
+
+
+def _named_templates(model: Any) -> Iterator[tuple[str, str]]:
+    """Name and source of each variant of the chat template. llama.cpp keeps no arrays, so the keys
+    tell the names, not the list `tokenizer.chat_templates`.
+    """
+    key = ctypes.create_string_buffer(256)
+    for i in range(llama_cpp.llama_model_meta_count(model)):
+        llama_cpp.llama_model_meta_key_by_index(model, i, key, len(key))
+        if key.value.startswith(_TEMPLATE_KEY):
+            name = key.value.removeprefix(_TEMPLATE_KEY)
+            source = llama_cpp.llama_model_chat_template(model, name)
+            if source:
+                yield name.decode(errors="replace"), source.decode(errors="replace")
 
 
 def _load_alone(path: str) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class StubVocab:
 
     def __init__(self, chat_template: str | None = CHATML) -> None:
         self.chat_template = chat_template
+        self.named_templates: Mapping[str, str] = {}
 
     def token_table(self) -> TokenTable:
         return TokenTable([*(bytes([byte]) for byte in range(EOG)), b"<end>"], frozenset({EOG}), frozenset({EOG}))

@@ -278,6 +278,15 @@ def test_the_launcher_leaves_a_file_that_is_not_here_to_the_replica(tmp_path):
     check_files(load_args(written(tmp_path, path="/on/another/node.gguf")))
 
 
+def test_the_launcher_refuses_a_chat_template_that_is_none(tmp_path):
+    for value, words in (("/nowhere/x.jinja", "cannot read /nowhere/x.jinja"), ("{% nonsense %}", "does not compile")):
+        with pytest.raises(ConfigError, match=f"model .*: chat_template: .*{words}"):
+            check_files(load_args(written(tmp_path, path="/on/another/node.gguf", chat_template=value)))
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ messages }}")
+    check_files(load_args(written(tmp_path, path="/on/another/node.gguf", chat_template=str(mine))))
+
+
 def test_the_launcher_takes_one_config(capsys):
     with pytest.raises(SystemExit) as left:
         main(["a.yaml", "b.yaml"])

@@ -250,6 +250,7 @@ def make_rig(
         store,
         executor or Inline(),
         config.prefill_slice if config.deterministic else 1,
+        keeps_reasoning=config.keep_sampled_reasoning,
     )
     rig: Rig
     engine = Engine(backend, config, lambda events: rig.take(events), flow=flow, root_of=root_of, clock=Clock())
@@ -258,11 +259,25 @@ def make_rig(
 
 
 def make_flow(
-    backend: StubBackend, policy: CachePolicy, store: Store | None, executor: Executor, align: int
+    backend: StubBackend,
+    policy: CachePolicy,
+    store: Store | None,
+    executor: Executor,
+    align: int,
+    *,
+    keeps_reasoning: bool = False,
 ) -> CacheFlow:
     counts = CacheCounters()
     if store is None:
         return CacheFlow(backend, policy, counts, align=align)
     reader = KvReader(backend, store, policy, executor=executor, wake=lambda: None, align=align)
-    saver = KvSaver(backend, store, policy, counts, transcript_root=TRANSCRIPT_ROOT, clock=lambda: 1e9)
+    saver = KvSaver(
+        backend,
+        store,
+        policy,
+        counts,
+        transcript_root=TRANSCRIPT_ROOT,
+        keeps_reasoning=keeps_reasoning,
+        clock=lambda: 1e9,
+    )
     return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)

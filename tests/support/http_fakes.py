@@ -47,7 +47,7 @@ class FakePrompts:
         text = {"opened": text + "assistant: ", "closed": text, "continued": text.removesuffix("\n")}[ending]
         return ChatPrompt(Prompt.of(text.encode()))
 
-    def recorder(self, prompt):
+    def recorder(self, chat):
         return lambda reply: None
 
     def tokenize(self, text, add_special=True):
@@ -55,6 +55,9 @@ class FakePrompts:
 
     def detokenize(self, ids):
         return bytes(ids).decode(errors="replace")
+
+    def reply_piece(self, token):
+        return bytes([token])
 
     def check_tokens(self, ids, param="prompt"):
         for token in ids:

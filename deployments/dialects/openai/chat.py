@@ -21,6 +21,7 @@ from erllama.chat.tool_formats.base import (
     ToolCall,
     collect_parts,
 )
+from erllama.chat.tool_formats.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.events import Completion, Done, Event, Tokens
 
 
@@ -39,13 +40,18 @@ def _call_id() -> str:
 @dataclass(frozen=True, slots=True)
 class ReplyForm:
     """How the text of a reply becomes a message. `splitter` makes what cuts one choice's text into
-    reasoning, text and calls; a None of it leaves the text as it is. `functions`: the request
-    spoke of `functions`, the older name of tools, so a call comes as `function_call`. That holds
-    one: what else the model calls is left out.
+    reasoning, text and calls; a None of it leaves the text as it is. `piece_of` gives the bytes of
+    its tokens. `functions`: the request spoke of `functions`, the older name of tools, so a call
+    comes as `function_call`. That holds one: what else the model calls is left out.
     """
 
     splitter: Callable[[], ReplySplitter | None]
+    piece_of: PieceOf
     functions: bool = False
+
+    def counter(self) -> ReasoningCounter:
+        """What counts the reasoning of one choice."""
+        return ReasoningCounter(self.splitter(), self.piece_of)
 
     def ended(self, n_calls: int, reason: str) -> str:
         """The finish reason. A reply that was cut off says so, calls or none."""
@@ -59,6 +65,7 @@ class _Choice:
 
     prefix: str
     splitter: ReplySplitter | None
+    thought: ReasoningCounter
     logprobs: CoveredLogprobs = field(default_factory=CoveredLogprobs)
     n_calls: int = 0
     begun: bool = False
@@ -72,11 +79,15 @@ class ChatWriter(StreamWriter):
     """
 
     kind = "chat.completion.chunk"
+    counts_reasoning = True
 
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm) -> None:
         super().__init__(head, n, include_usage=include_usage)
         self._form = form
-        self._choices = [_Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter()) for index in range(n)]
+        self._choices = [
+            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter(), form.counter())
+            for index in range(n)
+        ]
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         choice = self._choices[index]
@@ -87,12 +98,13 @@ class ChatWriter(StreamWriter):
             out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
         for event in events:
             if isinstance(event, Tokens):
+                choice.thought.push(event.ids)
                 if choice.splitter is not None or event.logprobs is not None:
                     out += self._rich(choice, event)
                 elif event.text:
                     out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
+                self._meter.add(index, event.stats, choice.thought.n_tokens)
                 rest = [] if choice.splitter is None else choice.splitter.finish()
                 out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
                 reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
@@ -140,7 +152,12 @@ class ChatWriter(StreamWriter):
 def chat_body(head: ReplyHead, replies: Sequence[Completion], *, form: ReplyForm, logprobs: bool) -> bytes:
     """A chat reply that is not streamed."""
     choices = [_whole_choice(index, reply, form, logprobs) for index, reply in enumerate(replies)]
-    return whole_body(head, "chat.completion", choices, replies, len(replies))
+    thoughts = [form.counter() for _ in replies]
+    for thought, reply in zip(thoughts, replies, strict=True):
+        thought.push(reply.tokens)
+    return whole_body(
+        head, "chat.completion", choices, replies, len(replies), [thought.n_tokens for thought in thoughts]
+    )
 
 
 def _whole_choice(index: int, whole: Completion, form: ReplyForm, logprobs: bool) -> dict[str, Any]:

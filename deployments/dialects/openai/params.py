@@ -92,6 +92,7 @@ def chat_requests(
         record_transcript=True,
         tool_format=prompts.tool_format.name,
         shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
+        in_reasoning=chat.in_reasoning,
         reasoning=reasoning,
     )
     return _choices(base, body.n or 1)

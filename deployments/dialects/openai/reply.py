@@ -56,25 +56,29 @@ class ReplyHead:
 
 class UsageMeter:
     """Sums what the choices cost. A prompt counts once for its n choices, with the cached tokens
-    that its first choice found.
+    that its first choice found. `counts_reasoning`: it tells how many tokens were reasoning, too.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, counts_reasoning: bool = False) -> None:
         self._n = n
-        self._prompt = self._completion = self._cached = 0
+        self._prompt = self._completion = self._cached = self._reasoning = 0
+        self._counts_reasoning = counts_reasoning
 
-    def add(self, index: int, stats: RequestStats) -> None:
+    def add(self, index: int, stats: RequestStats, reasoning_tokens: int = 0) -> None:
         self._completion += stats.completion_tokens
+        self._reasoning += reasoning_tokens
         if index % self._n == 0:
             self._prompt += stats.prompt_tokens
             self._cached += stats.cached_tokens
 
     def usage(self) -> dict[str, Any]:
+        details = {"completion_tokens_details": {"reasoning_tokens": self._reasoning}} if self._counts_reasoning else {}
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
+            **details,
         }
 
 
@@ -91,12 +95,13 @@ class StreamWriter:
     """
 
     kind: ClassVar[str]
+    counts_reasoning: ClassVar[bool] = False
 
     def __init__(self, head: ReplyHead, n: int, *, include_usage: bool) -> None:
         self._head = head.fields(self.kind)
         usage = {"usage": None} if include_usage else {}  # what OpenAI has in each chunk but the last
         self._prefix = f"data: {encode(self._head | usage | {'choices': []})}".removesuffix("]}")
-        self._meter = UsageMeter(n)
+        self._meter = UsageMeter(n, counts_reasoning=self.counts_reasoning)
         self._include_usage = include_usage
 
     def close(self) -> bytes:
@@ -113,12 +118,19 @@ class StreamWriter:
 
 
 def whole_body(
-    head: ReplyHead, kind: str, choices: Sequence[dict[str, Any]], replies: Sequence[Completion], n: int
+    head: ReplyHead,
+    kind: str,
+    choices: Sequence[dict[str, Any]],
+    replies: Sequence[Completion],
+    n: int,
+    reasoning_tokens: Sequence[int] | None = None,
 ) -> bytes:
-    """The body of a reply that is not streamed: `replies` as `choices` say them, `n` per prompt."""
-    meter = UsageMeter(n)
+    """The body of a reply that is not streamed: `replies` as `choices` say them, `n` per prompt.
+    `reasoning_tokens` are those of each reply, None where reasoning is not told from text.
+    """
+    meter = UsageMeter(n, counts_reasoning=reasoning_tokens is not None)
     for index, reply in enumerate(replies):
-        meter.add(index, reply.stats)
+        meter.add(index, reply.stats, reasoning_tokens[index] if reasoning_tokens is not None else 0)
     return encode(head.fields(kind) | {"choices": choices, "usage": meter.usage()}).encode()
 
 

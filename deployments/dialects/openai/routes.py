@@ -118,8 +118,8 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    form = ReplyForm(splitter, functions=bool(body.functions))
-    return _Chat(chat, constraint, prompts.recorder(chat.prompt), form)
+    form = ReplyForm(splitter, prompts.reply_piece, functions=bool(body.functions))
+    return _Chat(chat, constraint, prompts.recorder(chat), form)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:

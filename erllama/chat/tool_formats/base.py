@@ -76,6 +76,13 @@ class ReplySplitter(Protocol):
     cut into pushes.
     """
 
+    @property
+    def thinks(self) -> bool | None:
+        """Whether what comes next belongs to the reasoning, as far as the pushes so far tell; None
+        when no reasoning can come any more.
+        """
+        ...
+
     def push(self, text: str) -> list[ReplyPart]:
         """What became certain with `text`, in the order of the reply. What may still become a call
         is held back.

@@ -76,6 +76,10 @@ class HarmonySplitter:
         self._given: set[_Kind] = set()
         self._joint = ""  # to be written before the next text
 
+    @property
+    def thinks(self) -> bool | None:
+        return self._kind == _Kind.REASONING and not self._buffer.startswith((_START, *_ENDS))
+
     def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
         return self._drain(final=False)

@@ -69,6 +69,10 @@ class Splitter:
         self._thought_ends = openings if calls_end_reasoning else ()
         self._begun = False  # text or a call has been there
 
+    @property
+    def thinks(self) -> bool | None:
+        return None if self._reasoning is None else self._in_reasoning
+
     def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
         return self._drain(final=False)

@@ -4,6 +4,7 @@ what is sent.
 
 import json
 import re
+from dataclasses import replace
 
 import openai
 import pytest
@@ -250,6 +251,41 @@ async def test_reasoning_is_split_off_streamed_and_whole():
     assert "".join(delta.content or "" for delta in deltas) == "It rains."
 
 
+THOUGHT = "<think>\nLet me see.\n</think>"
+
+
+@pytest.mark.parametrize("per_item", [1, 3, 500])
+@pytest.mark.parametrize(
+    ("text", "n_reasoning"),
+    [
+        (f"{THOUGHT}\n\nIt rains.", len(THOUGHT)),
+        (f" {THOUGHT}{CALL}", len(THOUGHT) + 1),
+        (THOUGHT[:-4], len(THOUGHT) - 4),
+        ("It rains.", 0),
+        (f"Well, {THOUGHT}", 0),
+    ],
+)
+async def test_usage_tells_how_many_tokens_were_reasoning(text, n_reasoning, per_item):
+    script = replies(text, per_item=per_item)
+    async with openai_client(app_of(served(FakeModel(script)))) as client:
+        for n in (1, 2):
+            for tools in ({}, {"tools": [WEATHER]}):
+                reply = await client.chat.completions.create(model="demo", messages=HI, n=n, **tools)
+                chunks = await chunks_of(client, n=n, stream_options={"include_usage": True}, **tools)
+                assert reply.usage == chunks[-1].usage
+                assert reply.usage.completion_tokens_details.reasoning_tokens == n * n_reasoning
+
+
+async def test_reasoning_that_the_prompt_has_opened_is_counted_from_the_first_token():
+    class Opening(FakePrompts):
+        def render_chat(self, *args):
+            return replace(super().render_chat(*args), in_reasoning=True)
+
+    async with openai_client(app_of(served(FakeModel(replies("Hm.</think>Yes")), Opening()))) as client:
+        reply = await client.chat.completions.create(model="demo", messages=HI)
+    assert reply.usage.completion_tokens_details.reasoning_tokens == len("Hm.</think>")
+
+
 @pytest.mark.parametrize("per_item", [1, 3, 500])
 async def test_a_tool_call_is_split_out_of_the_text(per_item):
     prompts = FakePrompts()
@@ -345,7 +381,7 @@ class Bracketed:
     format is here.
     """
 
-    name, opening = "bracketed", ""
+    name, opening, thinks = "bracketed", "", None
 
     def splitter(self, tools, *, in_reasoning):
         return self

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -21,6 +22,7 @@ class FakeVocab:
     n_vocab = 256
     bos_text, eos_text, adds_bos, pointer = "<s>", "</s>", True, 0
     chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ extra }}"
+    named_templates: ClassVar[dict[str, str]] = {}
     loads = 0
 
     def control_texts(self):
@@ -100,6 +102,21 @@ def test_template_kwargs_reach_the_template_but_not_its_own_variables(vocab):
         with pytest.raises(InvalidParameter) as caught:
             source.render_chat(HI, None, {name: "x"})
         assert caught.value.param == "chat_template_kwargs"
+
+
+def test_a_request_with_tools_is_rendered_by_the_variant_for_tools(vocab, monkeypatch):
+    monkeypatch.setattr(vocab, "named_templates", {"tool_use": "T{{ messages[0].content }}"})
+    source = prompt_source()
+    assert source.render_chat(HI, None, {}).prompt.tokens == (1, *b"hi")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert bytes(source.render_chat(HI, tools, {}).prompt.tokens[1:]).startswith(b"T")
+    mine = prompt_source(chat_template="M{{ messages[0].content }}")
+    assert mine.render_chat(HI, None, {}).prompt.tokens == (1, *b"Mhi")
+
+
+def test_a_configured_template_that_is_none_is_an_error_of_the_model(vocab):
+    with pytest.raises(ModelLoadError, match=r"^chat_template: cannot read /nowhere/x"):
+        prompt_source(chat_template="/nowhere/x").tokenize("a")
 
 
 def test_a_prompt_may_end_inside_of_the_last_message(vocab, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import codecs
 import json
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -17,6 +18,7 @@ from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed
 from erllama.events import Done, Failed, FinishReason, Tokens
 from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats, streamed_calls
+from tests.support.llama_cpp_files import real_template
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +37,7 @@ class PairVocab:
     n_vocab = 259
     bos_text, eos_text, adds_bos, pointer = "", "", False, 0
     chat_template = CHAT_TEMPLATE
+    named_templates: ClassVar[dict[str, str]] = {}
     names = (*(bytes([i]) for i in range(256)), b"ll", b"<|im_start|>", b"<|im_end|>")
 
     def control_texts(self):
@@ -118,6 +121,7 @@ class Chat:
 @pytest.fixture
 def vocab(monkeypatch):
     monkeypatch.setattr(prompts_module, "LlamaVocab", PairVocab)
+    return PairVocab
 
 
 async def ask(client, messages, **params):
@@ -176,6 +180,30 @@ async def test_a_streamed_call_comes_back_as_sampled(vocab):
         message = {"role": "assistant", "tool_calls": [call]}
         await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call["id"], "content": "wet"}], tools=TOOLS)
     assert chat.continues_as_sampled()
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_client_that_drops_the_reasoning_goes_on_from_what_was_sampled_if_wanted(
+    vocab, monkeypatch, keeps, streams
+):
+    monkeypatch.setattr(vocab, "chat_template", real_template("Qwen-Qwen3-0.6B"))
+    book = TranscriptBook()
+    config = EngineConfig(path="x", keep_sampled_reasoning=keeps)
+    chat = Chat(f"<think>\nwell, hm\n</think>\n\n{CALL}", book, PromptSource(config, root=ROOT, book=book))
+    async with openai_client(chat.app) as client:
+        if streams:
+            stream = await client.chat.completions.create(model="demo", messages=HI, tools=TOOLS, stream=True)
+            calls = streamed_calls([chunk async for chunk in stream])
+        else:
+            [choice] = await ask(client, HI, tools=TOOLS)
+            calls = [call.model_dump() for call in choice.message.tool_calls]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        history = [*HI, message, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "wet"}]
+        await ask(client, history, tools=TOOLS)
+    assert chat.continues_as_sampled() == keeps
+    if not keeps:
+        assert chat.model.requests[-1].prompt_tokens == chat.canonical(history, TOOLS)
 
 
 async def test_each_of_several_choices_can_be_continued(vocab):

@@ -6,7 +6,8 @@ import pytest
 
 from cache_store import BLOCK_TOKENS, Store
 from erllama.cache.policy import SaveReason
-from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
+from erllama.chat.transcript import message_signature, prompt_key, reply_signature, transcript_id
+from erllama.reasoning import ReasoningBudget
 from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, request, root_of
 from tests.support.flow_kit import POLICY, WAIT_S, ask, flushed, prompt, reply, rig_of
 
@@ -141,6 +142,18 @@ def test_the_ids_that_a_stop_string_cuts_off_are_not_stored(store: Store):
     rig = rig_of(store)
     ask(rig, "it", prompt(300), max_tokens=30, record_transcript=True, stop=(stop,))
     assert bytes(recorded(store, rig, "it", prompt(300))).decode() == rig.text("it")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_reply_is_stored_for_when_it_comes_back_without_its_reasoning_where_that_is_wanted(store: Store, keeps: bool):
+    rig = rig_of(store, keep_sampled_reasoning=keeps)
+    budget = ReasoningBudget(5, tuple(b"</think>"))
+    ask(rig, "it", prompt(300), max_tokens=30, record_transcript=True, in_reasoning=True, reasoning=budget)
+    message = {"role": "assistant", "content": rig.text("it").partition("</think>")[2]}
+    signature = message_signature(message, reasoned=True)
+    assert signature is not None
+    block = store.get(transcript_id(TRANSCRIPT_ROOT, prompt_key(TRANSCRIPT_ROOT, prompt(300)), signature), WAIT_S)
+    assert (block is not None and block.tokens.tolist() == rig.ids("it")) == keeps
 
 
 def test_replies_are_recorded_on_demand_when_whole_and_not_too_short(store: Store):

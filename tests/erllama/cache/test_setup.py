@@ -18,8 +18,10 @@ WHOLE = (A, B)
 CHANGED = {"type_k": "q8_0", "type_v": "q8_0", "flash_attn": False, "rope_freq_base": 1e6, "rope_freq_scale": 0.5}
 SAME = {
     "parse_special_in_content": True,
+    "chat_template": "{{ messages }}",
     "tool_format": "qwen",
     "constrain_tool_calls": False,
+    "keep_sampled_reasoning": True,
     "template_clock": "time",
     "path": "/elsewhere/model.gguf",
     "id": "other",

@@ -165,6 +165,27 @@ CHANGES_ITS_END = {
 }
 
 
+# Templates that write tools before the client's system text.
+TOOLS_FIRST = {
+    "Cohere2MoE",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "GLM-4.6",
+    "GLM-4.7-Flash",
+    "Kimi-K2-Instruct",
+    "Kimi-K2-Thinking",
+    "Kimi-K3",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+    "Qwen3.5-4B",
+    "Spark2.5",
+    "llama-cpp-deepseek-r1",
+    "meetkai-functionary-medium-v3.1",
+    "meetkai-functionary-medium-v3.2",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "moonshotai-Kimi-K2",
+}
+
+
 @cache
 def template(name: str) -> ChatTemplate:
     return ChatTemplate(real_template(name), bos="<BOS>", eos="<EOS>")
@@ -186,6 +207,36 @@ def test_nothing_that_a_client_sends_is_lost(name):
     for case, (messages, tools, words) in CONVERSATIONS.items():
         text = template(name).render(messages, tools=tools)
         assert words_in_order(words.split(), text) or (case == "tools" and all(w in text for w in words.split())), case
+
+
+# Those that show neither tools nor calls, so that the order is ours.
+TOOLS_FIRST_BY_US = {
+    "HuggingFaceTB-SmolLM3-3B",
+    "google-gemma-2-2b-it",
+    "llama-cpp-rwkv-world",
+    "microsoft-Phi-3.5-mini-instruct",
+}
+
+
+def test_the_order_of_tools_and_system_text_is_the_templates_where_it_has_one():
+    """docs/internals.md has the numbers."""
+    texts = {name: template(name).render([SYSTEM, USER], tools=TOOLS) for name in TRAITS}
+    first = {name for name, text in texts.items() if text.index("weather") < text.index("xSystemx")}
+    assert first == TOOLS_FIRST | TOOLS_FIRST_BY_US
+    assert {template(name).traits.tools for name in TOOLS_FIRST} == {True}
+    assert {(template(name).traits.tools, template(name).traits.calls) for name in TOOLS_FIRST_BY_US} == {(False, None)}
+    assert (len(texts), len(TOOLS_FIRST), len(TOOLS_FIRST_BY_US)) == (70, 16, 4)
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS_FIRST | TOOLS_FIRST_BY_US))
+def test_sessions_with_other_system_texts_share_the_prompt_up_to_the_end_of_the_tools(name):
+    one, other = (
+        template(name).render([SYSTEM | {"content": text}, USER], tools=TOOLS).partition(text)[0]
+        for text in ("xOnex", "xTwox")
+    )
+    assert one == other
+    assert "weather" in one
+    assert "Tells the clock." in one
 
 
 @pytest.mark.parametrize("name", TRAITS)

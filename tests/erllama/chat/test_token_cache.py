@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erllama.chat.template import ChatTemplate
 from erllama.chat.token_cache import MIN_CHARS, TokenCache
+from erllama.chat.variants import TemplateVariants
 from tests.support.llama_cpp_files import real_template, real_vocab
 
 MODELS = [
@@ -28,7 +28,7 @@ def test_a_prompt_in_pieces_has_the_ids_of_the_whole(vocab_name, template_name):
     vocab, draw = real_vocab(vocab_name), random.Random(1)
     try:
         vocab.chat_template = real_template(template_name)
-        template = ChatTemplate.of(vocab)
+        template = TemplateVariants.of(vocab).default
         messages = [{"role": "system", "content": "Be brief."}]
         for turn in range(6):
             text = "".join(draw.choice(WORDS) for _ in range(40))
