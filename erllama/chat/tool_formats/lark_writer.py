@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erllama.chat.tool_formats.base import ToolFormat, ToolSpec
+from erllama.chat.tool_formats.schema_types import lark_pattern
 from erllama.grammar.constraint import Constraint, ConstraintKind
 
 _PARAM = "tools"
@@ -98,7 +99,7 @@ def free_reply(
         before = "before"
         rules = (
             f"before[suffix={json.dumps(opening)}]: BEFORE\nBEFORE: /(?s:.*)/{thought.excluded}\n"
-            f"TEXT: ~/(?s:.*){_pattern(opening)}(?s:.*)/{thought.excluded}\n"
+            f"TEXT: ~/(?s:.*){lark_pattern(opening)}(?s:.*)/{thought.excluded}\n"
         )
     several = parallel and not tool_format.groups_calls
     body = f"(TEXT | ({before} calls)+ TEXT)" if several else f"(TEXT | {before} calls)"
@@ -128,15 +129,10 @@ class _Reasoning:
         elif opening in control_ids:
             item = f"(<[{control_ids[opening]}]> reason BREAKS)? "
         else:
-            begins = rf"\s*{_pattern(opening)}"
+            begins = rf"\s*{lark_pattern(opening)}"
             item, excluded = "(reason BREAKS)? ", f" & ~/{begins}(?s:.*)/"
         if closing in control_ids:
             rules = f"reason: REASON <[{control_ids[closing]}]>\nREASON: /{begins}(?s:.*)/\n"
         else:
             rules = f"reason[suffix={json.dumps(closing)}]: /{begins}(?s:.*)/\n"
         return cls(item, rules + "BREAKS: /\\n{0,2}/\n", excluded)
-
-
-def _pattern(text: str) -> str:
-    """A text as a regular expression of Lark."""
-    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")

@@ -149,3 +149,8 @@ def text_until(closing: str) -> str:
     first = re.escape(closing[0]).replace("/", r"\/")
     begun = "|".join(re.escape(closing[:n]).replace("/", r"\/") for n in range(len(closing) - 1, 0, -1))
     return rf"/[^{first}]+|{begun}/"
+
+
+def lark_pattern(text: str) -> str:
+    """A text as a regular expression of Lark."""
+    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n")

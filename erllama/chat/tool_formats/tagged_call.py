@@ -19,14 +19,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReplyPart, ToolSpec
-from erllama.chat.tool_formats.json_call import read_closing, skip_space
+from erllama.chat.tool_formats.json_call import JsonScanner, read_closing, skip_space
 from erllama.chat.tool_formats.schema_types import Types, json_types
 from erllama.chat.tool_formats.splitter import NotACall
 from erllama.chat.tool_formats.tagged_value import TEXT, ValueReader
 
 _MAX_HEAD = 512  # characters from a tag to the end of its name; more is no tag
 _NAME = r"\s*(?P<name>[\w.:/$-]+)\s*"
-_KEY = r"(?P<key>[^<>\"\r\n]+)"
+_KEY, _ESCAPED_KEY = r"(?P<key>[^<>\"\r\n]+)", r"(?P<key>[^\"]+)"
+_SLOTS = {r"\{n\}": r"[0-9]+", r"\{type\}": r"[a-z]+"}
+_ESCAPES = (("&", "&amp;"), ('"', "&quot;"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,10 @@ class TaggedShape:
     `section` stands around a call, or around several where `grouped`. `call` are the texts before
     and behind a function's name, `key` those before and behind an argument's; `json_key` is what
     stands behind it instead where its value is JSON, in families that say so. `padding` is layout
-    around a value. `quotes` stand around a text in which one of `quoted` occurs.
+    around a value. `quotes` stand around a text in which one of `quoted` occurs. In these texts
+    `{n}` is the number of the call, `{type}` the JSON type of the value. `escaped`: quotes in names
+    and keys are written as in XML. `whole` stands around all arguments as one JSON object, which a
+    model may write instead.
     """
 
     call: tuple[str, str]
@@ -49,6 +54,8 @@ class TaggedShape:
     padding: str = ""
     quotes: tuple[str, str] | None = None
     quoted: str = ""
+    escaped: bool = False
+    whole: tuple[str, str] | None = None
 
     @property
     def openings(self) -> tuple[str, ...]:
@@ -57,18 +64,34 @@ class TaggedShape:
 
     def call_head(self) -> re.Pattern[str]:
         """A call up to its first argument, or to its end if it has none."""
-        first = f"(?={_loose(self.key[0])}|{_loose(self.call_end)})"
+        begins = (self.key[0], self.call_end, *(self.whole or ())[:1])
+        first = f"(?={'|'.join(map(_loose, begins))})"
         return re.compile(_loose(self.call[0]) + _NAME + _loose(self.call[1]) + r"\s*" + first)
 
     def key_head(self) -> re.Pattern[str]:
         behind = f"(?:(?P<text>{_loose(self.key[1])})|(?P<json>{_loose(self.json_key or self.key[1])}))"
-        return re.compile(_loose(self.key[0]) + _KEY + behind)
+        return re.compile(_loose(self.key[0]) + (_ESCAPED_KEY if self.escaped else _KEY) + behind)
+
+    def attribute(self, text: str) -> str:
+        """A name or a key as it is written."""
+        for char, escape in _ESCAPES if self.escaped else ():
+            text = text.replace(char, escape)
+        return text
+
+    def attribute_text(self, written: str) -> str:
+        """The name or key that is written so."""
+        for char, escape in reversed(_ESCAPES) if self.escaped else ():
+            written = written.replace(escape, char)
+        return written
 
 
 def _loose(literal: str) -> str:
     """A pattern for the text with any white space where it has some, and between its tags."""
     pieces = re.split(r"\s+|(?<=>)(?=<)", literal.strip())
-    return r"\s*".join(re.escape(piece) for piece in pieces)
+    pattern = r"\s*".join(re.escape(piece) for piece in pieces)
+    for slot, written in _SLOTS.items():
+        pattern = pattern.replace(slot, written)
+    return pattern
 
 
 class TaggedReader:
@@ -85,6 +108,7 @@ class TaggedReader:
         self._n_keys = 0
         self._given = False
         self._value: tuple[ValueReader, str] | None = None  # and its closing
+        self._whole: JsonScanner | None = None  # of all arguments
         self._types: Types = None
         self._end: int | None = None
 
@@ -126,6 +150,13 @@ class TaggedReader:
             out.append(ArgumentsDelta("}"))
             self._at, self._stage = begin + len(call_end), self._read_behind_call
             return True
+        whole = self._shape.whole
+        if whole is not None and not self._n_keys:
+            if text.startswith(whole[0], begin):
+                self._at, self._stage = begin + len(whole[0]), self._read_whole
+                return True
+            if whole[0].startswith(text[begin:]):
+                return self._finish(len(text)) if final else False
         head = self._key_head.match(text, begin)
         if head is None:
             if _may_begin(text, begin, self._shape.key[0].strip()) or call_end.startswith(text[begin:]):
@@ -134,10 +165,36 @@ class TaggedReader:
             self._stage = self._read_behind_call
             return True
         comma = ", " if self._n_keys else ""
-        out.append(ArgumentsDelta(f"{comma}{json.dumps(head['key'], ensure_ascii=False)}: "))
+        key = self._shape.attribute_text(head["key"])
+        out.append(ArgumentsDelta(f"{comma}{json.dumps(key, ensure_ascii=False)}: "))
         self._n_keys += 1
         self._types = self._value_types(head)
         self._at, self._stage = head.end(), self._begin_value
+        return True
+
+    def _read_whole(self, text: str, out: list[ReplyPart], final: bool) -> bool:
+        """What stands between the braces of the object: they have been, or will be, given out."""
+        assert self._shape.whole is not None
+        if self._whole is None:
+            begin = skip_space(text, self._at)
+            if begin == len(text):
+                return False
+            if text[begin] != "{":
+                out.append(ArgumentsDelta("}"))
+                self._stage = self._read_behind_call
+                return True
+            self._whole, self._at = JsonScanner(begin), begin + 1
+        end = self._whole.end(text)
+        certain = self._whole.at - self._whole.ended
+        if certain > self._at:
+            out.append(ArgumentsDelta(text[self._at : certain]))
+            self._at = certain
+        if end is None:
+            return False
+        end = read_closing(text, end, self._shape.whole[1], final=final)
+        if end is None:
+            return False
+        self._n_keys, self._at, self._whole, self._stage = 1, end, None, self._read_key
         return True
 
     def _value_types(self, head: re.Match[str]) -> Types:
@@ -145,7 +202,7 @@ class TaggedReader:
             return TEXT if head["text"] is not None else _ANY_JSON
         parameters = self._tools.get(self._name, {})
         declared = parameters.get("properties")
-        schema = declared.get(head["key"]) if isinstance(declared, dict) else None
+        schema = declared.get(self._shape.attribute_text(head["key"])) if isinstance(declared, dict) else None
         return json_types(schema, parameters)
 
     def _begin_value(self, text: str, out: list[ReplyPart], final: bool) -> bool:

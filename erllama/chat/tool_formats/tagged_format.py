@@ -11,28 +11,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec
 from erllama.chat.tool_formats.json_format import THINK
 from erllama.chat.tool_formats.schema_types import (
+    Types,
+    allows,
     arguments_object,
+    json_type,
     json_types,
+    lark_pattern,
     properties,
     resolved,
     schema_values,
     standalone,
-    text_until,
 )
-from erllama.chat.tool_formats.splitter import Splitter
+from erllama.chat.tool_formats.splitter import FramedReader, Splitter
 from erllama.chat.tool_formats.tagged_call import TaggedReader, TaggedShape
 
 _TEXT, _TEXT_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
+_JSON_TYPES = ("array", "boolean", "null", "number", "object")
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedFormat:
-    """`separator` stands between several calls, or several sections."""
+    """`separator` stands between several calls, or several sections. `layout` are marks around the
+    text of a reply, which are dropped, and may stand before calls.
+    """
 
     name: str
     shape: TaggedShape
@@ -51,8 +58,8 @@ class TaggedFormat:
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter(
-            self.shape.openings,
-            lambda: TaggedReader(self.shape, tools),
+            (*self.layout, *self.shape.openings),
+            lambda: FramedReader(self.layout, TaggedReader(self.shape, tools)),
             reasoning=self.reasoning,
             in_reasoning=in_reasoning,
         )
@@ -69,13 +76,14 @@ class TaggedFormat:
         calls = f"{one}{more}"
         if grouped:
             calls = f"{write.text(begin)} {calls} {write.text(end)}"
-        return f"calls: {calls}\n" + grammar.rules()
+        marks = f"({' | '.join(map(write.text, self.layout))})* " if self.layout else ""
+        return f"calls: {marks}{calls}\n" + grammar.rules()
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         begin, end = self._around()
         if self.shape.grouped:
-            return begin + self.separator.join(map(self._written, calls)) + end
-        return self.separator.join(begin + self._written(call) + end for call in calls)
+            return begin + self.separator.join(map(self._written, calls, count(1))) + end
+        return self.separator.join(begin + self._written(call, 1) + end for call in calls)
 
     def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
         listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -89,10 +97,11 @@ class TaggedFormat:
     def _around(self) -> tuple[str, str]:
         return self.shape.section or ("", "")
 
-    def _written(self, call: ToolCall) -> str:
+    def _written(self, call: ToolCall, number: int) -> str:
         shape = self.shape
         arguments = "".join(self._written_argument(*item) for item in arguments_object(call.arguments_json).items())
-        return shape.call[0] + call.name + shape.call[1] + arguments + shape.call_end
+        behind = shape.call[1].replace("{n}", str(number))
+        return shape.call[0] + shape.attribute(call.name) + behind + arguments + shape.call_end
 
     def _written_argument(self, key: str, value: Any) -> str:
         shape = self.shape
@@ -102,8 +111,13 @@ class TaggedFormat:
         else:
             closing = shape.value_end.strip()
             written = json.dumps(value, ensure_ascii=False).replace(closing, f"\\u{ord(closing[0]):04x}{closing[1:]}")
-            behind, written = shape.json_key or shape.key[1], shape.padding + written + shape.padding
-        return shape.key[0] + key + behind + written + shape.value_end
+            behind = (shape.json_key or shape.key[1]).replace("{type}", _type_written(json_type(value)))
+            written = shape.padding + written + shape.padding
+        return shape.key[0] + shape.attribute(key) + behind + written + shape.value_end
+
+
+def _type_written(name: str) -> str:
+    return "number" if name == "integer" else name
 
 
 class _Grammar:
@@ -115,40 +129,74 @@ class _Grammar:
         self._shape = shape
         self._write = write
         self._begin, self._end = begin, end
+        self._tags: dict[str, str] = {}  # rules of what stands before JSON
 
     def rules(self) -> str:
         shape, text = self._shape, self._write.text
-        closing, plain = text(shape.value_end), json.dumps(shape.value_end, ensure_ascii=False)
+        closing = shape.value_end.strip()
+        items, plain = text(closing), json.dumps(closing, ensure_ascii=False)
+        layout = text(shape.value_end.removeprefix(closing))
         # the tag spelled out is read as the tag is, so that a text must not hold it
-        closing = closing if closing == plain else f"({closing} | {plain})"
+        texts = f"any_text: spelled_text {layout}" + (f" | TEXT {items} {layout}" if items != plain else "")
         bodies = {
             "call_tag": text(self._begin + shape.call[0]),
             "call_end": text(shape.call_end + self._end),
             "key_tag": text(shape.key[0]),
             "text_tag": text(shape.key[1] + shape.padding),
-            "json_tag": text((shape.json_key or shape.key[1]) + shape.padding),
             "json_end": text(shape.padding + shape.value_end),
-            "any_text": f"TEXT_PIECE* {closing}",
-            "TEXT_PIECE": text_until(shape.value_end.strip()),
+            f"spelled_text[suffix={plain}]": "/(?s:.*)/",
         }
-        return "".join(f"{name}: {body}\n" for name, body in bodies.items())
+        if items != plain:
+            bodies["TEXT"] = f"/(?s:.*)/ & ~/(?s:.*){lark_pattern(closing)}(?s:.*)/"
+        bodies |= self._tags
+        if "{n}" in shape.call[1]:
+            bodies["NUMBER"] = "/[1-9][0-9]{0,3}/"
+        return "".join(f"{name}: {body}\n" for name, body in bodies.items()) + texts + "\n"
 
     def call(self, tool: ToolSpec) -> str:
-        items = ["call_tag", self._write.text(tool.name + self._shape.call[1])]
+        shape, write = self._shape, self._write
+        name, *behind = (shape.attribute(tool.name) + shape.call[1]).split("{n}")
+        items = ["call_tag", write.text(name), *(f"NUMBER {write.text(one)}" for one in behind)]
         for key, schema, required in properties(tool.parameters):
-            argument = f"key_tag {self._write.text(key)} {self._value(schema, tool.parameters)}"
+            argument = f"key_tag {write.text(shape.attribute(key))} {self._value(schema, tool.parameters)}"
             items.append(argument if required else f"({argument})?")
         return " ".join([*items, "call_end"])
 
     def _value(self, schema: Any, root: Mapping[str, Any]) -> str:
-        shape, text = self._shape, self._write.text
+        """A text, JSON, or either where the tag of the key says which it is."""
         types, values = json_types(schema, root), schema_values(resolved(schema, root))
-        texts = [value for value in values or () if isinstance(value, str) and shape.value_end.strip() not in value]
-        if types == _TEXT and texts:
-            return f"text_tag ({' | '.join(text(one + shape.padding + shape.value_end) for one in texts)})"
-        if types == _TEXT or (types == _TEXT_OR_NULL and values is None and shape.json_key is None):
+        says = self._shape.json_key is not None
+        may_be_text = allows(types, "string") if says else types in (_TEXT, _TEXT_OR_NULL)
+        if not may_be_text or (values is not None and types != _TEXT and not says):
+            return self._json(schema, root, types)
+        text = self._text(values)
+        others = frozenset(types or _JSON_TYPES) - _TEXT
+        if not says or not others:
+            return text or self._json(schema, root, types)
+        json_value = self._json({"allOf": [schema, {"type": sorted(others)}]}, root, others)
+        return f"({text} | {json_value})" if text else json_value
+
+    def _text(self, values: Sequence[Any] | None) -> str:
+        """Any text, or one of those among `values`; "" if there is none."""
+        shape, closing = self._shape, self._shape.value_end.strip()
+        if values is None:
             return "text_tag any_text"
-        return f"json_tag {self._write.schema(standalone(schema, root))} json_end"
+        texts = [value for value in values if isinstance(value, str) and closing not in value]
+        written = [self._write.text(one + shape.padding + shape.value_end) for one in texts]
+        return f"text_tag ({' | '.join(written)})" if written else ""
+
+    def _json(self, schema: Any, root: Mapping[str, Any], types: Types) -> str:
+        return f"{self._json_tag(types)} {self._write.schema(standalone(schema, root))} json_end"
+
+    def _json_tag(self, types: Types) -> str:
+        """The rule of what stands before a value in JSON, which may name its type."""
+        shape, text = self._shape, self._write.text
+        before, slot, behind = (shape.json_key or shape.key[1]).partition("{type}")
+        names = sorted({_type_written(name) for name in types or _JSON_TYPES}) if slot else []
+        tag = f"json_tag_{'_'.join(names)}" if slot else "json_tag"
+        choice = [f"({' | '.join(map(json.dumps, names))})"] if slot else []
+        self._tags[tag] = " ".join([text(before), *choice, text(behind + shape.padding)])
+        return tag
 
 
 _QWEN = TaggedShape(
@@ -298,6 +346,31 @@ HUNYUAN3 = TaggedFormat(
 tags for arguments with `:opensource` in each.
 """
 
+KIMI_K3 = TaggedFormat(
+    "kimi-k3",
+    TaggedShape(
+        section=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+        grouped=True,
+        call=('<|open|>call tool="', '" index="{n}"<|sep|>'),
+        call_end="<|close|>call<|sep|>",
+        key=('<|open|>argument key="', '" type="string"<|sep|>'),
+        json_key='" type="{type}"<|sep|>',
+        value_end="<|close|>argument<|sep|>",
+        escaped=True,
+        whole=('<|open|>json type="object"<|sep|>', "<|close|>json<|sep|>"),
+    ),
+    separator="",
+    markers=("<|open|>", "<|close|>", "<|sep|>"),
+    reasoning=("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    layout=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+)
+"""Kimi K3: `<|open|>call tool="f" index="1"<|sep|>` and for each argument
+`<|open|>argument key="k" type="string"<|sep|>v<|close|>argument<|sep|>`, all calls in
+`<|open|>tools<|sep|>`; the text of the reply in `<|open|>response<|sep|>`. Each `<|open|>` has its
+`<|close|>`.
+"""
+
 TAGGED_FORMATS = (
     QWEN3_CODER, STEP, SEED, GLM, GLM_FLAT, LING, MINIMAX_M2, DEEPSEEK_V3_2, DEEPSEEK_V4, MINICPM5, HUNYUAN3,
+    KIMI_K3,
 )  # fmt: skip

@@ -19,6 +19,7 @@ CHOSEN = {
     "HuggingFaceTB-SmolLM3-3B": "hermes",
     "Kimi-K2-Instruct": "kimi-k2",
     "Kimi-K2-Thinking": "kimi-k2",
+    "Kimi-K3": "kimi-k3",
     "MiMo-VL": "hermes",
     "MiniMax-M1": "minimax-m1",
     "Mistral-Small-3.2-24B-Instruct-2506": "mistral",
