@@ -16,23 +16,10 @@ from typing import Any
 
 from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec
 from erllama.chat.tool_formats.json_format import THINK
-from erllama.chat.tool_formats.schema_types import (
-    Types,
-    allows,
-    arguments_object,
-    json_type,
-    json_types,
-    lark_pattern,
-    properties,
-    resolved,
-    schema_values,
-    standalone,
-)
+from erllama.chat.tool_formats.schema_types import arguments_object, json_type
 from erllama.chat.tool_formats.splitter import FramedReader, Splitter
-from erllama.chat.tool_formats.tagged_call import TaggedReader, TaggedShape
-
-_TEXT, _TEXT_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
-_JSON_TYPES = ("array", "boolean", "null", "number", "object")
+from erllama.chat.tool_formats.tagged_call import TaggedGrammar, TaggedReader, TaggedShape, type_written
+from erllama.chat.tool_formats.tagged_value import nested_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +57,7 @@ class TaggedFormat:
         """
         begin, end = self._around()
         grouped = self.shape.grouped
-        grammar = _Grammar(self.shape, write, *(("", "") if grouped else (begin, end)))
+        grammar = TaggedGrammar(self.shape, write, *(("", "") if grouped else (begin, end)))
         one = f"({' | '.join(grammar.call(tool) for tool in tools)})"
         more = f" ({write.text(self.separator) + ' ' if self.separator else ''}{one})*" if parallel else ""
         calls = f"{one}{more}"
@@ -105,98 +92,17 @@ class TaggedFormat:
 
     def _written_argument(self, key: str, value: Any) -> str:
         shape = self.shape
+        if shape.mark:
+            return shape.key[0] + key + shape.key[1] + nested_text(shape.mark, value) + shape.closing(key)
         if isinstance(value, str):
             begin, end = shape.quotes if shape.quotes and any(char in value for char in shape.quoted) else ("", "")
             behind, written = shape.key[1], begin + shape.padding + value + shape.padding + end
         else:
             closing = shape.value_end.strip()
             written = json.dumps(value, ensure_ascii=False).replace(closing, f"\\u{ord(closing[0]):04x}{closing[1:]}")
-            behind = (shape.json_key or shape.key[1]).replace("{type}", _type_written(json_type(value)))
+            behind = (shape.json_key or shape.key[1]).replace("{type}", type_written(json_type(value)))
             written = shape.padding + written + shape.padding
         return shape.key[0] + shape.attribute(key) + behind + written + shape.value_end
-
-
-def _type_written(name: str) -> str:
-    return "number" if name == "integer" else name
-
-
-class _Grammar:
-    """Writes the calls of one reply as Lark, each between `begin` and `end`. The texts that all of
-    them share are rules, so that many tools fit into a grammar.
-    """
-
-    def __init__(self, shape: TaggedShape, write: LarkWriter, begin: str, end: str) -> None:
-        self._shape = shape
-        self._write = write
-        self._begin, self._end = begin, end
-        self._tags: dict[str, str] = {}  # rules of what stands before JSON
-
-    def rules(self) -> str:
-        shape, text = self._shape, self._write.text
-        closing = shape.value_end.strip()
-        items, plain = text(closing), json.dumps(closing, ensure_ascii=False)
-        layout = text(shape.value_end.removeprefix(closing))
-        # the tag spelled out is read as the tag is, so that a text must not hold it
-        texts = f"any_text: spelled_text {layout}" + (f" | TEXT {items} {layout}" if items != plain else "")
-        bodies = {
-            "call_tag": text(self._begin + shape.call[0]),
-            "call_end": text(shape.call_end + self._end),
-            "key_tag": text(shape.key[0]),
-            "text_tag": text(shape.key[1] + shape.padding),
-            "json_end": text(shape.padding + shape.value_end),
-            f"spelled_text[suffix={plain}]": "/(?s:.*)/",
-        }
-        if items != plain:
-            bodies["TEXT"] = f"/(?s:.*)/ & ~/(?s:.*){lark_pattern(closing)}(?s:.*)/"
-        bodies |= self._tags
-        if "{n}" in shape.call[1]:
-            bodies["NUMBER"] = "/[1-9][0-9]{0,3}/"
-        return "".join(f"{name}: {body}\n" for name, body in bodies.items()) + texts + "\n"
-
-    def call(self, tool: ToolSpec) -> str:
-        shape, write = self._shape, self._write
-        name, *behind = (shape.attribute(tool.name) + shape.call[1]).split("{n}")
-        items = ["call_tag", write.text(name), *(f"NUMBER {write.text(one)}" for one in behind)]
-        for key, schema, required in properties(tool.parameters):
-            argument = f"key_tag {write.text(shape.attribute(key))} {self._value(schema, tool.parameters)}"
-            items.append(argument if required else f"({argument})?")
-        return " ".join([*items, "call_end"])
-
-    def _value(self, schema: Any, root: Mapping[str, Any]) -> str:
-        """A text, JSON, or either where the tag of the key says which it is."""
-        types, values = json_types(schema, root), schema_values(resolved(schema, root))
-        says = self._shape.json_key is not None
-        may_be_text = allows(types, "string") if says else types in (_TEXT, _TEXT_OR_NULL)
-        if not may_be_text or (values is not None and types != _TEXT and not says):
-            return self._json(schema, root, types)
-        text = self._text(values)
-        others = frozenset(types or _JSON_TYPES) - _TEXT
-        if not says or not others:
-            return text or self._json(schema, root, types)
-        json_value = self._json({"allOf": [schema, {"type": sorted(others)}]}, root, others)
-        return f"({text} | {json_value})" if text else json_value
-
-    def _text(self, values: Sequence[Any] | None) -> str:
-        """Any text, or one of those among `values`; "" if there is none."""
-        shape, closing = self._shape, self._shape.value_end.strip()
-        if values is None:
-            return "text_tag any_text"
-        texts = [value for value in values if isinstance(value, str) and closing not in value]
-        written = [self._write.text(one + shape.padding + shape.value_end) for one in texts]
-        return f"text_tag ({' | '.join(written)})" if written else ""
-
-    def _json(self, schema: Any, root: Mapping[str, Any], types: Types) -> str:
-        return f"{self._json_tag(types)} {self._write.schema(standalone(schema, root))} json_end"
-
-    def _json_tag(self, types: Types) -> str:
-        """The rule of what stands before a value in JSON, which may name its type."""
-        shape, text = self._shape, self._write.text
-        before, slot, behind = (shape.json_key or shape.key[1]).partition("{type}")
-        names = sorted({_type_written(name) for name in types or _JSON_TYPES}) if slot else []
-        tag = f"json_tag_{'_'.join(names)}" if slot else "json_tag"
-        choice = [f"({' | '.join(map(json.dumps, names))})"] if slot else []
-        self._tags[tag] = " ".join([text(before), *choice, text(behind + shape.padding)])
-        return tag
 
 
 _QWEN = TaggedShape(
@@ -370,7 +276,28 @@ KIMI_K3 = TaggedFormat(
 `<|close|>`.
 """
 
+_M3 = "]<]minimax[>["
+MINIMAX_M3 = TaggedFormat(
+    "minimax-m3",
+    TaggedShape(
+        section=(f"{_M3}<tool_call>\n", f"\n{_M3}</tool_call>"),
+        grouped=True,
+        call=(f'{_M3}<invoke name="', '">'),
+        call_end=f"{_M3}</invoke>",
+        key=(f"{_M3}<", ">"),
+        value_end=f"{_M3}</{{key}}>",
+        mark=_M3,
+    ),
+    markers=(_M3, "<tool_call>", "</tool_call>"),
+    reasoning=("<mm:think>", "</mm:think>"),
+    layout=("</mm:think>",),
+)
+"""MiniMax M3: `<tool_call>\\n<invoke name="f"><k>v</k></invoke>\\n</tool_call>` with its mark before each
+tag; members of objects and lists, which are each an `<item>`, have tags of their own. A reply
+without reasoning may begin with the end of it.
+"""
+
 TAGGED_FORMATS = (
     QWEN3_CODER, STEP, SEED, GLM, GLM_FLAT, LING, MINIMAX_M2, DEEPSEEK_V3_2, DEEPSEEK_V4, MINICPM5, HUNYUAN3,
-    KIMI_K3,
+    KIMI_K3, MINIMAX_M3,
 )  # fmt: skip

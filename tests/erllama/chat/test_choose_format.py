@@ -22,6 +22,7 @@ CHOSEN = {
     "Kimi-K3": "kimi-k3",
     "MiMo-VL": "hermes",
     "MiniMax-M1": "minimax-m1",
+    "MiniMax-M3": "minimax-m3",
     "Mistral-Small-3.2-24B-Instruct-2506": "mistral",
     "NVIDIA-Nemotron-Nano-v2": "nemotron-nano-v2",
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes",

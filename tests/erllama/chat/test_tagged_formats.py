@@ -28,6 +28,7 @@ from erllama.chat.tool_formats.tagged_format import (
     LING,
     MINICPM5,
     MINIMAX_M2,
+    MINIMAX_M3,
     QWEN3_CODER,
     SEED,
     STEP,
@@ -49,7 +50,9 @@ TEXTS = {
     MINICPM5: '<function name="get_weather"><param name="city">ARGPARIS</param><param name="n">3</param></function>\n<function name="get_time"><param name="zone">ARGZONE</param></function>',
     HUNYUAN3: "<tool_calls:opensource>\n<tool_call:opensource>get_weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>ARGPARIS</arg_value:opensource>\n<arg_key:opensource>n</arg_key:opensource>\n<arg_value:opensource>3</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>get_time<tool_sep:opensource>\n<arg_key:opensource>zone</arg_key:opensource>\n<arg_value:opensource>ARGZONE</arg_value:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
     KIMI_K3: '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="city" type="string"<|sep|>ARGPARIS<|close|>argument<|sep|><|open|>argument key="n" type="number"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="get_time" index="2"<|sep|><|open|>argument key="zone" type="string"<|sep|>ARGZONE<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+    MINIMAX_M3: ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>ARGPARIS]<]minimax[>[</city>]<]minimax[>[<n>3]<]minimax[>[</n>]<]minimax[>[</invoke>\n]<]minimax[>[<invoke name="get_time">]<]minimax[>[<zone>ARGZONE]<]minimax[>[</zone>]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>',
 }
+M3 = MINIMAX_M3.shape.mark
 every_format = pytest.mark.parametrize("tool_format", TAGGED_FORMATS, ids=lambda one: one.name)
 
 
@@ -90,7 +93,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-ENDS = [one.shape.value_end.strip() for one in TAGGED_FORMATS]
+ENDS = [M3, *(one.shape.value_end.strip() for one in TAGGED_FORMATS)]
 TEXT = st.lists(
     st.text(max_size=6)
     | st.sampled_from(
@@ -99,23 +102,29 @@ TEXT = st.lists(
     max_size=4,
 ).map("".join)
 TEXT = TEXT.filter(lambda text: not any(end in text or text.endswith("]]>") for end in ENDS))
-KEY = st.text(min_size=1, max_size=5).filter(lambda key: not set(key) & set('<>"\r\n'))
+KEY = st.text(min_size=1, max_size=5).filter(lambda key: not set(key) & set('<>"\r\n') and not key.startswith("/"))
 CALL = st.tuples(
     st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True), st.dictionaries(KEY, TEXT | JSON, max_size=3)
 )
 
 
-def fits(value, closing):
-    return not isinstance(value, str) or closing not in value
+def fits(value, tool_format):
+    if tool_format is MINIMAX_M3 and not isinstance(value, str):
+        return all(isinstance(one, int) for one in leaves(value))  # texts in it have no types
+    return not isinstance(value, str) or (tool_format.shape.mark or tool_format.shape.value_end.strip()) not in value
+
+
+def leaves(value):
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if members is None else [leaf for one in members for leaf in leaves(one)]
 
 
 @every_format
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_what_a_format_writes_it_reads(tool_format, data):
-    closing = tool_format.shape.value_end.strip()
     calls = [
-        (f"{name}{number}", {key: value for key, value in arguments.items() if fits(value, closing)})
+        (f"{name}{number}", {key: value for key, value in arguments.items() if fits(value, tool_format)})
         for number, (name, arguments) in enumerate(data.draw(st.lists(CALL, min_size=1, max_size=3)))
     ]
     tools = [
