@@ -14,7 +14,7 @@ from typing import Any
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolCall, ToolFormat, ToolSpec, split_reply
 from erllama.chat.tool_formats.gemma import GEMMA4
-from erllama.chat.tool_formats.harmony import HARMONY
+from erllama.chat.tool_formats.harmony import HARMONY, MUSE
 from erllama.chat.tool_formats.json_format import (
     APERTUS,
     APRIEL,
@@ -47,6 +47,7 @@ from erllama.errors import ErllamaError, InvalidParameter
 
 FORMATS: tuple[ToolFormat, ...] = (
     HARMONY,
+    MUSE,
     SOLAR,
     KIMI_K2,
     DEEPSEEK_V3,

@@ -55,7 +55,7 @@ class TaggedFormat:
         """Patterns and lengths that a schema demands of a text are not enforced: between tags,
         texts stand as they are.
         """
-        begin, end = self._around()
+        begin, end = self.around
         grouped = self.shape.grouped
         grammar = TaggedGrammar(self.shape, write, *(("", "") if grouped else (begin, end)))
         one = f"({' | '.join(grammar.call(tool) for tool in tools)})"
@@ -67,7 +67,7 @@ class TaggedFormat:
         return f"calls: {marks}{calls}\n" + grammar.rules()
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
-        begin, end = self._around()
+        begin, end = self.around
         if self.shape.grouped:
             return begin + self.separator.join(map(self._written, calls, count(1))) + end
         return self.separator.join(begin + self._written(call, 1) + end for call in calls)
@@ -81,7 +81,9 @@ class TaggedFormat:
             f"\n\nCall a function in exactly this form; texts stand as they are, all other values as JSON:\n{example}"
         )
 
-    def _around(self) -> tuple[str, str]:
+    @property
+    def around(self) -> tuple[str, str]:
+        """The texts around all calls, or around each."""
         return self.shape.section or ("", "")
 
     def _written(self, call: ToolCall, number: int) -> str:

@@ -50,6 +50,7 @@ CHOSEN = {
     "mistralai-Ministral-3-14B-Reasoning-2512": "mistral",
     "mistralai-Mistral-Nemo-Instruct-2407": "mistral-nemo",
     "moonshotai-Kimi-K2": "kimi-k2",
+    "muse-glimmer": "muse-glimmer",
     "openai-gpt-oss-120b": "harmony",
     "unsloth-Apriel-1.5": "apriel",
     "unsloth-mistral-Devstral-Small-2507": "mistral",
