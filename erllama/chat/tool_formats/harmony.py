@@ -223,7 +223,7 @@ class HarmonySplitter:
             return True
         if (not first and not text.startswith(_ASSISTANT)) or self._mark.search(inner):
             return False
-        said = inner.lstrip()
+        said = text.removeprefix(_ASSISTANT).lstrip()
         return any(said.startswith(one) or one.startswith(said) for one in ("to=", _CHANNEL, _MESSAGE))
 
 

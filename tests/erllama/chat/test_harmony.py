@@ -105,6 +105,7 @@ PIECES = [BY_MODEL, BY_TEMPLATE, ANALYSIS, FINAL, "<|start|>assistant", "<|start
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join), CUTS)
 @example("<|message|>x", [3])
+@example("<|<|message|>x", [2])
 def test_any_cuts_give_the_same_parts(text, cuts):
     assert run(HARMONY, cut(text, cuts), TOOLS) == run(HARMONY, [text], TOOLS) == run(HARMONY, list(text), TOOLS)
 
