@@ -1,7 +1,8 @@
 """Families that write calls as Python does: `[get_weather(city='Paris', n=3), get_time()]`.
 
-Values are Python literals of JSON data; JSON's own words and strings are understood, too. Keys and
-names are words of letters, digits, `_`, `.` and `-`; others cannot be expressed. See `ToolFormat`.
+Values are Python literals of JSON data; JSON's own words and strings are understood, too, and so
+are quotes in a string that are not escaped, unless one looks like its end. Keys and names are words
+of letters, digits, `_`, `.` and `-`; others cannot be expressed. See `ToolFormat`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, LarkWriter, ReplyPart, ToolCall, ToolSpec
 from erllama.chat.tool_formats.json_call import read_closing, skip_space
 from erllama.chat.tool_formats.json_format import THINK
-from erllama.chat.tool_formats.literal import PYTHON, BadLiteral, LiteralReader
+from erllama.chat.tool_formats.literal import LOOSE_PYTHON, BadLiteral, LiteralReader
 from erllama.chat.tool_formats.schema_types import (
     arguments_object,
     comma_list,
@@ -181,7 +182,7 @@ class PythonicReader:
         comma = ", " if self._n_keys else ""
         out.append(ArgumentsDelta(f"{comma}{json.dumps(key[1], ensure_ascii=False)}: "))
         self._n_keys += 1
-        self._value = LiteralReader(PYTHON, key.end())
+        self._value = LiteralReader(LOOSE_PYTHON, key.end())
         self._stage = self._read_value
         return True
 
