@@ -37,6 +37,7 @@ class GemmaFormat:
     reasoning = ("<|channel>thought\n", "<channel|>")
     layout = ()
     groups_calls = False
+    next_message = ""
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter((_OPENING,), GemmaReader, reasoning=self.reasoning, in_reasoning=in_reasoning)
@@ -45,7 +46,13 @@ class GemmaFormat:
         """Patterns and lengths that a schema demands of a string are not enforced."""
         grammar = _Grammar(write)
         calls = " | ".join(grammar.call(tool) for tool in tools)
-        return f"calls: gemma_call{'+' if parallel else ''}\ngemma_call: {calls}\n{grammar.rules()}"
+        opening = write.text(_OPENING + "call:")
+        return f"calls: gemma_call{'+' if parallel else ''}\ngemma_call: {opening} ({calls})\n{grammar.rules()}"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        return None
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         return "".join(
@@ -131,9 +138,10 @@ class _Grammar(SchemaGrammar):
         )
 
     def call(self, tool: ToolSpec) -> str:
+        """Behind its opening."""
         self.begin(tool.parameters)
         arguments = self._members(tool.parameters, 0)
-        return f"{self.write.text(f'{_OPENING}call:{tool.name}{{')} {arguments} {self.write.text('}' + _CLOSING)}"
+        return f"{self.write.text(tool.name + '{')} {arguments} {self.write.text('}' + _CLOSING)}"
 
     def _members(self, schema: Mapping[str, Any], depth: int) -> str:
         required: list[str] = []

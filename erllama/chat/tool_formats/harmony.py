@@ -32,8 +32,10 @@ from erllama.chat.tool_formats.base import (
     TextDelta,
     ToolCall,
     ToolSpec,
+    lark_pattern,
 )
 from erllama.chat.tool_formats.json_call import JsonScanner
+from erllama.chat.tool_formats.lark_writer import message_calls, message_rules
 from erllama.chat.tool_formats.splitter import held_prefix
 from erllama.chat.tool_formats.tagged_call import TaggedGrammar, TaggedShape
 from erllama.chat.tool_formats.tagged_format import TaggedFormat
@@ -237,29 +239,33 @@ class HarmonyFormat:
     opening: str = ""  # two forms, and marks around text that a free reply must be allowed
     groups_calls: bool = False
     layout: tuple[str, ...] = (_CHANNEL, _MESSAGE)
+    next_message: str = _ASSISTANT
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> HarmonySplitter:
         return HarmonySplitter(frozenset(tool.name for tool in tools), in_reasoning=in_reasoning)
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
         """A call in either form, behind some reasoning or none."""
-        variants = []
-        for tool in tools:
-            arguments = write.schema({"type": "object"} | dict(tool.parameters))
-            heads = (
-                f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}",
-                _written_head(tool.name),
-            )
-            variants += [f"{write.text(head)} {arguments}" for head in heads]
-        begin, behind = write.text(f"{_CHANNEL}analysis{_MESSAGE}"), write.text(_END + _ASSISTANT)
-        return (
-            f"calls: (analysis)? call\ncall: {' | '.join(variants)}\n"
-            f"analysis: {begin} THOUGHT {behind}\nTHOUGHT: /{_thought(write, _END)}/\n"
+        thought = f"{_CHANNEL}analysis{_MESSAGE}", _END
+        return message_calls(write, _variants(tools, write), thought, _ASSISTANT, several=False)
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """A message to a function is a call, and any other goes to none of them."""
+        channel, constrain, message = map(write.text, (_CHANNEL, _CONSTRAIN, _MESSAGE))
+        return message_rules(
+            write,
+            _variants(tools, write),
+            f"HEAD ({channel} HEAD)? ({constrain} HEAD)? {message} BODY",
+            _END,
+            _ASSISTANT,
+            several=False,
+            rules=f"{_head_rule(['functions.', *(tool.name for tool in tools)])}BODY: /(?s:.*)/{excluded}\n",
         )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
-        written = [_written_head(call.name) + call.arguments_json + _CALL for call in calls]
-        return _ASSISTANT.join(written)
+        return _ASSISTANT.join(_written_head(call.name) + call.arguments_json + _CALL for call in calls)
 
     def system_text(self, tools: Sequence[Mapping[str, object]]) -> str:
         """The tools as JSON Schema, one a line, in a namespace as the family's template has it."""
@@ -270,9 +276,19 @@ class HarmonyFormat:
         )
 
 
-def _thought(write: LarkWriter, end: str) -> str:
-    """A regular expression for what is thought up to `end`."""
-    return "(?s:.*)" if write.text(end).startswith("<[") else "[^<]*"  # text holds no control tokens
+def _variants(tools: Sequence[ToolSpec], write: LarkWriter) -> str:
+    """Calls in either form."""
+    variants = []
+    for tool in tools:
+        arguments = write.schema({"type": "object"} | dict(tool.parameters))
+        by_model = f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}"
+        variants += [f"{write.text(head)} {arguments}" for head in (by_model, _written_head(tool.name))]
+    return " | ".join(variants)
+
+
+def _head_rule(recipients: Sequence[str]) -> str:
+    """What a head between its marks may be that goes to none of `recipients`."""
+    return f"HEAD: /[^<]*/ & ~/(?s:.*)to=({'|'.join(map(lark_pattern, recipients))})(?s:.*)/\n"
 
 
 def _written_head(name: str) -> str:
@@ -314,8 +330,7 @@ class MuseSplitter(HarmonySplitter):
 
     def _told(self, inner: str, text: str, n_chars: int, *, final: bool) -> _Head:
         recipient = _RECIPIENT.search(inner)
-        thinks = recipient is not None and recipient[1] == "self"
-        return _Head(_Kind.REASONING if thinks else _Kind.TEXT, n_chars)
+        return _Head(_Kind.REASONING if recipient and recipient[1] == "self" else _Kind.TEXT, n_chars)
 
     def _emit(self, out: list[ReplyPart], n_chars: int) -> None:
         given: list[ReplyPart] = []
@@ -337,19 +352,37 @@ class MuseFormat:
     opening: str = ""
     groups_calls: bool = False
     layout: tuple[str, ...] = (f" to=user{_MESSAGE}", _MESSAGE)
+    next_message: str = _ASSISTANT
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> MuseSplitter:
         return MuseSplitter(tools, in_reasoning=in_reasoning)
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
         """Calls, behind some reasoning or none."""
+        variants, rules = self._calls(tools, write)
+        return message_calls(write, variants, (_SELF, _EOM), _ASSISTANT, several=parallel) + rules
+
+    def _calls(self, tools: Sequence[ToolSpec], write: LarkWriter) -> tuple[str, str]:
+        """Items and their rules."""
         grammar = TaggedGrammar(_ATEM.shape, write, *_ATEM.around)
         variants = [f"{write.text(_message_to(tool.name))} {grammar.call(tool)}" for tool in tools]
-        next_message = write.text(_EOM + _ASSISTANT)
-        more = f" ({next_message} call)*" if parallel else ""
-        return (
-            f"calls: (analysis)? call{more}\ncall: {' | '.join(variants)}\n{grammar.rules()}"
-            f"analysis: {write.text(_SELF)} THOUGHT {next_message}\nTHOUGHT: /{_thought(write, _EOM)}/\n"
+        return " | ".join(variants), grammar.rules()
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """A message to a function is a call, and what begins as one stands in no other."""
+        variants, rules = self._calls(tools, write)
+        openings = "|".join(map(lark_pattern, _ATEM.shape.openings))
+        return message_rules(
+            write,
+            variants,
+            f"{write.text(_SELF)} THOUGHT | HEAD {write.text(_MESSAGE)} BODY",
+            _EOM,
+            _ASSISTANT,
+            several=parallel,
+            rules=f"{rules}{_head_rule(['self', *(tool.name for tool in tools)])}THOUGHT: /(?s:.*)/\n"
+            f"BODY: /(?s:.*)/ & ~/(?s:.*)({openings})(?s:.*)/{excluded}\n",
         )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:

@@ -175,11 +175,6 @@ def text_until(closing: str) -> str:
     return rf"/[^{first}]+|{begun}/"
 
 
-def lark_pattern(text: str) -> str:
-    """A text as a regular expression of Lark."""
-    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n")
-
-
 class SchemaGrammar(ABC):
     """Writes the values that fit a schema as Lark, for a family that writes nested values in a way
     of its own. What a schema refers to becomes a rule, which may refer to itself.

@@ -90,6 +90,11 @@ class TaggedShape:
         """What ends the value of an argument."""
         return self.value_end.replace("{key}", key).strip()
 
+    def text(self, value: str) -> str:
+        """A text as the value of an argument."""
+        begin, end = self.quotes if self.quotes and any(char in value for char in self.quoted) else ("", "")
+        return begin + self.padding + value + self.padding + end
+
     def attribute(self, text: str) -> str:
         """A name or a key as it is written."""
         for char, escape in _ESCAPES if self.escaped else ():
@@ -351,7 +356,7 @@ class TaggedGrammar:
         if values is None:
             return "text_tag any_text"
         texts = [value for value in values if isinstance(value, str) and closing not in value]
-        written = [self._write.text(one + shape.padding + shape.value_end) for one in texts]
+        written = [self._write.text(shape.text(one).removeprefix(shape.padding) + shape.value_end) for one in texts]
         return f"text_tag ({' | '.join(written)})" if written else ""
 
     def _json(self, schema: Any, root: Mapping[str, Any], types: Types) -> str:

@@ -25,7 +25,7 @@ from erllama.chat.tool_formats.tagged_value import nested_text
 @dataclass(frozen=True, slots=True)
 class TaggedFormat:
     """`separator` stands between several calls, or several sections. `layout` are marks around the
-    text of a reply, which are dropped, and may stand before calls.
+    text of a reply, which are dropped.
     """
 
     name: str
@@ -34,6 +34,7 @@ class TaggedFormat:
     markers: tuple[str, ...] = ()
     reasoning: tuple[str, str] | None = THINK
     layout: tuple[str, ...] = ()
+    next_message: str = ""
 
     @property
     def opening(self) -> str:
@@ -58,13 +59,17 @@ class TaggedFormat:
         begin, end = self.around
         grouped = self.shape.grouped
         grammar = TaggedGrammar(self.shape, write, *(("", "") if grouped else (begin, end)))
-        one = f"({' | '.join(grammar.call(tool) for tool in tools)})"
-        more = f" ({write.text(self.separator) + ' ' if self.separator else ''}{one})*" if parallel else ""
-        calls = f"{one}{more}"
+        one = " | ".join(grammar.call(tool) for tool in tools)
+        more = f" ({write.text(self.separator) + ' ' if self.separator else ''}tagged_call)*" if parallel else ""
+        calls = f"tagged_call{more}"
         if grouped:
             calls = f"{write.text(begin)} {calls} {write.text(end)}"
-        marks = f"({' | '.join(map(write.text, self.layout))})* " if self.layout else ""
-        return f"calls: {marks}{calls}\n" + grammar.rules()
+        return f"calls: {calls}\ntagged_call: {one}\n{grammar.rules()}"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        return None
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         begin, end = self.around
@@ -97,8 +102,7 @@ class TaggedFormat:
         if shape.mark:
             return shape.key[0] + key + shape.key[1] + nested_text(shape.mark, value) + shape.closing(key)
         if isinstance(value, str):
-            begin, end = shape.quotes if shape.quotes and any(char in value for char in shape.quoted) else ("", "")
-            behind, written = shape.key[1], begin + shape.padding + value + shape.padding + end
+            behind, written = shape.key[1], shape.text(value)
         else:
             closing = shape.value_end.strip()
             written = json.dumps(value, ensure_ascii=False).replace(closing, f"\\u{ord(closing[0]):04x}{closing[1:]}")

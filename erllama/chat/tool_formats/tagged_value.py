@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from erllama.chat.tool_formats.base import LarkWriter
+from erllama.chat.tool_formats.base import LarkWriter, lark_pattern
 from erllama.chat.tool_formats.json_call import skip_space
 from erllama.chat.tool_formats.literal import python_json
 from erllama.chat.tool_formats.schema_types import (
@@ -19,7 +19,6 @@ from erllama.chat.tool_formats.schema_types import (
     allows,
     json_type,
     json_types,
-    lark_pattern,
     member_schema,
     properties,
 )
@@ -182,8 +181,10 @@ def ended_text(write: LarkWriter, closing: str) -> str:
     spelled = f"spelled_text[suffix={plain}]: /(?s:.*)/\n"
     if items == plain:
         return f"ended_text: spelled_text\n{spelled}"
-    text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){lark_pattern(closing)}(?s:.*)/\n"
-    return f"ended_text: spelled_text | TEXT {items}\n{spelled}{text}"
+    begins, token, behind = items.partition("<[")  # text before a control token is read with the value's
+    ending = lark_pattern(json.loads(begins)) if begins else ""
+    text = f"VALUE_TEXT: /(?s:.*){ending}/ & ~/(?s:.*){lark_pattern(closing)}(?s:.*)/\n"
+    return f"ended_text: spelled_text | VALUE_TEXT {token}{behind}\n{spelled}{text}"
 
 
 # --- members between tags of their own ------------------------------------------------------------

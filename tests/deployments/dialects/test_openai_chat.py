@@ -345,7 +345,10 @@ class Bracketed:
     format is here.
     """
 
-    name, opening = "bracketed", ""
+    name, opening, next_message, reasoning = "bracketed", "", "", None
+
+    def free_rules(self, tools, write, *, parallel, excluded=""):
+        return None
 
     def splitter(self, tools, *, in_reasoning):
         return self
