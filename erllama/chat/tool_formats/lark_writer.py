@@ -106,8 +106,11 @@ def free_reply(
     write.opened = opening
     calls = tool_format.calls_rules(tools, write, parallel=parallel and tool_format.groups_calls)
     marked = f"(TEXT ({marks}))* " if marks else ""
+    may_end = ""
     if token:  # what stands before the first control token is the end of the text
         ending = lark_pattern(json.loads(begins)) if begins else ""
+        first, _, more = behind.partition("]>")
+        may_end = f" | {marked}BEFORE {token}{first}]>" if more.strip() else ""  # GigaChat's ends a message
         before = f"{marked}BEFORE {token}{behind}"
         rules = f"TEXT: /(?s:.*)/{thought.excluded}\nBEFORE: /(?s:.*){ending}/{thought.excluded}\n"
     else:
@@ -117,8 +120,8 @@ def free_reply(
             f"TEXT: ~/(?s:.*){lark_pattern(opening)}(?s:.*)/{thought.excluded}\n"
         )
     several = parallel and not tool_format.groups_calls
-    body = f"({marked}TEXT | ({before} calls)+ {marked}TEXT)" if several else f"({marked}TEXT | {before} calls)"
-    lark = f"start: {thought.item}{body}\n{thought.rules}{rules}{calls}"
+    body = f"({before} calls)+ {marked}TEXT" if several else f"{before} calls"
+    lark = f"start: {thought.item}({marked}TEXT | {body}{may_end})\n{thought.rules}{rules}{calls}"
     return Constraint(ConstraintKind.LARK, lark, _PARAM, tuple(write.parts))
 
 

@@ -224,3 +224,9 @@ def test_what_is_admitted_is_read_as_text_or_right_calls(name, control, seed, pa
     assert parallel or len(calls) <= 1
     is_call = len(begun) >= len(tokens_of(call[: call.index("Paris")], controls))
     assert calls or not is_call, text
+
+
+def test_the_mark_that_ends_a_message_may_be_the_beginning_of_an_opening():
+    _, controls, free = constraint_of("gigachat-3", True)
+    assert admits(free, "Hello.<|message_sep|>", controls)
+    assert not admits(free, "Hello.<|message_sep|>\n\nuser", controls)
