@@ -104,26 +104,66 @@ def random_reply(tool_format, tools, seed, *, parallel, control=(), hints=()):
     """What a model that draws at random writes under the format's rules. `hints` are texts that it
     tries more often, so that texts come to an end.
     """
+    write = PartsWriter(control)
+    rules = "start: calls\n" + tool_format.calls_rules(tools, write, parallel=parallel)
+    constraint = Constraint(ConstraintKind.LARK, rules, "tools", tuple(write.parts))
+    return drawn(constraint, seed, control, hints)
+
+
+def compiler_for(control=()):
+    """A compiler for single bytes and control tokens, which have the ids after `END`."""
     table = TokenTable(
         [*(bytes([byte]) for byte in range(256)), b"<end>", *(text.encode() for text in control)],
         special=frozenset(range(END, END + 1 + len(control))),
         eog=frozenset({END}),
     )
-    write = PartsWriter(control)
-    rules = "start: calls\n" + tool_format.calls_rules(tools, write, parallel=parallel)
-    constraint = Constraint(ConstraintKind.LARK, rules, "tools", tuple(write.parts))
-    return _drawn(GrammarCompiler(lambda: table).matcher(constraint), table, random.Random(seed), hints)
+    return GrammarCompiler(lambda: table)
 
 
-def _drawn(matcher, table, draw, hints):
+def control_ids(control):
+    return {text: END + 1 + number for number, text in enumerate(control)}
+
+
+def tokens_of(text, control=()):
+    """The bytes of a text, in which those of `control` are tokens."""
+    ids = control_ids(control)
+    pattern = "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) or r"(?!)"
+    pieces = re.split(f"({pattern})", text)
+    return [token for piece in pieces for token in ([ids[piece]] if piece in ids else piece.encode())]
+
+
+def admits(constraint, text, control=()):
+    """Whether the constraint admits the whole text."""
+    matcher = compiler_for(control).matcher(constraint)
+    for token in tokens_of(text, control):
+        if not matcher.allows(token):
+            return False
+        matcher.accept(token)
+    return matcher.allows(END)
+
+
+def drawn(constraint, seed, control=(), hints=(), begun=()):
+    """What a model that draws at random writes under a constraint, with the tokens that it has
+    `begun` with.
+    """
+    pieces = [*(bytes([byte]) for byte in range(256)), b"<end>", *(text.encode() for text in control)]
+    matcher = compiler_for(control).matcher(constraint)
+    for token in begun:
+        matcher.accept(token)
+    return b"".join([*map(pieces.__getitem__, begun), _drawn(matcher, pieces, random.Random(seed), hints)]).decode(
+        errors="replace"
+    )
+
+
+def _drawn(matcher, pieces, draw, hints):
     reply, plan = [], b""
     while len(reply) < _LONGEST:
-        allowed = np.flatnonzero(matcher.allowed(len(table.pieces))).tolist()
+        allowed = np.flatnonzero(matcher.allowed(len(pieces))).tolist()
         if END in allowed and (len(reply) > ENOUGH or draw.random() < 0.5 or len(allowed) == 1):
-            return b"".join(table.pieces[token] for token in reply).decode()
+            return b"".join(pieces[token] for token in reply)
         allowed = [token for token in allowed if token != END]
         controls = [token for token in allowed if token > END]
-        if not plan and draw.random() < (0.6 if len(reply) > ENOUGH else 0.2):
+        if not plan and hints and draw.random() < (0.6 if len(reply) > ENOUGH else 0.2):
             plan = draw.choice(hints).encode()
         if controls and (len(controls) == len(allowed) or draw.random() < 0.3):
             token = draw.choice(controls)
@@ -134,4 +174,4 @@ def _drawn(matcher, table, draw, hints):
             token = draw.choice(allowed)
         matcher.accept(token)
         reply.append(token)
-    raise AssertionError(b"".join(table.pieces[token] for token in reply))
+    raise AssertionError(b"".join(pieces[token] for token in reply))

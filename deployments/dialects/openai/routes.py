@@ -107,9 +107,8 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
     chat = prompts.render_chat(messages, offered_tools(body), template_variables(body), prompt_ending(body))
     check_fits(chat.prompt, prompts.n_ctx, "messages")
     reply, tools = reply_constraint(body), tool_specs(body)
-    constraint = chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning)
     try:
-        constraint = _checked(constraint, prompts)
+        constraint = _checked(chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning), prompts)
     except InvalidParameter:
         if reply is not None or body.tool_choice not in (None, "auto"):
             raise

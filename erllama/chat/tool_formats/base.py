@@ -100,9 +100,10 @@ class ToolFormat(Protocol):
     `name` is what a configuration calls it. `reasoning` are the texts around what the model thinks,
     None for a family that does not. `markers` are texts of the format that may be control tokens of
     a vocabulary, which then have to be shown in the text of a reply. `opening` is where a call
-    begins, as a literal text: up to it a reply is free; "" for a format whose calls are told from
-    text by their form alone. `groups_calls`: several calls share one opening. `layout` are marks
-    around the text of a reply, which are dropped.
+    begins, as a literal text: up to it a reply is free; "" for a format whose calls begin otherwise,
+    see `free_rules`. `groups_calls`: several calls share one opening. `layout` are marks around the
+    text of a reply, which are dropped. `next_message` is what a message begins with behind another
+    one, "" for a family whose replies are not made of messages.
     """
 
     @property
@@ -123,6 +124,9 @@ class ToolFormat(Protocol):
     @property
     def layout(self) -> tuple[str, ...]: ...
 
+    @property
+    def next_message(self) -> str: ...
+
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> ReplySplitter:
         """For one reply, from its first character on. `tools` tell how to read arguments that are
         written without their types. `in_reasoning`: the prompt has opened the reasoning.
@@ -132,6 +136,15 @@ class ToolFormat(Protocol):
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
         """Lark rules of which `calls` derives one call of one of `tools`, or several where
         `parallel` and the format allow it.
+        """
+        ...
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """Lark rules of which `free` derives any reply in which what begins as a call goes on as one
+        of `tools`; `excluded` ends the regular expression of a text at its beginning. None where
+        `opening` says all, or where the vocabulary has none of the marks that it takes.
         """
         ...
 
@@ -154,6 +167,11 @@ class LarkWriter(Protocol):
     def schema(self, schema: Mapping[str, Any]) -> str:
         """The name of a rule that derives the JSON texts which fit `schema`."""
         ...
+
+
+def lark_pattern(text: str) -> str:
+    """A text as a regular expression of Lark."""
+    return re.escape(text).replace("/", r"\/").replace("\\\n", r"\n")
 
 
 @dataclass(frozen=True, slots=True)

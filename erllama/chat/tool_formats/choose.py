@@ -14,7 +14,7 @@ from typing import Any
 from erllama.chat.template import ChatTemplate
 from erllama.chat.tool_formats.base import ToolCall, ToolFormat, ToolSpec, split_reply
 from erllama.chat.tool_formats.gemma import GEMMA4
-from erllama.chat.tool_formats.harmony import HARMONY
+from erllama.chat.tool_formats.harmony import HARMONY, MUSE
 from erllama.chat.tool_formats.json_format import (
     APERTUS,
     APRIEL,
@@ -47,6 +47,7 @@ from erllama.errors import ErllamaError, InvalidParameter
 
 FORMATS: tuple[ToolFormat, ...] = (
     HARMONY,
+    MUSE,
     SOLAR,
     KIMI_K2,
     DEEPSEEK_V3,
@@ -76,19 +77,14 @@ FORMATS: tuple[ToolFormat, ...] = (
 )
 """All formats, in the order in which they are asked: those with the more telling marks first."""
 
+_TOLD_BY = (("<|tool_list_start|>", LFM2), ("List of tools: [", LFM2))
+"""What is in templates that list tools in a family's own way, and write no calls."""
+
 _ARGUMENTS = {"xKeyx": "xValuex", "xNumberx": 3}
 _WRITTEN = ToolCall("xToolx", json.dumps(_ARGUMENTS))
 _PARAMETERS = {"type": "object", "properties": {"xKeyx": {"type": "string"}, "xNumberx": {"type": "integer"}}}
 _TOOL = {"type": "function", "function": {"name": "xToolx", "description": "A tool.", "parameters": _PARAMETERS}}
 _USER = {"role": "user", "content": "xUserx"}
-_CALL = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [
-        {"id": "call00000", "type": "function", "function": {"name": "xToolx", "arguments": json.dumps(_ARGUMENTS)}}
-    ],
-}
-_RESULT = {"role": "tool", "tool_call_id": "call00000", "name": "xToolx", "content": "xResultx"}
 
 
 def format_named(name: str) -> ToolFormat:
@@ -105,11 +101,16 @@ def choose_format(template: ChatTemplate, formats: Sequence[ToolFormat] = FORMAT
     if template.problem is not None:
         return HERMES
     if template.traits.calls is None:
-        return next((one for one in formats if one.opening and one.opening in template.source), HERMES)
-    written = _written(template)
-    readers = [one for one in formats if written and _reads(one, written)]
-    exact = [one for one in readers if written and one.write_calls([_WRITTEN]) in written]
-    return next(iter([*exact, *readers]), HERMES)
+        told = [one for one in formats if one.opening and one.opening in template.source]
+        told += [one for mark, one in _TOLD_BY if mark in template.source]
+        return next(iter(told), HERMES)
+    written, two = _written(template, 1), _written(template, 2) if template.traits.parallel else None
+    if written is None:
+        return HERMES
+    readers = [one for one in formats if _reads(one, written)]
+    exact = [one for one in readers if one.write_calls([_WRITTEN]) in written]
+    alike = [one for one in exact if two is not None and one.write_calls([_WRITTEN] * 2) in two]
+    return next(iter([*alike, *exact, *readers]), HERMES)
 
 
 def opens_reasoning(tool_format: ToolFormat, prompt_end: str) -> bool:
@@ -125,12 +126,17 @@ def leaves_reasoning_open(tool_format: ToolFormat, begun: str) -> bool:
     return begun.rfind(opening) > begun.rfind(closing)
 
 
-def _written(template: ChatTemplate) -> str | None:
-    """What the template makes of a call: from where the assistant speaks to the result."""
+def _written(template: ChatTemplate, n_calls: int) -> str | None:
+    """What the template makes of calls: from where the assistant speaks to the first result."""
     tools: list[dict[str, Any]] = [_TOOL]
+    function = {"name": "xToolx", "arguments": json.dumps(_ARGUMENTS)}
+    ids = [f"call0000{number}" for number in range(n_calls)]
+    calls = [{"id": one, "type": "function", "function": function} for one in ids]
+    calling = {"role": "assistant", "content": None, "tool_calls": calls}
+    results = [{"role": "tool", "tool_call_id": one, "name": "xToolx", "content": "xResultx"} for one in ids]
     try:
         prompt = template.render([_USER], tools=tools)
-        text = template.render([_USER, _CALL, _RESULT], tools=tools)
+        text = template.render([_USER, calling, *results], tools=tools)
     except ErllamaError:
         return None
     begin = next((i for i, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(prompt))

@@ -15,13 +15,10 @@ from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, LarkWriter
 from erllama.chat.tool_formats.json_call import read_closing
 from erllama.chat.tool_formats.literal import PYTHON, BadLiteral, Dialect, LiteralReader
 from erllama.chat.tool_formats.schema_types import (
+    SchemaGrammar,
     arguments_object,
     comma_list,
-    json_types,
     properties,
-    resolved,
-    schema_values,
-    standalone,
     text_until,
 )
 from erllama.chat.tool_formats.splitter import NotACall, Splitter
@@ -31,7 +28,6 @@ _HEAD = re.compile(re.escape(_OPENING) + r"\s*call:\s*([\w.:/$-]+)\s*(?=\{)")
 _MAX_HEAD = 512  # characters up to the arguments; more is text
 _BARE_KEY = re.compile(r"""[^\s:,{}\[\]()"'<>]+""")
 _DIALECT = Dialect((_QUOTE, '"'), PYTHON.words, raw=(_QUOTE,), bare_key=_BARE_KEY)
-_MAX_DEPTH = 6  # of a schema that is followed
 
 
 class GemmaFormat:
@@ -41,6 +37,7 @@ class GemmaFormat:
     reasoning = ("<|channel>thought\n", "<channel|>")
     layout = ()
     groups_calls = False
+    next_message = ""
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter((_OPENING,), GemmaReader, reasoning=self.reasoning, in_reasoning=in_reasoning)
@@ -49,7 +46,13 @@ class GemmaFormat:
         """Patterns and lengths that a schema demands of a string are not enforced."""
         grammar = _Grammar(write)
         calls = " | ".join(grammar.call(tool) for tool in tools)
-        return f"calls: gemma_call{'+' if parallel else ''}\ngemma_call: {calls}\n{grammar.rules()}"
+        opening = write.text(_OPENING + "call:")
+        return f"calls: gemma_call{'+' if parallel else ''}\ngemma_call: {opening} ({calls})\n{grammar.rules()}"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        return None
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         return "".join(
@@ -115,20 +118,15 @@ class GemmaReader:
             out.append(ArgumentsDelta("".join(pieces)))
 
 
-class _Grammar:
-    """Writes values that fit a schema as Lark."""
-
+class _Grammar(SchemaGrammar):
     def __init__(self, write: LarkWriter) -> None:
-        self._write = write
+        super().__init__(write)
         self._number: str | None = None  # the rule of any number, once something refers to any value
-        self._root: Mapping[str, Any] = {}  # of the tool's schema that is being written
-        self._referred: dict[tuple[int, str], str] = {}  # root and reference: the rule that it leads to
-        self._bodies: dict[str, str] = {}
 
     def rules(self) -> str:
-        quote, plain = self._write.text(_QUOTE), json.dumps(_QUOTE)
+        quote, plain = self.write.text(_QUOTE), json.dumps(_QUOTE)
         end = quote if quote == plain else f"({quote} | {plain})"  # spelled out, it is read as the token is
-        referred = "".join(f"{name}: {body}\n" for name, body in self._bodies.items())
+        referred = self.referred_rules()
         string = f"{referred}gemma_string: {quote} GEMMA_PIECE* {end}\nGEMMA_PIECE: {text_until(_QUOTE)}\n"
         if self._number is None:
             return string
@@ -140,42 +138,26 @@ class _Grammar:
         )
 
     def call(self, tool: ToolSpec) -> str:
-        self._root = tool.parameters
+        """Behind its opening."""
+        self.begin(tool.parameters)
         arguments = self._members(tool.parameters, 0)
-        return f"{self._write.text(f'{_OPENING}call:{tool.name}{{')} {arguments} {self._write.text('}' + _CLOSING)}"
+        return f"{self.write.text(tool.name + '{')} {arguments} {self.write.text('}' + _CLOSING)}"
 
     def _members(self, schema: Mapping[str, Any], depth: int) -> str:
         required: list[str] = []
         optional: list[str] = []
         for key, member, is_required in properties(schema):
-            rule = f"{self._write.text(_key(key) + ':')} {self._value(member, depth)}"
+            rule = f"{self.write.text(_key(key) + ':')} {self.value(member, depth)}"
             (required if is_required else optional).append(rule)
         return comma_list(required, optional, '","')
 
-    def _value(self, schema: Any, depth: int) -> str:
-        if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
-            return self._reference(schema["$ref"])
-        schema = resolved(schema, self._root)
-        values = schema_values(schema)
-        if values is not None:
-            return f"({' | '.join(self._write.text(gemma_literal(value)) for value in values)})"
-        for keyword in ("anyOf", "oneOf"):
-            if schema.get(keyword) and depth < _MAX_DEPTH:
-                return f"({' | '.join(self._value(option, depth + 1) for option in schema[keyword])})"
-        types = json_types(schema, self._root)
-        if types is None or depth == _MAX_DEPTH:
-            return self._any("gemma_value")
-        return f"({' | '.join(self._typed(name, schema, depth + 1) for name in sorted(types))})"
+    def constant(self, value: Any) -> str:
+        return self.write.text(gemma_literal(value))
 
-    def _reference(self, reference: str) -> str:
-        """A rule of its own, which may refer to itself."""
-        key = id(self._root), reference
-        if key not in self._referred:
-            name = self._referred[key] = f"gemma_referred{len(self._referred)}"
-            self._bodies[name] = self._value(resolved({"$ref": reference}, self._root), 0)
-        return self._referred[key]
+    def anything(self, schema: Mapping[str, Any]) -> str:
+        return self._any("gemma_value")
 
-    def _typed(self, name: str, schema: Mapping[str, Any], depth: int) -> str:
+    def typed(self, name: str, schema: Mapping[str, Any], depth: int) -> str:
         match name:
             case "string":
                 return "gemma_string"
@@ -185,18 +167,18 @@ class _Grammar:
                 return f'"{{" {self._members(schema, depth)} "}}"'
             case "object":
                 return self._any("gemma_object")
-        return self._write.schema(standalone(schema, self._root) | {"type": name})
+        return self.write.schema(self.alone(schema) | {"type": name})
 
     def _list(self, schema: Mapping[str, Any], depth: int) -> str:
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         if most == 0:
             return '"[" "]"'
-        item = self._value(schema.get("items", {}), depth)
+        item = self.value(schema.get("items", {}), depth)
         items = f'{item} ("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
         return f'"[" {items if least else f"({items})?"} "]"'
 
     def _any(self, rule: str) -> str:
-        self._number = self._number or self._write.schema({"type": "number"})
+        self._number = self._number or self.write.schema({"type": "number"})
         return rule
 
 

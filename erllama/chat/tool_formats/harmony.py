@@ -7,7 +7,12 @@ messages to a function.
     <|channel|>commentary to=functions.f <|constrain|>json<|message|>{...}<|call|>
      to=functions.f<|channel|>commentary json<|message|>{...}<|call|>          calls
 
-The prompt ends with `<|start|>assistant`, so that the first message begins behind it.
+The prompt ends with `<|start|>assistant`, so that the first message begins behind it. Muse Glimmer
+writes such messages, too, without channels and with calls between tags:
+
+     to=self<|message|>...<|eom|>                                              reasoning
+    <|start|>assistant to=user<|message|>...<|eot|>                            text
+     to=f<|message|><atem:function_calls>...</atem:function_calls><|eot|>      a call
 """
 
 from __future__ import annotations
@@ -27,9 +32,13 @@ from erllama.chat.tool_formats.base import (
     TextDelta,
     ToolCall,
     ToolSpec,
+    lark_pattern,
 )
 from erllama.chat.tool_formats.json_call import JsonScanner
+from erllama.chat.tool_formats.lark_writer import message_calls, message_rules
 from erllama.chat.tool_formats.splitter import held_prefix
+from erllama.chat.tool_formats.tagged_call import TaggedGrammar, TaggedShape
+from erllama.chat.tool_formats.tagged_format import TaggedFormat
 
 _START, _END, _CALL, _RETURN = "<|start|>", "<|end|>", "<|call|>", "<|return|>"
 _CHANNEL, _CONSTRAIN, _MESSAGE = "<|channel|>", "<|constrain|>", "<|message|>"
@@ -38,7 +47,6 @@ _ASSISTANT = _START + "assistant"
 _MAX_HEAD = 512  # characters of a message before its body; more is text
 _JOINT = "\n\n"  # between the texts of several messages of one kind
 
-_MARK = re.compile("|".join(re.escape(mark) for mark in (_START, *_ENDS)))
 _RECIPIENT = re.compile(r"(?:^|\s)to=([^\s<]+)")
 _CHANNEL_NAME = re.compile(r"<\|channel\|>\s*([A-Za-z]+)")
 
@@ -64,11 +72,16 @@ class _NotAHead(Exception):
 
 class HarmonySplitter:
     """See `ReplySplitter`. A reply that is no Harmony is text, and so is a message to a function
-    whose body is no object. A head that the end of the reply cuts off is dropped.
+    whose body is no object. A head that the end of the reply cuts off is dropped. `ends` are the
+    marks behind a message.
     """
 
-    def __init__(self, names: frozenset[str] = frozenset(), *, in_reasoning: bool = False) -> None:
+    def __init__(
+        self, names: frozenset[str] = frozenset(), *, in_reasoning: bool = False, ends: tuple[str, ...] = _ENDS
+    ) -> None:
         self._names = names
+        self._marks = (_START, *ends)
+        self._mark = re.compile("|".join(map(re.escape, self._marks)))
         self._buffer = ""
         self._kind = _Kind.REASONING if in_reasoning else None  # of the message; None before any
         self._arguments: JsonScanner | None = None
@@ -78,7 +91,7 @@ class HarmonySplitter:
 
     @property
     def thinks(self) -> bool | None:
-        return self._kind == _Kind.REASONING and not self._buffer.startswith((_START, *_ENDS))
+        return self._kind == _Kind.REASONING and not self._buffer.startswith(self._marks)
 
     def push(self, text: str) -> list[ReplyPart]:
         self._buffer += text
@@ -143,9 +156,9 @@ class HarmonySplitter:
         if self._skips_space:
             self._buffer = self._buffer.lstrip()
             self._skips_space = not self._buffer
-        mark = _MARK.search(self._buffer)
+        mark = self._mark.search(self._buffer)
         if mark is None:
-            held = 0 if final else held_prefix(self._buffer, (_START, *_ENDS))
+            held = 0 if final else held_prefix(self._buffer, self._marks)
             self._emit(out, len(self._buffer) - held)
             return False
         self._emit(out, mark.start())
@@ -181,13 +194,16 @@ class HarmonySplitter:
         """
         begun = text[:_MAX_HEAD]
         inner, found, _ = begun.removeprefix(_ASSISTANT).partition(_MESSAGE)
-        if not _may_be_head(begun, inner, first=first) or (not found and begun != text):
+        if not self._may_be_head(begun, inner, first=first) or (not found and begun != text):
             raise _NotAHead
         if not found:
             if final and not (ended or (first and not text.strip())):
                 raise _NotAHead
             return None
-        n_chars = begun.index(_MESSAGE) + len(_MESSAGE)
+        return self._told(inner, text, begun.index(_MESSAGE) + len(_MESSAGE), final=final)
+
+    def _told(self, inner: str, text: str, n_chars: int, *, final: bool) -> _Head | None:
+        """What `inner` says of the message whose body begins behind `n_chars` of `text`."""
         recipient, channel = _RECIPIENT.search(inner), _CHANNEL_NAME.search(inner)
         name = recipient[1] if recipient is not None else ""
         if name.startswith("functions.") or name in self._names:
@@ -207,15 +223,14 @@ class HarmonySplitter:
             raise _NotAHead
         return None
 
-
-def _may_be_head(text: str, inner: str, *, first: bool) -> bool:
-    """Whether `text` is a head, or the beginning of one, of which `inner` are the contents."""
-    if _ASSISTANT.startswith(text):
-        return True
-    if (not first and not text.startswith(_ASSISTANT)) or _MARK.search(inner):
-        return False
-    said = inner.lstrip()
-    return any(said.startswith(one) or one.startswith(said) for one in ("to=", _CHANNEL, _MESSAGE))
+    def _may_be_head(self, text: str, inner: str, *, first: bool) -> bool:
+        """Whether `text` is a head, or the beginning of one, of which `inner` are the contents."""
+        if _ASSISTANT.startswith(text):
+            return True
+        if (not first and not text.startswith(_ASSISTANT)) or self._mark.search(inner):
+            return False
+        said = text.removeprefix(_ASSISTANT).lstrip()
+        return any(said.startswith(one) or one.startswith(said) for one in ("to=", _CHANNEL, _MESSAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,31 +243,33 @@ class HarmonyFormat:
     opening: str = ""  # two forms, and marks around text that a free reply must be allowed
     groups_calls: bool = False
     layout: tuple[str, ...] = (_CHANNEL, _MESSAGE)
+    next_message: str = _ASSISTANT
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> HarmonySplitter:
         return HarmonySplitter(frozenset(tool.name for tool in tools), in_reasoning=in_reasoning)
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
         """A call in either form, behind some reasoning or none."""
-        variants = []
-        for tool in tools:
-            arguments = write.schema({"type": "object"} | dict(tool.parameters))
-            heads = (
-                f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}",
-                _written_head(tool.name),
-            )
-            variants += [f"{write.text(head)} {arguments}" for head in heads]
-        end = write.text(_END)
-        thought = "(?s:.*)" if end.startswith("<[") else "[^<]*"  # text holds no control tokens
-        begin, behind = write.text(f"{_CHANNEL}analysis{_MESSAGE}"), write.text(_END + _ASSISTANT)
-        return (
-            f"calls: (analysis)? call\ncall: {' | '.join(variants)}\n"
-            f"analysis: {begin} THOUGHT {behind}\nTHOUGHT: /{thought}/\n"
+        thought = f"{_CHANNEL}analysis{_MESSAGE}", _END
+        return message_calls(write, _variants(tools, write), thought, _ASSISTANT, several=False)
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """A message to a function is a call, and any other goes to none of them."""
+        channel, constrain, message = map(write.text, (_CHANNEL, _CONSTRAIN, _MESSAGE))
+        return message_rules(
+            write,
+            _variants(tools, write),
+            f"HEAD ({channel} HEAD)? ({constrain} HEAD)? {message} BODY",
+            _END,
+            _ASSISTANT,
+            several=False,
+            rules=f"{_head_rule(['functions.', *(tool.name for tool in tools)])}BODY: /(?s:.*)/{excluded}\n",
         )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
-        written = [_written_head(call.name) + call.arguments_json + _CALL for call in calls]
-        return _ASSISTANT.join(written)
+        return _ASSISTANT.join(_written_head(call.name) + call.arguments_json + _CALL for call in calls)
 
     def system_text(self, tools: Sequence[Mapping[str, object]]) -> str:
         """The tools as JSON Schema, one a line, in a namespace as the family's template has it."""
@@ -263,9 +280,125 @@ class HarmonyFormat:
         )
 
 
+def _variants(tools: Sequence[ToolSpec], write: LarkWriter) -> str:
+    """Calls in either form."""
+    variants = []
+    for tool in tools:
+        arguments = write.schema({"type": "object"} | dict(tool.parameters))
+        by_model = f"{_CHANNEL}commentary to=functions.{tool.name} {_CONSTRAIN}json{_MESSAGE}"
+        variants += [f"{write.text(head)} {arguments}" for head in (by_model, _written_head(tool.name))]
+    return " | ".join(variants)
+
+
+def _head_rule(recipients: Sequence[str]) -> str:
+    """What a head between its marks may be that goes to none of `recipients`."""
+    return f"HEAD: /[^<]*/ & ~/(?s:.*)to=({'|'.join(map(lark_pattern, recipients))})(?s:.*)/\n"
+
+
 def _written_head(name: str) -> str:
     return f" to=functions.{name}{_CHANNEL}commentary json{_MESSAGE}"
 
 
 HARMONY = HarmonyFormat()
 """gpt-oss."""
+
+
+# --- Muse Glimmer ---------------------------------------------------------------------------------
+
+_EOM, _EOT = "<|eom|>", "<|eot|>"
+_SELF = f" to=self{_MESSAGE}"
+_ATEM = TaggedFormat(
+    "muse-glimmer",
+    TaggedShape(
+        section=("<atem:function_calls>\n", "\n</atem:function_calls>"),
+        call=('<atem:invoke name="', '">\n'),
+        call_end="</atem:invoke>",
+        key=('<atem:parameter name="', '">'),
+        value_end="</atem:parameter>\n",
+    ),
+    reasoning=None,
+)
+"""The calls in the messages."""
+
+
+class MuseSplitter(HarmonySplitter):
+    """See `ReplySplitter`. Messages to whomever are text, and calls in it."""
+
+    def __init__(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> None:
+        super().__init__(in_reasoning=in_reasoning, ends=(_EOM, _EOT))
+        self._text = _ATEM.splitter(tools)
+        self._has_text = False
+
+    def finish(self) -> list[ReplyPart]:
+        return super().finish() + self._text.finish()
+
+    def _told(self, inner: str, text: str, n_chars: int, *, final: bool) -> _Head:
+        recipient = _RECIPIENT.search(inner)
+        return _Head(_Kind.REASONING if recipient and recipient[1] == "self" else _Kind.TEXT, n_chars)
+
+    def _emit(self, out: list[ReplyPart], n_chars: int) -> None:
+        given: list[ReplyPart] = []
+        super()._emit(given, n_chars)
+        for part in given:
+            out += self._text.push(part.text) if isinstance(part, TextDelta) else [part]
+        self._has_text = self._has_text or any(isinstance(part, TextDelta) for part in out)
+        if not self._has_text:
+            self._given.discard(_Kind.TEXT)  # what was given is calls, from which text needs no parting
+
+
+@dataclass(frozen=True, slots=True)
+class MuseFormat:
+    """See `ToolFormat`. Each call is a message to the function."""
+
+    name: str = "muse-glimmer"
+    reasoning: tuple[str, str] | None = (_SELF, _EOM)
+    markers: tuple[str, ...] = (_START, _MESSAGE, _EOM, _EOT)
+    opening: str = ""
+    groups_calls: bool = False
+    layout: tuple[str, ...] = (f" to=user{_MESSAGE}", _MESSAGE)
+    next_message: str = _ASSISTANT
+
+    def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> MuseSplitter:
+        return MuseSplitter(tools, in_reasoning=in_reasoning)
+
+    def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
+        """Calls, behind some reasoning or none."""
+        variants, rules = self._calls(tools, write)
+        return message_calls(write, variants, (_SELF, _EOM), _ASSISTANT, several=parallel) + rules
+
+    def _calls(self, tools: Sequence[ToolSpec], write: LarkWriter) -> tuple[str, str]:
+        """Items and their rules."""
+        grammar = TaggedGrammar(_ATEM.shape, write, *_ATEM.around)
+        variants = [f"{write.text(_message_to(tool.name))} {grammar.call(tool)}" for tool in tools]
+        return " | ".join(variants), grammar.rules()
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """A message to a function is a call, and what begins as one stands in no other."""
+        variants, rules = self._calls(tools, write)
+        openings = "|".join(map(lark_pattern, _ATEM.shape.openings))
+        return message_rules(
+            write,
+            variants,
+            f"{write.text(_SELF)} THOUGHT | HEAD {write.text(_MESSAGE)} BODY",
+            _EOM,
+            _ASSISTANT,
+            several=parallel,
+            rules=f"{rules}{_head_rule(['self', *(tool.name for tool in tools)])}THOUGHT: /(?s:.*)/\n"
+            f"BODY: /(?s:.*)/ & ~/(?s:.*)({openings})(?s:.*)/{excluded}\n",
+        )
+
+    def write_calls(self, calls: Sequence[ToolCall]) -> str:
+        return (_EOM + _ASSISTANT).join(_message_to(call.name) + _ATEM.write_calls([call]) for call in calls)
+
+    def system_text(self, tools: Sequence[Mapping[str, object]]) -> str:
+        return _ATEM.system_text(tools)
+
+
+def _message_to(recipient: str) -> str:
+    return f" to={recipient}{_MESSAGE}"
+
+
+MUSE = MuseFormat()
+"""Muse Glimmer."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec
+from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec, lark_pattern
 from erllama.chat.tool_formats.json_call import ObjectReader, ObjectShape
 from erllama.chat.tool_formats.splitter import FramedReader, Splitter
 
@@ -35,15 +35,11 @@ class JsonFormat:
     layout: tuple[str, ...] = ()
     parallel: bool = True
     calls_end_reasoning: bool = False
+    next_message: str = ""
 
     @property
     def opening(self) -> str:
-        """See `ToolFormat`. "" also where a free reply cannot be held to its calls: marks around its
-        text would be refused, and an opening of several control tokens not be seen.
-        """
-        opening = self.shape.opening.rstrip()
-        in_pieces = any(marker in opening and marker != opening for marker in self.markers)
-        return "" if self.layout or in_pieces else opening
+        return self.shape.opening.rstrip()
 
     @property
     def groups_calls(self) -> bool:
@@ -73,6 +69,38 @@ class JsonFormat:
             return f"calls: {begin} {call}{more} {end}\n"
         more = f" ({write.text(self.separator)} {write.text(shape.opening)} {call} {end})*" if several else ""
         return f"calls: {begin} {call} {end}{more}\n"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """For a bare object, which a reply begins with: `{` and the key of the name open a call, and
+        no text that the reader could take for one is left.
+        """
+        shape = self.shape
+        if not shape.bare:
+            return None
+        (name_key,), begin = shape.name_keys, r"\s*\{\s*"
+        tags = [write.text(tag) for tag in shape.other_openings]
+        plain = [lark_pattern(tag) for tag, item in zip(shape.other_openings, tags, strict=True) if "<[" not in item]
+        begin = rf"\s*({'|'.join(plain)})?{begin}" if plain else begin
+        opening = rf'{begin}("type"\s*:\s*"function"\s*,\s*)?"{name_key}"'
+        names = "|".join(lark_pattern(tool.name) for tool in tools)
+        texts = (
+            f"{opening}(?s:.*)",
+            rf'{begin}"({"|".join(shape.arguments_keys)})"(?s:.*)',
+            rf'{begin}"({"|".join(shape.other_keys)})"(?s:.*)"{name_key}"\s*:\s*"({names})"(?s:.*)',
+        )
+        controls = "".join(f" | {item} (TEXT | OPENING call)" for item in tags if "<[" in item)
+        calls = [
+            f"{write.text(json.dumps(tool.name))} COMMA {write.text(json.dumps(shape.arguments_keys[0]))} COLON "
+            f"{write.schema({'type': 'object'} | dict(tool.parameters))} CLOSING"
+            for tool in tools
+        ]
+        return (
+            f"free: TEXT | OPENING call{controls}\ncall: COLON ({' | '.join(calls)})\nOPENING: /{opening}/\n"
+            f"TEXT: /(?s:.*)/{''.join(f' & ~/{text}/' for text in texts)}{excluded}\n"
+            "COLON: /[ \\n]{0,4}:[ \\n]{0,4}/\nCOMMA: /[ \\n]{0,4},[ \\n]{0,4}/\nCLOSING: /[ \\n]{0,4}\\}/\n"
+        )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         shape = self.shape

@@ -5,8 +5,7 @@
     or a reply  calls, or what `response_format` asks for
 
 In a free reply the opening of a call is found by the grammar itself: text up to it, then the call.
-A format without an opening (a bare JSON object) cannot be told from text so early; its free replies
-are not constrained.
+Where a call has no opening that is the same for all, `free_rules` of the format says how it begins.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from erllama.chat.tool_formats.base import ToolFormat, ToolSpec
+from erllama.chat.tool_formats.base import LarkWriter, ToolFormat, ToolSpec, lark_pattern
 from erllama.grammar.constraint import Constraint, ConstraintKind
 
 _PARAM = "tools"
+_MAX_MARKS = 4  # before a forced call
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class VocabLark:
         items = []
         for piece in self._pieces(literal):
             token = self.control_ids.get(piece)
-            items.append(json.dumps(piece) if token is None else f"<[{token}]>")
+            items.append(_quoted(piece) if token is None else f"<[{token}]>")
         return " ".join(items) or '""'
 
     def schema(self, schema: Mapping[str, Any]) -> str:
@@ -53,6 +53,11 @@ class VocabLark:
             return [literal] if literal else []
         names = sorted(self.control_ids, key=len, reverse=True)
         return [piece for piece in re.split(f"({'|'.join(map(re.escape, names))})", literal) if piece]
+
+
+def _quoted(text: str) -> str:
+    """A text as a string of Lark's. A per cent sign would be taken for a directive."""
+    return json.dumps(text, ensure_ascii=False).replace("%", "\\u0025")
 
 
 def forced_calls(
@@ -70,7 +75,9 @@ def forced_calls(
     write = VocabLark(control_ids)
     calls = tool_format.calls_rules(tools, write, parallel=parallel)
     parts = write.parts if reply is None else [*write.parts, ("reply", reply)]
-    body = "calls" if reply is None else "(calls | reply)"
+    marks = _control_marks(tool_format, control_ids)
+    before = f"({' | '.join(marks)}){{0,{_MAX_MARKS}}} " if marks and not tool_format.next_message else ""
+    body = f"{before}calls" if reply is None else f"({before}calls | reply)"
     thought = _Reasoning.of(tool_format, control_ids, opened=True) if in_reasoning else _Reasoning()
     return Constraint(ConstraintKind.LARK, f"start: {thought.item}{body}\n{thought.rules}{calls}", _PARAM, tuple(parts))
 
@@ -95,24 +102,71 @@ def free_reply(
     """Any text, in which a call of `tools` is well-formed from its opening on; None where the
     format does not allow that.
     """
-    opening = tool_format.opening
+    thought = _Reasoning.of(tool_format, control_ids, opened=in_reasoning)
+    write, opening = VocabLark(control_ids), tool_format.opening
+    own = tool_format.free_rules(tools, write, parallel=parallel, excluded=thought.excluded)
+    if own is not None:
+        lark = f"start: {thought.item}free\n{thought.rules}{own}"
+        return Constraint(ConstraintKind.LARK, lark, _PARAM, tuple(write.parts))
     if not opening:
         return None
-    write = VocabLark(control_ids, opened=opening)
+    begins, token, behind = write.text(opening).partition("<[")
+    marks = " | ".join(_control_marks(tool_format, control_ids))
+    write.opened = opening
     calls = tool_format.calls_rules(tools, write, parallel=parallel and tool_format.groups_calls)
-    thought = _Reasoning.of(tool_format, control_ids, opened=in_reasoning)
-    if opening in control_ids:
-        before, rules = f"TEXT <[{control_ids[opening]}]>", f"TEXT: /(?s:.*)/{thought.excluded}\n"
+    marked = f"(TEXT ({marks}))* " if marks else ""
+    may_end = ""
+    if token:  # what stands before the first control token is the end of the text
+        ending = lark_pattern(json.loads(begins)) if begins else ""
+        first, _, more = behind.partition("]>")
+        may_end = f" | {marked}BEFORE {token}{first}]>" if more.strip() else ""  # GigaChat's ends a message
+        before = f"{marked}BEFORE {token}{behind}"
+        rules = f"TEXT: /(?s:.*)/{thought.excluded}\nBEFORE: /(?s:.*){ending}/{thought.excluded}\n"
     else:
-        before = "before"
+        before = f"{marked}before"
         rules = (
             f"before[suffix={json.dumps(opening)}]: BEFORE\nBEFORE: /(?s:.*)/{thought.excluded}\n"
-            f"TEXT: ~/(?s:.*){_pattern(opening)}(?s:.*)/{thought.excluded}\n"
+            f"TEXT: ~/(?s:.*){lark_pattern(opening)}(?s:.*)/{thought.excluded}\n"
         )
     several = parallel and not tool_format.groups_calls
-    body = f"(TEXT | ({before} calls)+ TEXT)" if several else f"(TEXT | {before} calls)"
-    lark = f"start: {thought.item}{body}\n{thought.rules}{rules}{calls}"
+    body = f"({before} calls)+ {marked}TEXT" if several else f"{before} calls"
+    lark = f"start: {thought.item}({marked}TEXT | {body}{may_end})\n{thought.rules}{rules}{calls}"
     return Constraint(ConstraintKind.LARK, lark, _PARAM, tuple(write.parts))
+
+
+def _control_marks(tool_format: ToolFormat, control_ids: Mapping[str, int]) -> list[str]:
+    """The items of the marks around text that hold control tokens, so that no text holds them."""
+    items = map(VocabLark(control_ids).text, tool_format.layout)
+    return [item for item in items if "<[" in item]
+
+
+def message_calls(write: LarkWriter, call: str, thought: tuple[str, str], next_message: str, *, several: bool) -> str:
+    """Rules of which `calls` derives a `call` as a message, or a row of them where `several`, behind
+    a message that is a `thought` or none.
+    """
+    opening, end = thought
+    joint = write.text(end + next_message)
+    thinks = "(?s:.*)" if write.text(end).startswith("<[") else "[^<]*"  # text holds no control tokens
+    more = f" ({joint} call)*" if several else ""
+    return (
+        f"calls: (thought)? call{more}\ncall: {call}\n"
+        f"thought: {write.text(opening)} THINKS {joint}\nTHINKS: /{thinks}/\n"
+    )
+
+
+def message_rules(
+    write: LarkWriter, call: str, message: str, end: str, next_message: str, *, several: bool, rules: str
+) -> str | None:
+    """Rules of which `free` derives a row of messages: any of `message`, and at last a `call`, or calls
+    anywhere where `several`. They stand behind `end` and `next_message`. None unless these are
+    control tokens: nothing else tells where a message ends.
+    """
+    ends, joint = write.text(end), write.text(end + next_message)
+    if not ends.startswith("<["):
+        return None
+    before = "(message | call)" if several else "message"
+    rows = f"({before} {joint})* (message ({ends})? | call) | BODY"
+    return f"free: {rows}\nmessage: {message}\ncall: {call}\n{rules}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +182,21 @@ class _Reasoning:
     @classmethod
     def of(cls, tool_format: ToolFormat, control_ids: Mapping[str, int], *, opened: bool) -> _Reasoning:
         """`opened`: it has begun in the prompt, and has to end."""
-        if tool_format.reasoning is None:
-            return cls()
+        if tool_format.reasoning is None or (tool_format.next_message and not opened):
+            return cls()  # a thought is a message like any other
+        write = VocabLark(control_ids)
         opening, closing = tool_format.reasoning
+        opens, closes = write.text(opening), write.text(closing)
         begins, excluded = "", ""
         if opened:
-            item = "reason BREAKS "
-        elif opening in control_ids:
-            item = f"(<[{control_ids[opening]}]> reason BREAKS)? "
+            item = f"reason {write.text(tool_format.next_message) if tool_format.next_message else 'BREAKS'}"
+        elif opens.startswith("<["):
+            item = f"({opens} reason BREAKS)?"
         else:
-            begins = rf"\s*{_pattern(opening)}"
-            item, excluded = "(reason BREAKS)? ", f" & ~/{begins}(?s:.*)/"
-        if closing in control_ids:
-            rules = f"reason: REASON <[{control_ids[closing]}]>\nREASON: /{begins}(?s:.*)/\n"
+            begins = rf"\s*{lark_pattern(opening)}"
+            item, excluded = "(reason BREAKS)?", f" & ~/{begins}(?s:.*)/"
+        if closes.startswith("<["):
+            rules = f"reason: REASON {closes}\nREASON: /{begins}(?s:.*)/\n"
         else:
             rules = f"reason[suffix={json.dumps(closing)}]: /{begins}(?s:.*)/\n"
-        return cls(item, rules + "BREAKS: /\\n{0,2}/\n", excluded)
-
-
-def _pattern(text: str) -> str:
-    """A text as a regular expression of Lark."""
-    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")
+        return cls(f"{item} ", rules + "BREAKS: /\\n{0,2}/\n", excluded)

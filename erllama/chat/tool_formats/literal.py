@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from erllama.chat.tool_formats.splitter import held_prefix
@@ -34,13 +34,15 @@ class BadLiteral(Exception):
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """`quotes` are the texts around a string, the longest first; between those of `raw`, nothing is
-    escaped. `bare_key` matches a key without quotes, None where there is no such thing.
+    escaped. `bare_key` matches a key without quotes, None where there is no such thing. `behind` are
+    the characters one of which follows a string, "" for any: what ends none is part of it.
     """
 
     quotes: tuple[str, ...]
     words: tuple[tuple[str, str], ...]
     raw: tuple[str, ...] = ()
     bare_key: re.Pattern[str] | None = None
+    behind: str = ""
 
 
 _JSON_WORDS = (("true", "true"), ("false", "false"), ("null", "null"))
@@ -48,6 +50,8 @@ PYTHON = Dialect(
     ('"""', "'''", '"', "'"), (("True", "true"), ("False", "false"), ("None", "null"), *_JSON_WORDS)
 )  # fmt: skip
 """Python's, and JSON's words, which some templates write inside of objects."""
+LOOSE_PYTHON = replace(PYTHON, behind=",:)]}")
+"""Python's, with quotes in strings that are not escaped, as some templates write them."""
 
 
 class _Expects(Enum):
@@ -197,6 +201,15 @@ class LiteralReader:
             return self._read_escape(out, text, final)
         if end < 0:
             return False
+        if self._dialect.behind and not self._is_key:
+            match = _SPACE.match(text, end + len(quote))
+            follows = text[match.end() : match.end() + 1] if match is not None else ""
+            if not follows and not final:
+                return False
+            if follows and follows not in self._dialect.behind:
+                out.append(_escaped(quote))
+                self.at = end + len(quote)
+                return True
         out.append('"')
         self._quote = ""
         if not self._is_key:

@@ -22,6 +22,7 @@ from erllama.chat.tool_formats.base import (
     ReplySplitter,
     ToolCall,
     ToolSpec,
+    lark_pattern,
 )
 from erllama.chat.tool_formats.json_call import JsonScanner, read_closing
 from erllama.chat.tool_formats.json_format import THINK
@@ -143,7 +144,8 @@ class NamedReader:
 @dataclass(frozen=True, slots=True)
 class NamedFormat:
     """`layout` are marks around the text of a reply, which are dropped. `prompted` is an opening of
-    a call that the prompt ends with, so that the reply begins behind it.
+    a call that the prompt ends with, so that the reply begins behind it; the head of a call is that
+    and a name.
     """
 
     name: str
@@ -152,13 +154,11 @@ class NamedFormat:
     reasoning: tuple[str, str] | None = THINK
     layout: tuple[str, ...] = ()
     prompted: str = ""
+    next_message: str = ""
 
     @property
     def opening(self) -> str:
-        """See `ToolFormat`. "" also where marks around the text of a free reply that is held to its
-        calls would be refused.
-        """
-        return "" if self.layout else self.shape.openings[0]
+        return "" if self.prompted else self.shape.openings[0]
 
     @property
     def groups_calls(self) -> bool:
@@ -190,13 +190,39 @@ class NamedFormat:
         slots = "NUMBER: /[0-9]{1,4}/\nID: /[0-9A-Za-z_-]{1,40}/\n"
         return f"calls: {calls}\ncall: {' | '.join(variants)}\n{slots}"
 
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """Where a call is prompted: the name of a tool and a line break open one, at the beginning of
+        a reply or behind what is prompted, and nothing that the reader could take for one is left.
+        """
+        if not self.prompted:
+            return None
+        prompted, end = lark_pattern(self.prompted), self.shape.heads[0].partition("{name}")[2]
+        begun = f"({'|'.join(lark_pattern(tool.name) for tool in tools)})({lark_pattern(end)}|\\s*\\{{)(?s:.*)"
+        first, later, rules = [], [], ""
+        for n, tool in enumerate(tools):
+            arguments = " ".join([self._arguments(tool, write), *map(write.text, self.shape.tails)])
+            opening = json.dumps(self.prompted + tool.name + end)
+            first.append(f"({json.dumps(tool.name + end)} | begun{n}) {arguments}")
+            later.append(f"before{n} {arguments}")
+            rules += f"begun{n}[suffix={opening}]: FIRST\nbefore{n}[suffix={opening}]: /(?s:.*)/\n"
+        more = f"({' | '.join(later)})* TEXT" if parallel else ""
+        return (
+            f"free: FIRST_TEXT | ({' | '.join(first)}) {more}\n{rules}FIRST: /(?s:.*)/ & ~/{begun}/{excluded}\n"
+            f"FIRST_TEXT: /(?s:.*)/ & ~/{begun}/ & ~/(?s:.*){prompted}{begun}/{excluded}\n"
+            f"TEXT: /(?s:.*)/ & ~/(?s:.*){prompted}{begun}/\n"
+        )
+
     def _call_rule(self, tool: ToolSpec, head: str, write: LarkWriter) -> str:
         """One call behind its opening."""
         literals = {"{name}": json.dumps(tool.name), "{n}": "NUMBER", "{id}": "ID"}
         pieces = [piece for piece in _SLOT.split(head.removeprefix(self.shape.call_opening)) if piece]
         items = [literals.get(piece) or write.text(piece) for piece in pieces]
-        arguments = write.schema({"type": "object"} | dict(tool.parameters))
-        return " ".join([*items, arguments, *(write.text(tail) for tail in self.shape.tails)])
+        return " ".join([*items, self._arguments(tool, write), *map(write.text, self.shape.tails)])
+
+    def _arguments(self, tool: ToolSpec, write: LarkWriter) -> str:
+        return write.schema({"type": "object"} | dict(tool.parameters))
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         shape = self.shape

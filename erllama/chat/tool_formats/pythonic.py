@@ -1,7 +1,8 @@
 """Families that write calls as Python does: `[get_weather(city='Paris', n=3), get_time()]`.
 
-Values are Python literals of JSON data; JSON's own words and strings are understood, too. Keys and
-names are words of letters, digits, `_`, `.` and `-`; others cannot be expressed. See `ToolFormat`.
+Values are Python literals of JSON data; JSON's own words and strings are understood, too, and so
+are quotes in a string that are not escaped, unless one looks like its end. Keys and names are words
+of letters, digits, `_`, `.` and `-`; others cannot be expressed. See `ToolFormat`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, LarkWriter, ReplyPart, ToolCall, ToolSpec
+from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
+    LarkWriter,
+    ReplyPart,
+    ToolCall,
+    ToolSpec,
+    lark_pattern,
+)
 from erllama.chat.tool_formats.json_call import read_closing, skip_space
 from erllama.chat.tool_formats.json_format import THINK
-from erllama.chat.tool_formats.literal import PYTHON, BadLiteral, LiteralReader
+from erllama.chat.tool_formats.literal import LOOSE_PYTHON, BadLiteral, LiteralReader
 from erllama.chat.tool_formats.schema_types import (
     arguments_object,
     comma_list,
@@ -49,6 +58,7 @@ class PythonicFormat:
     reasoning: tuple[str, str] | None = None
     layout: tuple[str, ...] = ()
     groups_calls: bool = True
+    next_message: str = ""
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         names = frozenset(tool.name for tool in tools) if not self.opening else frozenset()
@@ -63,10 +73,31 @@ class PythonicFormat:
         """Strings may be written as Python or as JSON writes them, unless a schema says more of
         them than that they are strings.
         """
-        calls = " | ".join(_call_rule(tool, write) for tool in tools)
-        more = ' (", " pythonic_call)*' if parallel else ""
+        calls = " | ".join(f"{write.text(tool.name + '(')} {_arguments_rule(tool, write)}" for tool in tools)
+        more = _MORE if parallel else ""
         around = [write.text(self.opening + "["), f"pythonic_call{more}", write.text("]" + self.closing)]
         return f"calls: {' '.join(around)}\npythonic_call: {calls}\nPYTHONIC_STRING: {_STRING}\n"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        """Without an opening: a bracket and the name of a tool open a call, and no text that the
+        reader could take for one is left.
+        """
+        if self.opening:
+            return None
+        names = "|".join(lark_pattern(tool.name) for tool in tools)
+        openings, arguments = "", ""
+        for n, tool in enumerate(tools):
+            openings += f"before{n}[suffix={json.dumps(f'[{tool.name}(')}]: BEFORE\n"
+            arguments += f"arguments{n}: {_arguments_rule(tool, write)}\n"
+        first = " | ".join(f"before{n} arguments{n}" for n in range(len(tools)))
+        calls = " | ".join(f"{write.text(tool.name + '(')} arguments{n}" for n, tool in enumerate(tools))
+        return (
+            f"free: TEXT | ({first}){_MORE if parallel else ''} {write.text(']')}\npythonic_call: {calls}\n"
+            f"{openings}{arguments}BEFORE: /(?s:.*)/{excluded}\nPYTHONIC_STRING: {_STRING}\n"
+            f"TEXT: /(?s:.*)/ & ~/(?s:.*)\\[\\s*({names})\\s*\\((?s:.*)/{excluded}\n"
+        )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
         return f"{self.opening}[{', '.join(map(self._written, calls))}]{self.closing}"
@@ -101,22 +132,26 @@ def python_literal(value: Any) -> str:
 
 
 _STRING = r"""/'([^'\\\x00-\x1f]|\\['"\\nrt])*'/"""
+_MORE = ' (", " pythonic_call)*'
 _LITERALS = {"boolean": ("True", "False"), "null": ("None",)}
 
 
-def _call_rule(tool: ToolSpec, write: LarkWriter) -> str:
+def _arguments_rule(tool: ToolSpec, write: LarkWriter) -> str:
     required: list[str] = []
     optional: list[str] = []
     for key, schema, is_required in properties(tool.parameters):
         (required if is_required else optional).append(_argument_rule(key, schema, tool.parameters, write))
-    return f"{write.text(tool.name + '(')} {comma_list(required, optional, write.text(', '))} {write.text(')')}"
+    """Behind the bracket that opens them."""
+    return f"{comma_list(required, optional, write.text(', '))} {write.text(')')}"
 
 
 def _argument_rule(key: str, schema: Any, root: Mapping[str, Any], write: LarkWriter) -> str:
     options = [write.schema(standalone(schema, root))]
     known = resolved(schema, root)
     types = json_types(known, root)
-    if types is not None and schema_values(known) is None:
+    values = schema_values(known)
+    options += [write.text(python_literal(value)) for value in values or () if isinstance(value, str)]
+    if types is not None and values is None:
         options += [write.text(word) for name in sorted(types) for word in _LITERALS.get(name, ())]
         if types == {"string"} and set(known) <= {"type", "description", "title", "default"}:
             options.append("PYTHONIC_STRING")
@@ -181,7 +216,7 @@ class PythonicReader:
         comma = ", " if self._n_keys else ""
         out.append(ArgumentsDelta(f"{comma}{json.dumps(key[1], ensure_ascii=False)}: "))
         self._n_keys += 1
-        self._value = LiteralReader(PYTHON, key.end())
+        self._value = LiteralReader(LOOSE_PYTHON, key.end())
         self._stage = self._read_value
         return True
 

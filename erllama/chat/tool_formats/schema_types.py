@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from erllama.chat.tool_formats.base import LarkWriter
 from erllama.chat.tool_formats.json_format import rebased
 from erllama.grammar.schema_root import json_type
 
@@ -82,6 +84,28 @@ def properties(parameters: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
     ]
 
 
+def member_schema(schema: Any, key: str | None, root: Mapping[str, Any], depth: int = 0) -> Any:
+    """The schema of a member of an object, or of the items of a list (`key` None); empty if nothing
+    is said of them.
+    """
+    schema = resolved(schema, root)
+    if key is None and "items" in schema:
+        return schema["items"]
+    declared = schema.get("properties")
+    if key is not None and isinstance(declared, Mapping) and key in declared:
+        return declared[key]
+    options = [one for keyword in ("anyOf", "oneOf", "allOf") for one in _listed(schema, keyword)]
+    found = [member_schema(option, key, root, depth + 1) for option in options if depth < _MAX_DEPTH]
+    further = schema.get("additionalProperties") if key is not None else None
+    said = [one for one in [*found, further] if one and isinstance(one, Mapping)]
+    return {"anyOf": said} if len(said) > 1 else said[0] if said else {}
+
+
+def _listed(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+    listed = schema.get(keyword)
+    return listed if isinstance(listed, list) else []
+
+
 def standalone(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
     """An argument's schema by itself: what it refers to comes with it."""
     own: dict[str, Any] = dict(schema) if isinstance(schema, Mapping) else {}
@@ -133,3 +157,60 @@ def text_until(closing: str) -> str:
     first = re.escape(closing[0]).replace("/", r"\/")
     begun = "|".join(re.escape(closing[:n]).replace("/", r"\/") for n in range(len(closing) - 1, 0, -1))
     return rf"/[^{first}]+|{begun}/"
+
+
+class SchemaGrammar(ABC):
+    """Writes the values that fit a schema as Lark, for a family that writes nested values in a way
+    of its own. What a schema refers to becomes a rule, which may refer to itself.
+    """
+
+    max_depth = 6  # of a schema that is followed
+
+    def __init__(self, write: LarkWriter) -> None:
+        self.write = write
+        self._root: Mapping[str, Any] = {}  # of the tool's schema that is being written
+        self._referred: dict[tuple[int, str], str] = {}  # root and reference: the rule that it leads to
+        self._bodies: dict[str, str] = {}
+
+    def referred_rules(self) -> str:
+        return "".join(f"{name}: {body}\n" for name, body in self._bodies.items())
+
+    def begin(self, root: Mapping[str, Any]) -> None:
+        """Values of this tool's schema follow."""
+        self._root = root
+
+    def value(self, schema: Any, depth: int = 0) -> str:
+        if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
+            return self._reference(schema["$ref"])
+        schema = resolved(schema, self._root)
+        values = schema_values(schema)
+        if values is not None:
+            return f"({' | '.join(map(self.constant, values))})"
+        for keyword in ("anyOf", "oneOf"):
+            if schema.get(keyword) and depth < self.max_depth:
+                return f"({' | '.join(self.value(option, depth + 1) for option in schema[keyword])})"
+        types = json_types(schema, self._root)
+        if types is None or depth == self.max_depth:
+            return self.anything(self.alone(schema))
+        return f"({' | '.join(self.typed(name, schema, depth + 1) for name in sorted(types))})"
+
+    def alone(self, schema: Any) -> dict[str, Any]:
+        return standalone(schema, self._root)
+
+    def _reference(self, reference: str) -> str:
+        key = id(self._root), reference
+        if key not in self._referred:
+            name = self._referred[key] = f"referred{len(self._referred)}"
+            self._bodies[name] = self.value(resolved({"$ref": reference}, self._root))
+        return self._referred[key]
+
+    @abstractmethod
+    def constant(self, value: Any) -> str: ...
+
+    @abstractmethod
+    def anything(self, schema: Mapping[str, Any]) -> str:
+        """Values of which `schema` says no types, or that are nested too deeply to be followed."""
+
+    @abstractmethod
+    def typed(self, name: str, schema: Mapping[str, Any], depth: int) -> str:
+        """Values of the type `name` that fit `schema`."""

@@ -11,28 +11,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from erllama.chat.tool_formats.base import LarkWriter, ToolCall, ToolSpec
 from erllama.chat.tool_formats.json_format import THINK
-from erllama.chat.tool_formats.schema_types import (
-    arguments_object,
-    json_types,
-    properties,
-    resolved,
-    schema_values,
-    standalone,
-    text_until,
-)
-from erllama.chat.tool_formats.splitter import Splitter
-from erllama.chat.tool_formats.tagged_call import TaggedReader, TaggedShape
-
-_TEXT, _TEXT_OR_NULL = frozenset({"string"}), frozenset({"string", "null"})
+from erllama.chat.tool_formats.schema_types import arguments_object
+from erllama.chat.tool_formats.splitter import FramedReader, Splitter
+from erllama.chat.tool_formats.tagged_call import TaggedGrammar, TaggedReader, TaggedShape, type_written
+from erllama.chat.tool_formats.tagged_value import nested_text
+from erllama.grammar.schema_root import json_type
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedFormat:
-    """`separator` stands between several calls, or several sections."""
+    """`separator` stands between several calls, or several sections. `layout` are marks around the
+    text of a reply, which are dropped.
+    """
 
     name: str
     shape: TaggedShape
@@ -40,6 +35,7 @@ class TaggedFormat:
     markers: tuple[str, ...] = ()
     reasoning: tuple[str, str] | None = THINK
     layout: tuple[str, ...] = ()
+    next_message: str = ""
 
     @property
     def opening(self) -> str:
@@ -51,8 +47,8 @@ class TaggedFormat:
 
     def splitter(self, tools: Sequence[ToolSpec] = (), *, in_reasoning: bool = False) -> Splitter:
         return Splitter(
-            self.shape.openings,
-            lambda: TaggedReader(self.shape, tools),
+            (*self.layout, *self.shape.openings),
+            lambda: FramedReader(self.layout, TaggedReader(self.shape, tools)),
             reasoning=self.reasoning,
             in_reasoning=in_reasoning,
         )
@@ -61,21 +57,26 @@ class TaggedFormat:
         """Patterns and lengths that a schema demands of a text are not enforced: between tags,
         texts stand as they are.
         """
-        begin, end = self._around()
+        begin, end = self.around
         grouped = self.shape.grouped
-        grammar = _Grammar(self.shape, write, *(("", "") if grouped else (begin, end)))
-        one = f"({' | '.join(grammar.call(tool) for tool in tools)})"
-        more = f" ({write.text(self.separator) + ' ' if self.separator else ''}{one})*" if parallel else ""
-        calls = f"{one}{more}"
+        grammar = TaggedGrammar(self.shape, write, *(("", "") if grouped else (begin, end)))
+        one = " | ".join(grammar.call(tool) for tool in tools)
+        more = f" ({write.text(self.separator) + ' ' if self.separator else ''}tagged_call)*" if parallel else ""
+        calls = f"tagged_call{more}"
         if grouped:
             calls = f"{write.text(begin)} {calls} {write.text(end)}"
-        return f"calls: {calls}\n" + grammar.rules()
+        return f"calls: {calls}\ntagged_call: {one}\n{grammar.rules()}"
+
+    def free_rules(
+        self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
+    ) -> str | None:
+        return None
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
-        begin, end = self._around()
+        begin, end = self.around
         if self.shape.grouped:
-            return begin + self.separator.join(map(self._written, calls)) + end
-        return self.separator.join(begin + self._written(call) + end for call in calls)
+            return begin + self.separator.join(map(self._written, calls, count(1))) + end
+        return self.separator.join(begin + self._written(call, 1) + end for call in calls)
 
     def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
         listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -86,69 +87,29 @@ class TaggedFormat:
             f"\n\nCall a function in exactly this form; texts stand as they are, all other values as JSON:\n{example}"
         )
 
-    def _around(self) -> tuple[str, str]:
+    @property
+    def around(self) -> tuple[str, str]:
+        """The texts around all calls, or around each."""
         return self.shape.section or ("", "")
 
-    def _written(self, call: ToolCall) -> str:
+    def _written(self, call: ToolCall, number: int) -> str:
         shape = self.shape
         arguments = "".join(self._written_argument(*item) for item in arguments_object(call.arguments_json).items())
-        return shape.call[0] + call.name + shape.call[1] + arguments + shape.call_end
+        behind = shape.call[1].replace("{n}", str(number))
+        return shape.call[0] + shape.attribute(call.name) + behind + arguments + shape.call_end
 
     def _written_argument(self, key: str, value: Any) -> str:
         shape = self.shape
+        if shape.mark:
+            return shape.key[0] + key + shape.key[1] + nested_text(shape.mark, value) + shape.closing(key)
         if isinstance(value, str):
-            begin, end = shape.quotes if shape.quotes and any(char in value for char in shape.quoted) else ("", "")
-            behind, written = shape.key[1], begin + shape.padding + value + shape.padding + end
+            behind, written = shape.key[1], shape.text(value)
         else:
             closing = shape.value_end.strip()
             written = json.dumps(value, ensure_ascii=False).replace(closing, f"\\u{ord(closing[0]):04x}{closing[1:]}")
-            behind, written = shape.json_key or shape.key[1], shape.padding + written + shape.padding
-        return shape.key[0] + key + behind + written + shape.value_end
-
-
-class _Grammar:
-    """Writes the calls of one reply as Lark, each between `begin` and `end`. The texts that all of
-    them share are rules, so that many tools fit into a grammar.
-    """
-
-    def __init__(self, shape: TaggedShape, write: LarkWriter, begin: str, end: str) -> None:
-        self._shape = shape
-        self._write = write
-        self._begin, self._end = begin, end
-
-    def rules(self) -> str:
-        shape, text = self._shape, self._write.text
-        closing, plain = text(shape.value_end), json.dumps(shape.value_end, ensure_ascii=False)
-        # the tag spelled out is read as the tag is, so that a text must not hold it
-        closing = closing if closing == plain else f"({closing} | {plain})"
-        bodies = {
-            "call_tag": text(self._begin + shape.call[0]),
-            "call_end": text(shape.call_end + self._end),
-            "key_tag": text(shape.key[0]),
-            "text_tag": text(shape.key[1] + shape.padding),
-            "json_tag": text((shape.json_key or shape.key[1]) + shape.padding),
-            "json_end": text(shape.padding + shape.value_end),
-            "any_text": f"TEXT_PIECE* {closing}",
-            "TEXT_PIECE": text_until(shape.value_end.strip()),
-        }
-        return "".join(f"{name}: {body}\n" for name, body in bodies.items())
-
-    def call(self, tool: ToolSpec) -> str:
-        items = ["call_tag", self._write.text(tool.name + self._shape.call[1])]
-        for key, schema, required in properties(tool.parameters):
-            argument = f"key_tag {self._write.text(key)} {self._value(schema, tool.parameters)}"
-            items.append(argument if required else f"({argument})?")
-        return " ".join([*items, "call_end"])
-
-    def _value(self, schema: Any, root: Mapping[str, Any]) -> str:
-        shape, text = self._shape, self._write.text
-        types, values = json_types(schema, root), schema_values(resolved(schema, root))
-        texts = [value for value in values or () if isinstance(value, str) and shape.value_end.strip() not in value]
-        if types == _TEXT and texts:
-            return f"text_tag ({' | '.join(text(one + shape.padding + shape.value_end) for one in texts)})"
-        if types == _TEXT or (types == _TEXT_OR_NULL and values is None and shape.json_key is None):
-            return "text_tag any_text"
-        return f"json_tag {self._write.schema(standalone(schema, root))} json_end"
+            behind = (shape.json_key or shape.key[1]).replace("{type}", type_written(json_type(value)))
+            written = shape.padding + written + shape.padding
+        return shape.key[0] + shape.attribute(key) + behind + written + shape.value_end
 
 
 _QWEN = TaggedShape(
@@ -298,6 +259,52 @@ HUNYUAN3 = TaggedFormat(
 tags for arguments with `:opensource` in each.
 """
 
+KIMI_K3 = TaggedFormat(
+    "kimi-k3",
+    TaggedShape(
+        section=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
+        grouped=True,
+        call=('<|open|>call tool="', '" index="{n}"<|sep|>'),
+        call_end="<|close|>call<|sep|>",
+        key=('<|open|>argument key="', '" type="string"<|sep|>'),
+        json_key='" type="{type}"<|sep|>',
+        value_end="<|close|>argument<|sep|>",
+        escaped=True,
+        whole=('<|open|>json type="object"<|sep|>', "<|close|>json<|sep|>"),
+    ),
+    separator="",
+    markers=("<|open|>", "<|close|>", "<|sep|>"),
+    reasoning=("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    layout=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+)
+"""Kimi K3: `<|open|>call tool="f" index="1"<|sep|>` and for each argument
+`<|open|>argument key="k" type="string"<|sep|>v<|close|>argument<|sep|>`, all calls in
+`<|open|>tools<|sep|>`; the text of the reply in `<|open|>response<|sep|>`. Each `<|open|>` has its
+`<|close|>`.
+"""
+
+_M3 = "]<]minimax[>["
+MINIMAX_M3 = TaggedFormat(
+    "minimax-m3",
+    TaggedShape(
+        section=(f"{_M3}<tool_call>\n", f"\n{_M3}</tool_call>"),
+        grouped=True,
+        call=(f'{_M3}<invoke name="', '">'),
+        call_end=f"{_M3}</invoke>",
+        key=(f"{_M3}<", ">"),
+        value_end=f"{_M3}</{{key}}>",
+        mark=_M3,
+    ),
+    markers=(_M3, "<tool_call>", "</tool_call>"),
+    reasoning=("<mm:think>", "</mm:think>"),
+    layout=("</mm:think>",),
+)
+"""MiniMax M3: `<tool_call>\\n<invoke name="f"><k>v</k></invoke>\\n</tool_call>` with its mark before each
+tag; members of objects and lists, which are each an `<item>`, have tags of their own. A reply
+without reasoning may begin with the end of it.
+"""
+
 TAGGED_FORMATS = (
     QWEN3_CODER, STEP, SEED, GLM, GLM_FLAT, LING, MINIMAX_M2, DEEPSEEK_V3_2, DEEPSEEK_V4, MINICPM5, HUNYUAN3,
+    KIMI_K3, MINIMAX_M3,
 )  # fmt: skip

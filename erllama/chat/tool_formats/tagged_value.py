@@ -1,19 +1,30 @@
-"""Reads the value of one argument that is written between tags, without quotes: text as it is, or
-JSON, as the argument's schema says.
+"""The value of one argument that is written between tags, without quotes: text as it is, or JSON, as
+the argument's schema says; or members, each between tags of its own.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from erllama.chat.tool_formats.base import LarkWriter, lark_pattern
+from erllama.chat.tool_formats.json_call import skip_space
 from erllama.chat.tool_formats.literal import python_json
-from erllama.chat.tool_formats.schema_types import Types, allows
+from erllama.chat.tool_formats.schema_types import (
+    SchemaGrammar,
+    Types,
+    allows,
+    json_types,
+    member_schema,
+    properties,
+)
 from erllama.chat.tool_formats.splitter import held_prefix
 from erllama.grammar.schema_root import json_type
 
-TEXT: Types = frozenset({"string"})
+TEXT = frozenset({"string"})
 _JSON_WORDS = ("true", "false", "null")
 _N_BEGINNING = 64  # characters of a value that show whether it may be JSON
 _NUMBER_BEGUN = re.compile(r"[-+0-9.eE\s]*")
@@ -160,3 +171,176 @@ def _refuse(name: str) -> Any:
 
 def _escaped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def ended_text(write: LarkWriter, closing: str) -> str:
+    """Rules of which `ended_text` derives a text and the first `closing` behind it. Spelled out, it
+    is read as the tag is, so that a text must not hold it.
+    """
+    items, plain = write.text(closing), json.dumps(closing, ensure_ascii=False)
+    spelled = f"spelled_text[suffix={plain}]: /(?s:.*)/\n"
+    if items == plain:
+        return f"ended_text: spelled_text\n{spelled}"
+    begins, token, behind = items.partition("<[")  # text before a control token is read with the value's
+    ending = lark_pattern(json.loads(begins)) if begins else ""
+    text = f"VALUE_TEXT: /(?s:.*){ending}/ & ~/(?s:.*){lark_pattern(closing)}(?s:.*)/\n"
+    return f"ended_text: spelled_text | VALUE_TEXT {token}{behind}\n{spelled}{text}"
+
+
+# --- members between tags of their own ------------------------------------------------------------
+
+_MEMBER = r"(?!/)[^<>\r\n]+"
+_ITEM = "item"
+_MAX_TAG = 512  # characters; more is no tag
+_MAX_OPEN = 100
+
+
+@dataclass(slots=True)
+class _Open:
+    """A tag that is open, and the value in it: `bracket` is what closes that, "" unless it has
+    members.
+    """
+
+    name: str
+    schema: Any
+    bracket: str = ""
+    n_members: int = 0
+    begun: bool = False
+
+
+class NestedReader:
+    """See `ValueReader`. `mark` stands before each tag. A value is text or JSON up to the next mark,
+    unless a tag is what it begins with.
+    """
+
+    def __init__(self, begin: int, mark: str, key: str, schema: Any, root: Mapping[str, Any]) -> None:
+        self._mark, self._root = mark, root
+        self._tag = re.compile(re.escape(mark) + rf"<(?:(?P<name>{_MEMBER})|/(?P<end>[^<>\r\n]*))>")
+        self._open = [_Open(key, schema)]
+        self._at = begin
+        self._leaf: ValueReader | None = None
+        self._end: int | None = None
+
+    def read(self, text: str, *, final: bool) -> tuple[str, int | None]:
+        out: list[str] = []
+        while self._end is None and self._step(out, text, final):
+            pass
+        return "".join(out), self._end
+
+    def _step(self, out: list[str], text: str, final: bool) -> bool:
+        """Whether more can be read."""
+        if self._leaf is not None:
+            piece, end = self._leaf.read(text, final=final)
+            out.append(piece)
+            if end is None:
+                return False
+            self._at, self._leaf = end, None
+        begin = skip_space(text, self._at)
+        tag = self._tag.match(text, begin)
+        if tag is None and self._may_be_tag(text, begin):
+            return False
+        top = self._open[-1]
+        if not top.begun and (tag is None or tag["name"] is None):
+            return self._begin_leaf(out, text, begin, is_empty=tag is not None)
+        if tag is None or len(self._open) > _MAX_OPEN:
+            return self._close(out, 0, self._at)
+        if tag["name"] is not None:
+            return self._open_member(out, tag)
+        names = [one.name for one in self._open]
+        n = max((n for n, name in enumerate(names) if name == tag["end"]), default=0)
+        return self._close(out, n, tag.end() if n else begin)
+
+    def _may_be_tag(self, text: str, begin: int) -> bool:
+        rest, opening = text[begin : begin + _MAX_TAG], self._mark + "<"
+        goes_on = rest.startswith(opening) and ">" not in rest[len(opening) :] and len(rest) < _MAX_TAG
+        return goes_on or opening.startswith(rest)
+
+    def _begin_leaf(self, out: list[str], text: str, begin: int, *, is_empty: bool) -> bool:
+        top = self._open[-1]
+        top.begun = True
+        types = json_types(top.schema, self._root)
+        if is_empty and types is not None and "string" not in types:
+            out.append("[]" if "array" in types else "{}" if "object" in types else "null")
+            self._at = begin
+        else:
+            self._leaf = ValueReader(self._at, self._mark, types, "")
+        return True
+
+    def _open_member(self, out: list[str], tag: re.Match[str]) -> bool:
+        if self._open[-1].begun and not self._open[-1].bracket:  # its own end is missing
+            return self._close(out, len(self._open) - 1, self._at)
+        top, name = self._open[-1], tag["name"]
+        if not top.begun:
+            types = json_types(top.schema, self._root)
+            is_list = name == _ITEM if allows(types, "array") == allows(types, "object") else allows(types, "array")
+            top.begun, top.bracket = True, "]" if is_list else "}"
+            out.append("[" if is_list else "{")
+        is_list = top.bracket == "]"
+        out.append(", " * (top.n_members > 0) + ("" if is_list else json.dumps(name, ensure_ascii=False) + ": "))
+        top.n_members += 1
+        self._open.append(_Open(name, member_schema(top.schema, None if is_list else name, self._root)))
+        self._at = tag.end()
+        return True
+
+    def _close(self, out: list[str], n: int, at: int) -> bool:
+        """All from the `n`th open tag on is complete, up to `at`: what was not begun is empty."""
+        out += [one.bracket if one.begun else '""' for one in reversed(self._open[n:])]
+        del self._open[max(n, 1) :]
+        self._at, self._end = at, None if n else at
+        return True
+
+
+def nested_text(mark: str, value: Any) -> str:
+    """A value as members between tags; as JSON, if it has none, or some that tags cannot express."""
+    match value:
+        case str():
+            return value
+        case list() if value:
+            return "".join(f"{mark}<{_ITEM}>{nested_text(mark, one)}{mark}</{_ITEM}>" for one in value)
+        case dict() if value and next(iter(value)) != _ITEM and all(re.fullmatch(_MEMBER, key) for key in value):
+            return "".join(f"{mark}<{key}>{nested_text(mark, one)}{mark}</{key}>" for key, one in value.items())
+    return json.dumps(value, ensure_ascii=False).replace(mark, f"\\u{ord(mark[0]):04x}{mark[1:]}")
+
+
+class NestedGrammar(SchemaGrammar):
+    """Members of objects in their order, each value up to the mark of the tag that ends it."""
+
+    def __init__(self, write: LarkWriter, mark: str) -> None:
+        super().__init__(write)
+        self._mark = mark
+        self._lists: dict[str, str] = {}  # their bodies and rules
+
+    def rules(self) -> str:
+        lists = "".join(f"{name}: {body} value_end\n" for body, name in self._lists.items())
+        # the mark by itself: as a part of longer texts, it would be taken for the longest of them
+        marks = f'value_end: {self.write.text(self._mark)}\nmember_tag: value_end "<"\n'
+        return marks + ended_text(self.write, self._mark) + lists + self.referred_rules()
+
+    def member(self, key: str, schema: Any, depth: int = 0) -> str:
+        """Behind the beginning of its tag."""
+        return f"{self.write.text(key + '>')} {self.value(schema, depth)} {self.write.text(f'</{key}>')}"
+
+    def constant(self, value: Any) -> str:
+        return f"{self.write.text(nested_text(self._mark, value))} value_end"
+
+    def anything(self, schema: Mapping[str, Any]) -> str:
+        return "ended_text" if json_types(schema, schema) is None else self._json(schema)
+
+    def _json(self, schema: Mapping[str, Any]) -> str:
+        return f"{self.write.schema(schema)} value_end"
+
+    def typed(self, name: str, schema: Mapping[str, Any], depth: int) -> str:
+        members = properties(schema)
+        match name:
+            case "string":
+                return "ended_text"
+            case "array":
+                least, most = schema.get("minItems", 0), schema.get("maxItems", "")
+                item = f"member_tag {self.member(_ITEM, schema.get('items', {}), depth)}"
+                return self._lists.setdefault(f"({item}){{{least},{most}}}", f"list{len(self._lists)}")
+            case "object" if members:
+                rules = [
+                    f"(member_tag {self.member(key, one, depth)})" + "?" * (not must) for key, one, must in members
+                ]
+                return f"{' '.join(rules)} value_end"
+        return self._json(self.alone(schema) | {"type": name})

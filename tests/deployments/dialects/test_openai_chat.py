@@ -381,7 +381,10 @@ class Bracketed:
     format is here.
     """
 
-    name, opening, thinks = "bracketed", "", None
+    name, opening, next_message, reasoning, thinks = "bracketed", "", "", None, None
+
+    def free_rules(self, tools, write, *, parallel, excluded=""):
+        return None
 
     def splitter(self, tools, *, in_reasoning):
         return self

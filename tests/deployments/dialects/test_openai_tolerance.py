@@ -126,3 +126,14 @@ async def test_the_key_of_a_prompt_cache_is_an_affinity(path, prompt):
     assert [request.affinity for request in model.requests] == ["agent-7", "agent-7"]
     refused = await post({**prompt, "prompt_cache_key": 7}, path=path)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_cache_key")
+
+
+async def test_tools_whose_grammar_would_be_too_large_leave_a_free_reply_free():
+    names = [f"{n}-{'x' * 60}" for n in range(900)]
+    tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names]
+    model = FakeModel()
+    reply = await post({"messages": HI, "tools": tools}, model)
+    assert reply.status_code == 200, reply.text
+    assert model.requests[0].grammar is None
+    forced = await post({"messages": HI, "tools": tools, "tool_choice": "required"})
+    assert (forced.status_code, forced.json()["error"]["param"]) == (400, "tools")

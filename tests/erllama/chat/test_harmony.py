@@ -1,9 +1,11 @@
-"""Harmony: messages by their channels, cut anywhere, and never at the cost of text."""
+"""Harmony and Muse Glimmer: messages by their channels or recipients, cut anywhere, and never at the
+cost of text.
+"""
 
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from erllama.chat.tool_formats.base import (
@@ -12,10 +14,13 @@ from erllama.chat.tool_formats.base import (
     ReasoningDelta,
     TextDelta,
     ToolCall,
+    ToolSpec,
     strict_calls,
 )
-from erllama.chat.tool_formats.harmony import HARMONY
+from erllama.chat.tool_formats.harmony import HARMONY, MUSE
 from tests.support.tool_format_kit import CUTS, TOOLS, admitted, calls_with, check_calls, cut, drawn_reply, read, run
+from tests.support.tool_replies import TOOLS as TAGGED_TOOLS
+from tests.support.tool_replies import is_right, random_reply
 
 ARGUMENTS = '{"city": "ARGPARIS", "n": 3}'
 PARIS = ("get_weather", json.loads(ARGUMENTS))
@@ -100,6 +105,7 @@ PIECES = [BY_MODEL, BY_TEMPLATE, ANALYSIS, FINAL, "<|start|>assistant", "<|start
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join), CUTS)
 @example("<|message|>x", [3])
+@example("<|<|message|>x", [2])
 def test_any_cuts_give_the_same_parts(text, cuts):
     assert run(HARMONY, cut(text, cuts), TOOLS) == run(HARMONY, [text], TOOLS) == run(HARMONY, list(text), TOOLS)
 
@@ -132,3 +138,93 @@ def test_the_rules_admit_both_forms_behind_reasoning():
 
 def test_the_system_text_has_the_tools():
     assert "get_weather" in HARMONY.system_text([{"type": "function", "function": {"name": "get_weather"}}])
+
+
+# --- Muse Glimmer ---------------------------------------------------------------------------------
+
+NEXT = "<|eom|><|start|>assistant"
+THOUGHT = " to=self<|message|>The user asks." + NEXT
+ATEM = (
+    ' to=get_weather<|message|><atem:function_calls>\n<atem:invoke name="get_weather">\n'
+    '<atem:parameter name="city">ARGPARIS</atem:parameter>\n<atem:parameter name="n">3</atem:parameter>\n'
+    "</atem:invoke>\n</atem:function_calls>"
+)
+TO_USER = " to=user<|message|>Hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning", "calls"),
+    [
+        (ATEM, "", "", [PARIS]),
+        (ATEM + "<|eot|>", "", "", [PARIS]),
+        (ATEM + NEXT + ATEM, "", "", [PARIS, PARIS]),
+        (THOUGHT + ATEM + NEXT + THOUGHT + ATEM, "", "The user asks.\n\nThe user asks.", [PARIS, PARIS]),
+        (THOUGHT + TO_USER + NEXT + ATEM, "Hello", "The user asks.", [PARIS]),
+        (ATEM + NEXT + TO_USER + "<|eot|>", "Hello", "", [PARIS]),
+        (TO_USER + NEXT + TO_USER, "Hello\n\nHello", "", []),
+        (TO_USER + NEXT + ATEM + NEXT + TO_USER, "Hello\n\nHello", "", [PARIS]),
+        ("<|message|>Hello", "Hello", "", []),
+        ("Hello", "Hello", "", []),
+        (" to=self<|message|>Hm", "", "Hm", []),
+        (THOUGHT.removesuffix("assistant"), "", "The user asks.", []),
+        (TO_USER + " <atem:function_calls> <|eom|> x", "Hello <atem:function_calls> <|eom|> x", "", []),
+        (ATEM.partition("<|message|>")[2], "", "", [PARIS]),
+    ],
+)  # fmt: skip
+def test_a_reply_is_cut_by_its_recipients(text, content, reasoning, calls):
+    assert read(MUSE, text, TOOLS) == (content, reasoning, calls)
+    assert run(MUSE, list(text), TOOLS) == run(MUSE, [text], TOOLS)
+
+
+MUSE_PIECES = [ATEM, THOUGHT, TO_USER, NEXT, "<|start|>assistant", "<|start|>", "<|eom|>", "<|eot|>", "<|message|>", "self",
+               "to=self", " to=f", "<atem:function_calls>", "</atem:invoke>", "<", "\n", " ", "text", "é😀"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(MUSE_PIECES), max_size=10).map("".join), CUTS)
+def test_any_cuts_of_muse_give_the_same_parts(text, cuts):
+    assert run(MUSE, cut(text, cuts), TOOLS) == run(MUSE, [text], TOOLS) == run(MUSE, list(text), TOOLS)
+
+
+VALUES = st.one_of(
+    st.lists(st.text(max_size=6) | st.sampled_from(["<|eot|>", "<|eom|>", "<", "\n", "3"]), max_size=4).map("".join),
+    st.integers(), st.booleans(), st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.none()),
+)  # fmt: skip
+KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(KEYS, VALUES, max_size=3), min_size=1, max_size=3), CUTS)
+def test_what_muse_writes_it_reads(arguments, cuts):
+    calls = [(f"f{number}", one) for number, one in enumerate(arguments)]
+    tools = [
+        ToolSpec(name, {"properties": {key: {"type": "string"} for key in one if isinstance(one[key], str)}})
+        for name, one in calls
+    ]
+    written = MUSE.write_calls([ToolCall(name, json.dumps(one)) for name, one in calls])
+    assert read(MUSE, written, tools, cuts=cuts) == ("", "", calls)
+    assert read(MUSE, TO_USER + NEXT + written, tools, cuts=cuts) == ("Hello", "", calls)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32), parallel=st.booleans(), with_control=st.booleans())
+def test_whatever_muse_is_held_to_is_read_as_right_calls(seed, parallel, with_control):
+    control = MUSE.markers if with_control else ()
+    hints = ("</atem:parameter>\n", '"', "]", "</at", "<")
+    text = random_reply(MUSE, TAGGED_TOOLS, seed, parallel=parallel, control=control, hints=hints)
+    content, _, calls = read(MUSE, text, TAGGED_TOOLS)
+    assert content == ""
+    assert calls
+    assert parallel or len(calls) == 1
+    assert all(is_right(*call) for call in calls), text
+
+
+def test_muse_streams():
+    stream = MUSE.splitter([ToolSpec("f", {"properties": {"a": {"type": "string"}}})])
+    assert stream.push(" to=self<|message|>Hm") == [ReasoningDelta("Hm")]
+    assert stream.push("m <|e") == [ReasoningDelta("m ")]
+    assert stream.push('om|><|start|>assistant to=f<|message|><atem:function_calls>\n<atem:invoke name="f"') == []
+    assert stream.push('>\n<atem:parameter name="a">x') == [
+        CallStart("f"), ArgumentsDelta("{"), ArgumentsDelta('"a": '), ArgumentsDelta('"x')]  # fmt: skip
+    assert stream.push("</atem:parameter>\n</atem:invoke>") == [ArgumentsDelta('"'), ArgumentsDelta("}")]
+    assert stream.push("\n</atem:function_calls><|eot|>") == []
+    assert stream.finish() == []

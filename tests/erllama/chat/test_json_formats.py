@@ -15,7 +15,6 @@ from erllama.chat.tool_formats.json_format import (
     BARE_JSON,
     COHERE,
     FIREFUNCTION,
-    GIGACHAT_3,
     HERMES,
     LLAMA_3,
     MISTRAL_NEMO,
@@ -205,12 +204,6 @@ def test_a_call_may_end_a_thought():
         assert run(APERTUS, list(text), in_reasoning=inside) == run(APERTUS, [text], in_reasoning=inside)
         assert read(APERTUS, text, in_reasoning=inside) == ("", "Hm. <|inner", [ZONE])
     assert read(HERMES, "<think>A <tool_call> b</think>Hi") == ("Hi", "A <tool_call> b", [])
-
-
-def test_a_free_reply_is_held_to_calls_whose_opening_is_one_text_or_token():
-    assert FIREFUNCTION.opening == " functools["
-    assert MISTRAL_NEMO.opening == "[TOOL_CALLS]"
-    assert (COHERE.opening, GIGACHAT_3.opening, LLAMA_3.opening) == ("", "", "")
 
 
 def test_a_call_is_bare_only_at_the_beginning_of_a_reply():

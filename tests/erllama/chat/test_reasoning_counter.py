@@ -79,7 +79,11 @@ def test_every_byte_as_a_token_gives_the_bytes_of_the_reasoning():
         if tool_format.reasoning is None:
             continue
         opening, closing = tool_format.reasoning
-        head = "<|start|>assistant<|channel|>final<|message|>" if tool_format.name == "harmony" else ""
+        heads = {
+            "harmony": "<|start|>assistant<|channel|>final<|message|>",
+            "muse-glimmer": "<|start|>assistant to=user<|message|>",
+        }
+        head = heads.get(tool_format.name, "")
         thought, text = f"{opening}Grüße{closing}".encode(), f"{head}😀 yes".encode()
         splitter = reply_splitter(tool_format, ())
         counter = ReasoningCounter(splitter, lambda token: bytes([token]))

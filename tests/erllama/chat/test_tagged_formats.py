@@ -24,9 +24,11 @@ from erllama.chat.tool_formats.tagged_format import (
     GLM,
     GLM_FLAT,
     HUNYUAN3,
+    KIMI_K3,
     LING,
     MINICPM5,
     MINIMAX_M2,
+    MINIMAX_M3,
     QWEN3_CODER,
     SEED,
     STEP,
@@ -47,7 +49,10 @@ TEXTS = {
     DEEPSEEK_V4: '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">ARGPARIS</｜DSML｜parameter>\n<｜DSML｜parameter name="n" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name="get_time">\n<｜DSML｜parameter name="zone" string="true">ARGZONE</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
     MINICPM5: '<function name="get_weather"><param name="city">ARGPARIS</param><param name="n">3</param></function>\n<function name="get_time"><param name="zone">ARGZONE</param></function>',
     HUNYUAN3: "<tool_calls:opensource>\n<tool_call:opensource>get_weather<tool_sep:opensource>\n<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>ARGPARIS</arg_value:opensource>\n<arg_key:opensource>n</arg_key:opensource>\n<arg_value:opensource>3</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>get_time<tool_sep:opensource>\n<arg_key:opensource>zone</arg_key:opensource>\n<arg_value:opensource>ARGZONE</arg_value:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
+    KIMI_K3: '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="city" type="string"<|sep|>ARGPARIS<|close|>argument<|sep|><|open|>argument key="n" type="number"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="get_time" index="2"<|sep|><|open|>argument key="zone" type="string"<|sep|>ARGZONE<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+    MINIMAX_M3: ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>ARGPARIS]<]minimax[>[</city>]<]minimax[>[<n>3]<]minimax[>[</n>]<]minimax[>[</invoke>\n]<]minimax[>[<invoke name="get_time">]<]minimax[>[<zone>ARGZONE]<]minimax[>[</zone>]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>',
 }
+M3 = MINIMAX_M3.shape.mark
 every_format = pytest.mark.parametrize("tool_format", TAGGED_FORMATS, ids=lambda one: one.name)
 
 
@@ -88,7 +93,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-ENDS = [f"</{tag}>" for tag in ("parameter", "｜DSML｜parameter", "arg_value", "param", "arg_value:opensource")]
+ENDS = [M3, *(one.shape.value_end.strip() for one in TAGGED_FORMATS)]
 TEXT = st.lists(
     st.text(max_size=6)
     | st.sampled_from(
@@ -97,23 +102,29 @@ TEXT = st.lists(
     max_size=4,
 ).map("".join)
 TEXT = TEXT.filter(lambda text: not any(end in text or text.endswith("]]>") for end in ENDS))
-KEY = st.text(min_size=1, max_size=5).filter(lambda key: not set(key) & set('<>"\r\n'))
+KEY = st.text(min_size=1, max_size=5).filter(lambda key: not set(key) & set('<>"\r\n') and not key.startswith("/"))
 CALL = st.tuples(
     st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True), st.dictionaries(KEY, TEXT | JSON, max_size=3)
 )
 
 
-def fits(value, closing):
-    return not isinstance(value, str) or closing not in value
+def fits(value, tool_format):
+    if tool_format is MINIMAX_M3 and not isinstance(value, str):
+        return all(isinstance(one, int) for one in leaves(value))  # texts in it have no types
+    return not isinstance(value, str) or (tool_format.shape.mark or tool_format.shape.value_end.strip()) not in value
+
+
+def leaves(value):
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if members is None else [leaf for one in members for leaf in leaves(one)]
 
 
 @every_format
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_what_a_format_writes_it_reads(tool_format, data):
-    closing = tool_format.shape.value_end.strip()
     calls = [
-        (f"{name}{number}", {key: value for key, value in arguments.items() if fits(value, closing)})
+        (f"{name}{number}", {key: value for key, value in arguments.items() if fits(value, tool_format)})
         for number, (name, arguments) in enumerate(data.draw(st.lists(CALL, min_size=1, max_size=3)))
     ]
     tools = [
@@ -272,6 +283,33 @@ def test_departures_that_models_are_known_for_are_understood(tool_format, text, 
     assert (reply.content, [json.loads(call.arguments_json) for call in reply.calls]) == (content, [arguments])
 
 
+K3_CALLS = '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|>{}<|close|>call<|sep|><|close|>tools<|sep|>'
+
+
+def test_kimi_k3_writes_its_text_between_tags_of_their_own():
+    text = "Hm.<|close|>think<|sep|><|open|>response<|sep|>Hi.<|close|>response<|sep|>" + TEXTS[KIMI_K3]
+    text += "<|close|>message<|sep|>"
+    reply = collect_parts(run(KIMI_K3, [text], in_reasoning=True))
+    assert (reply.content, reply.reasoning, reply.calls) == ("Hi.", "Hm.", CALLS)
+    assert run(KIMI_K3, list(text), in_reasoning=True) == run(KIMI_K3, [text], in_reasoning=True)
+
+
+def test_kimi_k3_may_write_all_arguments_as_one_object():
+    arguments = '{"a": {"b": "}"}, "c": [1, 2]}'
+    text = K3_CALLS.format(f'<|open|>json type="object"<|sep|>{arguments}<|close|>json<|sep|>')
+    parts = run(KIMI_K3, [text])
+    assert parts == run(KIMI_K3, list(text)) == [CallStart("f"), ArgumentsDelta(arguments)]
+    assert split_reply(KIMI_K3, text.partition(", 2")[0]).calls == [ToolCall("f", '{"a": {"b": "}"}, "c": [1')]
+    broken = K3_CALLS.format('<|open|>json type="object"<|sep|>no')
+    assert split_reply(KIMI_K3, broken).calls == [ToolCall("f", "{}")]
+
+
+@given(st.text(max_size=6).filter(lambda text: text.strip()))
+def test_kimi_k3_has_any_key(key):
+    (call,) = split_reply(KIMI_K3, KIMI_K3.write_calls([ToolCall("f", json.dumps({key: key}))])).calls
+    assert json.loads(call.arguments_json) == {key: key}
+
+
 def test_arguments_that_are_no_object_are_written_as_one_text():
     assert '<parameter=input>\n{"a\n' in QWEN3_CODER.write_calls([ToolCall("f", '{"a')])
 
@@ -281,12 +319,6 @@ def test_a_model_is_told_how_to_call(tool_format):
     text = tool_format.system_text([{"type": "function", "function": {"name": "xToolx"}}])
     assert "xToolx" in text
     assert [call.name for call in split_reply(tool_format, text).calls] == ["function_name"]
-
-
-@every_format
-def test_a_closing_begins_with_a_character_that_it_holds_once(tool_format):
-    closing = tool_format.shape.value_end.strip()
-    assert closing.count(closing[0]) == 1  # what `text_until` needs
 
 
 @every_format
