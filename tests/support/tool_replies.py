@@ -1,4 +1,6 @@
-"""Replies in a tool format: cut anywhere and read, or drawn at random under the format's rules."""
+"""Replies in a tool format: cut anywhere and read, calls of every kind, and replies drawn at random
+under the format's rules.
+"""
 
 import json
 import random
@@ -6,9 +8,10 @@ import re
 from itertools import pairwise
 
 import numpy as np
+from hypothesis import strategies as st
 
-from erllama.chat.tool_formats.base import CallStart, ToolSpec
-from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.chat.tool_formats.base import CallStart, ToolSpec, collect_parts
+from erllama.chat.tool_formats.lark_writer import forced_calls
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import TokenTable
 
@@ -39,6 +42,31 @@ def cut(text, cuts):
     return [text[a:b] for a, b in pairwise(edges)]
 
 
+def read(tool_format, text, tools=(), cuts=(), **kwargs):
+    """Content, reasoning, and calls with their arguments parsed."""
+    reply = collect_parts(run(tool_format, cut(text, cuts), tools, **kwargs))
+    return reply.content, reply.reasoning, [(call.name, json.loads(call.arguments_json)) for call in reply.calls]
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=10)
+
+
+def calls_with(*texts):
+    """Names with arguments of all JSON types, in which `texts` occur, too."""
+    json_values = st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**60), 2**60)
+        | st.text(max_size=8)
+        | st.sampled_from(['"', "\\", "{", "]", *texts]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    )
+    arguments = st.dictionaries(st.text(min_size=1, max_size=5), json_values, max_size=3)
+    name = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True)
+    return st.lists(st.tuples(name, arguments), min_size=1, max_size=3)
+
+
 TOOLS = [
     ToolSpec(
         "get_weather",
@@ -53,16 +81,28 @@ TOOLS = [
                 "size": {"enum": [1, "big"]},
             },
             "required": ["city", "n"],
+            "additionalProperties": False,
             "$defs": {"spot": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
         },
     ),
-    ToolSpec("now", {}),
+    ToolSpec(
+        "get_time",
+        {
+            "type": "object",
+            "properties": {"zone": {"$ref": "#/$defs/zone"}},
+            "required": ["zone"],
+            "additionalProperties": False,
+            "$defs": {"zone": {"enum": ["UTC", '"}']}},
+        },
+    ),
+    ToolSpec("now", {"type": "object", "properties": {}, "additionalProperties": False}),
 ]
 
 
 def is_right(name, arguments):
-    if name == "now":
-        return arguments == {}
+    """Whether a call fits `TOOLS`."""
+    if name != "get_weather":
+        return (name, arguments) in [("now", {}), ("get_time", {"zone": "UTC"}), ("get_time", {"zone": '"}'})]
     return (
         {"city", "n"} <= set(arguments) <= {"city", "n", "unit", "spot", "note", "size"}
         and isinstance(arguments["city"], str)
@@ -75,39 +115,16 @@ def is_right(name, arguments):
     )
 
 
-class PartsWriter:
-    """A `LarkWriter` that collects schemas as parts; `control` are the texts of control tokens, which
-    have the ids after `END`.
+def random_reply(tool_format, tools, seed, *, parallel=True, control=(), hints=('"', '"}', "}", "]")):
+    """What a model that draws at random writes if it has to call. `hints` are texts that it tries
+    more often, so that texts come to an end.
     """
-
-    def __init__(self, control=()):
-        self._ids = {text: END + 1 + number for number, text in enumerate(control)}
-        self.parts = []
-
-    def text(self, literal):
-        pattern = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
-        pieces = re.split(f"({pattern})", literal) if pattern else [literal]
-        return " ".join(self._item(piece) for piece in pieces if piece) or '""'
-
-    def _item(self, piece):
-        if piece in self._ids:
-            return f"<[{self._ids[piece]}]>"
-        return json.dumps(piece, ensure_ascii=False).replace("%", "\\u0025")
-
-    def schema(self, schema):
-        name = f"schema{len(self.parts)}"
-        self.parts.append((name, Constraint.of_schema(schema, "tools")))
-        return name
+    return drawn(forced_calls(tool_format, tools, control_ids(control), parallel=parallel), seed, control, hints)
 
 
-def random_reply(tool_format, tools, seed, *, parallel, control=(), hints=()):
-    """What a model that draws at random writes under the format's rules. `hints` are texts that it
-    tries more often, so that texts come to an end.
-    """
-    write = PartsWriter(control)
-    rules = "start: calls\n" + tool_format.calls_rules(tools, write, parallel=parallel)
-    constraint = Constraint(ConstraintKind.LARK, rules, "tools", tuple(write.parts))
-    return drawn(constraint, seed, control, hints)
+def admits_calls(tool_format, text, *, parallel=True):
+    """Whether the whole text may be calls of `TOOLS`."""
+    return admits(forced_calls(tool_format, TOOLS, {}, parallel=parallel), text)
 
 
 def compiler_for(control=()):

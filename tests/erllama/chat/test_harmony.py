@@ -18,9 +18,7 @@ from erllama.chat.tool_formats.base import (
     strict_calls,
 )
 from erllama.chat.tool_formats.harmony import HARMONY, MUSE
-from tests.support.tool_format_kit import CUTS, TOOLS, admitted, calls_with, check_calls, cut, drawn_reply, read, run
-from tests.support.tool_replies import TOOLS as TAGGED_TOOLS
-from tests.support.tool_replies import is_right, random_reply
+from tests.support.tool_replies import CUTS, TOOLS, admits_calls, calls_with, cut, is_right, random_reply, read, run
 
 ARGUMENTS = '{"city": "ARGPARIS", "n": 3}'
 PARIS = ("get_weather", json.loads(ARGUMENTS))
@@ -121,19 +119,19 @@ def test_what_the_format_writes_it_reads(calls, cuts):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_the_rules_admit_is_read_as_a_call(seed):
-    content, _, calls = read(HARMONY, drawn_reply(HARMONY, seed), TOOLS)
+    content, _, calls = read(HARMONY, random_reply(HARMONY, TOOLS, seed), TOOLS)
     assert (content, len(calls)) == ("", 1)
-    check_calls(calls)
+    assert is_right(*calls[0])
 
 
 def test_the_rules_admit_both_forms_behind_reasoning():
     call = BY_MODEL.removesuffix("<|call|>").replace("ARGPARIS", "Rome")
-    assert admitted(HARMONY, call)
-    assert admitted(HARMONY, BY_TEMPLATE.removesuffix("<|call|>").replace("ARGPARIS", "Rome"))
-    assert admitted(HARMONY, ANALYSIS + call)
-    assert not admitted(HARMONY, ANALYSIS + FINAL)
-    assert not admitted(HARMONY, call.replace("weather", "wether"))
-    assert not admitted(HARMONY, call.replace("city", "town"))
+    assert admits_calls(HARMONY, call)
+    assert admits_calls(HARMONY, BY_TEMPLATE.removesuffix("<|call|>").replace("ARGPARIS", "Rome"))
+    assert admits_calls(HARMONY, ANALYSIS + call)
+    assert not admits_calls(HARMONY, ANALYSIS + FINAL)
+    assert not admits_calls(HARMONY, call.replace("weather", "wether"))
+    assert not admits_calls(HARMONY, call.replace("city", "town"))
 
 
 def test_the_system_text_has_the_tools():
@@ -210,8 +208,8 @@ def test_what_muse_writes_it_reads(arguments, cuts):
 def test_whatever_muse_is_held_to_is_read_as_right_calls(seed, parallel, with_control):
     control = MUSE.markers if with_control else ()
     hints = ("</atem:parameter>\n", '"', "]", "</at", "<")
-    text = random_reply(MUSE, TAGGED_TOOLS, seed, parallel=parallel, control=control, hints=hints)
-    content, _, calls = read(MUSE, text, TAGGED_TOOLS)
+    text = random_reply(MUSE, TOOLS, seed, parallel=parallel, control=control, hints=hints)
+    content, _, calls = read(MUSE, text, TOOLS)
     assert content == ""
     assert calls
     assert parallel or len(calls) == 1

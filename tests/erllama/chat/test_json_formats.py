@@ -19,17 +19,7 @@ from erllama.chat.tool_formats.json_format import (
     LLAMA_3,
     MISTRAL_NEMO,
 )
-from tests.support.tool_format_kit import (
-    CUTS,
-    TOOLS,
-    admitted,
-    calls_with,
-    check_calls,
-    cut,
-    drawn_reply,
-    read,
-    run,
-)
+from tests.support.tool_replies import CUTS, TOOLS, admits_calls, calls_with, cut, is_right, random_reply, read, run
 
 PARIS, ZONE = ("get_weather", {"city": "ARGPARIS", "n": 3}), ("get_time", {"zone": "ARGZONE"})
 BOTH = [PARIS, ZONE]
@@ -166,20 +156,21 @@ def test_text_without_a_call_is_returned_unchanged(name, data):
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_the_rules_admit_is_read_as_calls(name, seed):
     one = family(name)
-    content, reasoning, calls = read(one, drawn_reply(one, seed), TOOLS)
+    content, reasoning, calls = read(one, random_reply(one, TOOLS, seed), TOOLS)
     assert (content.strip(), reasoning) == ("", "")
-    check_calls(calls)
-    assert len(read(one, drawn_reply(one, seed, parallel=False), TOOLS)[2]) == 1
+    assert calls
+    assert all(is_right(*call) for call in calls)
+    assert len(read(one, random_reply(one, TOOLS, seed, parallel=False), TOOLS)[2]) == 1
 
 
 @each
 def test_the_rules_admit_what_is_written(name):
     one = family(name)
-    calls = [ToolCall("get_weather", '{"city": "Rome"}'), ToolCall("get_time", '{"zone": "UTC"}')]
-    assert admitted(one, one.write_calls(calls[:1]), parallel=False)
-    assert admitted(one, one.write_calls(calls), parallel=True) == one.parallel
-    assert not admitted(one, one.write_calls([ToolCall("get_wether", '{"city": "Rome"}')]))
-    assert not admitted(one, one.write_calls([ToolCall("get_weather", "{}")]))
+    calls = [ToolCall("get_weather", '{"city": "Rome", "n": 3}'), ToolCall("get_time", '{"zone": "UTC"}')]
+    assert admits_calls(one, one.write_calls(calls[:1]), parallel=False)
+    assert admits_calls(one, one.write_calls(calls), parallel=True) == one.parallel
+    assert not admits_calls(one, one.write_calls([ToolCall("get_wether", '{"city": "Rome", "n": 3}')]))
+    assert not admits_calls(one, one.write_calls([ToolCall("get_weather", "{}")]))
 
 
 @each

@@ -20,7 +20,7 @@ from erllama.chat.tool_formats.named_format import (
     MISTRAL,
     SOLAR,
 )
-from tests.support.tool_format_kit import CUTS, TOOLS, admitted, calls_with, check_calls, cut, drawn_reply, read, run
+from tests.support.tool_replies import CUTS, TOOLS, admits_calls, calls_with, cut, is_right, random_reply, read, run
 
 PARIS, ZONE = ("get_weather", {"city": "ARGPARIS", "n": 3}), ("get_time", {"zone": "ARGZONE"})
 A, B = '{"city": "ARGPARIS", "n": 3}', '{"zone": "ARGZONE"}'
@@ -128,10 +128,11 @@ def test_what_is_seen_to_be_no_call_streams(one):
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_the_rules_admit_is_read_as_calls(name, seed):
     one = family(name)
-    content, reasoning, calls = read(one, drawn_reply(one, seed), TOOLS)
+    content, reasoning, calls = read(one, random_reply(one, TOOLS, seed), TOOLS)
     assert (content.strip(), reasoning) == ("", "")
-    check_calls(calls)
-    assert len(read(one, drawn_reply(one, seed, parallel=False), TOOLS)[2]) == 1
+    assert calls
+    assert all(is_right(*call) for call in calls)
+    assert len(read(one, random_reply(one, TOOLS, seed, parallel=False), TOOLS)[2]) == 1
 
 
 @each
@@ -141,12 +142,12 @@ def test_the_rules_admit_what_is_written(name):
     def writes(*calls):
         return one.write_calls([ToolCall(*call) for call in calls]).removeprefix(one.prompted)
 
-    rome, utc = ("get_weather", '{"city": "Rome"}'), ("get_time", '{"zone": "UTC"}')
-    assert admitted(one, writes(rome), parallel=False)
-    assert admitted(one, writes(rome, utc))
-    assert not admitted(one, writes(rome, utc), parallel=False)
-    assert not admitted(one, writes(("get_wether", '{"city": "Rome"}')))
-    assert not admitted(one, writes(("get_weather", "{}")))
+    rome, utc = ("get_weather", '{"city": "Rome", "n": 3}'), ("get_time", '{"zone": "UTC"}')
+    assert admits_calls(one, writes(rome), parallel=False)
+    assert admits_calls(one, writes(rome, utc))
+    assert not admits_calls(one, writes(rome, utc), parallel=False)
+    assert not admits_calls(one, writes(("get_wether", '{"city": "Rome", "n": 3}')))
+    assert not admits_calls(one, writes(("get_weather", "{}")))
 
 
 @each

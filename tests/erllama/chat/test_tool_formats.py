@@ -19,6 +19,7 @@ from erllama.chat.tool_formats.base import (
 )
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.tool_formats.splitter import MAX_FAILED_CALLS
+from tests.support import tool_replies
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -54,21 +55,8 @@ def parse_tool_calls(text):
     return reply.content, reply.calls
 
 
-def joined(parts):
-    """The parts with neighbouring pieces of one kind joined."""
-    whole = []
-    for part in parts:
-        if whole and type(part) is type(whole[-1]) and not isinstance(part, CallStart):
-            whole[-1] = type(part)(whole[-1].text + part.text)
-        else:
-            whole.append(part)
-    return whole
-
-
-def run(chunks, tool_format=HERMES, **kwargs):
-    stream = tool_format.splitter(**kwargs)
-    parts = [part for chunk in chunks for part in stream.push(chunk)]
-    return joined(parts + stream.finish())
+def run(chunks, **kwargs):
+    return tool_replies.run(HERMES, chunks, **kwargs)
 
 
 @given(pieces, st.lists(st.integers(0, 400), max_size=10))
