@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from erllama.chat.tool_formats.choose import format_named
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served, sse_events
 
 pytestmark = pytest.mark.anyio
@@ -132,8 +133,9 @@ async def test_tools_whose_grammar_would_be_too_large_leave_a_free_reply_free():
     names = [f"{n}-{'x' * 60}" for n in range(900)]
     tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names]
     model = FakeModel()
-    reply = await post({"messages": HI, "tools": tools}, model)
+    prompts = FakePrompts(tool_format=format_named("mistral"))
+    reply = await post({"messages": HI, "tools": tools}, model, prompts)
     assert reply.status_code == 200, reply.text
     assert model.requests[0].grammar is None
-    forced = await post({"messages": HI, "tools": tools, "tool_choice": "required"})
+    forced = await post({"messages": HI, "tools": tools, "tool_choice": "required"}, prompts=prompts)
     assert (forced.status_code, forced.json()["error"]["param"]) == (400, "tools")
