@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from deployments.dialects.openai.structure import reply_constraint
+from deployments.dialects.openai.tools import offered_tools, tool_choice
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
-from deployments.http.ports import ChatPrompt, PromptPort
+from deployments.http.chat import ChatAsk, ReadyChat
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -72,28 +74,30 @@ def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
     ]
 
 
-def chat_requests(
-    body: ChatBody, chat: ChatPrompt, grammar: Constraint | None, prompts: PromptPort, engine_id: str
-) -> list[GenerationRequest]:
+def chat_ask(body: ChatBody) -> ChatAsk:
+    """The conversation of a body. Raises `InvalidParameter`."""
+    return ChatAsk(
+        [template_message(message) for message in body.messages],
+        offered_tools(body),
+        tool_choice(body),
+        reply_constraint(body),
+        template_variables(body),
+        prompt_ending(body),
+    )
+
+
+def chat_requests(body: ChatBody, ready: ReadyChat, engine_id: str) -> list[GenerationRequest]:
     """One request per choice."""
-    reasoning = None
-    if body.thinking_budget is not None and body.thinking_budget >= 0:
-        reasoning = prompts.reasoning_budget(body.thinking_budget, in_reasoning=chat.in_reasoning)
-    base = GenerationRequest(
-        request_id=engine_id,
-        prompt=chat.prompt,
-        sampling=sampling_params(body),
+    budget = body.thinking_budget
+    base = ready.request(
+        engine_id,
+        sampling_params(body),
         max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
         stop=body.stop,
-        grammar=grammar,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
         affinity=body.prompt_cache_key,
-        record_transcript=True,
-        tool_format=prompts.tool_format.name,
-        shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
-        in_reasoning=chat.in_reasoning,
-        reasoning=reasoning,
+        thinking_budget=None if budget is None or budget < 0 else budget,
     )
     return _choices(base, body.n or 1)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -17,17 +16,15 @@ from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
+    chat_ask,
     chat_requests,
     check_completion,
     check_stream,
     completion_requests,
-    prompt_ending,
-    template_message,
-    template_variables,
 )
 from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
 from deployments.dialects.openai.structure import asked_form, reply_constraint
-from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
+from deployments.dialects.openai.tools import check_tools
 from deployments.dialects.openai.wire import (
     ChatBody,
     CompletionBody,
@@ -36,14 +33,13 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
+from deployments.http.chat import ReadyChat, ready_chat
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
-from erllama.chat.tool_formats.base import ReplySplitter
-from erllama.chat.tool_formats.splitter import reply_splitter
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -92,33 +88,8 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chat:
-    """A chat that is ready to run, and how its replies are cut."""
-
-    prompt: ChatPrompt
-    grammar: Constraint | None
-    record: Record
-    form: ReplyForm
-
-
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> _Chat:
-    messages = [template_message(message) for message in body.messages]
-    chat = prompts.render_chat(messages, offered_tools(body), template_variables(body), prompt_ending(body))
-    check_fits(chat.prompt, prompts.n_ctx, "messages")
-    reply, tools = reply_constraint(body), tool_specs(body)
-    try:
-        constraint = _checked(chat_constraint(body, reply, prompts, in_reasoning=chat.in_reasoning), prompts)
-    except InvalidParameter:
-        if reply is not None or body.tool_choice not in (None, "auto"):
-            raise
-        constraint = None  # nobody asked for it: tools in the wild hold what cannot be enforced
-
-    def splitter() -> ReplySplitter | None:
-        return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
-
-    form = ReplyForm(splitter, prompts.reply_piece, functions=bool(body.functions))
-    return _Chat(chat, constraint, prompts.recorder(chat), form)
+def _prepare_chat(body: ChatBody, prompts: PromptPort) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -160,12 +131,13 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, chat.prompt, chat.grammar, model.prompts, engine_id(request))
+            requests = chat_requests(body, chat, engine_id(request))
+            form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions))
             head = _head("chatcmpl", model)
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)
-                return _json(chat_body(head, replies, form=chat.form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=chat.form)
+                return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
         @router.post("/completions")

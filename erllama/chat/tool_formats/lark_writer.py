@@ -134,6 +134,21 @@ def free_reply(
     return Constraint(ConstraintKind.LARK, lark, _PARAM, tuple(write.parts))
 
 
+def text_reply(
+    tool_format: ToolFormat, control_ids: Mapping[str, int], *, in_reasoning: bool = False
+) -> Constraint | None:
+    """Any text without a call; None where no opening tells a call from text."""
+    write, opening = VocabLark(control_ids), tool_format.opening
+    if not opening:
+        return None
+    thought = _Reasoning.of(tool_format, control_ids, opened=in_reasoning)
+    marks = " | ".join(_control_marks(tool_format, control_ids))
+    marked = f"(TEXT ({marks}))* " if marks else ""
+    but = "" if "<[" in write.text(opening) else f" & ~/(?s:.*){lark_pattern(opening)}(?s:.*)/"
+    lark = f"start: {thought.item}{marked}TEXT\n{thought.rules}TEXT: /(?s:.*)/{thought.excluded}{but}\n"
+    return Constraint(ConstraintKind.LARK, lark, _PARAM)
+
+
 def _control_marks(tool_format: ToolFormat, control_ids: Mapping[str, int]) -> list[str]:
     """The items of the marks around text that hold control tokens, so that no text holds them."""
     items = map(VocabLark(control_ids).text, tool_format.layout)

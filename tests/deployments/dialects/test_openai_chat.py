@@ -341,13 +341,13 @@ async def test_logprobs_and_tool_calls_go_together():
     assert len(streamed_calls(chunks)) == 1
 
 
-async def test_tool_choice_none_hides_the_tools_and_leaves_the_text_alone():
+async def test_tool_choice_none_shows_the_tools_and_leaves_the_text_alone():
     prompts = FakePrompts()
     async with openai_client(app_of(served(FakeModel(replies(CALL)), prompts))) as client:
         reply = await client.chat.completions.create(model="demo", messages=HI, tools=[WEATHER], tool_choice="none")
     assert reply.choices[0].message.content == CALL
     assert reply.choices[0].message.tool_calls is None
-    assert prompts.rendered[0][1] is None
+    assert [tool["function"]["name"] for tool in prompts.rendered[0][1]] == ["get_weather"]
 
 
 async def test_without_tools_the_markup_of_a_call_is_text():

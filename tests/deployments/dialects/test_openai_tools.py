@@ -1,9 +1,13 @@
 """What replies with tool calls must follow, held to it by the real matcher."""
 
+from dataclasses import replace
+
 import pytest
 
-from deployments.dialects.openai.tools import chat_constraint, check_tools, offered_tools, tool_specs
+from deployments.dialects.openai.params import chat_ask
+from deployments.dialects.openai.tools import check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody
+from deployments.http.chat import chat_constraint
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
@@ -35,8 +39,12 @@ def body_of(**fields):
     return ChatBody.model_validate({"messages": MESSAGES, **fields})
 
 
+def ask_of(body, reply=None):
+    return replace(chat_ask(body), reply=reply)
+
+
 def constraint_of(body, reply=None):
-    return chat_constraint(body, reply, FakePrompts())
+    return chat_constraint(ask_of(body, reply), FakePrompts())
 
 
 def call(name, arguments):
@@ -114,15 +122,25 @@ def test_what_offers_no_tools_has_no_constraint_but_its_own():
     reply = Constraint(ConstraintKind.GBNF, "root ::= [a]")
     assert constraint_of(body_of(), reply) is reply
     assert constraint_of(body_of()) is None
-    assert constraint_of(body_of(tools=[CITY], tool_choice="none"), reply) is reply
-    assert tool_specs(body_of(tools=[CITY], tool_choice="none")) == []
+    none = body_of(tools=[CITY], tool_choice="none")
+    assert constraint_of(none, reply) is reply
+    assert ask_of(none).callable == []
+
+
+def test_a_choice_of_none_shows_the_tools_and_allows_no_call():
+    none = body_of(tools=[CITY], tool_choice="none")
+    assert [tool.name for tool in ask_of(none).tools] == ["get_weather"]
+    constraint = constraint_of(none)
+    assert accepts(constraint, "It is <b>sunny</b>.")
+    assert not accepts(constraint, call("get_weather", '{"city": "Bonn"}'))
+    assert not accepts(constraint, f"Well. {call('get_weather', '{}')}")
 
 
 def test_free_replies_can_be_left_alone():
     prompts = FakePrompts()
     prompts.constrains_calls = False
-    assert chat_constraint(body_of(tools=[CITY]), None, prompts) is None
-    assert chat_constraint(body_of(tools=[CITY], tool_choice="required"), None, prompts) is not None
+    assert chat_constraint(ask_of(body_of(tools=[CITY])), prompts) is None
+    assert chat_constraint(ask_of(body_of(tools=[CITY], tool_choice="required")), prompts) is not None
 
 
 @pytest.mark.parametrize("tool_choice", ["required", "auto"])
@@ -154,7 +172,7 @@ def test_tools_are_shown_in_one_order_whatever_the_clients():
         "type": "function",
         "x": 1,
     }
-    [shown] = offered_tools(body_of(tools=[shuffled]))
+    shown = offered_tools(body_of(tools=[shuffled]))[0].shown
     assert list(shown) == ["type", "function"]
     assert list(shown["function"]) == ["name", "description", "parameters"]
     assert list(shown["function"]["parameters"]) == ["b", "a"]

@@ -1,0 +1,165 @@
+"""A conversation as every dialect asks for it, and what it takes to run it.
+
+A dialect maps its body to a `ChatAsk`. `ready_chat` renders it and finds the constraint of the
+reply: how a call is written, and what separates several, is the model's `ToolFormat`. A forced call
+is enforced. When the model may choose ("auto") its reply is free up to where a call opens, which
+then has to be one of a tool; with a constraint of the dialect's own it is either calls or that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deployments.http.ports import ChatPrompt, PromptPort, Record
+from deployments.http.reply import check_fits
+from erllama.chat.template import Ending
+from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec
+from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply, reasoned_reply, text_reply
+from erllama.chat.tool_formats.splitter import reply_splitter
+from erllama.errors import InvalidParameter
+from erllama.grammar.constraint import Constraint
+from erllama.request import GenerationRequest, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTool:
+    """A function that the model may call. `shown` is what the template shows of it, in the order of
+    its keys: equal tools must be equal tokens.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    shown: Mapping[str, Any]
+
+    @property
+    def spec(self) -> ToolSpec:
+        return ToolSpec(self.name, self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model may, must or must not call; `names` are those that it may call, None for
+    all; `single`: one call at most.
+    """
+
+    mode: Literal["auto", "required", "none"] = "auto"
+    names: tuple[str, ...] | None = None
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAsk:
+    """`messages` as templates read them. `reply` constrains the text of the reply; `variables` go to
+    the template. `param` is the field that is blamed for a prompt which does not fit.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: tuple[OfferedTool, ...] = ()
+    choice: ToolChoice = field(default_factory=ToolChoice)
+    reply: Constraint | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    ending: Ending = "opened"
+    param: str = "messages"
+
+    @property
+    def callable(self) -> list[ToolSpec]:
+        """The tools that the model may call."""
+        if self.choice.mode == "none":
+            return []
+        names = self.choice.names
+        return [tool.spec for tool in self.tools if names is None or tool.name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyChat:
+    """A chat that is ready to run. `splitter` makes what cuts the text of one reply; `piece_of` gives
+    the bytes of a token of it.
+    """
+
+    chat: ChatPrompt
+    constraint: Constraint | None
+    record: Record
+    splitter: Callable[[], ReplySplitter | None]
+    piece_of: Callable[[int], bytes]
+    prompts: PromptPort
+
+    def request(
+        self,
+        engine_id: str,
+        sampling: SamplingParams,
+        *,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+        logprobs: int | None = None,
+        ignore_eos: bool = False,
+        affinity: str | None = None,
+        thinking_budget: int | None = None,
+    ) -> GenerationRequest:
+        """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
+        `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
+        """
+        prompts, reasoning = self.prompts, None
+        if thinking_budget is not None:
+            reasoning = prompts.reasoning_budget(thinking_budget, in_reasoning=self.chat.in_reasoning)
+        return GenerationRequest(
+            request_id=engine_id,
+            prompt=self.chat.prompt,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            grammar=self.constraint,
+            logprobs=logprobs,
+            ignore_eos=ignore_eos,
+            affinity=affinity,
+            record_transcript=True,
+            tool_format=prompts.tool_format.name,
+            shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
+            in_reasoning=self.chat.in_reasoning,
+            reasoning=reasoning,
+        )
+
+
+def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
+    """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
+    `ContextOverflow`.
+    """
+    shown = [dict(tool.shown) for tool in ask.tools]
+    chat = prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+    check_fits(chat.prompt, prompts.n_ctx, ask.param)
+    constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
+
+    def splitter() -> ReplySplitter | None:
+        return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
+
+    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
+
+
+def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:
+    try:
+        constraint = chat_constraint(ask, prompts, in_reasoning=in_reasoning)
+        if constraint is not None:
+            prompts.check_constraint(constraint)
+    except InvalidParameter:
+        if ask.reply is not None or ask.choice.mode == "required" or ask.choice.names is not None:
+            raise
+        return None  # nobody asked for it: tools in the wild hold what cannot be enforced
+    return constraint
+
+
+def chat_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool = False) -> Constraint | None:
+    """What the whole reply must follow. Raises `InvalidParameter`."""
+    tool_format, markers, tools = prompts.tool_format, prompts.marker_ids, ask.callable
+    parallel = not ask.choice.single
+    if ask.choice.mode == "required":
+        return forced_calls(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning)
+    if not tools and ask.reply is None:
+        return text_reply(tool_format, markers, in_reasoning=in_reasoning) if ask.tools else None
+    if not tools:
+        return reasoned_reply(tool_format, markers, ask.reply) if ask.reply and in_reasoning else ask.reply
+    if ask.reply is not None:
+        return forced_calls(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning, reply=ask.reply)
+    if not prompts.constrains_calls and ask.choice.names is None:
+        return None
+    return free_reply(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning)
