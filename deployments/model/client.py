@@ -4,8 +4,8 @@ same client for plain code.
 The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant
 of a Serve handle costs a metrics pusher and a long poll.
 
-A call whose replica is gone goes on from another one, see `FailoverCall`: generation without a lost
-or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
+A call whose replica is gone, or hangs, goes on from another one, see `FailoverCall`: generation
+without a lost or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
 with the replica) and calls to all replicas.
 """
 
@@ -82,7 +82,7 @@ class ModelClient:
         timeout_s: float | None = None,
         load_state: Callable[[], LoadState] | None = None,
     ) -> None:
-        self._unary = handle
+        self._all = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
@@ -234,9 +234,14 @@ class ModelClient:
         except TimeoutError:
             raise _unanswered() from None
 
-    async def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
-        """One attempt. Raises `TimeoutError` when `attempts` have no time left; whatever else ends
-        it early raises an `ErllamaError`."""
+    def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
+        return self._lists(attempts, lambda events: isinstance(events[-1], Done | Failed), method, *args)
+
+    async def _lists(
+        self, attempts: Attempts, ends: Callable[[list[T]], bool], method: str, *args: Any
+    ) -> AsyncGenerator[list[T], None]:
+        """One attempt, up to the list that `ends` it; without heartbeats. Raises `TimeoutError`
+        when `attempts` have no time left; whatever else ends it early raises an `ErllamaError`."""
         if self._closing is not None:
             raise self._closing
         self._loop = asyncio.get_running_loop()
@@ -245,14 +250,14 @@ class ModelClient:
             response: Any = getattr(self._stream, method).remote(*args)
             self._running.add(response)
             try:
-                events = await self._first(response, attempts)
-                while events is not None:
-                    if events:  # else a heartbeat
-                        ended = isinstance(events[-1], Done | Failed)
-                        yield events
+                items: list[T] | None = await self._first(response, attempts)
+                while items is not None:
+                    if items:  # else a heartbeat
+                        ended = ends(items)
+                        yield items
                     if ended:
                         break
-                    events = await self._next(response, attempts)
+                    items = await self._next(response, attempts)
             finally:
                 self._running.discard(response)
                 if not ended:
@@ -260,8 +265,8 @@ class ModelClient:
         if not ended:
             raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
 
-    async def _first(self, response: Any, attempts: Attempts) -> list[Event] | None:
-        """The first list of a stream. A replica sends one at once, so that silence means that none
+    async def _first(self, response: Any, attempts: Attempts) -> list[Any] | None:
+        """The first list of a stream. A replica sends one soon, so that silence means that none
         runs, in which case Serve holds the call back, or that the one which got it hangs.
         """
         first = asyncio.ensure_future(anext(response, None))
@@ -270,20 +275,20 @@ class ModelClient:
                 while not (await asyncio.wait([first], timeout=self._failover.silence_s))[0]:
                     if (await self._asked_load_state()).phase == Phase.READY:
                         raise _silent()
-                events: list[Event] | None = await first
-                return events
+                items: list[Any] | None = await first
+                return items
         finally:
             first.cancel()
 
-    async def _next(self, response: Any, attempts: Attempts) -> list[Event] | None:
+    async def _next(self, response: Any, attempts: Attempts) -> list[Any] | None:
         """The next list, which may be empty, or None at the end. Raises `EngineStopped` when none
         comes for `silence_s`, `TimeoutError` when `attempts` have no time left.
         """
         left_s, silence_s = attempts.left_s, self._failover.silence_s
         try:
             async with asyncio.timeout(silence_s if left_s is None else min(left_s, silence_s)):
-                events: list[Event] | None = await anext(response, None)
-                return events
+                items: list[Any] | None = await anext(response, None)
+                return items
         except TimeoutError:
             if left_s is None or silence_s < left_s:
                 raise _silent() from None
@@ -294,8 +299,7 @@ class ModelClient:
         attempts = self._attempts()
         while True:
             try:
-                async with asyncio.timeout(attempts.left_s):
-                    return await self._attempt(method, *args, **kwargs)
+                return await self._answer(attempts, method, *args, **kwargs)
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
@@ -305,21 +309,12 @@ class ModelClient:
                 if not await _goes_on(attempts, method, failed):
                     raise
 
-    async def _attempt(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._closing is not None:
-            raise self._closing
-        self._loop = asyncio.get_running_loop()
-        async with self._explained_errors():
-            response: Any = getattr(self._unary, method).remote(*args, **kwargs)
-            self._running.add(response)
-            try:
-                return await response
-            # nobody waits any more: a call that Serve still holds must not be made later
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            finally:
-                self._running.discard(response)
+    async def _answer(self, attempts: Attempts, method: str, *args: Any, **kwargs: Any) -> Any:
+        """One attempt, as a stream: its heartbeats tell a replica that computes from one that
+        hangs."""
+        lists: AsyncGenerator[list[Any], None] = self._lists(attempts, bool, "answer", method, args, kwargs)
+        async with aclosing(lists):
+            return (await anext(lists))[0]
 
     @asynccontextmanager
     async def _explained_errors(self) -> AsyncIterator[None]:
@@ -343,7 +338,7 @@ class ModelClient:
             return await self._ask_all(method, *args, **kwargs)
 
     async def _ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
+        return list(await self._all.broadcast(method, *args, **kwargs).results_async())
 
 
 def _silent() -> EngineStopped:
