@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -26,7 +27,7 @@ from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.model.replica import ModelReplica
-from deployments.model.states import LoadState, Phase, load_state
+from deployments.model.states import LoadState, Phase, RecentState, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -34,6 +35,7 @@ from erllama.request import GenerationRequest, build_request
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
+_ASK_EVERY_S = 1.0  # whether a replica runs, while a call has no answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,7 +89,9 @@ class ModelClient:
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
         self._timeout_s = timeout_s
-        self._load_state = load_state
+        self._load_state = load_state or _unknown_state
+        self._ask_every_s = min(_ASK_EVERY_S, self._failover.silence_s)
+        self._recent_state = RecentState(self._load_state, self._ask_every_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Any] = set()
         self._closing: ErllamaError | None = None
@@ -198,7 +202,7 @@ class ModelClient:
             with mapped_errors():
                 await self._ask_all("status")
         except EngineStopped:
-            state = await self._asked_load_state()
+            state = await asyncio.to_thread(self._load_state)
             if state.reason:
                 raise ModelUnavailable(state.reason, retry_after_s=1) from None
             return None if self._scales_to_zero else False
@@ -267,13 +271,20 @@ class ModelClient:
 
     async def _first(self, response: Any, attempts: Attempts) -> list[Any] | None:
         """The first list of a stream. A replica sends one soon, so that silence means that none
-        runs, in which case Serve holds the call back, or that the one which got it hangs.
+        runs, in which case Serve holds the call back, or that the one which got it hangs. Raises
+        `ModelUnavailable` for a model that is not loaded again: Serve would hold back for ever.
         """
+        silent_since = time.monotonic()
         first = asyncio.ensure_future(anext(response, None))
         try:
             async with asyncio.timeout(attempts.left_s):
-                while not (await asyncio.wait([first], timeout=self._failover.silence_s))[0]:
-                    if (await self._asked_load_state()).phase == Phase.READY:
+                while not (await asyncio.wait([first], timeout=self._ask_every_s))[0]:
+                    state = await self._recent_state.get()
+                    if state.phase == Phase.FAILED:
+                        raise _cannot_load(state)
+                    if state.phase != Phase.READY:
+                        silent_since = time.monotonic()
+                    elif time.monotonic() - silent_since >= self._failover.silence_s:
                         raise _silent()
                 items: list[Any] | None = await first
                 return items
@@ -323,15 +334,10 @@ class ModelClient:
             with mapped_errors():
                 yield
         except ModelUnavailable:
-            reason = (await self._asked_load_state()).reason
-            if reason:
-                raise ModelUnavailable(f"the model cannot be loaded: {reason}", retry_after_s=1) from None
+            state = await asyncio.to_thread(self._load_state)
+            if state.reason:
+                raise _cannot_load(state) from None
             raise
-
-    async def _asked_load_state(self) -> LoadState:
-        if self._load_state is None:
-            return LoadState(Phase.LOADING)
-        return await asyncio.to_thread(self._load_state)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         async with self._explained_errors():
@@ -339,6 +345,14 @@ class ModelClient:
 
     async def _ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         return list(await self._all.broadcast(method, *args, **kwargs).results_async())
+
+
+def _unknown_state() -> LoadState:
+    return LoadState(Phase.LOADING)
+
+
+def _cannot_load(state: LoadState) -> ModelUnavailable:
+    return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
 
 
 def _silent() -> EngineStopped:

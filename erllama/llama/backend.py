@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
-from erllama.errors import DecodeAborted, DecodeFailed, ModelLoadError
+from erllama.errors import DecodeAborted, DecodeFailed, LoadFailedForNow
 from erllama.gguf.check import check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
@@ -185,7 +185,7 @@ class LlamaBackend(LlamaState):
         if not ctx:
             wanted = f"{config.n_parallel} x {self.n_ctx} tokens"
             reason = reason_of(errors, "llama.cpp gives no reason; is there enough memory?")
-            raise ModelLoadError(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
+            raise LoadFailedForNow(f"cannot make a context of {wanted} for {config.path}: {reason}", param="n_ctx")
         self._abort.clear()
         self._abort.install(ctx)
         return ctx

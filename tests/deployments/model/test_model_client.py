@@ -491,6 +491,21 @@ def test_why_there_is_no_replica_is_in_every_error():
     asyncio.run(story(LoadState(Phase.LOADING), "has no replica"))
 
 
+def test_a_call_that_serve_would_hold_back_for_ever_ends_with_the_reason():
+    async def story() -> None:
+        why = LoadState(Phase.FAILED, "the file is gone")
+        client = ModelClient(Handle(lambda sent, n: ["hang"]), failover=QUICK, load_state=lambda: why)
+        ((failed,),) = [events async for events in client.generate(request())]
+        assert isinstance(failed, Failed)
+        assert failed.error.message == "the model cannot be loaded: the file is gone"
+        handle = Handle(answers=["mute"])
+        with pytest.raises(ModelUnavailable, match="cannot be loaded: the file is gone"):
+            await ModelClient(handle, failover=QUICK, load_state=lambda: why).embed([[1]])
+        assert handle.responses[0].cancelled
+
+    asyncio.run(story())
+
+
 def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):
     cause = InvalidParameter("x", param="p")
     wrapped = RayTaskError("embed", "traceback", cause).as_instanceof_cause()
