@@ -79,6 +79,8 @@ class GarbageReport:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
+    """`available`: neither the tier nor writing to it is left alone after failures."""
+
     label: str
     n_bytes: int
     objects: int

@@ -353,7 +353,7 @@ class Store:
         for part in parts:
             part.stop(seconds_left(deadline_ns))
         for tier in self._stack.tiers:
-            if tier.persistent and tier.available and self._maintenance.is_listed(tier):
+            if tier.persistent and tier.writable and self._maintenance.is_listed(tier):
                 self._write_snapshot(tier, deadline_ns)
         for pool in self._garbage_pools:
             pool.close()

@@ -26,10 +26,10 @@ from deployments.config import Autoscaling, BuildArgs, ModelSpec, deployment_nam
 from deployments.ingress.deployment import Ingress, ingress_grace_s
 from deployments.memory.service import MemoryScheduler
 from deployments.model.deployment import Replica
+from deployments.model.load_limit import MAX_LOADS
 from deployments.routing.router import router_config
 
 _MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses first
-_MAX_LOADS = 3  # of a model of which no replica has ever run: what fails so often fails for good
 _HEALTH_PERIOD_S = 5.0  # a check costs next to nothing, and clients wait for a broken replica to be replaced
 _HEALTH_TIMEOUT_S = 10.0  # a check never waits for the engine; three in a row, and the replica is replaced
 
@@ -89,7 +89,7 @@ def _model(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
         max_surge_percent=spec.max_surge_percent,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
-        max_constructor_retry_count=_MAX_LOADS,
+        max_constructor_retry_count=MAX_LOADS,
         ray_actor_options=actor_options,
         **options,
     ).bind(

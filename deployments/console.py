@@ -50,7 +50,8 @@ class Progress:
         started = self._since.pop(model, None)
         match state.phase:
             case Phase.READY:
-                return f"{model}: ready" + ("" if started is None else f" in {self._clock() - started:.1f} s")
+                since = "" if started is None else f" in {self._clock() - started:.1f} s"
+                return f"{model}: ready{since}" + (f", but not all of it: {state.reason}" if state.reason else "")
             case Phase.ASLEEP:
                 return f"{model}: asleep, the first request loads it"
             case _:

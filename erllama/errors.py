@@ -94,6 +94,12 @@ class ModelLoadError(ErllamaError):
     code = "model_load_error"
 
 
+class LoadFailedForNow(ModelLoadError):
+    """llama.cpp has nothing against the file, but did not load it: as a rule, memory is short."""
+
+    code = "model_load_failed"
+
+
 class EngineStopped(ErllamaError):
     """The engine takes no more requests: it is shutting down, or its thread died of a bug."""
 

@@ -15,14 +15,13 @@ from erllama.errors import ErllamaError
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. `stop`: EOS or a stop string; `length`: token budget or context;
-    `error`: see the `Failed` event.
+    """Why a sequence is done. `stop`: EOS or a stop string; `length`: token budget or context. One
+    that failed has no reason but an error, see `Failed`.
     """
 
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
-    ERROR = "error"
 
 
 class CacheHitKind(StrEnum):

@@ -40,7 +40,7 @@ ORDER = {
     ),
     "deployments": (
         *("__init__", "http", "dialects", "config", "serve_log", "memory", "attempt_id", "routing", "model"),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
     ),
 }
 PACKAGES = tuple(ORDER)

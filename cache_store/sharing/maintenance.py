@@ -164,7 +164,7 @@ class Maintenance:
         if self._clock() - self._snapshot_ns >= self._config.snapshot_s * 1e9:
             self._snapshot_ns = self._clock()
             for tier in self._stack.tiers:
-                if tier.persistent and tier.available:
+                if tier.persistent and tier.writable:
                     self._attempt(tier, self.write_snapshot)
 
     def _attempt(self, tier: GuardedTier, action: Callable[[GuardedTier], object]) -> None:

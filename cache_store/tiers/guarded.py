@@ -3,6 +3,8 @@
 *Foreground* calls take a deadline and run on the tier's `DeadlinePool`: their callers must not
 hang. *Background* calls run on the caller's thread, which belongs to the store and may hang with
 the tier. Both raise nothing but `TierError` (`StoreClosed` after close).
+
+Publishing has a circuit of its own: a bucket that answers and takes nothing is read, not written.
 """
 
 from __future__ import annotations
@@ -91,18 +93,25 @@ class GuardedTier:
         self.persistent = tier.label not in VOLATILE_LABELS
         self.speed = Bandwidth(*_GUESSES[tier.local])
         self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()  # breaker, counts, buffers
-        self._breaker = Breaker()
+        self._lock = threading.Lock()  # breakers, counts, buffers
+        self._breaker = Breaker()  # of all that is not a publish
+        self._publish_breaker = Breaker()
         self._pool = DeadlinePool(label)
         self._buffers: list[ReadBuffer] = []
 
     def __repr__(self) -> str:
-        return f"<GuardedTier {self.index} {self.label} {'in use' if self.available else 'circuit open'}>"
+        state = "in use" if self.writable else "not written to" if self.available else "circuit open"
+        return f"<GuardedTier {self.index} {self.label} {state}>"
 
     @property
     def available(self) -> bool:
         """False while the circuit is open: after failures the tier is left alone for a while."""
         return self._breaker.allows(time.monotonic_ns())
+
+    @property
+    def writable(self) -> bool:
+        """False also while publishes alone are left out: each one failed, whatever else worked."""
+        return self.available and self._publish_breaker.allows(time.monotonic_ns())
 
     def count(self, what: str, n: int = 1) -> None:
         with self._lock:
@@ -120,12 +129,15 @@ class GuardedTier:
 
     def wait(self, call: Call[T], deadline_ns: int) -> T:
         """The result of a call of ours. A tier that lets callers wait in vain counts as failing."""
+        return self._wait(call, deadline_ns, self._breaker)
+
+    def _wait(self, call: Call[T], deadline_ns: int, breaker: Breaker) -> T:
         began_ns = time.monotonic_ns()
         try:
             return call.wait(deadline_ns)
         except TierError as error:
             if isinstance(error.__cause__, TimeoutError) and time.monotonic_ns() - began_ns >= _PATIENCE_NS:
-                self._failed()
+                self._failed(breaker)
             raise
 
     def stat(self, name: str, deadline_ns: int) -> Stat | None:
@@ -158,7 +170,7 @@ class GuardedTier:
 
     def publish(self, name: str, data: memoryview, deadline_ns: int) -> None:
         """`data` must not be reused: the call may outlive its caller's patience."""
-        self.wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns)
+        self._wait(self._pool.call(lambda: self.publish_now(name, data)), deadline_ns, self._publish_breaker)
 
     # --- background -------------------------------------------------------------------------------
 
@@ -166,7 +178,7 @@ class GuardedTier:
         buffer = self._take_buffer()
         began_ns = time.monotonic_ns()
         try:
-            with self._judged():
+            with self._judged(self._breaker):
                 data = self._inner.read(name, buffer, head_bytes)
         except BaseException:
             self.give_back(buffer)
@@ -180,9 +192,9 @@ class GuardedTier:
 
     def publish_now(self, name: str, data: memoryview, verify: Callable[[memoryview], bool] | None = None) -> None:
         """Nothing is written where an object is already that `verify` accepts."""
-        with self._judged():
-            if verify is not None and self._holds(name, verify):
-                return
+        if verify is not None and self._holds(name, verify):
+            return
+        with self._judged(self._publish_breaker):
             self._inner.publish(name, data)
         self.count("written_bytes", data.nbytes)
 
@@ -190,11 +202,15 @@ class GuardedTier:
         """There is an object and it verifies. One that cannot be read does not: a bad sector under
         a good name must not keep its content out of the tier for good.
         """
-        try:
+
+        def verified() -> bool:
             found = self._inner.read(name, ReadBuffer())
+            return found is not None and verify(found)
+
+        try:
+            return self._guarded(verified)
         except TierError:
             return False
-        return found is not None and verify(found)
 
     def stat_now(self, name: str) -> Stat | None:
         return self._guarded(lambda: self._inner.stat(name))
@@ -229,7 +245,7 @@ class GuardedTier:
             read_latency_s=self.speed.latency_s,
             hits=self.counts["hits"],
             errors=self.counts["errors"],
-            available=self.available,
+            available=self.writable,
         )
 
     def _take_buffer(self) -> ReadBuffer:
@@ -237,28 +253,28 @@ class GuardedTier:
             return self._buffers.pop() if self._buffers else ReadBuffer()
 
     def _guarded(self, function: Callable[[], T]) -> T:
-        with self._judged():
+        with self._judged(self._breaker):
             return function()
 
     @contextmanager
-    def _judged(self) -> Iterator[None]:
-        """Tell the breaker how it went. Whatever a driver raises leaves as `TierError`."""
+    def _judged(self, breaker: Breaker) -> Iterator[None]:
+        """Tell `breaker` how it went. Whatever a driver raises leaves as `TierError`."""
         try:
             yield
         except NoSpace:
             raise  # a full file system works; making room is the caller's business
         except Exception as error:
-            self._failed()
+            self._failed(breaker)
             if isinstance(error, TierError):
                 raise
             raise TierError(f"{self.label}: {error!r}") from error
         with self._lock:
-            self._breaker.succeeded()
+            breaker.succeeded()
 
-    def _failed(self) -> None:
+    def _failed(self, breaker: Breaker) -> None:
         with self._lock:
             self.counts["errors"] += 1
-            self._breaker.failed(time.monotonic_ns())
+            breaker.failed(time.monotonic_ns())
 
 
 def _free(loaded: Loaded | None) -> None:

@@ -139,7 +139,7 @@ class TierStack:
     def _copies_soon(self, tier: GuardedTier) -> bool:
         """Whether copies down may be waited for: a slow tier must not block the one above."""
         below = self.tiers[tier.index + 1 : tier.index + 2]
-        return any(lower.local and lower.available for lower in below)
+        return any(lower.local and lower.writable for lower in below)
 
     def fits(self, tier: GuardedTier, n_bytes: int) -> bool:
         """Whether there is room without evicting anything, by anyone."""

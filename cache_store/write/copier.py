@@ -72,7 +72,7 @@ class TierCopier:
 
     def _admit(self, id: BlockId, n_bytes: int) -> bool:
         if (
-            not self._tier.available
+            not self._tier.writable
             or not self._stack.fits(self._tier, n_bytes)
             or self._tier.index in self._stack.index.tiers_of(id)
         ):
@@ -84,7 +84,7 @@ class TierCopier:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait for the copies that wait, as long as the tier works; False when some are left."""
-        return self._worker.drain(timeout_s, lambda: self._tier.available)
+        return self._worker.drain(timeout_s, lambda: self._tier.writable)
 
     def stop(self, timeout_s: float) -> bool:
         return self._worker.stop(timeout_s)
@@ -116,13 +116,13 @@ class TierCopier:
         while attempt < self._config.write_attempts:
             if self._tier.index in self._stack.index.tiers_of(copy.id):
                 return ""
-            if self._tier.available:
+            if self._tier.writable:
                 try:
                     return self._copy(copy)
                 except TierError:
                     attempt += 1
             if copy.best_effort or not self._worker.pause(
-                self._config.retry_s * 2**attempt if self._tier.available else _OPEN_CIRCUIT_S
+                self._config.retry_s * 2**attempt if self._tier.writable else _OPEN_CIRCUIT_S
             ):
                 break
         return "copy_failed"

@@ -92,7 +92,7 @@ class Writer:
     def _write_somewhere(self, block: Block) -> None:
         failure = "no_tier"
         for tier in self._stack.tiers:
-            if tier.available:
+            if tier.writable:
                 failure = self._write_to(tier, block)
                 if not failure:
                     self._stack.tally.add("saved", block.reason)
@@ -103,7 +103,7 @@ class Writer:
     def _write_to(self, tier: GuardedTier, block: Block) -> str:
         """Why it could not be written; "" when it was."""
         for attempt in range(self._config.write_attempts):
-            if attempt and not (self._worker.pause(self._config.retry_s * 2 ** (attempt - 1)) and tier.available):
+            if attempt and not (self._worker.pause(self._config.retry_s * 2 ** (attempt - 1)) and tier.writable):
                 break
             try:
                 self._stack.put(tier, block.id, block.tokens, self._encoder(tier.compression).encode(block))

@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 from deployments.http.ports import ModelPort
 from erllama.errors import EngineStopped
-from erllama.events import Done, Event, Failed, FinishReason
+from erllama.events import Done, Event, Failed
 from erllama.request import GenerationRequest
 
 # choices of one HTTP request at once: a list of 64 prompts must not fill the engine's queue (128)
@@ -29,7 +29,7 @@ def _bad_end(last: Event) -> Exception | None:
     match last:
         case Failed():
             return last.error
-        case Done() if last.stats.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR):
+        case Done() if last.stats.cancelled:
             return EngineStopped("The generation was cancelled by the server; send the request again.", retry_after_s=1)
         case _:
             return None

@@ -36,6 +36,11 @@ def request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
+def may_see_all(request: Request) -> bool:
+    """Whether the client has shown a key, or none is needed: others learn nothing of the machine."""
+    return bool(request.scope["state"]["may_see_all"])
+
+
 def engine_id(request: Request) -> str:
     """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
@@ -107,7 +112,8 @@ class RequestScope:
             await send(message)
 
         try:
-            if not self._allows(scope, dialect.keys):
+            state["may_see_all"] = self._has_key(scope, dialect.keys)
+            if not state["may_see_all"] and route_path(scope) not in _OPEN_PATHS:
                 raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
             with nullcontext() if route_path(scope) in _OPEN_PATHS else self._open.one_more():
                 await self._app(scope, receive, tagged_send)
@@ -126,11 +132,11 @@ class RequestScope:
                 (time.monotonic_ns() - started_ns) / 1e6,
             )
 
-    def _allows(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
-        """Whether one of `places` has one of the keys, or the path needs none. Keys are compared as
+    def _has_key(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
+        """Whether one of `places` has one of the keys, or there are none. Keys are compared as
         digests in constant time: neither length nor prefix of one shows in the time.
         """
-        if not self._digests or route_path(scope) in _OPEN_PATHS:
+        if not self._digests:
             return True
         return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
 

@@ -20,7 +20,8 @@ class HttpOptions:
     common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
     model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
     CORS headers. api_keys: accepted bearer keys; empty accepts every request. The health routes are
-    always open. A configuration gets logged, without the keys.
+    always open, but tell an error's own words only to who has a key. A configuration gets logged,
+    without the keys.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024

@@ -11,14 +11,14 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.routes import OpenAI
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
-from deployments.http.middleware import RequestScope
+from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
@@ -29,14 +29,18 @@ logger = logging.getLogger("deployments.http")
 DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
 
 
-async def _state(model: ServedModel, timeout_s: float) -> tuple[str, str]:
+# for who has no key, in place of an error's own words: those name files and machines
+_UNTOLD = "it cannot be used now; the server's log and callers with an API key see the reason"
+
+
+async def _state(model: ServedModel, timeout_s: float, *, tells_errors: bool) -> tuple[str, str]:
     """Whether it is ready, and why not."""
     try:
         ready = await asyncio.wait_for(model.client.ready(), timeout_s)
     except TimeoutError:
         return "not_ready", f"no answer within {timeout_s:g} s"
     except ErllamaError as error:
-        return "not_ready", error.message
+        return "not_ready", error.message if tells_errors else _UNTOLD
     except Exception as exc:  # a probe must answer, whatever the reason
         logger.warning("event=not_ready model=%s error=%r", model.id, exc)
         return "not_ready", "its state cannot be asked; the log has the reason"
@@ -70,11 +74,12 @@ def make_http_app(
         return JSONResponse({"status": "ok"})
 
     @app.get("/health/ready")
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        told = await asyncio.gather(*(_state(model, options.ready_timeout_s) for model in registry))
+        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry)
+        told = await asyncio.gather(*asked)
         states = {model.id: state for model, (state, _) in zip(registry, told, strict=True)}
         reasons = {model.id: reason for model, (_, reason) in zip(registry, told, strict=True) if reason}
         ok = "not_ready" not in states.values() and not open_requests.refusing

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import ray
@@ -28,6 +29,7 @@ from deployments.model.blocking import RemoteModel, blocking_handle
 from deployments.model.client import APP_NAME
 from deployments.model.loop_thread import LoopThread
 from deployments.model.ray_errors import mapped_errors
+from deployments.model.states import load_state
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
 from erllama.events import Completion
 from erllama.stats import EngineStats, EvictResult
@@ -196,8 +198,11 @@ class Cluster:
     def _client(self, model_id: str, timeout_s: float | None = None) -> RemoteModel:
         key = (model_id, timeout_s)
         if key not in self._clients:
-            handle = blocking_handle(deployment_name(model_id), self._app)
-            self._clients[key] = RemoteModel(handle, timeout_s=timeout_s, loop=self._loop)
+            name = deployment_name(model_id)
+            why = partial(load_state, self._app, name)
+            self._clients[key] = RemoteModel(
+                blocking_handle(name, self._app), timeout_s=timeout_s, loop=self._loop, load_state=why
+            )
         return self._clients[key]
 
     def _ask(self, deployment: str, method: str) -> Any:

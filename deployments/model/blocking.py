@@ -11,7 +11,7 @@ name there and waits for it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.client import APP_NAME, ModelClient
 from deployments.model.loop_thread import LoopThread
+from deployments.model.states import LoadState, load_state
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,11 +58,12 @@ class RemoteModel:
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
         loop: LoopThread | None = None,
+        load_state: Callable[[], LoadState] | None = None,
     ) -> None:
         """`handle` is one of `blocking_handle`'s."""
         self._loop = loop or LoopThread()
         self._shares_loop = loop is not None
-        self._client = ModelClient(handle, failover=failover, timeout_s=timeout_s)
+        self._client = ModelClient(handle, failover=failover, timeout_s=timeout_s, load_state=load_state)
 
     @classmethod
     def connect(
@@ -74,7 +76,9 @@ class RemoteModel:
     ) -> RemoteModel:
         """The client of a model of a running application; needs a driver or worker that is
         connected to the cluster."""
-        return cls(blocking_handle(deployment_name(model_id), app_name), failover=failover, timeout_s=timeout_s)
+        name = deployment_name(model_id)
+        why = partial(load_state, app_name, name)
+        return cls(blocking_handle(name, app_name), failover=failover, timeout_s=timeout_s, load_state=why)
 
     def close(self) -> None:
         """End what runs, and the client's thread unless it is shared. Idempotent; a client that

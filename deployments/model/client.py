@@ -4,8 +4,8 @@ same client for plain code.
 The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant
 of a Serve handle costs a metrics pusher and a long poll.
 
-A call whose replica is gone goes on from another one, see `FailoverCall`: generation without a lost
-or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
+A call whose replica is gone, or hangs, goes on from another one, see `FailoverCall`: generation
+without a lost or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
 with the replica) and calls to all replicas.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -26,7 +27,7 @@ from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.model.replica import ModelReplica
-from deployments.model.states import LoadState, Phase, load_state
+from deployments.model.states import LoadState, Phase, RecentState, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -34,6 +35,7 @@ from erllama.request import GenerationRequest, build_request
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
+_ASK_EVERY_S = 1.0  # whether a replica runs, while a call has no answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,12 +84,14 @@ class ModelClient:
         timeout_s: float | None = None,
         load_state: Callable[[], LoadState] | None = None,
     ) -> None:
-        self._unary = handle
+        self._all = handle
         self._stream = handle.options(stream=True)
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
         self._timeout_s = timeout_s
-        self._load_state = load_state
+        self._load_state = load_state or _unknown_state
+        self._ask_every_s = min(_ASK_EVERY_S, self._failover.silence_s)
+        self._recent_state = RecentState(self._load_state, self._ask_every_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: set[Any] = set()
         self._closing: ErllamaError | None = None
@@ -198,7 +202,7 @@ class ModelClient:
             with mapped_errors():
                 await self._ask_all("status")
         except EngineStopped:
-            state = await self._asked_load_state()
+            state = await asyncio.to_thread(self._load_state)
             if state.reason:
                 raise ModelUnavailable(state.reason, retry_after_s=1) from None
             return None if self._scales_to_zero else False
@@ -234,9 +238,14 @@ class ModelClient:
         except TimeoutError:
             raise _unanswered() from None
 
-    async def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
-        """One attempt. Raises `TimeoutError` when `attempts` have no time left; whatever else ends
-        it early raises an `ErllamaError`."""
+    def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
+        return self._lists(attempts, lambda events: isinstance(events[-1], Done | Failed), method, *args)
+
+    async def _lists(
+        self, attempts: Attempts, ends: Callable[[list[T]], bool], method: str, *args: Any
+    ) -> AsyncGenerator[list[T], None]:
+        """One attempt, up to the list that `ends` it; without heartbeats. Raises `TimeoutError`
+        when `attempts` have no time left; whatever else ends it early raises an `ErllamaError`."""
         if self._closing is not None:
             raise self._closing
         self._loop = asyncio.get_running_loop()
@@ -245,14 +254,14 @@ class ModelClient:
             response: Any = getattr(self._stream, method).remote(*args)
             self._running.add(response)
             try:
-                events = await self._first(response, attempts)
-                while events is not None:
-                    if events:  # else a heartbeat
-                        ended = isinstance(events[-1], Done | Failed)
-                        yield events
+                items: list[T] | None = await self._first(response, attempts)
+                while items is not None:
+                    if items:  # else a heartbeat
+                        ended = ends(items)
+                        yield items
                     if ended:
                         break
-                    events = await self._next(response, attempts)
+                    items = await self._next(response, attempts)
             finally:
                 self._running.discard(response)
                 if not ended:
@@ -260,30 +269,37 @@ class ModelClient:
         if not ended:
             raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
 
-    async def _first(self, response: Any, attempts: Attempts) -> list[Event] | None:
-        """The first list of a stream. A replica sends one at once, so that silence means that none
-        runs, in which case Serve holds the call back, or that the one which got it hangs.
+    async def _first(self, response: Any, attempts: Attempts) -> list[Any] | None:
+        """The first list of a stream. A replica sends one soon, so that silence means that none
+        runs, in which case Serve holds the call back, or that the one which got it hangs. Raises
+        `ModelUnavailable` for a model that is not loaded again: Serve would hold back for ever.
         """
+        silent_since = time.monotonic()
         first = asyncio.ensure_future(anext(response, None))
         try:
             async with asyncio.timeout(attempts.left_s):
-                while not (await asyncio.wait([first], timeout=self._failover.silence_s))[0]:
-                    if (await self._asked_load_state()).phase == Phase.READY:
+                while not (await asyncio.wait([first], timeout=self._ask_every_s))[0]:
+                    state = await self._recent_state.get()
+                    if state.phase == Phase.FAILED:
+                        raise _cannot_load(state)
+                    if state.phase != Phase.READY:
+                        silent_since = time.monotonic()
+                    elif time.monotonic() - silent_since >= self._failover.silence_s:
                         raise _silent()
-                events: list[Event] | None = await first
-                return events
+                items: list[Any] | None = await first
+                return items
         finally:
             first.cancel()
 
-    async def _next(self, response: Any, attempts: Attempts) -> list[Event] | None:
+    async def _next(self, response: Any, attempts: Attempts) -> list[Any] | None:
         """The next list, which may be empty, or None at the end. Raises `EngineStopped` when none
         comes for `silence_s`, `TimeoutError` when `attempts` have no time left.
         """
         left_s, silence_s = attempts.left_s, self._failover.silence_s
         try:
             async with asyncio.timeout(silence_s if left_s is None else min(left_s, silence_s)):
-                events: list[Event] | None = await anext(response, None)
-                return events
+                items: list[Any] | None = await anext(response, None)
+                return items
         except TimeoutError:
             if left_s is None or silence_s < left_s:
                 raise _silent() from None
@@ -294,8 +310,7 @@ class ModelClient:
         attempts = self._attempts()
         while True:
             try:
-                async with asyncio.timeout(attempts.left_s):
-                    return await self._attempt(method, *args, **kwargs)
+                return await self._answer(attempts, method, *args, **kwargs)
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
@@ -305,21 +320,12 @@ class ModelClient:
                 if not await _goes_on(attempts, method, failed):
                     raise
 
-    async def _attempt(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._closing is not None:
-            raise self._closing
-        self._loop = asyncio.get_running_loop()
-        async with self._explained_errors():
-            response: Any = getattr(self._unary, method).remote(*args, **kwargs)
-            self._running.add(response)
-            try:
-                return await response
-            # nobody waits any more: a call that Serve still holds must not be made later
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            finally:
-                self._running.discard(response)
+    async def _answer(self, attempts: Attempts, method: str, *args: Any, **kwargs: Any) -> Any:
+        """One attempt, as a stream: its heartbeats tell a replica that computes from one that
+        hangs."""
+        lists: AsyncGenerator[list[Any], None] = self._lists(attempts, bool, "answer", method, args, kwargs)
+        async with aclosing(lists):
+            return (await anext(lists))[0]
 
     @asynccontextmanager
     async def _explained_errors(self) -> AsyncIterator[None]:
@@ -328,22 +334,25 @@ class ModelClient:
             with mapped_errors():
                 yield
         except ModelUnavailable:
-            reason = (await self._asked_load_state()).reason
-            if reason:
-                raise ModelUnavailable(f"the model cannot be loaded: {reason}", retry_after_s=1) from None
+            state = await asyncio.to_thread(self._load_state)
+            if state.reason:
+                raise _cannot_load(state) from None
             raise
-
-    async def _asked_load_state(self) -> LoadState:
-        if self._load_state is None:
-            return LoadState(Phase.LOADING)
-        return await asyncio.to_thread(self._load_state)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         async with self._explained_errors():
             return await self._ask_all(method, *args, **kwargs)
 
     async def _ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return list(await self._unary.broadcast(method, *args, **kwargs).results_async())
+        return list(await self._all.broadcast(method, *args, **kwargs).results_async())
+
+
+def _unknown_state() -> LoadState:
+    return LoadState(Phase.LOADING)
+
+
+def _cannot_load(state: LoadState) -> ModelUnavailable:
+    return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
 
 
 def _silent() -> EngineStopped:

@@ -8,17 +8,18 @@ import logging
 import os
 import threading
 import weakref
+from functools import partial
 
 from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
 from deployments.memory.service import replica_location
 from deployments.memory.sources import make_sources
 from deployments.model.drain import watch_drain
+from deployments.model.load_limit import LoadLimit, deployment_status
 from deployments.model.replica import ModelReplica
 from deployments.model.sigterm import SigtermWatch
-from deployments.model.states import CANNOT_LOAD
 from deployments.serve_log import share_serve_log
 from erllama.cache.policy import CachePolicy
-from erllama.errors import EngineStopped, ModelLoadError
+from erllama.errors import EngineStopped
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +46,17 @@ class Replica(ModelReplica):
     ) -> None:
         share_serve_log()
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
-        try:
-            super().__init__(
-                spec,
-                n_cpus=n_cpus,
-                store=store.config(),
-                policy=policy,
-                routing=routing,
-                location=replica_location(),
-                sources=sources,
-            )
-        except Exception as error:  # in the words that `states.one_line` finds again in Serve's message
-            reason = " ".join((str(error) or repr(error)).split())
-            raise ModelLoadError(f"{spec.id} {CANNOT_LOAD}{reason}") from error
+        load = partial(
+            super().__init__,
+            spec,
+            n_cpus=n_cpus,
+            store=store.config(),
+            policy=policy,
+            routing=routing,
+            location=replica_location(),
+            sources=sources,
+        )
+        LoadLimit(spec.id, deployment_status).load(load)
         # Before the interpreter ends its thread pools, which readers and drivers of object stores
         # use; `atexit` comes after that. Private, but what concurrent.futures itself uses.
         register = getattr(threading, "_register_atexit", atexit.register)

@@ -8,7 +8,7 @@ end or to the kill, and go on elsewhere from what was saved by then.
 
 When the application is deleted its streams can end with an error event. Serve's full shutdown
 kills the HTTP proxies at once: streams break there, whatever a replica does. Hence
-`deployments/run.py` asks every replica to `leave` before it.
+`deployments/service.py` asks every replica to `leave` before it.
 """
 
 from __future__ import annotations

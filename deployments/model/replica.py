@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from cache_store import CachedPrefix, GarbageReport, IndexDelta, StoreConfig, StoreStats
@@ -159,8 +159,7 @@ class ModelReplica:
                 async with asyncio.timeout(HEARTBEAT_S):
                     return await gathered(mailbox)
             except TimeoutError:
-                with suppress(EngineStopped):  # a stuck one is replaced by the health check; until then it is silent
-                    self._check_engine()
+                if self._can_go_on():  # a stuck one is replaced by the health check; until then it is silent
                     return []
 
     async def continue_(
@@ -183,6 +182,20 @@ class ModelReplica:
         async with aclosing(self.generate(request)) as stream:
             async for events in stream:
                 yield events
+
+    async def answer(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AsyncGenerator[list[Any], None]:
+        """What another method returns, in a list of its own; before it heartbeats, as `generate`
+        sends them. Raises what that method raises."""
+        call = asyncio.ensure_future(getattr(self, method)(*args, **kwargs))
+        try:
+            while not (await asyncio.wait([call], timeout=HEARTBEAT_S))[0]:
+                if self._can_go_on():
+                    yield []
+            yield [call.result()]
+        finally:
+            call.cancel()
 
     async def end_session(self, session_id: str) -> None:
         await asyncio.to_thread(self._model.end_session, session_id)
@@ -270,6 +283,13 @@ class ModelReplica:
 
     def _check_engine(self) -> None:
         self._model.check_alive(stuck_after_s=stuck_after_s(self._spec.decode_budget_s))
+
+    def _can_go_on(self) -> bool:
+        try:
+            self._check_engine()
+        except EngineStopped:
+            return False
+        return True
 
     def drain(self, seconds: float) -> None:
         """Admit nothing more, let what runs go on for `seconds`, then save everything and end the

@@ -6,9 +6,11 @@ Serve's own message is a page: the traceback of the last try between two sentenc
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,11 +18,12 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
+from deployments.model.load_limit import MAX_LOADS, told_failures, told_reason
+
 log = logging.getLogger(__name__)
 
-CANNOT_LOAD = "cannot be loaded: "  # what `Replica` puts before its reason
-_MARKED = re.compile(f"{CANNOT_LOAD}(.+)")
 _RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit)\w*: (.+)$", re.MULTILINE)
+_REPLACED = "HEALTH_CHECK_FAILED"  # why an update failed whose replicas start: Serve replaces what died
 _MAX_CHARS = 500
 
 
@@ -28,12 +31,14 @@ class Phase(Enum):
     LOADING = "loading"
     READY = "ready"
     ASLEEP = "asleep"  # scaled to zero
-    FAILED = "failed"  # Serve has stopped trying
+    FAILED = "failed"  # it is not tried again
 
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """`reason` is that of the last try that failed, "" when none has."""
+    """`reason` is that of the last try that failed, "" when none has. A model that is ready has one
+    when replicas of it are missing for good.
+    """
 
     phase: Phase
     reason: str = ""
@@ -61,11 +66,14 @@ def state_in(application: ApplicationStatusOverview, deployment: str) -> LoadSta
 
 
 def _state(status: DeploymentStatusOverview) -> LoadState:
-    if status.status.value == "DEPLOY_FAILED":
-        return LoadState(Phase.FAILED, one_line(status.message))
+    stopped = status.status.value == "DEPLOY_FAILED" and status.status_trigger != _REPLACED
+    given_up = stopped or told_failures(status.message) >= MAX_LOADS
+    reason = one_line(status.message) if given_up else ""
     replicas: Mapping[Any, int] = status.replica_states  # by an enum of Serve's or by its value
     if replicas.get("RUNNING", 0):
-        return LoadState(Phase.READY)
+        return LoadState(Phase.READY, reason)
+    if given_up:
+        return LoadState(Phase.FAILED, reason)
     if status.status.value == "HEALTHY":
         return LoadState(Phase.ASLEEP)
     return LoadState(Phase.LOADING, one_line(status.message) if "rror" in status.message else "")
@@ -75,5 +83,26 @@ def one_line(message: str) -> str:
     """The reason in a message of Serve's: in our own words if they are there, else what was raised
     last, else its first line.
     """
-    found = _MARKED.findall(message) or _RAISED.findall(message)[-1:] or message.splitlines()[:1]
-    return found[-1].strip()[:_MAX_CHARS] if found else ""
+    told = told_reason(message)
+    found = [told] if told else _RAISED.findall(message)[-1:] or message.splitlines()[:1]
+    return found[0].strip()[:_MAX_CHARS] if found else ""
+
+
+class RecentState:
+    """What `ask` tells, for many who wait at once: it may block, runs once at a time, and its answer
+    counts for `kept_s`. One event loop.
+    """
+
+    def __init__(self, ask: Callable[[], LoadState], kept_s: float) -> None:
+        self._ask = ask
+        self._kept_s = kept_s
+        self._lock = asyncio.Lock()
+        self._state = LoadState(Phase.LOADING)
+        self._until = 0.0
+
+    async def get(self) -> LoadState:
+        async with self._lock:
+            if time.monotonic() >= self._until:
+                self._state = await asyncio.to_thread(self._ask)
+                self._until = time.monotonic() + self._kept_s
+            return self._state

@@ -19,7 +19,7 @@ from typing import Any
 import llama_cpp
 import llama_cpp._ggml
 
-from erllama.errors import ModelLoadError
+from erllama.errors import LoadFailedForNow
 from erllama.gguf.check import GgufInfo, inspect_gguf
 from erllama.gguf.fingerprint import user_cache_dir
 from erllama.gguf.probe import probe_gguf
@@ -117,11 +117,11 @@ def check_model(path: str) -> tuple[GgufInfo, bool]:
 
 
 def load_model(path: str, params: Any, name: str) -> Any:
-    """The llama_model* of a checked file. Raises `ModelLoadError` that calls it `name`."""
+    """The llama_model* of a checked file. Raises `LoadFailedForNow` that calls it `name`."""
     with captured_errors() as errors:
         model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
-        raise ModelLoadError(f"cannot load {name}: {reason_of(errors)}", param="path")
+        raise LoadFailedForNow(f"cannot load {name}: {reason_of(errors)}", param="path")
     return model
 
 

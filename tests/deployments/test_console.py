@@ -50,6 +50,14 @@ def test_a_failure_is_told_with_its_reason_and_the_others_are_served():
     ]
 
 
+def test_a_model_some_of_whose_replicas_are_missing_for_good_is_ready_with_the_reason():
+    console = progress("a", times=(0.0, 1.0))
+    crippled = deployment("DEPLOY_FAILED", message="Error:\nOSError: the disk is gone", running=1)
+    assert console.lines(told(model_a=LOADING)) == ["a: loading"]
+    assert console.lines(told(model_a=READY)) == ["a: ready in 1.0 s"]
+    assert console.lines(told(model_a=crippled)) == ["a: ready, but not all of it: the disk is gone"]
+
+
 def test_without_a_front_there_is_no_url():
     console = progress("a")
     assert console.lines(told(model_a=ASLEEP, ingress=FAILED)) == ["a: asleep, the first request loads it"]

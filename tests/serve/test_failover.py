@@ -159,6 +159,26 @@ def test_a_replica_that_stands_still_loses_its_stream_and_says_nothing_when_it_w
     assert len(replica_pids(REPLICAS)) == 2, "it was not even replaced"
 
 
+def test_calls_for_one_answer_leave_a_replica_that_stands_still(server, both):
+    """Several at once, so that some meet it."""
+
+    def embedding(name: int) -> list[float]:
+        asked = {"model": "demo", "input": f"The long night {name}."}
+        reply = httpx.post(f"{server.url}/v1/embeddings", json=asked, timeout=90)
+        return list(reply.json()["data"][0]["embedding"])
+
+    expected = [embedding(name) for name in range(6)]
+    pid = replica_pids(REPLICAS)[0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(embedding, range(6))) == expected
+        assert time.monotonic() - started < MOVES_S
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_what_a_dead_replica_costs_is_bounded_by_the_interval_between_two_saves(server, both):
     model = RemoteModel.connect("demo")
     request = GenerationRequest(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.serve._private.common import DeploymentStatus
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 
-def deployment(status: str, *, message: str = "", **replicas: int) -> DeploymentStatusOverview:
+def deployment(
+    status: str, *, message: str = "", trigger: str = "UNSPECIFIED", **replicas: int
+) -> DeploymentStatusOverview:
     """`replicas`: how many there are by state."""
     states: dict[Any, int] = {state.upper(): n for state, n in replicas.items()}
-    return DeploymentStatusOverview(DeploymentStatus(status), "UNSPECIFIED", states, message)  # type: ignore[arg-type]
+    return DeploymentStatusOverview(DeploymentStatus(status), DeploymentStatusTrigger(trigger), states, message)
 
 
 def application(status: str, message: str = "", **deployments: DeploymentStatusOverview) -> ApplicationStatusOverview:

@@ -244,3 +244,21 @@ def test_waiting_for_pending_work_covers_what_was_open_and_not_what_comes_later(
     assert len(in_flight) == 1
     in_flight.settled("b")
     assert in_flight.wait(0)
+
+
+def test_a_tier_that_answers_and_takes_nothing_is_read_and_not_written(guarded, tier):
+    guarded.publish_now("r/one", sealed(b"x"))
+    tier.inject("publish", Fault.FAIL, times=None)
+    for _ in range(THRESHOLD):
+        assert guarded.writable
+        guarded.stat_now("r/two")
+        with pytest.raises(TierError):
+            guarded.publish_now("r/two", sealed(b"y"), verify=is_whole)
+    assert guarded.available
+    assert not guarded.writable
+    assert not guarded.stats(0, 0).available
+    assert stored(guarded, "r/one") == bytes(sealed(b"x"))
+    assert not guarded.writable
+    tier.heal()
+    guarded.publish_now("r/two", sealed(b"y"))
+    assert guarded.writable

@@ -11,6 +11,8 @@ import pytest
 
 from cache_store import Store, StoreConfig, TierConfig, TokenChain, root_key
 from cache_store.testing import Fault
+from cache_store.tiers.open import open_tier
+from cache_store.tiers.remote import RemoteTier
 from cache_store.write.staging import StagingPool
 from tests.support.bounds import NO_WAIT_S
 from tests.support.store_kit import FaultyTiers, files_below, prompt, restore, rows_block, save, wait_until
@@ -119,6 +121,32 @@ def test_a_tier_that_keeps_failing_is_put_aside_and_the_next_one_takes_over(stor
     assert not store.stats().tiers[0].available
     assert faulty.tiers[0].calls["publish"] < 10
     assert restore(store, root, tokens).n_tokens == 2560
+
+
+def test_a_bucket_that_answers_and_takes_nothing_is_put_aside_for_writes(config, tmp_path):
+    puts = []
+
+    def open_one(tier_config):
+        tier = open_tier(tier_config)
+        if isinstance(tier, RemoteTier):
+            tier._filesystem.pipe_file = refuse
+        return tier
+
+    def refuse(path, data):
+        puts.append(path)
+        raise PermissionError("AccessDenied")
+
+    bucket = TierConfig(f"memory://{tmp_path.name}")
+    tokens = prompt(2560)
+    with Store(replace(config, tiers=(bucket, config.tiers[1])), open=open_one) as store:
+        assert store.wait_loaded(10)
+        puts.clear()  # of its id
+        save(store, store.root("model"), tokens)
+        assert store.flush(10)
+        assert not store.stats().tiers[0].available
+        assert len(puts) < 10, "every block was sent to the bucket"
+        assert store.stats().dropped == {}
+        assert restore(store, store.root("model"), tokens).n_tokens == 2560
 
 
 def test_what_no_tier_takes_is_dropped_counted_and_forgotten(store, root, faulty):

@@ -55,3 +55,19 @@ async def test_whoever_is_not_ready_has_a_reason():
         assert reply.json()["reasons"] == {"gone": "/m/x.gguf: there is no such file", "new": "it is loading"}
     async with http_client(app_of(served(FakeModel()))) as client:
         assert "reasons" not in (await client.get("/health/ready")).json()
+
+
+async def test_without_a_key_an_error_says_nothing_of_the_machine():
+    reason = "/m/x.gguf: there is no such file"
+    models = (served(FakeModel(state=EngineStopped(reason)), id="gone"), served(FakeModel(state=False), id="new"))
+    async with http_client(app_of(*models, api_keys=("k1",))) as client:
+        with_key = await client.get("/health/ready", headers={"authorization": "Bearer k1"})
+        assert with_key.json()["reasons"] == {"gone": reason, "new": "it is loading"}
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            reply = await client.get("/health/ready", headers=headers)
+            assert (reply.status_code, reply.json()["models"]) == (503, {"gone": "not_ready", "new": "not_ready"})
+            assert reply.json()["reasons"]["new"] == "it is loading"
+            told = reply.json()["reasons"]["gone"]
+            assert told
+            assert "/" not in told
+            assert "\n" not in told

@@ -44,15 +44,17 @@ NAMES = ["died", "unavailable", "cancelled", "request cancelled", "grpc", "unexp
 
 class Response:
     """A streaming response: the messages of a replica, then what it ends with. At "hang" it says
-    nothing more.
+    nothing more until it is cancelled, which ends it with Serve's error.
     """
 
     def __init__(self, messages: list[Any]) -> None:
         self._messages = iter(messages)
+        self._no_more = asyncio.Event()
         self.cancelled = False
 
     def cancel(self) -> None:
         self.cancelled = True
+        self._no_more.set()
 
     def __aiter__(self):
         return self
@@ -65,42 +67,21 @@ class Response:
         if isinstance(message, BaseException):
             raise message
         if message == "hang":
-            await asyncio.Event().wait()
+            await self._no_more.wait()
+            raise RequestCancelledError("id")
         return message
 
 
-class Answer:
-    """That of a unary call; "hang" comes when it is cancelled, as Serve's error."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        self._no_more = asyncio.Event()
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self._no_more.set()
-
-    def __await__(self):
-        yield from asyncio.sleep(0).__await__()
-        if isinstance(self._value, BaseException):
-            raise self._value
-        if self._value == "hang":
-            yield from self._no_more.wait().__await__()
-            raise RequestCancelledError("id")
-        return self._value
-
-
 class Handle:
-    """`script(request, number)` gives the messages of each attempt; `answers` those of unary calls,
-    in order.
+    """`script(request, number)` gives the messages of each attempt. `answers` are those of calls for
+    one, in order, after a heartbeat; "hang" comes never, at "mute" there is no heartbeat either.
     """
 
     def __init__(
         self, script: Callable[[GenerationRequest, int], list[Any]] | None = None, answers: list[Any] | None = None
     ) -> None:
         self.requests: list[GenerationRequest] = []
-        self.responses: list[Response | Answer] = []
+        self.responses: list[Response] = []
         self._script = script
         self._answers = iter(answers or [])
 
@@ -112,7 +93,9 @@ class Handle:
 
     def remote(self, *args: Any) -> Any:
         if self._script is None:
-            self.responses.append(Answer(next(self._answers)))
+            answer = next(self._answers)
+            last = answer if isinstance(answer, BaseException) or answer in ("hang", "mute") else [answer]
+            self.responses.append(Response(["hang"] if last == "mute" else [[], last]))
             return self.responses[-1]
         self.requests.append(args[0])
         self.responses.append(Response(self._script(args[0], len(self.requests))))
@@ -357,6 +340,17 @@ def test_calls_that_change_nothing_are_made_again(by, remote):
     assert asyncio.run(ModelClient(Handle(answers=[by(), [[0.5]]]), failover=LIMITS).embed([[1]])) == [[0.5]]
 
 
+@pytest.mark.parametrize("first", ["hang", "mute"])
+def test_a_call_whose_replica_falls_silent_is_made_again_elsewhere(first):
+    async def story() -> None:
+        handle = Handle(answers=[first, [[0.5]]])
+        client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
+        assert await client.embed([[1]]) == [[0.5]]
+        assert [response.cancelled for response in handle.responses] == [True, False]
+
+    asyncio.run(story())
+
+
 def test_calls_that_change_nothing_are_not_made_forever(remote):
     with pytest.raises(EngineStopped):
         remote(Handle(answers=[ActorDiedError()] * 4)).embed([1])
@@ -495,6 +489,21 @@ def test_why_there_is_no_replica_is_in_every_error():
 
     asyncio.run(story(LoadState(Phase.FAILED, "the disk is gone"), "cannot be loaded: the disk is gone"))
     asyncio.run(story(LoadState(Phase.LOADING), "has no replica"))
+
+
+def test_a_call_that_serve_would_hold_back_for_ever_ends_with_the_reason():
+    async def story() -> None:
+        why = LoadState(Phase.FAILED, "the file is gone")
+        client = ModelClient(Handle(lambda sent, n: ["hang"]), failover=QUICK, load_state=lambda: why)
+        ((failed,),) = [events async for events in client.generate(request())]
+        assert isinstance(failed, Failed)
+        assert failed.error.message == "the model cannot be loaded: the file is gone"
+        handle = Handle(answers=["mute"])
+        with pytest.raises(ModelUnavailable, match="cannot be loaded: the file is gone"):
+            await ModelClient(handle, failover=QUICK, load_state=lambda: why).embed([[1]])
+        assert handle.responses[0].cancelled
+
+    asyncio.run(story())
 
 
 def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):

@@ -148,6 +148,39 @@ def test_a_silent_engine_sends_heartbeats_until_it_is_stuck(serve, monkeypatch):
     serve(story)
 
 
+def test_a_call_for_one_answer_sends_heartbeats_until_it_comes_or_the_engine_is_stuck(serve, monkeypatch):
+    monkeypatch.setattr("deployments.model.replica.HEARTBEAT_S", 0.01)
+
+    async def story(it: Fixture) -> None:
+        expected = await it.replica.embed([[1, 2]])
+        it.backend.hold()
+        stream = it.replica.generate(request(max_tokens=2))
+        assert await anext(stream) == []
+        await it.held()
+        answer = it.replica.answer("embed", [[[1, 2]]], {})
+        assert [await anext(answer) for _ in range(3)] == [[], [], []]
+
+        with monkeypatch.context() as patched:
+            patched.setattr("deployments.model.replica.stuck_after_s", lambda budget_s: 0.0)
+            silent = asyncio.create_task(anext(answer))
+            await asyncio.wait([silent], timeout=0.1)
+            assert not silent.done()
+        it.backend.release()
+        lists = [await silent, *[items async for items in answer]]
+        assert [items for items in lists if items] == [[expected]]
+        await stream.aclose()
+
+    serve(story)
+
+
+def test_a_call_for_one_answer_raises_what_its_method_raises(serve):
+    async def story(it: Fixture) -> None:
+        with pytest.raises(InvalidParameter, match="no adapter"):
+            await anext(it.replica.answer("set_adapter_scale", ["lora-none", 1.0], {}))
+
+    serve(story)
+
+
 def test_concurrent_generators_get_their_own_events(serve):
     async def story(it: Fixture) -> None:
         alone = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from deployments.model.states import LoadState, Phase, one_line, state_in
+from deployments.model.states import LoadState, Phase, RecentState, one_line, state_in
 from tests.support.serve_states import application, deployment
 
 PAGE = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial \
@@ -25,6 +27,8 @@ Traceback (most recent call last):
 erllama.errors.ModelLoadError: x cannot be loaded: /m/x.gguf: there is no such file
 """
 REASON = "/m/x.gguf: there is no such file"
+DIED = "HEALTH_CHECK_FAILED"
+AGAIN = "A replica failed to start with exception. Retrying. Error:\nx cannot be loaded (failure {} of 3): " + REASON
 
 
 @pytest.mark.parametrize(
@@ -56,9 +60,30 @@ def test_a_page_of_traceback_becomes_its_reason(message, line):
                 (deployment("UNHEALTHY", message="A replica's health check failed."), LoadState(Phase.LOADING)),
                 (deployment("HEALTHY"), LoadState(Phase.ASLEEP)),
                 (deployment("DEPLOY_FAILED", message=PAGE), LoadState(Phase.FAILED, REASON)),
+                (deployment("DEPLOY_FAILED", message=PAGE, running=1), LoadState(Phase.READY, REASON)),
+                (deployment("DEPLOY_FAILED", message="It died.", trigger=DIED), LoadState(Phase.LOADING)),
+                (deployment("UNHEALTHY", message=AGAIN.format(2)), LoadState(Phase.LOADING, REASON)),
+                (deployment("UNHEALTHY", message=AGAIN.format(3)), LoadState(Phase.FAILED, REASON)),
             )
         ],
     ],
 )
 def test_the_state_of_a_model_is_what_its_replicas_say(told, state):
     assert state_in(told, "model-x") == state
+
+
+def test_many_who_wait_ask_once():
+    asked = []
+
+    def ask() -> LoadState:
+        asked.append(LoadState(Phase.READY))
+        return asked[-1]
+
+    async def story(kept_s: float) -> None:
+        recent = RecentState(ask, kept_s)
+        assert await asyncio.gather(*(recent.get() for _ in range(20))) == [LoadState(Phase.READY)] * 20
+
+    asyncio.run(story(kept_s=3600))
+    assert len(asked) == 1
+    asyncio.run(story(kept_s=0))
+    assert len(asked) == 21

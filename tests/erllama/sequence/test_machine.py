@@ -7,7 +7,9 @@ from itertools import product
 import pytest
 
 from cache_store import TokenChain, root_key
+from erllama.engine.reply_events import last_events
 from erllama.errors import IllegalTransition
+from erllama.events import Done, FinishReason
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.sequence.machine import ENDINGS, TRANSITIONS, State, Step, apply, model_status
 from erllama.sequence.sampling import TokenSampler
@@ -106,6 +108,17 @@ def test_the_table_cannot_be_changed():
 
 def test_every_ending_finishes_every_live_state():
     assert all(apply(state, step) is F for state in (Q, R, P, G) for step in ENDINGS)
+
+
+def test_every_ending_but_an_error_has_a_reason_and_there_are_no_others():
+    ends = [
+        end
+        for step in ENDINGS
+        if step is not Step.ERROR
+        for end in last_events(sequence(State.GENERATING), step, None, lambda: 0)
+    ]
+    assert all(isinstance(end, Done) for end in ends)
+    assert [end.stats.finish_reason for end in ends if isinstance(end, Done)] == list(FinishReason)
 
 
 @pytest.mark.parametrize("states", list(product([False, True], repeat=len(State))))
