@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
+from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -256,6 +257,7 @@ class BuildArgs(_Strict):
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
+    default_model: str | None = None
 
     @field_validator("policy", mode="wrap")
     @classmethod
@@ -271,6 +273,7 @@ class BuildArgs(_Strict):
                 if name in seen:
                     raise ValueError(f"two models answer to {name!r}")
                 seen.add(name)
+        ModelNames({model.id: model.aliases for model in self.models}, self.default_model)
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")
         if len({deployment_name(model.id) for model in self.models}) < len(self.models):

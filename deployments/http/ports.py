@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from deployments.http.model_names import ModelNames
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
@@ -150,34 +151,30 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """Fixed once built. An id wins over an alias of another model; two models may not share a name
-    otherwise.
+    """Fixed once built. `default` is the id of the model that answers to names which nobody has.
+    Raises `InvalidParameter` for names that clash.
     """
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
+    def __init__(self, models: Iterable[ServedModel], default: str | None = None) -> None:
         self._models = {model.id: model for model in models}
-        self._by_name: dict[str, ServedModel] = {}
-        for model in self:
-            for alias in model.aliases:
-                if self._by_name.setdefault(alias, model) is not model:
-                    raise InvalidParameter(
-                        f"alias {alias!r} names two models: {self._by_name[alias].id} and {model.id}", param="aliases"
-                    )
-        self._by_name.update(self._models)
+        try:
+            self._names = ModelNames({model.id: model.aliases for model in self}, default)
+        except ValueError as error:
+            raise InvalidParameter(str(error), param="aliases") from None
         self._served = ", ".join(self._models) or "none"
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
     def resolve(self, name: str | None) -> ServedModel:
-        """The model that a request means; without a name the only one there is. Raises
-        `ModelNotFound` or `InvalidParameter`.
+        """The model that a request means; without a name the default, or the only one there is.
+        Raises `ModelNotFound` or `InvalidParameter`.
         """
+        model_id = self._names.find(name or "")
+        if model_id is not None:
+            return self._models[model_id]
         if name is None or name == "":
             if len(self._models) == 1:
                 return next(iter(self))
             raise InvalidParameter(f"you must provide a model parameter; served are: {self._served}", param="model")
-        model = self._by_name.get(name)
-        if model is None:
-            raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")
-        return model
+        raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")

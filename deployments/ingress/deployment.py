@@ -42,6 +42,7 @@ class Ingress:
         share_serve_log()
         config = BuildArgs.model_validate(args)
         self._options = config.http
+        self._default_model = config.default_model
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
@@ -92,6 +93,7 @@ class Ingress:
         return make_http_app(
             self._models,
             self._options,
+            default_model=self._default_model,
             echo_request_id=False,  # Serve does
             open_requests=self._open,
         )

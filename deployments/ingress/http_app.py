@@ -53,6 +53,7 @@ def make_http_app(
     models: Iterable[ServedModel],
     options: HttpOptions | None = None,
     *,
+    default_model: str | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
     echo_request_id: bool = True,
     open_requests: OpenRequests | None = None,
@@ -65,7 +66,7 @@ def make_http_app(
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
-    registry = ModelRegistry(models)
+    registry = ModelRegistry(models, default_model)
     # bodies are parsed by the dialects, so a generated schema would be empty
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
 

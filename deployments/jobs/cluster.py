@@ -25,6 +25,7 @@ from ray import serve
 
 from cache_store import StoreStats
 from deployments.config import deployment_name
+from deployments.http.model_names import ModelNames
 from deployments.model.blocking import RemoteModel, blocking_handle
 from deployments.model.client import APP_NAME
 from deployments.model.loop_thread import LoopThread
@@ -177,9 +178,9 @@ class Cluster:
 
     def _resolve(self, name: str) -> str:
         served = self._served()
-        for model_id, aliases in served.items():
-            if name == model_id or name in aliases:
-                return model_id
+        model_id = ModelNames(served).find(name)
+        if model_id is not None:
+            return model_id
         raise ModelNotFound(f"the model {name!r} does not exist; served are: {', '.join(served)}", param="model")
 
     def _state(self, model_id: str, aliases: tuple[str, ...], application: Any) -> ModelState:

@@ -140,6 +140,8 @@ def test_a_wrong_key_or_value_is_refused_by_name(model, named):
 def test_two_models_may_not_answer_to_one_name():
     with pytest.raises(ValidationError, match="answer to 'x'"):
         BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}, {"id": "y", "path": "b", "aliases": ["x"]}]})
+    with pytest.raises(ValidationError, match="default_model 'z' is none of the models"):
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "default_model": "z"})
 
 
 def with_store(**store) -> BuildArgs:
