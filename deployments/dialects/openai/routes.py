@@ -105,14 +105,14 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1",)
+    prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
     framing = SSE
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter(prefix="/v1")
+        router = APIRouter()
 
         @router.get("/models")
         async def list_models() -> Response:
@@ -170,4 +170,7 @@ class OpenAI(Dialect):
             )
             return _json(reply)
 
-        return router
+        both = APIRouter()
+        both.include_router(router, prefix="/v1")
+        both.include_router(router)
+        return both

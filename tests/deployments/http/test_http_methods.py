@@ -28,6 +28,17 @@ async def test_a_slash_at_the_end_means_nothing():
         assert (await client.get("/")).status_code == 404
 
 
+async def test_paths_without_v1_are_the_same():
+    async with http_client(app_of(served(FakeModel()))) as client:
+        assert (await client.get("/models/")).json() == (await client.get("/v1/models")).json()
+        reply = await client.post("/chat/completions", json={"messages": HI})
+        assert reply.json()["choices"][0]["message"]["content"]
+        assert (await client.post("/completions", json={"prompt": 3})).json()["error"]["param"] == "prompt"
+        assert (await client.post("/embeddings", json={})).status_code == 400
+        assert (await client.get("/models/nope")).json()["error"]["code"] == "model_not_found"
+        assert (await client.get("/chatter")).status_code == 404
+
+
 async def test_options_tells_the_methods():
     async with http_client(app_of(served(FakeModel()))) as client:
         for path, allow in (("/v1/models", "GET, HEAD, OPTIONS"), ("/v1/chat/completions", "POST, OPTIONS")):
