@@ -16,6 +16,7 @@ from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.setup import make_flow, make_root_of
 from erllama.config import EngineConfig, make_config
+from erllama.engine.adapters import read_adapter
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop, Wake
 from erllama.engine.prewarm import prewarm
@@ -167,8 +168,7 @@ class Model:
         return self.infer([*committed, *suffix], session_id=session_id, **params)
 
     def transcript(self, session_id: str, expect_committed: Sequence[int] | int | None = None) -> tuple[int, ...]:
-        """The tokens committed to a session; the caller believes them to be `expect_committed`, all
-        ids or their number.
+        """The tokens committed to a session; the caller expects these ids, or so many.
 
         Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
         with `diverges_at` when the tokens differ.
@@ -249,7 +249,8 @@ class Model:
 
     def load_adapter(self, path: str) -> str:
         """Load a LoRA GGUF at scale 1.0 for new requests; returns its handle."""
-        return self._call(lambda engine: engine.adapters.load(path))
+        checked = read_adapter(path, self._backend)  # seconds for a large one: not on the engine thread
+        return self._call(lambda engine: engine.adapters.load(checked))
 
     def unload_adapter(self, handle: str) -> None:
         """Take an adapter away from new requests, free it with its last user. Idempotent."""
@@ -319,8 +320,7 @@ class Model:
     @property
     def pending_len(self) -> int:
         """Requests that wait or run."""
-        stats = self._loop.stats
-        return stats.n_queued + stats.n_running
+        return (stats := self._loop.stats).n_queued + stats.n_running
 
     @property
     def last_cache_hit(self) -> str:

@@ -1,8 +1,8 @@
 """What the engine needs from an inference library. `LlamaBackend` is the real one,
 `StubBackend` the deterministic one for tests.
 
-All methods are called from the engine thread, except `abort`, `piece`, `new_image` and the
-properties, which are safe from any thread.
+All methods are called from the engine thread, except `abort`, `piece`, `new_image`, `check_adapter`
+and the properties, which are safe from any thread.
 """
 
 from __future__ import annotations
@@ -175,8 +175,13 @@ class Backend(Protocol):
         `ContextOverflow` or `ModelLoadError`.
         """
 
+    def check_adapter(self, path: str) -> None:
+        """Read enough of a LoRA GGUF to know that it fits this model. Any thread: takes as long as
+        reading the header of the model, too. Raises `ModelLoadError`.
+        """
+
     def load_adapter(self, handle: str, path: str) -> None:
-        """Load a LoRA GGUF under `handle`. Raises `ModelLoadError`."""
+        """Load a checked LoRA GGUF under `handle`. Raises `ModelLoadError`."""
 
     def free_adapter(self, handle: str) -> None:
         """Free an adapter that no plan will name again."""

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, LoadFailedForNow
-from erllama.gguf.check import check_cache_types
+from erllama.gguf.check import check_adapter, check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
@@ -69,7 +69,7 @@ class LlamaBackend(LlamaState):
         all_or_none = _ALL_LAYERS if self.on_gpu else 0
         self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers
         self.n_threads = len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
-        self._weights = LlamaWeights(config.path, self._model_params(), self.info)
+        self._weights = LlamaWeights(config.path, self._model_params())
         try:
             self.vocab: LlamaVocab = self._weights.vocab
             self.n_vocab = self.vocab.n_vocab
@@ -122,6 +122,9 @@ class LlamaBackend(LlamaState):
         return self._embedder.embed(inputs)
 
     # --- adapters ---------------------------------------------------------------------------------
+
+    def check_adapter(self, path: str) -> None:
+        check_adapter(path, self.info)
 
     def load_adapter(self, handle: str, path: str) -> None:
         self._weights.load_adapter(handle, path)

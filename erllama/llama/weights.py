@@ -16,7 +16,6 @@ import llama_cpp
 import psutil
 
 from erllama.errors import ModelLoadError
-from erllama.gguf.check import GgufInfo, check_adapter
 from erllama.gguf.fingerprint import file_identity
 from erllama.llama.library import captured_errors, load_model, reason_of, trim_heap
 from erllama.llama.vocab import LlamaVocab
@@ -40,11 +39,10 @@ class LlamaWeights:
     (nearly all of a Q4_0 model).
     """
 
-    def __init__(self, path: str, params: Any, info: GgufInfo) -> None:
+    def __init__(self, path: str, params: Any) -> None:
         """Load. `params` are llama_model_params. Raises `ModelLoadError`."""
         self._path = path
         self._params = params
-        self._info = info
         self._adapters: dict[str, _Adapter] = {}
         self._identity = file_identity(path)
         self.private_bytes = 0
@@ -92,9 +90,8 @@ class LlamaWeights:
     # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, handle: str, path: str) -> None:
-        """Load a LoRA GGUF under `handle`. Raises `ModelLoadError`."""
+        """Load a LoRA GGUF that was checked under `handle`. Raises `ModelLoadError`."""
         identity = file_identity(path)
-        check_adapter(path, self._info)
         self.ensure()
         self._adapters[handle] = _Adapter(path, identity, self._load_adapter(path))
 

@@ -346,6 +346,10 @@ class StubBackend:
             vectors.append(vector / np.linalg.norm(vector))
         return vectors
 
+    def check_adapter(self, path: str) -> None:
+        if "wrong" in Path(path).name:
+            raise ModelLoadError(f"{path}: is no adapter of the stub", param="path")
+
     def load_adapter(self, handle: str, path: str) -> None:
         if "bad" in Path(path).name:
             raise ModelLoadError(f"cannot load adapter {path}: the stub refuses it", param="path")

@@ -125,6 +125,22 @@ def test_the_queue_is_told(model: Model, stub: GatedStub):
     assert repr(model) == "<Model default idle running=0/2 queued=0>"
 
 
+def test_an_adapter_is_checked_while_the_engine_computes(model: Model, stub: GatedStub, tmp_path: Path, monkeypatch):
+    (tmp_path / "lora").write_text("x")
+    checked = threading.Event()
+    monkeypatch.setattr(stub, "check_adapter", lambda path: checked.set())
+    stub.hold()
+    stream = model.infer([1, 2], response_tokens=3)
+    stub.wait_until_held()
+    loading = threading.Thread(target=model.load_adapter, args=[str(tmp_path / "lora")])
+    loading.start()
+    assert checked.wait(WAIT_S)
+    stub.release()
+    loading.join(WAIT_S)
+    assert len(model.list_adapters()) == 1
+    stream.result()
+
+
 def test_an_adapter_is_listed_as_soon_as_loading_it_returns(model: Model, tmp_path: Path):
     (tmp_path / "lora").write_text("lora")
     handle = model.load_adapter(str(tmp_path / "lora"))

@@ -16,6 +16,7 @@ from erllama.cache.policy import CachePolicy
 from erllama.cache.read import KvReader
 from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
+from erllama.engine.adapters import read_adapter
 from erllama.engine.engine import Engine
 from erllama.events import Done, Event, Failed, FinishReason, Tokens
 from erllama.grammar.constraint import Constraint
@@ -117,6 +118,9 @@ class Rig:
         """What `validate` would refuse."""
         for one in requests:
             self.engine.submit(one)
+
+    def load_adapter(self, path: str) -> str:
+        return self.engine.adapters.load(read_adapter(path, self.backend))
 
     def kept_matchers(self) -> list[weakref.ref[ConstraintMatcher]]:
         """The matchers of the requests that are submitted from now on, each as long as something

@@ -125,7 +125,7 @@ def test_adapters_and_none_share_nothing(store: Store, tmp_path: Path):
     rig = rig_of(store)
     ask(rig, "plain", prompt(1000))
     (tmp_path / "lora").write_text("lora")
-    rig.engine.adapters.load(str(tmp_path / "lora"))
+    rig.load_adapter(str(tmp_path / "lora"))
     assert ask(rig, "adapted", prompt(1000)).stats.cached_tokens == 0
     rig.engine.evict()
     assert ask(rig, "again", prompt(1000)).stats.cached_tokens == 999

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from erllama.engine.adapters import AdapterRegistry
+from erllama.engine.adapters import AdapterRegistry, read_adapter
 from erllama.errors import InvalidParameter, ModelLoadError
 from erllama.stats import AdapterSet
 from erllama.testing.stub_backend import StubBackend
@@ -20,12 +20,15 @@ class Fixture:
         self.live: list[AdapterSet] = []
         self.registry = AdapterRegistry(self.backend, lambda: self.live)
         self.paths = {}
-        for name in ("one", "two", "bad"):
+        for name in ("one", "two", "bad", "wrong"):
             self.paths[name] = str(folder / f"{name}.gguf")
             Path(self.paths[name]).write_text(name)
 
     def load(self, name: str) -> str:
-        return self.registry.load(self.paths[name])
+        return self.load_path(self.paths[name])
+
+    def load_path(self, path: str) -> str:
+        return self.registry.load(read_adapter(path, self.backend))
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_loading_again_gives_the_same_handle_loads_nothing_and_resets_the_scale(
 
 def test_a_missing_file_is_refused_with_its_path(lora: Fixture, tmp_path: Path):
     with pytest.raises(ModelLoadError, match=r"nowhere.gguf: No such file"):
-        lora.registry.load(str(tmp_path / "nowhere.gguf"))
+        lora.load_path(str(tmp_path / "nowhere.gguf"))
 
 
 def test_an_adapter_that_the_backend_refuses_is_not_listed(lora: Fixture):
@@ -65,6 +68,20 @@ def test_an_adapter_that_the_backend_refuses_is_not_listed(lora: Fixture):
         lora.load("bad")
     assert lora.registry.list() == ()
     assert lora.registry.snapshot() == ()
+
+
+def test_an_adapter_of_another_model_is_refused_before_the_engine_hears_of_it(lora: Fixture):
+    with pytest.raises(ModelLoadError, match=r"wrong\.gguf: is no adapter"):
+        read_adapter(lora.paths["wrong"], lora.backend)
+
+
+def test_a_file_that_changes_between_its_check_and_its_load_is_refused(lora: Fixture):
+    checked = read_adapter(lora.paths["one"], lora.backend)
+    Path(lora.paths["one"]).write_text("another")
+    with pytest.raises(ModelLoadError, match=r"one\.gguf changed while it was read"):
+        lora.registry.load(checked)
+    assert lora.registry.list() == ()
+    assert lora.backend.adapters == {}
 
 
 def test_a_snapshot_does_not_change_when_the_scale_does(lora: Fixture):
@@ -141,5 +158,5 @@ def test_a_freed_adapter_can_be_loaded_again(lora: Fixture):
 def test_equal_files_are_one_adapter(lora: Fixture, tmp_path: Path):
     copy = tmp_path / "copy.gguf"
     copy.write_text("one")
-    assert lora.registry.load(str(copy)) == lora.load("one")
+    assert lora.load_path(str(copy)) == lora.load("one")
     assert len(lora.registry.list()) == 1

@@ -83,7 +83,7 @@ def test_a_prompt_of_another_adapter_set_takes_turns_with_the_running_ones_too(r
     rig.submit(request("plain"))
     rig.step()
     (tmp_path / "lora").write_text("lora")
-    rig.engine.adapters.load(str(tmp_path / "lora"))
+    rig.load_adapter(str(tmp_path / "lora"))
     rig.submit(request("adapted", "x" * 60))
     rig.step(6)
     assert [n_tokens for ((_, _, n_tokens),) in rig.backend.plans[1:]] == [16, 1] * 3
@@ -631,7 +631,7 @@ def lora(tmp_path) -> str:
 
 def test_a_request_keeps_the_adapters_it_came_with(rig: Rig, lora: str):
     rig.submit(request("before", **SAMPLED))
-    handle = rig.engine.adapters.load(lora)
+    handle = rig.load_adapter(lora)
     rig.submit(request("with", **SAMPLED))
     rig.step(2)
     rig.engine.adapters.set_scale(handle, 0.5)
@@ -643,7 +643,7 @@ def test_a_request_keeps_the_adapters_it_came_with(rig: Rig, lora: str):
 
 
 def test_an_unloaded_adapter_is_freed_when_its_last_request_ends(rig: Rig, lora: str):
-    handle = rig.engine.adapters.load(lora)
+    handle = rig.load_adapter(lora)
     rig.submit(request("it", max_tokens=5))
     rig.step()
     rig.engine.adapters.unload(handle)
@@ -653,7 +653,7 @@ def test_an_unloaded_adapter_is_freed_when_its_last_request_ends(rig: Rig, lora:
 
 
 def test_an_unloaded_adapter_is_freed_when_its_last_request_is_cancelled_and_nothing_else_runs(rig: Rig, lora: str):
-    handle = rig.engine.adapters.load(lora)
+    handle = rig.load_adapter(lora)
     rig.submit(request("it"))
     rig.step()
     rig.engine.adapters.unload(handle)
@@ -663,7 +663,7 @@ def test_an_unloaded_adapter_is_freed_when_its_last_request_is_cancelled_and_not
 
 
 def test_different_scales_do_not_share_a_batch(rig: Rig, lora: str):
-    handle = rig.engine.adapters.load(lora)
+    handle = rig.load_adapter(lora)
     rig.submit(request("one", max_tokens=5))
     rig.engine.adapters.set_scale(handle, 0.5)
     rig.submit(request("half", max_tokens=5))

@@ -169,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
     def load_adapter(self, name: str, scale: float) -> None:
         path = Path(self.folder, name)
         path.write_text(name)
-        handle = self.rig.engine.adapters.load(str(path))
+        handle = self.rig.load_adapter(str(path))
         self.rig.engine.adapters.set_scale(handle, scale)
         self.handles.append(handle)
 
