@@ -168,7 +168,7 @@ class Model:
         return self.infer([*committed, *suffix], session_id=session_id, **params)
 
     def transcript(self, session_id: str, expect_committed: Sequence[int] | int | None = None) -> tuple[int, ...]:
-        """The tokens committed to a session; the caller expects `expect_committed`, ids or a number.
+        """The tokens committed to a session; the caller expects these ids, or so many.
 
         Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
         with `diverges_at` when the tokens differ.
@@ -320,8 +320,7 @@ class Model:
     @property
     def pending_len(self) -> int:
         """Requests that wait or run."""
-        stats = self._loop.stats
-        return stats.n_queued + stats.n_running
+        return (stats := self._loop.stats).n_queued + stats.n_running
 
     @property
     def last_cache_hit(self) -> str:
