@@ -1,20 +1,18 @@
 """The prompt of a chat whose earlier replies stand in it as the ids they were sampled as.
 
-    text      sys user |reply 1| user |reply 2| user ...        rendered once as it is, once with a
-              sentinel for each reply
-    segments  --------           ------         -----           the text between sentinels;
-                                                tokenised, special tokens and all
-    slots              ---------        ---------                what the template makes of the
-                                        replies
+    segments  sys user          user           user ...         what the template writes between the
+                                                                replies (`transcript_layout.py`);
+                                                                tokenised, special tokens and all
+    slots              reply 1        reply 2                   what it makes of the replies
     ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is
-                                             tokenised with its surroundings
+                                                                tokenised with its surroundings
 
-Invariants: the segments and slots together are the template's own text. The ids of a reply made of
-text are taken only where the template inserts it verbatim, so they always spell that text. The ids
-of a tool call take the place of its slot, whatever that looks like: its parsed form was compared.
-When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
-ambiguous), the prompt is the canonical one; nothing here adds an error to what
-`ChatTemplate` raises.
+Invariants: the prompt is the template's own text, but for a reply that is found. The ids of a reply
+made of text are taken only where the template inserts it verbatim, so they always spell that text.
+The ids of a tool call take the place of its slot, whatever that looks like: its parsed form was
+compared. Before a reply that was sampled behind another opening than the template writes now,
+that opening stands, too (`transcript_opening.py`). Without a layout the prompt is the canonical
+one; nothing here adds an error to what `ChatTemplate` raises.
 
 Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure
 but for the look-ups.
@@ -23,8 +21,9 @@ but for the look-ups.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -33,13 +32,12 @@ from erllama.backend.base import Vocab
 from erllama.chat.template import ChatTemplate, Conversation, Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
-from erllama.chat.transcript import Find, message_signature, reply_signature, transcript_id
-from erllama.errors import ErllamaError
+from erllama.chat.transcript import Find, reply_signature, transcript_id
+from erllama.chat.transcript_layout import Layout, Slot, find_layout
+from erllama.chat.transcript_opening import Opening, Openings
 
 MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
 HEAD_CHARS = 32
-
-Render = Callable[[Sequence[Mapping[str, Any]]], str]
 
 
 class TranscriptVocab(Vocab, Protocol):
@@ -52,30 +50,6 @@ class TranscriptVocab(Vocab, Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token as it appears in a reply, b"" for a control token."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where a reply stands. `text` is what the template makes of it; `replaces` says whether
-    sampled ids may take its place.
-    """
-
-    text: str
-    content: str
-    has_calls: bool
-    signature: ChainKey | None
-
-    @property
-    def replaces(self) -> bool:
-        return self.signature is not None and (self.has_calls or self.text == self.content)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """`segments` has one entry more than `slots`; interleaved they are the canonical text."""
-
-    segments: tuple[str, ...]
-    slots: tuple[_Slot, ...]
 
 
 def transcript_prompt(
@@ -101,182 +75,31 @@ def transcript_prompt(
         return template.render_conversation(conversation.with_messages(shown))
 
     text = template.render_conversation(conversation)
-    layout = _layout(text, conversation.messages, render, tool_format, is_open=bool(conversation.end))
-    ids = (
-        _join(layout, _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text)), find)
-        if layout is not None
-        else None
-    )
+    layout = find_layout(text, conversation.messages, render, tool_format, is_open=bool(conversation.end))
+    if layout is None:
+        return conversation.tokenize(vocab, text)
+
+    def answered(messages: Sequence[Mapping[str, Any]]) -> str:
+        opened = replace(conversation.with_messages(messages), ending="opened", end="")
+        return template.render_conversation(opened)
+
+    joiner = _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text))
+    ids = _join(layout, joiner, find, Openings(text, conversation.messages, answered))
     return conversation.tokenize(vocab, text) if ids is None else ids
-
-
-# --- where the replies stand in the text ----------------------------------------------------------
-
-
-def _layout(
-    text: str, messages: list[dict[str, Any]], render: Render, tool_format: ToolFormat, *, is_open: bool
-) -> _Layout | None:
-    """The text cut at its replies; None when there are none, or when they cannot be told apart from
-    the rest. `is_open`: the last message is no whole reply.
-    """
-    replies = [
-        i
-        for i, message in enumerate(messages[:-1] if is_open else messages)
-        if message["role"] == "assistant" and (message["content"] or _calls(message))
-    ]
-    plain = [i for i in replies if not _calls(messages[i])]
-    # some templates refuse tool results without the call that asked for them
-    tries = [replies, plain] if plain != replies else [replies]
-    for chosen in tries:
-        layout = _cut(text, messages, chosen, render, tool_format) if chosen else None
-        if layout is not None and any(slot.replaces for slot in layout.slots):
-            return layout
-    return None
-
-
-def _calls(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls"))
-
-
-def _cut(
-    text: str, messages: list[dict[str, Any]], chosen: list[int], render: Render, tool_format: ToolFormat
-) -> _Layout | None:
-    word = _unused_word(text)
-    marks = {i: f"{word}{n}x" for n, i in enumerate(chosen)}
-    shown = [_marked(message, marks[i]) if i in marks else message for i, message in enumerate(messages)]
-    try:
-        segments = _split(render(shown), list(marks.values()))
-    except ErllamaError:  # the template accepts the messages as they are, and only that counts
-        return None
-    if segments is None:
-        return None
-    replies = [messages[i] for i in chosen]
-    texts = _slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
-    if texts is None:
-        return None
-    for n, reply in enumerate(replies):
-        if not _calls(reply):
-            segments[n], texts[n], segments[n + 1] = _with_space(
-                segments[n], texts[n], segments[n + 1], reply["content"]
-            )
-    slots = [
-        _Slot(slot, reply["content"], _calls(reply), message_signature(reply, tool_format))
-        for slot, reply in zip(texts, replies, strict=True)
-    ]
-    return _Layout(tuple(segments), tuple(slots))
-
-
-def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, str, str]:
-    """A template that trims a reply and writes a space of its own (Mistral's do) has written what
-    the model said: the space goes with the reply. The three together stay the same text.
-    """
-    if not slot or slot != content.strip():
-        return before, slot, after
-    left, _, right = content.partition(slot)
-    if before.endswith(left) and after.startswith(right):
-        return before.removesuffix(left), content, after.removeprefix(right)
-    return before, slot, after
-
-
-def _unused_word(text: str) -> str:
-    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote
-    other characters.
-    """
-    n = 0
-    while f"xReply{n}x" in text:
-        n += 1
-    return f"xReply{n}x"
-
-
-def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": mark}
-
-
-def _split(text: str, marks: list[str]) -> list[str] | None:
-    """The text between the marks, which must stand in it in order. One that stands there again
-    spoils the match with the canonical text.
-    """
-    segments: list[str] = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
-            return None
-        segments.append(before)
-    return [*segments, text]
-
-
-def _slot_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """What stands between the segments in `text`. First under the assumption that every content is
-    there verbatim (None: a tool call, whose text is the template's affair), then without it.
-    """
-    return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
-
-
-def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """The slots when those with a content hold exactly that; None when this is impossible or
-    possible in more than one way.
-    """
-    literals = [segments[0]]
-    for content, segment in zip(contents, segments[1:], strict=True):
-        if content is None:
-            literals.append(segment)
-        else:
-            literals[-1] += content + segment
-    free = _between(text, literals)
-    if free is None:
-        return None
-    rest = iter(free)
-    return [next(rest) if content is None else content for content in contents]
-
-
-def _between(text: str, literals: list[str]) -> list[str] | None:
-    """What stands between literals that make up `text` with free text between them, if there is
-    exactly one way to place them.
-    """
-    if len(literals) == 1:
-        return [] if text == literals[0] else None
-    if not text.startswith(literals[0]) or not text.endswith(literals[-1]):
-        return None
-    begin, end = len(literals[0]), len(text) - len(literals[-1])
-    first = _placed(text, literals[1:-1], begin, end)
-    if first is None or first != _placed_late(text, literals[1:-1], begin, end):
-        return None
-    cuts = [(begin, begin), *first, (end, end)]
-    return [text[left:right] for (_, left), (right, _) in pairwise(cuts)]
-
-
-def _placed(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    """Where each literal stands when all stand as early as possible."""
-    places: list[tuple[int, int]] = []
-    for literal in literals:
-        start = text.find(literal, begin, end)
-        if start < 0:
-            return None
-        begin = start + len(literal)
-        places.append((start, begin))
-    return places if begin <= end else None
-
-
-def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    places: list[tuple[int, int]] = []
-    for literal in reversed(literals):
-        start = text.rfind(literal, begin, end)
-        if start < 0:
-            return None
-        places.append((start, start + len(literal)))
-        end = start
-    return places[::-1]
 
 
 # --- from segments to ids -------------------------------------------------------------------------
 
 
-def _join(layout: _Layout, joiner: _Joiner, find: Find) -> list[int] | None:
+def _join(layout: Layout, joiner: _Joiner, find: Find, openings: Openings) -> list[int] | None:
     """The ids of the prompt; None when no reply was found and the canonical ones will do."""
-    n_found = 0
+    n_found = at = 0
     for segment, slot, following in zip(layout.segments[:-1], layout.slots, layout.segments[1:], strict=True):
         joiner.write(segment)
-        ids = joiner.look_up(slot, following, find) if slot.replaces else None
+        at += len(segment)
+        other = partial(openings.of, slot.index, at)
+        ids = joiner.look_up(slot, following, find, other) if slot.replaces else None
+        at += len(slot.text)
         if ids is None:
             joiner.write(slot.text)
         else:
@@ -328,10 +151,26 @@ class _Joiner:
     def ids(self) -> list[int]:
         return [*self._settled.ids.tolist(), *self._open_ids()]
 
-    def look_up(self, slot: _Slot, following: str, find: Find) -> Sequence[int] | None:
+    def look_up(
+        self, slot: Slot, following: str, find: Find, other: Callable[[], Opening | None]
+    ) -> Sequence[int] | None:
         """The ids of the reply in `slot`, if they are known, say what the slot says, and
-        `following` may stand behind them.
+        `following` may stand behind them. If they are known behind the `other` opening only, it
+        takes the place of the present one.
         """
+        ids = self._recall(slot, following, find)
+        opening = other() if ids is None else None
+        if opening is not None and self._open.endswith(opening.now):
+            written, tail = self._open, self._tail
+            self._open, self._tail = written.removesuffix(opening.now) + opening.then, None
+            ids = self._recall(slot, following, find)
+            if ids is None:
+                self._open, self._tail = written, tail
+        if ids is None and self._tail is not None:
+            self._settle(self._tail)
+        return ids
+
+    def _recall(self, slot: Slot, following: str, find: Find) -> Sequence[int] | None:
         self._left -= len(self._open)
         if self._left < 0 or slot.signature is None:
             return None
@@ -339,10 +178,7 @@ class _Joiner:
         if self._adds_end(open_ids):
             return None
         ids = find(transcript_id(self._root, self._parent(open_ids), slot.signature))
-        if ids is None or not self._spells(ids, slot) or not self._continues(following):
-            self._settle(open_ids)
-            return None
-        return ids
+        return ids if ids is not None and self._spells(ids, slot) and self._continues(following) else None
 
     def _open_ids(self) -> list[int]:
         if self._tail is None:
@@ -370,7 +206,7 @@ class _Joiner:
             and self._vocab.detokenize(open_ids[-1:], special=True) == end
         )
 
-    def _spells(self, ids: Sequence[int], slot: _Slot) -> bool:
+    def _spells(self, ids: Sequence[int], slot: Slot) -> bool:
         """The name proposes, the ids decide."""
         vocab = self._vocab
         if not ids or not 0 <= min(ids) <= max(ids) < vocab.n_vocab:
