@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from erllama.llama.vocab import LlamaVocab
-from tests.support.agent_models import FAMILIES, app_args
+from tests.support.agent_models import FAMILIES, Family, app_args
 from tests.support.agents import TOOLS, Agent, LangChainAgent, OpenAIAgent, Turn
 from tests.support.serve_process import ServeProcess
 
@@ -59,21 +59,22 @@ def test_ten_turns_of_calls_and_an_answer_streamed_and_not(server, vocab, family
     for streamed in (False, True):
         task = f"Plan a journey for {client}, {'streamed' if streamed else 'whole'}."  # a conversation of its own
         agent = AGENTS[client](f"{server.url}/v1", family, task, streamed=streamed)
-        turns += led_to_its_end(agent, vocab, parallel=FAMILIES[family].parallel)
+        turns += led_to_its_end(agent, vocab, FAMILIES[family])
     assert (max(len(turn.calls) for turn in turns) > 1) is FAMILIES[family].parallel
 
 
-def led_to_its_end(agent: Agent, vocab: LlamaVocab, *, parallel: bool) -> list[Turn]:
+def led_to_its_end(agent: Agent, vocab: LlamaVocab, family: Family) -> list[Turn]:
     turns: list[Turn] = []
     results: list[str] = []
+    never = {str(token): -100 for text in family.unsaid for token in vocab.tokenize(text, add_special=False)}
     rarer_ends = dict.fromkeys(map(str, vocab.eog_tokens), -1.5)
     for n in range(N_SINGLE + N_PARALLEL):
         single = n < N_SINGLE
-        bias = {} if single else rarer_ends
+        bias = never if single else never | rarer_ends
         turn = agent.ask(
             tool_choice="required", parallel_tool_calls=not single, seed=n, temperature=2.0, logit_bias=bias
         )
-        check_calls(turn, several=parallel and not single)
+        check_calls(turn, several=family.parallel and not single)
         check_cached(turns[-1:], turn, results, vocab)
         turns.append(turn)
         results = agent.answer()

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (markers of DeepSeek's have fullwidth bars)
 """Random-weight models that speak as real families do: their vocabularies, control tokens and chat
 templates. What they say means nothing, how it is written is the family's.
 """
@@ -21,14 +20,15 @@ _N_CTX = 16384
 @dataclass(frozen=True, slots=True)
 class Family:
     """`vocab` and `template` name files of llama.cpp. `control` and `plain` are tokens that the
-    family writes and the vocabulary, an older one, lacks. `parallel`: it makes several calls in a
-    reply.
+    family writes and the vocabulary, an older one, lacks. `unsaid` are tokens that the tool format
+    knows and this model does not write. `parallel`: it makes several calls in a reply.
     """
 
     vocab: str
     template: str
     control: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
     parallel: bool = True
 
     def write(self, path: Path) -> None:
@@ -47,18 +47,19 @@ class Family:
 
 
 _THINK, _TOOLS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-_DEEPSEEK = (
-    *("<｜User｜>", "<｜Assistant｜>", "<｜tool▁sep｜>"),
-    *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
-    *("<｜tool▁outputs▁begin｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>", "<｜tool▁outputs▁end｜>"),
+_ROLES = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_ARGUMENTS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_MISTRAL = (
+    *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[THINK]", "[/THINK]"),
 )
 FAMILIES = {
     "qwen3": Family("qwen2", "Qwen-Qwen3-0.6B", plain=(*_THINK, *_TOOLS)),
     "llama-3.1": Family(
         "llama-bpe", "meta-llama-Llama-3.1-8B-Instruct", ("<|python_tag|>", "<|eom_id|>"), parallel=False
     ),
-    "deepseek-v3.1": Family("deepseek-llm", "deepseek-ai-DeepSeek-V3.1", _DEEPSEEK, _THINK),
-    "qwen3-coder": Family("qwen2", "Qwen3-Coder", plain=_TOOLS),
+    "ministral-3": Family("llama-bpe", "mistralai-Ministral-3-14B-Reasoning-2512", _MISTRAL, unsaid=("[CALL_ID]",)),
+    "glm-4.6": Family("qwen2", "GLM-4.6", _ROLES, (*_THINK, *_TOOLS, *_ARGUMENTS)),
 }
 
 
