@@ -6,49 +6,72 @@
     slots              ---------        ---------                what the template makes of the
                                                                 replies
 
+A sentinel is a text. Where a template writes calls in another place than text, or refuses a result
+that nobody called for, the sentinels of calls are calls of functions with such names; what the tool
+format writes around a name is then no part of the segments.
+
 Segments and slots together are the template's own text. A slot also says in which forms its reply
 may have been sampled. One of them is with reasoning that the client left out, where that is kept: a
 template that is given a sentinel as reasoning, and shows it, would have shown the reasoning here.
+
+When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
+ambiguous), there is no layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_store.format.keys import ChainKey
-from erllama.chat.tool_formats.base import ToolFormat
+from erllama.chat.tool_formats.base import ToolCall, ToolFormat
 from erllama.chat.traits import REASONING_FIELDS
 from erllama.chat.transcript import message_signature, reasoned_signature, reply_signature
+from erllama.chat.transcript_alignment import slot_texts, split_at, unused_word
+from erllama.chat.transcript_opening import PRESENT, Opening
 from erllama.errors import ErllamaError
 
 Render = Callable[[Sequence[Mapping[str, Any]]], str]
 
+_PIECES = re.compile(r"\d+|\S")
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a reply may have been sampled: `signature` names it. `in_reasoning` None: as its message
-    says it; else with reasoning that the message lacks, and the prompt had opened that (True), by
-    the text `opening` behind the segment, or not.
+    """How a reply may have been sampled: `signature` names it, `opening` is what stood before it.
+    `in_reasoning` None: as its message says it; else with reasoning that the message lacks, and the
+    prompt had opened that (True) or not.
     """
 
     signature: ChainKey
-    opening: str = ""
+    opening: Opening = PRESENT
     in_reasoning: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a reply stands. `text` is what the template makes of it; `forms` are those in which
-    sampled ids may take its place, none if they must not.
+    """Where a reply stands. `index` is its message, `text` what the template makes of it; `forms`
+    are those in which sampled ids may take its place, none if they must not.
     """
 
+    index: int
     text: str
     content: str
     has_calls: bool
     forms: tuple[Form, ...]
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether it begins where the reasoning of the reply would."""
+        return any(form.in_reasoning is not None for form in self.forms)
+
+    def behind(self, opening: Opening) -> Iterator[Form]:
+        """Its forms once more, behind another opening."""
+        for form in self.forms:
+            if form.opening != opening:
+                yield replace(form, opening=opening)
 
     def is_said_by(self, text: str, form: Form, tool_format: ToolFormat) -> bool:
         """Whether a reply that was sampled as `text` says what stands here."""
@@ -86,14 +109,21 @@ def reply_layout(
     plain = [i for i in replies if not _calls(messages[i])]
     start = _Start.of(speaks, tool_format)
     thoughts = _shown_thoughts(text, messages, replies, render) if start is not None else ()
-    # some templates refuse tool results without the call that asked for them
-    tries = [replies, plain] if plain != replies else [replies]
-    for chosen in tries:
-        for begun in (start, None) if thoughts else (None,):
-            layout = _cut(text, messages, chosen, thoughts if begun else (), render, tool_format, begun)
-            if layout is not None and any(slot.forms for slot in layout.slots):
-                return layout
+    starts = (start, None) if thoughts else (None,)
+    ways = (False,) if plain == replies else (False, True)
+    tries = [(replies, begun, by_name) for begun in starts for by_name in ways]
+    if plain != replies:  # some templates refuse tool results without the call that asked for them
+        tries += [(plain, begun, False) for begun in starts]
+    for chosen, begun, by_name in tries:
+        stand_ins = _stand_ins(text, messages, chosen, () if begun is None else thoughts, by_name=by_name)
+        layout = _cut(text, messages, stand_ins, render, tool_format, begun)
+        if layout is not None and any(slot.forms for slot in layout.slots):
+            return layout
     return None
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,88 +151,153 @@ class _Start:
         return at + found if found and rest.strip() == self.mark else None
 
 
-def _calls(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls"))
+@dataclass(frozen=True, slots=True)
+class _StandIn:
+    """A reply of sentinels: `word` is its text, or begins the names of its calls if it is one
+    `by_name`; `thought` is its reasoning, None where the template would show none.
+    """
+
+    reply: dict[str, Any]
+    word: str
+    thought: str | None
+    by_name: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{self.word}{n}x" for n in range(len(self.reply["tool_calls"]))] if self.by_name else []
+
+    @property
+    def marks(self) -> list[str]:
+        """In the order in which a template writes them."""
+        said = self.names or [self.word]
+        return said if self.thought is None else [self.thought, *said]
+
+    def message(self) -> dict[str, Any]:
+        if self.by_name:
+            calls = [
+                call | {"function": {"name": name, "arguments": {}}}
+                for call, name in zip(self.reply["tool_calls"], self.names, strict=True)
+            ]
+            shown = self.reply | {"content": "", "tool_calls": calls}
+        else:
+            shown = {key: value for key, value in self.reply.items() if key != "tool_calls"} | {"content": self.word}
+        return shown if self.thought is None else _thinking(shown, self.thought)
+
+
+def _stand_ins(
+    text: str, messages: list[dict[str, Any]], chosen: Sequence[int], thoughts: Sequence[int], *, by_name: bool
+) -> dict[int, _StandIn]:
+    """Those of the `chosen` messages, by their places and in order. `thoughts` are those that lack
+    reasoning, `by_name` is for those with calls.
+    """
+    word, thought = unused_word(text, "xReply"), unused_word(text, "xThought")
+    return {
+        i: _StandIn(
+            messages[i],
+            f"{word}{n}x",
+            f"{thought}{n}x" if i in thoughts else None,
+            by_name=by_name and _calls(messages[i]),
+        )
+        for n, i in enumerate(chosen)
+    }
+
+
+def _thinking(message: dict[str, Any], thought: str) -> dict[str, Any]:
+    return message | {REASONING_FIELDS[0]: thought}
 
 
 def _shown_thoughts(
     text: str, messages: list[dict[str, Any]], replies: Sequence[int], render: Render
 ) -> tuple[int, ...]:
     """Those of `replies` that lack reasoning which the template would show."""
-    word = _unused_word(text, "xThought")
+    word = unused_word(text, "xThought")
     lacking = [i for i in replies if not any(messages[i].get(name) for name in REASONING_FIELDS)]
     marks = {i: f"{word}{n}x" for n, i in enumerate(lacking)}
     try:
-        shown = render([_thinking(message, marks.get(i)) for i, message in enumerate(messages)])
+        shown = render([_thinking(one, marks[i]) if i in marks else one for i, one in enumerate(messages)])
     except ErllamaError:
         return ()
     return tuple(i for i, mark in marks.items() if mark in shown)
 
 
-def _thinking(message: dict[str, Any], thought: str | None) -> dict[str, Any]:
-    return message if thought is None else message | {REASONING_FIELDS[0]: thought}
-
-
 def _cut(
     text: str,
     messages: list[dict[str, Any]],
-    chosen: Sequence[int],
-    thoughts: Sequence[int],
+    stand_ins: Mapping[int, _StandIn],
     render: Render,
     tool_format: ToolFormat,
     start: _Start | None,
 ) -> Layout | None:
-    """`thoughts` are those whose slot begins where their reasoning would, as `start` says."""
-    if not chosen:
+    """The slot of a reply whose stand-in has a thought begins where its reasoning would, as `start`
+    says.
+    """
+    if not stand_ins:
         return None
-    word, thought_word = _unused_word(text, "xReply"), _unused_word(text, "xThought")
-    marks = {i: f"{word}{n}x" for n, i in enumerate(chosen)}
-    thought_marks = {i: f"{thought_word}{n}x" for n, i in enumerate(chosen) if i in thoughts}
-    shown = [
-        _thinking(_marked(message, marks[i]), thought_marks.get(i)) if i in marks else message
-        for i, message in enumerate(messages)
-    ]
-    order = [mark for i in chosen for mark in (thought_marks.get(i), marks[i]) if mark is not None]
+    shown = [stand_ins[i].message() if i in stand_ins else message for i, message in enumerate(messages)]
     try:
-        pieces = _split(render(shown), order)
+        pieces = split_at(render(shown), [mark for one in stand_ins.values() for mark in one.marks])
     except ErllamaError:  # the template accepts the messages as they are, and only that counts
         return None
-    if pieces is None:
-        return None
-    segments = _segments(pieces, [i in thought_marks for i in chosen], start)
+    segments = None if pieces is None else _segments(pieces, list(stand_ins.values()), start, tool_format)
     if segments is None:
         return None
-    replies = [messages[i] for i in chosen]
-    texts = _slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
+    replies = [messages[i] for i in stand_ins]
+    texts = slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
     if texts is None:
         return None
-    for n, reply in enumerate(replies):
-        if not _calls(reply) and chosen[n] not in thought_marks:
+    slots = []
+    for n, (i, one) in enumerate(stand_ins.items()):
+        reply = one.reply
+        if not _calls(reply) and one.thought is None:
             segments[n], texts[n], segments[n + 1] = _with_space(
                 segments[n], texts[n], segments[n + 1], reply["content"]
             )
-    slots = [
-        Slot(slot, reply["content"], _calls(reply), _forms(slot, reply, tool_format, start if i in thoughts else None))
-        for i, slot, reply in zip(chosen, texts, replies, strict=True)
-    ]
+        forms = _forms(texts[n], reply, tool_format, None if one.thought is None else start)
+        slots.append(Slot(i, texts[n], reply["content"], _calls(reply), forms))
     return Layout(tuple(segments), tuple(slots))
 
 
-def _segments(pieces: list[str], thoughts: Sequence[bool], start: _Start | None) -> list[str] | None:
-    """The segments: neither the opening of a thought nor what stands between it and the rest of its
-    reply belongs to any. None if a reply does not start as `start` says.
+def _segments(
+    pieces: list[str], stand_ins: Sequence[_StandIn], start: _Start | None, tool_format: ToolFormat
+) -> list[str] | None:
+    """The segments around whole replies, made of those around their sentinels. None if a thought
+    does not begin as `start` says, or calls are not written as `tool_format` does.
     """
-    rest, segments = iter(pieces), []
-    for has_thought in thoughts:
-        before = next(rest)
-        if has_thought:
-            next(rest)
-            cut = None if start is None else start.cut(before)
-            if cut is None:
+    segments, rest = pieces[:1], iter(pieces[1:])
+    names: dict[str, str] = {}
+    for one in stand_ins:
+        around = [segments[-1], *(next(rest) for _ in one.marks)]
+        before: str | None = around[0]
+        after = around[-1]
+        if one.by_name:
+            ends = _without_calls(around[-1 - len(one.names)], one.names, after, tool_format)
+            if ends is None:
                 return None
-            before = cut
-        segments.append(before)
-    return [*segments, next(rest)]
+            before, after = ends
+            names.update(zip(one.names, (call["function"]["name"] for call in one.reply["tool_calls"]), strict=True))
+        if one.thought is not None:
+            before = None if start is None else start.cut(around[0])
+        if before is None:
+            return None
+        segments[-1:] = [before, after]
+    if not names:
+        return segments
+    again = re.compile("|".join(names))  # a result may tell who was called
+    return [again.sub(lambda found: names[found[0]], segment) for segment in segments]
+
+
+def _without_calls(before: str, names: Sequence[str], after: str, tool_format: ToolFormat) -> tuple[str, str] | None:
+    """The text around whole calls, made of that around their names, if the template writes them as
+    `tool_format` does. White space may be the template's own, and so may numbers.
+    """
+    written = tool_format.write_calls([ToolCall(name, "{}") for name in names])
+    opened = re.search(_loosely(written.partition(names[0])[0]) + r"\Z", before)
+    closed = re.match(_loosely(written.rpartition(names[-1])[2]), after)
+    return None if opened is None or closed is None else (before[: opened.start()], after[closed.end() :])
+
+
+def _loosely(text: str) -> str:
+    return r"\s*".join(r"\w+" if piece.isdecimal() else re.escape(piece) for piece in _PIECES.findall(text))
 
 
 def _forms(slot: str, reply: Mapping[str, Any], tool_format: ToolFormat, start: _Start | None) -> tuple[Form, ...]:
@@ -211,7 +306,7 @@ def _forms(slot: str, reply: Mapping[str, Any], tool_format: ToolFormat, start: 
     plain = message_signature(reply, tool_format) if _calls(reply) or slot == reply["content"] else None
     forms = []
     if start is not None and reasoned is not None:
-        forms.append(Form(reasoned, start.opened, in_reasoning=bool(start.opened)))
+        forms.append(Form(reasoned, Opening(then=start.opened), in_reasoning=bool(start.opened)))
     return (*forms, *([] if plain is None else [Form(plain)]))
 
 
@@ -225,93 +320,3 @@ def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, 
     if before.endswith(left) and after.startswith(right):
         return before.removesuffix(left), content, after.removeprefix(right)
     return before, slot, after
-
-
-def _unused_word(text: str, stem: str) -> str:
-    """A word that is not in `text`, of letters and digits only: templates trim, escape and quote
-    other characters.
-    """
-    n = 0
-    while f"{stem}{n}x" in text:
-        n += 1
-    return f"{stem}{n}x"
-
-
-def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": mark}
-
-
-def _split(text: str, marks: list[str]) -> list[str] | None:
-    """The text between the marks, which must stand in it in order. One that stands there again
-    spoils the match with the canonical text.
-    """
-    segments: list[str] = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
-            return None
-        segments.append(before)
-    return [*segments, text]
-
-
-def _slot_texts(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """What stands between the segments in `text`. First under the assumption that every content is
-    there verbatim (None: a tool call, whose text is the template's affair), then without it.
-    """
-    return _match(text, segments, contents) or _match(text, segments, [None] * len(contents))
-
-
-def _match(text: str, segments: list[str], contents: list[str | None]) -> list[str] | None:
-    """The slots when those with a content hold exactly that; None when this is impossible or
-    possible in more than one way.
-    """
-    literals = [segments[0]]
-    for content, segment in zip(contents, segments[1:], strict=True):
-        if content is None:
-            literals.append(segment)
-        else:
-            literals[-1] += content + segment
-    free = _between(text, literals)
-    if free is None:
-        return None
-    rest = iter(free)
-    return [next(rest) if content is None else content for content in contents]
-
-
-def _between(text: str, literals: list[str]) -> list[str] | None:
-    """What stands between literals that make up `text` with free text between them, if there is
-    exactly one way to place them.
-    """
-    if len(literals) == 1:
-        return [] if text == literals[0] else None
-    if not text.startswith(literals[0]) or not text.endswith(literals[-1]):
-        return None
-    begin, end = len(literals[0]), len(text) - len(literals[-1])
-    first = _placed(text, literals[1:-1], begin, end)
-    if first is None or first != _placed_late(text, literals[1:-1], begin, end):
-        return None
-    cuts = [(begin, begin), *first, (end, end)]
-    return [text[left:right] for (_, left), (right, _) in pairwise(cuts)]
-
-
-def _placed(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    """Where each literal stands when all stand as early as possible."""
-    places: list[tuple[int, int]] = []
-    for literal in literals:
-        start = text.find(literal, begin, end)
-        if start < 0:
-            return None
-        begin = start + len(literal)
-        places.append((start, begin))
-    return places if begin <= end else None
-
-
-def _placed_late(text: str, literals: list[str], begin: int, end: int) -> list[tuple[int, int]] | None:
-    places: list[tuple[int, int]] = []
-    for literal in reversed(literals):
-        start = text.rfind(literal, begin, end)
-        if start < 0:
-            return None
-        places.append((start, start + len(literal)))
-        end = start
-    return places[::-1]

@@ -6,13 +6,14 @@
     ids       tokenised  sampled  tokenised  ...                a slot whose reply is not found is
                                                                 tokenised with its surroundings
 
-Invariants: the ids of a reply made of text are taken only where the template inserts it verbatim, so
-they always spell that text. The ids of a tool call take the place of its slot, whatever that looks
-like: its parsed form was compared. So do those of a reply that was sampled with reasoning which its
-message lacks, if that is asked for, and where the template would have shown the reasoning.
-When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
-ambiguous), the prompt is the canonical one; nothing here adds an error to what
-`ChatTemplate` raises.
+Invariants: the prompt is the template's own text, but for a reply that is found. The ids of a reply
+made of text are taken only where the template inserts it verbatim, so they always spell that text.
+The ids of a tool call take the place of its slot, whatever that looks like: its parsed form was
+compared. So do those of a reply that was sampled with reasoning which its message lacks, if that is
+asked for, and where the template would have shown the reasoning. Before a reply that was sampled
+behind another opening than the template writes now, that opening stands, too
+(`transcript_opening.py`). Without a layout the prompt is the canonical one; nothing here adds an
+error to what `ChatTemplate` raises.
 
 Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure
 but for the look-ups.
@@ -20,7 +21,7 @@ but for the look-ups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
@@ -33,6 +34,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.transcript import Find, transcript_id
 from erllama.chat.transcript_layout import Form, Layout, Slot, reply_layout
+from erllama.chat.transcript_opening import Openings
 from erllama.errors import ErllamaError
 
 MAX_TOKENIZED = 8  # times the prompt; only a template without control tokens makes look-ups tokenise anything twice
@@ -84,11 +86,15 @@ def transcript_prompt(
         is_open=bool(conversation.end),
         speaks=_generation_prompt(template, conversation) if keeps_reasoning else "",
     )
-    ids = (
-        _join(layout, _Joiner(vocab, conversation, root, tool_format, shown, limit=MAX_TOKENIZED * len(text)), find)
-        if layout is not None
-        else None
-    )
+    if layout is None:
+        return conversation.tokenize(vocab, text)
+
+    def answered(messages: Sequence[Mapping[str, Any]]) -> str:
+        opened = replace(conversation.with_messages(messages), ending="opened", end="")
+        return template.render_conversation(opened)
+
+    joiner = _Joiner(vocab, conversation, root, tool_format, shown, find, limit=MAX_TOKENIZED * len(text))
+    ids = _join(layout, joiner, Openings(text, conversation.messages, answered))
     return conversation.tokenize(vocab, text) if ids is None else ids
 
 
@@ -107,19 +113,31 @@ def _generation_prompt(template: ChatTemplate, conversation: Conversation) -> st
 # --- from segments to ids -------------------------------------------------------------------------
 
 
-def _join(layout: Layout, joiner: _Joiner, find: Find) -> list[int] | None:
+def _join(layout: Layout, joiner: _Joiner, openings: Openings) -> list[int] | None:
     """The ids of the prompt; None when no reply was found and the canonical ones will do."""
-    n_found = 0
+    n_found = at = 0
     for segment, slot, following in zip(layout.segments[:-1], layout.slots, layout.segments[1:], strict=True):
         joiner.write(segment)
-        if any(joiner.replace(slot, form, following, find) for form in slot.forms):
+        at += len(segment)
+        if joiner.replace(slot, _forms(slot, at, openings), following):
             n_found += 1
         else:
             joiner.write(slot.text)
+        at += len(slot.text)
     if not n_found:
         return None
     joiner.write(layout.segments[-1])
     return joiner.ids()
+
+
+def _forms(slot: Slot, at: int, openings: Openings) -> Iterator[Form]:
+    """In which the reply in `slot`, which begins at `at`, may be known. Another opening costs a
+    rendering, so it is asked for last.
+    """
+    yield from slot.forms
+    opening = openings.of(slot.index, at, has_thought=slot.has_thought) if slot.forms else None
+    if opening is not None:
+        yield from slot.behind(opening)
 
 
 class _Joiner:
@@ -137,6 +155,7 @@ class _Joiner:
         root: ChainKey,
         tool_format: ToolFormat,
         shown: Mapping[int, bytes],
+        find: Find,
         *,
         limit: int,
     ) -> None:
@@ -144,6 +163,7 @@ class _Joiner:
         self._conversation = conversation
         self._tool_format = tool_format
         self._shown = shown
+        self._find = find
         self._root = root
         self._settled = TokenChain(root, [])
         self._open = ""
@@ -157,21 +177,29 @@ class _Joiner:
     def ids(self) -> list[int]:
         return [*self._settled.ids.tolist(), *self._open_ids()]
 
-    def replace(self, slot: Slot, form: Form, following: str, find: Find) -> bool:
-        """Put the ids of the reply in `slot` behind all text so far, if they are known in this form,
-        say what the slot says, and `following` may stand behind them.
+    def replace(self, slot: Slot, forms: Iterable[Form], following: str) -> bool:
+        """Put the ids of the reply in `slot` behind all text so far, and what stood before it at
+        the end of that text, if they are known in one of `forms`, say what the slot says, and
+        `following` may stand behind them.
         """
-        text = self._open + form.opening
+        if any(self._put(slot, form, following) for form in forms):
+            return True
+        if self._tail is not None:
+            self._settle(self._tail)
+        return False
+
+    def _put(self, slot: Slot, form: Form, following: str) -> bool:
+        text = form.opening.restored(self._open)
+        if text is None:
+            return False
         self._left -= len(text)
         if self._left < 0:
             return False
-        before = self._tokenized(text) if form.opening else self._open_ids()
+        before = self._open_ids() if text == self._open else self._tokenized(text)
         if self._adds_end(text, before):
             return False
-        ids = find(transcript_id(self._root, self._parent(before), form.signature))
+        ids = self._find(transcript_id(self._root, self._parent(before), form.signature))
         if ids is None or not self._spells(ids, slot, form) or not self._continues(following):
-            if not form.opening:
-                self._settle(before)
             return False
         self._settled = self._settled.extended([*before, *ids])
         self._open, self._tail, self._begun = "", [], True

@@ -14,13 +14,14 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from gguf import GGUFWriter, LlamaFileType, PoolingType
+from gguf import GGUFWriter, LlamaFileType, PoolingType, TokenType
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
@@ -42,10 +43,17 @@ LORA_TARGETS = ("attn_q", "attn_v", "attn_output", "ffn_up", "ffn_down", "ssm_in
 
 
 def write_random_model(
-    path: str | Path, shape: ModelShape, *, vocab: Path | None = None, file_type: str = "Q4_0", seed: int = 0
+    path: str | Path,
+    shape: ModelShape,
+    *,
+    vocab: Path | None = None,
+    added: Mapping[str, TokenType] = MappingProxyType({}),
+    chat_template: str | None = None,
+    file_type: str = "Q4_0",
+    seed: int = 0,
 ) -> None:
-    """Write a generative model. `vocab` is a GGUF whose tokenizer is copied, None makes a small
-    synthetic one.
+    """Write a generative model. `vocab` is a GGUF whose tokenizer is copied, with
+    `added` tokens and another `chat_template`; None makes a small synthetic one.
 
     Norms, biases and convolutions stay F32, as llama-quantize leaves them; so does the choice of
     Q8_0 for the embedding of a Q4_0 file (llama-quantize takes Q6_K where the width allows it, Q8_0
@@ -53,7 +61,10 @@ def write_random_model(
     """
     writer = _writer(path, shape.arch, f"random {shape.arch} seed {seed}")
     add_hyperparameters(writer, shape)
-    n_vocab = add_byte_level_vocabulary(writer) if vocab is None else copy_vocabulary(writer, vocab)
+    if vocab is None:
+        n_vocab = add_byte_level_vocabulary(writer)
+    else:
+        n_vocab = copy_vocabulary(writer, vocab, added=added, chat_template=chat_template)
     writer.add_vocab_size(n_vocab)
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(2)

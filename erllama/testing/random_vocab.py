@@ -9,8 +9,11 @@ nothing, hence identical in every file.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
@@ -23,6 +26,7 @@ CHATML_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+CHAT_TEMPLATE = "tokenizer.chat_template"
 N_MERGES = 320
 
 # Frequent English words, the text that the merges are learnt from.
@@ -118,16 +122,32 @@ def add_word_piece_vocabulary(writer: GGUFWriter) -> int:
     return len(tokens)
 
 
-def copy_vocabulary(writer: GGUFWriter, source: Path) -> int:
+def copy_vocabulary(
+    writer: GGUFWriter,
+    source: Path,
+    *,
+    added: Mapping[str, TokenType] = MappingProxyType({}),
+    chat_template: str | None = None,
+) -> int:
     """Copy every `tokenizer.*` value of `source` (a vocabulary-only GGUF will do); returns the
     number of tokens.
+
+    `added` tokens stand behind its own, `chat_template` in the place of its own: a family's models
+    share a vocabulary but for those.
     """
     header = read_header(source)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if tokens is None:
         raise header.error("has no tokenizer.ggml.tokens to copy")
+    more: dict[str, list[Any]] = {
+        "tokenizer.ggml.tokens": list(added),
+        "tokenizer.ggml.token_type": list(added.values()),
+        "tokenizer.ggml.scores": [0.0] * len(added),
+    }
     for key, value in header.metadata.items():
-        if key.startswith("tokenizer."):
+        if key.startswith("tokenizer.") and not (key == CHAT_TEMPLATE and chat_template is not None):
             data = value.data.tolist() if hasattr(value.data, "tolist") else value.data
-            writer.add_key_value(key, data, value.type, value.item_type)
-    return len(tokens.data)
+            writer.add_key_value(key, [*data, *more[key]] if key in more else data, value.type, value.item_type)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    return len(tokens.data) + len(added)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, chat_logprobs, covered
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
+from erllama.chat.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,
     CallStart,
@@ -21,7 +22,6 @@ from erllama.chat.tool_formats.base import (
     ToolCall,
     collect_parts,
 )
-from erllama.chat.tool_formats.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.events import Completion, Done, Event, Tokens
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.tool_formats.base import ToolSpec
 from erllama.chat.tool_formats.choose import FORMATS, format_named
-from erllama.chat.tool_formats.reasoning_counter import ReasoningCounter
 from erllama.chat.tool_formats.splitter import reply_splitter
 from tests.support.llama_cpp_files import real_vocab
 

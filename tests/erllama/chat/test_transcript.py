@@ -376,6 +376,60 @@ def test_content_in_parts_and_empty_content_are_what_the_template_makes_of_them(
     assert len(server.asked) == 2  # an empty reply is not looked up
 
 
+# --- openings -------------------------------------------------------------------------------------
+
+THINKS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n<think></think>\n{{ m.content }}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endif %}<|im_end|>{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def test_a_reply_keeps_the_opening_that_it_was_sampled_behind():
+    server = Server(THINKS)
+    messages, before = [], []
+    for question in ("one", "two", "three"):
+        messages.append(user(question))
+        prompt = server.prompt(messages)
+        assert prompt[: len(before)] == before
+        server.record(prompt, by_bytes("the reply"))
+        before = prompt + by_bytes("the reply")
+        messages.append(said("the reply"))
+    edited = [messages[0], said("the 2nd"), *messages[2:], user("four")]
+    assert server.prompt(edited) == server.canonical(edited)
+
+
+def test_openings_are_told_apart_behind_any_end_of_a_message():
+    server = Server(THINKS)
+    messages = []
+    for question in ("assistant", 'a "word"!', "…", "", "the end"):
+        messages.append(user(question))
+        server.record(server.prompt(messages), by_bytes("the reply"))
+        messages.append(said("the reply"))
+    messages.append(user("x"))
+    prompt, canonical = (
+        server.vocab.detokenize(ids, special=True) for ids in (server.prompt(messages), server.canonical(messages))
+    )
+    assert prompt == canonical.replace("\n<think></think>\n", "")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        # instructs the model at the end of every prompt
+        THINKS.replace("{% endfor %}", "{% endfor %}<|im_start|>system\n" + "Answer in one word. " * 8 + "<|im_end|>"),
+        # writes the system's text beside the last message
+        "{% for m in messages[1:] %}<|im_start|>{% if loop.last %}{{ messages[0].content }}\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}",
+    ],
+)
+def test_what_says_something_is_no_opening(source):
+    server = Server(source)
+    messages = [{"role": "system", "content": "the system"}, user("one")]
+    server.record(server.prompt(messages), by_bytes("the reply"))
+    messages += [said("the reply"), user("two")]
+    assert server.prompt(messages) == server.canonical(messages)
+
+
 # --- tool calls -----------------------------------------------------------------------------------
 
 

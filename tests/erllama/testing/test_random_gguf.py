@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import typer
+from gguf import TokenType
 from typer.testing import CliRunner
 
 from erllama.errors import ModelLoadError
 from erllama.gguf.check import check_adapter, inspect_gguf
 from erllama.gguf.header import read_header
+from erllama.llama.vocab import LlamaVocab
 from erllama.testing.random_gguf import main, write_random_encoder, write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES, ModelShape
 
@@ -65,6 +67,21 @@ def test_the_vocabulary_of_another_file_is_copied(tmp_path):
     for key in tokenizer:
         assert (ours[key].type, ours[key].item_type) == (theirs[key].type, theirs[key].item_type)
         assert np.array_equal(ours[key].data, theirs[key].data)
+
+
+def test_a_copied_vocabulary_takes_more_tokens_and_another_template(tmp_path):
+    source, path = tmp_path / "source.gguf", tmp_path / "m.gguf"
+    write_random_model(source, SHAPES["tiny-llama"])
+    added = {"<call>": TokenType.CONTROL, "<tool>": TokenType.USER_DEFINED}
+    write_random_model(path, SHAPES["tiny-llama"], vocab=source, added=added, chat_template="xTemplatex")
+    assert inspect_gguf(path).chat_template == "xTemplatex"
+    lent, vocab = LlamaVocab.load(str(source)), LlamaVocab.load(str(path))
+    n = lent.n_vocab
+    assert vocab.tokenize("<call><tool>", add_special=False) == [n, n + 1]
+    assert [vocab.piece(n), vocab.piece(n + 1)] == [b"", b"<tool>"]
+    assert vocab.tokenize("A word.") == lent.tokenize("A word.")
+    lent.close()
+    vocab.close()
 
 
 def test_a_file_without_a_vocabulary_cannot_lend_one(tmp_path):
