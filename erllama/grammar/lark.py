@@ -13,8 +13,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from erllama.grammar.constraint import Constraint, ConstraintKind, RefusedText
 from erllama.grammar.expression import lark_expression
 from erllama.grammar.gbnf import gbnf_to_lark
+from erllama.grammar.json_schema.schema import prepared_schema
 from erllama.grammar.lark_text import checked_lark
-from erllama.grammar.schema import prepared_schema
 
 _STACK_BYTES = 256 * 2**20  # more than twice what the deepest text takes; what is not touched costs nothing
 _STACK_SIZE = threading.Lock()  # held while this process's threads start with another stack than usual

@@ -9,7 +9,7 @@ from deployments.dialects.openai.wire import ChatBody
 from deployments.dialects.openai.wire_tools import AllowedChoice, NamedTool, Tool
 from deployments.http.chat import OfferedTool, ToolChoice
 from erllama.errors import InvalidParameter
-from erllama.grammar.schema import check_strict
+from erllama.grammar.json_schema.schema import check_strict
 
 
 def offered_tools(body: ChatBody) -> tuple[OfferedTool, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from erllama.chat.tool_formats.base import LarkWriter
 from erllama.chat.tool_formats.json_format import rebased
-from erllama.grammar.schema_root import json_type
+from erllama.grammar.json_schema.root import json_type
 
 _MAX_DEPTH = 8
 Types = frozenset[str] | None

@@ -20,7 +20,7 @@ from erllama.chat.tool_formats.schema_types import arguments_object
 from erllama.chat.tool_formats.splitter import FramedReader, Splitter
 from erllama.chat.tool_formats.tagged_call import TaggedGrammar, TaggedReader, TaggedShape, type_written
 from erllama.chat.tool_formats.tagged_value import nested_text
-from erllama.grammar.schema_root import json_type
+from erllama.grammar.json_schema.root import json_type
 
 
 @dataclass(frozen=True, slots=True)

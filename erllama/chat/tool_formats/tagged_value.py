@@ -22,7 +22,7 @@ from erllama.chat.tool_formats.schema_types import (
     properties,
 )
 from erllama.chat.tool_formats.splitter import held_prefix
-from erllama.grammar.schema_root import json_type
+from erllama.grammar.json_schema.root import json_type
 
 TEXT = frozenset({"string"})
 _JSON_WORDS = ("true", "false", "null")

@@ -145,7 +145,10 @@ VALUES = (
 )
 KEYWORDS = [
     "type", "enum", "const", "anyOf", "allOf", "$ref", "properties", "required", "additionalProperties", "items", "prefixItems",
-    "minItems", "maxItems", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "a", "not",
+    "minItems", "maxItems", "pattern", "format", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "a", "not", "if", "then", "else",
+    "oneOf", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames", "minProperties", "maxProperties", "multipleOf",
+    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems", "patternProperties",
+    "additionalItems", "$dynamicRef", "$recursiveRef", "exclusiveMaximum", "$defs",
 ]  # fmt: skip
 SCHEMA_LIKE = st.recursive(
     VALUES,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
-from erllama.grammar.formats import ANNOTATIONS, KNOWN, NUMBERS, SAME_AS, TEXTS
-from erllama.grammar.schema import check_strict
+from erllama.grammar.json_schema.formats import ANNOTATIONS, KNOWN, NUMBERS, SAME_AS, TEXTS
+from erllama.grammar.json_schema.schema import check_strict
 from tests.support.grammar_kit import accepts, blamed, drawn, refusal, schema_of, wrong
 
 PETS = {

@@ -17,12 +17,12 @@ from itertools import combinations, permutations
 from math import comb, perm
 from typing import Any
 
-from erllama.grammar.conditions import condition_parts
-from erllama.grammar.disjoint import exclusive
-from erllama.grammar.formats import format_keywords
-from erllama.grammar.negation import distinct, negated
-from erllama.grammar.number_bounds import COUNTS, RANGES, plain_numbers
-from erllama.grammar.schema_root import SchemaObject, SchemaRoot, refuse
+from erllama.grammar.json_schema.conditions import condition_parts
+from erllama.grammar.json_schema.disjoint import exclusive
+from erllama.grammar.json_schema.formats import format_keywords
+from erllama.grammar.json_schema.negation import distinct, negated
+from erllama.grammar.json_schema.number_bounds import COUNTS, RANGES, plain_numbers
+from erllama.grammar.json_schema.root import SchemaObject, SchemaRoot, refuse
 
 MAX_OPTIONS = 400  # of a union that a keyword becomes
 _MAX_DEPENDENCIES = 6  # of one object: each doubles the options of the next

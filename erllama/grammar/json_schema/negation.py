@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from erllama.grammar.number_bounds import number
-from erllama.grammar.schema_root import SchemaRoot, json_type
+from erllama.grammar.json_schema.number_bounds import number
+from erllama.grammar.json_schema.root import SchemaRoot, json_type
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 _ASSERTIONS = frozenset(
@@ -79,7 +79,7 @@ def _of_keyword(keyword: str, value: Any, root: SchemaRoot, where: str, depth: i
             if any(part is None for part in parts):
                 return None
             return {"allOf": parts} if keyword == "anyOf" else _any_of(parts)
-        case "required" if isinstance(value, list):
+        case "required" if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return _any_of([{"type": "object", "properties": {name: False}} for name in value])
         case "properties" if isinstance(value, Mapping):
             opposites = {name: negated(one, root, where, depth) for name, one in value.items()}

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from erllama.grammar.negation import distinct, negated, same
-from erllama.grammar.schema_root import SchemaRoot
+from erllama.grammar.json_schema.negation import distinct, negated, same
+from erllama.grammar.json_schema.root import SchemaRoot
 
 
 def condition_parts(schema: dict[str, Any], where: str, root: SchemaRoot) -> Iterator[Any]:

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from erllama.grammar.negation import TYPES, same
-from erllama.grammar.schema_root import SchemaRoot, json_type
+from erllama.grammar.json_schema.negation import TYPES, same
+from erllama.grammar.json_schema.root import SchemaRoot, json_type
 
 _MAX_DEPTH = 8
 _IMPLIED = {
@@ -138,7 +138,7 @@ def _add_own(facts: _Facts, schema: Mapping[str, Any]) -> None:
         facts.types &= frozenset(map(json_type, values))
     named = schema.get("type")
     if named is not None:
-        facts.types &= frozenset(named if isinstance(named, list) else [named])
+        facts.types &= frozenset(map(str, named if isinstance(named, list) else [named]))
     facts.typed |= named is not None or values is not None
     facts.implied |= {_IMPLIED[keyword] for keyword in schema if keyword in _IMPLIED}
     if isinstance(schema.get("properties"), Mapping):

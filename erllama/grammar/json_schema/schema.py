@@ -21,8 +21,8 @@ from typing import Any
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import RefusedText
 from erllama.grammar.expression import MAX_OPTIONAL_PARTS, check_optional_parts, optional_parts
-from erllama.grammar.keywords import plain_schema
-from erllama.grammar.schema_root import SchemaObject, SchemaRoot, refuse
+from erllama.grammar.json_schema.keywords import plain_schema
+from erllama.grammar.json_schema.root import SchemaObject, SchemaRoot, refuse
 
 MAX_NESTING = 64  # of schemas in schemas
 MAX_OPTIONAL = 450  # properties of one object; a position has four items of the parser for each, of 2000

@@ -10,7 +10,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from erllama.grammar.schema_root import SchemaRoot, refuse
+from erllama.grammar.json_schema.root import SchemaRoot, refuse
 
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 RANGES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")

@@ -1,0 +1,1 @@
+"""JSON Schema in the terms of llguidance. `schema.py` is what others import."""
