@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.openai.routes import OpenAI
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
@@ -26,7 +27,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic())
 
 
 async def _state(model: ServedModel, timeout_s: float) -> tuple[str, str]:
