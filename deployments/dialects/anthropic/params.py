@@ -18,6 +18,8 @@ from erllama.request import GenerationRequest, SamplingParams
 logger = logging.getLogger("deployments.http")
 
 _FORMAT = "output_config.format"
+_MOST_TOKENS = 2**31 - 1  # no context is as long
+_AFFINITY_CHARS = 256
 
 
 def chat_ask(body: ConversationBody) -> ChatAsk:
@@ -39,14 +41,20 @@ def message_request(body: MessageBody, ready: ReadyChat, engine_id: str, session
     """
     thinking = body.thinking
     budget = thinking.budget_tokens if thinking is not None and thinking.type == "enabled" else None
-    return ready.request(
-        engine_id,
-        sampling_params(body),
-        max_tokens=None if body.max_tokens is None else min(body.max_tokens, 2**31 - 1),
-        stop=tuple(body.stop_sequences or ()),
-        affinity=session or _session_of(body),
-        thinking_budget=budget if ready.can_reason else None,
-    )
+    affinity = session or _session_of(body)
+    try:
+        return ready.request(
+            engine_id,
+            sampling_params(body),
+            max_tokens=None if body.max_tokens is None else min(body.max_tokens, _MOST_TOKENS),
+            stop=tuple(body.stop_sequences or ()),
+            affinity=affinity and affinity[:_AFFINITY_CHARS],
+            thinking_budget=min(budget, _MOST_TOKENS) if budget is not None and ready.can_reason else None,
+        )
+    except InvalidParameter as error:
+        if error.param == "stop":
+            raise InvalidParameter(f"stop_sequences: {error.message}", param="stop_sequences") from None
+        raise
 
 
 def sampling_params(body: MessageBody) -> SamplingParams:
@@ -80,7 +88,7 @@ def offered_tools(body: ConversationBody) -> tuple[OfferedTool, ...]:
     offered = []
     for number, tool in enumerate(body.tools or ()):
         if not tool.is_own:
-            logger.info("event=tool_skipped type=%.40s name=%.40s", tool.type, tool.name)
+            logger.info("event=tool_skipped type=%.40r name=%.40r", tool.type, tool.name)
             continue
         if tool.strict:
             check_strict(tool.input_schema or {}, f"tools[{number}].input_schema")

@@ -41,8 +41,12 @@ def error_type(http_status: int) -> str:
 
 
 def error_body(error: ErllamaError, request_id: str) -> bytes:
-    """A prompt that is too long is told in the words on which clients compact it."""
+    """There is no place for the field but the message. A prompt that is too long is told in the
+    words on which clients compact it.
+    """
     message = error.message
+    if error.param is not None and error.param not in message:
+        message = f"{error.param}: {message}"
     if isinstance(error, ContextOverflow) and error.n_prompt:
         message = f"prompt is too long: {error.n_prompt} tokens > {error.n_most} maximum"
     fields = {"type": error_type(error.http_status), "message": message}

@@ -45,7 +45,7 @@ def as_blocks(value: Any) -> Any:
 
 
 def _kind(value: Any) -> Any:
-    if value not in _NEEDED:
+    if not isinstance(value, str) or value not in _NEEDED:
         raise ValueError(
             f"content blocks of type {str(value)[:40]!r} are not supported by this server; known are "
             + ", ".join(_NEEDED)
