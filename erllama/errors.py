@@ -43,9 +43,25 @@ class InvalidParameter(RequestError):
 
 
 class ContextOverflow(RequestError):
-    """The prompt (plus one token to generate) does not fit into the context of one sequence."""
+    """The prompt (plus one token to generate) does not fit into the context of one sequence.
+
+    `n_prompt` and `n_most` are its tokens and what would fit, 0 where that is not known.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        n_prompt: int = 0,
+        n_most: int = 0,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.n_prompt = n_prompt
+        self.n_most = n_most
 
 
 class NotSupported(RequestError):

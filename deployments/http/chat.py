@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from deployments.http.ports import ChatPrompt, PromptPort, Record
 from deployments.http.reply import check_fits
+from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec
 from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply, reasoned_reply, text_reply
@@ -85,6 +86,15 @@ class ReadyChat:
     piece_of: Callable[[int], bytes]
     prompts: PromptPort
 
+    @property
+    def can_reason(self) -> bool:
+        """Whether the model has a form for what it thinks."""
+        return self.prompts.tool_format.reasoning is not None
+
+    def counter(self) -> ReasoningCounter:
+        """What counts the reasoning of one reply."""
+        return ReasoningCounter(self.splitter(), self.piece_of)
+
     def request(
         self,
         engine_id: str,
@@ -121,12 +131,19 @@ class ReadyChat:
         )
 
 
+def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
+    """The conversation as tokens, whether they fit or not. May take long: see `PromptPort`. Raises
+    `InvalidParameter` and `NotSupported`.
+    """
+    shown = [dict(tool.shown) for tool in ask.tools]
+    return prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+
+
 def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
-    shown = [dict(tool.shown) for tool in ask.tools]
-    chat = prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+    chat = chat_prompt(ask, prompts)
     check_fits(chat.prompt, prompts.n_ctx, ask.param)
     constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.routing import Match
 from starlette.types import Scope
 
 from deployments.http.options import HttpOptions
@@ -140,3 +142,15 @@ def dialect_of(scope: Scope) -> Dialect:
     """The dialect that `RequestScope` chose for this request."""
     dialect: Dialect = scope["state"]["dialect"]
     return dialect
+
+
+def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
+    """A router whose routes take the requests of `dialect` alone: so two dialects may have the same
+    path.
+    """
+
+    class Own(APIRoute):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            return super().matches(scope) if dialect_of(scope) is dialect else (Match.NONE, {})
+
+    return APIRouter(prefix=prefix, route_class=Own)

@@ -16,10 +16,10 @@ class HttpOptions:
     """What the ingress needs to know besides the models. Raises pydantic's `ValidationError`.
 
     Attributes ---------- max_body_bytes: a larger body is refused with 413. 32 MiB is a context of
-    several million tokens as text. keepalive_s: silence on a stream before a comment is sent;
+    several million tokens as text. keepalive_s: silence on a stream before a keep-alive is sent;
     common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
     model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
-    CORS headers. api_keys: accepted bearer keys; empty accepts every request. The health routes are
+    CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
     without the keys.
     """

@@ -49,6 +49,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+def prepare_cost(n_bytes: int, prompts: PromptPort, *, compiles: bool, has_replies: bool = False) -> int:
+    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
+    event loop, and no store is asked for earlier replies there.
+    """
+    return n_bytes + INLINE_CHARS * (compiles or (prompts.may_wait and has_replies))
+
+
 async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`work`, in a thread when it is long or would first load the vocabulary."""
     if prompts.loaded and n_chars <= INLINE_CHARS:
@@ -62,6 +69,8 @@ def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
         raise ContextOverflow(
             f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.",
             param=param,
+            n_prompt=len(prompt),
+            n_most=n_ctx - 1,
         )
 
 

@@ -33,6 +33,8 @@ def check_request(request: GenerationRequest, backend: Backend) -> None:
             f"the prompt has {n_prompt} tokens and the context of this model holds {backend.n_ctx}, "
             f"of which {wanted} must stay free to generate",
             param="prompt",
+            n_prompt=n_prompt,
+            n_most=backend.n_ctx - wanted,
         )
     check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
     _check_resumed(request, backend)

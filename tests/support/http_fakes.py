@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anthropic
 import httpx
+import httpx2
 import openai
 
 from deployments.http.options import HttpOptions
@@ -162,6 +164,16 @@ async def openai_client(app: Any, api_key: str = "none") -> Any:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
     async with openai.AsyncOpenAI(
         api_key=api_key, base_url="http://test/v1", http_client=http, max_retries=0
+    ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def anthropic_client(app: Any, api_key: str = "none") -> Any:
+    """The official client, unmodified, without retries."""
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+    async with anthropic.AsyncAnthropic(
+        api_key=api_key, base_url="http://test", http_client=http, max_retries=0
     ) as client:
         yield client
 

@@ -10,7 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, chat_logprobs, covered
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.http.body import encode
 from erllama.chat.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, covered, legacy_logprobs
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.http.body import encode
 from erllama.events import Completion, Done, Event, Tokens
 
 KIND = "text_completion"

@@ -16,16 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deployments.dialects.openai.wire import EmbeddingBody
+from deployments.http.body import encode
 from deployments.http.dialect import SSE
 from erllama.errors import ErllamaError, NotSupported
 from erllama.events import Completion, FinishReason, RequestStats
 
 DONE = SSE.frame(b"[DONE]", "")
-
-# `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
-# call into C.
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

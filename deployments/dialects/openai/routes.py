@@ -34,12 +34,12 @@ from deployments.dialects.openai.wire import (
     parse_body,
 )
 from deployments.http.chat import ReadyChat, ready_chat
-from deployments.http.dialect import SSE, Dialect
+from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies
+from deployments.http.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -74,14 +74,11 @@ def _checked(constraint: Constraint | None, prompts: PromptPort) -> Constraint |
 
 
 def _cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
-    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
-    event loop, and no store is asked for earlier replies there.
-    """
-    slow = asked_form(body) is not None
+    compiles, has_replies = asked_form(body) is not None, False
     if isinstance(body, ChatBody):
         has_replies = any(message.role == "assistant" for message in body.messages)
-        slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)
-    return len(raw) + INLINE_CHARS * slow
+        compiles = compiles or bool(body.tools)
+    return prepare_cost(len(raw), prompts, compiles=compiles, has_replies=has_replies)
 
 
 def _text(given: PromptInput, prompts: PromptPort) -> str:
@@ -112,7 +109,7 @@ class OpenAI(Dialect):
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter()
+        router = own_routes(self)
 
         @router.get("/models")
         async def list_models() -> Response:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 import deployments.http
 from deployments.dialects.openai.routes import OpenAI
-from deployments.http.dialect import BEARER, NDJSON, SSE, Dialect, KeyHeader, choose_dialect
+from deployments.http.dialect import BEARER, NDJSON, SSE, Dialect, KeyHeader, choose_dialect, own_routes
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.reply import read_body, streamed_reply, whole_replies
@@ -224,6 +224,32 @@ def test_the_longest_prefix_claims_and_only_whole_segments_count():
         *[openai] * 3,
     ]
     assert chosen("/tiny/say", root="/mounted") is tiny
+
+
+async def test_two_dialects_may_have_one_path():
+    class Twin(Tiny):
+        """As big as the tiny one, for whoever asks for it by a header."""
+
+        prefixes = (SAY,)
+
+        def claim(self, path, scope):
+            return super().claim(path, scope) if (b"x-twin", b"1") in scope["headers"] else 0
+
+        def routes(self, models, options):
+            router = own_routes(self)
+
+            @router.get(SAY)
+            async def say():
+                return JSONResponse("twin")
+
+            return router
+
+    async with http_client(app_of(FakeModel(), Tiny(), Twin())) as client:
+        assert (await client.get(SAY, headers={"x-twin": "1"})).json() == "twin"
+        assert fault(await client.get(SAY))[0] == 405
+    async with http_client(app_of(FakeModel(), Twin(), Tiny())) as client:
+        assert (await client.get(SAY, headers={"x-twin": "1"})).json() == "twin"
+        assert (await client.post(SAY, json={"text": "hi"})).status_code == 200
 
 
 def test_server_sent_events_have_a_name_if_the_dialect_gives_one():

@@ -17,7 +17,16 @@ from erllama.chat.transcript_book import TranscriptBook
 from erllama.config import EngineConfig
 from erllama.errors import DecodeFailed
 from erllama.events import Done, Failed, FinishReason, Tokens
-from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, served, stats, streamed_calls
+from tests.support.http_fakes import (
+    FakeModel,
+    anthropic_client,
+    app_of,
+    http_client,
+    openai_client,
+    served,
+    stats,
+    streamed_calls,
+)
 from tests.support.llama_cpp_files import real_template
 
 pytestmark = pytest.mark.anyio
@@ -179,6 +188,25 @@ async def test_a_streamed_call_comes_back_as_sampled(vocab):
         [call] = streamed_calls(chunks)
         message = {"role": "assistant", "tool_calls": [call]}
         await ask(client, [*HI, message, {"role": "tool", "tool_call_id": call["id"], "content": "wet"}], tools=TOOLS)
+    assert chat.continues_as_sampled()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("text", ["well, 😀 well", f"Let me tell.\n{CALL}\n{CALL}"])
+async def test_cc_50_a_turn_of_anthropics_client_begins_with_the_last_one(vocab, streams, text):
+    chat = Chat(text)
+    asked = {"model": "demo", "max_tokens": 1000}
+    asked["tools"] = [{"name": "get_weather", "input_schema": {"type": "object"}}]
+    async with anthropic_client(chat.app) as client:
+        if streams:
+            async with client.messages.stream(messages=HI, **asked) as stream:
+                reply = await stream.get_final_message()
+        else:
+            reply = await client.messages.create(messages=HI, **asked)
+        calls = [block.id for block in reply.content if block.type == "tool_use"]
+        answer = [{"type": "tool_result", "tool_use_id": id, "content": "wet"} for id in calls] or MORE["content"]
+        history = [*HI, {"role": "assistant", "content": reply.content}, {"role": "user", "content": answer}]
+        await client.messages.create(messages=history, **asked)
     assert chat.continues_as_sampled()
 
 

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: wire types and pure mapping to the engine's requests and events."""

@@ -1,0 +1,60 @@
+"""The list of models as Anthropic has it: cards, and pages of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from deployments.http.ports import ServedModel
+from erllama.errors import InvalidParameter
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 1000
+
+
+def model_card(model: ServedModel) -> dict[str, Any]:
+    """`max_input_tokens` is the context, of which one token at least is the reply's."""
+    created = datetime.fromtimestamp(model.created, UTC)
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": created.isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": model.prompts.n_ctx,
+        "max_tokens": model.prompts.n_ctx,
+    }
+
+
+def models_page(models: Sequence[ServedModel], query: Mapping[str, str]) -> dict[str, Any]:
+    """At most `limit` cards behind `after_id` or before `before_id`. Raises `InvalidParameter`."""
+    limit = _limit(query.get("limit"))
+    ids = [model.id for model in models]
+    first, end = 0, len(ids)
+    if "after_id" in query:
+        first = _place(ids, query["after_id"], "after_id") + 1
+    if "before_id" in query:
+        end = _place(ids, query["before_id"], "before_id")
+    backwards = "before_id" in query and "after_id" not in query
+    page = models[max(first, end - limit) : end] if backwards else models[first : min(end, first + limit)]
+    return {
+        "data": [model_card(model) for model in page],
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(page) < end - first,
+    }
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_LIMIT):
+        raise InvalidParameter(f"limit must be an integer from 1 to {MAX_LIMIT}, got {text[:40]!r}", param="limit")
+    return int(text)
+
+
+def _place(ids: Sequence[str], id: str, param: str) -> int:
+    if id not in ids:
+        raise InvalidParameter(f"{param} is the id of a model in the list, got {id[:128]!r}", param=param)
+    return ids.index(id)

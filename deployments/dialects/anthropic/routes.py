@@ -1,0 +1,100 @@
+"""Anthropic's API as a dialect. Each route reads as the life of its request; what bodies mean is in
+the files beside this one.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from deployments.dialects.anthropic.models import model_card, models_page
+from deployments.dialects.anthropic.params import chat_ask, message_request
+from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
+from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
+from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
+from deployments.http.body import read_json
+from deployments.http.chat import ReadyChat, chat_prompt, ready_chat
+from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
+from deployments.http.middleware import engine_id
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.http.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
+from erllama.errors import ErllamaError
+
+_MODELS = "/v1/models"
+
+
+def _cost(raw: bytes, body: ConversationBody, prompts: PromptPort) -> int:
+    return prepare_cost(
+        len(raw),
+        prompts,
+        compiles=bool(body.tools) or body.format is not None,
+        has_replies=any(message.role == "assistant" for message in body.messages),
+    )
+
+
+def _ready(body: MessageBody, prompts: PromptPort) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts)
+
+
+def _count(body: ConversationBody, prompts: PromptPort) -> int:
+    return len(chat_prompt(chat_ask(body), prompts).prompt)
+
+
+class Anthropic(Dialect):
+    """Its clients name the version of the API in a header. That tells them from OpenAI's where both
+    have a path.
+    """
+
+    prefixes = ("/v1/messages", _MODELS)
+    framing = FRAMING
+    keys = (KeyHeader("x-api-key"), BEARER)
+
+    def claim(self, path: str, scope: Scope) -> int:
+        versioned = any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+        return super().claim(path, scope) if versioned or not path.startswith(_MODELS) else 0
+
+    def status(self, error: ErllamaError) -> int:
+        return OVERLOADED if error.http_status == 503 else error.http_status
+
+    def error_body(self, error: ErllamaError, request_id: str) -> bytes:
+        return error_body(error, request_id)
+
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        router = own_routes(self)
+
+        @router.get(_MODELS)
+        async def list_models(request: Request) -> Response:
+            return JSONResponse(models_page(list(models), request.query_params))
+
+        @router.get(_MODELS + "/{model_id:path}")
+        async def get_model(model_id: str) -> Response:
+            return JSONResponse(model_card(models.resolve(model_id)))
+
+        @router.post("/v1/messages/count_tokens")
+        async def count_tokens(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = read_json(ConversationBody, raw)
+            body.check_names()
+            prompts = models.resolve(body.model).prompts
+            n_tokens = await prepare(prompts, _cost(raw, body, prompts), _count, body, prompts)
+            return JSONResponse({"input_tokens": n_tokens})
+
+        @router.post("/v1/messages")
+        async def messages(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = read_json(MessageBody, raw)
+            body.check_names()
+            model = models.resolve(body.model)
+            ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts)
+            session = request.headers.get("x-claude-code-session-id")
+            asked = message_request(body, ready, engine_id(request), session)
+            head = ReplyHead(body.model or model.id, len(asked.prompt))
+            if not body.stream:
+                [reply] = await whole_replies(request, model, [asked], ready.record)
+                return Response(message_body(head, ready, reply), media_type="application/json")
+            writer = MessageWriter(head, ready)
+            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=ready.record)
+
+        return router
