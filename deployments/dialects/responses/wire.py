@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from deployments.dialects.responses.wire_tools import ToolChoice, tool_choice
+from deployments.dialects.responses.wire_tools import ToolChoice, read_choice
 from deployments.http.body import parse_json
 from erllama.errors import NotSupported
 
@@ -74,7 +74,7 @@ class PromptBody(Open):
     input: Annotated[str | list[Any] | None, BeforeValidator(_input)] = None
     instructions: str | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Annotated[str | ToolChoice | None, BeforeValidator(tool_choice)] = None
+    tool_choice: Annotated[str | ToolChoice | None, BeforeValidator(read_choice)] = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: Text | None = None

@@ -61,7 +61,7 @@ class ToolChoice:
 _WORDS = ("auto", "none", "required")
 
 
-def tool_choice(value: Any) -> Any:
+def read_choice(value: Any) -> Any:
     """Validates a choice, whose object becomes a `ToolChoice`."""
     if value is None or value in _WORDS:
         return value
