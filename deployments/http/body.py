@@ -35,6 +35,16 @@ def parse_value(kind: type[B], value: Any, path: str) -> B:
         raise _as_parameter_error(exc, path) from None
 
 
+def encode_given(value: Any) -> str:
+    """The JSON of what a client sent. Raises `InvalidParameter` for a number that JSON lacks: 1e999 is
+    read as one.
+    """
+    try:
+        return encode(value)
+    except ValueError:
+        raise InvalidParameter("The body holds a number that is not finite.") from None
+
+
 def _surrogate_error(raw: bytes) -> InvalidParameter | None:
     """The error that names the text with half a character, if that is what is wrong: the parser of
     the body calls it invalid JSON. Python's own takes it.

@@ -1,8 +1,9 @@
 """The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI
 without ray, so it runs anywhere.
 
-Read on: `dialects/openai/routes`, `dialects/responses/routes` (endpoints), `http/reply` (the path that they share),
-`http/middleware` (request id, keys, log), `http/dialect` (what a dialect is), `http/errors`.
+Read on: `dialects/openai/routes` and `dialects/responses/routes` (endpoints), `http/reply` (the path
+that they share), `http/middleware` (request id, keys, log), `http/dialect` (what a dialect is),
+`http/errors`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def make_http_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(options.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

@@ -9,19 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from deployments.dialects.responses.params import sampling_params
+from deployments.dialects.responses.store import new_id
 from deployments.dialects.responses.wire import ResponseBody
 from deployments.dialects.responses.wire_tools import ToolChoice
-from deployments.http.body import encode
+from deployments.http.body import encode, encode_given
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull
 from erllama.events import RequestStats
-
-
-def new_id(prefix: str) -> str:
-    """Clients drop ids of other forms."""
-    return f"{prefix}_{uuid4().hex}"
 
 
 def usage(stats: RequestStats, reasoning_tokens: int) -> dict[str, Any]:
@@ -73,12 +68,12 @@ class ResponseHead:
             "max_tool_calls": None,
             "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
             "reasoning": {"effort": body.effort, "summary": body.summary},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
-            "store": False,
+            "store": body.store is not False,
             "temperature": sampling.temperature,
             "text": {"format": form, "verbosity": (body.text and body.text.verbosity) or "medium"},
             "tool_choice": dict(choice.given) if isinstance(choice, ToolChoice) else choice or "auto",
@@ -88,7 +83,7 @@ class ResponseHead:
             "truncation": "disabled",
             "user": body.user,
         }
-        return cls(id, encode(fields).removesuffix("}"))
+        return cls(id, encode_given(fields).removesuffix("}"))
 
     def snapshot(
         self,

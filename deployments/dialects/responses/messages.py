@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from deployments.dialects.responses.sealed import unseal
@@ -21,22 +22,29 @@ from deployments.dialects.responses.wire_items import (
     ReasoningItem,
 )
 from deployments.http.body import parse_value
-from erllama.errors import InvalidParameter, NotSupported
+from erllama.errors import InvalidParameter
 
 logger = logging.getLogger("deployments.http")
 
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 
 
-def chat_messages(given: str | list[Any] | None, instructions: str | None) -> list[dict[str, Any]]:
-    """The whole conversation. Raises `InvalidParameter` and `NotSupported`."""
+def chat_messages(
+    given: str | list[Any] | None,
+    instructions: str | None,
+    before: Iterable[dict[str, Any]] = (),
+    referred: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """The whole conversation: `before` are the items of earlier responses, `referred` those that
+    references may mean, by id. Raises `InvalidParameter`.
+    """
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
-    if isinstance(given, str):
-        messages.append({"role": "user", "content": given})
-    else:
-        messages += _Conversation(given or ()).messages
+    told = _Conversation(referred)
+    told.add(before, "previous_response_id")
+    told.add([{"role": "user", "content": given}] if isinstance(given, str) else given or (), "input")
+    messages += told.messages
     if not messages:
         raise InvalidParameter("Missing required parameter: 'input'.", param="input")
     return messages
@@ -45,11 +53,14 @@ def chat_messages(given: str | list[Any] | None, instructions: str | None) -> li
 class _Conversation:
     """Messages that are being put together from items."""
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    def __init__(self, referred: Mapping[str, dict[str, Any]]) -> None:
         self.messages: list[dict[str, Any]] = []
         self._turn: dict[str, Any] | None = None  # the assistant's message that is not complete yet
+        self._referred = referred
+
+    def add(self, items: Iterable[Any], path: str) -> None:
         for number, item in enumerate(items):
-            self._add(item, f"input[{number}]")
+            self._add(item, f"{path}[{number}]")
 
     def _add(self, item: Any, path: str) -> None:
         if not isinstance(item, dict):
@@ -71,12 +82,17 @@ class _Conversation:
             case "reasoning":
                 self._reasoning(parse_value(ReasoningItem, item, path))
             case "item_reference":
-                raise NotSupported(
-                    "item_reference is not supported: responses are not stored, so send the item itself",
-                    param=f"{path}.type",
-                )
+                self._add(self._meant(item.get("id"), f"{path}.id"), path)
             case kind:
                 logger.info("event=skipped_item type=%.40r place=%s", kind, path)
+
+    def _meant(self, id: Any, path: str) -> dict[str, Any]:
+        found = self._referred.get(str(id))
+        if found is None:
+            raise InvalidParameter(
+                f"Item with id '{str(id)[:80]}' is not kept here (any more), so send the item itself.", param=path
+            )
+        return found
 
     def _say(self, message: dict[str, Any]) -> None:
         self._turn = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.dialects.responses.messages import chat_messages
+from deployments.dialects.responses.past import conversation, referred_items
+from deployments.dialects.responses.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.http.chat import ChatAsk, ReadyChat
@@ -15,10 +17,10 @@ from erllama.request import GenerationRequest, SamplingParams
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "seed"}
 
 
-def chat_ask(body: PromptBody, tools: Toolbox) -> ChatAsk:
-    """The conversation of a body. Raises `InvalidParameter` and `NotSupported`."""
+def chat_ask(body: PromptBody, tools: Toolbox, past: Past) -> ChatAsk:
+    """The conversation of a body that goes on from `past`. Raises `InvalidParameter`."""
     return ChatAsk(
-        chat_messages(body.input, body.instructions),
+        chat_messages(body.input, body.instructions, conversation(past), referred_items(past)),
         tools.offered,
         asked_choice(body, tools),
         reply_constraint(body),

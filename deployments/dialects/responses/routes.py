@@ -9,8 +9,11 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.head import ResponseHead
 from deployments.dialects.responses.params import chat_ask, response_request
+from deployments.dialects.responses.past import own_input, referred_items
+from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse
+from deployments.dialects.responses.stored_routes import stored_routes
 from deployments.dialects.responses.tools import Toolbox, toolbox
-from deployments.dialects.responses.wire import PromptBody, parse_prompt, parse_response
+from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.http.chat import ReadyChat, count_prompt, ready_chat
 from deployments.http.dialect import SSE, Dialect
@@ -27,6 +30,7 @@ def _cost(raw: bytes, body: PromptBody, prompts: PromptPort) -> int:
     event loop, and no store is asked for earlier replies there.
     """
     slow = body.format is not None or bool(body.tools) or (prompts.may_wait and isinstance(body.input, list))
+    slow = slow or body.previous_response_id is not None
     return len(raw) + INLINE_CHARS * slow
 
 
@@ -37,16 +41,18 @@ def _in_words_of_the_body(error: RequestError) -> RequestError:
     return error
 
 
-def _prepare(body: PromptBody, tools: Toolbox, prompts: PromptPort) -> ReadyChat:
+def _prepare(body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort) -> tuple[ReadyChat, str]:
+    """What runs, and the input as it is stored."""
     try:
-        return ready_chat(chat_ask(body, tools), prompts)
+        chat = ready_chat(chat_ask(body, tools, past), prompts)
+        return chat, "" if body.store is False else own_input(body.input, referred_items(past))
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
 
-def _count(body: PromptBody, prompts: PromptPort) -> int:
+def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
     try:
-        return count_prompt(chat_ask(body, toolbox(body.tools or ())), prompts)
+        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts)
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
@@ -60,6 +66,7 @@ class Responses(Dialect):
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter(prefix="/v1/responses")
+        store: ResponseStore = MemoryStore()
 
         @router.post("")
         async def responses(request: Request) -> Response:
@@ -68,9 +75,10 @@ class Responses(Dialect):
             model = models.resolve(body.model)
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id)
+            past = Past.of(store, body.previous_response_id, body.referred_ids)
             cost = _cost(raw, body, model.prompts)
             try:
-                chat = await prepare(model.prompts, cost, _prepare, body, tools, model.prompts)
+                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
             except ContextOverflow as error:
                 if not body.stream:
                     raise
@@ -79,7 +87,12 @@ class Responses(Dialect):
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
-            writer = ResponseWriter(head, form)
+
+            def keep(response: str, item_ids: tuple[str, ...]) -> None:
+                if body.store is not False:
+                    store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+
+            writer = ResponseWriter(head, form, keep)
             if not body.stream:
                 [reply] = await whole_replies(request, model, [generation], chat.record)
                 return Response(writer.body(reply), media_type="application/json")
@@ -98,9 +111,11 @@ class Responses(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
             model = models.resolve(body.model)
-            n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, model.prompts)
+            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
+        router.include_router(stored_routes(store))
         return router
 
 

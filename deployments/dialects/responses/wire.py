@@ -16,7 +16,6 @@ from deployments.http.body import parse_json
 from erllama.errors import NotSupported
 
 _REFUSED = {
-    "previous_response_id": "responses are not stored yet, so send the whole conversation as input",
     "conversation": "conversations are not stored, so send the whole conversation as input",
     "prompt": "stored prompts do not exist here, so send instructions and input",
     "background": "a reply ends with its connection, so leave background out",
@@ -80,10 +79,17 @@ class PromptBody(Open):
     text: Text | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     truncation: str | None = None
-    previous_response_id: Any = None
+    previous_response_id: str | None = None
     conversation: Any = None
     prompt: Any = None
     background: bool | None = None
+
+    @property
+    def referred_ids(self) -> list[str]:
+        """The ids of the items that the input only refers to."""
+        items = self.input if isinstance(self.input, list) else []
+        kinds = [item for item in items if isinstance(item, dict) and item.get("type") == "item_reference"]
+        return [item["id"] for item in kinds if isinstance(item.get("id"), str)]
 
     def check_refused(self) -> None:
         """Raises `NotSupported`, which names the field."""
@@ -108,11 +114,13 @@ class PromptBody(Open):
 
 
 class ResponseBody(PromptBody):
-    """`store`, `metadata` and such are accepted and, where a response shows them, shown. `seed` and
-    what stands around it are not OpenAI's, but of all servers of open models.
+    """`store`: the response is kept, which is the default. `metadata` and such are accepted and, where
+    a response shows them, shown. `seed` and what stands around it are not OpenAI's, but of all
+    servers of open models.
     """
 
     stream: bool | None = None
+    store: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None

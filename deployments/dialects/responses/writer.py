@@ -92,10 +92,16 @@ class _Cut:
             yield part, told
 
 
-class ResponseWriter:
-    """See `ReplyWriter`; there is one choice."""
+Keep = Callable[[str, tuple[str, ...]], None]
 
-    def __init__(self, head: ResponseHead, form: ReplyForm) -> None:
+
+class ResponseWriter:
+    """See `ReplyWriter`; there is one choice. `keep` is given the whole response and the ids of its
+    items before its end leaves.
+    """
+
+    def __init__(self, head: ResponseHead, form: ReplyForm, keep: Keep = lambda response, ids: None) -> None:
+        self._keep = keep
         self._head = head
         self._form = form
         self._cut = _Cut(form.splitter())
@@ -143,7 +149,9 @@ class ResponseWriter:
         spent = usage(self._stats, self._thought.n_tokens)
         output = [item.body() for item in self._items]
         reason = "max_output_tokens" if cut_off else None
-        return status, self._head.snapshot(status, output, usage=spent, incomplete=reason)
+        response = self._head.snapshot(status, output, usage=spent, incomplete=reason)
+        self._keep(response, tuple(item.id for item in self._items))
+        return status, response
 
     def _begin(self) -> bytes:
         if self._begun:

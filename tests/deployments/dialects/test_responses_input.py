@@ -9,6 +9,7 @@ from deployments.dialects.responses.custom_input import CustomInput
 from deployments.dialects.responses.messages import chat_messages
 from deployments.dialects.responses.sealed import seal, unseal
 from deployments.dialects.responses.tools import toolbox
+from deployments.dialects.responses.wire import ResponseBody
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served
 
@@ -292,7 +293,7 @@ async def test_cx1_the_body_of_codex_is_accepted():
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id", "not stored yet"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "'resp_1' is not kept here"),
         ({"conversation": "conv_1"}, "conversation", "not stored"),
         ({"prompt": {"id": "p"}}, "prompt", "stored prompts"),
         ({"background": True}, "background", "connection"),
@@ -300,7 +301,7 @@ async def test_cx1_the_body_of_codex_is_accepted():
         ({"input": []}, "input", "Missing"),
         ({"input": {"a": 1}}, "input", "a string or a list of items"),
         ({"input": ["hi"]}, "input[0]", "object"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type", "not stored"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id", "'msg_1' is not kept here"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "'robot'"),
         ({"input": [{"role": "user", "content": 3}]}, "input[0].content", "content parts"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "string"),
@@ -337,6 +338,34 @@ async def test_what_cannot_be_done_is_refused_by_name(fields, param, words):
     assert model.requests == []
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    "place", ['"metadata": {"a": %s}', '"tools": [{"type": "x", "a": %s}]', '"input": [{"role": "user", "a": %s}]']
+)
+async def test_numbers_that_json_lacks_are_no_fault_of_ours(number, place):
+    body = '{"input": "hi", ' + place % number + "}"
+    async with http_client(app_of(served(FakeModel()))) as client:
+        reply = await client.post(PATH, content=body.encode())
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, "The body holds a number that is not finite.")
+
+
+@pytest.mark.parametrize("value", [0, True, "x", [], {}, [[]], [{}], {"a": {}}, None, ["x"], [None], "9" * 5000])
+async def test_no_value_of_a_wrong_type_is_our_fault(value):
+    kinds = ["message", "function_call", "custom_tool_call", "function_call_output", "reasoning", "item_reference", "x"]
+    bodies = [{"input": "hi", field: value} for field in ResponseBody.model_fields]
+    bodies += [{"input": [{"type": kind, "role": "user", "call_id": "c", "name": "f", key: value}]} for kind in kinds
+               for key in ("role", "content", "call_id", "name", "namespace", "arguments", "input", "output", "summary", "id", "type")]  # fmt: skip
+    bodies += [{"input": "hi", "tools": [{**F, "type": kind, key: value}]} for kind in ("function", "custom", "namespace")
+               for key in ("name", "type", "parameters", "description", "strict", "tools", "format")]  # fmt: skip
+    bodies += [{"input": "hi", "tools": [F], "tool_choice": {"type": kind, "name": "f", key: value}} for kind in ("function", "allowed_tools")
+               for key in ("type", "name", "mode", "tools", "namespace")]  # fmt: skip
+    bodies += [{"input": "hi", "text": {"format": value}}, {"input": "hi", "reasoning": {"effort": value}}]
+    async with http_client(app_of(served(FakeModel()))) as client:
+        for body in bodies:
+            reply = await client.post(PATH, json=body)
+            assert reply.status_code in (200, 400, 404), (body, reply.text)
+
+
 async def test_a_model_without_a_template_blames_the_input():
     reply = await post(FakeModel(), FakePrompts(template=False))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
@@ -346,7 +375,7 @@ async def test_other_paths_below_answer_in_the_same_shape():
     async with http_client(app_of(served(FakeModel()))) as client:
         reply = await client.get(f"{PATH}/resp_1")
         garbage = await client.post(PATH, content=b"{")
-    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "response_not_found")
     assert (garbage.status_code, garbage.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
