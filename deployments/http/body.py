@@ -1,6 +1,4 @@
-"""JSON bodies: a request's, read into its wire type with every fault as an `InvalidParameter` that
-names the field, and the text of replies.
-"""
+"""JSON bodies: read into the types of a dialect, and written."""
 
 from __future__ import annotations
 
@@ -12,21 +10,39 @@ from pydantic import BaseModel, ValidationError
 
 from erllama.errors import InvalidParameter
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 # `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
 # call into C.
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 B = TypeVar("B", bound=BaseModel)
 
 
-def read_json(kind: type[B], raw: bytes) -> B:
-    """The validated body. Raises `InvalidParameter`."""
+def parse_json(kind: type[B], raw: bytes) -> B:
+    """The validated body. Raises `InvalidParameter`, whose `param` is the path of the field."""
     try:
         return kind.model_validate_json(raw or b"null")
     except ValidationError as exc:
         raise _surrogate_error(raw) or _as_parameter_error(exc) from None
+
+
+def parse_value(kind: type[B], value: Any, path: str) -> B:
+    """A part of a body that stands at `path`. Raises `InvalidParameter` as `parse_json` does."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as exc:
+        raise _as_parameter_error(exc, path) from None
+
+
+def encode_given(value: Any) -> str:
+    """The JSON of what a client sent. Raises `InvalidParameter` for a number that JSON lacks: 1e999 is
+    read as one.
+    """
+    try:
+        return encode(value)
+    except ValueError:
+        raise InvalidParameter("The body holds a number that is not finite.") from None
 
 
 def _surrogate_error(raw: bytes) -> InvalidParameter | None:
@@ -59,23 +75,22 @@ def _surrogate_path(value: Any, path: str) -> str | None:
     return next((found for step, inner in steps if (found := _surrogate_path(inner, step)) is not None), None)
 
 
-def _as_parameter_error(exc: ValidationError) -> InvalidParameter:
+def _as_parameter_error(exc: ValidationError, path: str = "") -> InvalidParameter:
     """The first fault of several: clients fix one at a time, and the path of one is unambiguous."""
     fault = exc.errors(include_url=False, include_context=False, include_input=False)[0]
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
         return InvalidParameter(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}")
     if not fault["loc"]:
-        return InvalidParameter("The body must be a JSON object")
-    path = _path(fault["loc"])
+        return InvalidParameter(f"{path or 'The body'} must be a JSON object", param=path or None)
+    path = _path(fault["loc"], path)
     if fault["type"] == "missing":
         return InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
     return InvalidParameter(f"Invalid value for '{path}': {message[:1].lower()}{message[1:]}.", param=path)
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """`messages[0].role`."""
-    path = ""
+def _path(loc: tuple[int | str, ...], path: str) -> str:
+    """`messages[0].role`, as OpenAI writes it."""
     for step in loc:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path

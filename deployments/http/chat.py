@@ -153,6 +153,13 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
     return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
 
 
+def count_prompt(ask: ChatAsk, prompts: PromptPort) -> int:
+    """The tokens of the prompt, also where they do not fit. May take long, as `ready_chat`; raises
+    `InvalidParameter` and `NotSupported`.
+    """
+    return len(chat_prompt(ask, prompts).prompt)
+
+
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:
     try:
         constraint = chat_constraint(ask, prompts, in_reasoning=in_reasoning)

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.openai.routes import OpenAI
+from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
@@ -27,7 +28,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses())
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -102,7 +103,7 @@ def make_http_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(options.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

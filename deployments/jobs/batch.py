@@ -1,7 +1,7 @@
 """`complete_batch(model_id, ...)`: replies for the rows of a Ray Data set, by a model of the
 running application.
 
-    rows = ray.data.read_json("prompts.jsonl", num_cpus=0) rows.map_batches(complete_batch("demo",
+    rows = ray.data.parse_json("prompts.jsonl", num_cpus=0) rows.map_batches(complete_batch("demo",
     response_tokens=64), batch_size=64, num_cpus=0, compute=ray.data.ActorPoolStrategy(size=1))
 
 A row gives its prompt as text, as token ids or as chat messages. A batch is sent as concurrent

@@ -13,7 +13,7 @@ from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
-from deployments.http.body import read_json
+from deployments.http.body import parse_json
 from deployments.http.chat import ReadyChat, chat_prompt, ready_chat
 from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
 from deployments.http.middleware import engine_id
@@ -75,7 +75,7 @@ class Anthropic(Dialect):
         @router.post("/v1/messages/count_tokens")
         async def count_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
-            body = read_json(ConversationBody, raw)
+            body = parse_json(ConversationBody, raw)
             body.check_names()
             prompts = models.resolve(body.model).prompts
             n_tokens = await prepare(prompts, _cost(raw, body, prompts), _count, body, prompts)
@@ -84,7 +84,7 @@ class Anthropic(Dialect):
         @router.post("/v1/messages")
         async def messages(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
-            body = read_json(MessageBody, raw)
+            body = parse_json(MessageBody, raw)
             body.check_names()
             model = models.resolve(body.model)
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts)

@@ -22,7 +22,7 @@ from deployments.dialects.openai.wire_structure import (
     StructuredOutputs,
 )
 from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
-from deployments.http.body import read_json
+from deployments.http.body import parse_json
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_CHOICES = 16
@@ -207,6 +207,6 @@ B = TypeVar("B", bound=Wire)
 
 def parse_body(kind: type[B], raw: bytes) -> B:
     """The validated body. Raises `InvalidParameter` or `NotSupported`."""
-    body = read_json(kind, raw)
+    body = parse_json(kind, raw)
     body.check_names()
     return body

@@ -7,7 +7,7 @@ import pytest
 
 from deployments.dialects.anthropic.params import chat_ask
 from deployments.dialects.anthropic.wire import MessageBody
-from deployments.http.body import read_json
+from deployments.http.body import parse_json
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.reasoning import ReasoningBudget
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
@@ -21,7 +21,7 @@ TOOL = {"name": "f", "input_schema": {"type": "object"}}
 
 
 def ask_of(messages=HI, **fields):
-    return chat_ask(read_json(MessageBody, json.dumps({"messages": messages, **fields}).encode()))
+    return chat_ask(parse_json(MessageBody, json.dumps({"messages": messages, **fields}).encode()))
 
 
 def text(said, **fields):

@@ -1,0 +1,73 @@
+"""From a body to a `ChatAsk` and a `GenerationRequest`. Pure: the prompt arrives here as tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.dialects.responses.messages import chat_messages
+from deployments.dialects.responses.past import conversation, referred_items
+from deployments.dialects.responses.store import Past
+from deployments.dialects.responses.tools import Toolbox, asked_choice
+from deployments.dialects.responses.wire import PromptBody, ResponseBody
+from deployments.http.chat import ChatAsk, ReadyChat
+from erllama.errors import InvalidParameter
+from erllama.grammar.constraint import JSON_OBJECT, Constraint
+from erllama.request import GenerationRequest, SamplingParams
+
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "seed"}
+
+
+def chat_ask(body: PromptBody, tools: Toolbox, past: Past) -> ChatAsk:
+    """The conversation of a body that goes on from `past`. Raises `InvalidParameter`."""
+    return ChatAsk(
+        chat_messages(body.input, body.instructions, conversation(past), referred_items(past)),
+        tools.offered,
+        asked_choice(body, tools),
+        reply_constraint(body),
+        template_variables(body),
+        param="input",
+    )
+
+
+def reply_constraint(body: PromptBody) -> Constraint | None:
+    """What the text of the reply must follow, or None for free text."""
+    wanted = body.format
+    if wanted is None:
+        return None
+    if wanted.type == "json_object":
+        return Constraint.of_schema(JSON_OBJECT, "text.format")
+    if wanted.json_schema is None:
+        raise InvalidParameter("Missing required parameter: 'text.format.schema'.", param="text.format.schema")
+    return Constraint.of_schema(wanted.json_schema, "text.format.schema", strict=wanted.strict is not False)
+
+
+def template_variables(body: PromptBody) -> dict[str, Any]:
+    """What a body says to the template beside messages and tools; `chat_template_kwargs` win.
+
+    Families call the switch of their reasoning `enable_thinking` or `thinking`; an effort of "none"
+    is OpenAI's way to turn it off.
+    """
+    variables: dict[str, Any] = {}
+    if body.effort == "none":
+        variables |= {"enable_thinking": False, "thinking": False}
+    elif body.effort:
+        variables["reasoning_effort"] = body.effort
+    if body.text and body.text.verbosity:
+        variables["verbosity"] = body.text.verbosity
+    return variables | (body.chat_template_kwargs or {})
+
+
+def sampling_params(body: ResponseBody) -> SamplingParams:
+    """What the body does not say keeps the engine's default."""
+    return SamplingParams(**body.model_dump(include=_SAMPLING, exclude_none=True))
+
+
+def response_request(body: ResponseBody, ready: ReadyChat, engine_id: str) -> GenerationRequest:
+    return ready.request(
+        engine_id,
+        sampling_params(body),
+        max_tokens=body.max_output_tokens,
+        stop=body.stop,
+        logprobs=body.logprobs,
+        affinity=body.prompt_cache_key,
+    )

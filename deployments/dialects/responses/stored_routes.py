@@ -1,0 +1,62 @@
+"""Routes of the responses that are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from deployments.dialects.responses.past import conversation, input_items
+from deployments.dialects.responses.store import Past, ResponseStore
+from erllama.errors import InvalidParameter, NotSupported
+
+MAX_PAGE = 100
+
+
+def stored_routes(store: ResponseStore) -> APIRouter:
+    """Below the path of the responses."""
+    router = APIRouter()
+
+    @router.get("/{id}")
+    async def get_response(id: str, request: Request) -> Response:
+        if request.query_params.get("stream") == "true":
+            raise NotSupported("stream is not supported here: the response is complete", param="stream")
+        return Response(store.get(id).body, media_type="application/json")
+
+    @router.delete("/{id}")
+    async def delete_response(id: str) -> Response:
+        store.delete(id)
+        return JSONResponse({"id": id, "object": "response", "deleted": True})
+
+    @router.post("/{id}/cancel")
+    async def cancel_response(id: str) -> Response:
+        store.get(id)
+        raise NotSupported("only responses in the background can be cancelled; close the connection of a running one")
+
+    @router.get("/{id}/input_items")
+    async def list_input_items(id: str, request: Request) -> Response:
+        response = store.get(id)
+        before = conversation(Past.of(store, response.previous, ()))
+        return JSONResponse(_page(before + input_items(response), request))
+
+    return router
+
+
+def _page(items: list[dict[str, Any]], request: Request) -> dict[str, Any]:
+    """A page of a list as OpenAI pages them, the newest item first unless `order` is asc."""
+    asked = request.query_params
+    limit, order, after = asked.get("limit", "20"), asked.get("order", "desc"), asked.get("after")
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+        raise InvalidParameter(f"limit must be between 1 and {MAX_PAGE}, got {limit[:20]!r}", param="limit")
+    if order not in ("asc", "desc"):
+        raise InvalidParameter(f"order must be asc or desc, got {order[:20]!r}", param="order")
+    items = items if order == "asc" else items[::-1]
+    if after is not None:
+        places = [number for number, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise InvalidParameter(f"after names {after[:80]!r}, which is no item of this response", param="after")
+        items = items[places[0] + 1 :]
+    page = items[: int(limit)]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(items) > len(page)}
