@@ -31,9 +31,14 @@ class OutputItem(ABC):
     def __init__(self, index: int) -> None:
         self.id = new_id(self.prefix)
         self.status = "in_progress"
-        self._text = ""
+        self._pieces: list[str] = []
         self._index = index
         self._place = _members(item_id=self.id, output_index=index)
+
+    @property
+    def _text(self) -> str:
+        """What was pushed so far."""
+        return "".join(self._pieces)
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -86,7 +91,7 @@ class TextItem(OutputItem):
         yield "response.content_part.added", f'{self._place},"part":{encode(self._part())}'
 
     def push(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
-        self._text += text
+        self._pieces.append(text)
         self._logprobs += logprobs
         told = encode(logprobs) if logprobs else "[]"
         yield "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":{told}'
@@ -124,7 +129,7 @@ class ReasoningItem(OutputItem):
         yield f"response.{kind}.added", f'{self._place},"part":{encode(self._part())}'
 
     def push(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
-        self._text += text
+        self._pieces.append(text)
         yield f"response.{self._text_kind}.delta", f'{self._place},"delta":{encode(text)}'
 
     def _end(self) -> Iterator[Event]:
@@ -155,7 +160,7 @@ class FunctionCallItem(OutputItem):
         return iter(())
 
     def push(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
-        self._text += text
+        self._pieces.append(text)
         yield "response.function_call_arguments.delta", f'{self._place},"delta":{encode(text)}'
 
     def _end(self) -> Iterator[Event]:
@@ -186,7 +191,7 @@ class CustomCallItem(OutputItem):
 
     def _delta(self, text: str) -> Iterator[Event]:
         if text:
-            self._text += text
+            self._pieces.append(text)
             yield "response.custom_tool_call_input.delta", f'{self._place},"delta":{encode(text)}'
 
     def _end(self) -> Iterator[Event]:
