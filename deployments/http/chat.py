@@ -125,8 +125,7 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
-    shown = [dict(tool.shown) for tool in ask.tools]
-    chat = prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+    chat = _rendered(ask, prompts)
     check_fits(chat.prompt, prompts.n_ctx, ask.param)
     constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
 
@@ -134,6 +133,18 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
     return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
+
+
+def count_prompt(ask: ChatAsk, prompts: PromptPort) -> int:
+    """The tokens of the prompt, also where they do not fit. May take long, as `ready_chat`; raises
+    `InvalidParameter` and `NotSupported`.
+    """
+    return len(_rendered(ask, prompts).prompt)
+
+
+def _rendered(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
+    shown = [dict(tool.shown) for tool in ask.tools]
+    return prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:

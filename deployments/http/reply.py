@@ -21,7 +21,7 @@ from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.fan_out import Indexed, fan_out
 from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.stream import StreamResponse
-from erllama.errors import ContextOverflow
+from erllama.errors import ContextOverflow, ErllamaError
 from erllama.events import Completion, CompletionParts
 from erllama.request import GenerationRequest, Prompt
 
@@ -119,6 +119,10 @@ def streamed_reply(
     *,
     keepalive_s: float,
     record: Record | None = None,
+    in_stream: tuple[type[ErllamaError], ...] = (),
 ) -> Response:
-    """The reply as it is made; see `StreamResponse` for when the status leaves."""
-    return StreamResponse(request, _chunks(model, requests, writer, record), writer, keepalive_s=keepalive_s)
+    """The reply as it is made; see `StreamResponse` for when the status leaves, and what `in_stream`
+    is.
+    """
+    chunks = _chunks(model, requests, writer, record)
+    return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)

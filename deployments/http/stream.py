@@ -7,6 +7,9 @@ interval, and later errors travel in the stream. A dialect that has none stays s
 open. Bytes of one `send` are always whole pieces of the stream, so a keep-alive cannot fall into
 the middle of one.
 
+A dialect may name errors that travel in the stream in any case (`in_stream`), for clients that act
+on them only there.
+
 A client of HTTP/1.0 cannot read a stream of unknown length, so it gets the whole of it at the end.
 """
 
@@ -26,6 +29,7 @@ from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import ClientDisconnected, as_erllama_error
 from deployments.http.middleware import request_id
+from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
@@ -41,7 +45,13 @@ class StreamResponse(StreamingResponse):
     """
 
     def __init__(
-        self, request: Request, chunks: AsyncGenerator[bytes, None], writer: ReplyWriter, *, keepalive_s: float
+        self,
+        request: Request,
+        chunks: AsyncGenerator[bytes, None],
+        writer: ReplyWriter,
+        *,
+        keepalive_s: float,
+        in_stream: tuple[type[ErllamaError], ...] = (),
     ) -> None:
         """`writer` is the one that makes `chunks`: it also knows what a silent stream and a failed
         one say. The framing is that of the request's dialect.
@@ -51,6 +61,7 @@ class StreamResponse(StreamingResponse):
         self._writer = writer
         self._request_id = request_id(request)
         self._keepalive_s = keepalive_s
+        self._in_stream = in_stream
         self._old = request.scope.get("http_version") == "1.0"
         self._started = False
         self._finished = False
@@ -85,7 +96,7 @@ class StreamResponse(StreamingResponse):
                     if chunk:
                         await self._send(send, chunk)
         except Exception as exc:
-            if not self._started:
+            if not self._started and not isinstance(exc, self._in_stream):
                 raise
             await self._send(send, self._writer.fail(as_erllama_error(exc, self._request_id), self._request_id))
         await self._send(send, b"", more=False)

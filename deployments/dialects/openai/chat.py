@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from deployments.dialects.openai.logprobs import CoveredLogprobs, Placed, chat_logprobs, covered
-from deployments.dialects.openai.reply import ReplyHead, StreamWriter, encode, finish_reason, whole_body
+from deployments.dialects.openai.logprobs import chat_logprobs
+from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.http.body import encode
+from deployments.http.logprobs import CoveredLogprobs, Placed, covered
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,
     CallStart,

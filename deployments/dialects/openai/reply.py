@@ -1,14 +1,10 @@
-"""What replies are written with: errors, ids, usage, finish reasons, encoded text; and the reply of
-`/v1/embeddings`, which is no more.
-
-An error has OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, whole as a body or
-as data in a stream.
+"""What replies are written with: ids, usage, finish reasons; and the reply of `/v1/embeddings`,
+which is no more.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,30 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deployments.dialects.openai.wire import EmbeddingBody
+from deployments.http.body import encode
 from deployments.http.dialect import SSE
+from deployments.http.openai_error import error_body
 from erllama.errors import ErllamaError, NotSupported
 from erllama.events import Completion, FinishReason, RequestStats
 
 DONE = SSE.frame(b"[DONE]", "")
-
-# `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
-# call into C.
-encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
-
-_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-
-def error_type(http_status: int) -> str:
-    """OpenAI's `type` of a status; 4xx without a name of its own is an `invalid_request_error`, 5xx
-    a `server_error`.
-    """
-    return _ERROR_TYPES.get(http_status) or ("invalid_request_error" if http_status < 500 else "server_error")
-
-
-def error_body(error: ErllamaError) -> bytes:
-    fields = {"message": error.message, "type": error_type(error.http_status), "param": error.param, "code": error.code}
-    return json.dumps({"error": fields}, ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from deployments.dialects.openai.params import (
     check_stream,
     completion_requests,
 )
-from deployments.dialects.openai.reply import ReplyHead, embedding_body, error_body
+from deployments.dialects.openai.reply import ReplyHead, embedding_body
 from deployments.dialects.openai.structure import asked_form, reply_constraint
 from deployments.dialects.openai.tools import check_tools
 from deployments.dialects.openai.wire import (
@@ -37,6 +37,7 @@ from deployments.http.chat import ReadyChat, ready_chat
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
+from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.http.reply import INLINE_CHARS, check_fits, prepare, read_body, streamed_reply, whole_replies

@@ -8,11 +8,9 @@ are sent switched off. Types are strict (`"1"` is no number); null means absent.
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
 from deployments.dialects.openai.wire_messages import Message
@@ -24,13 +22,12 @@ from deployments.dialects.openai.wire_structure import (
     StructuredOutputs,
 )
 from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
+from deployments.http.body import parse_json
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_EMBEDDING_INPUTS = 2048  # OpenAI's bound
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Wire(BaseModel):
@@ -210,61 +207,6 @@ B = TypeVar("B", bound=Wire)
 
 def parse_body(kind: type[B], raw: bytes) -> B:
     """The validated body. Raises `InvalidParameter` or `NotSupported`."""
-    try:
-        body = kind.model_validate_json(raw or b"null")
-    except ValidationError as exc:
-        raise _surrogate_error(raw) or _as_parameter_error(kind, exc) from None
+    body = parse_json(kind, raw)
     body.check_names()
     return body
-
-
-def _surrogate_error(raw: bytes) -> InvalidParameter | None:
-    """The error that names the text with half a character, if that is what is wrong: the parser of
-    the body calls it invalid JSON. Python's own takes it.
-    """
-    if b"\\ud" not in raw and b"\\uD" not in raw:
-        return None
-    try:
-        path = _surrogate_path(json.loads(raw), "")
-    except (ValueError, RecursionError):
-        return None
-    if path is None:
-        return None
-    return InvalidParameter(f"Invalid value for '{path}': the text holds a lone surrogate.", param=path)
-
-
-def _surrogate_path(value: Any, path: str) -> str | None:
-    """Where the first text with a lone surrogate stands; a key counts as its object."""
-    if isinstance(value, str):
-        return path if _SURROGATE.search(value) else None
-    if isinstance(value, dict):
-        if any(_SURROGATE.search(key) for key in value):
-            return path
-        steps = ((f"{path}.{key}" if path else key, inner) for key, inner in value.items())
-    elif isinstance(value, list):
-        steps = ((f"{path}[{i}]", inner) for i, inner in enumerate(value))
-    else:
-        return None
-    return next((found for step, inner in steps if (found := _surrogate_path(inner, step)) is not None), None)
-
-
-def _as_parameter_error(kind: type[Wire], exc: ValidationError) -> InvalidParameter:
-    """The first fault of several: clients fix one at a time, and the path of one is unambiguous."""
-    fault = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "json_invalid":
-        return InvalidParameter(f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}")
-    if not fault["loc"]:
-        return InvalidParameter("The body must be a JSON object")
-    path = _path(fault["loc"])
-    if fault["type"] == "missing":
-        return InvalidParameter(f"Missing required parameter: '{path}'.", param=path)
-    return InvalidParameter(f"Invalid value for '{path}': {message[:1].lower()}{message[1:]}.", param=path)
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    """`messages[0].role`, as OpenAI writes it."""
-    path = ""
-    for step in loc:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path

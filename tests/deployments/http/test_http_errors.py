@@ -328,7 +328,7 @@ async def test_cors_is_off_by_default_and_covers_refusals_when_on():
 
 
 async def test_every_error_class_of_the_engine_has_a_status_and_a_type():
-    from deployments.dialects.openai.reply import error_type
+    from deployments.http.openai_error import error_type
 
     def tree(cls):
         return [cls, *(leaf for sub in cls.__subclasses__() for leaf in tree(sub))]
