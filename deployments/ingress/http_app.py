@@ -1,7 +1,7 @@
 """The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI
 without ray, so it runs anywhere.
 
-Read on: `dialects/openai/routes` (endpoints), `http/reply` (the path that they share),
+Read on: `dialects/*/routes` (endpoints), `http/reply` (the path that they share),
 `http/middleware` (request id, keys, log), `http/dialect` (what a dialect is), `http/errors`.
 """
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
@@ -26,7 +27,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(),)
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Ollama())
 
 
 # for who has no key, in place of an error's own words: those name files and machines
