@@ -137,7 +137,7 @@ class FakeModel:
         return ModelInfo(
             id="demo", status=ModelStatus.IDLE, backend="llama.cpp", architecture="qwen3", name="Demo", context_size=4096,
             n_parallel=4, n_vocab=256, n_params=494_032_768, size_bytes=1234, quant_type="Q8_0", quant_bits=8.5, tier="none",
-            kv_kind="attention", kv_problem="", fingerprint="f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
+            kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
             embeds=True,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from erllama.errors import ErllamaError, ModelNotFound
 from erllama.stats import ModelInfo
 
 _TAG = ":latest"
-_NEVER = "9999-12-31T23:59:59Z"  # models stay as long as the server's configuration keeps them
+_NEVER = "2300-01-01T00:00:00Z"  # models stay as long as the server's configuration keeps them
 _SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
@@ -80,7 +80,7 @@ def _card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]:
         "name": shown_name(model),
         "model": shown_name(model),
         "size": 0 if info is None else info.size_bytes,
-        "digest": "" if info is None else info.fingerprint,
+        "digest": "" if info is None else info.fingerprint.rpartition(":")[2],
         "details": _details(info),
     }
 

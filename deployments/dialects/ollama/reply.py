@@ -1,5 +1,5 @@
 """Replies of `/api/chat` and `/api/generate`: lines of a stream and whole bodies, tool calls and
-reasoning split out of the text.
+reasoning split out of the text; and those of `/api/embed` and `/api/embeddings`.
 
 Each line is a whole object with its own time; the last one has `done`, its reason and what the
 reply cost. A call leaves whole, in a line of its own, with arguments that are an object. An error
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import uuid4
+
+import numpy as np
 
 from deployments.http.body import encode
 from deployments.http.dialect import NDJSON
@@ -90,6 +92,14 @@ class ReplyHead:
             "eval_count": stats.completion_tokens,
             "eval_duration": _ns(stats.generation_ms),
         }
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    """Arguments of a call may hold half a character, which only an escape can write."""
+    try:
+        return encode(line).encode()
+    except UnicodeEncodeError:
+        return json.dumps(line).encode()
 
 
 def _ns(milliseconds: float) -> int:
@@ -194,24 +204,54 @@ class LineWriter:
 
 
 def _framed(line: dict[str, Any]) -> bytes:
-    return NDJSON.frame(encode(line).encode(), "")
+    return NDJSON.frame(_json(line), "")
 
 
-def whole_body(head: ReplyHead, reply: Completion, splitter: Callable[[], ReplySplitter | None]) -> bytes:
-    """A reply that is not streamed."""
-    cutter = splitter()
+def whole_body(head: ReplyHead, reply: Completion, splitter: ReplySplitter | None) -> bytes:
+    """A reply that is not streamed; `splitter` as that of a `LineWriter`."""
     said = head.shape(reply.text)
-    if cutter is not None:
-        cut = collect_parts(cutter.push(reply.text) + cutter.finish())
+    if splitter is not None:
+        cut = collect_parts(splitter.push(reply.text) + splitter.finish())
         calls: list[dict[str, Any]] = []
         for call in cut.calls:
             made = _call(call, len(calls))
             calls += [made] if made is not None else []
         said = head.shape(cut.content, cut.reasoning, calls)
     logprobs = {"logprobs": token_logprobs(covered(reply))} if reply.logprobs is not None else {}
-    return encode(head.line(said | logprobs, **head.costs(reply.stats))).encode()
+    return _json(head.line(said | logprobs, **head.costs(reply.stats)))
 
 
 def loaded_body(head: ReplyHead, reason: str) -> bytes:
     """The answer to a request that asks for nothing but that a model be loaded, or unloaded."""
     return encode(head.line(head.shape(""), done=True, done_reason=reason)).encode()
+
+
+def embed_body(
+    head: ReplyHead, vectors: Sequence[Sequence[float]], prompt_tokens: int, dimensions: int | None
+) -> bytes:
+    """Vectors of length 1, cut to `dimensions` where they have more. Encoding 1000 floats takes a
+    millisecond: call it off the event loop for many vectors.
+    """
+    return encode(
+        {
+            "model": head.model,
+            "embeddings": [_cut(vector, dimensions) for vector in vectors],
+            "total_duration": time.monotonic_ns() - head.started_ns,
+            "prompt_eval_count": prompt_tokens,
+        }
+    ).encode()
+
+
+def _cut(vector: Sequence[float], dimensions: int | None) -> list[float]:
+    floats = np.asarray(vector, dtype="<f4")
+    if dimensions and dimensions < len(floats):
+        floats = floats[:dimensions]
+        length = np.linalg.norm(floats)
+        floats = floats / length if length > 0 else floats
+    cut: list[float] = floats.tolist()
+    return cut
+
+
+def embedding_body(vectors: Sequence[Sequence[float]]) -> bytes:
+    """The older form: one vector, or none for no prompt."""
+    return encode({"embedding": _cut(vectors[0], None) if vectors else []}).encode()

@@ -7,11 +7,12 @@ would change it is answered with 501.
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
-from deployments.dialects.ollama.embeddings import embed_body, embedding_body
 from deployments.dialects.ollama.models import (
     can_think,
     capabilities,
@@ -36,6 +37,8 @@ from deployments.dialects.ollama.reply import (
     LineWriter,
     ReplyHead,
     chat_shape,
+    embed_body,
+    embedding_body,
     error_body,
     generate_shape,
     loaded_body,
@@ -99,54 +102,57 @@ class Ollama(Dialect):
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
 
-        async def reply(request: Request, raw: bytes, body: GenerationBody, head: ReplyHead, ask: ChatAsk) -> Response:
-            model = find_model(models, body.model)
-            n_chars = cost(raw, body, model.prompts)
-            chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts)
-            asked = chat_request(body, chat, engine_id(request))
-            if not body.streams:
-                [whole] = await whole_replies(request, model, [asked], chat.record)
-                return _json(whole_body(head, whole, chat.splitter))
-            writer = LineWriter(head, chat.splitter())
-            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=chat.record)
-
-        async def raw_reply(request: Request, raw: bytes, body: GenerateBody, head: ReplyHead) -> Response:
-            model = find_model(models, body.model)
-            n_chars = cost(raw, body, model.prompts)
-            asked = await prepare(model.prompts, n_chars, raw_request, body, model.prompts, engine_id(request))
-            if not body.streams:
-                [whole] = await whole_replies(request, model, [asked])
-                return _json(whole_body(head, whole, lambda: None))
-            return streamed_reply(request, model, [asked], LineWriter(head, None), keepalive_s=options.keepalive_s)
-
-        async def load(request: Request, body: GenerationBody, head: ReplyHead) -> Response:
-            model = find_model(models, body.model)
+        async def load(request: Request, body: GenerationBody, model: ServedModel, head: ReplyHead) -> Response:
             if body.unloads:
                 return _json(loaded_body(head, "unload"))
             asked = await prepare(model.prompts, 0, load_request, model.prompts, engine_id(request))
             await whole_replies(request, model, [asked])
             return _json(loaded_body(head, "load"))
 
+        async def reply(
+            request: Request, raw: bytes, body: GenerationBody, model: ServedModel, head: ReplyHead, ask: ChatAsk
+        ) -> Response:
+            n_chars = cost(raw, body, model.prompts)
+            chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts)
+            asked = chat_request(body, chat, engine_id(request))
+            if not body.streams:
+                [whole] = await whole_replies(request, model, [asked], chat.record)
+                return _json(whole_body(head, whole, chat.splitter()))
+            writer = LineWriter(head, chat.splitter())
+            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=chat.record)
+
+        async def raw_reply(
+            request: Request, raw: bytes, body: GenerateBody, model: ServedModel, head: ReplyHead
+        ) -> Response:
+            n_chars = cost(raw, body, model.prompts)
+            asked = await prepare(model.prompts, n_chars, raw_request, body, model.prompts, engine_id(request))
+            if not body.streams:
+                [whole] = await whole_replies(request, model, [asked])
+                return _json(whole_body(head, whole, None))
+            return streamed_reply(request, model, [asked], LineWriter(head, None), keepalive_s=options.keepalive_s)
+
         @router.post("/api/chat")
         async def chat(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(ChatBody, raw)
-            head = ReplyHead(body.model or "", chat_shape)
+            model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, chat_shape)
             if not body.messages:
-                return await load(request, body, head)
-            return await reply(request, raw, body, head, chat_ask(body))
+                return await load(request, body, model, head)
+            return await reply(request, raw, body, model, head, chat_ask(body))
 
         @router.post("/api/generate")
         async def generate(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(GenerateBody, raw)
             check_generate(body)
-            head = ReplyHead(body.model or "", generate_shape)
+            model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, generate_shape)
             if not body.prompt:
-                return await load(request, body, head)
+                return await load(request, body, model, head)
             if body.raw:
-                return await raw_reply(request, raw, body, head)
-            return await reply(request, raw, body, head, generate_ask(body))
+                return await raw_reply(request, raw, body, model, head)
+            return await reply(request, raw, body, model, head, generate_ask(body))
 
         async def vectors(
             request: Request, model: ServedModel, raw: bytes, texts: tuple[str, ...], *, truncate: bool
@@ -160,8 +166,8 @@ class Ollama(Dialect):
         async def embed(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbedBody, raw)
-            head = ReplyHead(body.model or "", generate_shape)
             model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, generate_shape)
             found, n_tokens = await vectors(request, model, raw, body.input, truncate=body.truncate is not False)
             n_floats = sum(map(len, found))
             return _json(await prepare(model.prompts, n_floats, embed_body, head, found, n_tokens, body.dimensions))
@@ -190,7 +196,7 @@ class Ollama(Dialect):
             body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
             model = find_model(models, body.model or body.name)
             [info] = await infos([model], options.ready_timeout_s)
-            thinks = await prepare(model.prompts, 0, can_think, model.prompts)
+            thinks = await asyncio.to_thread(can_think, model.prompts)
             return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks)))
 
         @router.get("/api/version")
