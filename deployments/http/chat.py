@@ -187,3 +187,11 @@ def chat_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool = F
     if not prompts.constrains_calls and ask.choice.names is None:
         return None
     return free_reply(tool_format, tools, markers, parallel=parallel, in_reasoning=in_reasoning)
+
+
+def thinking_variables(thinks: bool | None, effort: str | None = None) -> dict[str, Any]:
+    """What templates are told of how a model shall think; families call the switch of their reasoning
+    `enable_thinking` or `thinking`. None leaves it to the model.
+    """
+    switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
+    return switches | ({} if effort is None else {"reasoning_effort": effort})

@@ -19,6 +19,7 @@ from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
+from erllama.stats import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class ModelPort(Protocol):
         """Whether a replica answers; None when that cannot be told without waking a model that is
         scaled to zero.
         """
+
+    async def model_info(self) -> ModelInfo:
+        """What a replica tells of its model. Wakes a model that is scaled to zero."""
 
     def end_all(self, error: ErllamaError) -> None:
         """End what runs with `error` and refuse what comes: this process is going away. Any thread;

@@ -16,6 +16,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
@@ -28,7 +29,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama())
 
 
 # for who has no key, in place of an error's own words: those name files and machines

@@ -15,6 +15,7 @@ from typing import Any
 import anthropic
 import httpx
 import httpx2
+import ollama
 import openai
 
 from deployments.http.options import HttpOptions
@@ -26,6 +27,7 @@ from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
+from erllama.stats import ModelInfo, ModelStatus
 
 
 class FakePrompts:
@@ -133,6 +135,14 @@ class FakeModel:
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         return [[float(len(ids)), *[0.5] * (self.dimension - 1)] for ids in inputs]
 
+    async def model_info(self) -> ModelInfo:
+        return ModelInfo(
+            id="demo", status=ModelStatus.IDLE, backend="llama.cpp", architecture="qwen3", name="Demo", context_size=4096,
+            n_parallel=4, n_vocab=256, n_params=494_032_768, size_bytes=1234, quant_type="Q8_0", quant_bits=8.5, tier="none",
+            kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
+            embeds=True,
+        )  # fmt: skip
+
     def end_all(self, error: ErllamaError) -> None:
         raise NotImplementedError
 
@@ -175,6 +185,13 @@ async def anthropic_client(app: Any, api_key: str = "none") -> Any:
     async with anthropic.AsyncAnthropic(
         api_key=api_key, base_url="http://test", http_client=http, max_retries=0
     ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def ollama_client(app: Any, **headers: str) -> Any:
+    """The official client, unmodified."""
+    async with ollama.AsyncClient("http://test", transport=httpx.ASGITransport(app), headers=headers) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ from deployments.dialects.openai.structure import reply_constraint
 from deployments.dialects.openai.tools import offered_tools, tool_choice
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
-from deployments.http.chat import ChatAsk, ReadyChat
+from deployments.http.chat import ChatAsk, ReadyChat, thinking_variables
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -157,15 +157,13 @@ def template_message(message: Message) -> dict[str, Any]:
 def template_variables(body: ChatBody) -> dict[str, Any]:
     """What a body says to the template beside messages and tools; `chat_template_kwargs` win.
 
-    Families call the switch of their reasoning `enable_thinking` or `thinking`; an effort of "none"
-    is OpenAI's way to turn it off.
+    An effort of "none" is OpenAI's way to turn the reasoning off.
     """
     thinks = body.enable_thinking
     if thinks is None and body.reasoning_effort == "none":
         thinks = False
-    switches = {} if thinks is None else {"enable_thinking": thinks, "thinking": thinks}
-    effort = {} if body.reasoning_effort in (None, "none") else {"reasoning_effort": body.reasoning_effort}
-    return switches | effort | (body.chat_template_kwargs or {})
+    effort = None if body.reasoning_effort == "none" else body.reasoning_effort
+    return thinking_variables(thinks, effort) | (body.chat_template_kwargs or {})
 
 
 def prompt_ending(body: ChatBody) -> Ending:

@@ -11,7 +11,9 @@ pytestmark = pytest.mark.anyio
 HI = [{"role": "user", "content": "hi"}]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/demo", "/health", "/health/ready", "/v1/models/nope"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/demo", "/health", "/health/ready", "/v1/models/nope", "/", "/api/tags"]
+)
 async def test_head_is_get_without_its_body(path):
     async with http_client(app_of(served(FakeModel()))) as client:
         get, head = await client.get(path), await client.head(path)
@@ -25,7 +27,7 @@ async def test_a_slash_at_the_end_means_nothing():
             assert (await client.get(f"{path}/")).json() == (await client.get(path)).json()
         reply = await client.post("/v1/chat/completions/", json={"messages": HI})
         assert (reply.status_code, reply.history) == (200, [])
-        assert (await client.get("/")).status_code == 404
+        assert (await client.get("/")).text == "Ollama is running"  # an empty path has a route of its own
 
 
 async def test_paths_without_v1_are_the_same():

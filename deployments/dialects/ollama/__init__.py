@@ -1,0 +1,1 @@
+"""Ollama's API: wire types, pure mapping to the engine's requests and events, and its routes."""

@@ -1,0 +1,148 @@
+"""Models as Ollama's API shows them: their names, what they are, and what they can do.
+
+A name without a tag means the tag `latest`. What a replica tells of its model stands in the cards
+of models that run; asking one that sleeps would wake it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from deployments.dialects.ollama.reply import rfc3339
+from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from erllama.errors import ErllamaError, ModelNotFound
+from erllama.stats import ModelInfo
+
+_TAG = ":latest"
+_NEVER = "2300-01-01T00:00:00Z"  # models stay as long as the server's configuration keeps them
+_SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+
+
+def find_model(models: ModelRegistry, name: str | None) -> ServedModel:
+    """The model that a request means. Raises `ModelNotFound` in Ollama's words, `InvalidParameter`
+    without a name where there are several.
+    """
+    known = {given for model in models for given in (model.id, *model.aliases)}
+    asked = name or ""
+    if asked not in known and asked.endswith(_TAG):
+        asked = asked.removesuffix(_TAG)
+    elif asked not in known and f"{asked}{_TAG}" in known:
+        asked += _TAG
+    try:
+        return models.resolve(asked)
+    except ModelNotFound:
+        raise ModelNotFound(f"model '{(name or '')[:200]}' not found", param="model") from None
+
+
+def shown_name(model: ServedModel) -> str:
+    """The name with its tag; a path of a registry (`hf.co/...`) may have colons of its own."""
+    return model.id if ":" in model.id.rpartition("/")[2] else model.id + _TAG
+
+
+async def infos(models: Iterable[ServedModel], timeout_s: float) -> list[ModelInfo | None]:
+    """What the models that run tell of themselves, None for one that does not answer."""
+    return await asyncio.gather(*(_info(model, timeout_s) for model in models))
+
+
+async def _info(model: ServedModel, timeout_s: float) -> ModelInfo | None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await model.client.model_info() if await model.client.ready() else None
+    except (TimeoutError, ErllamaError):
+        return None
+
+
+def _details(info: ModelInfo | None) -> dict[str, Any]:
+    family = "" if info is None else info.architecture
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": "" if info is None else human_number(info.n_params),
+        "quantization_level": "" if info is None else info.quant_type,
+    }
+
+
+def human_number(number: int) -> str:
+    """`7.6B`, `494.03M`: billions with one digit, millions with two, as Ollama writes them."""
+    for size, letter in _SIZES:
+        if number >= size:
+            return f"{number / size:.{2 if letter == 'M' else 1}f}{letter}"
+    return str(number)
+
+
+def _card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]:
+    return {
+        "name": shown_name(model),
+        "model": shown_name(model),
+        "size": 0 if info is None else info.size_bytes,
+        "digest": "" if info is None else info.fingerprint.rpartition(":")[2],
+        "details": _details(info),
+    }
+
+
+def tag_card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]:
+    """An entry of `/api/tags`."""
+    return _card(model, info) | {"modified_at": _created(model)}
+
+
+def running_card(model: ServedModel, info: ModelInfo) -> dict[str, Any]:
+    """An entry of `/api/ps`."""
+    return _card(model, info) | {
+        "expires_at": _NEVER,
+        "size_vram": info.size_bytes if info.n_gpu_layers else 0,
+        "context_length": info.context_size,
+    }
+
+
+def show_body(model: ServedModel, info: ModelInfo | None, capabilities: list[str]) -> dict[str, Any]:
+    """The answer of `/api/show`. The context is that of one sequence here, whatever the file says."""
+    n_ctx = info.context_size if info is not None else model.prompts.n_ctx
+    facts: dict[str, Any] = {}
+    if info is not None:
+        facts = {"general.architecture": info.architecture, "general.parameter_count": info.n_params}
+        facts[f"{info.architecture}.context_length"] = info.context_size
+    return {
+        "modelfile": f"# {model.id} is configured at the server\n",
+        "parameters": "" if n_ctx is None else f"{'num_ctx':<30} {n_ctx}",
+        "template": "",
+        "details": _details(info),
+        "model_info": facts,
+        "capabilities": capabilities,
+        "modified_at": _created(model),
+    }
+
+
+def can_think(prompts: PromptPort) -> bool:
+    """Whether the model reasons: its template opens the reasoning, or heeds one of the switches. May
+    take long.
+    """
+    if prompts.tool_format.reasoning is None:
+        return False
+    hello = [{"role": "user", "content": "Hello"}]
+    settings = (
+        {"enable_thinking": True, "thinking": True},
+        {"enable_thinking": False, "thinking": False},
+        {"reasoning_effort": "low"},
+        {"reasoning_effort": "high"},
+    )
+    try:
+        on, off, low, high = (prompts.render_chat(hello, None, setting) for setting in settings)
+    except ErllamaError:
+        return False
+    return on.in_reasoning or on.prompt != off.prompt or low.prompt != high.prompt
+
+
+def capabilities(info: ModelInfo | None, *, thinks: bool) -> list[str]:
+    """Ollama's words for what a model does. Tools work with any chat template here."""
+    if info is not None and not info.generates:
+        return ["embedding"]
+    return ["completion", "tools", *(["thinking"] if thinks else [])]
+
+
+def _created(model: ServedModel) -> str:
+    return rfc3339(datetime.fromtimestamp(model.created, UTC))

@@ -1,0 +1,134 @@
+"""From Ollama's bodies to what the engine is asked for. Pure, but for what a vocabulary does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deployments.dialects.ollama.wire import ChatBody, GenerateBody, GenerationBody
+from deployments.dialects.ollama.wire_messages import Message, offered_tools, template_messages
+from deployments.http.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
+from deployments.http.ports import PromptPort
+from deployments.http.reply import INLINE_CHARS, check_fits
+from erllama.chat.template import Ending
+from erllama.errors import InvalidParameter, NotSupported
+from erllama.grammar.constraint import JSON_OBJECT, Constraint
+from erllama.request import GenerationRequest, Prompt
+
+
+def reply_constraint(body: GenerationBody) -> Constraint | None:
+    """What the text of the reply must follow, or None for free text. Raises `InvalidParameter`."""
+    if body.format is None:
+        return None
+    return Constraint.of_schema(JSON_OBJECT if isinstance(body.format, str) else body.format, "format")
+
+
+def think_variables(think: bool | str | None) -> dict[str, Any]:
+    """What templates are told of `think`; a level is also a yes."""
+    return thinking_variables(bool(think) if think is not None else None, think if isinstance(think, str) else None)
+
+
+def chat_ask(body: ChatBody) -> ChatAsk:
+    """The conversation of a body. A last message of the assistant is gone on with, as Ollama does.
+    Raises `InvalidParameter`.
+    """
+    messages = body.messages or []
+    return ChatAsk(
+        template_messages(messages),
+        offered_tools(body.tools),
+        reply=reply_constraint(body),
+        variables=think_variables(body.think),
+        ending=_ending(messages),
+    )
+
+
+def _ending(messages: Sequence[Message]) -> Ending:
+    last = messages[-1]
+    return "continued" if last.role == "assistant" and last.content and not last.tool_calls else "opened"
+
+
+def generate_ask(body: GenerateBody) -> ChatAsk:
+    """A prompt as a conversation of one message, behind its system message."""
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    return ChatAsk(
+        [*system, {"role": "user", "content": body.prompt or ""}],
+        reply=reply_constraint(body),
+        variables=think_variables(body.think),
+        param="prompt",
+    )
+
+
+def check_generate(body: GenerateBody) -> None:
+    """Combinations that Ollama refuses. Raises `InvalidParameter`."""
+    if body.raw and body.system:
+        raise InvalidParameter("raw mode does not support system: the prompt is taken as it stands", param="system")
+    if body.raw and body.think:
+        raise InvalidParameter("raw mode does not support think: the prompt is taken as it stands", param="think")
+
+
+def prepare_chat(ask: ChatAsk, body: GenerationBody, prompts: PromptPort) -> ReadyChat:
+    """May take long: see `PromptPort`. Raises what `ready_chat` raises."""
+    if body.think and prompts.tool_format.reasoning is None:
+        raise NotSupported(f'"{body.model}" does not support thinking', param="think")
+    return ready_chat(ask, prompts)
+
+
+def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> GenerationRequest:
+    options = body.options
+    return ready.request(
+        engine_id,
+        options.sampling(),
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        logprobs=_logprobs(body),
+    )
+
+
+def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> GenerationRequest:
+    """A prompt without a template around it. May take long. Raises `InvalidParameter` and
+    `ContextOverflow`.
+    """
+    tokens = prompts.tokenize(body.prompt or "", add_special=True)
+    if not tokens:
+        raise InvalidParameter("prompt is empty", param="prompt")
+    prompt, constraint, options = Prompt.of(tokens), reply_constraint(body), body.options
+    check_fits(prompt, prompts.n_ctx, "prompt")
+    if constraint is not None:
+        prompts.check_constraint(constraint)
+    return GenerationRequest(
+        request_id=engine_id,
+        prompt=prompt,
+        sampling=options.sampling(),
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        grammar=constraint,
+        logprobs=_logprobs(body),
+    )
+
+
+def load_request(prompts: PromptPort, engine_id: str) -> GenerationRequest:
+    """What makes a model load, if it sleeps, and answers as soon as it has: it computes a token and
+    generates none. May take long.
+    """
+    return GenerationRequest(request_id=engine_id, prompt=Prompt.of(prompts.tokenize(" ")), max_tokens=0)
+
+
+def prepare_inputs(texts: Sequence[str], prompts: PromptPort, *, truncate: bool) -> list[list[int]]:
+    """The tokens of texts to embed. May take long. `truncate` cuts what is longer than the context."""
+    limit = prompts.n_ctx if truncate else None
+    return [prompts.tokenize(text, add_special=True)[:limit] for text in texts]
+
+
+def cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
+    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
+    event loop, and no store is asked for earlier replies there.
+    """
+    slow = body.format is not None
+    if isinstance(body, ChatBody):
+        has_replies = any(message.role == "assistant" for message in body.messages or ())
+        slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)
+    return len(raw) + INLINE_CHARS * slow
+
+
+def _logprobs(body: GenerationBody) -> int | None:
+    return (body.top_logprobs or 0) if body.logprobs else None

@@ -1,0 +1,257 @@
+"""Replies of `/api/chat` and `/api/generate`: lines of a stream and whole bodies, tool calls and
+reasoning split out of the text; and those of `/api/embed` and `/api/embeddings`.
+
+Each line is a whole object with its own time; the last one has `done`, its reason and what the
+reply cost. A call leaves whole, in a line of its own, with arguments that are an object. An error
+is `{"error": "..."}`, as a body or as a line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from deployments.http.body import encode
+from deployments.http.dialect import NDJSON
+from deployments.http.logprobs import CoveredLogprobs, covered, token_logprobs
+from erllama.chat.tool_formats.base import (
+    ArgumentsDelta,
+    CallStart,
+    ReasoningDelta,
+    ReplyPart,
+    ReplySplitter,
+    TextDelta,
+    ToolCall,
+    collect_parts,
+)
+from erllama.errors import ErllamaError
+from erllama.events import Completion, Done, Event, FinishReason, RequestStats, Tokens
+
+
+def error_body(error: ErllamaError) -> bytes:
+    return encode({"error": error.message}).encode()
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Shape(Protocol):
+    """Where an endpoint puts what the model says."""
+
+    def __call__(self, content: str, thinking: str = "", calls: Iterable[dict[str, Any]] = ()) -> dict[str, Any]: ...
+
+
+def _said(thinking: str, calls: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    made = list(calls)
+    return ({"thinking": thinking} if thinking else {}) | ({"tool_calls": made} if made else {})
+
+
+def chat_shape(content: str, thinking: str = "", calls: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": content, **_said(thinking, calls)}}
+
+
+def generate_shape(content: str, thinking: str = "", calls: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"response": content, **_said(thinking, calls)}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHead:
+    """What a reply is of: the model as the client named it, the shape of its endpoint, and when the
+    request came.
+    """
+
+    model: str
+    shape: Shape
+    started_ns: int = field(default_factory=time.monotonic_ns)
+
+    def line(self, said: dict[str, Any], **ended: Any) -> dict[str, Any]:
+        """One object of a reply. Without `ended` more will follow."""
+        head = {"model": self.model, "created_at": rfc3339(datetime.now(UTC))}
+        return head | said | (ended or {"done": False})
+
+    def costs(self, stats: RequestStats) -> dict[str, Any]:
+        """How and at what cost a reply ended, in nanoseconds. What Ollama calls loading is here the
+        time that a request waits for its turn. `fan_out` has turned every end but these two into an
+        exception.
+        """
+        return {
+            "done": True,
+            "done_reason": "length" if stats.finish_reason is FinishReason.LENGTH else "stop",
+            "total_duration": time.monotonic_ns() - self.started_ns,
+            "load_duration": _ns(stats.queue_ms),
+            "prompt_eval_count": stats.prompt_tokens,
+            "prompt_eval_duration": _ns(stats.prefill_ms),
+            "eval_count": stats.completion_tokens,
+            "eval_duration": _ns(stats.generation_ms),
+        }
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    """Arguments of a call may hold half a character, which only an escape can write."""
+    try:
+        return encode(line).encode()
+    except UnicodeEncodeError:
+        return json.dumps(line).encode()
+
+
+def _ns(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)
+
+
+def _call(call: ToolCall, index: int) -> dict[str, Any] | None:
+    """A call as Ollama writes it; None for one whose arguments are no object: the reply was cut off
+    in the midst of it, and half a call must not be made.
+    """
+    try:
+        arguments = json.loads(call.arguments_json or "{}", parse_constant=_no_json)
+        encode(arguments)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(arguments, dict):
+        return None
+    function = {"index": index, "name": call.name, "arguments": arguments}
+    return {"id": f"call_{uuid4().hex[:8]}", "function": function}
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+class _Calls:
+    """Puts calls together from their pieces."""
+
+    def __init__(self) -> None:
+        self._open: ToolCall | None = None
+        self._n_made = 0
+
+    def push(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
+        """The call that is over with `part`, if one is; None is the end of the reply."""
+        if isinstance(part, ArgumentsDelta) and self._open is not None:
+            self._open = ToolCall(self._open.name, self._open.arguments_json + part.text)
+            return
+        if self._open is not None:
+            made = _call(self._open, self._n_made)
+            if made is not None:
+                self._n_made += 1
+                yield made
+        self._open = ToolCall(part.name, "") if isinstance(part, CallStart) else None
+
+
+class LineWriter:
+    """The stream of a reply. `splitter` cuts its text into reasoning, text and calls; None leaves it
+    as it is.
+    """
+
+    def __init__(self, head: ReplyHead, splitter: ReplySplitter | None) -> None:
+        self._head = head
+        self._splitter = splitter
+        self._calls = _Calls()
+        self._logprobs = CoveredLogprobs()
+
+    def feed(self, index: int, events: Iterable[Event]) -> bytes:
+        out = b""
+        for event in events:
+            if isinstance(event, Tokens):
+                placed = [] if event.logprobs is None else self._logprobs.push(event.logprobs, event.text)
+                out += self._lines(self._parts(event.text), token_logprobs(placed))
+            elif isinstance(event, Done):
+                rest: list[ReplyPart | None] = [*(self._splitter.finish() if self._splitter is not None else ()), None]
+                out += self._lines(rest, token_logprobs(self._logprobs.finish(event.stats)))
+                out += _framed(self._head.line(self._head.shape(""), **self._head.costs(event.stats)))
+        return out
+
+    def _parts(self, text: str) -> list[ReplyPart]:
+        if self._splitter is not None:
+            return self._splitter.push(text)
+        return [TextDelta(text)] if text else []
+
+    def _lines(self, parts: Iterable[ReplyPart | None], logprobs: list[dict[str, Any]]) -> bytes:
+        """Log probabilities go with the first line of their tokens, or alone when their text is held
+        back.
+        """
+        said = [one for part in parts for one in self._said(part)]
+        if logprobs:
+            said = said or [self._head.shape("")]
+            said[0] |= {"logprobs": logprobs}
+        return b"".join(_framed(self._head.line(one)) for one in said)
+
+    def _said(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
+        shape = self._head.shape
+        for call in self._calls.push(part):
+            yield shape("", calls=[call])
+        if isinstance(part, TextDelta):
+            yield shape(part.text)
+        elif isinstance(part, ReasoningDelta):
+            yield shape("", thinking=part.text)
+
+    def close(self) -> bytes:
+        return b""
+
+    def fail(self, error: ErllamaError, request_id: str) -> bytes:
+        return NDJSON.frame(error_body(error), "")
+
+    def keepalive(self) -> bytes:
+        """A line that says nothing: lines have no comments, and clients join what lines say."""
+        return _framed(self._head.line(self._head.shape("")))
+
+
+def _framed(line: dict[str, Any]) -> bytes:
+    return NDJSON.frame(_json(line), "")
+
+
+def whole_body(head: ReplyHead, reply: Completion, splitter: ReplySplitter | None) -> bytes:
+    """A reply that is not streamed; `splitter` as that of a `LineWriter`."""
+    said = head.shape(reply.text)
+    if splitter is not None:
+        cut = collect_parts(splitter.push(reply.text) + splitter.finish())
+        calls: list[dict[str, Any]] = []
+        for call in cut.calls:
+            made = _call(call, len(calls))
+            calls += [made] if made is not None else []
+        said = head.shape(cut.content, cut.reasoning, calls)
+    logprobs = {"logprobs": token_logprobs(covered(reply))} if reply.logprobs is not None else {}
+    return _json(head.line(said | logprobs, **head.costs(reply.stats)))
+
+
+def loaded_body(head: ReplyHead, reason: str) -> bytes:
+    """The answer to a request that asks for nothing but that a model be loaded, or unloaded."""
+    return encode(head.line(head.shape(""), done=True, done_reason=reason)).encode()
+
+
+def embed_body(
+    head: ReplyHead, vectors: Sequence[Sequence[float]], prompt_tokens: int, dimensions: int | None
+) -> bytes:
+    """Vectors of length 1, cut to `dimensions` where they have more. Encoding 1000 floats takes a
+    millisecond: call it off the event loop for many vectors.
+    """
+    return encode(
+        {
+            "model": head.model,
+            "embeddings": [_cut(vector, dimensions) for vector in vectors],
+            "total_duration": time.monotonic_ns() - head.started_ns,
+            "prompt_eval_count": prompt_tokens,
+        }
+    ).encode()
+
+
+def _cut(vector: Sequence[float], dimensions: int | None) -> list[float]:
+    floats = np.asarray(vector, dtype="<f4")
+    if dimensions and dimensions < len(floats):
+        floats = floats[:dimensions]
+        length = np.linalg.norm(floats)
+        floats = floats / length if length > 0 else floats
+    cut: list[float] = floats.tolist()
+    return cut
+
+
+def embedding_body(vectors: Sequence[Sequence[float]]) -> bytes:
+    """The older form: one vector, or none for no prompt."""
+    return encode({"embedding": _cut(vectors[0], None) if vectors else []}).encode()

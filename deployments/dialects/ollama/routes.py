@@ -1,0 +1,218 @@
+"""Ollama's API as a dialect, with its routes under `/api`. Each route reads as the life of its
+request; what bodies mean is in the files beside this one.
+
+Which models there are, and when they are loaded, is the affair of the server's configuration: what
+would change it is answered with 501.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Scope
+
+from deployments.dialects.ollama.models import (
+    can_think,
+    capabilities,
+    find_model,
+    infos,
+    running_card,
+    show_body,
+    tag_card,
+)
+from deployments.dialects.ollama.params import (
+    chat_ask,
+    chat_request,
+    check_generate,
+    cost,
+    generate_ask,
+    load_request,
+    prepare_chat,
+    prepare_inputs,
+    raw_request,
+)
+from deployments.dialects.ollama.reply import (
+    LineWriter,
+    ReplyHead,
+    chat_shape,
+    embed_body,
+    embedding_body,
+    error_body,
+    generate_shape,
+    loaded_body,
+    whole_body,
+)
+from deployments.dialects.ollama.wire import (
+    ChatBody,
+    EmbedBody,
+    EmbeddingsBody,
+    GenerateBody,
+    GenerationBody,
+    ShowBody,
+    parse_body,
+)
+from deployments.http.chat import ChatAsk
+from deployments.http.dialect import NDJSON, Dialect, route_path
+from deployments.http.disconnect import unless_disconnected
+from deployments.http.middleware import engine_id
+from deployments.http.options import HttpOptions
+from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.http.reply import prepare, read_body, streamed_reply, whole_replies
+from erllama.errors import ErllamaError, RequestError
+
+API_VERSION = "0.13.0"
+"""The version of Ollama whose API this is; clients look at it for what they may send."""
+
+_MANAGEMENT = {
+    "/pull": "POST", "/push": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE",
+    "/blobs/{digest}": "GET POST",
+}  # fmt: skip
+
+
+class ManagedElsewhere(RequestError):
+    """What would change the models that are served."""
+
+    http_status = 501
+    code = "not_implemented"
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _texts(body: EmbeddingsBody) -> tuple[str, ...]:
+    return (body.prompt,) if body.prompt else ()
+
+
+class Ollama(Dialect):
+    prefixes = ("/api",)
+    framing = NDJSON
+
+    def error_body(self, error: ErllamaError, request_id: str) -> bytes:
+        return error_body(error)
+
+    def status(self, error: ErllamaError) -> int:
+        return 503 if error.http_status == 429 else error.http_status  # a full queue, in Ollama's number
+
+    def claim(self, path: str, scope: Scope) -> int:
+        return 1 if path == "/" else super().claim(path, scope)
+
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        router = APIRouter()
+
+        async def load(request: Request, body: GenerationBody, model: ServedModel, head: ReplyHead) -> Response:
+            if body.unloads:
+                return _json(loaded_body(head, "unload"))
+            asked = await prepare(model.prompts, 0, load_request, model.prompts, engine_id(request))
+            await whole_replies(request, model, [asked])
+            return _json(loaded_body(head, "load"))
+
+        async def reply(
+            request: Request, raw: bytes, body: GenerationBody, model: ServedModel, head: ReplyHead, ask: ChatAsk
+        ) -> Response:
+            n_chars = cost(raw, body, model.prompts)
+            chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts)
+            asked = chat_request(body, chat, engine_id(request))
+            if not body.streams:
+                [whole] = await whole_replies(request, model, [asked], chat.record)
+                return _json(whole_body(head, whole, chat.splitter()))
+            writer = LineWriter(head, chat.splitter())
+            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=chat.record)
+
+        async def raw_reply(
+            request: Request, raw: bytes, body: GenerateBody, model: ServedModel, head: ReplyHead
+        ) -> Response:
+            n_chars = cost(raw, body, model.prompts)
+            asked = await prepare(model.prompts, n_chars, raw_request, body, model.prompts, engine_id(request))
+            if not body.streams:
+                [whole] = await whole_replies(request, model, [asked])
+                return _json(whole_body(head, whole, None))
+            return streamed_reply(request, model, [asked], LineWriter(head, None), keepalive_s=options.keepalive_s)
+
+        @router.post("/api/chat")
+        async def chat(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(ChatBody, raw)
+            model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, chat_shape)
+            if not body.messages:
+                return await load(request, body, model, head)
+            return await reply(request, raw, body, model, head, chat_ask(body))
+
+        @router.post("/api/generate")
+        async def generate(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(GenerateBody, raw)
+            check_generate(body)
+            model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, generate_shape)
+            if not body.prompt:
+                return await load(request, body, model, head)
+            if body.raw:
+                return await raw_reply(request, raw, body, model, head)
+            return await reply(request, raw, body, model, head, generate_ask(body))
+
+        async def vectors(
+            request: Request, model: ServedModel, raw: bytes, texts: tuple[str, ...], *, truncate: bool
+        ) -> tuple[list[list[float]], int]:
+            if not texts:
+                return [], 0
+            inputs = await prepare(model.prompts, len(raw), prepare_inputs, texts, model.prompts, truncate=truncate)
+            return await unless_disconnected(request.receive, model.client.embed(inputs)), sum(map(len, inputs))
+
+        @router.post("/api/embed")
+        async def embed(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(EmbedBody, raw)
+            model = find_model(models, body.model)
+            head = ReplyHead(body.model or model.id, generate_shape)
+            found, n_tokens = await vectors(request, model, raw, body.input, truncate=body.truncate is not False)
+            n_floats = sum(map(len, found))
+            return _json(await prepare(model.prompts, n_floats, embed_body, head, found, n_tokens, body.dimensions))
+
+        @router.post("/api/embeddings")
+        async def embeddings(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_body(EmbeddingsBody, raw)
+            model = find_model(models, body.model)
+            found, _ = await vectors(request, model, raw, _texts(body), truncate=True)
+            return _json(embedding_body(found))
+
+        @router.get("/api/tags")
+        async def tags() -> Response:
+            told = await infos(models, options.ready_timeout_s)
+            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(models, told, strict=True)]})
+
+        @router.get("/api/ps")
+        async def running() -> Response:
+            told = await infos(models, options.ready_timeout_s)
+            pairs = zip(models, told, strict=True)
+            return JSONResponse({"models": [running_card(model, info) for model, info in pairs if info is not None]})
+
+        @router.post("/api/show")
+        async def show(request: Request) -> Response:
+            body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
+            model = find_model(models, body.model or body.name)
+            [info] = await infos([model], options.ready_timeout_s)
+            thinks = await asyncio.to_thread(can_think, model.prompts)
+            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks)))
+
+        @router.get("/api/version")
+        async def version() -> Response:
+            return JSONResponse({"version": API_VERSION})
+
+        @router.get("/")
+        async def greeting() -> Response:
+            return PlainTextResponse("Ollama is running")
+
+        async def managed(request: Request) -> Response:
+            what = route_path(request.scope).split("/")[2]
+            raise ManagedElsewhere(
+                f"{what} is not supported: which models are served stands in the server's configuration"
+            )
+
+        for path, methods in _MANAGEMENT.items():
+            router.add_api_route(f"/api{path}", managed, methods=methods.split())
+        return router
