@@ -47,7 +47,10 @@ from erllama.request import Prompt
 
 
 def _model_card(model: ServedModel) -> dict[str, Any]:
-    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "erllama"}
+    """OpenAI's, and the context of one sequence under the names of llama.cpp, vLLM and others."""
+    n_ctx = model.prompts.n_ctx
+    known = {} if n_ctx is None else {"meta": {"n_ctx": n_ctx}, "max_model_len": n_ctx, "context_length": n_ctx}
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "erllama", **known}
 
 
 def _head(prefix: str, model: ServedModel) -> ReplyHead:

@@ -44,6 +44,7 @@ _START, _END, _CALL, _RETURN = "<|start|>", "<|end|>", "<|call|>", "<|return|>"
 _CHANNEL, _CONSTRAIN, _MESSAGE = "<|channel|>", "<|constrain|>", "<|message|>"
 _ENDS = (_END, _CALL, _RETURN)
 _ASSISTANT = _START + "assistant"
+_THOUGHT = (f"{_CHANNEL}analysis{_MESSAGE}", _END)
 _MAX_HEAD = 512  # characters of a message before its body; more is text
 _JOINT = "\n\n"  # between the texts of several messages of one kind
 
@@ -238,7 +239,7 @@ class HarmonyFormat:
     """See `ToolFormat`. A reply has one call at most: `<|call|>` ends it."""
 
     name: str = "harmony"
-    reasoning: tuple[str, str] | None = (f"{_CHANNEL}analysis{_MESSAGE}", _END)
+    reasoning: tuple[str, str] | None = _THOUGHT
     markers: tuple[str, ...] = (_START, *_ENDS, _CHANNEL, _CONSTRAIN, _MESSAGE)
     opening: str = ""  # two forms, and marks around text that a free reply must be allowed
     groups_calls: bool = False
@@ -250,8 +251,7 @@ class HarmonyFormat:
 
     def calls_rules(self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool) -> str:
         """A call in either form, behind some reasoning or none."""
-        thought = f"{_CHANNEL}analysis{_MESSAGE}", _END
-        return message_calls(write, _variants(tools, write), thought, _ASSISTANT, several=False)
+        return message_calls(write, _variants(tools, write), _THOUGHT, _ASSISTANT, several=False)
 
     def free_rules(
         self, tools: Sequence[ToolSpec], write: LarkWriter, *, parallel: bool, excluded: str = ""
@@ -369,7 +369,7 @@ class MuseFormat:
     def _calls(self, tools: Sequence[ToolSpec], write: LarkWriter) -> tuple[str, str]:
         """Items and their rules."""
         grammar = TaggedGrammar(_ATEM.shape, write, *_ATEM.around)
-        variants = [f"{write.text(_message_to(tool.name))} {grammar.call(tool)}" for tool in tools]
+        variants = [f"{write.text(f' to={tool.name}{_MESSAGE}')} {grammar.call(tool)}" for tool in tools]
         return " | ".join(variants), grammar.rules()
 
     def free_rules(
@@ -390,14 +390,10 @@ class MuseFormat:
         )
 
     def write_calls(self, calls: Sequence[ToolCall]) -> str:
-        return (_EOM + _ASSISTANT).join(_message_to(call.name) + _ATEM.write_calls([call]) for call in calls)
+        return (_EOM + _ASSISTANT).join(f" to={call.name}{_MESSAGE}" + _ATEM.write_calls([call]) for call in calls)
 
     def system_text(self, tools: Sequence[Mapping[str, object]]) -> str:
         return _ATEM.system_text(tools)
-
-
-def _message_to(recipient: str) -> str:
-    return f" to={recipient}{_MESSAGE}"
 
 
 MUSE = MuseFormat()

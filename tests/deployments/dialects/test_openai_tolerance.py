@@ -139,3 +139,12 @@ async def test_tools_whose_grammar_would_be_too_large_leave_a_free_reply_free():
     assert model.requests[0].grammar is None
     forced = await post({"messages": HI, "tools": tools, "tool_choice": "required"}, prompts=prompts)
     assert (forced.status_code, forced.json()["error"]["param"]) == (400, "tools")
+
+
+async def test_a_listed_model_tells_its_context():
+    async with http_client(
+        app_of(served(FakeModel(), FakePrompts(n_ctx=512)), served(FakeModel(), FakePrompts(None), id="b"))
+    ) as client:
+        known, unknown = (await client.get("/v1/models")).json()["data"]
+    assert (known["meta"], known["max_model_len"], known["context_length"]) == ({"n_ctx": 512}, 512, 512)
+    assert set(unknown) == {"id", "object", "created", "owned_by"}
