@@ -8,8 +8,9 @@ ingress share it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -26,6 +27,15 @@ from erllama.events import Completion, CompletionParts
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
+
+MAX_AFFINITY_CHARS = 256
+_SESSION_HEADERS = (
+    "x-claude-code-session-id", "session-id", "x-session-id", "x-session-affinity", "thread-id",
+    "x-deepseek-harness-session-id", "x-hermes-session-id", "x-litellm-session-id",
+)  # fmt: skip
+"""Headers in which clients name their session: Claude Code, Codex, opencode, pi and others. A name keeps
+requests on one replica where it can, and binds no history: a session asks for titles and quotas, too.
+"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,6 +99,19 @@ async def _items(model: ServedModel, requests: Sequence[GenerationRequest], reco
             yield index, events
 
 
+def of_one_session(headers: Mapping[str, str], requests: Sequence[GenerationRequest]) -> Sequence[GenerationRequest]:
+    """`requests` with the session of their HTTP request, whose `headers` are looked up in any case,
+    where their body names nothing that they have in common.
+    """
+    session = next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
+    if session is None:
+        return requests
+    return [
+        request if request.affinity is not None else replace(request, affinity=session[:MAX_AFFINITY_CHARS])
+        for request in requests
+    ]
+
+
 async def whole_replies(
     request: Request,
     model: ServedModel,
@@ -96,6 +119,7 @@ async def whole_replies(
     record: Record | None = None,
 ) -> list[Completion]:
     """The reply to each of `requests`. A client that goes away cancels all of them at once."""
+    requests = of_one_session(request.headers, requests)
 
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
@@ -133,5 +157,5 @@ def streamed_reply(
     """The reply as it is made; see `StreamResponse` for when the status leaves, and what `in_stream`
     is.
     """
-    chunks = _chunks(model, requests, writer, record)
+    chunks = _chunks(model, of_one_session(request.headers, requests), writer, record)
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)

@@ -148,3 +148,13 @@ async def test_a_listed_model_tells_its_context():
         known, unknown = (await client.get("/v1/models")).json()["data"]
     assert (known["meta"], known["max_model_len"], known["context_length"]) == ({"n_ctx": 512}, 512, 512)
     assert set(unknown) == {"id", "object", "created", "owned_by"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_session_in_the_headers_is_an_affinity_unless_the_body_names_one(stream):
+    model = FakeModel()
+    async with http_client(app_of(served(model))) as client:
+        for headers, key in (({}, None), ({"Session-Id": "s" * 300}, None), ({"x-session-id": "s"}, "key")):
+            body = {"messages": HI, "stream": stream, "prompt_cache_key": key}
+            assert (await client.post(CHAT, json=body, headers=headers)).status_code == 200
+    assert [request.affinity for request in model.requests] == [None, "s" * 256, "key"]
