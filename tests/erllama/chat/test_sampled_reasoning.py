@@ -136,8 +136,8 @@ KEPT = {
     # its replies are rows of messages, which no signature covers
     "openai-gpt-oss-120b": False,
     # no tool format knows how it writes calls and reasoning
-    "Kimi-K3": False,
-    "MiniMax-M3": False,
+    "Kimi-K3": True,
+    "MiniMax-M3": True,
     "muse-glimmer": False,
 }
 
