@@ -141,7 +141,6 @@ class PromptSource:
     def recorder(self, chat: ChatPrompt) -> Record:
         state = self.load()
         parent = prompt_key(self._root, chat.prompt.tokens)
-        in_reasoning = chat.in_reasoning if self._config.keep_sampled_reasoning else None
 
         def record(reply: Completion) -> None:
             block = transcript_of(
@@ -151,7 +150,8 @@ class PromptSource:
                 reply.text,
                 state.reply_piece,
                 state.tool_format,
-                in_reasoning=in_reasoning,
+                in_reasoning=chat.in_reasoning,
+                keeps_reasoning=self._config.keep_sampled_reasoning,
             )
             if block is not None:
                 self._book.record(block)

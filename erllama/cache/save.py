@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 class KvSaver:
     """Saves of one engine. `keeps_reasoning`: replies are also to be found when they come back
-    without their reasoning. `clock` gives unix seconds for headers.
+    without their reasoning, by their text and calls alone. `clock` gives unix seconds for headers.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class KvSaver:
                 "".join(sequence.reply),
                 lambda token: sequence.piece(token, self._backend.piece),
                 format_named(sequence.request.tool_format),
-                in_reasoning=sequence.request.in_reasoning if self._keeps_reasoning else None,
+                in_reasoning=sequence.request.in_reasoning,
+                keeps_reasoning=self._keeps_reasoning,
             )
             if block is not None:
                 self._store.save([replace(block, created_s=self._clock(), build=self._backend.state_version)])

@@ -203,11 +203,16 @@ def spelled(message: Message, traits: TemplateTraits) -> Message:
 
 
 def _with_reasoning(message: Message, traits: TemplateTraits) -> Message:
-    """The reasoning under the one name that the template knows."""
+    """The reasoning under the one name that the template knows. One that takes it or a text beside
+    a call (gpt-oss's, which shows either as reasoning) gets them as one text.
+    """
     thought = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
     if not isinstance(thought, str) or traits.reasoning is None:
         return message
-    return {key: value for key, value in message.items() if key not in REASONING_FIELDS} | {traits.reasoning: thought}
+    rest = {key: value for key, value in message.items() if key not in REASONING_FIELDS}
+    if message.get("tool_calls") and message["content"] and not traits.reasoning_and_text:
+        return rest | {"content": f"{thought}\n\n{message['content']}"}
+    return rest | {traits.reasoning: thought}
 
 
 def _call(call: Mapping[str, Any], traits: TemplateTraits) -> dict[str, Any]:

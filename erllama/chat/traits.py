@@ -41,7 +41,8 @@ class TemplateTraits:
             result. `developer`: messages of this role are shown.
         alternates: two messages of users in a row are refused. `user_after_result`: a user may
             speak behind a tool's result. `user_first`: a conversation must begin with a user.
-        reasoning: the field in which a message's reasoning is shown, None for none.
+        reasoning: the field in which a message's reasoning is shown, None for none. `reasoning_and_text`:
+            a call may have both beside it.
     """
 
     content: Literal["text", "parts"] = "text"
@@ -62,6 +63,7 @@ class TemplateTraits:
     user_after_result: bool = True
     user_first: bool = False
     reasoning: str | None = None
+    reasoning_and_text: bool = True
 
 
 def _message(role: str, content: Any, **fields: Any) -> dict[str, Any]:
@@ -145,6 +147,9 @@ class _Probe:
         with_text = known.calling("xValueOnex", text="xTextx")
         results = self._shows("xResultOnex", [_USER, call if form else _REPLY, result])
         loop = [_USER, call, result] if results else [_USER, _REPLY]
+        reasoning = self._reasoning(form)
+        with_text_too = self._shows("xTextx xValueOnex", [_USER, with_text, result])
+        with_all = known.calling("xValueOnex", text="xTextx", **({reasoning: "xThoughtx"} if reasoning else {}))
         return TemplateTraits(
             content="parts" if self._parts else "text",
             tools=self._shows("xToolx", [_USER]),
@@ -153,7 +158,7 @@ class _Probe:
             calls=None if form is None else form.arguments,
             call_content="text" if form is None else form.content,
             raw_arguments=form is not None and self._shows_raw(form),
-            text_and_calls=self._shows("xTextx xValueOnex", [_USER, with_text, result]),
+            text_and_calls=with_text_too,
             parallel=self._shows_parallel(known),
             short_ids=form is not None and form.short_ids,
             results=results,
@@ -163,7 +168,8 @@ class _Probe:
             alternates=not self._shows("xUserOnex xUserTwox", [_USER, _USER_2], None),
             user_after_result=results and self._shows("xResultOnex xUserTwox", [*loop, _USER_2]),
             user_first=not self._shows("xReplyOnex xUserOnex", [_REPLY, _USER], None),
-            reasoning=self._reasoning(form),
+            reasoning=reasoning,
+            reasoning_and_text=not with_text_too or self._shows("xTextx xValueOnex", [_USER, with_all, result]),
         )
 
     def _find_basics(self) -> None:

@@ -17,8 +17,10 @@ client did not send it. A reply is therefore not recorded when its calls are fol
 hold repeated keys or fields besides name and arguments, or when it has control tokens or tokens
 that the client never received (behind a stop string).
 
-Reasoning is hidden where an operator asks for it (`keep_sampled_reasoning`): clients drop it when
-they resend a reply. Such a reply has a signature of its own kind, over its text and calls alone.
+A reply with reasoning has a signature of another kind, over that, too: it comes back if the client
+sends the reasoning back. Most clients drop it. Where an operator asks for it
+(`keep_sampled_reasoning`), such a reply is named by its text and calls alone, which hides the
+reasoning; the ids then tell whether they say what a client sent that did not drop it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.keys import ChainKey, TokenChain
 from erllama.chat.tool_formats.base import Call, ToolFormat, split_reply, strict_calls
 from erllama.chat.tool_formats.json_format import HERMES
+from erllama.chat.transcript_rows import has_rows, read_row
 
 Piece = Callable[[int], bytes]
 """The bytes of a token as it appears in a reply; b"" for control tokens that it does not show."""
@@ -50,17 +54,27 @@ def transcript_block(
     piece: Piece,
     tool_format: ToolFormat = HERMES,
     *,
-    in_reasoning: bool | None = None,
+    in_reasoning: bool = False,
+    keeps_reasoning: bool = False,
 ) -> Block | None:
     """The object to store for a reply that was sampled as `reply_ids` (without the end token) and
     reached the client as `text`.
 
     None when the reply must not, or need not, come back as these ids. `root` is that of the KV
-    which belongs to the prompt. `in_reasoning` is None where a reply is only known with all that it
-    says, else its reasoning may be missing, which the prompt has opened or not.
+    which belongs to the prompt. `in_reasoning`: that has opened the reasoning. `keeps_reasoning`:
+    the reply is also to be found when it comes back without its reasoning.
     """
     parent = prompt_key(root, prompt_tokens)
-    return transcript_of(root, parent, reply_ids, text, piece, tool_format, in_reasoning=in_reasoning)
+    return transcript_of(
+        root,
+        parent,
+        reply_ids,
+        text,
+        piece,
+        tool_format,
+        in_reasoning=in_reasoning,
+        keeps_reasoning=keeps_reasoning,
+    )
 
 
 def transcript_of(
@@ -71,12 +85,13 @@ def transcript_of(
     piece: Piece,
     tool_format: ToolFormat = HERMES,
     *,
-    in_reasoning: bool | None = None,
+    in_reasoning: bool = False,
+    keeps_reasoning: bool = False,
 ) -> Block | None:
     """`transcript_block` for who has the key of the prompt already."""
     ids = spelling(reply_ids, text, piece)
-    reasoned = None if in_reasoning is None else reasoned_signature(text, tool_format, in_reasoning=in_reasoning)
-    signature = reasoned or reply_signature(text, tool_format)
+    with_reasoning = reasoned_signature if keeps_reasoning else told_signature
+    signature = with_reasoning(text, tool_format, in_reasoning=in_reasoning) or reply_signature(text, tool_format)
     if not ids or signature is None:
         return None
     return Block(transcript_id(root, parent, signature), np.asarray(ids, dtype=np.uint32), reason="finish")
@@ -122,24 +137,27 @@ def reply_signature(text: str, tool_format: ToolFormat = HERMES) -> ChainKey | N
     as `message_signature` reads it, so that neither needs to know. None when the signature would
     hide something.
     """
-    found = strict_calls(tool_format, text)
-    return None if found is None else _digest(*found)
+    if not has_rows(tool_format):
+        found = strict_calls(tool_format, text)
+        return None if found is None else _digest(*found)
+    said = _said_in_row(text, tool_format)
+    return None if said is None or said.reasoning is not None else _digest(said.content, said.calls)
 
 
 def reasoned_signature(text: str, tool_format: ToolFormat, *, in_reasoning: bool) -> ChainKey | None:
     """The signature of a whole reply as it comes back without its reasoning; None for a reply that
     has not reasoned to an end, or whose signature would hide more than the reasoning.
     """
-    if tool_format.reasoning is None:
-        return None
-    opening, closing = tool_format.reasoning
-    thought, ended, rest = text.partition(closing)
-    found = strict_calls(tool_format, rest.lstrip("\n"))
-    if not ended or found is None or not (in_reasoning or thought.lstrip().startswith(opening)):
-        return None
-    reply = split_reply(tool_format, text, in_reasoning=in_reasoning)
-    alike = reply.content == found[0] and len(reply.calls) == len(found[1])  # else a call ended the reasoning
-    return _digest(*found, reasoned=True) if alike else None
+    said = _said(text, tool_format, in_reasoning=in_reasoning)
+    return None if said is None else _digest(said.content, said.calls, "reasoned")
+
+
+def told_signature(text: str, tool_format: ToolFormat, *, in_reasoning: bool) -> ChainKey | None:
+    """The signature of a whole reply as it comes back with its reasoning, of which white space
+    around it is layout; None for a reply that has none, and as `reasoned_signature`.
+    """
+    said = _said(text, tool_format, in_reasoning=in_reasoning)
+    return _digest(said.content, said.calls, "told", said.reasoning) if said is not None and said.reasoning else None
 
 
 def message_signature(
@@ -148,16 +166,69 @@ def message_signature(
     """The signature of an assistant's message in the history (shape: `normalise_messages`), None
     for one that cannot have been sampled. `reasoned`: that of a reply whose reasoning it lacks.
     """
+    found = _said_by_message(message, tool_format)
+    return None if found is None else _digest(*found, *["reasoned"] * reasoned)
+
+
+def message_told_signature(message: Mapping[str, Any], tool_format: ToolFormat, reasoning: str) -> ChainKey | None:
+    """That of an assistant's message which comes with this reasoning."""
+    found, told = _said_by_message(message, tool_format), reasoning.strip()
+    return _digest(*found, "told", told) if found is not None and told else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a reply says. `reasoning` is None for one that has none, and "" where that is not all
+    that was thought.
+    """
+
+    content: str
+    calls: list[Call]
+    reasoning: str | None
+
+
+def _said(text: str, tool_format: ToolFormat, *, in_reasoning: bool) -> _Said | None:
+    """What a reply says that has reasoned to an end, if that is all there is in it; else None."""
+    if tool_format.reasoning is None:
+        return None
+    opening, closing = tool_format.reasoning
+    if has_rows(tool_format):
+        said = _said_in_row(opening * in_reasoning + text, tool_format)
+        return None if said is None or said.reasoning is None else said
+    thought, ended, rest = text.partition(closing)
+    found = strict_calls(tool_format, rest.lstrip("\n"))
+    if not ended or found is None or not (in_reasoning or thought.lstrip().startswith(opening)):
+        return None
+    reply = split_reply(tool_format, text, in_reasoning=in_reasoning)
+    alike = reply.content == found[0] and len(reply.calls) == len(found[1])  # else a call ended the reasoning
+    if not alike:
+        return None
+    reasoning = reply.reasoning.strip()
+    whole = thought.strip().removeprefix(opening.strip()).strip() == reasoning
+    return _Said(*found, reasoning if whole else "")
+
+
+def _said_in_row(text: str, tool_format: ToolFormat) -> _Said | None:
+    row = read_row(tool_format, text)
+    found = strict_calls(tool_format, tool_format.write_calls(row.calls)) if row is not None and row.calls else ("", [])
+    if row is None or found is None or found[0]:
+        return None
+    return _Said(row.content, found[1], row.reasoning.strip() or None)
+
+
+def _said_by_message(message: Mapping[str, Any], tool_format: ToolFormat) -> tuple[str, list[Call]] | None:
     if message.get("tool_calls"):
         functions = [call["function"] for call in message["tool_calls"]]
-        return _digest(message["content"], [(one["name"], one["arguments"]) for one in functions], reasoned=reasoned)
-    found = strict_calls(tool_format, message["content"]) if message["content"] else None
-    return None if found is None else _digest(*found, reasoned=reasoned)
+        return message["content"], [(one["name"], one["arguments"]) for one in functions]
+    if not message["content"]:
+        return None
+    return (message["content"], []) if has_rows(tool_format) else strict_calls(tool_format, message["content"])
 
 
-def _digest(content: str, calls: Iterable[Call], *, reasoned: bool = False) -> ChainKey | None:
+def _digest(content: str, calls: Iterable[Call], *kind: str | None) -> ChainKey | None:
+    """`kind` is what tells signatures of several kinds apart, and more that one of them covers."""
     try:
-        plain = [content, [[name, _canonical(arguments)] for name, arguments in calls]] + ["reasoned"] * reasoned
+        plain = [content, [[name, _canonical(arguments)] for name, arguments in calls], *kind]
         data = json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
     except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
         return None

@@ -11,8 +11,9 @@ that nobody called for, the sentinels of calls are calls of functions with such 
 format writes around a name is then no part of the segments.
 
 Segments and slots together are the template's own text. A slot also says in which forms its reply
-may have been sampled. One of them is with reasoning that the client left out, where that is kept: a
-template that is given a sentinel as reasoning, and shows it, would have shown the reasoning here.
+may have been sampled. One of them is with reasoning, where a template that is given a sentinel as
+reasoning shows it: what the client sent back, or what it left out, where that is kept, since the
+template would have shown the reasoning here.
 
 When anything is odd (the template fails on a sentinel, drops or moves one, or the alignment is
 ambiguous), there is no layout.
@@ -28,9 +29,16 @@ from typing import Any
 from cache_store.format.keys import ChainKey
 from erllama.chat.tool_formats.base import ToolCall, ToolFormat
 from erllama.chat.traits import REASONING_FIELDS
-from erllama.chat.transcript import message_signature, reasoned_signature, reply_signature
+from erllama.chat.transcript import (
+    message_signature,
+    message_told_signature,
+    reasoned_signature,
+    reply_signature,
+    told_signature,
+)
 from erllama.chat.transcript_alignment import slot_texts, split_at, unused_word
 from erllama.chat.transcript_opening import PRESENT, Opening
+from erllama.chat.transcript_rows import end_of_call, has_rows
 from erllama.errors import ErllamaError
 
 Render = Callable[[Sequence[Mapping[str, Any]]], str]
@@ -41,13 +49,14 @@ _PIECES = re.compile(r"\d+|\S")
 @dataclass(frozen=True, slots=True)
 class Form:
     """How a reply may have been sampled: `signature` names it, `opening` is what stood before it.
-    `in_reasoning` None: as its message says it; else with reasoning that the message lacks, and the
-    prompt had opened that (True) or not.
+    `in_reasoning` None: without reasoning; else with it, and the prompt had opened that (True) or
+    not. `told` is the signature of all that the message says if it tells the reasoning, too.
     """
 
     signature: ChainKey
     opening: Opening = PRESENT
     in_reasoning: bool | None = None
+    told: ChainKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +84,13 @@ class Slot:
 
     def is_said_by(self, text: str, form: Form, tool_format: ToolFormat) -> bool:
         """Whether a reply that was sampled as `text` says what stands here."""
+        if form.in_reasoning is not None and form.told is not None:
+            return told_signature(text, tool_format, in_reasoning=form.in_reasoning) == form.told
         if form.in_reasoning is not None:
             return reasoned_signature(text, tool_format, in_reasoning=form.in_reasoning) == form.signature
-        return reply_signature(text, tool_format) == form.signature if self.has_calls else text == self.content
+        if self.has_calls or has_rows(tool_format):
+            return reply_signature(text, tool_format) == form.signature
+        return text == self.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +109,12 @@ def reply_layout(
     *,
     is_open: bool,
     speaks: str = "",
+    keeps_reasoning: bool = False,
 ) -> Layout | None:
     """The text cut at its replies; None when there are none, or when they cannot be told apart from
     the rest. `is_open`: the last message is no whole reply. `speaks` is what the template writes
-    where the assistant begins to speak, if sampled reasoning may stand where a message lacks it.
+    where the assistant begins to speak, "" if no sampled reasoning may stand here.
+    `keeps_reasoning`: it may stand where a message lacks it.
     """
     replies = [
         i
@@ -108,7 +123,8 @@ def reply_layout(
     ]
     plain = [i for i in replies if not _calls(messages[i])]
     start = _Start.of(speaks, tool_format)
-    thoughts = _shown_thoughts(text, messages, replies, render) if start is not None else ()
+    thinking = [i for i in replies if reasoning_of(messages[i]) or (keeps_reasoning and _lacks_reasoning(messages[i]))]
+    thoughts = _shown_thoughts(text, messages, thinking, render) if start is not None and thinking else ()
     starts = (start, None) if thoughts else (None,)
     ways = (False,) if plain == replies else (False, True)
     tries = [(replies, begun, by_name) for begun in starts for by_name in ways]
@@ -116,10 +132,20 @@ def reply_layout(
         tries += [(plain, begun, False) for begun in starts]
     for chosen, begun, by_name in tries:
         stand_ins = _stand_ins(text, messages, chosen, () if begun is None else thoughts, by_name=by_name)
-        layout = _cut(text, messages, stand_ins, render, tool_format, begun)
+        layout = _cut(text, messages, stand_ins, render, tool_format, begun, keeps=keeps_reasoning)
         if layout is not None and any(slot.forms for slot in layout.slots):
             return layout
     return None
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """What an assistant's message says that it thought, "" if it says nothing."""
+    found = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
+    return found if isinstance(found, str) and found.strip() else ""
+
+
+def _lacks_reasoning(message: Mapping[str, Any]) -> bool:
+    return not any(message.get(name) for name in REASONING_FIELDS)
 
 
 def _calls(message: Mapping[str, Any]) -> bool:
@@ -187,8 +213,8 @@ class _StandIn:
 def _stand_ins(
     text: str, messages: list[dict[str, Any]], chosen: Sequence[int], thoughts: Sequence[int], *, by_name: bool
 ) -> dict[int, _StandIn]:
-    """Those of the `chosen` messages, by their places and in order. `thoughts` are those that lack
-    reasoning, `by_name` is for those with calls.
+    """Those of the `chosen` messages, by their places and in order. `thoughts` are those whose
+    reasoning is shown, `by_name` is for those with calls.
     """
     word, thought = unused_word(text, "xReply"), unused_word(text, "xThought")
     return {
@@ -209,15 +235,21 @@ def _thinking(message: dict[str, Any], thought: str) -> dict[str, Any]:
 def _shown_thoughts(
     text: str, messages: list[dict[str, Any]], replies: Sequence[int], render: Render
 ) -> tuple[int, ...]:
-    """Those of `replies` that lack reasoning which the template would show."""
+    """Those of `replies` whose reasoning the template shows, or would show if they had one."""
     word = unused_word(text, "xThought")
-    lacking = [i for i in replies if not any(messages[i].get(name) for name in REASONING_FIELDS)]
-    marks = {i: f"{word}{n}x" for n, i in enumerate(lacking)}
-    try:
-        shown = render([_thinking(one, marks[i]) if i in marks else one for i, one in enumerate(messages)])
-    except ErllamaError:
-        return ()
-    return tuple(i for i, mark in marks.items() if mark in shown)
+    marks = {i: f"{word}{n}x" for n, i in enumerate(replies)}
+    for calls_alone in (False, True):  # some templates refuse a thought where text stands before a call
+        dropped = {"content": ""} if calls_alone else {}
+        thinking = [
+            _thinking(one | (dropped if _calls(one) else {}), marks[i]) if i in marks else one
+            for i, one in enumerate(messages)
+        ]
+        try:
+            shown = render(thinking)
+        except ErllamaError:
+            continue
+        return tuple(i for i, mark in marks.items() if mark in shown)
+    return ()
 
 
 def _cut(
@@ -227,6 +259,8 @@ def _cut(
     render: Render,
     tool_format: ToolFormat,
     start: _Start | None,
+    *,
+    keeps: bool,
 ) -> Layout | None:
     """The slot of a reply whose stand-in has a thought begins where its reasoning would, as `start`
     says.
@@ -241,8 +275,9 @@ def _cut(
     segments = None if pieces is None else _segments(pieces, list(stand_ins.values()), start, tool_format)
     if segments is None:
         return None
-    replies = [messages[i] for i in stand_ins]
-    texts = slot_texts(text, segments, [None if _calls(reply) else reply["content"] for reply in replies])
+    told = [_calls(one.reply) or (one.thought is not None and reasoning_of(one.reply)) for one in stand_ins.values()]
+    contents = [None if more else messages[i]["content"] for i, more in zip(stand_ins, told, strict=True)]
+    texts = slot_texts(text, segments, contents)
     if texts is None:
         return None
     slots = []
@@ -252,7 +287,7 @@ def _cut(
             segments[n], texts[n], segments[n + 1] = _with_space(
                 segments[n], texts[n], segments[n + 1], reply["content"]
             )
-        forms = _forms(texts[n], reply, tool_format, None if one.thought is None else start)
+        forms = _forms(texts[n], reply, tool_format, None if one.thought is None else start, keeps=keeps)
         slots.append(Slot(i, texts[n], reply["content"], _calls(reply), forms))
     return Layout(tuple(segments), tuple(slots))
 
@@ -290,8 +325,9 @@ def _without_calls(before: str, names: Sequence[str], after: str, tool_format: T
     """The text around whole calls, made of that around their names, if the template writes them as
     `tool_format` does. White space may be the template's own, and so may numbers.
     """
-    written = tool_format.write_calls([ToolCall(name, "{}") for name in names])
-    opened = re.search(_loosely(written.partition(names[0])[0]) + r"\Z", before)
+    written = tool_format.write_calls([ToolCall(name, "{}") for name in names]).removesuffix(end_of_call(tool_format))
+    begin = written.partition(names[0])[0]
+    opened = re.search(r"\s*" * begin[:1].isspace() + _loosely(begin) + r"\Z", before)
     closed = re.match(_loosely(written.rpartition(names[-1])[2]), after)
     return None if opened is None or closed is None else (before[: opened.start()], after[closed.end() :])
 
@@ -300,14 +336,22 @@ def _loosely(text: str) -> str:
     return r"\s*".join(r"\w+" if piece.isdecimal() else re.escape(piece) for piece in _PIECES.findall(text))
 
 
-def _forms(slot: str, reply: Mapping[str, Any], tool_format: ToolFormat, start: _Start | None) -> tuple[Form, ...]:
-    """`start` is None for a reply whose reasoning would not be shown."""
-    reasoned = None if start is None else message_signature(reply, tool_format, reasoned=True)
+def _forms(
+    slot: str, reply: Mapping[str, Any], tool_format: ToolFormat, start: _Start | None, *, keeps: bool
+) -> tuple[Form, ...]:
+    """`start` is None for a reply whose reasoning would not be shown. `keeps`: replies with
+    reasoning are named without it.
+    """
+    reasoning = reasoning_of(reply)
+    told = message_told_signature(reply, tool_format, reasoning) if start is not None and reasoning else None
+    reasoned = message_signature(reply, tool_format, reasoned=True) if start is not None and keeps else None
     plain = message_signature(reply, tool_format) if _calls(reply) or slot == reply["content"] else None
     forms = []
-    if start is not None and reasoned is not None:
-        forms.append(Form(reasoned, Opening(then=start.opened), in_reasoning=bool(start.opened)))
-    return (*forms, *([] if plain is None else [Form(plain)]))
+    if start is not None:
+        names = [told, reasoned] if told is not None else [] if reasoning else [reasoned]
+        opening = Opening(then=start.opened)
+        forms = [Form(name, opening, bool(start.opened), told) for name in names if name is not None]
+    return (*forms, *([] if plain is None or (start is not None and reasoning) else [Form(plain)]))
 
 
 def _with_space(before: str, slot: str, after: str, content: str) -> tuple[str, str, str]:

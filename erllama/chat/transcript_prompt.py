@@ -9,11 +9,11 @@
 Invariants: the prompt is the template's own text, but for a reply that is found. The ids of a reply
 made of text are taken only where the template inserts it verbatim, so they always spell that text.
 The ids of a tool call take the place of its slot, whatever that looks like: its parsed form was
-compared. So do those of a reply that was sampled with reasoning which its message lacks, if that is
-asked for, and where the template would have shown the reasoning. Before a reply that was sampled
-behind another opening than the template writes now, that opening stands, too
-(`transcript_opening.py`). Without a layout the prompt is the canonical one; nothing here adds an
-error to what `ChatTemplate` raises.
+compared. So do those of a reply that was sampled with reasoning, where the template shows that: the
+same reasoning as its message has, or, if that is asked for, any where its message lacks it. Before
+a reply that was sampled behind another opening than the template writes now, that opening stands,
+too (`transcript_opening.py`). Without a layout the prompt is the canonical one; nothing here adds
+an error to what `ChatTemplate` raises.
 
 Look-ups run in message order, since where a reply is looked up depends on all ids before it. Pure
 but for the look-ups.
@@ -33,7 +33,7 @@ from erllama.chat.template import ChatTemplate, Conversation, Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.chat.transcript import Find, transcript_id
-from erllama.chat.transcript_layout import Form, Layout, Slot, reply_layout
+from erllama.chat.transcript_layout import Form, Layout, Slot, reasoning_of, reply_layout
 from erllama.chat.transcript_opening import Openings
 from erllama.errors import ErllamaError
 
@@ -78,13 +78,15 @@ def transcript_prompt(
         return template.render_conversation(conversation.with_messages(shown))
 
     text = template.render_conversation(conversation)
+    told = any(message["role"] == "assistant" and reasoning_of(message) for message in conversation.messages)
     layout = reply_layout(
         text,
         conversation.messages,
         render,
         tool_format,
         is_open=bool(conversation.end),
-        speaks=_generation_prompt(template, conversation) if keeps_reasoning else "",
+        speaks=_generation_prompt(template, conversation) if keeps_reasoning or told else "",
+        keeps_reasoning=keeps_reasoning,
     )
     if layout is None:
         return conversation.tokenize(vocab, text)

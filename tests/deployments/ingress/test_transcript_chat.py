@@ -234,6 +234,25 @@ async def test_a_client_that_drops_the_reasoning_goes_on_from_what_was_sampled_i
         assert chat.model.requests[-1].prompt_tokens == chat.canonical(history, TOOLS)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("told", ["well, hm", "oh"])
+async def test_a_client_that_sends_the_reasoning_back_goes_on_from_what_was_sampled(vocab, monkeypatch, keeps, told):
+    monkeypatch.setattr(vocab, "chat_template", real_template("Qwen-Qwen3-0.6B"))
+    book = TranscriptBook()
+    config = EngineConfig(path="x", keep_sampled_reasoning=keeps)
+    chat = Chat(f"<think>\nwell, hm\n</think>\n\n{CALL}", book, PromptSource(config, root=ROOT, book=book))
+    async with openai_client(chat.app) as client:
+        [choice] = await ask(client, HI, tools=TOOLS)
+        message = choice.message.model_dump(exclude_none=True)
+        thought = message["reasoning_content"].replace("well, hm", told)
+        history = [*HI, message | {"reasoning_content": thought}]
+        history.append({"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "wet"})
+        await ask(client, history, tools=TOOLS)
+    assert chat.continues_as_sampled() == (told == "well, hm")
+    if told == "oh":
+        assert chat.model.requests[-1].prompt_tokens == chat.canonical(history, TOOLS)
+
+
 async def test_each_of_several_choices_can_be_continued(vocab):
     chat = Chat("well")
     replies = iter(["all well", "call me"])

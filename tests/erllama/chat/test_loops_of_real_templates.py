@@ -84,8 +84,8 @@ class Server:
     def answered(self, prompt, text):
         """The ids of a reply, as no tokenizer would choose them, which are recorded."""
         ids = [token for letter in text for token in self.vocab.tokenize(letter, add_special=False)]
-        in_reasoning = False if self.keeps_reasoning else None
-        block = transcript_block(ROOT, prompt, ids, text, self.vocab.piece, self.tool_format, in_reasoning=in_reasoning)
+        keeps = self.keeps_reasoning
+        block = transcript_block(ROOT, prompt, ids, text, self.vocab.piece, self.tool_format, keeps_reasoning=keeps)
         self.store[block.id] = block.tokens.tolist()
         return ids
 

@@ -75,7 +75,7 @@ TRAITS = {
     "mistralai-Mistral-Nemo-Instruct-2407": "text_and_calls=False short_ids=True system=None system_after_result=False developer=False alternates=True user_after_result=False user_first=True",
     "moonshotai-Kimi-K2": "",
     "muse-glimmer": "bare_tools=False raw_arguments=False text_and_calls=False developer=False reasoning=reasoning_content",
-    "openai-gpt-oss-120b": "bare_tools=False parallel=False system=first system_after_result=False reasoning=thinking",
+    "openai-gpt-oss-120b": "bare_tools=False parallel=False system=first system_after_result=False reasoning=thinking reasoning_and_text=False",
     "openbmb-MiniCPM5-1B": "raw_arguments=False developer=False reasoning=reasoning_content",
     "poolside-Laguna-S-2.1": "raw_arguments=False developer=False reasoning=reasoning_content",
     "poolside-Laguna-XS-2.1": "raw_arguments=False developer=False reasoning=reasoning_content",
@@ -250,6 +250,14 @@ def test_reasoning_that_a_template_shows_is_shown_whatever_a_client_calls_it(nam
     for field in ("reasoning_content", "reasoning"):
         text = template(name).render([USER, calling("weather", **{field: "xThoughtx"}), result()], tools=TOOLS)
         assert text.count("xThoughtx") == 1
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_a_call_may_have_reasoning_and_text_beside_it(name):
+    message = calling("weather", reasoning_content="xThoughtx") | {"content": "xSaidx"}
+    text = template(name).render([USER, message, result()], tools=TOOLS)
+    assert words_in_order(["xSaidx", "xResult0x"], text)
+    assert "xIn0x" in text
 
 
 @pytest.mark.parametrize("name", TRAITS)

@@ -1,5 +1,5 @@
-"""Replies that come back without their reasoning: where a template would have kept it, the prompt
-has the ids that were sampled, token by token.
+"""Replies that come back with their reasoning, or without it: where a template keeps it, or would
+have, the prompt has the ids that were sampled, token by token.
 """
 
 import pytest
@@ -35,6 +35,11 @@ def vocab():
     vocab.close()
 
 
+GPT_OSS = "openai-gpt-oss-120b"
+ENDS = ("<|im_end|>", "<|call|>", "<|end_of_msg|>")
+HARMONY_CALL = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+
+
 class Server:
     """What the ingress does with a model, without the model: prompts are answered by what the test
     says was sampled, in ids that no tokenizer would choose.
@@ -67,8 +72,9 @@ class Server:
         """The prompt and what is sampled for it: the reasoning, then `text`."""
         prompt = self.prompt(messages)
         opening, closing = self.tool_format.reasoning
-        opened = opens_reasoning(self.tool_format, self.vocab.detokenize(prompt[-8:], special=True))
-        whole = f"{'' if opened else opening}{thought}{closing}\n\n{text}"
+        opened = opens_reasoning(self.tool_format, self.vocab.detokenize(prompt[-40:], special=True))
+        behind = self.tool_format.next_message or "\n\n"
+        whole = f"{'' if opened else opening}{thought}{closing}{behind}{text}" if thought else text
         ids = [token for char in whole for token in self.vocab.tokenize(char, add_special=False)]
         block = transcript_block(
             ROOT,
@@ -77,13 +83,16 @@ class Server:
             whole,
             self.vocab.token_text,
             self.tool_format,
-            in_reasoning=opened if self.keeps else None,
+            in_reasoning=opened,
+            keeps_reasoning=self.keeps,
         )
         if block is not None:
             self.store[block.id] = block.tokens.tolist()
         return [*prompt, *ids]
 
     def call(self, city):
+        if self.tool_format.name == "harmony":  # as the model writes it, and not as its template does
+            return HARMONY_CALL + f'{{"city": "{city}"}}'
         return self.tool_format.write_calls([ToolCall("weather", f'{{"city": "{city}"}}')])
 
 
@@ -128,16 +137,16 @@ KEPT = {
     "Kimi-K2-Thinking": True,
     "MiniMax-M2": True,
     "google-gemma-4-31B-it-interleaved": True,
+    "Kimi-K3": True,
+    "MiniMax-M3": True,
     "upstage-Solar-Open-100B": True,
+    # its replies are rows of messages
+    GPT_OSS: True,
     # where the assistant begins to speak cannot be told, or looks otherwise behind a result
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": False,
     "deepseek-ai-DeepSeek-V3.2": False,
     "google-gemma-4-31B-it": False,
-    # its replies are rows of messages, which no signature covers
-    "openai-gpt-oss-120b": False,
-    # no tool format knows how it writes calls and reasoning
-    "Kimi-K3": True,
-    "MiniMax-M3": True,
+    # its replies are rows of messages, too, which no signature covers
     "muse-glimmer": False,
 }
 
@@ -175,7 +184,52 @@ def test_each_prompt_of_a_loop_goes_on_from_what_was_sampled(vocab, name):
         assert [text.count(f"Now {one}.") for one in ("Ulm", "Bonn", "Kiel")] == [int(n <= number) for n in range(3)]
 
 
-@pytest.mark.parametrize("name", [name for name, kept in KEPT.items() if kept])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("name", KEPT)
+def test_reasoning_that_is_sent_back_is_as_it_was_sampled(vocab, name, keeps):
+    server, history = Server(vocab, name, keeps=keeps, **THINKS), [USER]
+    for number, city in enumerate(("Ulm", "Bonn", "Kiel")):
+        sampled = server.answer(history, f"Now {city}, grüße.\n", server.call(city))
+        history += [called(city, number, reasoning_content=f"Now {city}, grüße.\n"), result(number)]
+        prompt = server.prompt(history)
+        assert (prompt[: len(sampled)] == sampled) == KEPT[name]
+        if KEPT[name]:
+            text, told = (vocab.detokenize(ids, special=True) for ids in (prompt, server.canonical(history)))
+            assert [text.count(one) for one in ("Now ", *ENDS)] == [told.count(one) for one in ("Now ", *ENDS)]
+    if not KEPT[name]:
+        assert prompt == server.canonical(history)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "MiniMax-M2", GPT_OSS])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        called("Ulm", reasoning_content="Hm, no."),
+        called("Bonn", reasoning_content="Hm."),
+        called("Ulm", reasoning_content="H m."),
+    ],
+)
+def test_what_else_is_sent_back_is_rendered_as_the_template_does(vocab, name, keeps, reply):
+    server = Server(vocab, name, keeps=keeps, **THINKS)
+    server.answer([USER], "Hm.", server.call("Ulm"))
+    history = [USER, reply, result()]
+    assert server.store
+    assert server.prompt(history) == server.canonical(history)
+    server.answer([USER], "", server.call("Ulm"))  # one that has not thought is not what it says either
+    assert server.prompt(history) == server.canonical(history)
+
+
+def test_a_text_that_is_sent_back_with_its_reasoning_is_as_it_was_sampled(vocab):
+    server = Server(vocab, "ByteDance-Seed-OSS", keeps=False)
+    sampled = server.answer([USER], "Hm.", "Yes, it is.")
+    reply = {"role": "assistant", "content": "Yes, it is."}
+    assert server.prompt([USER, reply | {"reasoning_content": "Hm."}, AGAIN])[: len(sampled)] == sampled
+    for other in (reply, reply | {"reasoning_content": "Oh."}, reply | {"content": "Yes.", "reasoning_content": "Hm."}):
+        assert server.prompt([USER, other, AGAIN]) == server.canonical([USER, other, AGAIN])
+
+
+@pytest.mark.parametrize("name", [name for name, kept in KEPT.items() if kept and name != GPT_OSS])
 def test_calls_at_once_keep_their_reasoning(vocab, name):
     server = Server(vocab, name, **THINKS)
     first, second = called("Ulm", 0), called("Bonn", 1)
@@ -237,7 +291,6 @@ def test_nothing_is_kept_unless_it_is_asked_for(vocab):
     server = Server(vocab, "Qwen-Qwen3-0.6B", keeps=False)
     server.answer([USER], "\nHm.\n", server.call("Ulm"))
     history = [USER, called("Ulm"), result()]
-    assert server.store == {}
     assert server.prompt(history) == server.canonical(history)
     server.keeps = True
     server.answer([USER], "\nHm.\n", server.call("Ulm"))
