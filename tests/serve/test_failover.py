@@ -165,6 +165,7 @@ def test_calls_for_one_answer_leave_a_replica_that_stands_still(server, both):
     def embedding(name: int) -> list[float]:
         asked = {"model": "demo", "input": f"The long night {name}."}
         reply = httpx.post(f"{server.url}/v1/embeddings", json=asked, timeout=90)
+        assert reply.status_code == 200, reply.text
         return list(reply.json()["data"][0]["embedding"])
 
     expected = [embedding(name) for name in range(6)]
