@@ -11,7 +11,7 @@ Pure; every failure is `RefusedText`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from math import comb, perm
@@ -224,7 +224,7 @@ def _fits_name(name: str, names: list[Any] | None, pattern: str | None) -> bool:
 
 def _object_size(schema: dict[str, Any], where: str, root: SchemaRoot) -> Iterator[Any]:
     """llguidance counts only what is not declared. So options say which of the declared properties
-    are there.
+    are there, and which are not; where only a least number counts, the others need not be decided.
     """
     properties, required = _object(schema, "properties"), _names(schema, "required")
     optional = [name for name, one in properties.items() if name not in required and one is not False]
@@ -232,26 +232,24 @@ def _object_size(schema: dict[str, Any], where: str, root: SchemaRoot) -> Iterat
     most = max(schema["maxProperties"] - len(required), 0) if "maxProperties" in schema else len(optional)
     others = schema.get("additionalProperties", schema.get("unevaluatedProperties", False))
     is_open = others is not False or "patternProperties" in schema
-    if not optional or (not is_open and least <= 1 and most == len(optional)):
+    exact = is_open or "maxProperties" in schema
+    if not optional or (not exact and least <= 1):
         return
-    bounds = {name: schema.pop(name) for name in ("minProperties", "maxProperties") if name in schema}
-    exact = is_open or (least > 0 and most < len(optional))
-    first, last = (0, len(optional)) if is_open else (least, min(most, len(optional)))
-    sizes = range(first, last + 1) if exact else [least or most]
+    bounds: dict[str, Any] = {name: schema.pop(name) for name in ("minProperties", "maxProperties") if name in schema}
+    sizes = range(0 if is_open else least, min(most, len(optional)) + 1) if exact else [least]
     if sum(comb(len(optional), size) for size in sizes) > MAX_OPTIONS:
         keyword = "minProperties" if least else "maxProperties"
         root.unenforceable(keyword, f"its properties have more than {MAX_OPTIONS} combinations", where)
         return
+    chosen = [names for size in sizes for names in combinations(optional, size)]
     yield {
-        "anyOf": [
-            (bounds if is_open else {})
-            | ({"required": list(chosen)} if exact or least else {})
-            | ({"properties": {name: False for name in optional if name not in chosen}} if exact or not least else {})
-            for size in sizes
-            for chosen in combinations(optional, size)
-        ]
-        or [False]
+        "anyOf": [_with(names, optional, bounds) if exact else {"required": list(names)} for names in chosen] or [False]
     }
+
+
+def _with(names: Sequence[str], optional: Sequence[str], bounds: dict[str, Any]) -> dict[str, Any]:
+    """Of the `optional` properties just `names`. The `bounds` then count what others declare."""
+    return bounds | {"required": list(names), "properties": {name: False for name in optional if name not in names}}
 
 
 def _unevaluated(schema: dict[str, Any], where: str, root: SchemaRoot) -> _Parts:

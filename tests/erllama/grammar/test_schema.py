@@ -84,6 +84,7 @@ from tests.support.grammar_kit import (
             {"required": [f"p{i}" for i in range(3000)], "anyOf": [{"required": [f"q{i}"]} for i in range(3000)]},
             "more than 200000 properties",
         ),
+        ({"required": ["b"], "properties": {"a": {}}, "maxProperties": 0}, "Unsatisfiable"),
         ({"pattern": ".?" * 1001}, "more than 1000 parts of one expression may be left out"),
         ({"anyOf": [{"pattern": ".?" * 900 + f"{i}"} for i in range(6)]}, "more than 5000 parts of its patterns"),
         ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems (3) is greater than maxItems (2)"),

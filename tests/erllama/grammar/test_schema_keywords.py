@@ -104,6 +104,11 @@ KEYWORDS = {
         ['{"a":1}', "{}"],
     ),
     "at most two of three": ({"properties": {"a": {}, "b": {}, "c": {}}, "maxProperties": 2}, ["{}", '{"b":1,"c":1}'], ['{"a":1,"b":1,"c":1}']),
+    "at most what another part needs": (
+        {"properties": {"a": {}}, "maxProperties": 1, "allOf": [{"properties": {"b": {}}, "required": ["b"]}]},
+        ['{"b":1}'],
+        ['{"a":1,"b":1}', '{"a":1}', "{}"],
+    ),
     "properties of an open object": (OPEN | {"properties": {"a": {}}, "minProperties": 2}, ['{"a":0,"x":1}', '{"x":1,"y":2}'], ['{"a":0}', "{}"]),
     "unevaluatedProperties": (
         {"allOf": [{"properties": {"a": {}}}], "properties": {"b": {}}, "unevaluatedProperties": False},
