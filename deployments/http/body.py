@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from erllama.errors import InvalidParameter
 
@@ -17,6 +17,18 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=F
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 B = TypeVar("B", bound=BaseModel)
+
+
+def _stop(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return (value,) if value else ()
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    raise ValueError("must be a string or a list of strings")
+
+
+StopField = Annotated[tuple[str, ...], BeforeValidator(_stop)]
+"""Stop strings as OpenAI's bodies have them: one, several, or none (null, or an empty one)."""
 
 
 def parse_json(kind: type[B], raw: bytes) -> B:

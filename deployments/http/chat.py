@@ -21,18 +21,21 @@ from erllama.chat.tool_formats.lark_writer import forced_calls, free_reply, reas
 from erllama.chat.tool_formats.splitter import reply_splitter
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
+from erllama.grammar.json_schema.schema import check_strict
 from erllama.request import GenerationRequest, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
     """A function that the model may call. `shown` is what the template shows of it, in the order of
-    its keys: equal tools must be equal tokens.
+    its keys: equal tools must be equal tokens. `strict_at` is where in the body its schema stands, if
+    the schema has to be enforced or refused.
     """
 
     name: str
     parameters: Mapping[str, Any]
     shown: Mapping[str, Any]
+    strict_at: str | None = None
 
     @property
     def spec(self) -> ToolSpec:
@@ -135,6 +138,9 @@ def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not. May take long: see `PromptPort`. Raises
     `InvalidParameter` and `NotSupported`.
     """
+    for tool in ask.tools:
+        if tool.strict_at is not None:
+            check_strict(tool.parameters, tool.strict_at)
     shown = [dict(tool.shown) for tool in ask.tools]
     return prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
 

@@ -9,10 +9,9 @@ from typing import Any
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.dialects.anthropic.wire_tools import Tool
-from deployments.http.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice
+from deployments.http.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice, thinking_variables
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
-from erllama.grammar.json_schema.schema import check_strict
 from erllama.request import GenerationRequest, SamplingParams
 
 logger = logging.getLogger("deployments.http")
@@ -90,18 +89,18 @@ def offered_tools(body: ConversationBody) -> tuple[OfferedTool, ...]:
         if not tool.is_own:
             logger.info("event=tool_skipped type=%.40r name=%.40r", tool.type, tool.name)
             continue
-        if tool.strict:
-            check_strict(tool.input_schema or {}, f"tools[{number}].input_schema")
-        offered.append(_offered(tool))
+        offered.append(_offered(tool, f"tools[{number}]"))
     return tuple(offered)
 
 
-def _offered(tool: Tool) -> OfferedTool:
+def _offered(tool: Tool, place: str) -> OfferedTool:
     function: dict[str, Any] = {"name": tool.name}
     if tool.description is not None:
         function["description"] = tool.description
     function["parameters"] = tool.input_schema
-    return OfferedTool(tool.name, tool.input_schema or {"type": "object"}, {"type": "function", "function": function})
+    shown = {"type": "function", "function": function}
+    strict_at = f"{place}.input_schema" if tool.strict else None
+    return OfferedTool(tool.name, tool.input_schema or {"type": "object"}, shown, strict_at)
 
 
 def tool_choice(body: ConversationBody, known: set[str]) -> ToolChoice:
@@ -139,9 +138,5 @@ def template_variables(body: ConversationBody) -> dict[str, Any]:
     """What a body says to the template beside messages and tools. Without `thinking` a model does
     what it does by default.
     """
-    variables: dict[str, Any] = {}
-    if body.thinking is not None:
-        thinks = body.thinking.type != "disabled"
-        variables |= {"enable_thinking": thinks, "thinking": thinks}
-    effort = body.output_config.effort if body.output_config is not None else None
-    return variables if effort is None else variables | {"reasoning_effort": effort}
+    thinks = None if body.thinking is None else body.thinking.type != "disabled"
+    return thinking_variables(thinks, body.output_config.effort if body.output_config is not None else None)

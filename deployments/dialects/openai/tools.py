@@ -9,7 +9,6 @@ from deployments.dialects.openai.wire import ChatBody
 from deployments.dialects.openai.wire_tools import AllowedChoice, NamedTool, Tool
 from deployments.http.chat import OfferedTool, ToolChoice
 from erllama.errors import InvalidParameter
-from erllama.grammar.json_schema.schema import check_strict
 
 
 def offered_tools(body: ChatBody) -> tuple[OfferedTool, ...]:
@@ -19,13 +18,14 @@ def offered_tools(body: ChatBody) -> tuple[OfferedTool, ...]:
     Keys come in one order whatever the client's, so that equal tools are equal tokens; `strict` is
     for us, not for the model.
     """
-    return tuple(map(_offered, body.tools or ()))
+    return tuple(_offered(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ()))
 
 
-def _offered(tool: Tool) -> OfferedTool:
+def _offered(tool: Tool, place: str) -> OfferedTool:
     function = tool.function
+    strict_at = f"{place}.function.parameters" if function.strict else None
     shown = {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"strict"})}
-    return OfferedTool(function.name, function.parameters or {"type": "object"}, shown)
+    return OfferedTool(function.name, function.parameters or {"type": "object"}, shown, strict_at)
 
 
 def tool_choice(body: ChatBody) -> ToolChoice:
@@ -39,12 +39,7 @@ def tool_choice(body: ChatBody) -> ToolChoice:
 
 
 def check_tools(body: ChatBody) -> None:
-    """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there, and for a
-    strict tool whose schema cannot be enforced.
-    """
-    for number, tool in enumerate(body.tools or ()):
-        if tool.function.strict:
-            check_strict(tool.function.parameters or {}, f"tools[{number}].function.parameters")
+    """Raises `InvalidParameter` for a choice without tools, or of a tool that is not there."""
     choice, param = body.tool_choice, "function_call" if body.function_call else "tool_choice"
     if choice not in (None, "none") and not body.tools:
         needed = "functions" if body.function_call else "tools"

@@ -16,13 +16,14 @@ from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
 from deployments.dialects.openai.wire_messages import Message
 from deployments.dialects.openai.wire_structure import (
     ChoiceField,
+    ClosedPart,
     GrammarField,
     ResponseFormat,
     SchemaField,
     StructuredOutputs,
 )
 from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
-from deployments.http.body import parse_json
+from deployments.http.body import StopField, parse_json
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_CHOICES = 16
@@ -48,10 +49,6 @@ class Wire(BaseModel):
             raise InvalidParameter(f"Unrecognized request argument supplied: {name}", param=name)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
 def _off(off: Any) -> BeforeValidator:
     """Reads a value that llama.cpp and vLLM understand as "off" as absent."""
 
@@ -63,14 +60,6 @@ def _off(off: Any) -> BeforeValidator:
 
 def _top_k(value: Any) -> Any:
     return 0 if value == -1 else value  # both mean all tokens
-
-
-def _stop(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return (value,) if value else ()
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return tuple(value)
-    raise ValueError("must be a string or a list of strings")
 
 
 def _logit_bias(value: Any) -> Any:
@@ -88,7 +77,7 @@ def _logit_bias(value: Any) -> Any:
     return tuple(pairs)
 
 
-class StreamOptions(_Part):
+class StreamOptions(ClosedPart):
     """`include_usage` adds a last chunk that has no choices but the usage of all of them."""
 
     include_usage: bool | None = None
@@ -115,7 +104,7 @@ class GenerationBody(Wire):
     presence_penalty: float | None = None
     seed: Annotated[int | None, _off(-1)] = None
     max_tokens: Annotated[int, Field(ge=-1)] | None = None  # -1 is llama.cpp's "until the end"
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
+    stop: StopField = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
     response_format: ResponseFormat | None = None
     grammar: GrammarField = None  # llama.cpp; those that follow are its own, vLLM's and SGLang's

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-class _Part(BaseModel):
+class ClosedPart(BaseModel):
+    """A part of a body that has no other fields."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
@@ -33,7 +35,7 @@ GrammarField = Annotated[str | None, BeforeValidator(_text_off)]
 ChoiceField = Annotated[list[str], Field(min_length=1, max_length=10_000)] | None
 
 
-class JsonSchema(_Part):
+class JsonSchema(ClosedPart):
     """With `strict` false what cannot be enforced is left to the model; all else is enforced all the
     same: a grammar costs little, and the reply then parses.
     """
@@ -44,7 +46,7 @@ class JsonSchema(_Part):
     strict: bool | None = None
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(ClosedPart):
     """The types `regex` and `grammar` are those of other hosts of open models."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
@@ -54,10 +56,8 @@ class ResponseFormat(_Part):
     grammar: str | None = None
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(ClosedPart):
     """vLLM's. One of the fields says what is wanted; its other ones tune vLLM."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     json_form: SchemaField = Field(default=None, alias="json")
     regex: GrammarField = None

@@ -9,7 +9,7 @@ from deployments.dialects.responses.past import conversation, referred_items
 from deployments.dialects.responses.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
-from deployments.http.chat import ChatAsk, ReadyChat
+from deployments.http.chat import ChatAsk, ReadyChat, thinking_variables
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from erllama.request import GenerationRequest, SamplingParams
@@ -44,14 +44,10 @@ def reply_constraint(body: PromptBody) -> Constraint | None:
 def template_variables(body: PromptBody) -> dict[str, Any]:
     """What a body says to the template beside messages and tools; `chat_template_kwargs` win.
 
-    Families call the switch of their reasoning `enable_thinking` or `thinking`; an effort of "none"
-    is OpenAI's way to turn it off.
+    An effort of "none" is OpenAI's way to turn the reasoning off.
     """
-    variables: dict[str, Any] = {}
-    if body.effort == "none":
-        variables |= {"enable_thinking": False, "thinking": False}
-    elif body.effort:
-        variables["reasoning_effort"] = body.effort
+    off = body.effort == "none"
+    variables = thinking_variables(False if off else None, None if off else body.effort or None)
     if body.text and body.text.verbosity:
         variables["verbosity"] = body.text.verbosity
     return variables | (body.chat_template_kwargs or {})

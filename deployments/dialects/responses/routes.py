@@ -21,17 +21,14 @@ from deployments.http.middleware import engine_id, request_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
-from deployments.http.reply import INLINE_CHARS, prepare, read_body, streamed_reply, whole_replies
+from deployments.http.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 
 
 def _cost(raw: bytes, body: PromptBody, prompts: PromptPort) -> int:
-    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
-    event loop, and no store is asked for earlier replies there.
-    """
-    slow = body.format is not None or bool(body.tools) or (prompts.may_wait and isinstance(body.input, list))
-    slow = slow or body.previous_response_id is not None
-    return len(raw) + INLINE_CHARS * slow
+    """A conversation that goes on is long, whatever the body holds of it."""
+    slow = body.format is not None or bool(body.tools) or body.previous_response_id is not None
+    return prepare_cost(len(raw), prompts, compiles=slow, has_replies=isinstance(body.input, list))
 
 
 def _in_words_of_the_body(error: RequestError) -> RequestError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deployments.dialects.responses.wire import PromptBody
@@ -19,7 +19,6 @@ from deployments.http.body import parse_value
 from deployments.http.chat import OfferedTool
 from deployments.http.chat import ToolChoice as AskedChoice
 from erllama.errors import InvalidParameter
-from erllama.grammar.json_schema.schema import check_strict
 
 logger = logging.getLogger("deployments.http")
 
@@ -86,9 +85,7 @@ def _flattened(
         match tool.get("type"):
             case "function":
                 function = parse_value(FunctionTool, tool, place)
-                if function.strict:
-                    check_strict(function.parameters or {}, f"{place}.parameters")
-                yield place, ClientTool(function.name, namespace), _function(function, namespace)
+                yield place, ClientTool(function.name, namespace), _function(function, namespace, place)
             case "custom":
                 custom = parse_value(CustomTool, tool, place)
                 yield place, ClientTool(custom.name, namespace, custom=True), _custom(custom, namespace)
@@ -101,8 +98,9 @@ def _flattened(
                 logger.info("event=skipped_tool type=%.40r place=%s", kind, place)
 
 
-def _function(tool: FunctionTool, namespace: str | None) -> OfferedTool:
-    return _offered(qualified(namespace, tool.name), tool.description, tool.parameters)
+def _function(tool: FunctionTool, namespace: str | None, place: str) -> OfferedTool:
+    offered = _offered(qualified(namespace, tool.name), tool.description, tool.parameters)
+    return replace(offered, strict_at=f"{place}.parameters") if tool.strict else offered
 
 
 def _custom(tool: CustomTool, namespace: str | None) -> OfferedTool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.dialects.responses.wire_tools import ToolChoice, read_choice
-from deployments.http.body import parse_json
+from deployments.http.body import StopField, parse_json
 from erllama.errors import NotSupported
 
 _REFUSED = {
@@ -32,14 +32,6 @@ def _input(value: Any) -> Any:
     if value is not None and not isinstance(value, str | list):
         raise ValueError("must be a string or a list of items")
     return value
-
-
-def _stop(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return (value,) if value else ()
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return tuple(value)
-    raise ValueError("must be a string or a list of strings")
 
 
 class Reasoning(Open):
@@ -129,7 +121,7 @@ class ResponseBody(PromptBody):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
+    stop: StopField = ()
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None

@@ -132,15 +132,15 @@ class _Preparation:
         self._n_names = 0
         self._n_optional = 0
         self._definitions: dict[str, str] = {}  # a reference -> the name of what it leads to
+        self._referred: list[str] = []  # the references in the order in which they were met
         self.mixes = False  # some object takes names beside its own, and an escape could spell one of its own
 
     def whole(self, schema: SchemaObject) -> dict[str, Any]:
         """The root itself, with the definitions that it refers to."""
         prepared = self.alone(schema, "#")
         made: dict[str, Any] = {}
-        while len(made) < len(self._definitions):  # each may refer to others
-            ref, name = list(self._definitions.items())[len(made)]
-            made[name] = self.alone(self._root.resolve(ref, "#"), ref)
+        for ref in self._referred:  # grows, as each may refer to others
+            made[self._definitions[ref]] = self.alone(self._root.resolve(ref, "#"), ref)
         return {**prepared, "$defs": made}
 
     def alone(self, schema: Any, where: str, depth: int = 0, beside: _Declared | None = None) -> Any:
@@ -252,7 +252,10 @@ class _Preparation:
         self._root.resolve(ref, where)
         if ref == "#":
             return "#"
-        return f"#/$defs/{self._definitions.setdefault(ref, f'd{len(self._definitions)}')}"
+        if ref not in self._definitions:
+            self._definitions[ref] = f"d{len(self._definitions)}"
+            self._referred.append(ref)
+        return f"#/$defs/{self._definitions[ref]}"
 
 
 def _boolean(schema: Any, where: str) -> bool:
