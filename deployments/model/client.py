@@ -23,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.attempt_id import attempt_id
 from deployments.config import FailoverPolicy, deployment_name
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
@@ -307,10 +308,10 @@ class ModelClient:
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
-        attempts = self._attempts()
+        attempts, name = self._attempts(), uuid.uuid4().hex
         while True:
             try:
-                return await self._answer(attempts, method, *args, **kwargs)
+                return await self._answer(attempts, attempt_id(name, attempts.number), method, *args, **kwargs)
             except TimeoutError:
                 raise error or _unanswered() from None
             except ErllamaError as failed:
@@ -320,10 +321,10 @@ class ModelClient:
                 if not await _goes_on(attempts, method, failed):
                     raise
 
-    async def _answer(self, attempts: Attempts, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def _answer(self, attempts: Attempts, ref: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """One attempt, as a stream: its heartbeats tell a replica that computes from one that
-        hangs."""
-        lists: AsyncGenerator[list[Any], None] = self._lists(attempts, bool, "answer", method, args, kwargs)
+        hangs. By `ref` the router knows where earlier ones failed."""
+        lists: AsyncGenerator[list[Any], None] = self._lists(attempts, bool, "answer", ref, method, args, kwargs)
         async with aclosing(lists):
             return (await anext(lists))[0]
 

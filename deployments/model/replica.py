@@ -184,10 +184,11 @@ class ModelReplica:
                 yield events
 
     async def answer(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, ref: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> AsyncGenerator[list[Any], None]:
         """What another method returns, in a list of its own; before it heartbeats, as `generate`
-        sends them. Raises what that method raises."""
+        sends them. `ref` names the call and its attempt, for the router. Raises what that method
+        raises."""
         call = asyncio.ensure_future(getattr(self, method)(*args, **kwargs))
         try:
             while not (await asyncio.wait([call], timeout=HEARTBEAT_S))[0]:

@@ -80,6 +80,8 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             affinity = None if request.affinity is None else session_hash(request.affinity)
         case "continue_", [session_id, *_]:
             tokens, name, attempt, affinity = (), "", 1, None
+        case "answer", [str(ref), *_]:
+            (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, None
         case _:
             return None
     session = None if session_id is None else session_hash(session_id)

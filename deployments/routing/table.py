@@ -176,7 +176,7 @@ class RouteTable(Generic[K]):
             known = self._known.get(replica)
             if known is None:
                 return
-            if not known.goes_on(prompt.chain):
+            if prompt.n_tokens and not known.goes_on(prompt.chain):
                 self._turns += 1
                 known.turn = self._turns
                 known.n_new += 1

@@ -21,6 +21,7 @@ from deployments.model.client import ModelClient
 from deployments.model.loop_thread import LoopThread
 from deployments.model.ray_errors import ModelUnavailable
 from deployments.model.states import LoadState, Phase
+from deployments.routing.prompt import prompt_of
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams
@@ -82,6 +83,7 @@ class Handle:
     ) -> None:
         self.requests: list[GenerationRequest] = []
         self.responses: list[Response] = []
+        self.refs: list[str] = []  # of calls for one answer
         self._script = script
         self._answers = iter(answers or [])
 
@@ -94,6 +96,7 @@ class Handle:
     def remote(self, *args: Any) -> Any:
         if self._script is None:
             answer = next(self._answers)
+            self.refs.append(args[0])
             last = answer if isinstance(answer, BaseException) or answer in ("hang", "mute") else [answer]
             self.responses.append(Response(["hang"] if last == "mute" else [[], last]))
             return self.responses[-1]
@@ -347,6 +350,9 @@ def test_a_call_whose_replica_falls_silent_is_made_again_elsewhere(first):
         client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
         assert await client.embed([[1]]) == [[0.5]]
         assert [response.cancelled for response in handle.responses] == [True, False]
+        tried = [prompt_of("answer", (ref, "embed", (), {}), 8) for ref in handle.refs]
+        assert [prompt.attempt for prompt in tried] == [1, 2], "the router would not know where it has failed"
+        assert tried[0].request == tried[1].request != ""
 
     asyncio.run(story())
 

@@ -157,7 +157,7 @@ def test_a_call_for_one_answer_sends_heartbeats_until_it_comes_or_the_engine_is_
         stream = it.replica.generate(request(max_tokens=2))
         assert await anext(stream) == []
         await it.held()
-        answer = it.replica.answer("embed", [[[1, 2]]], {})
+        answer = it.replica.answer("call", "embed", [[[1, 2]]], {})
         assert [await anext(answer) for _ in range(3)] == [[], [], []]
 
         with monkeypatch.context() as patched:
@@ -176,7 +176,7 @@ def test_a_call_for_one_answer_sends_heartbeats_until_it_comes_or_the_engine_is_
 def test_a_call_for_one_answer_raises_what_its_method_raises(serve):
     async def story(it: Fixture) -> None:
         with pytest.raises(InvalidParameter, match="no adapter"):
-            await anext(it.replica.answer("set_adapter_scale", ["lora-none", 1.0], {}))
+            await anext(it.replica.answer("call", "set_adapter_scale", ["lora-none", 1.0], {}))
 
     serve(story)
 
