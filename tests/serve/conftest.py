@@ -14,7 +14,7 @@ from openai import OpenAI
 from erllama.testing.random_gguf import write_random_encoder, write_random_lora, write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.driver import driver
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import ServeProcess, running
 
 DEMO = {
     "id": "demo",
@@ -57,12 +57,8 @@ def app_args(gguf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, app_args: dict[str, Any]) -> Iterator[ServeProcess]:
-    process = ServeProcess(tmp_path_factory.mktemp("serve"), app_args)
-    try:
-        process.wait_ready("demo", "tiny", "narrow", "encoder")
+    with running(tmp_path_factory.mktemp("serve"), app_args, "demo", "tiny", "narrow", "encoder") as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture

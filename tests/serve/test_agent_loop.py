@@ -16,7 +16,7 @@ import pytest
 from erllama.llama.vocab import LlamaVocab
 from tests.support.agent_models import FAMILIES, Family, app_args
 from tests.support.agents import TOOLS, Agent, LangChainAgent, OpenAIAgent, Turn
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import ServeProcess, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -33,12 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[ServeProcess]:
-    process = ServeProcess(folder, app_args(folder))
-    try:
-        process.wait_ready(*FAMILIES)
+    with running(folder, app_args(folder), *FAMILIES) as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

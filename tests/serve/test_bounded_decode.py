@@ -17,7 +17,7 @@ import pytest
 
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import ServeProcess, running
 from tests.support.streams import replica_pids, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -36,12 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
         "id": "slow", "path": str(folder / "slow.gguf"), "n_ctx": 4352, "n_parallel": 2, "n_batch": 4096, "prefill_slice": 4096,
         "n_threads": 1, "num_cpus": 0.5, "decode_budget_s": BUDGET_S,
     }  # fmt: skip
-    process = ServeProcess(folder, {"models": [model], "store": {"tiers": [{"url": str(folder / "kv")}]}})
-    try:
-        process.wait_ready("slow")
+    with running(folder, {"models": [model], "store": {"tiers": [{"url": str(folder / "kv")}]}}, "slow") as process:
         yield process
-    finally:
-        process.stop()
 
 
 def ask(server: ServeProcess, prompt: list[int], **more: Any) -> httpx.Response:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import running
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -19,14 +19,10 @@ MODEL = {"id": "demo", "path": "demo", "n_ctx": 16384, "n_parallel": 1, "max_que
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    process = ServeProcess(
-        tmp_path_factory.mktemp("default-mode"), {"models": [MODEL], "store": {"tiers": []}}, tuned=False
-    )
-    try:
-        process.wait_ready("demo")
+    with running(
+        tmp_path_factory.mktemp("default-mode"), {"models": [MODEL], "store": {"tiers": []}}, "demo", tuned=False
+    ) as process:
         yield process
-    finally:
-        process.stop()
 
 
 def test_chat_stream_errors_and_cancel_work_under_serves_defaults(server):

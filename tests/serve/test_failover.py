@@ -29,8 +29,8 @@ from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
 from erllama.request import GenerationRequest, SamplingParams
 from tests.support.bounds import MOVES_S, STREAMS_END_S
-from tests.support.driver import driver
-from tests.support.serve_process import ServeProcess
+from tests.support.driver import serve_logs
+from tests.support.serve_process import ServeProcess, running
 from tests.support.streams import TextStream, busiest, replica_pids, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -70,19 +70,14 @@ def args(store: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, args: dict[str, Any]) -> Iterator[ServeProcess]:
-    process = ServeProcess(tmp_path_factory.mktemp("failover"), args)
-    try:
-        process.wait_ready("demo")
+    with running(tmp_path_factory.mktemp("failover"), args, "demo") as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture(scope="module")
 def logs(server: ServeProcess) -> Iterator[Path]:
-    """This process as a driver of the cluster; where Serve's logs are."""
-    with driver() as connected:
-        yield Path(connected.address_info["session_dir"]) / "logs" / "serve"
+    with serve_logs() as folder:
+        yield folder
 
 
 @pytest.fixture

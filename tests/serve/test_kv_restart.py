@@ -19,7 +19,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import ServeProcess, running
 from tests.support.streams import TextStream, replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -50,12 +50,13 @@ def serving(folder: Path, store: Path, policy: dict[str, Any], *, asleep: bool =
     if asleep:
         model["autoscaling"] = {"min_replicas": 0, "max_replicas": 1}
     tiers = [{"url": str(store / "fast"), "max_bytes": "1GiB"}, {"url": str(store / "slow")}]
-    process = ServeProcess(folder, {"models": [model], "store": {"tiers": tiers}, "policy": policy})
-    try:
-        process.wait_ready("demo", state="unknown" if asleep else "ready")
+    with running(
+        folder,
+        {"models": [model], "store": {"tiers": tiers}, "policy": policy},
+        "demo",
+        state="unknown" if asleep else "ready",
+    ) as process:
         yield process
-    finally:
-        process.stop()
 
 
 def chat(client: OpenAI, messages: list[dict[str, Any]], **params: Any) -> tuple[dict[str, Any], int, int]:

@@ -25,7 +25,7 @@ import ray
 from deployments.model.blocking import RemoteModel
 from deployments.routing import router as kv_router
 from erllama.errors import EngineStopped
-from tests.support.serve_process import ServeProcess
+from tests.support.serve_process import ServeProcess, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -37,12 +37,8 @@ Worker = Callable[..., Any]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     model = {"id": "demo", "path": "demo", "n_ctx": 2048, "n_threads": 1, "num_cpus": 0.5, "num_replicas": N_REPLICAS}
-    process = ServeProcess(tmp_path_factory.mktemp("routing"), {"models": [model], "store": {"tiers": []}})
-    try:
-        process.wait_ready("demo")
+    with running(tmp_path_factory.mktemp("routing"), {"models": [model], "store": {"tiers": []}}, "demo") as process:
         yield process
-    finally:
-        process.stop()
 
 
 def connect() -> None:

@@ -23,8 +23,8 @@ from deployments.model.load_limit import MAX_LOADS
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.bounds import MOVES_S
-from tests.support.driver import driver
-from tests.support.serve_process import ServeProcess
+from tests.support.driver import serve_logs
+from tests.support.serve_process import ServeProcess, running
 from tests.support.streams import replica_pids, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
@@ -51,18 +51,14 @@ def args(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, args: dict[str, Any]) -> Iterator[ServeProcess]:
-    process = ServeProcess(tmp_path_factory.mktemp("load-again"), args)
-    try:
-        process.wait_ready("one", "two")
+    with running(tmp_path_factory.mktemp("load-again"), args, "one", "two") as process:
         yield process
-    finally:
-        process.stop()
 
 
 @pytest.fixture(scope="module")
 def logs(server: ServeProcess) -> Iterator[Path]:
-    with driver() as connected:
-        yield Path(connected.address_info["session_dir"]) / "logs" / "serve"
+    with serve_logs() as folder:
+        yield folder
 
 
 def complete(server: ServeProcess, model: str) -> httpx.Response:

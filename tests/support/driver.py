@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,3 +24,10 @@ def driver() -> Iterator[Any]:
         # Serve's client remembers the controller; it forgets it for another job id, and the first
         # job of the next cluster has the same one.
         context._set_global_client(None)
+
+
+@contextmanager
+def serve_logs() -> Iterator[Path]:
+    """This process as a driver of the cluster; where Serve's logs are."""
+    with driver() as connected:
+        yield Path(connected.address_info["session_dir"]) / "logs" / "serve"

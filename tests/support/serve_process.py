@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,16 @@ def _children(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+@contextmanager
+def running(
+    folder: Path, args: dict[str, Any], *models: str, state: str = "ready", tuned: bool = True
+) -> Iterator[ServeProcess]:
+    """The application of `args` in a process of its own, from when each of `models` is in `state`."""
+    process = ServeProcess(folder, args, tuned=tuned)
+    try:
+        process.wait_ready(*models, state=state)
+        yield process
+    finally:
+        process.stop()
