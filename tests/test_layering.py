@@ -39,7 +39,18 @@ ORDER = {
         *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
-        *("__init__", "http", "dialects", "config", "serve_log", "memory", "attempt_id", "routing", "model"),
+        *(
+            "__init__",
+            "http",
+            "generation",
+            "dialects",
+            "config",
+            "serve_log",
+            "memory",
+            "attempt_id",
+            "routing",
+            "model",
+        ),
         *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
     ),
 }

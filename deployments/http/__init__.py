@@ -1,3 +1,3 @@
-"""What every HTTP dialect shares: a reply written as it comes, errors, middleware, and the ports to
-the rest.
+"""What every HTTP dialect shares: the seam that a dialect fills, bodies, streams, errors, middleware,
+and the ports to the models.
 """

@@ -1,7 +1,7 @@
 """The HTTP application: health, the dialects' routes, and the layers around them. Plain FastAPI
 without ray, so it runs anywhere.
 
-Read on: `dialects/*/routes` (endpoints), `http/reply` (the path that they share),
+Read on: `dialects/*/routes` (endpoints), `generation/reply` (the path that they share),
 `http/middleware` (request id, keys, log), `http/dialect` (what a dialect is), `http/errors`.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.dialects.anthropic.wire_tools import Tool
-from deployments.http.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice, thinking_variables
+from deployments.generation.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice, thinking_variables
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, SamplingParams

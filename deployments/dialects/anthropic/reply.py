@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from deployments.generation.chat import ReadyChat
 from deployments.http.body import encode
-from deployments.http.chat import ReadyChat
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, ReplyPart, TextDelta
 from erllama.errors import ContextOverflow, ErllamaError
 from erllama.events import Completion, FinishReason, RequestStats

@@ -13,13 +13,13 @@ from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
+from deployments.generation.chat import ReadyChat, chat_prompt, ready_chat
+from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import parse_json
-from deployments.http.chat import ReadyChat, chat_prompt, ready_chat
 from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
-from deployments.http.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError
 
 _MODELS = "/v1/models"

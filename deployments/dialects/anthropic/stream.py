@@ -26,8 +26,8 @@ from deployments.dialects.anthropic.reply import (
     stop_fields,
     usage,
 )
+from deployments.generation.chat import ReadyChat
 from deployments.http.body import encode
-from deployments.http.chat import ReadyChat
 from deployments.http.dialect import SSE, Framing
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, ReplyPart, TextDelta
 from erllama.errors import ErllamaError

@@ -7,9 +7,9 @@ from typing import Any
 
 from deployments.dialects.ollama.wire import ChatBody, GenerateBody, GenerationBody
 from deployments.dialects.ollama.wire_messages import Message, offered_tools, template_messages
-from deployments.http.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
+from deployments.generation.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
+from deployments.generation.reply import INLINE_CHARS, check_fits
 from deployments.http.ports import PromptPort
-from deployments.http.reply import INLINE_CHARS, check_fits
 from erllama.chat.template import Ending
 from erllama.errors import InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint

@@ -18,9 +18,9 @@ from uuid import uuid4
 
 import numpy as np
 
+from deployments.generation.logprobs import CoveredLogprobs, covered, token_logprobs
 from deployments.http.body import encode
 from deployments.http.dialect import NDJSON
-from deployments.http.logprobs import CoveredLogprobs, covered, token_logprobs
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,
     CallStart,

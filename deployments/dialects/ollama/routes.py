@@ -53,13 +53,13 @@ from deployments.dialects.ollama.wire import (
     ShowBody,
     parse_body,
 )
-from deployments.http.chat import ChatAsk
+from deployments.generation.chat import ChatAsk
+from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import NDJSON, Dialect, route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
-from deployments.http.reply import prepare, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError, RequestError
 
 API_VERSION = "0.13.0"

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from deployments.http.chat import OfferedTool
+from deployments.generation.chat import OfferedTool
 
 ROLES = ("system", "user", "assistant", "tool")
 

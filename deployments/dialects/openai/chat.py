@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from deployments.dialects.openai.logprobs import chat_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.generation.logprobs import CoveredLogprobs, Placed, covered
 from deployments.http.body import encode
-from deployments.http.logprobs import CoveredLogprobs, Placed, covered
 from erllama.chat.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,

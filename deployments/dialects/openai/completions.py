@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from deployments.dialects.openai.logprobs import legacy_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.generation.logprobs import CoveredLogprobs, Placed, covered
 from deployments.http.body import encode
-from deployments.http.logprobs import CoveredLogprobs, Placed, covered
 from erllama.events import Completion, Done, Event, Tokens
 
 KIND = "text_completion"

@@ -1,5 +1,5 @@
 """Log probabilities as OpenAI's API writes them around a choice, in the chat's shape and the legacy
-one; `http/logprobs` has which tokens a text covers.
+one; `generation/logprobs` has which tokens a text covers.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.http.logprobs import Placed, finite, token_logprobs
+from deployments.generation.logprobs import Placed, finite, token_logprobs
 from erllama.events import TokenLogprob
 
 

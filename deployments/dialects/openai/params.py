@@ -10,7 +10,7 @@ from deployments.dialects.openai.structure import reply_constraint
 from deployments.dialects.openai.tools import offered_tools, tool_choice
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
-from deployments.http.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint

@@ -33,14 +33,14 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
-from deployments.http.chat import ReadyChat, ready_chat
+from deployments.generation.chat import ReadyChat, ready_chat
+from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
-from deployments.http.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt

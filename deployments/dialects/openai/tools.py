@@ -7,7 +7,7 @@ from __future__ import annotations
 from deployments.dialects.openai.structure import asked_form
 from deployments.dialects.openai.wire import ChatBody
 from deployments.dialects.openai.wire_tools import AllowedChoice, NamedTool, Tool
-from deployments.http.chat import OfferedTool, ToolChoice
+from deployments.generation.chat import OfferedTool, ToolChoice
 from erllama.errors import InvalidParameter
 
 

@@ -9,7 +9,7 @@ from deployments.dialects.responses.past import conversation, referred_items
 from deployments.dialects.responses.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
-from deployments.http.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from erllama.request import GenerationRequest, SamplingParams

@@ -15,13 +15,13 @@ from deployments.dialects.responses.stored_routes import stored_routes
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
-from deployments.http.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.middleware import engine_id, request_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
-from deployments.http.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from deployments.dialects.responses.wire import PromptBody
 from deployments.dialects.responses.wire_tools import CustomTool, FunctionTool, NamespaceTool, ToolChoice
+from deployments.generation.chat import OfferedTool
+from deployments.generation.chat import ToolChoice as AskedChoice
 from deployments.http.body import parse_value
-from deployments.http.chat import OfferedTool
-from deployments.http.chat import ToolChoice as AskedChoice
 from erllama.errors import InvalidParameter
 
 logger = logging.getLogger("deployments.http")

@@ -16,8 +16,8 @@ from deployments.dialects.responses.head import ResponseHead, failure, usage
 from deployments.dialects.responses.items import Event as OutEvent
 from deployments.dialects.responses.items import OutputItem, ReasoningItem, TextItem, call_item
 from deployments.dialects.responses.tools import Toolbox
+from deployments.generation.logprobs import CoveredLogprobs, Placed, token_logprobs
 from deployments.http.dialect import SSE
-from deployments.http.logprobs import CoveredLogprobs, Placed, token_logprobs
 from erllama.chat.reasoning_counter import PieceOf, ReasoningCounter
 from erllama.chat.tool_formats.base import (
     ArgumentsDelta,

@@ -7,7 +7,7 @@ import pytest
 from deployments.dialects.openai.params import chat_ask
 from deployments.dialects.openai.tools import check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody
-from deployments.http.chat import chat_constraint, chat_prompt
+from deployments.generation.chat import chat_constraint, chat_prompt
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler

@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse
 
 import deployments.http
 from deployments.dialects.openai.routes import OpenAI
+from deployments.generation.reply import read_body, streamed_reply, whole_replies
 from deployments.http.dialect import BEARER, NDJSON, SSE, Dialect, KeyHeader, choose_dialect, own_routes
 from deployments.http.middleware import engine_id
 from deployments.http.options import HttpOptions
-from deployments.http.reply import read_body, streamed_reply, whole_replies
 from deployments.ingress.http_app import make_http_app
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import Done, Tokens

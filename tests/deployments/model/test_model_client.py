@@ -15,7 +15,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
 from deployments.config import FailoverPolicy
-from deployments.http.fan_out import fan_out
+from deployments.generation.fan_out import fan_out
 from deployments.model.blocking import RemoteModel
 from deployments.model.client import ModelClient
 from deployments.model.loop_thread import LoopThread

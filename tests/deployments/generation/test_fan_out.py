@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from deployments.http.fan_out import MAX_IN_FLIGHT, fan_out
+from deployments.generation.fan_out import MAX_IN_FLIGHT, fan_out
 from erllama.events import Tokens
 from erllama.request import GenerationRequest, Prompt
 from tests.support.http_fakes import FakeModel, replies

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deployments.generation.reply import check_fits
 from deployments.http.ports import ChatPrompt, PromptPort, Record
-from deployments.http.reply import check_fits
 from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec

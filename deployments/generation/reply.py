@@ -16,10 +16,10 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.generation.fan_out import Indexed, fan_out
 from deployments.http.dialect import ReplyWriter
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
-from deployments.http.fan_out import Indexed, fan_out
 from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow, ErllamaError
