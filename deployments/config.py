@@ -248,7 +248,9 @@ class SchedulerSpec(_Strict):
 
 
 class BuildArgs(_Strict):
-    """The whole of `args`."""
+    """The whole of `args`. Its errors do not repeat what they refuse: that may be a key."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
@@ -274,6 +276,10 @@ class BuildArgs(_Strict):
                     raise ValueError(f"two models answer to {name!r}")
                 seen.add(name)
         ModelNames({model.id: model.aliases for model in self.models}, self.default_model)
+        known = {model.id for model in self.models}
+        for index, key in enumerate(self.http.api_keys):
+            if unknown := sorted(set(key.models or ()) - known):
+                raise ValueError(f"http.api_keys.{index}.models names {unknown[0]!r}, which is no model's id")
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")
         if len({deployment_name(model.id) for model in self.models}) < len(self.models):

@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
 
@@ -147,7 +148,8 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing. Requests of one `affinity` would rather run on one replica.
+    computing. Requests of one `affinity` would rather run on one replica. `salt` names whose KV this
+    is: requests share prefixes, sessions and recorded replies with those of the same salt alone.
     """
 
     request_id: str
@@ -169,6 +171,7 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    salt: str = ""
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -189,6 +192,7 @@ class GenerationRequest:
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
         check_type("affinity", self.affinity, str | None, "a string")
+        _check_salt(self.salt)
         if self.session_id is not None:
             _check_session(self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
@@ -206,6 +210,11 @@ class GenerationRequest:
     def prompt_tokens(self) -> tuple[int, ...]:
         """The ids of the whole prompt."""
         return self.prompt.tokens
+
+    @property
+    def session_name(self) -> str | None:
+        """The session among those of all salts."""
+        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
 
     @property
     def constraint(self) -> Constraint | None:
@@ -228,6 +237,14 @@ def _check_session(session_id: str) -> None:
         raise InvalidParameter(
             f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
         )
+    if "\0" in session_id:
+        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+
+
+def _check_salt(salt: str) -> None:
+    check_type("salt", salt, str, "a string")
+    if len(salt) > MAX_SALT_CHARS or "\0" in salt:
+        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ ORDER = {
     "erllama": (
         *(
             "errors",
+            "api_keys",
             "events",
             "grammar",
             "reasoning",
@@ -41,6 +42,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "access",
             "http",
             "generation",
             "dialects",

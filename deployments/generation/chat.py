@@ -134,10 +134,17 @@ class ReadyChat:
         )
 
 
+def _check_counts(ask: ChatAsk) -> None:
+    for param, given, most in ((ask.param, ask.messages, MAX_MESSAGES), ("tools", ask.tools, MAX_TOOLS)):
+        if len(given) > most:
+            raise InvalidParameter(f"{param} has {len(given)} entries, at most {most} are accepted", param=param)
+
+
 def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not. May take long: see `PromptPort`. Raises
     `InvalidParameter` and `NotSupported`.
     """
+    _check_counts(ask)
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)

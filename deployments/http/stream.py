@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.errors import ClientDisconnected, as_erllama_error
+from deployments.http.errors import ClientDisconnected, SlowReader, as_erllama_error
 from deployments.http.middleware import request_id
 from erllama.errors import ErllamaError
 
@@ -71,10 +71,11 @@ class StreamResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_disconnected(receive, self._pump(send), tick=lambda: self._tick(send))
-        except ClientDisconnected:
+        except ClientDisconnected as exc:
             if not self._started:
                 raise
-            logger.info("event=client_left request_id=%s", self._request_id)  # the log line of the request will say 200
+            # the log line of the request will say 200
+            logger.info("event=client_left request_id=%s reason=%s", self._request_id, exc.code)
 
     async def _pump(self, send: Send) -> None:
         if self._old:
@@ -95,6 +96,8 @@ class StreamResponse(StreamingResponse):
                 async for chunk in chunks:
                     if chunk:
                         await self._send(send, chunk)
+        except ClientDisconnected:  # nobody reads what could still be said
+            raise
         except Exception as exc:
             if not self._started and not isinstance(exc, self._in_stream):
                 raise
@@ -112,6 +115,9 @@ class StreamResponse(StreamingResponse):
                     self._started = True
                 self._last_sent = time.monotonic()
                 await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            except SlowReader:
+                self._finished = True
+                raise
             except OSError as exc:  # ASGI 2.4: how a server says that the client is gone
                 raise ClientDisconnected("The client closed the connection.") from exc
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 
-from cache_store import ChainKey, TokenChain, root_key
+from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
@@ -102,7 +102,8 @@ class Engine:
         try:
             if request.request_id in self._sequences:
                 raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-            sequence = new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
+            root = tenant_root(self._root_of(adapters), request.salt)
+            sequence = new_sequence(request, self._backend, adapters, root, submitted_ns)
         except ErllamaError as error:
             self._counts.requests_failed += 1
             self._outbox.put(request.request_id, Failed(error))
@@ -155,7 +156,7 @@ class Engine:
 
     @property
     def kv_root(self) -> ChainKey:
-        """The chain root of the KV that new requests get."""
+        """The chain root of the KV that new requests without a salt get."""
         return self._root_of(self.adapters.snapshot())
 
     @property
@@ -164,21 +165,23 @@ class Engine:
         return self._admission.n_free - len(self._flow.live.held)
 
     def is_live(self, tokens: Ids) -> bool:
-        """Whether a new request that begins with `tokens` finds their KV in the context."""
+        """Whether a new request without a salt that begins with `tokens` finds their KV in the context."""
         return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
         root = self.kv_root
-        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
+        held = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
+        idle = [(seq_id, h) for seq_id, h in held if h.chain.root == tenant_root(root, h.salt)]
+        running = [s for s in self._admission.running if s.root == tenant_root(root, s.request.salt)]
+        salts = {s.id: s.request.salt for s in running} | {seq_id: h.salt for seq_id, h in idle}
         return LivePrefixes(
-            running=tuple(
-                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
-            ),
-            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in running),
+            idle=tuple((seq_id, h.chain.ids) for seq_id, h in idle),
             n_empty=self.n_empty_ids,
             sessions=self.sessions.recent(),
             whole=not self._backend.kv_layout.kind.cuttable,
+            salts={seq_id: salt for seq_id, salt in salts.items() if salt},
         )
 
     def validate(self, request: GenerationRequest) -> None:
@@ -357,8 +360,8 @@ class Engine:
         """The reply is complete: the session's transcript now, and chat history to come."""
         if sequence.request.record_transcript:
             self._flow.record_transcript(sequence)
-        if sequence.request.session_id is not None:
-            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+        if sequence.request.session_name is not None:
+            self.sessions.commit(sequence.request.session_name, sequence.tokens)
 
     # --- what others see --------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from deployments.http.dialect import SSE, Dialect
 from deployments.http.middleware import engine_id, request_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.http.ports import PromptPort
+from deployments.http.registry import ModelRegistry
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 
 
@@ -69,7 +70,7 @@ class Responses(Dialect):
         async def responses(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_response(raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
@@ -107,7 +108,7 @@ class Responses(Dialect):
         async def input_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
             n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})

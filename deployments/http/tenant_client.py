@@ -1,0 +1,117 @@
+"""A model as one tenant's request meets it: under the tenant's salt, with its tokens counted and its
+time bounded.
+
+Routes get no other client (`ModelRegistry.of`), so that none of this can be forgotten in one of
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from deployments.access.key_book import Access
+from deployments.http.ports import ModelPort
+from erllama.errors import ErllamaError
+from erllama.events import Event, Failed, Tokens
+from erllama.request import GenerationRequest, Prompt
+from erllama.stats import ModelInfo
+
+
+class RequestTimedOut(ErllamaError):
+    """The request took longer than the server's options allow, and was cancelled."""
+
+    http_status = 504
+    code = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; None is no bound. `prefill_s`: until the first token, the wait in a queue included.
+    `token_s`: from one token to the next, while the client takes them. `total_s`: of a whole reply.
+    """
+
+    prefill_s: float | None = None
+    token_s: float | None = None
+    total_s: float | None = None
+
+
+class TenantClient:
+    """The `ModelPort` of one HTTP request. Wraps that of a model, for which it takes no care."""
+
+    def __init__(self, client: ModelPort, access: Access, timeouts: Timeouts) -> None:
+        self._client = client
+        self._salt = access.tenant.salt
+        self._rate_limit = access.rate_limit
+        self._timeouts = timeouts
+        self._charged: list[Prompt] = []
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled."""
+        if self._salt:
+            request = replace(request, salt=self._salt)
+        lists = self._client.generate(request)
+        if self._timeouts != Timeouts():
+            lists = bounded(lists, self._timeouts)
+        return self._counted(lists, request) if self._rate_limit.counts_tokens else lists
+
+    async def _counted(
+        self, lists: AsyncGenerator[list[Event], None], request: GenerationRequest
+    ) -> AsyncGenerator[list[Event], None]:
+        if not any(prompt is request.prompt for prompt in self._charged):  # choices share theirs
+            self._charged.append(request.prompt)
+            self._rate_limit.charge(len(request.prompt))
+        async with aclosing(lists):
+            async for events in lists:
+                self._rate_limit.charge(sum(len(event.ids) for event in events if isinstance(event, Tokens)))
+                yield events
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        self._rate_limit.charge(sum(map(len, inputs)))
+        try:
+            async with asyncio.timeout(self._timeouts.total_s) as bound:
+                return await self._client.embed(inputs)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise _timed_out("the whole reply", self._timeouts.total_s) from None
+
+    async def ready(self) -> bool | None:
+        return await self._client.ready()
+
+    async def model_info(self) -> ModelInfo:
+        return await self._client.model_info()
+
+    def end_all(self, error: ErllamaError) -> None:
+        self._client.end_all(error)
+
+
+async def bounded(lists: AsyncGenerator[list[Event], None], timeouts: Timeouts) -> AsyncGenerator[list[Event], None]:
+    """`lists`, closed when one of them takes too long; the last event then says so. Time in which
+    nobody asks for the next one counts for the whole reply only.
+    """
+    started, bound_s, what = time.monotonic(), timeouts.prefill_s, "the first token"
+    async with aclosing(lists):
+        while True:
+            left_s = None if timeouts.total_s is None else max(0.0, started + timeouts.total_s - time.monotonic())
+            is_total = left_s is not None and (bound_s is None or left_s < bound_s)
+            try:
+                async with asyncio.timeout(left_s if is_total else bound_s) as bound:
+                    events = await anext(lists, None)
+            except TimeoutError:
+                if not bound.expired():
+                    raise
+                late = ("the whole reply", timeouts.total_s) if is_total else (what, bound_s)
+                yield [Failed(_timed_out(*late))]
+                return
+            if events is None:
+                return
+            yield events
+            bound_s, what = timeouts.token_s, "the next token"
+
+
+def _timed_out(what: str, bound_s: float | None) -> RequestTimedOut:
+    return RequestTimedOut(f"The request was cancelled: {what} took longer than the {bound_s:g} s that are allowed.")
