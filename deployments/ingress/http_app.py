@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.responses.routes import Responses
@@ -32,7 +33,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini())
 
 
 # for who has no key, in place of an error's own words: those name files and machines
