@@ -24,6 +24,9 @@ from erllama.grammar.constraint import Constraint
 from erllama.grammar.json_schema.schema import check_strict
 from erllama.request import GenerationRequest, SamplingParams
 
+MAX_MESSAGES = 10_000  # of any dialect: agents end after some hundred turns
+MAX_TOOLS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
