@@ -13,6 +13,7 @@ import secrets
 PREFIX = "erl-"
 _KEY_BYTES = 32
 _ALGORITHM = "sha256:"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of whose key it is: a word in a log line
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from deployments.access.tenant import DEFAULT_NAME, Tenant, salt_of
-from erllama.api_keys import check_hash, key_hash
+from erllama.api_keys import NAME, check_hash, key_hash
 from erllama.request import MAX_SALT_CHARS
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Salt = Annotated[str, Field(max_length=MAX_SALT_CHARS, pattern=r"^[^\x00]*$")]
 Limit = Annotated[int, Field(ge=1, le=10**9)] | None
 

@@ -93,7 +93,7 @@ class RateLimit:
                 wait_s = math.ceil(wait_s * 10) / 10  # rounded up, or who waits so long comes too early
                 raise RateLimited(
                     f"Rate limit reached: this API key may use {bucket.per_minute} {bucket.what} per minute. "
-                    f"Please try again in {wait_s:g}s.",
+                    f"Please try again in {wait_s:.1f}s.",
                     retry_after_s=math.ceil(wait_s),
                 )
         if self._requests is not None:

@@ -22,5 +22,5 @@ def duration(seconds: float) -> str:
     ms = round(seconds * 1000)
     if ms < 1000:
         return f"{ms}ms"
-    minutes, rest = divmod(ms, 60_000)
+    minutes, rest = divmod(ms, 60_000)  # rest / 1000 has five digits at most, which :g keeps
     return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"
