@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
+from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
 from erllama.cache.policy import CachePolicy
@@ -161,6 +162,11 @@ class HttpSpec(HttpOptions):
     encoding."""
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+
+    def salts(self, model_id: str) -> tuple[str, ...]:
+        """Of the tenants that may use a model, each once."""
+        tenants = [key.tenant for key in self.api_keys] or [ANONYMOUS]
+        return tuple(dict.fromkeys(tenant.salt for tenant in tenants if tenant.may_use(model_id)))
 
 
 class RoutingSpec(_Strict):

@@ -94,13 +94,14 @@ class PromptSource:
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
         self._file = _ModelFile(config)
+        self._salt = ""
 
     def of_tenant(self, salt: str) -> Self:
         """The file is shared; replies are recorded and found under a root of its own."""
         if not salt:
             return self
         own = copy(self)
-        own._root = tenant_root(self._root, salt)
+        own._root, own._salt = tenant_root(self._root, salt), salt
         return own
 
     def __repr__(self) -> str:
@@ -140,7 +141,7 @@ class PromptSource:
             raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
         state = self.load()
         ids = transcript_prompt(
-            state.templates.rendering(tools),
+            state.templates.rendering(tools).of_tenant(self._salt),
             state.vocab,
             messages,
             tools=tools,

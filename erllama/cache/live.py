@@ -71,8 +71,8 @@ class Choice:
 class LivePrefixes:
     """What new requests can find in the context: (sequence id, token ids), arrays that never
     change. `running` ones may still be computed; `n_empty` ids hold nothing. `whole`: only all of a
-    sequence's tokens together are of use. `salts` has those of the requests, by sequence id, of the
-    sequences that are of use to no other salt.
+    sequence's tokens together are of use. `salts` has that of each sequence, by its id: it is of use
+    to requests of the same one.
     """
 
     running: tuple[tuple[int, Ids], ...]

@@ -102,8 +102,7 @@ class Engine:
         try:
             if request.request_id in self._sequences:
                 raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-            root = tenant_root(self._root_of(adapters), request.salt)
-            sequence = new_sequence(request, self._backend, adapters, root, submitted_ns)
+            sequence = new_sequence(request, self._backend, adapters, self._root_of(adapters), submitted_ns)
         except ErllamaError as error:
             self._counts.requests_failed += 1
             self._outbox.put(request.request_id, Failed(error))
@@ -164,24 +163,22 @@ class Engine:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
 
-    def is_live(self, tokens: Ids) -> bool:
-        """Whether a new request without a salt that begins with `tokens` finds their KV in the context."""
-        return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
+    def is_live(self, tokens: Ids, salt: str = "") -> bool:
+        """Whether a new request that begins with `tokens` finds their KV in the context."""
+        return self._flow.live.covers(TokenChain(tenant_root(self.kv_root, salt), tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
         root = self.kv_root
-        held = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
-        idle = [(seq_id, h) for seq_id, h in held if h.chain.root == tenant_root(root, h.salt)]
+        held = {i: h for i, h in self._flow.live.held.items() if h.chain.root == tenant_root(root, h.salt)}
         running = [s for s in self._admission.running if s.root == tenant_root(root, s.request.salt)]
-        salts = {s.id: s.request.salt for s in running} | {seq_id: h.salt for seq_id, h in idle}
         return LivePrefixes(
             running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in running),
-            idle=tuple((seq_id, h.chain.ids) for seq_id, h in idle),
+            idle=tuple((i, held[i].chain.ids) for i in sorted(held, key=lambda i: -held[i].used)),  # latest first
             n_empty=self.n_empty_ids,
             sessions=self.sessions.recent(),
             whole=not self._backend.kv_layout.kind.cuttable,
-            salts={seq_id: salt for seq_id, salt in salts.items() if salt},
+            salts={s.id: s.request.salt for s in running} | {i: h.salt for i, h in held.items()},
         )
 
     def validate(self, request: GenerationRequest) -> None:

@@ -88,6 +88,15 @@ def test_what_travels_to_other_processes_and_into_logs_has_no_key():
     assert key_hash("secret-2") not in repr(parsed.http.api_keys)
 
 
+def test_of_each_model_replicas_are_told_the_salts_of_who_may_use_it():
+    keys = ["k", {"key": "a", "name": "a"}, {"key": "a2", "name": "a"}, {"key": "b", "name": "b", "models": ["y"]}]
+    models = [{"id": "x", "path": "a"}, {"id": "y", "path": "a"}]
+    http = BuildArgs.model_validate({"models": models, "http": {"api_keys": keys}}).http
+    assert (len(http.salts("x")), len(http.salts("y"))) == (2, 3)
+    assert http.salts("x")[0] == ""
+    assert BuildArgs.model_validate({"models": models}).http.salts("x") == ("",)
+
+
 def test_a_book_knows_the_keys_by_their_hashes_and_nobody_else():
     book = KeyBook(specs("k1", {"key": "k2", "name": "b"}))
 
