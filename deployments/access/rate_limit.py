@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from erllama.errors import RequestError
 
 _MINUTE_S = 60.0
+_NEARLY_S = 0.001
 
 Clock = Callable[[], int]
 
@@ -56,8 +57,9 @@ class TokenBucket:
         self._level = self._now() - amount
 
     def wait_s(self, amount: float) -> float:
-        """Seconds until there is `amount`, 0.0 if there is."""
-        return max(0.0, amount - self._now()) * _MINUTE_S / self.per_minute
+        """Seconds until there is `amount`, 0.0 if there is, or nearly: sums of floats are not exact."""
+        seconds = (amount - self._now()) * _MINUTE_S / self.per_minute
+        return seconds if seconds >= _NEARLY_S else 0.0
 
     @property
     def standing(self) -> Standing:

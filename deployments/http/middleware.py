@@ -9,7 +9,6 @@ clients would read "id, id".
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -26,7 +25,6 @@ from deployments.http.dialect import Dialect, choose_dialect, route_path
 from deployments.http.errors import (
     AdminKeyRequired,
     ClientDisconnected,
-    SlowReader,
     Unauthorized,
     as_erllama_error,
     error_response,
@@ -65,6 +63,12 @@ def engine_id(request: Request) -> str:
     """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
+
+
+def slow_reader_s(request: Request) -> float | None:
+    """How long a piece of the answer may wait for its reader, in seconds; None is for ever."""
+    bound: float | None = request.scope["state"]["slow_reader_s"]
+    return bound
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
@@ -124,6 +128,7 @@ class RequestScope:
         presented = (place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys)
         access = self._keys.find(presented) or NOBODY
         state["access"], state["tenant"] = access, access.tenant
+        state["slow_reader_s"] = self._slow_reader_s
         id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
         id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]
         status, head = 0, method == "HEAD"
@@ -138,7 +143,7 @@ class RequestScope:
                 message["headers"] = [*message.get("headers", ()), *own]
             elif head and message["type"] == "http.response.body":
                 message["body"] = b""
-            await self._send(send, message)
+            await send(message)
 
         try:
             if route_path(scope) not in _OPEN_PATHS:
@@ -163,18 +168,3 @@ class RequestScope:
                 (time.monotonic_ns() - started_ns) / 1e6,
                 access.tenant.name,
             )
-
-    async def _send(self, send: Send, message: Message) -> None:
-        """Pass a message on. A piece of a stream may only wait so long for its reader: behind it a
-        sequence of the engine goes on, whose events pile up.
-        """
-        if not message.get("more_body"):
-            await send(message)
-            return
-        try:
-            async with asyncio.timeout(self._slow_reader_s) as bound:
-                await send(message)
-        except TimeoutError:
-            if not bound.expired():
-                raise
-            raise SlowReader(f"The client has read nothing for {self._slow_reader_s:g} s.") from None

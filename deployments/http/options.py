@@ -27,7 +27,7 @@ class HttpOptions:
     without the keys. prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take
     to its first token (waiting included), from one token to the next, and to its end; None is as
     long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
-    the stream is cancelled; None is for ever.
+    the stream is cancelled (up to twice as long goes by); None is for ever.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024

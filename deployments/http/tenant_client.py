@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from deployments.access.key_book import Access
 from deployments.http.ports import ModelPort
-from erllama.errors import ErllamaError
+from erllama.errors import ErllamaError, RequestError
 from erllama.events import Event, Failed, Tokens
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import ModelInfo
@@ -61,11 +61,15 @@ class TenantClient:
     async def _counted(
         self, lists: AsyncGenerator[list[Event], None], request: GenerationRequest
     ) -> AsyncGenerator[list[Event], None]:
+        n_prompt = 0
         if not any(prompt is request.prompt for prompt in self._charged):  # choices share theirs
             self._charged.append(request.prompt)
-            self._rate_limit.charge(len(request.prompt))
+            n_prompt = len(request.prompt)
+        self._rate_limit.charge(n_prompt)
         async with aclosing(lists):
             async for events in lists:
+                if isinstance(last := events[-1], Failed) and isinstance(last.error, RequestError):
+                    self._rate_limit.charge(-n_prompt)  # it was refused: nothing was computed
                 self._rate_limit.charge(sum(len(event.ids) for event in events if isinstance(event, Tokens)))
                 yield events
 

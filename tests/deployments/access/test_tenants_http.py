@@ -239,6 +239,16 @@ async def test_tokens_of_a_reply_that_is_cut_short_are_charged_and_of_embeddings
     assert 1000 - 100 - 2 * 5 - 100 <= left <= 1000 - 210 + 20  # a prompt of two choices counts once
 
 
+async def test_a_request_that_the_engine_refuses_costs_no_tokens():
+    model = FakeModel(replies("", error=QueueFull("full", retry_after_s=3)))
+    async with http_client(app_of(served(model), api_keys=(LIMITED | {"requests_per_minute": 99},))) as client:
+        for _ in range(3):
+            reply = await client.post("/v1/completions", json={"prompt": "x" * 500, "n": 2}, headers=bearer("k"))
+            assert (reply.status_code, reply.json()["error"]["code"]) == (429, "queue_full")
+    assert len(model.requests) == 6
+    assert int(reply.headers["x-ratelimit-remaining-tokens"]) == 1000
+
+
 # --- rights, and what is told ---------------------------------------------------------------------
 
 
