@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from erllama.errors import RequestError
 
 _MINUTE_S = 60.0
-_NEARLY_S = 0.001
+_NEARLY = 1e-6
 
 Clock = Callable[[], int]
 
@@ -58,8 +58,8 @@ class TokenBucket:
 
     def wait_s(self, amount: float) -> float:
         """Seconds until there is `amount`, 0.0 if there is, or nearly: sums of floats are not exact."""
-        seconds = (amount - self._now()) * _MINUTE_S / self.per_minute
-        return seconds if seconds >= _NEARLY_S else 0.0
+        missing = amount - self._now()
+        return missing * _MINUTE_S / self.per_minute if missing > _NEARLY else 0.0
 
     @property
     def standing(self) -> Standing:
