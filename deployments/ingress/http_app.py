@@ -22,9 +22,11 @@ from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
+from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -93,6 +95,7 @@ def make_http_app(
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
+    app.add_middleware(NoiseScope, noise=Noise(options.noise))
     app.add_middleware(
         RequestScope,
         dialects=dialects,
@@ -106,6 +109,6 @@ def make_http_app(
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", HEADER],
         )
     return app
