@@ -92,8 +92,7 @@ class Anthropic(Dialect):
             model = models.resolve(body.model)
             noise = noise_of(request)
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts, noise)
-            session = request.headers.get("x-claude-code-session-id")
-            asked = message_request(body, ready, engine_id(request), session)
+            asked = message_request(body, ready, engine_id(request), request.headers)
             head = ReplyHead(body.model or model.id, len(asked.prompt))
             if not body.stream:
                 [reply] = await whole_replies(request, model, [asked], ready.record)

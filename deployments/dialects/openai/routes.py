@@ -134,7 +134,7 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
-            requests = chat_requests(body, chat, engine_id(request))
+            requests = chat_requests(body, chat, engine_id(request), request.headers)
             form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions))
             head = _head("chatcmpl", model)
             if not body.stream:
@@ -152,7 +152,7 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request))
+            requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

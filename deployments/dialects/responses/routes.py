@@ -84,7 +84,7 @@ class Responses(Dialect):
                 if not body.stream:
                     raise
                 return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, engine_id(request))
+            generation = response_request(body, chat, engine_id(request), request.headers)
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
