@@ -136,22 +136,22 @@ class ReadyChat:
         )
 
 
-def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter | None = None) -> ChatPrompt:
+def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
     long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    messages: Sequence[Mapping[str, Any]] = canonical_messages(ask.messages)
-    shown: Sequence[Mapping[str, Any]] = [dict(tool.shown) for tool in ask.tools]
-    if noise is not None:
-        normal = noise.apply(messages, shown, lambda: prompts.shows_late_system(tools=bool(shown)))
-        messages, shown = normal.messages, normal.tools
-    return prompts.render_chat(messages, shown or None, ask.variables, ask.ending)
+    normal = noise.apply(
+        canonical_messages(ask.messages),
+        [dict(tool.shown) for tool in ask.tools],
+        lambda: prompts.shows_late_system(tools=bool(ask.tools)),
+    )
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending)
 
 
-def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter | None = None) -> ReadyChat:
+def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
@@ -165,7 +165,7 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter | None = No
     return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
 
 
-def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter | None = None) -> int:
+def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
     """The tokens of the prompt, also where they do not fit. May take long, as `ready_chat`; raises
     `InvalidParameter` and `NotSupported`.
     """

@@ -63,12 +63,13 @@ def make_http_app(
     dialects: Sequence[Dialect] = DIALECTS,
     echo_request_id: bool = True,
     open_requests: OpenRequests | None = None,
+    noise: Noise | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
     The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
     under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
-    stop admission.
+    stop admission, and whoever passes `noise` can read what its rules did.
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
@@ -96,7 +97,7 @@ def make_http_app(
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
-    app.add_middleware(NoiseScope, noise=Noise(options.noise))
+    app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
     app.add_middleware(
         RequestScope,
         dialects=dialects,

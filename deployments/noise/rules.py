@@ -16,7 +16,7 @@ import re2
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-DialectName = Literal["openai", "anthropic", "responses", "ollama"]
+DialectName = Literal["openai", "anthropic", "responses", "ollama", "gemini"]
 MAX_PATTERN_CHARS = 1000
 MAX_SEARCH_CHARS = 1_048_576
 _OPTIONS = re2.Options()

@@ -22,6 +22,13 @@ def told(system):
     return [{"role": "system", "content": system}, HI]
 
 
+def gemini(system):
+    return {
+        "systemInstruction": {"parts": [{"text": system}]},
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+    }
+
+
 ROUTES = [
     ("/v1/messages", lambda system: {"max_tokens": 5, "system": system, "messages": [HI]}),
     ("/v1/messages/count_tokens", lambda system: {"system": system, "messages": [HI]}),
@@ -30,6 +37,9 @@ ROUTES = [
     ("/v1/responses", lambda system: {"instructions": system, "input": "hi"}),
     ("/v1/responses/input_tokens", lambda system: {"instructions": system, "input": "hi"}),
     ("/api/chat", lambda system: {"messages": told(system), "stream": False}),
+    ("/v1beta/models/demo:generateContent", lambda system: gemini(system)),
+    ("/v1beta/models/demo:streamGenerateContent", lambda system: gemini(system)),
+    ("/v1beta/models/demo:countTokens", lambda system: {"generateContentRequest": gemini(system)}),
     ("/api/generate", lambda system: {"system": system, "prompt": "hi", "stream": False}),
 ]
 

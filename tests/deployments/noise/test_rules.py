@@ -34,7 +34,7 @@ def noise(**keys):
         ({"rules": [DROP | {"action": "replace"}]}, "http.noise.rules.0.replace.by", "equired"),
         ({"rules": [DROP | {"action": "burn"}]}, "http.noise.rules.0", "burn"),
         ({"rules": [DROP | {"name": "My rule"}]}, "http.noise.rules.0.drop.name", "pattern"),
-        ({"rules": [DROP | {"dialects": ["gemini"]}]}, "http.noise.rules.0.drop.dialects.0", "'anthropic'"),
+        ({"rules": [DROP | {"dialects": ["grok"]}]}, "http.noise.rules.0.drop.dialects.0", "'anthropic'"),
         ({"rules": [DROP | {"user_agent": "["}]}, "http.noise.rules.0.drop.user_agent", "missing ]"),
         ({"rules": [MOVE | {"position": "any"}]}, "http.noise.rules.0.move.position", "'first'"),
         ({"rules": [MOVE | {"to": "front"}]}, "http.noise.rules.0.move.to", "'last'"),
