@@ -43,6 +43,7 @@ ORDER = {
         *(
             "__init__",
             "access",
+            "noise",
             "http",
             "generation",
             "dialects",

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from deployments.access.keys import ApiKey
+from deployments.noise.options import NoiseOptions
 
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -28,6 +29,7 @@ class HttpOptions:
     to its first token (waiting included), from one token to the next, and to its end; None is as
     long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
     the stream is cancelled (up to twice as long goes by); None is for ever.
+    noise: rules against what clients write into prompts that changes though nothing was said.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -39,3 +41,4 @@ class HttpOptions:
     token_timeout_s: Seconds | None = None
     total_timeout_s: Seconds | None = None
     slow_reader_s: Seconds | None = 120.0
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
