@@ -17,6 +17,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import ModelInfo
@@ -51,6 +52,9 @@ class ModelPort(Protocol):
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
+
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        """The score of each input, which is the tokens of a pair: see `PromptPort.rank_query`."""
 
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
@@ -115,6 +119,11 @@ class PromptPort(Protocol):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+
+    def rank_query(self, query: str) -> RankQuery:
+        """What pairs a query with documents. It may take as long as `tokenize`, and so do its own
+        methods.
+        """
 
     def reply_piece(self, token: int) -> bytes:
         """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""

@@ -31,6 +31,7 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.model_info import make_templates
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
@@ -163,6 +164,9 @@ class PromptSource:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def rank_query(self, query: str) -> RankQuery:
+        return RankQuery(self.load().vocab, query)
 
     def reply_piece(self, token: int) -> bytes:
         return self.load().reply_piece(token)
