@@ -17,6 +17,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap, Room
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
@@ -124,6 +125,13 @@ class PromptPort(Protocol):
         """What pairs a query with documents. It may take as long as `tokenize`, and so do its own
         methods.
         """
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether the vocabulary has the tokens of `infill_prompt`. Known once `loaded`."""
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        """A text with a gap, cut to fit into `room`. Raises `NotSupported` unless it `fills_gaps`."""
 
     def reply_piece(self, token: int) -> bytes:
         """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""

@@ -25,6 +25,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.prompts.infill import infill_tokens
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
@@ -43,6 +44,7 @@ class FakePrompts:
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.fills_gaps = True
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
@@ -64,6 +66,9 @@ class FakePrompts:
 
     def rank_query(self, query):
         return RankQuery(StubVocab(), query)
+
+    def infill_prompt(self, gap, room=None):
+        return Prompt.of(infill_tokens(StubVocab(), gap, room))
 
     def reply_piece(self, token):
         return bytes([token])
