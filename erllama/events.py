@@ -97,6 +97,23 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the prompt of a request with `report_progress` is: told once it is known what was
+    taken over, and after each slice.
+
+    The context holds `processed` of the `total` tokens that it must hold before a token is
+    sampled. `cached` of them were taken over from `tier` (as `RequestStats.cache_tier`; None:
+    nothing was). `elapsed_ms` runs from admission.
+    """
+
+    total: int
+    cached: int
+    processed: int
+    tier: str | None
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The last event of a request that ended normally, cancelled ones included. `finish_key` is the
     chain key of prompt + reply.
@@ -113,7 +130,7 @@ class Failed:
     error: ErllamaError
 
 
-Event = Tokens | Done | Failed
+Event = Tokens | Progress | Done | Failed
 
 
 def merge_events(events: Iterable[Event]) -> list[Event]:
@@ -155,6 +172,8 @@ class CompletionParts:
                 self._text.append(event.text)
                 self._ids.extend(event.ids)
                 self._logprobs.extend(event.logprobs or ())
+                return None
+            case Progress():
                 return None
             case Done():
                 return Completion(

@@ -147,7 +147,8 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing. Requests of one `affinity` would rather run on one replica.
+    computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
+    `Progress` events while the prompt is computed.
     """
 
     request_id: str
@@ -169,6 +170,7 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    report_progress: bool = False
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -183,7 +185,7 @@ class GenerationRequest:
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only"):
+        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only", "report_progress"):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
@@ -244,7 +246,9 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 
 
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
-_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id")
+_REQUEST_NAMES = (
+    "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
+)  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 
 

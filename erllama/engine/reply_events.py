@@ -91,6 +91,17 @@ class Outbox:
         """Append an event of a request."""
         self._events.append((request_id, event))
 
+    def report(self, sequence: Sequence) -> None:
+        """Tell how far a prompt is, if its request asks for that and it is known. What was taken
+        over is handed over at once: the decode that follows may take seconds.
+        """
+        if not sequence.request.report_progress or sequence.restoring:
+            return
+        self.put(sequence.request.request_id, sequence.progress(self._clock()))
+        self.hurry()
+        if not sequence.n_computed:
+            self.deliver_due(idle=False)
+
     def hurry(self) -> None:
         """What is there, or comes until the next hand-over, is due at once."""
         self._urgent = True

@@ -138,7 +138,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form)
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
         @router.post("/completions")
@@ -155,7 +155,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests)
                 return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
-            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
         @router.post("/embeddings")
