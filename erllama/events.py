@@ -39,7 +39,8 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability under the raw distribution (before bias, penalties and truncation).
+    """Log probability under the raw distribution (before bias, penalties and truncation), or, for a
+    request with `post_sampling`, under what the token was drawn from.
 
     `piece` has the bytes of the token, a control token's are its name; `hidden` says that they do
     not stand in the text of the reply. `top` are id, bytes and log probability of the likeliest.

@@ -106,7 +106,8 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
+    # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
+    prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
@@ -171,7 +172,7 @@ class OpenAI(Dialect):
             )
             return _json(reply)
 
-        both = APIRouter()
-        both.include_router(router, prefix="/v1")
-        both.include_router(router)
-        return both
+        everywhere = APIRouter()
+        for prefix in ("/v1", "", "/api/v0"):
+            everywhere.include_router(router, prefix=prefix)
+        return everywhere
