@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.gemini.routes import Gemini
+from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.ranking.routes import Ranking
@@ -31,7 +32,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), Ranking())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), LlamaServer(), Ranking())
 
 
 # for who has no key, in place of an error's own words: those name files and machines

@@ -76,7 +76,13 @@ def new_sequence(
     constraint = request.constraint
     tokens = [*request.prompt_tokens, *request.resumed]
     matcher = None if constraint is None else backend.grammars.matcher(constraint)
-    sampler = TokenSampler(params, tokens, matcher, banned=backend.eog_tokens if request.ignore_eos else ())
+    sampler = TokenSampler(
+        params,
+        tokens,
+        matcher,
+        banned=backend.eog_tokens if request.ignore_eos else (),
+        keeps_drawn=request.post_sampling,
+    )
     del matcher  # the sampler lets go of it, also where an error keeps this frame
     sequence = Sequence(
         request=request,

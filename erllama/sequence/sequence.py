@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_store import ChainKey, TokenChain
-from erllama.events import CacheHitKind, FinishReason, RequestStats
+from erllama.events import CacheHitKind, FinishReason, Progress, RequestStats
 from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
@@ -158,6 +158,17 @@ class Sequence:
         assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
         assert self.n_prompt <= self.n_given <= self.n_tokens, repr(self)
         assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
+
+    def progress(self, now_ns: int) -> Progress:
+        """How far what is given is."""
+        admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
+        return Progress(
+            total=self.n_given,
+            cached=self.n_cached,
+            processed=min(self.n_kv, self.n_given),
+            tier=self.hit_tier or None,
+            elapsed_ms=(now_ns - admitted) / _NS_PER_MS,
+        )
 
     def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
         """What the request cost, at its end."""

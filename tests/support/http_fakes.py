@@ -19,7 +19,7 @@ import ollama
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, ServedModel
+from deployments.http.ports import ChatPrompt, ServedModel, VocabFacts
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -29,7 +29,7 @@ from erllama.prompts.infill import infill_tokens
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo, ModelStatus
+from erllama.stats import EngineStats, ModelInfo, ModelStatus
 from erllama.testing.stub_backend import StubVocab
 
 
@@ -45,6 +45,7 @@ class FakePrompts:
         self.constrains_calls = True
         self.may_wait = False
         self.fills_gaps = True
+        self.adds_bos = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
@@ -55,11 +56,19 @@ class FakePrompts:
         text = {"opened": text + "assistant: ", "closed": text, "continued": text.removesuffix("\n")}[ending]
         return ChatPrompt(Prompt.of(text.encode()))
 
+    def render_text(self, messages, tools, template_kwargs, ending="opened"):
+        return bytes(self.render_chat(messages, tools, template_kwargs, ending).prompt.tokens).decode()
+
+    def facts(self):
+        return VocabFacts("/models/secret/demo.gguf", "{{ messages }}", "<s>", "</s>", 4)
+
     def recorder(self, chat):
         return lambda reply: None
 
-    def tokenize(self, text, add_special=True):
-        return list(text.encode())
+    def tokenize(self, text, add_special=True, parse_special=True):
+        """A marker stands for what `add_special` adds: byte 2; `<x>` is a special token, byte 1."""
+        text = text.replace("<x>", "\x01") if parse_special else text
+        return [2] * (self.adds_bos and add_special) + list(text.encode())
 
     def detokenize(self, ids):
         return bytes(ids).decode(errors="replace")
@@ -72,6 +81,9 @@ class FakePrompts:
 
     def reply_piece(self, token):
         return bytes([token])
+
+    def token_text(self, token):
+        return {1: b"<x>", 2: b"<s>"}.get(token) or bytes([token])
 
     def check_tokens(self, ids, param="prompt"):
         for token in ids:
@@ -158,6 +170,9 @@ class FakeModel:
             kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
             embeds=True, rank_tokens=self.rank_tokens,
         )  # fmt: skip
+
+    async def stats(self) -> list[EngineStats]:
+        return [EngineStats(4, 2, n_prefilling=1, n_generating=1, n_queued=3)]
 
     def end_all(self, error: ErllamaError) -> None:
         raise NotImplementedError

@@ -6,8 +6,6 @@ of models that run; asking one that sleeps would wake it.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,19 +38,6 @@ def find_model(models: ModelRegistry, name: str | None) -> ServedModel:
 def shown_name(model: ServedModel) -> str:
     """The name with its tag; a path of a registry (`hf.co/...`) may have colons of its own."""
     return model.id if ":" in model.id.rpartition("/")[2] else model.id + _TAG
-
-
-async def infos(models: Iterable[ServedModel], timeout_s: float) -> list[ModelInfo | None]:
-    """What the models that run tell of themselves, None for one that does not answer."""
-    return await asyncio.gather(*(_info(model, timeout_s) for model in models))
-
-
-async def _info(model: ServedModel, timeout_s: float) -> ModelInfo | None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await model.client.model_info() if await model.client.ready() else None
-    except (TimeoutError, ErllamaError):
-        return None
 
 
 def _details(info: ModelInfo | None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from deployments.dialects.ollama.models import (
     can_think,
     capabilities,
     find_model,
-    infos,
     running_card,
     show_body,
     tag_card,
@@ -56,6 +55,7 @@ from deployments.dialects.ollama.wire import (
 )
 from deployments.generation.chat import ChatAsk
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
+from deployments.generation.running import infos
 from deployments.http.dialect import NDJSON, Dialect, route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id

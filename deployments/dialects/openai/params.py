@@ -98,6 +98,7 @@ def chat_requests(body: ChatBody, ready: ReadyChat, engine_id: str) -> list[Gene
         ignore_eos=bool(body.ignore_eos),
         affinity=body.prompt_cache_key,
         thinking_budget=None if budget is None or budget < 0 else budget,
+        report_progress=body.extras.report_progress,
     )
     return _choices(base, body.n or 1)
 
@@ -119,6 +120,7 @@ def completion_requests(
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
             affinity=body.prompt_cache_key,
+            report_progress=body.extras.report_progress,
         )
         requests += _choices(base, body.n or 1)
     return requests

@@ -117,7 +117,8 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
+    # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
+    prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
@@ -149,7 +150,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form)
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
         @router.post("/completions")
@@ -166,7 +167,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests)
                 return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
-            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
         @router.post("/embeddings")
@@ -182,7 +183,7 @@ class OpenAI(Dialect):
             )
             return _json(reply)
 
-        both = APIRouter()
-        both.include_router(router, prefix="/v1")
-        both.include_router(router)
-        return both
+        everywhere = APIRouter()
+        for prefix in ("/v1", "", "/api/v0"):
+            everywhere.include_router(router, prefix=prefix)
+        return everywhere
