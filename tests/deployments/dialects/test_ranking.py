@@ -21,9 +21,14 @@ def query(**more):
     return {"query": "q", "documents": ["abc", "eee", "e", "eab", ""], **more}
 
 
-async def post(path, body, model=None, **options):
-    async with http_client(app_of(served(model or FakeModel()), **options)) as client:
+async def post(path, body, model=None, app=None):
+    async with http_client(app or app_of(served(model or FakeModel()))) as client:
         return await client.post(path, content=json.dumps(body))
+
+
+@pytest.fixture(scope="module")
+def app():
+    return app_of(served(FakeModel()))
 
 
 @pytest.mark.parametrize("path", RERANK)
@@ -197,5 +202,5 @@ NAMES = ["query", "documents", "texts", "top_n", "truncate", "truncate_prompt_to
 
 
 @given(body=st.dictionaries(st.sampled_from(NAMES), VALUES), path=st.sampled_from([*RERANK, "/score"]))
-def test_no_body_is_an_error_of_the_server(body, path):
-    assert asyncio.run(post(path, body)).status_code < 500
+def test_no_body_is_an_error_of_the_server(app, body, path):
+    assert asyncio.run(post(path, body, app=app)).status_code < 500
