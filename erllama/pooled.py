@@ -13,7 +13,8 @@ from erllama.prompts.pair import RankQuery
 
 T = TypeVar("T")
 
-_AT_ONCE = 16  # inputs between which running requests get their steps
+_AT_ONCE = 16  # inputs, and
+_TOKENS_AT_ONCE = 8192  # tokens of them, after which running requests get a step
 
 
 class PooledOutputs:
@@ -76,6 +77,15 @@ def fitting(pair: list[int], limit: int, index: int, name: str = "documents") ->
     return pair
 
 
-def _parts(inputs: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(inputs), _AT_ONCE):
-        yield inputs[start : start + _AT_ONCE]
+def _parts(inputs: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """What the engine thread computes between two of its steps: a few inputs, and of long ones fewer,
+    or it would seem to be stuck.
+    """
+    start = n_tokens = 0
+    for i, tokens in enumerate(inputs):
+        n_tokens += len(tokens)
+        if i > start and (i - start == _AT_ONCE or n_tokens > _TOKENS_AT_ONCE):
+            yield inputs[start:i]
+            start, n_tokens = i, len(tokens)
+    if inputs:
+        yield inputs[start:]

@@ -62,6 +62,22 @@ def test_scores_do_not_depend_on_what_is_ranked_beside(folder, name, limit):
         assert all(map(math.isfinite, together))
 
 
+# what llama-server answers for these files, each pair in a batch of its own
+RECORDED = {
+    "bert": [0.4074826538562, 0.7016032934188, 0.6369597315788, 0.3890792727470],
+    "qwen3": [0.4521240293979, 0.3828541040420, 0.2621554732322, 0.5769416093826],
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_scores_are_those_of_llama_server(folder, name):
+    texts = ["the river is near the mountain", "", "car", "a tree grows"]
+    with Model(path=str(folder / f"{name}.gguf"), n_ctx=1024, n_threads=1) as model:
+        alone = [model.rerank("where is the river", [text])[0] for text in texts]
+        assert alone == pytest.approx(RECORDED[name], abs=2e-3)
+        assert model.rerank("where is the river", texts) == pytest.approx(RECORDED[name], abs=2e-2)
+
+
 def test_a_pair_of_the_real_vocabulary_has_its_frame(folder):
     with Model(path=str(folder / "bert.gguf")) as model:
         pair = RankQuery(model._backend.vocab, "the river").with_document("a tree")
