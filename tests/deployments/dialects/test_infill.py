@@ -75,6 +75,8 @@ async def test_what_llama_vim_sends_is_answered():
     assert (model.requests[0].sampling.top_k, model.requests[0].sampling.top_p) == (40, 0.9)
     warm = await post(body | {"n_predict": 0, "samplers": [], "t_max_predict_ms": 1}, model)
     assert (warm.status_code, model.requests[1].max_tokens) == (200, 0)
+    assert (await post(body | {"t_max_predict_ms": -1}, model)).status_code == 200
+    assert [request.line_time_ms for request in model.requests] == [1000, 1, None]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,8 @@ async def test_what_llama_vim_sends_is_answered():
         ({"mirostat": 2}, "mirostat"),
         ({"grammar": "bad"}, "grammar"),
         ({"stream": 1}, "stream"),
+        ({"t_max_predict_ms": "soon"}, "t_max_predict_ms"),
+        ({"t_max_predict_ms": 2**31}, "t_max_predict_ms"),
     ],
 )
 async def test_what_is_wrong_with_a_body_is_named(fields, words):
