@@ -23,7 +23,7 @@ def server_version() -> str:
 
 def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *, whole_path: bool) -> dict[str, Any]:
     """`info` is None for a model that sleeps. `whole_path`: where the file is may be told."""
-    defaults = settings(CompletionBody(prompt=()), SamplingParams())
+    defaults = settings(CompletionBody.model_validate({"prompt": "x"}), SamplingParams())
     n_ctx = model.prompts.n_ctx if info is None else info.context_size
     return {
         "default_generation_settings": {"params": defaults, "n_ctx": n_ctx},
