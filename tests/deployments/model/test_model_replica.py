@@ -471,7 +471,9 @@ def test_embeddings_are_one_unit_vector_per_input_also_beside_running_requests(s
     serve(story)
 
 
-def test_pairs_are_ranked_in_parts_which_end_when_the_caller_goes(serve):
+def test_pairs_are_ranked_in_parts_which_end_when_the_caller_goes(serve, monkeypatch):
+    monkeypatch.setattr("deployments.model.replica.HEARTBEAT_S", 0.01)
+
     async def story(it: Fixture) -> None:
         scores = await it.replica.rank([[ord("e")] * (i % 3) + [0] for i in range(40)])
         assert scores[:3] == pytest.approx([0, 1 / 2, 2 / 3])
