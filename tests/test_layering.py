@@ -42,6 +42,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "noise",
             "http",
             "generation",
             "dialects",

@@ -29,6 +29,7 @@ from deployments.http.body import encode, parse_json
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id, may_see_all
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
@@ -123,7 +124,7 @@ class LlamaServer(Dialect):
             chat = _chat_of(raw) if is_chat else None
             prompts = models.resolve(body.model).prompts
             cost = prepare_cost(len(raw), prompts, compiles=False, has_replies=is_chat)
-            return _json(await prepare(prompts, cost, tokenize_body, body, chat, prompts))
+            return _json(await prepare(prompts, cost, tokenize_body, body, chat, prompts, noise_of(request)))
 
         @router.post("/detokenize")
         async def detokenize(request: Request) -> Response:

@@ -15,13 +15,14 @@ from deployments.dialects.openai.wire import ChatBody
 from deployments.generation.chat import chat_prompt
 from deployments.http.body import encode
 from deployments.http.ports import PromptPort
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import InvalidParameter
 
 
-def tokenize_body(body: TokenizeBody, chat: ChatBody | None, prompts: PromptPort) -> bytes:
+def tokenize_body(body: TokenizeBody, chat: ChatBody | None, prompts: PromptPort, noise: NoiseFilter) -> bytes:
     """vLLM's form for a `prompt` or a `chat`, else llama.cpp's. May take long: see `PromptPort`."""
     if chat is not None:
-        return _counted(body, list(chat_prompt(chat_ask(chat), prompts).prompt.tokens), prompts)
+        return _counted(body, list(chat_prompt(chat_ask(chat), prompts, noise).prompt.tokens), prompts)
     if body.prompt is not None:
         return _counted(body, prompts.tokenize(body.prompt, body.add_special_tokens is not False), prompts)
     if body.content is None:
