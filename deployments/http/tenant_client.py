@@ -8,17 +8,21 @@ them.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from deployments.access.key_book import Access
 from deployments.http.ports import ModelPort
 from erllama.errors import ErllamaError, RequestError
 from erllama.events import Event, Failed, Tokens
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
+from erllama.stats import EngineStats, ModelInfo
+
+T = TypeVar("T")
 
 
 class RequestTimedOut(ErllamaError):
@@ -74,14 +78,24 @@ class TenantClient:
                 yield events
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        return await self._at_once(self._client.embed, inputs)
+
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        return await self._at_once(self._client.rank, inputs)
+
+    async def _at_once(self, method: Callable[[list[list[int]]], Awaitable[T]], inputs: list[list[int]]) -> T:
+        """What has no stream: only the bound of a whole reply counts."""
         self._rate_limit.charge(sum(map(len, inputs)))
         try:
             async with asyncio.timeout(self._timeouts.total_s) as bound:
-                return await self._client.embed(inputs)
+                return await method(inputs)
         except TimeoutError:
             if not bound.expired():
                 raise
             raise _timed_out("the whole reply", self._timeouts.total_s) from None
+
+    async def stats(self) -> list[EngineStats]:
+        return await self._client.stats()
 
     async def ready(self) -> bool | None:
         return await self._client.ready()
@@ -97,24 +111,33 @@ async def bounded(lists: AsyncGenerator[list[Event], None], timeouts: Timeouts) 
     """`lists`, closed when one of them takes too long; the last event then says so. Time in which
     nobody asks for the next one counts for the whole reply only.
     """
-    started, bound_s, what = time.monotonic(), timeouts.prefill_s, "the first token"
+    started, has_token = time.monotonic(), False
+
+    def left(bound_s: float | None, since: float) -> float:
+        return math.inf if bound_s is None else max(0.0, since + bound_s - time.monotonic())
+
     async with aclosing(lists):
         while True:
-            left_s = None if timeouts.total_s is None else max(0.0, started + timeouts.total_s - time.monotonic())
-            is_total = left_s is not None and (bound_s is None or left_s < bound_s)
+            waits_s = left(timeouts.token_s, time.monotonic()) if has_token else left(timeouts.prefill_s, started)
+            whole_s = left(timeouts.total_s, started)
+            least_s = min(waits_s, whole_s)
             try:
-                async with asyncio.timeout(left_s if is_total else bound_s) as bound:
+                async with asyncio.timeout(None if least_s == math.inf else least_s) as bound:
                     events = await anext(lists, None)
             except TimeoutError:
                 if not bound.expired():
                     raise
-                late = ("the whole reply", timeouts.total_s) if is_total else (what, bound_s)
-                yield [Failed(_timed_out(*late))]
+                if whole_s <= waits_s:
+                    yield [Failed(_timed_out("the whole reply", timeouts.total_s))]
+                elif has_token:
+                    yield [Failed(_timed_out("the next token", timeouts.token_s))]
+                else:
+                    yield [Failed(_timed_out("the first token", timeouts.prefill_s))]
                 return
             if events is None:
                 return
             yield events
-            bound_s, what = timeouts.token_s, "the next token"
+            has_token = has_token or any(isinstance(event, Tokens) for event in events)
 
 
 def _timed_out(what: str, bound_s: float | None) -> RequestTimedOut:

@@ -28,10 +28,14 @@ CALLS = {
     "show": ("/api/show", {}),
     "embed": ("/api/embed", {"input": "hi"}),
     "embeddings": ("/v1/embeddings", {"input": "hi"}),
+    "completion": ("/completion", {"prompt": "hi"}),
+    "tokenize": ("/tokenize", {"content": "hi"}),
+    "rerank": ("/v1/rerank", {"query": "a", "documents": ["b", "c"]}),
 }
 LISTS = {
     "/v1/models": lambda body: [card["id"] for card in body["data"]],
     "/models": lambda body: [card["id"] for card in body["data"]],
+    "/api/v0/models": lambda body: [card["id"] for card in body["data"]],
     "/api/tags": lambda body: [card["name"].removesuffix(":latest") for card in body["models"]],
     "/api/ps": lambda body: [card["name"].removesuffix(":latest") for card in body["models"]],
 }

@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from deployments.http.tenant_client import RequestTimedOut, Timeouts, bounded
-from erllama.events import Done, Failed, Tokens
+from erllama.events import Done, Failed, Progress, Tokens
 from tests.support.http_fakes import FakeModel, app_of, exchange, http_client, replies, served, stats
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +122,18 @@ async def test_the_time_of_a_reader_is_not_that_of_a_token():
         await asyncio.sleep(2 * SHORT)
     assert isinstance(got[-1], Done)
     assert len(got) == 4
+
+
+async def test_news_of_a_prefill_are_no_token():
+    async def lists():
+        while True:
+            await asyncio.sleep(SHORT / 10)
+            yield [Progress(100, 0, 1, None, 1.0)]
+
+    got = [event async for events in bounded(lists(), Timeouts(prefill_s=SHORT, token_s=5)) for event in events]
+    assert isinstance(got[-1], Failed)
+    assert "the first token" in got[-1].error.message
+    assert len(got) > 1
 
 
 async def test_an_error_of_the_model_passes_as_it_is():
