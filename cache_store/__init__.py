@@ -45,6 +45,7 @@ from cache_store.read.fetch import ObjectReader
 from cache_store.records import CachedPrefix, Fetched, GarbageReport, ImportReport, PinInfo, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.tiers.open import open_tier
+from cache_store.transfer import EntryReader, ImportState
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -56,10 +57,12 @@ __all__ = [
     "ChainKey",
     "CorruptBlock",
     "Damage",
+    "EntryReader",
     "Fetched",
     "GarbageReport",
     "Hop",
     "ImportReport",
+    "ImportState",
     "IndexDelta",
     "Kind",
     "ObjectReader",

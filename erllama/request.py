@@ -125,6 +125,22 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """The KV of the first `n_tokens` of a prompt shall stay in the store for `ttl_s`, within the quota
+    of `owner` and what the policy allows.
+    """
+
+    n_tokens: int
+    ttl_s: float
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        check_int("pin.n_tokens", self.n_tokens, 0)
+        check_number("pin.ttl_s", self.ttl_s, 0)
+        check_type("pin.owner", self.owner, str, "a string")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to continue; everything in it has been rendered and tokenised.
 
@@ -147,7 +163,8 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing. Requests of one `affinity` would rather run on one replica.
+    computing. Requests of one `affinity` would rather run on one replica. `pin`: what the store
+    should keep of the prompt, a hint.
     """
 
     request_id: str
@@ -169,6 +186,7 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    pin: Pin | None = None
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -188,9 +206,10 @@ class GenerationRequest:
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
+        check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
         if self.session_id is not None:
-            _check_session(self.session_id)
+            check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
@@ -222,11 +241,12 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_session(session_id: str) -> None:
-    check_type("session_id", session_id, str, "a string")
+def check_session_id(name: str, session_id: str) -> None:
+    """Raise `InvalidParameter`, which names the field `name`, for what cannot name a session."""
+    check_type(name, session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
-            f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
+            f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
 
 

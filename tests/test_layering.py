@@ -36,7 +36,7 @@ ORDER = {
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "model_prefixes", "llama", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(

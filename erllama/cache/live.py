@@ -181,6 +181,19 @@ class LiveKv:
                 best, most, length = seq_id, n, len(theirs)
         return best, most
 
+    def prefixes(
+        self, root: ChainKey, running: Iterable[Sequence], n_empty: int, sessions: tuple[str, ...]
+    ) -> LivePrefixes:
+        """What new requests of a root can find, ended ones most recent first."""
+        idle = sorted(self._held.items(), key=lambda item: item[1].used, reverse=True)
+        return LivePrefixes(
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in running if s.root == root),
+            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
+            n_empty=n_empty,
+            sessions=sessions,
+            whole=not self.cuttable,
+        )
+
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
         """Whether some id holds all of `prompt` but at most its last token, which gives logits."""
         held = self._held_under(prompt.root, running)

@@ -138,6 +138,11 @@ class Engine:
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
+    def fork_session(self, session_id: str, new_id: str) -> bool:
+        """A new session with the transcript of one, and a copy of its KV if an id is empty."""
+        self.sessions.fork(session_id, new_id)
+        return self._flow.fork_session(session_id, new_id, self._admission.free)
+
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
         self.watchdog.close()
@@ -169,17 +174,8 @@ class Engine:
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
-        root = self.kv_root
-        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
-        return LivePrefixes(
-            running=tuple(
-                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
-            ),
-            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
-            n_empty=self.n_empty_ids,
-            sessions=self.sessions.recent(),
-            whole=not self._backend.kv_layout.kind.cuttable,
-        )
+        sessions, n_empty = self.sessions.recent(), self.n_empty_ids
+        return self._flow.live.prefixes(self.kv_root, self._admission.running, n_empty, sessions)
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""
