@@ -50,6 +50,16 @@ _MAX_FILE = MAX_PAYLOAD_BYTES + (1 << 20)
 Entry = tuple[str, bytes]  # the name of an object and its file
 
 
+def packed_head(n_objects: int) -> bytes:
+    """The beginning of a file."""
+    return _HEAD.pack(_MAGIC, VERSION, n_objects)
+
+
+def packed_entry(name: str, n_bytes: int) -> bytes:
+    """What stands before the file of an object, of `n_bytes`."""
+    return _ENTRY.pack(len(name), n_bytes) + name.encode()
+
+
 class EntryReader:
     """Cuts the bytes of a file, as they come, into its objects. Not verified: `ImportState` does that."""
 
@@ -192,8 +202,7 @@ class Transfer:
         self.stack.before_evicting(tier)
         freed = 0
         for found in self.stack.index.only_for(way, tier.index):
-            self.stack.discard(tier, found.id, "asked")
-            freed += found.n_bytes
+            freed += found.n_bytes * self.stack.discard(tier, found.id, "asked")
         return freed
 
     def export(self, key: ChainKey) -> Iterator[bytes]:
@@ -201,22 +210,32 @@ class Transfer:
         stored. Its objects are not evicted here meanwhile. Raises `TierError` when one is lost: what
         was given by then is a cut file, which no import takes for a whole one.
         """
-        ids = self.stack.index.way_to(key)
+        ids = self.objects(key)
         self.stack.index.pin(ids)
         try:
             if ids:
-                yield _HEAD.pack(_MAGIC, VERSION, len(ids))
+                yield packed_head(len(ids))
             encoder = BlockEncoder()
             for id in ids:
-                block = self.reader.get(id, self._deadline())
-                if block is None:
+                file = self.file(id, encoder)
+                if file is None:
                     raise TierError(f"the object at token {id.start} of the prefix cannot be read")
-                file, name = encoder.encode(block), id.name.encode()
-                yield _ENTRY.pack(len(name), file.nbytes) + name
+                yield packed_entry(id.name, file.nbytes)
                 for at in range(0, file.nbytes, CHUNK_BYTES):
                     yield bytes(file[at : at + CHUNK_BYTES])
         finally:
             self.stack.index.unpin(ids)
+
+    def objects(self, key: ChainKey) -> list[BlockId]:
+        """What holds the prefix `key`, in the order of its file; [] where it is not stored."""
+        return self.stack.index.way_to(key)
+
+    def file(self, id: BlockId, encoder: BlockEncoder) -> memoryview | None:
+        """An object as it is exported, verified, valid until the encoder's next call; None when it
+        cannot be had.
+        """
+        block = self.reader.get(id, self._deadline())
+        return None if block is None else encoder.encode(block)
 
     def import_entries(self, state: ImportState, entries: Iterable[Entry]) -> ImportState:
         """Verify and publish the next objects of a file; the state behind them. Raises `BadTransfer`

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from cache_store import (
     BadTransfer,
+    BlockId,
     CachedPrefix,
     ChainKey,
     ImportReport,
@@ -21,6 +22,7 @@ from cache_store import (
     StoreFull,
     TokenChain,
 )
+from cache_store.format.file import BlockEncoder
 from cache_store.read.prefixes import ORDERS
 from cache_store.transfer import Entry
 from erllama.engine.engine import Engine
@@ -96,6 +98,18 @@ class PrefixMethods:
         own = self._key(key)
         with _told("key"):
             yield from self._stored.transfer.export(own)
+
+    def export_plan(self, key: str) -> tuple[str, ...]:
+        """The names of the objects of such a file, in its order."""
+        return tuple(id.name for id in self._stored.transfer.objects(self._key(key)))
+
+    def export_object(self, name: str) -> bytes | None:
+        """One of them, verified; None when it cannot be had (any more), or is another model's."""
+        id = BlockId.parse(name)
+        if id is None or id.root != self._root():
+            return None
+        file = self._stored.transfer.file(id, BlockEncoder())
+        return None if file is None else bytes(file)
 
     def import_prefix(self, chunks: Iterable[bytes]) -> ImportReport:
         """Take over a file that `export_prefix` made of a model that computes the same KV. Every object

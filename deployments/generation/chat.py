@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deployments.generation.pins import PrefixMark, marked_pin
 from deployments.generation.reply import check_fits
 from deployments.http.ports import ChatPrompt, PromptPort, Record
 from erllama.chat.reasoning_counter import ReasoningCounter
@@ -22,7 +23,7 @@ from erllama.chat.tool_formats.splitter import reply_splitter
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.json_schema.schema import check_strict
-from erllama.request import GenerationRequest, SamplingParams
+from erllama.request import GenerationRequest, Pin, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class ToolChoice:
 @dataclass(frozen=True, slots=True)
 class ChatAsk:
     """`messages` as templates read them. `reply` constrains the text of the reply; `variables` go to
-    the template. `param` is the field that is blamed for a prompt which does not fit.
+    the template. `param` is the field that is blamed for a prompt which does not fit. `mark` says which
+    beginning the client would have kept.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -66,6 +68,7 @@ class ChatAsk:
     variables: Mapping[str, Any] = field(default_factory=dict)
     ending: Ending = "opened"
     param: str = "messages"
+    mark: PrefixMark | None = None
 
     @property
     def callable(self) -> list[ToolSpec]:
@@ -79,7 +82,7 @@ class ChatAsk:
 @dataclass(frozen=True, slots=True)
 class ReadyChat:
     """A chat that is ready to run. `splitter` makes what cuts the text of one reply; `piece_of` gives
-    the bytes of a token of it.
+    the bytes of a token of it. `pin`: what the client would have kept of the prompt.
     """
 
     chat: ChatPrompt
@@ -88,6 +91,7 @@ class ReadyChat:
     splitter: Callable[[], ReplySplitter | None]
     piece_of: Callable[[int], bytes]
     prompts: PromptPort
+    pin: Pin | None = None
 
     @property
     def can_reason(self) -> bool:
@@ -131,6 +135,7 @@ class ReadyChat:
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
             in_reasoning=self.chat.in_reasoning,
             reasoning=reasoning,
+            pin=self.pin,
         )
 
 
@@ -141,8 +146,11 @@ def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    shown = [dict(tool.shown) for tool in ask.tools]
-    return prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+    return prompts.render_chat(ask.messages, _shown(ask), ask.variables, ask.ending)
+
+
+def _shown(ask: ChatAsk) -> list[dict[str, Any]] | None:
+    return [dict(tool.shown) for tool in ask.tools] or None
 
 
 def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
@@ -156,7 +164,8 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
+    pin = marked_pin(ask.mark, chat.prompt, prompts, ask.messages, _shown(ask), ask.variables)
+    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts, pin)
 
 
 def count_prompt(ask: ChatAsk, prompts: PromptPort) -> int:

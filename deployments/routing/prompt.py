@@ -80,6 +80,9 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             affinity = None if request.affinity is None else session_hash(request.affinity)
         case "continue_", [session_id, *_]:
             tokens, name, attempt, affinity = (), "", 1, None
+        case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:
+            # the parts of one file: a replica may have tiers that others do not see
+            (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, session_hash(transfer)
         case "answer", [str(ref), *_]:
             (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, None
         case _:

@@ -41,6 +41,7 @@ class FakePrompts:
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.pins_from: int | None = 16
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
