@@ -207,12 +207,15 @@ class Store:
     ) -> PinInfo | None:
         """Never evict the rows of a prompt, or of a stored prefix, for `ttl_s`, in any process that shares
         a tier: what holds them now, and what a save would make of the rest. None for an unknown key.
-
         `name` tells the pins of an owner apart; "" is the key, and then pins of shorter parts go.
         `wait_s` is how long to wait until the tiers have it. Raises `ValueError` for a bad name or
         time, `StoreFull` for what is beyond the owner's quota.
         """
         return self._pinning.pin(prefix, ttl_s, name, owner, _deadline(wait_s) if wait_s > 0 else None)
+
+    def pin_soon(self, chain: TokenChain, ttl_s: float, owner: str = "") -> None:
+        """`pin` on a thread of ours: takes no time here, and what fails is counted (`dropped`)."""
+        self._pinning.pin_soon(chain, ttl_s, owner)
 
     def unpin(self, name: str, owner: str = "", wait_s: float = 0.0) -> bool:
         """Take a pin back; False when there is none of that name."""
@@ -224,10 +227,8 @@ class Store:
 
     def evict_bytes(self, label: str, n_bytes: int, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes` from the tier `label`, least worth first, or what may go; the
-        bytes that went within `op_timeout_s`.
-
-        `only_if_lower`: only what a lower tier has, too. Raises `ValueError` for a tier that there
-        is not.
+        bytes that went within `op_timeout_s`. `only_if_lower`: only what a lower tier has, too. Raises
+        `ValueError` for a tier that there is not.
         """
         tier = self._tier(label)
         before = self._stack.index.bytes_in(tier.index)
@@ -261,10 +262,8 @@ class Store:
 
     def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[NDArray[np.uint32]]:
         """The token ids of the `limit` prefixes of a root that are worth most, best first: the
-        longest, none the beginning of another.
-
-        Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose
-        ids cannot be had in time is left out.
+        longest, none the beginning of another. Ids that the index does not know are read, within
+        `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
         """
         deadline_ns = _deadline(self._config.op_timeout_s if deadline_s is None else deadline_s)
         return Hottest(
@@ -355,6 +354,7 @@ class Store:
         parts: list[Writer | TierCopier | Maintenance] = [self._writer, *self._copiers, self._maintenance]
         for part in parts:
             part.stop(seconds_left(deadline_ns))
+        self._pins.make_wanted()
         self._pins.publish(max(deadline_ns, _deadline(self._config.retry_s)))
         for tier in self._stack.tiers:
             if tier.persistent and tier.writable and self._maintenance.is_listed(tier):

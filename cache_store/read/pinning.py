@@ -46,6 +46,10 @@ class Pinning:
             self.pins.publish(deadline_ns)
         return self.pins.info(pin)
 
+    def pin_soon(self, chain: TokenChain, ttl_s: float, owner: str) -> None:
+        """See `Store.pin_soon`."""
+        self.pins.later(lambda: self.pin(chain, ttl_s, "", owner, None))
+
     def unpin(self, name: str, owner: str, deadline_ns: int | None) -> bool:
         """See `Store.unpin`."""
         done = self.pins.revoke(owner, name)

@@ -160,6 +160,7 @@ class Maintenance:
             self._tick()
 
     def _tick(self) -> None:
+        self._pins.make_wanted()
         for tier in self._stack.tiers:
             self._attempt(tier, self._share_pins)
             if tier.available and self._clock() - self._scanned_ns[tier.index] >= self._config.rescan_s * 1e9:

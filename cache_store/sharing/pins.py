@@ -12,8 +12,10 @@ which ones hold. Any thread; the lock is held for bookkeeping only.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -23,6 +25,9 @@ from cache_store.sharing.pin import MAX_BYTES, PREFIX, Pin, decode, encode, hold
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
 
+log = logging.getLogger("cache_store")
+
+_MOST_WANTED = 1024  # pins that wait to be made
 _EVICTIONS_APART_S = 5.0  # sizes of what is pinned change as it is saved: how old the last look at them may be
 _RENEW_SHARE = 0.2  # of its life: a pin that ends so little sooner or later than it should is left as it is
 
@@ -49,10 +54,28 @@ class Pins:
         self._found: list[dict[str, Pin]] = [{} for _ in stack.tiers]  # by the name of the object
         self._pending: list[dict[str, Pin]] = [{} for _ in stack.tiers]  # ours, not published in that tier
         self._superseded: set[str] = set()  # names of objects that a pin of ours stands for now
+        self._wanted: deque[Callable[[], object]] = deque(maxlen=_MOST_WANTED)
         self._listed_ns: dict[int, int] = {}
         self._judged_ns: int | None = None  # when what holds was found out; None: before the last change
 
     # --- making -----------------------------------------------------------------------------------
+
+    def later(self, make: Callable[[], object]) -> None:
+        """Have `make` called on the maintenance thread, within a second: it makes a pin that nobody waits
+        for. The oldest of too many is dropped; what it raises costs the pin.
+        """
+        if len(self._wanted) == _MOST_WANTED:
+            self._stack.tally.add("dropped", "pin")
+        self._wanted.append(make)
+
+    def make_wanted(self) -> None:
+        """Call what `later` was given. Background."""
+        while self._wanted:
+            try:
+                self._wanted.popleft()()
+            except (StoreError, ValueError, IndexError) as error:
+                log.info("a prefix was not pinned: %s", error)
+                self._stack.tally.add("dropped", "pin")
 
     def put(self, pin: Pin, *, replaces_parts: bool = False) -> Pin:
         """This pin holds from now on, and is published soon; or the one that is there, if it does as

@@ -94,8 +94,8 @@ class KvSaver:
             sequence.n_saved = upto  # the cap would mean nothing if the first continued save made up for it
 
     def pin(self, sequence: Sequence) -> None:
-        """Pin what the request asks for, once, when all of its prompt is in the context. What has not
-        been saved by then is pinned by its name.
+        """Have pinned what the request asks for, once, when all of its prompt is in the context. What is
+        not saved by the time that the store does it is pinned by its name.
         """
         pin = sequence.request.pin
         if pin is None or sequence.pinned:
@@ -105,12 +105,8 @@ class KvSaver:
         ttl_s = min(pin.ttl_s, self._policy.pin_max_ttl_s)
         if not self._policy.pin_from_requests or len(prefix) < self._policy.min_tokens or ttl_s <= 0:
             return
-        try:
-            self._store.pin(prefix, ttl_s, owner=pin.owner)
-            self._counts.pins += 1
-        except Exception as error:  # a pin is a hint; the prompt stays for as long as others do
-            log.info("a prefix of %d tokens was not pinned: %s", len(prefix), error)
-            self._counts.failed_pins += 1
+        self._store.pin_soon(prefix, ttl_s, owner=pin.owner)
+        self._counts.pins += 1
 
     def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
         logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_given else None

@@ -124,6 +124,18 @@ def test_a_tier_that_fails_costs_the_pin_and_not_the_caller(config, wall):
         assert n_kept(store, 1) == 512
 
 
+def test_a_pin_that_nobody_waits_for_is_made_on_a_thread_of_the_store(config):
+    with opened(config) as store:
+        written(store, prompt(512))
+        store.pin_soon(chain(store), 60, "ada")
+        wait_until(lambda: [pin.owner for pin in store.pins()] == ["ada"])
+        store.pin_soon(chain(store), -1)
+        wait_until(lambda: store.stats().dropped == {"pin": 1})
+        store.pin_soon(chain(store), 600)
+    with opened(config) as again:  # closing makes what was wanted
+        assert len(again.pins()) == 2
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 

@@ -96,8 +96,16 @@ def test_a_mark_behind_everything_is_the_whole_prompt_and_renders_nothing():
 
 def test_a_mark_inside_is_what_the_beginning_alone_has_in_common():
     prompts = FakePrompts()
-    assert pin_of(chat_ask(body_of(system=[block(RULES, HOUR)])), prompts) == Pin(len(f"system: {RULES}\nuser: "), 3600)
+    ask = chat_ask(body_of(system=[block(RULES, HOUR)], messages=[{"role": "user", "content": ASKED * 2}]))
+    assert pin_of(ask, prompts) == Pin(len(f"system: {RULES}\nuser: "), 3600)
     assert len(prompts.rendered) == 2
+
+
+def test_a_mark_behind_most_of_a_conversation_stands_for_all_of_it():
+    prompts = FakePrompts()
+    ready = ready_chat(chat_ask(body_of(system=[block(RULES, HOUR)])), prompts)
+    assert ready.pin == Pin(len(ready.chat.prompt), 3600)
+    assert len(prompts.rendered) == 1
 
 
 @pytest.mark.parametrize("pins_from", [None, 10_000])
@@ -115,7 +123,8 @@ def test_a_template_that_cannot_render_the_beginning_costs_the_pin_only():
                 raise InvalidParameter("a conversation must be longer")
             return super().render_chat(messages, *more)
 
-    assert pin_of(chat_ask(body_of(system=[block(RULES, HOUR)])), Choosy()) is None
+    ask = chat_ask(body_of(system=[block(RULES, HOUR)], messages=[{"role": "user", "content": ASKED * 2}]))
+    assert pin_of(ask, Choosy()) is None
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +139,7 @@ CHAT = [
     {"role": "system", "content": RULES},
     {"role": "user", "content": ASKED},
     {"role": "assistant", "content": SAID},
-    {"role": "user", "content": "And a lake?"},
+    {"role": "user", "content": "And a lake? " * 200},
 ]
 
 
@@ -175,6 +184,6 @@ async def test_cache_control_travels_to_the_engine():
 
 
 async def test_instructions_of_a_response_are_kept():
-    pin = await pin_sent("/v1/responses", {"input": ASKED, "instructions": RULES})
+    pin = await pin_sent("/v1/responses", {"input": ASKED * 2, "instructions": RULES})
     assert pin == Pin(len(f"system: {RULES}\nuser: "), 300)
     assert await pin_sent("/v1/responses", {"input": ASKED}) is None
