@@ -9,12 +9,15 @@ then has to be one of a tool; with a constraint of the dialect's own it is eithe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from deployments.generation.pins import PrefixMark, marked_pin
 from deployments.generation.reply import check_fits
 from deployments.http.ports import ChatPrompt, PromptPort, Record
+from deployments.noise.canonical import canonical_messages
+from deployments.noise.filter import NoiseFilter
+from deployments.noise.normalise import Normalised
 from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec
@@ -139,40 +142,49 @@ class ReadyChat:
         )
 
 
-def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
-    """The conversation as tokens, whether they fit or not. May take long: see `PromptPort`. Raises
-    `InvalidParameter` and `NotSupported`.
+def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
+    """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
+    long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
+    return _rendered(ask, prompts, noise)[0]
+
+
+def _rendered(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> tuple[ChatPrompt, Normalised]:
+    """The prompt, and the messages and tools that it shows."""
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    return prompts.render_chat(ask.messages, _shown(ask), ask.variables, ask.ending)
+    normal = noise.apply(
+        canonical_messages(ask.messages),
+        [dict(tool.shown) for tool in ask.tools],
+        lambda: prompts.shows_late_system(tools=bool(ask.tools)),
+    )
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
 
 
-def _shown(ask: ChatAsk) -> list[dict[str, Any]] | None:
-    return [dict(tool.shown) for tool in ask.tools] or None
-
-
-def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
+def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
-    chat = chat_prompt(ask, prompts)
+    chat, normal = _rendered(ask, prompts, noise)
     check_fits(chat.prompt, prompts.n_ctx, ask.param)
     constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
 
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    pin = marked_pin(ask.mark, chat.prompt, prompts, ask.messages, _shown(ask), ask.variables)
+    mark = ask.mark
+    if mark is not None and mark.n_messages >= len(ask.messages):
+        mark = replace(mark, n_messages=len(normal.messages))  # all of them, however many they are without noise
+    pin = marked_pin(mark, chat.prompt, prompts, normal.messages, normal.tools or None, ask.variables)
     return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts, pin)
 
 
-def count_prompt(ask: ChatAsk, prompts: PromptPort) -> int:
+def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
     """The tokens of the prompt, also where they do not fit. May take long, as `ready_chat`; raises
     `InvalidParameter` and `NotSupported`.
     """
-    return len(chat_prompt(ask, prompts).prompt)
+    return len(chat_prompt(ask, prompts, noise).prompt)
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:

@@ -9,19 +9,22 @@ from deployments.dialects.openai.wire import ChatBody
 from deployments.generation.pins import chat_head
 from deployments.generation.reply import check_fits
 from deployments.http.ports import PromptPort
+from deployments.noise.canonical import canonical_messages
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import InvalidParameter
 from erllama.request import GenerationRequest, Pin, Prompt
 
 
-def prefix_prompt(body: ComputeBody, prompts: PromptPort) -> Prompt:
-    """The tokens. Of messages those with which every chat begins that has them in front. May take long.
-    Raises `InvalidParameter`, `NotSupported` and `ContextOverflow`.
+def prefix_prompt(body: ComputeBody, prompts: PromptPort, noise: NoiseFilter) -> Prompt:
+    """The tokens. Of messages those with which every chat begins that has them in front, without what
+    `noise` takes out. May take long. Raises `InvalidParameter`, `NotSupported` and `ContextOverflow`.
     """
     if body.messages is not None:
         chat = ChatBody(messages=body.messages, tools=body.tools)
         tools = [dict(tool.shown) for tool in offered_tools(chat)]
-        messages = [template_message(message) for message in chat.messages]
-        prompt, param = Prompt.of(chat_head(prompts, messages, tools or None)), "messages"
+        messages = canonical_messages([template_message(message) for message in chat.messages])
+        normal = noise.apply(messages, tools, lambda: prompts.shows_late_system(tools=bool(tools)))
+        prompt, param = Prompt.of(chat_head(prompts, normal.messages, normal.tools or None)), "messages"
     else:
         ids = prompts.tokenize(body.prompt) if isinstance(body.prompt, str) else body.prompt or []
         prompts.check_tokens(ids)

@@ -19,6 +19,7 @@ from deployments.http.answers import values
 from deployments.http.body import parse_json
 from deployments.http.errors import ClientDisconnected
 from deployments.http.middleware import engine_id, may_see_all
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
 from erllama.errors import PrefixNotFound
@@ -46,7 +47,7 @@ def prefix_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         require_admin(request)
         body = parse_json(ComputeBody, await read_body(request, options.max_body_bytes))
         model = models.resolve(body.model)
-        prompt = await prepare(model.prompts, INLINE_CHARS + 1, prefix_prompt, body, model.prompts)
+        prompt = await prepare(model.prompts, INLINE_CHARS + 1, prefix_prompt, body, model.prompts, noise_of(request))
         [reply] = await whole_replies(request, model, [prefix_request(body, prompt, engine_id(request))])
         card = {"object": "kv.prefix", "model": model.id, "key": reply.finish_key, "tokens": len(prompt)}
         card["cached_tokens"] = reply.stats.cached_tokens

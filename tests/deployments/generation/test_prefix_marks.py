@@ -11,6 +11,7 @@ from deployments.generation.chat import ChatAsk, OfferedTool, ready_chat
 from deployments.generation.pins import PrefixMark, chat_head
 from deployments.http.body import parse_json
 from deployments.ingress.prompts import PromptSource
+from deployments.noise.filter import Noise
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter
@@ -77,7 +78,7 @@ def test_the_last_mark_counts(fields, mark):
 
 
 def pin_of(ask: ChatAsk, prompts) -> Pin | None:
-    return ready_chat(ask, prompts).request("r", SamplingParams()).pin
+    return ready_chat(ask, prompts, Noise().no_filter()).request("r", SamplingParams()).pin
 
 
 def test_without_a_mark_nothing_is_rendered_twice():
@@ -89,7 +90,7 @@ def test_without_a_mark_nothing_is_rendered_twice():
 def test_a_mark_behind_everything_is_the_whole_prompt_and_renders_nothing():
     prompts = FakePrompts()
     ask = chat_ask(body_of(messages=turns(2, FIVE)))
-    ready = ready_chat(ask, prompts)
+    ready = ready_chat(ask, prompts, Noise().no_filter())
     assert ready.pin == Pin(len(ready.chat.prompt), 300)
     assert len(prompts.rendered) == 1
 
@@ -103,7 +104,7 @@ def test_a_mark_inside_is_what_the_beginning_alone_has_in_common():
 
 def test_a_mark_behind_most_of_a_conversation_stands_for_all_of_it():
     prompts = FakePrompts()
-    ready = ready_chat(chat_ask(body_of(system=[block(RULES, HOUR)])), prompts)
+    ready = ready_chat(chat_ask(body_of(system=[block(RULES, HOUR)])), prompts, Noise().no_filter())
     assert ready.pin == Pin(len(ready.chat.prompt), 3600)
     assert len(prompts.rendered) == 1
 
@@ -147,7 +148,7 @@ CHAT = [
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4])
 def test_a_real_template_marks_whole_messages(demo, tools, n):
     """The tokens are those of the prompt, end behind the text of what is marked, and before what is not."""
-    ready = ready_chat(ChatAsk(CHAT, tools, mark=PrefixMark(n, 300)), demo)
+    ready = ready_chat(ChatAsk(CHAT, tools, mark=PrefixMark(n, 300)), demo, Noise().no_filter())
     if ready.pin is None:
         assert n == 0
         return
