@@ -142,8 +142,9 @@ def test_bad_times_are_named(model: Model, ttl_s: float, word: str):
 def test_what_the_quota_does_not_allow_is_told(tmp_path: Path):
     tier = TierConfig(str(tmp_path / "kv"), max_bytes="1GiB")
     with opened(tmp_path, StoreConfig(tiers=(tier,), pin_quota_bytes=10)) as model:
+        key = _stored(model, TEXT)
         with pytest.raises(InvalidParameter, match="more than may be pinned"):
-            model.pin_prefix(_stored(model, TEXT), 60)
+            model.pin_prefix(key, 60)
 
 
 def test_the_order_of_a_list_is_one_of_four(model: Model):
