@@ -116,6 +116,7 @@ class ReadyChat:
         ignore_eos: bool = False,
         affinity: str | None = None,
         thinking_budget: int | None = None,
+        report_progress: bool = False,
     ) -> GenerationRequest:
         """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
@@ -139,6 +140,7 @@ class ReadyChat:
             in_reasoning=self.chat.in_reasoning,
             reasoning=reasoning,
             pin=self.pin,
+            report_progress=report_progress,
         )
 
 

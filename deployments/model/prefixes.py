@@ -17,6 +17,7 @@ from deployments.http.answers import Answer, values
 from deployments.model.replica import ReplicaState
 from erllama.errors import InvalidParameter, StoreUnavailable
 
+_READ_S = 10.0  # until a replica must have said what it knows
 _EACH_S = 30.0  # until a replica must have answered: it waits for its store's tiers, five seconds for each
 _BATCH_BYTES = 4 << 20  # of objects that travel in one call
 
@@ -35,11 +36,11 @@ class PrefixCalls:
     async def prefixes(self, limit: int, order: str) -> list[Answer[tuple[CachedPrefix, ...]]]:
         """What each replica knows of the stored prefixes of this model; those of one node, or with one
         tier for all, know the same."""
-        return await self._each(_EACH_S, "list_cached_prefixes", limit, order)
+        return await self._each(_READ_S, "list_cached_prefixes", limit, order)
 
     async def cached_prefix(self, key: str) -> CachedPrefix:
         """A stored prefix, as the first replica that has it knows it. Raises `PrefixNotFound`."""
-        found: CachedPrefix = values(await self._each(_EACH_S, "cached_prefix", key))[0]
+        found: CachedPrefix = values(await self._each(_READ_S, "cached_prefix", key))[0]
         return found
 
     async def pin_prefix(
@@ -56,7 +57,7 @@ class PrefixCalls:
 
     async def pins(self) -> list[Answer[tuple[PinInfo, ...]]]:
         """The pins that each replica knows."""
-        return await self._each(_EACH_S, "pins")
+        return await self._each(_READ_S, "pins")
 
     async def evict_prefix(self, key: str) -> list[Answer[int]]:
         """The bytes that each replica deleted of a prefix. Raises when none could."""
@@ -71,13 +72,13 @@ class PrefixCalls:
 
     async def states(self) -> list[Answer[ReplicaState]]:
         """What each replica does, and counts."""
-        return await self._each(_EACH_S, "state")
+        return await self._each(_READ_S, "state")
 
     async def export_prefix(self, key: str) -> AsyncGenerator[bytes, None]:
         """A stored prefix as one file (`cache_store.transfer`), in pieces of at most 1 MiB. Raises
         `PrefixNotFound` before the first one.
         """
-        names = values(await self._each(_EACH_S, "export_plan", key))[0]
+        names = values(await self._each(_READ_S, "export_plan", key))[0]
         yield packed_head(len(names))
         for name in names:
             file: bytes | None = await self._call("export_object", key, name)

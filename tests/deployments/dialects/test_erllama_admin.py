@@ -205,7 +205,7 @@ async def test_the_state_of_a_model_is_that_of_each_replica(tmp_path):
 
 
 async def test_a_replica_that_hangs_is_reported_and_waited_for_no_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr(calls, "_EACH_S", 0.3)
+    monkeypatch.setattr(calls, "_READ_S", 0.3)
     async with site(tmp_path, hangs=True) as one:
         key = (await one.kept())["key"]
         reply = (await one.http.get(URL)).json()
