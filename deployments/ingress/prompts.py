@@ -85,10 +85,13 @@ class PromptSource:
     configured template, cannot be read.
     """
 
-    def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
+    def __init__(
+        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, pins_from: int | None = None
+    ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
-        them.
+        them. `pins_from`: see `PromptPort`.
         """
+        self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
         self._config = config
