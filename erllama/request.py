@@ -250,7 +250,7 @@ class GenerationRequest:
     @property
     def session_name(self) -> str | None:
         """The session among those of all salts."""
-        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
+        return None if self.session_id is None else session_name(self.session_id, self.salt)
 
     @property
     def constraint(self) -> Constraint | None:
@@ -275,7 +275,21 @@ def check_session_id(name: str, session_id: str) -> None:
             f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
     if "\0" in session_id:
-        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+        raise InvalidParameter(f"{name} must not hold a NUL character", param=name)
+
+
+def session_name(session_id: str, salt: str, param: str = "session_id") -> str:
+    """A session among those of all salts. Raises `InvalidParameter`, which names the field `param`, for
+    what cannot name one: it might read as one of another salt.
+    """
+    check_session_id(param, session_id)
+    _check_salt(salt)
+    return f"{salt}\0{session_id}" if salt else session_id
+
+
+def shown_session(name: str) -> str:
+    """The id that a client gave: a salt is nobody's business."""
+    return name.rpartition("\0")[2]
 
 
 def _check_salt(salt: str) -> None:
@@ -300,7 +314,7 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
 _REQUEST_NAMES = (
     "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
-    "post_sampling",
+    "post_sampling", "salt",
 )  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 

@@ -100,13 +100,15 @@ class Dialect(ABC):
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
     without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends. id_headers: its own headers of the request's
+    key. The first one is what a refusal recommends. key_query: a parameter of the query in which a key may
+    stand, too; "" is none. id_headers: its own headers of the request's
     id, beside `x-request-id`.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+    key_query: ClassVar[str] = ""
     id_headers: ClassVar[tuple[str, ...]] = ()
 
     @property

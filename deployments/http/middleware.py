@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from uuid import uuid4
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +35,7 @@ from deployments.http.open_requests import OpenRequests
 logger = logging.getLogger("deployments.http")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
+_MAX_QUERY_KEYS = 4  # each is hashed
 _OPEN_PATHS = frozenset({"/health", "/health/ready", "/v1/health", "/ping"})  # probes carry no keys
 
 
@@ -46,6 +48,12 @@ def tenant_of(request: Request) -> Tenant:
     """Who sends it."""
     tenant: Tenant = request.scope["state"]["tenant"]
     return tenant
+
+
+def key_book(request: Request) -> KeyBook:
+    """All tenants that there are: for who may know of others."""
+    book: KeyBook = request.scope["state"]["key_book"]
+    return book
 
 
 def may_see_all(request: Request) -> bool:
@@ -74,6 +82,15 @@ def slow_reader_s(request: Request) -> float | None:
 def _header(scope: Scope, name: bytes) -> bytes:
     """The value of a header (`name` in lower case), b"" without one."""
     return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
+
+
+def _presented(dialect: Dialect, scope: Scope) -> list[bytes]:
+    """What stands in the places of keys."""
+    keys = [place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys]
+    if not dialect.key_query:
+        return keys
+    query = QueryParams(scope.get("query_string", b""))
+    return keys + [key.encode() for key in query.getlist(dialect.key_query)[:_MAX_QUERY_KEYS]]
 
 
 def _as_routed(scope: Scope) -> Scope:
@@ -125,9 +142,8 @@ class RequestScope:
         dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
-        presented = (place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys)
-        access = self._keys.find(presented) or NOBODY
-        state["access"], state["tenant"] = access, access.tenant
+        access = self._keys.find(_presented(dialect, scope)) or NOBODY
+        state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
         state["slow_reader_s"] = self._slow_reader_s
         id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
         id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from deployments.access.key_book import Access
+from deployments.access.tenant import Tenant
 from deployments.http.ports import ModelPort
 from erllama.errors import ErllamaError, RequestError
 from erllama.events import Event, Failed, Tokens
@@ -48,20 +49,23 @@ class TenantClient:
 
     def __init__(self, client: ModelPort, access: Access, timeouts: Timeouts) -> None:
         self._client = client
-        self._salt = access.tenant.salt
+        self.tenant: Tenant = access.tenant
         self._rate_limit = access.rate_limit
         self._timeouts = timeouts
         self._charged: list[Prompt] = []
 
     @property
     def shared(self) -> ModelPort:
-        """The model's client that all tenants share: for what is not one tenant's."""
+        """The model's client that all tenants share: for what is not one tenant's, or says whose it is."""
         return self._client
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled."""
-        if self._salt:
-            request = replace(request, salt=self._salt)
+        tenant = self.tenant
+        if tenant.salt:
+            request = replace(request, salt=tenant.salt)
+        if request.pin is not None and request.pin.owner != tenant.owner:
+            request = replace(request, pin=replace(request.pin, owner=tenant.owner))
         lists = self._client.generate(request)
         if self._timeouts != Timeouts():
             lists = bounded(lists, self._timeouts)

@@ -158,10 +158,12 @@ class ModelClient(PrefixCalls):
         raise AssertionError("a request ended without Done or Failed")
 
     async def prefill_only(
-        self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None
+        self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None, salt: str = ""
     ) -> Completion:
         """Compute and save the KV of `tokens` without generating."""
-        return await self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
+        return await self.complete(
+            list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id, salt=salt
+        )
 
     def continue_(
         self,
@@ -171,8 +173,8 @@ class ModelClient(PrefixCalls):
         expect_committed: Sequence[int] | int | None = None,
         **params: Any,
     ) -> AsyncGenerator[Event, None]:
-        """The events of a request that continues a session of the replica that serves it. It ends
-        with that replica."""
+        """The events of a request that continues a session of the replica that serves it, of requests
+        with the `salt` among `params`. It ends with that replica."""
         return self._singly(self._session_events(session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
 
     cancel = _of_all(ModelReplica.cancel)

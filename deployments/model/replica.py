@@ -185,7 +185,8 @@ class ModelReplica:
         """The events of a request that continues a session. A session lives on one replica; another
         one answers `SessionNotFound`."""
         try:
-            committed = await asyncio.to_thread(self._model.transcript, session_id, expect)
+            salt = params.get("salt") or ""
+            committed = await asyncio.to_thread(self._model.transcript, session_id, expect, salt=salt)
             request = build_request(request_id, [*committed, *suffix], {**params, "session_id": session_id})
         except ErllamaError as error:
             yield [Failed(error)]
@@ -210,11 +211,11 @@ class ModelReplica:
         finally:
             call.cancel()
 
-    async def end_session(self, session_id: str) -> None:
-        await asyncio.to_thread(self._model.end_session, session_id)
+    async def end_session(self, session_id: str, salt: str = "") -> None:
+        await asyncio.to_thread(self._model.end_session, session_id, salt=salt)
 
-    async def reset_session(self, session_id: str) -> None:
-        await asyncio.to_thread(self._model.reset_session, session_id)
+    async def reset_session(self, session_id: str, salt: str = "") -> None:
+        await asyncio.to_thread(self._model.reset_session, session_id, salt=salt)
 
     async def evict(self) -> EvictResult:
         """See `Model.evict`."""
@@ -282,39 +283,43 @@ class ModelReplica:
 
     # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
 
-    async def list_cached_prefixes(self, limit: int = 1000, order: str = "recent") -> tuple[CachedPrefix, ...]:
-        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order)
+    async def list_cached_prefixes(
+        self, limit: int = 1000, order: str = "recent", salt: str = ""
+    ) -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order, salt=salt)
 
-    async def cached_prefix(self, key: str) -> CachedPrefix:
-        return await asyncio.to_thread(self._model.cached_prefix, key)
+    async def cached_prefix(self, key: str, salt: str = "") -> CachedPrefix:
+        return await asyncio.to_thread(self._model.cached_prefix, key, salt=salt)
 
-    async def pin_prefix(self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "") -> PinInfo:
-        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner)
+    async def pin_prefix(
+        self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "", salt: str = ""
+    ) -> PinInfo:
+        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner, salt=salt)
 
-    async def unpin(self, name: str, owner: str = "") -> bool:
-        return await asyncio.to_thread(self._model.unpin, name, owner)
+    async def unpin(self, name: str, owner: str = "", salt: str = "") -> bool:
+        return await asyncio.to_thread(self._model.unpin, name, owner, salt=salt)
 
-    async def pins(self) -> tuple[PinInfo, ...]:
-        return await asyncio.to_thread(self._model.pins)
+    async def pins(self, salt: str = "") -> tuple[PinInfo, ...]:
+        return await asyncio.to_thread(self._model.pins, salt=salt)
 
-    async def evict_prefix(self, key: str) -> int:
-        return await asyncio.to_thread(self._model.evict_prefix, key)
+    async def evict_prefix(self, key: str, salt: str = "") -> int:
+        return await asyncio.to_thread(self._model.evict_prefix, key, salt=salt)
 
-    async def export_plan(self, key: str) -> tuple[str, ...]:
-        return await asyncio.to_thread(self._model.export_plan, key)
+    async def export_plan(self, key: str, salt: str = "") -> tuple[str, ...]:
+        return await asyncio.to_thread(self._model.export_plan, key, salt=salt)
 
-    async def export_object(self, key: str, name: str) -> bytes | None:
+    async def export_object(self, key: str, name: str, salt: str = "") -> bytes | None:
         """An object of the prefix `key`: the router keeps the parts of one export together by it."""
-        return await asyncio.to_thread(self._model.export_object, name)
+        return await asyncio.to_thread(self._model.export_object, name, salt=salt)
 
     async def import_part(
-        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool
+        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool, salt: str = ""
     ) -> ImportState:
         """A part of the import `id`, by which the router keeps its parts together."""
-        return await asyncio.to_thread(self._model.import_part, state, entries, last=last)
+        return await asyncio.to_thread(self._model.import_part, state, entries, last=last, salt=salt)
 
-    async def fork_session(self, session_id: str, new_session_id: str) -> bool:
-        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id)
+    async def fork_session(self, session_id: str, new_session_id: str, salt: str = "") -> bool:
+        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id, salt=salt)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 

@@ -83,6 +83,8 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             name, attempt = split_attempt(request.request_id)
             if request.affinity is not None:
                 affinity = session_hash(f"{salt}\0{request.affinity}" if salt else request.affinity)
+        case "continue_", [str(session_id), _, _, {"salt": str(salt)}, *_] if salt:
+            tokens, session_id, name, attempt = (), f"{salt}\0{session_id}", "", 1
         case "continue_", [session_id, *_]:
             tokens, name, attempt = (), "", 1
         case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:

@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -58,18 +59,20 @@ def _count(body: GenerateBody, prompts: PromptPort, noise: NoiseFilter) -> int:
 
 
 class Gemini(Dialect):
-    """Its clients send headers of Google's own. Those tell them from others where both have a path, and
-    so does a verb.
+    """Its clients send headers of Google's own, or a key in the query. Those tell them from others where
+    both have a path, and so does a verb.
     """
 
     prefixes = ("/v1beta",)
     framing = SSE
     keys = (KeyHeader("x-goog-api-key"), BEARER)
+    key_query = "key"
 
     def claim(self, path: str, scope: Scope) -> int:
         if path != _SHARED and not path.startswith(f"{_SHARED}/"):
             return super().claim(path, scope)
         own = any(name in _OWN_HEADERS for name, _ in scope.get("headers", ()))
+        own = own or self.key_query in QueryParams(scope.get("query_string", b""))
         return len(_SHARED) + 1 if own or path.rpartition(":")[2] in _VERBS else 0
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:

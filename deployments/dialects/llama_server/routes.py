@@ -28,7 +28,7 @@ from deployments.generation.running import engine_stats, infos
 from deployments.http.body import encode, parse_json
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.middleware import engine_id, may_see_all
+from deployments.http.middleware import engine_id, require_admin, tenant_of
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import PromptPort, ServedModel
@@ -174,10 +174,11 @@ def _told(dialect: Dialect, models: ModelRegistry, options: HttpOptions) -> APIR
         model = models.of(request).resolve(request.query_params.get("model"))
         [info] = await infos([model], options.ready_timeout_s)
         facts = await prepare(model.prompts, 0, model.prompts.facts)
-        return JSONResponse(props_body(model, facts, info, whole_path=may_see_all(request)))
+        return JSONResponse(props_body(model, facts, info, for_admin=tenant_of(request).admin))
 
     @router.get("/slots")
     async def slots(request: Request) -> Response:
+        require_admin(request)  # they tell what all tenants do
         model = models.of(request).resolve(request.query_params.get("model"))
         told = slots_body(await asked_stats(model), model.prompts.n_ctx)
         if request.query_params.get("fail_on_no_slot") and all(slot["is_processing"] for slot in told):
