@@ -51,7 +51,14 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    folder: Path, *, n: int = 1, hangs: bool = False, store: str = "kv", settings: dict | None = None, **options: object
+    folder: Path,
+    *,
+    n: int = 1,
+    hangs: bool = False,
+    store: str = "kv",
+    settings: dict | None = None,
+    headers: dict[str, str] | None = None,
+    **options: object,
 ) -> AsyncIterator[Site]:
     if not (folder / "model.gguf").exists():  # "trusted" looks at the time of the last change
         (folder / "model.gguf").touch()
@@ -69,7 +76,7 @@ async def site(
     handle = LocalHandle(*replicas, *[HANGS] * hangs)
     model = ServedModel("demo", ModelClient(handle), FakePrompts(), 1_700_000_000)
     try:
-        async with http_client(app_of(model, **options)) as http:
+        async with http_client(app_of(model, **options), **(headers or {})) as http:
             yield Site(http, replicas, handle)
     finally:
         for replica in replicas:
