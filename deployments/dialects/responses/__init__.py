@@ -4,5 +4,5 @@ wire, wire_items, wire_tools   bodies, validated       messages   items -> a cha
 tools   what is offered, and names back                params     body -> conversation, request
 items   one item of the output and its events          writer     the reply, streamed or whole
 head    what every snapshot of a response repeats      routes     the endpoints
-store   responses that are kept by this process        past       what they say to a request
+stored/  responses that are kept, and their routes
 """

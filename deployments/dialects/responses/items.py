@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from deployments.dialects.responses.custom_input import CustomInput
 from deployments.dialects.responses.sealed import seal
-from deployments.dialects.responses.store import new_id
+from deployments.dialects.responses.stored.store import new_id
 from deployments.dialects.responses.tools import ClientTool
 from deployments.http.body import encode
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.dialects.responses.messages import chat_messages
-from deployments.dialects.responses.past import conversation, referred_items
-from deployments.dialects.responses.store import Past
+from deployments.dialects.responses.stored.past import conversation, referred_items
+from deployments.dialects.responses.stored.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables

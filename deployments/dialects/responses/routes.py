@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.head import ResponseHead
 from deployments.dialects.responses.params import chat_ask, response_request
-from deployments.dialects.responses.past import own_input, referred_items
-from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse
-from deployments.dialects.responses.stored_routes import stored_routes
+from deployments.dialects.responses.stored.past import own_input, referred_items
+from deployments.dialects.responses.stored.routes import stored_routes
+from deployments.dialects.responses.stored.store import MemoryStore, Past, ResponseStore, StoredResponse
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter

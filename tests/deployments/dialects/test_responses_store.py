@@ -5,7 +5,12 @@ import json
 import openai
 import pytest
 
-from deployments.dialects.responses.store import MemoryStore, PreviousResponseNotFound, ResponseNotFound, StoredResponse
+from deployments.dialects.responses.stored.store import (
+    MemoryStore,
+    PreviousResponseNotFound,
+    ResponseNotFound,
+    StoredResponse,
+)
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseStore
+from deployments.dialects.responses.stored.past import conversation, input_items
+from deployments.dialects.responses.stored.store import Past, ResponseStore
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PAGE = 100
