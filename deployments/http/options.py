@@ -5,10 +5,33 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from cache_store.config import parse_bytes
+
 Text = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ResponsesOptions:
+    """Where the responses of OpenAI's Responses API go that a client may refer to: into the last
+    tier of the KV store that outlives the machine's memory, `max_bytes` of them ("1GiB") and for
+    `ttl_s` seconds at most, the oldest going first.
+    """
+
+    max_bytes: int | str = "1GiB"
+    ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30 * 86400.0
+
+    @field_validator("max_bytes")
+    @classmethod
+    def _is_size(cls, value: int | str) -> int | str:
+        parse_bytes(value)
+        return value
+
+    @property
+    def budget_bytes(self) -> int:
+        return parse_bytes(self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +44,8 @@ class HttpOptions:
     model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
     CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
-    without the keys.
+    without the keys. responses:
+    how many of them are kept, and for how long.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -29,3 +53,4 @@ class HttpOptions:
     ready_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     cors_origins: tuple[Text, ...] = ()
     api_keys: tuple[Text, ...] = field(default=(), repr=False)
+    responses: ResponsesOptions = field(default_factory=ResponsesOptions)

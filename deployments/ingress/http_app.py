@@ -19,6 +19,7 @@ from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.responses.routes import Responses
+from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
@@ -29,7 +30,13 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama())
+
+def all_dialects(responses: ResponseStore | None = None) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API."""
+    return (OpenAI(), Anthropic(), Responses(responses), Ollama())
+
+
+DIALECTS = all_dialects()
 
 
 # for who has no key, in place of an error's own words: those name files and machines

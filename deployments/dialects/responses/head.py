@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.dialects.responses.params import sampling_params
-from deployments.dialects.responses.stored.store import new_id
+from deployments.dialects.responses.stored.response import new_id
 from deployments.dialects.responses.wire import ResponseBody
 from deployments.dialects.responses.wire_tools import ToolChoice
 from deployments.http.body import encode, encode_given

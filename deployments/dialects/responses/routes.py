@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse, Response
 from deployments.dialects.responses.head import ResponseHead
 from deployments.dialects.responses.params import chat_ask, response_request
 from deployments.dialects.responses.stored.past import own_input, referred_items
-from deployments.dialects.responses.stored.routes import stored_routes
-from deployments.dialects.responses.stored.store import MemoryStore, Past, ResponseStore, StoredResponse
+from deployments.dialects.responses.stored.response import StoredResponse
+from deployments.dialects.responses.stored.routes import scope_of, stored_routes
+from deployments.dialects.responses.stored.store import Past, ResponseStore
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
@@ -58,12 +59,16 @@ class Responses(Dialect):
     prefixes = ("/v1/responses",)
     framing = SSE
 
+    def __init__(self, store: ResponseStore | None = None) -> None:
+        """`store` None: each application remembers its own responses, and no others."""
+        self._store = store
+
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter(prefix="/v1/responses")
-        store: ResponseStore = MemoryStore()
+        store = self._store or ResponseStore()
 
         @router.post("")
         async def responses(request: Request) -> Response:
@@ -72,7 +77,7 @@ class Responses(Dialect):
             model = models.resolve(body.model)
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost = _cost(raw, body, model.prompts)
             try:
                 chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
@@ -87,7 +92,7 @@ class Responses(Dialect):
 
             def keep(response: str, item_ids: tuple[str, ...]) -> None:
                 if body.store is not False:
-                    store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+                    store.put(StoredResponse(head.id, past.ids, given, response, item_ids), scope_of(request))
 
             writer = ResponseWriter(head, form, keep)
             if not body.stream:
@@ -108,7 +113,7 @@ class Responses(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
             model = models.resolve(body.model)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 

@@ -1,133 +1,171 @@
 """Responses that can be referred to by id: the end of a conversation, or an item of its output.
 
-`MemoryStore` keeps the last ones in the process that made them: behind several ingresses a client
-may meet one that knows nothing of its response, and it is told so. Whoever needs more sends the
-whole conversation.
+The last ones are remembered by the process that made them. Behind that stand the documents of the
+KV store, where there is one: so a response outlives the process, and another ingress finds it.
+Nothing of that fails or delays a request: what cannot be written is forgotten with the process, and
+what cannot be read in time is not found, so that the client sends the whole conversation.
+
+A response that another process deletes is forgotten here within `FRESH_S`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from uuid import uuid4
 
-from erllama.errors import RequestError
+from cache_store.errors import StoreError
+from deployments.dialects.responses.stored.memory import MemoryStore
+from deployments.dialects.responses.stored.response import (
+    BadResponse,
+    PreviousResponseNotFound,
+    ResponseNotDeleted,
+    ResponseNotFound,
+    StoredResponse,
+    holder_id,
+)
 
-MAX_BYTES = 64 * 1024 * 1024
+logger = logging.getLogger("deployments.http")
 
-
-def new_id(prefix: str) -> str:
-    """Clients drop ids of other forms."""
-    return f"{prefix}_{uuid4().hex}"
-
-
-class ResponseNotFound(RequestError):
-    """No response of this id is kept here: never, not any more, or by another process."""
-
-    http_status = 404
-    code = "response_not_found"
-
-
-class PreviousResponseNotFound(RequestError):
-    """The conversation that a request goes on is not kept here, or not all of it."""
-
-    code = "previous_response_not_found"
+FRESH_S = 60.0
+READ_S = 3.0  # for all that one request refers to
+_AGAIN_S = 0.2  # another ingress may still be writing what its client has read
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
-    """`input` is the JSON of the items that this request brought itself, `body` that of the whole
-    response; `item_ids` are those of its output.
+class Documents(Protocol):
+    """What keeps bytes by id; see `cache_store.documents.store`. `put` returns at once, the others
+    are called from threads.
     """
 
-    id: str
-    previous: str | None
-    input: str
-    body: str
-    item_ids: tuple[str, ...] = ()
+    def put(self, scope: str, id: str, content: Callable[[], bytes], n_bytes: int) -> bool: ...
 
-    @property
-    def n_bytes(self) -> int:
-        return len(self.input.encode()) + len(self.body.encode())
+    def get(self, scope: str, ids: Iterable[str], deadline_s: float) -> dict[str, bytes]: ...
+
+    def gone(self, scope: str, ids: Iterable[str], deadline_s: float) -> set[str]: ...
+
+    def delete(self, scope: str, id: str, deadline_s: float) -> bool: ...
 
 
-class ResponseStore(Protocol):
-    """Used from the event loop; every method takes no time."""
+class ResponseStore:
+    """Used from the event loop. A `scope` is one tenant's: another one's responses are not found.
+    `clock` is monotonic, in seconds.
+    """
 
-    def put(self, response: StoredResponse) -> None:
-        """Keep it, for as long as there is room."""
+    def __init__(
+        self,
+        documents: Documents | None = None,
+        memory: MemoryStore | None = None,
+        *,
+        fresh_s: float = FRESH_S,
+        read_s: float = READ_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._documents = documents
+        self._memory = memory or MemoryStore()
+        self._fresh_s = fresh_s
+        self._read_s = read_s
+        self._clock = clock
 
-    def get(self, id: str) -> StoredResponse:
+    def put(self, response: StoredResponse, scope: str = "") -> None:
+        """Keep it, for as long as there is room. Takes no time."""
+        self._memory.put(scope, response, self._clock())
+        if self._documents is not None:
+            self._documents.put(scope, response.id, response.packed, response.n_bytes)
+
+    async def get(self, id: str, scope: str = "") -> StoredResponse:
         """Raises `ResponseNotFound`."""
+        found = await self._find([id], scope)
+        if id not in found:
+            raise ResponseNotFound(f"Response with id '{id[:80]}' is not kept here (any more).")
+        return found[id]
 
-    def delete(self, id: str) -> None:
-        """Raises `ResponseNotFound`."""
+    async def delete(self, id: str, scope: str = "") -> None:
+        """Raises `ResponseNotFound`, and `ResponseNotDeleted` when it may still be kept."""
+        known = self._memory.drop(scope, id)
+        if self._documents is not None:
+            try:
+                known |= await asyncio.to_thread(self._documents.delete, scope, id, self._read_s)
+            except StoreError as error:
+                logger.warning("event=response_not_deleted id=%.80s error=%s", id, error)
+                raise ResponseNotDeleted(
+                    "The response could not be deleted now; ask for it again.", retry_after_s=1
+                ) from None
+        if not known:
+            raise ResponseNotFound(f"Response with id '{id[:80]}' is not kept here (any more).")
 
-    def chain(self, id: str) -> list[StoredResponse]:
+    async def chain(self, id: str, scope: str = "") -> list[StoredResponse]:
         """The conversation up to this response, the first one first. Raises
         `PreviousResponseNotFound`.
         """
+        found = await self._find([id], scope, patient=True)
+        ids = [*found[id].earlier, id] if id in found else [id]
+        found |= await self._find([earlier for earlier in ids if earlier not in found], scope)
+        missing = next((wanted for wanted in ids if wanted not in found), None)
+        if missing is not None:
+            raise PreviousResponseNotFound(
+                f"Previous response with id '{missing[:80]}' is not kept here (any more), so send the whole "
+                "conversation as input.",
+                param="previous_response_id",
+            )
+        return [found[wanted] for wanted in ids]
 
-    def holder(self, item_id: str) -> StoredResponse | None:
-        """The response whose output has this item."""
+    async def holders(self, item_ids: Sequence[str], scope: str = "") -> list[StoredResponse]:
+        """The responses whose output has one of these items."""
+        ids = {id for item in item_ids if (id := holder_id(item)) is not None}
+        found = await self._find(sorted(ids), scope) if ids else {}
+        wanted = set(item_ids)
+        return [response for response in found.values() if wanted.intersection(response.item_ids)]
 
+    async def _find(self, ids: Sequence[str], scope: str, *, patient: bool = False) -> dict[str, StoredResponse]:
+        """Those of `ids` that are kept. `patient`: look twice, a moment apart."""
+        remembered = {id: entry for id in ids if (entry := self._memory.get(scope, id)) is not None}
+        await self._check([id for id, entry in remembered.items() if self._is_stale(entry.checked_s)], scope)
+        found = {id: entry.response for id in remembered if (entry := self._memory.get(scope, id)) is not None}
+        unknown = [id for id in ids if id not in remembered]
+        read = await self._read(unknown, scope)
+        if patient and unknown and not read and self._documents is not None:
+            await asyncio.sleep(_AGAIN_S)
+            read = await self._read(unknown, scope)
+        return found | read
 
-class MemoryStore:
-    """Keeps `max_bytes`; those that were not used for longest go first."""
+    def _is_stale(self, checked_s: float) -> bool:
+        return self._documents is not None and self._clock() - checked_s >= self._fresh_s
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._n_bytes = 0
-        self._responses: OrderedDict[str, tuple[StoredResponse, int]] = OrderedDict()
-        self._holders: dict[str, str] = {}
-
-    def put(self, response: StoredResponse) -> None:
-        n_bytes = response.n_bytes
-        if n_bytes > self._max_bytes:
+    async def _check(self, ids: Sequence[str], scope: str) -> None:
+        """Forget those of `ids` that another process has deleted meanwhile."""
+        if self._documents is None or not ids:
             return
-        self._responses[response.id] = (response, n_bytes)
-        self._n_bytes += n_bytes
-        self._holders |= dict.fromkeys(response.item_ids, response.id)
-        while self._n_bytes > self._max_bytes:
-            self._drop(next(iter(self._responses)))
+        gone = await asyncio.to_thread(self._documents.gone, scope, ids, self._read_s)
+        for id in ids:
+            entry = self._memory.get(scope, id)
+            if id in gone:
+                self._memory.drop(scope, id)
+            elif entry is not None:
+                entry.checked_s = self._clock()
 
-    def get(self, id: str) -> StoredResponse:
-        found = self._responses.get(id)
-        if found is None:
-            raise ResponseNotFound(f"Response with id '{id[:80]}' is not kept here (any more).")
-        self._responses.move_to_end(id)
-        return found[0]
+    async def _read(self, ids: Sequence[str], scope: str) -> dict[str, StoredResponse]:
+        if self._documents is None or not ids:
+            return {}
+        found = await asyncio.to_thread(_unpacked, self._documents, scope, ids, self._read_s)
+        for response in found.values():
+            self._memory.put(scope, response, self._clock())
+        return found
 
-    def delete(self, id: str) -> None:
-        self.get(id)
-        self._drop(id)
 
-    def chain(self, id: str) -> list[StoredResponse]:
-        found: list[StoredResponse] = []
-        wanted: str | None = id
-        while wanted is not None:
-            try:
-                found.append(self.get(wanted))
-            except ResponseNotFound:
-                raise PreviousResponseNotFound(
-                    f"Previous response with id '{wanted[:80]}' is not kept here (any more): this server keeps the "
-                    f"last {self._max_bytes // 2**20} MiB of each ingress, so send the whole conversation as input.",
-                    param="previous_response_id",
-                ) from None
-            wanted = found[-1].previous
-        return found[::-1]
-
-    def holder(self, item_id: str) -> StoredResponse | None:
-        id = self._holders.get(item_id)
-        return None if id is None else self.get(id)
-
-    def _drop(self, id: str) -> None:
-        response, n_bytes = self._responses.pop(id)
-        self._n_bytes -= n_bytes
-        for item_id in response.item_ids:
-            del self._holders[item_id]
+def _unpacked(documents: Documents, scope: str, ids: Sequence[str], read_s: float) -> dict[str, StoredResponse]:
+    found: dict[str, StoredResponse] = {}
+    for id, data in documents.get(scope, ids, read_s).items():
+        try:
+            response = StoredResponse.unpacked(data)
+        except BadResponse as error:
+            logger.warning("event=bad_response id=%.80s error=%s", id, error)
+            continue
+        if response.id == id:
+            found[id] = response
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +175,13 @@ class Past:
     chain: tuple[StoredResponse, ...] = ()
     holders: tuple[StoredResponse, ...] = ()
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the conversation, the first one first."""
+        return tuple(response.id for response in self.chain)
+
     @classmethod
-    def of(cls, store: ResponseStore, previous: str | None, item_ids: Iterable[str]) -> Past:
+    async def of(cls, store: ResponseStore, previous: str | None, item_ids: Sequence[str], scope: str = "") -> Past:
         """Raises `PreviousResponseNotFound`; an item that nobody holds is missed where it is used."""
-        holders = [holder for id in item_ids if (holder := store.holder(id)) is not None]
-        return cls(tuple(store.chain(previous) if previous else ()), tuple(holders))
+        holders = await store.holders(item_ids, scope) if item_ids else []
+        return cls(tuple(await store.chain(previous, scope)) if previous else (), tuple(holders))
