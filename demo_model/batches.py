@@ -50,7 +50,10 @@ class BatchMaker:
         self._tokenizer = tokenizer
         self._seed = seed
         self._curriculum_tokens = curriculum_tokens
-        self._start, self._end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
+        start, end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
+        if start is None or end is None:
+            raise ValueError(f"the tokenizer does not know {IM_START} and {IM_END}")
+        self._start, self._end = start, end
         self._assistant = tokenizer.encode("assistant\n").ids
 
     def micro_batch(self, step: int, micro: int, n_tokens: int) -> MicroBatch:

@@ -98,12 +98,14 @@ class Dialect(ABC):
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
     without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends.
+    key. The first one is what a refusal recommends. id_header: a header of this API that carries
+    the request id, beside `x-request-id`; "" for none.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+    id_header: ClassVar[str] = ""
 
     @abstractmethod
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:

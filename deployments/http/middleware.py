@@ -97,6 +97,8 @@ class RequestScope:
         method, path = scope["method"], scope["path"]
         scope = _as_routed(scope)
         dialect = choose_dialect(self._dialects, scope)
+        if dialect.id_header:
+            id_headers.append((dialect.id_header.encode(), rid.encode("ascii")))
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
         status, head = 0, method == "HEAD"

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from deployments.dialects.anthropic.models import model_card, models_page
+from deployments.dialects.anthropic.models import ListedModel, listed_models, model_card, models_page
 from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
@@ -50,6 +50,7 @@ class Anthropic(Dialect):
     prefixes = ("/v1/messages", _MODELS)
     framing = FRAMING
     keys = (KeyHeader("x-api-key"), BEARER)
+    id_header = "request-id"
 
     def claim(self, path: str, scope: Scope) -> int:
         versioned = any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
@@ -66,11 +67,11 @@ class Anthropic(Dialect):
 
         @router.get(_MODELS)
         async def list_models(request: Request) -> Response:
-            return JSONResponse(models_page(list(models), request.query_params))
+            return JSONResponse(models_page(listed_models(models), request.query_params))
 
         @router.get(_MODELS + "/{model_id:path}")
         async def get_model(model_id: str) -> Response:
-            return JSONResponse(model_card(models.resolve(model_id)))
+            return JSONResponse(model_card(ListedModel.named(models.resolve(model_id), model_id)))
 
         @router.post("/v1/messages/count_tokens")
         async def count_tokens(request: Request) -> Response:
@@ -90,7 +91,9 @@ class Anthropic(Dialect):
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts)
             session = request.headers.get("x-claude-code-session-id")
             asked = message_request(body, ready, engine_id(request), session)
-            head = ReplyHead(body.model or model.id, len(asked.prompt))
+            head = ReplyHead(
+                body.model or model.id, len(asked.prompt), body.max_tokens, body.context_management is not None
+            )
             if not body.stream:
                 [reply] = await whole_replies(request, model, [asked], ready.record)
                 return Response(message_body(head, ready, reply), media_type="application/json")

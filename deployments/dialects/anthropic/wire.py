@@ -63,6 +63,7 @@ class ConversationBody(OpenPart):
     output_format: OutputFormat | None = None  # its name in an earlier beta
     container: Any = None
     mcp_servers: Any = None
+    context_management: Any = None
 
     def check_names(self) -> None:
         """Raises `NotSupported` for what cannot be left out."""

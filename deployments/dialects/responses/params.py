@@ -7,9 +7,10 @@ from typing import Any
 from deployments.dialects.responses.messages import chat_messages
 from deployments.dialects.responses.stored.past import conversation, referred_items
 from deployments.dialects.responses.stored.store import Past
-from deployments.dialects.responses.tools import Toolbox, asked_choice
+from deployments.dialects.responses.tools import Toolbox, asked_choice, forced_input
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.chat import ToolChoice as AskedChoice
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from erllama.request import GenerationRequest, SamplingParams
@@ -19,14 +20,12 @@ _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "pre
 
 def chat_ask(body: PromptBody, tools: Toolbox, past: Past) -> ChatAsk:
     """The conversation of a body that goes on from `past`. Raises `InvalidParameter`."""
-    return ChatAsk(
-        chat_messages(body.input, body.instructions, conversation(past), referred_items(past)),
-        tools.offered,
-        asked_choice(body, tools),
-        reply_constraint(body),
-        template_variables(body),
-        param="input",
-    )
+    choice, reply, variables = asked_choice(body, tools), reply_constraint(body), template_variables(body)
+    forced = forced_input(choice, tools)
+    if forced is not None:  # the reply is the input of a call, and nothing before it
+        choice, reply, variables = AskedChoice("none"), forced[1], thinking_variables(False) | variables
+    messages = chat_messages(body.input, body.instructions, conversation(past), referred_items(past))
+    return ChatAsk(messages, tools.offered, choice, reply, variables, param="input")
 
 
 def reply_constraint(body: PromptBody) -> Constraint | None:
