@@ -16,6 +16,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.responses.routes import Responses
@@ -30,13 +31,12 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini())
 
-def all_dialects(responses: ResponseStore | None = None) -> tuple[Dialect, ...]:
+
+def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
     """Every dialect; `responses` keeps those of the Responses API."""
-    return (OpenAI(), Anthropic(), Responses(responses), Ollama())
-
-
-DIALECTS = all_dialects()
+    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines
