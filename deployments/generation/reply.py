@@ -79,10 +79,13 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
-    """Refuse here what the engine would refuse, before the tokens travel."""
+    """Refuse here what the engine would refuse, before the tokens travel. LiteLLM knows an overflow
+    by the words "maximum context length": those who compact on it do not look at the code.
+    """
     if n_ctx is not None and len(prompt) + 1 > n_ctx:
         raise ContextOverflow(
-            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.",
+            f"This model's maximum context length is {n_ctx} tokens, one of them for the reply; "
+            f"the prompt has {len(prompt)}.",
             param=param,
             n_prompt=len(prompt),
             n_most=n_ctx - 1,
