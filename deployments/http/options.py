@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from cache_store.config import parse_bytes
+from deployments.noise.options import NoiseOptions
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -44,8 +45,9 @@ class HttpOptions:
     model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
     CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
-    without the keys. responses:
-    how many of them are kept, and for how long.
+    without the keys.
+    noise: rules against what clients write into prompts that changes though nothing was said.
+    responses: how many of the Responses API are kept, and for how long.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -54,3 +56,4 @@ class HttpOptions:
     cors_origins: tuple[Text, ...] = ()
     api_keys: tuple[Text, ...] = field(default=(), repr=False)
     responses: ResponsesOptions = field(default_factory=ResponsesOptions)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)

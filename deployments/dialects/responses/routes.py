@@ -26,9 +26,11 @@ from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.middleware import engine_id, request_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.noise.filter import NoiseFilter
 from erllama.chat.tool_formats.base import ReplySplitter, collect_parts
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 from erllama.events import Completion
@@ -47,18 +49,20 @@ def _in_words_of_the_body(error: RequestError) -> RequestError:
     return error
 
 
-def _prepare(body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort) -> tuple[ReadyChat, str]:
+def _prepare(
+    body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort, noise: NoiseFilter
+) -> tuple[ReadyChat, str]:
     """What runs, and the input as it is stored."""
     try:
-        chat = ready_chat(chat_ask(body, tools, past), prompts)
+        chat = ready_chat(chat_ask(body, tools, past), prompts, noise)
         return chat, "" if body.store is False else own_input(body.input, referred_items(past))
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
 
-def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
+def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter) -> int:
     try:
-        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts)
+        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts, noise)
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
@@ -102,14 +106,14 @@ class Responses(Dialect):
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id)
             past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
-            cost = _cost(raw, body, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             try:
-                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
+                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
             except ContextOverflow as error:
                 if not body.stream:
                     raise
                 return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, engine_id(request))
+            generation = response_request(body, chat, engine_id(request), request.headers)
             splitter, summary = _splitter(body, tools, chat), bool(body.summary)
             form = ReplyForm(splitter, chat.piece_of, tools, summary=summary, sealed=body.seals_reasoning)
 
@@ -137,7 +141,8 @@ class Responses(Dialect):
             body = parse_prompt(raw)
             model = models.resolve(body.model)
             past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
-            n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+            n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
         @router.post("/compact")
@@ -148,8 +153,9 @@ class Responses(Dialect):
             past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             asked = summary_body(body)
             tools, cost = toolbox(body.tools or ()), _cost(raw, body, model.prompts)
-            chat, _ = await prepare(model.prompts, cost, _prepare, asked, tools, past, model.prompts)
-            generation = response_request(asked, chat, engine_id(request))
+            noise = noise_of(request)
+            chat, _ = await prepare(model.prompts, cost, _prepare, asked, tools, past, model.prompts, noise)
+            generation = response_request(asked, chat, engine_id(request), request.headers)
             [reply] = await whole_replies(request, model, [generation], chat.record)
             items = conversation(past) + given_items(own_input(body.input, referred_items(past)))
             return JSONResponse(compacted(items, *_summary(chat, reply)))

@@ -151,7 +151,9 @@ async def test_cx_2_a_history_of_every_kind_is_read():
         ("user", None, "Go on."),
     ]
     assert messages[1]["reasoning_content"] == "Hm."
-    assert [messages[2]["tool_call_id"], messages[4]["tool_call_id"]] == ["l1", "s1"]
+    called = [messages[number]["tool_calls"][0]["id"] for number in (1, 3)]
+    assert [messages[2]["tool_call_id"], messages[4]["tool_call_id"]] == called
+    assert len(set(called)) == 2
 
 
 @pytest.mark.parametrize("kind", ["local_shell_call", "shell_call", "apply_patch_call", "local_shell_call_output"])
