@@ -285,15 +285,16 @@ def test_no_bytes_are_taken_for_a_document(data):
 SIZES = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 1000)), max_size=30)
 
 
-@given(SIZES, st.integers(1, 500))
-def test_a_sweep_takes_the_oldest_and_no_more_than_it_must(sizes, max_bytes):
+@given(SIZES, st.integers(1, 500), st.integers(1, 20))
+def test_a_sweep_takes_the_oldest_and_no_more_than_it_must(sizes, max_bytes, max_files):
     name = document_name("things", "", "", "ab").replace("ab.v1", "{:04}.v1")
     found = [Stat(name.format(number), size, age) for number, (size, age) in enumerate(sizes)]
-    going = victims(found, 1000.0, max_bytes, 500.0)
+    going = victims(found, 1000.0, max_bytes, 500.0, max_files)
     left = [stat for stat in found if stat not in going]
     assert sum(stat.n_bytes for stat in left) <= max_bytes
     assert all(stat.modified_s >= 500 for stat in left)
     assert all(gone.modified_s <= kept.modified_s for gone in going for kept in left)
-    total_young = sum(stat.n_bytes for stat in found if stat.modified_s >= 500)
-    if total_young <= max_bytes:
+    assert len(left) <= max_files
+    young = [stat for stat in found if stat.modified_s >= 500]
+    if sum(stat.n_bytes for stat in young) <= max_bytes and len(young) <= max_files:
         assert all(stat.modified_s < 500 for stat in going)
