@@ -84,7 +84,7 @@ def _summary(chat: ReadyChat, reply: Completion) -> tuple[str, dict[str, Any]]:
 
 
 class Responses(Dialect):
-    prefixes = ("/v1/responses",)
+    prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
 
     def __init__(self, store: ResponseStore | None = None) -> None:
@@ -95,7 +95,7 @@ class Responses(Dialect):
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter(prefix="/v1/responses")
+        router = APIRouter()
         store = self._store or ResponseStore()
 
         @router.post("")
@@ -161,7 +161,10 @@ class Responses(Dialect):
             return JSONResponse(compacted(items, *_summary(chat, reply)))
 
         router.include_router(stored_routes(store))
-        return router
+        both = APIRouter()
+        both.include_router(router, prefix="/v1/responses")
+        both.include_router(router, prefix="/responses")
+        return both
 
 
 def _failed_stream(head: ResponseHead, error: ErllamaError, request_id: str) -> Response:
