@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.fan_out import Indexed, fan_out
 from deployments.http.dialect import ReplyWriter
 from deployments.http.disconnect import unless_disconnected
@@ -42,9 +43,11 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected` if it never
-    ends.
+    """The body, decompressed. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected`
+    if it never ends, and what `encoding` raises.
     """
+    encoding = request.headers.get("content-encoding", "")
+    compressed = is_compressed(encoding)
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise BodyTooLarge(f"The body has {announced} bytes, at most {max_bytes} are accepted.")
@@ -56,7 +59,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
     except ClientDisconnect as exc:
         raise ClientDisconnected("The client closed the connection.") from exc
-    return bytes(body)
+    if not compressed:
+        return bytes(body)
+    return await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes)
 
 
 def prepare_cost(n_bytes: int, prompts: PromptPort, *, compiles: bool, has_replies: bool = False) -> int:
@@ -74,10 +79,13 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
-    """Refuse here what the engine would refuse, before the tokens travel."""
+    """Refuse here what the engine would refuse, before the tokens travel. LiteLLM knows an overflow
+    by the words "maximum context length": those who compact on it do not look at the code.
+    """
     if n_ctx is not None and len(prompt) + 1 > n_ctx:
         raise ContextOverflow(
-            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.",
+            f"This model's maximum context length is {n_ctx} tokens, one of them for the reply; "
+            f"the prompt has {len(prompt)}.",
             param=param,
             n_prompt=len(prompt),
             n_most=n_ctx - 1,

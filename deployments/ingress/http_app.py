@@ -24,6 +24,7 @@ from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
+from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
@@ -48,6 +49,11 @@ DIALECTS: tuple[Dialect, ...] = (
     Ranking(),
     ErllamaAdmin(),
 )
+
+
+def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API."""
+    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines

@@ -108,6 +108,21 @@ def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
     assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
 
 
+@pytest.mark.parametrize(
+    ("responses", "named"),
+    [
+        ({"max_bytes": "much"}, "http.responses.max_bytes"),
+        ({"max_bytes": 0}, "http.responses.max_bytes"),
+        ({"ttl_s": 0}, "http.responses.ttl_s"),
+        ({"ttl": 5}, "http.responses.ttl"),
+    ],
+)
+def test_what_is_kept_of_responses_is_checked_by_name(responses, named):
+    with pytest.raises(ValidationError) as caught:
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "http": {"responses": responses}})
+    assert ".".join(map(str, caught.value.errors()[0]["loc"])) == named
+
+
 def test_all_sections_of_a_config_survive_the_ways_to_replicas_and_ingress():
     parsed = args(autoscaling={"max_replicas": 2}, adapters=[{"path": "x"}], resources={"fast": 1}, memory=1)
     assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed

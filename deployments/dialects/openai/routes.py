@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
+from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
@@ -132,7 +133,11 @@ class OpenAI(Dialect):
 
         @router.get("/models")
         async def list_models(request: Request) -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models.of(request)]})
+            own = list(models.of(request))
+            listed: dict[str, Any] = {"object": "list", "data": [_model_card(model) for model in own]}
+            if "client_version" in request.query_params:
+                listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
+            return JSONResponse(listed)
 
         @router.get("/models/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:

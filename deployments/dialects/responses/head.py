@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.dialects.responses.params import sampling_params
-from deployments.dialects.responses.store import new_id
+from deployments.dialects.responses.stored.response import new_id
 from deployments.dialects.responses.wire import ResponseBody
 from deployments.dialects.responses.wire_tools import ToolChoice
 from deployments.http.body import encode, encode_given
@@ -65,11 +65,12 @@ class ResponseHead:
             "background": False,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": None,
+            "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
+            "prompt_cache_retention": body.prompt_cache_retention,
             "reasoning": {"effort": body.effort, "summary": body.summary},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",

@@ -166,18 +166,23 @@ class ResponseWriter:
         match part:
             case TextDelta(text):
                 if not isinstance(self._open, TextItem):
-                    yield from self._next(TextItem(len(self._items)))
+                    yield from self._next(TextItem(*self._place))
             case ReasoningDelta(text):
                 if not isinstance(self._open, ReasoningItem):
                     form = self._form
-                    yield from self._next(ReasoningItem(len(self._items), summary=form.summary, sealed=form.sealed))
+                    yield from self._next(ReasoningItem(*self._place, summary=form.summary, sealed=form.sealed))
             case CallStart(name):
-                yield from self._next(call_item(len(self._items), self._form.tools.client_tool(name)))
+                yield from self._next(call_item(*self._place, self._form.tools.client_tool(name)))
                 return
             case ArgumentsDelta(text):
                 pass
         assert self._open is not None
         yield from self._open.push(text, logprobs)
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        """Where the next item stands: its index, and the id of the response."""
+        return len(self._items), self._head.id
 
     def _next(self, item: OutputItem) -> Iterator[OutEvent]:
         if self._open is not None:
@@ -191,7 +196,7 @@ class ResponseWriter:
         for part, logprobs in self._cut.finish(stats):
             yield from self._part(part, logprobs)
         if not self._items:  # a reply that says nothing is an empty message
-            yield from self._next(TextItem(0))
+            yield from self._next(TextItem(*self._place))
         assert self._open is not None
         yield from self._open.close("incomplete" if stats.finish_reason is FinishReason.LENGTH else "completed")
         self._open = None
