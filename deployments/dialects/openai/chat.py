@@ -114,11 +114,11 @@ class ChatWriter(StreamWriter):
                 if told := choice.end.progress(event):
                     out += f'{prefix}}},"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats, choice.thought.n_tokens)
+                follows = self._ended(index, event.stats, len(self._choices), choice.thought.n_tokens)
                 rest = [] if choice.splitter is None else choice.splitter.finish()
                 out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
                 reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
-                out += f'{prefix}}},"finish_reason":"{reason}"{choice.end.last(event.stats)}'
+                out += f'{prefix}}},"finish_reason":"{reason}"{choice.end.last(event.stats, usage_follows=follows)}'
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:

@@ -50,10 +50,10 @@ class CompletionWriter(StreamWriter):
                 if told := end.progress(event):
                     out += f'{prefix}"","logprobs":null,"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
+                follows = self._ended(index, event.stats, len(self._ends))
                 out += self._rich(index, "", self._logprobs[index].finish(event.stats))
-                reason = finish_reason(event.stats)
-                out += f'{prefix}"","logprobs":null,"finish_reason":"{reason}"{end.last(event.stats)}'
+                reason, last = finish_reason(event.stats), end.last(event.stats, usage_follows=follows)
+                out += f'{prefix}"","logprobs":null,"finish_reason":"{reason}"{last}'
         return out.encode()
 
     def _rich(self, index: int, text: str, placed: list[Placed]) -> str:

@@ -68,6 +68,34 @@ async def test_whole_bodies_and_last_chunks_always_have_them(path):
 
 
 @pytest.mark.parametrize("path", ASKED)
+async def test_with_usage_the_chunk_that_has_it_tells_them_once(path):
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = sse_events((await post(path, **usage)).content)
+    assert (last["timings"], last["choices"]) == (TOLD, [])
+    assert not any("timings" in chunk for chunk in chunks)
+    *chunks, last = sse_events((await post(path, n=2, **usage)).content)
+    assert "timings" not in last
+    assert [chunk["timings"] for chunk in chunks if "timings" in chunk] == [TOLD, TOLD]
+
+
+async def test_tokens_of_a_chat_are_counted_without_a_reply():
+    model = FakeModel(script)
+    async with http_client(app_of(served(model))) as client:
+        for path in (CHAT, "/chat/completions"):
+            reply = await client.post(f"{path}/input_tokens", json=ASKED[CHAT])
+            assert reply.json() == {"object": "response.input_tokens", "input_tokens": len(b"user: hi\nassistant: ")}
+        wrong = await client.post(f"{CHAT}/input_tokens", json={"messages": []})
+    assert (wrong.status_code, wrong.json()["error"]["param"], model.requests) == (400, "messages", [])
+
+
+async def test_llama_cpps_name_of_the_limit():
+    model = FakeModel(script)
+    for path in ASKED:
+        await post(path, model, n_predict=3)
+    assert [request.max_tokens for request in model.requests] == [3, 3]
+
+
+@pytest.mark.parametrize("path", ASKED)
 async def test_each_of_several_choices_has_its_own(path):
     body = (await post(path, n=2)).json()
     assert "timings" not in body
