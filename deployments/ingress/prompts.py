@@ -154,6 +154,11 @@ class PromptSource:
         vocab = state.vocab
         return VocabFacts(self._config.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
+    def shows_late_system(self, *, tools: bool) -> bool:
+        variants = self.load().templates
+        traits = (variants.tool_use if tools else variants.default).traits
+        return traits.system == "anywhere" and traits.system_after_result
+
     @property
     def may_wait(self) -> bool:
         return self._book.has_store

@@ -58,6 +58,9 @@ class FakePrompts:
     def facts(self):
         return VocabFacts("/models/secret/demo.gguf", "{{ messages }}", "<s>", "</s>", 4)
 
+    def shows_late_system(self, *, tools):
+        return True
+
     def recorder(self, chat):
         return lambda reply: None
 

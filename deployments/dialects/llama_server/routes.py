@@ -28,6 +28,7 @@ from deployments.http.body import encode, parse_json
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id, may_see_all
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
@@ -63,6 +64,11 @@ class LlamaServer(Dialect):
         "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
     )  # fmt: skip
     framing = SSE
+
+    @property
+    def name(self) -> str:
+        """Its chats are those of OpenAI's dialect: rules for them hold here."""
+        return "openai"
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -107,7 +113,7 @@ class LlamaServer(Dialect):
             chat = _chat_of(raw) if is_chat else None
             prompts = models.resolve(body.model).prompts
             cost = prepare_cost(len(raw), prompts, compiles=False, has_replies=is_chat)
-            return _json(await prepare(prompts, cost, tokenize_body, body, chat, prompts))
+            return _json(await prepare(prompts, cost, tokenize_body, body, chat, prompts, noise_of(request)))
 
         @router.post("/detokenize")
         async def detokenize(request: Request) -> Response:
@@ -121,7 +127,7 @@ class LlamaServer(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             chat = _chat_of(raw)
             prompts = models.resolve(chat.model).prompts
-            return _json(await prepare(prompts, len(raw), template_body, chat, prompts))
+            return _json(await prepare(prompts, len(raw), template_body, chat, prompts, noise_of(request)))
 
         return router
 

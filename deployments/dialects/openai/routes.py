@@ -38,9 +38,11 @@ from deployments.generation.reply import check_fits, prepare, prepare_cost, read
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -89,8 +91,8 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> ReadyChat:
-    return ready_chat(chat_ask(body), prompts)
+def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts, noise)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -132,8 +134,8 @@ class OpenAI(Dialect):
             check_tools(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
-            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, chat, engine_id(request))
+            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
+            requests = chat_requests(body, chat, engine_id(request), request.headers)
             form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions))
             head = _head("chatcmpl", model)
             if not body.stream:
@@ -148,7 +150,8 @@ class OpenAI(Dialect):
             body = normal_chat(parse_body(ChatBody, raw))
             check_tools(body)
             prompts = models.resolve(body.model).prompts
-            n_tokens = await prepare(prompts, _cost(raw, body, prompts), count_prompt, chat_ask(body), prompts)
+            cost = _cost(raw, body, prompts)
+            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
 
         @router.post("/completions")
@@ -160,7 +163,7 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request))
+            requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

@@ -243,3 +243,9 @@ async def test_a_stored_response_is_found_under_both_paths():
         made = (await client.post("/responses", json={"input": "hi"})).json()["id"]
         assert (await client.get(f"/v1/responses/{made}")).json()["id"] == made
         assert (await client.delete(f"/responses/{made}")).json()["deleted"] is True
+
+
+@pytest.mark.parametrize("path", ["/apply-template", "/tokenize", "/chat/completions/input_tokens"])
+async def test_rules_against_noise_hold_where_a_prompt_is_shown(path):
+    reply = await ask(path, {"messages": HI}, headers={"x-erllama-noise": "perhaps"})
+    assert (reply.status_code, "x-erllama-noise" in reply.text) == (400, True)
