@@ -40,7 +40,8 @@ class CompletionWriter(StreamWriter):
             out = f'{prefix}{encode(self._pending_echo[index])},"logprobs":null,"finish_reason":null}}]}}\n\n'
             self._pending_echo[index] = ""
         for event in events:
-            end.push(event)
+            if end.timed:
+                end.push(event)
             if isinstance(event, Tokens):
                 if event.logprobs is not None:
                     out += self._rich(index, event.text, self._logprobs[index].push(event.logprobs, event.text))

@@ -36,9 +36,12 @@ NO_EXTRAS = Extras()
 
 
 class ChunkEnd:
-    """How the chunks of one choice end, behind the members of the choice; now as `text` says."""
+    """How the chunks of one choice end, behind the members of the choice; now as `text` says. Only one
+    that is `timed` must be told of events, with `push`.
+    """
 
     def __init__(self, extras: Extras) -> None:
+        self.timed = extras.timings
         self._running = RunningTimings() if extras.timings else None
         self._tells_progress = extras.progress
         self.text = _END
