@@ -83,9 +83,12 @@ class PromptSource:
         """Open the file, unless it is open. A second caller waits for the first."""
         with self._lock:
             if self._state is None:
-                path = self._config.path
-                self._state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
+                self._state = _loaded(LlamaVocab.load(self._file), self._config)
             return self._state
+
+    @property
+    def _file(self) -> str:
+        return str(demo_model_path()) if self._config.path == "demo" else self._config.path
 
     @property
     def tool_format(self) -> ToolFormat:
@@ -152,7 +155,7 @@ class PromptSource:
         state = self.load()
         template = state.templates.rendering(None).source
         vocab = state.vocab
-        return VocabFacts(self._config.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
+        return VocabFacts(self._file, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
     def shows_late_system(self, *, tools: bool) -> bool:
         variants = self.load().templates

@@ -256,4 +256,5 @@ def test_the_demo_models_template_gives_the_text_of_its_prompt():
     ids = list(prompts.render_chat(HI, None, {}).prompt.tokens)
     assert prompts.tokenize(text) == ids
     assert b"".join(map(prompts.token_text, ids)).decode() == text
+    assert prompts.facts().path.endswith("/demo.gguf")
     prompts.close()
