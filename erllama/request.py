@@ -149,7 +149,8 @@ class GenerationRequest:
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
-    `Progress` events while the prompt is computed.
+    `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
+    many milliseconds after the first token is the last one.
     """
 
     request_id: str
@@ -173,6 +174,7 @@ class GenerationRequest:
     affinity: str | None = None
     report_progress: bool = False
     post_sampling: bool = False
+    line_time_ms: int | None = None
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -183,6 +185,8 @@ class GenerationRequest:
             check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.line_time_ms is not None:
+            check_int("line_time_ms", self.line_time_ms, 1, 2**31 - 1)
         _check_stop(self.stop)
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")

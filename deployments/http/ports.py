@@ -17,6 +17,8 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap, Room
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo
@@ -64,6 +66,9 @@ class ModelPort(Protocol):
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
+
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        """The score of each input, which is the tokens of a pair: see `PromptPort.rank_query`."""
 
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
@@ -147,6 +152,18 @@ class PromptPort(Protocol):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+
+    def rank_query(self, query: str) -> RankQuery:
+        """What pairs a query with documents. It may take as long as `tokenize`, and so do its own
+        methods.
+        """
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether the vocabulary has the tokens of `infill_prompt`. Known once `loaded`."""
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        """A text with a gap, cut to fit into `room`. Raises `NotSupported` unless it `fills_gaps`."""
 
     def token_text(self, token: int) -> bytes:
         """The bytes of a token of the vocabulary; those of a control token are its name."""

@@ -31,6 +31,8 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.model_info import make_templates
+from erllama.prompts.infill import Gap, Room, infill_tokens
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
@@ -191,6 +193,16 @@ class PromptSource:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def rank_query(self, query: str) -> RankQuery:
+        return RankQuery(self.load().vocab, query)
+
+    @property
+    def fills_gaps(self) -> bool:
+        return self.load().vocab.specials.fim is not None
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        return Prompt.of(infill_tokens(self.load().vocab, gap, room, suffix_first=self._config.spm_infill))
 
     def token_text(self, token: int) -> bytes:
         return self.load().vocab.token_text(token)

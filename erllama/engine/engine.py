@@ -185,10 +185,10 @@ class Engine:
 
     # --- the parts of a step ----------------------------------------------------------------------
 
-    def _end_if_complete(self, sequence: Sequence) -> None:
+    def _end_if_complete(self, sequence: Sequence, new_text: str = "") -> None:
         if sequence.text.stopped:
             self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated:
+        elif sequence.n_generated >= sequence.n_max_generated or sequence.ends_a_late_line(new_text, self._clock):
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
@@ -330,7 +330,7 @@ class Engine:
         event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
         self._outbox.put(sequence.request.request_id, event)
         self._counts.completion_tokens += 1
-        self._end_if_complete(sequence)
+        self._end_if_complete(sequence, event.text)
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""

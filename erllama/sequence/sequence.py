@@ -130,6 +130,13 @@ class Sequence:
         room = self.n_ctx - self.n_prompt
         return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
 
+    def ends_a_late_line(self, new_text: str, clock: Callable[[], int]) -> bool:
+        """Whether what came last ends a line after the time that the request has for lines."""
+        budget_ms = self.request.line_time_ms
+        if budget_ms is None or self.first_token_ns is None or "\n" not in new_text:
+            return False
+        return clock() - self.first_token_ns > budget_ms * _NS_PER_MS
+
     @property
     def cache_hit_kind(self) -> CacheHitKind:
         """How much of what is given was taken over instead of computed; its last token may be

@@ -25,9 +25,12 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.prompts.infill import infill_tokens
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
+from erllama.testing.stub_backend import StubVocab
 
 
 class FakePrompts:
@@ -41,6 +44,7 @@ class FakePrompts:
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.fills_gaps = True
         self.adds_bos = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
 
@@ -71,6 +75,12 @@ class FakePrompts:
 
     def detokenize(self, ids):
         return bytes(ids).decode(errors="replace")
+
+    def rank_query(self, query):
+        return RankQuery(StubVocab(), query)
+
+    def infill_prompt(self, gap, room=None):
+        return Prompt.of(infill_tokens(StubVocab(), gap, room))
 
     def reply_piece(self, token):
         return bytes([token])
@@ -136,6 +146,8 @@ class FakeModel:
     finished: list[str] = field(default_factory=list)
     state: bool | Exception | None = True
     dimension: int = 4
+    rank_tokens: int = 64
+    ranked: list[list[list[int]]] = field(default_factory=list)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         self.requests.append(request)
@@ -150,12 +162,16 @@ class FakeModel:
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         return [[float(len(ids)), *[0.5] * (self.dimension - 1)] for ids in inputs]
 
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        self.ranked.append(inputs)
+        return [ids.count(ord("e")) / len(ids) for ids in inputs]
+
     async def model_info(self) -> ModelInfo:
         return ModelInfo(
             id="demo", status=ModelStatus.IDLE, backend="llama.cpp", architecture="qwen3", name="Demo", context_size=4096,
             n_parallel=4, n_vocab=256, n_params=494_032_768, size_bytes=1234, quant_type="Q8_0", quant_bits=8.5, tier="none",
             kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
-            embeds=True,
+            embeds=True, rank_tokens=self.rank_tokens,
         )  # fmt: skip
 
     async def stats(self) -> list[EngineStats]:

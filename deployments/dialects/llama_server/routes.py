@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.llama_server.errors import error_body
+from deployments.dialects.llama_server.infill import parse_infill, ready_infill
 from deployments.dialects.llama_server.params import prompt_ids, ready_completion
 from deployments.dialects.llama_server.props import lm_studio_card, load_body, props_body, server_version, slots_body
 from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm, completion_body
@@ -60,8 +61,8 @@ def _chat_of(raw: bytes) -> ChatBody:
 
 class LlamaServer(Dialect):
     prefixes = (
-        "/completion", "/tokenize", "/detokenize", "/apply-template", "/props", "/slots", "/embedding", "/embeddings",
-        "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
+        "/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/props", "/slots", "/embedding",
+        "/embeddings", "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
     )  # fmt: skip
     framing = SSE
 
@@ -77,6 +78,12 @@ class LlamaServer(Dialect):
         router = own_routes(self)
         router.include_router(_told(self, models, options))
 
+        async def reply(request: Request, model: ServedModel, form: ReplyForm) -> Response:
+            requests = form.ready.requests
+            if not form.body.stream:
+                return _json(completion_body(form, await whole_replies(request, model, requests)))
+            return streamed_reply(request, model, requests, CompletionWriter(form), keepalive_s=options.keepalive_s)
+
         @router.post("/completion")
         async def completion(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
@@ -85,11 +92,20 @@ class LlamaServer(Dialect):
             compiles = body.grammar is not None or body.json_schema is not None
             cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
             ready = await prepare(model.prompts, cost, ready_completion, body, model.prompts, engine_id(request))
-            form = ReplyForm(model.id, body, ready)
-            if not body.stream:
-                return _json(completion_body(form, await whole_replies(request, model, ready.requests)))
-            writer = CompletionWriter(form)
-            return streamed_reply(request, model, ready.requests, writer, keepalive_s=options.keepalive_s)
+            return await reply(request, model, ReplyForm(model.id, body, ready))
+
+        @router.post("/infill")
+        async def infill(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body, knobs = parse_infill(raw)
+            model = models.resolve(body.model)
+            n_ctx = model.prompts.n_ctx or (await model.client.model_info()).context_size
+            compiles = knobs.grammar is not None or knobs.json_schema is not None
+            cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
+            asked, ready = await prepare(
+                model.prompts, cost, ready_infill, body, knobs, model.prompts, n_ctx, engine_id(request)
+            )
+            return await reply(request, model, ReplyForm(model.id, asked, ready))
 
         @router.post("/embedding")
         @router.post("/embeddings")

@@ -122,11 +122,16 @@ def can_think(prompts: PromptPort) -> bool:
     return on.in_reasoning or on.prompt != off.prompt or low.prompt != high.prompt
 
 
-def capabilities(info: ModelInfo | None, *, thinks: bool) -> list[str]:
+def can_insert(prompts: PromptPort) -> bool:
+    """Whether the model fills in the middle. May take long."""
+    return prompts.fills_gaps
+
+
+def capabilities(info: ModelInfo | None, *, thinks: bool, inserts: bool) -> list[str]:
     """Ollama's words for what a model does. Tools work with any chat template here."""
     if info is not None and not info.generates:
-        return ["embedding"]
-    return ["completion", "tools", *(["thinking"] if thinks else [])]
+        return ["embedding"] if info.embeds else []
+    return ["completion", "tools", *(["insert"] if inserts else []), *(["thinking"] if thinks else [])]
 
 
 def _created(model: ServedModel) -> str:

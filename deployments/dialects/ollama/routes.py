@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
 from deployments.dialects.ollama.models import (
+    can_insert,
     can_think,
     capabilities,
     find_model,
@@ -149,9 +150,9 @@ class Ollama(Dialect):
             check_generate(body)
             model = find_model(models, body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
-            if not body.prompt:
+            if not (body.prompt or body.suffix):
                 return await load(request, body, model, head)
-            if body.raw:
+            if body.raw or body.suffix:
                 return await raw_reply(request, raw, body, model, head)
             return await reply(request, raw, body, model, head, generate_ask(body))
 
@@ -198,7 +199,8 @@ class Ollama(Dialect):
             model = find_model(models, body.model or body.name)
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
-            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks)))
+            inserts = await asyncio.to_thread(can_insert, model.prompts)
+            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks, inserts=inserts)))
 
         @router.get("/api/version")
         async def version() -> Response:

@@ -153,8 +153,6 @@ def check_stream(body: GenerationBody) -> None:
 
 def check_completion(body: CompletionBody) -> None:
     """Combinations that the legacy endpoint has and we have not. Raises `NotSupported`."""
-    if body.suffix:
-        raise NotSupported("suffix (fill in the middle) is not supported", param="suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise NotSupported("best_of is supported only when it equals n", param="best_of")
     if body.echo and body.logprobs is not None:

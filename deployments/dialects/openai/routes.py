@@ -43,8 +43,9 @@ from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.noise.filter import NoiseFilter
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap
 from erllama.request import Prompt
 
 
@@ -95,8 +96,18 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> Re
     return ready_chat(chat_ask(body), prompts, noise)
 
 
+def _completion_prompt(given: PromptInput, suffix: str | None, prompts: PromptPort) -> Prompt:
+    if not suffix:
+        return Prompt.of(_tokens(given, prompts, "prompt"))
+    if not prompts.fills_gaps:
+        raise NotSupported("suffix (fill in the middle) is not supported by this model's vocabulary", param="suffix")
+    if not isinstance(given, str):
+        prompts.check_tokens(given, "prompt")
+    return prompts.infill_prompt(Gap(given, suffix))
+
+
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
-    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompt]
+    wanted = [_completion_prompt(given, body.suffix, prompts) for given in body.prompt]
     for prompt in wanted:
         check_fits(prompt, prompts.n_ctx, "prompt")
     echoes = [_text(given, prompts) if body.echo else "" for given in body.prompt for _ in range(body.n or 1)]
