@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -142,16 +142,16 @@ class Model(PooledOutputs):
         """Compute and save the KV of `tokens`, which `finish_key` names then; blocks."""
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
-    def prewarm(self, k: int, timeout_s: float) -> int:
+    def prewarm(self, k: int, timeout_s: float, salts: Iterable[str] = ("",)) -> int:
         """Put the `k` most valuable stored prefixes back into the context, as far as there are
-        empty sequences; how many are live then, 0 without a store.
+        empty sequences; how many are live then, 0 without a store. `salts`: of requests with these.
 
         Computes nothing, waits up to `timeout_s` for the store. What fails is logged, not raised.
         """
         if self.store is None or k < 1:
             return 0
         give_up = time.monotonic() + timeout_s
-        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
+        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up, salts=salts)
 
     def continue_(
         self,

@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
 
@@ -150,7 +151,8 @@ class GenerationRequest:
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
-    many milliseconds after the first token is the last one.
+    many milliseconds after the first token is the last one. `salt` names whose KV this is:
+    requests share prefixes, sessions and recorded replies with those of the same salt alone.
     """
 
     request_id: str
@@ -172,6 +174,7 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    salt: str = ""
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
@@ -204,6 +207,7 @@ class GenerationRequest:
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
         check_type("affinity", self.affinity, str | None, "a string")
+        _check_salt(self.salt)
         if self.session_id is not None:
             _check_session(self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
@@ -223,6 +227,11 @@ class GenerationRequest:
     def prompt_tokens(self) -> tuple[int, ...]:
         """The ids of the whole prompt."""
         return self.prompt.tokens
+
+    @property
+    def session_name(self) -> str | None:
+        """The session among those of all salts."""
+        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
 
     @property
     def constraint(self) -> Constraint | None:
@@ -245,6 +254,14 @@ def _check_session(session_id: str) -> None:
         raise InvalidParameter(
             f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
         )
+    if "\0" in session_id:
+        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+
+
+def _check_salt(salt: str) -> None:
+    check_type("salt", salt, str, "a string")
+    if len(salt) > MAX_SALT_CHARS or "\0" in salt:
+        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

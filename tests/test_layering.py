@@ -21,6 +21,7 @@ ORDER = {
     "erllama": (
         *(
             "errors",
+            "api_keys",
             "events",
             "grammar",
             "reasoning",
@@ -42,6 +43,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "access",
             "noise",
             "http",
             "generation",

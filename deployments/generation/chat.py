@@ -27,6 +27,9 @@ from erllama.grammar.constraint import Constraint
 from erllama.grammar.json_schema.schema import check_strict
 from erllama.request import GenerationRequest, SamplingParams
 
+MAX_MESSAGES = 10_000  # of any dialect: agents end after some hundred turns
+MAX_TOOLS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
@@ -139,10 +142,17 @@ class ReadyChat:
         )
 
 
+def _check_counts(ask: ChatAsk) -> None:
+    for param, given, most in ((ask.param, ask.messages, MAX_MESSAGES), ("tools", ask.tools, MAX_TOOLS)):
+        if len(given) > most:
+            raise InvalidParameter(f"{param} has {len(given)} entries, at most {most} are accepted", param=param)
+
+
 def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
     long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
+    _check_counts(ask)
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)

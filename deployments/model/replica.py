@@ -71,10 +71,11 @@ class ModelReplica:
         routing: RoutingSpec | None = None,
         location: ReplicaLocation | None = None,
         sources: Sequence[MemorySource] = (),
+        salts: Sequence[str] = ("",),
         make_model: MakeModel = Model,
     ) -> None:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
-        None: no router wants to know."""
+        None: no router wants to know. `salts` are those of the tenants, for what is prewarmed."""
         self._spec = spec
         self._mail: dict[str, asyncio.Queue[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -87,7 +88,7 @@ class ModelReplica:
                 handle = self._model.load_adapter(adapter.path)
                 self._model.set_adapter_scale(handle, adapter.scale)
             self._model.prepare_grammars()
-            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
+            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s, salts) if spec.prewarm else 0
         except BaseException:
             self._model.shutdown()
             raise

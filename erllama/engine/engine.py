@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 
-from cache_store import ChainKey, TokenChain, root_key
+from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def kv_root(self) -> ChainKey:
-        """The chain root of the KV that new requests get."""
+        """The chain root of the KV that new requests without a salt get."""
         return self._root_of(self.adapters.snapshot())
 
     @property
@@ -161,22 +161,22 @@ class Engine:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
 
-    def is_live(self, tokens: Ids) -> bool:
+    def is_live(self, tokens: Ids, salt: str = "") -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
-        return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
+        return self._flow.live.covers(TokenChain(tenant_root(self.kv_root, salt), tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
         root = self.kv_root
-        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
+        held = {i: h for i, h in self._flow.live.held.items() if h.chain.root == tenant_root(root, h.salt)}
+        running = [s for s in self._admission.running if s.root == tenant_root(root, s.request.salt)]
         return LivePrefixes(
-            running=tuple(
-                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
-            ),
-            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in running),
+            idle=tuple((i, held[i].chain.ids) for i in sorted(held, key=lambda i: -held[i].used)),  # latest first
             n_empty=self.n_empty_ids,
             sessions=self.sessions.recent(),
             whole=not self._backend.kv_layout.kind.cuttable,
+            salts={s.id: s.request.salt for s in running} | {i: h.salt for i, h in held.items()},
         )
 
     def validate(self, request: GenerationRequest) -> None:
@@ -357,8 +357,8 @@ class Engine:
         """The reply is complete: the session's transcript now, and chat history to come."""
         if sequence.request.record_transcript:
             self._flow.record_transcript(sequence)
-        if sequence.request.session_id is not None:
-            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+        if sequence.request.session_name is not None:
+            self.sessions.commit(sequence.request.session_name, sequence.tokens)
 
     # --- what others see --------------------------------------------------------------------------
 

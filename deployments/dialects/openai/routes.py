@@ -41,7 +41,8 @@ from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -130,12 +131,12 @@ class OpenAI(Dialect):
         router = own_routes(self)
 
         @router.get("/models")
-        async def list_models() -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+        async def list_models(request: Request) -> Response:
+            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models.of(request)]})
 
         @router.get("/models/{model_id:path}")
-        async def get_model(model_id: str) -> Response:
-            return JSONResponse(_model_card(models.resolve(model_id)))
+        async def get_model(request: Request, model_id: str) -> Response:
+            return JSONResponse(_model_card(models.of(request).resolve(model_id)))
 
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:
@@ -143,7 +144,7 @@ class OpenAI(Dialect):
             body = normal_chat(parse_body(ChatBody, raw))
             check_stream(body)
             check_tools(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
             requests = chat_requests(body, chat, engine_id(request), request.headers)
@@ -160,7 +161,7 @@ class OpenAI(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = normal_chat(parse_body(ChatBody, raw))
             check_tools(body)
-            prompts = models.resolve(body.model).prompts
+            prompts = models.of(request).resolve(body.model).prompts
             cost = _cost(raw, body, prompts)
             n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
@@ -171,7 +172,7 @@ class OpenAI(Dialect):
             body = parse_body(CompletionBody, raw)
             check_stream(body)
             check_completion(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
             requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
@@ -186,7 +187,7 @@ class OpenAI(Dialect):
         async def embeddings(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
             vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
             n_floats = sum(len(vector) for vector in vectors)
