@@ -166,12 +166,22 @@ def _rendered(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> tuple[Ch
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    normal = noise.apply(
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
+
+
+def chat_text(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> str:
+    """The conversation of `chat_prompt` as its template writes it."""
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_text(normal.messages, normal.tools or None, ask.variables, ask.ending)
+
+
+def _normal(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> Normalised:
+    return noise.apply(
         canonical_messages(ask.messages),
         [dict(tool.shown) for tool in ask.tools],
         lambda: prompts.shows_late_system(tools=bool(ask.tools)),
     )
-    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
 
 
 def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:

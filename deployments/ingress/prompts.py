@@ -62,6 +62,7 @@ class _ModelFile:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
+        self.path = str(demo_model_path()) if config.path == "demo" else config.path
         self._lock = threading.Lock()
         self.state: _Loaded | None = None
 
@@ -69,8 +70,7 @@ class _ModelFile:
         """Open the file, unless it is open. A second caller waits for the first."""
         with self._lock:
             if self.state is None:
-                path = self._config.path
-                self.state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
+                self.state = _loaded(LlamaVocab.load(self.path), self._config)
             return self.state
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class PromptSource:
         state = self.load()
         template = state.templates.rendering(None).source
         vocab = state.vocab
-        return VocabFacts(self._config.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
+        return VocabFacts(self._file.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
     def shows_late_system(self, *, tools: bool) -> bool:
         variants = self.load().templates

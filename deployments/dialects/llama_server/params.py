@@ -83,6 +83,7 @@ def ready_completion(body: CompletionBody, prompts: PromptPort, engine_id: str) 
             logprobs=_n_probs(body),
             post_sampling=bool(body.post_sampling_probs) and body.n_top is not None,
             ignore_eos=bool(body.ignore_eos),
+            line_time_ms=body.line_time_ms,
             report_progress=bool(body.stream and (body.return_progress or body.timings_per_token)),
         )
         choices = _choices(one, body.n_cmpl or 1)
@@ -163,6 +164,7 @@ def settings(body: CompletionBody, sampling: SamplingParams) -> dict[str, Any]:
         "n_keep": 0,
         "n_discard": 0,
         "ignore_eos": bool(body.ignore_eos),
+        "t_max_predict_ms": body.line_time_ms or 0,
         "stream": bool(body.stream),
         "logit_bias": [{"token": token, "bias": bias} for token, bias in sampling.logit_bias],
         "n_probs": body.n_probs or 0,

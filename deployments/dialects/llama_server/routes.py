@@ -67,6 +67,11 @@ class LlamaServer(Dialect):
     )  # fmt: skip
     framing = SSE
 
+    @property
+    def name(self) -> str:
+        """Its chats are those of OpenAI's dialect: rules for them hold here."""
+        return "openai"
+
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
@@ -139,7 +144,7 @@ class LlamaServer(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             chat = _chat_of(raw)
             prompts = models.of(request).resolve(chat.model).prompts
-            return _json(await prepare(prompts, len(raw), template_body, chat, prompts))
+            return _json(await prepare(prompts, len(raw), template_body, chat, prompts, noise_of(request)))
 
         return router
 

@@ -34,7 +34,7 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
-from deployments.generation.chat import ReadyChat, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
@@ -160,6 +160,16 @@ class OpenAI(Dialect):
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
             writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
+
+        @router.post("/chat/completions/input_tokens")
+        async def input_tokens(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = normal_chat(parse_body(ChatBody, raw))
+            check_tools(body)
+            prompts = models.of(request).resolve(body.model).prompts
+            cost = _cost(raw, body, prompts)
+            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
+            return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
 
         @router.post("/completions")
         async def completions(request: Request) -> Response:
