@@ -8,7 +8,7 @@ Nothing here imports ray or llama_cpp.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deployments.http.model_names import ModelNames
@@ -18,7 +18,7 @@ from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.reasoning import ReasoningBudget
-from erllama.request import GenerationRequest, Prompt
+from erllama.request import GenerationRequest, Prompt, SamplingParams
 from erllama.stats import ModelInfo
 
 
@@ -30,6 +30,16 @@ class ChatPrompt:
 
     prompt: Prompt
     in_reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDefaults:
+    """What a model's configuration says of replies where a request does not: how they are drawn, and
+    what those of chats follow.
+    """
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    grammar: Constraint | None = None
 
 
 Record = Callable[[Completion], None]
@@ -70,6 +80,10 @@ class PromptPort(Protocol):
     """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds
     per 10 kB: see `loaded`.
     """
+
+    @property
+    def defaults(self) -> ReplyDefaults:
+        """What a request need not say."""
 
     @property
     def loaded(self) -> bool:

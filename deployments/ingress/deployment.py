@@ -131,5 +131,5 @@ def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failo
     why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
     root = transcript_root(spec.id, salt)
-    prompts = PromptSource(spec, root=root, book=book)
+    prompts = PromptSource(spec, root=root, book=book, defaults=spec.reply_defaults())
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

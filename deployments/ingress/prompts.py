@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
-from deployments.http.ports import ChatPrompt, Record
+from deployments.http.ports import ChatPrompt, Record, ReplyDefaults
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
@@ -59,10 +59,13 @@ class PromptSource:
     configured template, cannot be read.
     """
 
-    def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
+    def __init__(
+        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, defaults: ReplyDefaults | None = None
+    ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
         them.
         """
+        self.defaults = defaults or ReplyDefaults()
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
         self._config = config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
@@ -44,7 +45,7 @@ def message_request(body: MessageBody, ready: ReadyChat, engine_id: str, session
     try:
         return ready.request(
             engine_id,
-            sampling_params(body),
+            sampling_params(body, ready.prompts.defaults.sampling),
             max_tokens=None if body.max_tokens is None else min(body.max_tokens, _MOST_TOKENS),
             stop=tuple(body.stop_sequences or ()),
             affinity=affinity and affinity[:_AFFINITY_CHARS],
@@ -56,9 +57,9 @@ def message_request(body: MessageBody, ready: ReadyChat, engine_id: str, session
         raise
 
 
-def sampling_params(body: MessageBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
-    return SamplingParams(**body.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True))
+def sampling_params(body: MessageBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
+    return replace(defaults, **body.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True))
 
 
 def _session_of(body: MessageBody) -> str | None:

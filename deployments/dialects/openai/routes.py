@@ -150,7 +150,8 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request))
+            sampling = model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, engine_id(request), sampling)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

@@ -71,7 +71,7 @@ class Responses(Dialect):
             body = parse_response(raw)
             model = models.resolve(body.model)
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id)
+            head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
             cost = _cost(raw, body, model.prompts)
             try:
