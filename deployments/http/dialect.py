@@ -10,12 +10,13 @@ mounts a tuple of them. This folder imports none. Each request belongs to one di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -97,11 +98,13 @@ class Dialect(ABC):
     """One API. Immutable; used from the event loop.
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
-    without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends.
+    without a slash at the end. bodies: what is posted to its paths, for the OpenAPI document.
+    framing: of its streamed replies. keys: where its clients put an API key. The first one is what a
+    refusal recommends.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
 
@@ -153,4 +156,7 @@ def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             return super().matches(scope) if dialect_of(scope) is dialect else (Match.NONE, {})
 
-    return APIRouter(prefix=prefix, route_class=Own)
+    def unique_id(route: APIRoute) -> str:
+        return f"{type(dialect).__name__}_{route.name}_{route.path_format}"
+
+    return APIRouter(prefix=prefix, route_class=Own, generate_unique_id_function=unique_id)

@@ -23,6 +23,7 @@ from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.open_requests import OpenRequests
+from deployments.http.openapi import openapi_document
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
 from erllama.errors import ErllamaError
@@ -70,8 +71,8 @@ def make_http_app(
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
     registry = ModelRegistry(models, default_model)
-    # bodies are parsed by the dialects, so a generated schema would be empty
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
+    bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
     @app.get("/health")
     async def health() -> Response:
@@ -89,6 +90,10 @@ def make_http_app(
         ok = "not_ready" not in states.values() and not open_requests.refusing
         body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
         return JSONResponse(body, status_code=200 if ok else 503)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return JSONResponse(openapi_document(app.routes, bodies))
 
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))

@@ -4,7 +4,10 @@ the files beside this one.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -49,6 +52,10 @@ class Anthropic(Dialect):
 
     prefixes = ("/v1/messages", _MODELS)
     framing = FRAMING
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/messages": MessageBody,
+        "/v1/messages/count_tokens": ConversationBody,
+    }
     keys = (KeyHeader("x-api-key"), BEARER)
 
     def claim(self, path: str, scope: Scope) -> int:

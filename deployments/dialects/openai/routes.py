@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
@@ -108,6 +109,15 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 class OpenAI(Dialect):
     prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        f"{prefix}/{path}": kind
+        for prefix in ("/v1", "")
+        for path, kind in (
+            ("chat/completions", ChatBody),
+            ("completions", CompletionBody),
+            ("embeddings", EmbeddingBody),
+        )
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)

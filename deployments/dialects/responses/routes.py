@@ -4,7 +4,10 @@ in the files beside this one.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.head import ResponseHead
@@ -57,6 +60,10 @@ def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
 class Responses(Dialect):
     prefixes = ("/v1/responses",)
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/responses": ResponseBody,
+        "/v1/responses/input_tokens": PromptBody,
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
