@@ -157,10 +157,11 @@ class ResponseWriter:
         if self._begun:
             return b""
         self._begun = True
-        return self._in_progress("response.created") + self._in_progress("response.in_progress")
+        return self._in_progress("response.created", "response.in_progress")
 
-    def _in_progress(self, kind: str) -> bytes:
-        return self._frame(kind, f'"response":{self._head.snapshot("in_progress")}')
+    def _in_progress(self, *kinds: str) -> bytes:
+        snapshot = self._head.snapshot("in_progress")
+        return b"".join(self._frame(kind, f'"response":{snapshot}') for kind in kinds)
 
     def _part(self, part: ReplyPart, logprobs: list[dict[str, Any]]) -> Iterator[OutEvent]:
         match part:
