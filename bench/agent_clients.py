@@ -24,7 +24,6 @@ FILES = {
     "tide.py": "import sys\n\nHOURS = (0.5, 6.7, 12.9, 19.1)\n\nprint(HOURS, file=sys.stdout)\n",
     "notes.txt": "The harbour is shallow: boats leave an hour before high water.\n",
 }
-_DATE = "2026-01-02T03:04:05Z"
 _TIMEOUT_S = 300.0
 
 
@@ -143,14 +142,18 @@ def install(folder: Path) -> None:
 def make_project(folder: Path) -> None:
     """A git folder with fixed content, down to the hash of its commit."""
     folder.mkdir(parents=True)
-    for name, text in FILES.items():
+    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=folder, check=True)
+    commit(folder, "Tide tables", FILES)
+
+
+def commit(folder: Path, message: str, files: Mapping[str, str]) -> None:
+    """Writes `files` and commits them."""
+    for name, text in files.items():
         (folder / name).write_text(text)
-    who = {f"GIT_{kind}_{part}": value for kind in ("AUTHOR", "COMMITTER") for part, value in _SIGNED.items()}
-    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "Tide tables"]):
+    signed = {"NAME": "Someone", "EMAIL": "someone@example.com", "DATE": "2026-01-02T03:04:05Z"}
+    who = {f"GIT_{kind}_{part}": value for kind in ("AUTHOR", "COMMITTER") for part, value in signed.items()}
+    for command in (["add", "."], ["commit", "-q", "-m", message]):
         subprocess.run(["git", *command], cwd=folder, check=True, env={**os.environ, **who})
-
-
-_SIGNED = {"NAME": "Someone", "EMAIL": "someone@example.com", "DATE": _DATE}
 
 
 def run(agent: Agent, place: Place, binaries: Path, log: Path) -> Outcome:

@@ -1,7 +1,8 @@
 """Real coding agents against our real server, each one task, twice, with a restart of the server in
 between: do they understand what it says, and is the second run computed from the store?
 
-    python bench/agents.py --npm /tmp/agents [--only claude,codex] [--no-noise-rules] [--json FILE]
+    python bench/agents.py --npm /tmp/agents [--only claude,codex] [--no-noise-rules] [--commit]
+        [--json FILE]
 
 The agents (Claude Code, Codex, opencode, Qwen Code) come from npm and run as they are, without any
 other network. Their model has random weights behind a real vocabulary and the chat template of
@@ -11,7 +12,8 @@ same. Claude Code's first prompt has some 20,000 tokens, that of the others 7,00
 
 A row per agent: requests, calls executed and prompt tokens of a run, cached tokens of the first and
 of the second one, the second's share, and errors: HTTP statuses from 400 on, what the agent's output
-tells, its exit status. A run without any call proves little: another `--seed` gives one.
+tells, its exit status. `--commit` changes what agents tell of git, near the head of their prompts. A
+run without any call proves little: another `--seed` gives one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_clients import AGENTS, FILES, Agent, Outcome, Place, install, make_project, run
+from agent_clients import AGENTS, FILES, Agent, Outcome, Place, commit, install, make_project, run
 from gguf import TokenType
 from harness import Figures, make_parser, say
 from servers import ROOT, Ours
@@ -105,7 +107,7 @@ def reply_grammar(agent: Agent, project: Path) -> str:
         (
             "root ::= think (intro call | answer)",
             r'think ::= "<think>\nThe user wants to know what is here.\n</think>\n\n"',
-            'intro ::= "" | "Let me look. " | "I read on. "',
+            'intro ::= "" | "Let me look. " | "I read on. " | "Now this one. " | "Here is more. " | "Then another. "',
             f"call ::= {' | '.join(calls)}",
             'answer ::= "They print tide tables."',
         )
@@ -123,6 +125,8 @@ def app_args(model: Path, work: Path, agents: list[Agent], seed: int, *, noise_r
             "n_parallel": 3,
             "n_threads": 2,
             "num_cpus": 0.1,
+            "type_k": "q8_0",  # with both, a restored prompt is answered token for token as a computed one
+            "type_v": "q8_0",
             "sampling": sampling,
             "reply_grammar": reply_grammar(agent, work / "project"),
         }
@@ -147,6 +151,8 @@ def measure(args: Any, work: Path) -> dict[str, list[tuple[Totals, Outcome]]]:
     config = app_args(work / "model.gguf", work, agents, args.seed, noise_rules=not args.no_noise_rules)
     runs: dict[str, list[tuple[Totals, Outcome]]] = {agent.name: [] for agent in agents}
     for number in (1, 2):
+        if number == 2 and args.commit:
+            commit(work / "project", "Another day", {"news.txt": "The tide was late.\n"})
         with Ours(config, port=args.port) as server:
             log = AccessLog(SESSION_LOGS)
             for agent in agents:
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("--npm", type=Path, required=True, help="a folder where the agents are, or get installed")
     parser.add_argument("--only", help="names of agents, with commas: " + ", ".join(agent.name for agent in AGENTS))
     parser.add_argument("--no-noise-rules", action="store_true", help="prompts as clients send them")
+    parser.add_argument("--commit", action="store_true", help="a commit in the project between the runs")
     parser.add_argument("--seed", type=int, default=1, help="of what the model says (default 1)")
     parser.add_argument("--vocab", type=Path, default=models / "ggml-vocab-qwen2.gguf")
     parser.add_argument("--template", type=Path, default=models / "templates" / "Qwen-Qwen3-0.6B.jinja")
