@@ -107,7 +107,7 @@ def reply_grammar(agent: Agent, project: Path) -> str:
         (
             "root ::= think (intro call | answer)",
             r'think ::= "<think>\nThe user wants to know what is here.\n</think>\n\n"',
-            'intro ::= "" | "Let me look. " | "I read on. " | "Now this one. " | "Here is more. " | "Then another. "',
+            'intro ::= "" | "Let me look. " | "I read on. " | "Now this one. "',
             f"call ::= {' | '.join(calls)}",
             'answer ::= "They print tide tables."',
         )
