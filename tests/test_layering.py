@@ -41,6 +41,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "noise",
             "http",
             "generation",
             "dialects",

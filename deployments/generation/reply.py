@@ -31,7 +31,7 @@ INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms
 
 MAX_AFFINITY_CHARS = 256
 _SESSION_HEADERS = (
-    "x-claude-code-session-id", "session-id", "x-session-id", "x-session-affinity", "thread-id",
+    "x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity", "thread-id",
     "x-deepseek-harness-session-id", "x-hermes-session-id", "x-litellm-session-id",
 )  # fmt: skip
 """Headers in which clients name their session: Claude Code, Codex, opencode, pi and others. A name keeps
@@ -104,17 +104,23 @@ async def _items(
             yield index, events
 
 
+def affinity_of(headers: Mapping[str, str], *, key: str | None = None, user: object = None) -> str | None:
+    """What a request has in common with others: the `key` that its body names for that, else the
+    session in its `headers`, else its `user`, who may have many sessions.
+    """
+    session = next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
+    named = key or session or (user if isinstance(user, str) else None)
+    return named[:MAX_AFFINITY_CHARS] if named else None
+
+
 def of_one_session(headers: Mapping[str, str], requests: Sequence[GenerationRequest]) -> Sequence[GenerationRequest]:
     """`requests` with the session of their HTTP request, whose `headers` are looked up in any case,
     where their body names nothing that they have in common.
     """
-    session = next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
+    session = affinity_of(headers)
     if session is None:
         return requests
-    return [
-        request if request.affinity is not None else replace(request, affinity=session[:MAX_AFFINITY_CHARS])
-        for request in requests
-    ]
+    return [request if request.affinity is not None else replace(request, affinity=session) for request in requests]
 
 
 async def whole_replies(

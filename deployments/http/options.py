@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from deployments.noise.options import NoiseOptions
+
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -22,6 +24,7 @@ class HttpOptions:
     CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
     without the keys.
+    noise: rules against what clients write into prompts that changes though nothing was said.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -29,3 +32,4 @@ class HttpOptions:
     ready_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     cors_origins: tuple[Text, ...] = ()
     api_keys: tuple[Text, ...] = field(default=(), repr=False)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)

@@ -39,9 +39,11 @@ from deployments.generation.reply import check_fits, prepare, prepare_cost, read
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -90,8 +92,8 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> ReadyChat:
-    return ready_chat(chat_ask(body), prompts)
+def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts, noise)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -141,8 +143,8 @@ class OpenAI(Dialect):
             check_tools(body)
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
-            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, chat, engine_id(request))
+            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
+            requests = chat_requests(body, chat, engine_id(request), request.headers)
             form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions))
             head = _head("chatcmpl", model)
             if not body.stream:
@@ -160,8 +162,8 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            sampling = model.prompts.defaults.sampling
-            requests = completion_requests(body, prompts, grammar, engine_id(request), sampling)
+            headers, sampling = request.headers, model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, engine_id(request), headers, sampling)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

@@ -22,9 +22,11 @@ from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.middleware import engine_id, request_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 
 
@@ -41,18 +43,20 @@ def _in_words_of_the_body(error: RequestError) -> RequestError:
     return error
 
 
-def _prepare(body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort) -> tuple[ReadyChat, str]:
+def _prepare(
+    body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort, noise: NoiseFilter
+) -> tuple[ReadyChat, str]:
     """What runs, and the input as it is stored."""
     try:
-        chat = ready_chat(chat_ask(body, tools, past), prompts)
+        chat = ready_chat(chat_ask(body, tools, past), prompts, noise)
         return chat, "" if body.store is False else own_input(body.input, referred_items(past))
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
 
-def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
+def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter) -> int:
     try:
-        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts)
+        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts, noise)
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
@@ -80,14 +84,14 @@ class Responses(Dialect):
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
-            cost = _cost(raw, body, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             try:
-                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
+                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
             except ContextOverflow as error:
                 if not body.stream:
                     raise
                 return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, engine_id(request))
+            generation = response_request(body, chat, engine_id(request), request.headers)
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
@@ -116,7 +120,8 @@ class Responses(Dialect):
             body = parse_prompt(raw)
             model = models.resolve(body.model)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
-            n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+            n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
         router.include_router(stored_routes(store))

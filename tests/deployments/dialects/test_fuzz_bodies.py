@@ -128,6 +128,19 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream": True,
         **SAMPLING,
     },
+    "/v1beta/models/demo:streamGenerateContent?alt=sse": {
+        "contents": [
+            {"role": "user", "parts": [{"text": "Hi"}]},
+            {"role": "model", "parts": [{"text": "hm", "thought": True}, {"functionCall": {"name": "read", "args": {"path": "a"}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "read", "response": {"result": "text"}}}]},
+        ],
+        "systemInstruction": {"parts": [{"text": "Be brief."}]},
+        "tools": [{"functionDeclarations": [{"name": "read", "description": "d", "parametersJsonSchema": SCHEMA}]}],
+        "toolConfig": {"functionCallingConfig": {"mode": "AUTO"}},
+        "generationConfig": {
+            "temperature": 0.5, "topP": 0.9, "topK": 5, "maxOutputTokens": 5, "candidateCount": 2, "seed": 1, "stopSequences": ["x"],
+        },
+    },
     "/api/chat": {
         "model": "demo",
         "messages": [
@@ -174,6 +187,8 @@ def check_error(path: str, reply: httpx.Response) -> None:
     body = reply.json()
     if path.startswith("/api"):
         assert isinstance(body["error"], str)
+    elif path.startswith("/v1beta"):
+        assert set(body["error"]) >= {"code", "message", "status"}
     elif path.startswith("/v1/messages"):
         assert body["type"] == "error"
         assert isinstance(body["error"]["type"], str)

@@ -16,11 +16,13 @@ GRAMMAR = Constraint(ConstraintKind.GBNF, 'root ::= "yes" | "no"', "reply_gramma
 pytestmark = pytest.mark.anyio
 
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
+GEMINI = "/v1beta/models/demo:generateContent"
 CHATS = {
     "/v1/chat/completions": MESSAGES,
     "/v1/responses": {"input": "Hi"},
     "/v1/messages": {**MESSAGES, "max_tokens": 9},
     "/api/chat": MESSAGES,
+    GEMINI: {"contents": [{"parts": [{"text": "Hi"}]}]},
 }
 RAW = {"/v1/completions": {"prompt": "Hi"}, "/api/generate": {"prompt": "Hi", "raw": True}}
 BODIES = {**CHATS, **RAW}
@@ -45,7 +47,10 @@ async def test_a_request_that_says_nothing_is_sampled_as_configured(path):
 @pytest.mark.parametrize("path", BODIES)
 async def test_what_a_request_says_wins(path):
     said = {"temperature": 1.0, "top_k": 9} if path in CHATS else {"temperature": 1.0, "top_k": 9, "seed": 3}
-    request = await asked(path, **({"options": said} if path.startswith("/api") else said))
+    if path == GEMINI:
+        request = await asked(path, generationConfig={"temperature": 1.0, "topK": 9})
+    else:
+        request = await asked(path, **({"options": said} if path.startswith("/api") else said))
     assert (request.sampling.temperature, request.sampling.top_k) == (1.0, 9)
     assert request.sampling.seed == said.get("seed", 7)
     assert request.sampling.logit_bias == SAMPLING.logit_bias
