@@ -101,10 +101,14 @@ class TextLines:
         mark = "\x00"
         self._before = f'{{"model":{encode(head.model)},"created_at":"'
         self._opening, self._closing = encode(head.shape(mark))[1:-1].split(encode(mark))
+        self._second, self._clock = 0, ""
 
     def line(self, text: str) -> bytes:
-        now = datetime.now(UTC).isoformat(timespec="microseconds")[:-6]  # without +00:00
-        return f'{self._before}{now}Z",{self._opening}{encode(text)}{self._closing},"done":false}}\n'.encode()
+        second, ns = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        now = f"{self._clock}.{ns // 1000:06}Z"
+        return f'{self._before}{now}",{self._opening}{encode(text)}{self._closing},"done":false}}\n'.encode()
 
 
 def _json(line: dict[str, Any]) -> bytes:
@@ -177,8 +181,11 @@ class LineWriter:
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         out = b""
         for event in events:
-            if isinstance(event, Tokens):
-                placed = [] if event.logprobs is None else self._logprobs.push(event.logprobs, event.text)
+            if isinstance(event, Tokens) and event.logprobs is None:
+                for part in self._parts(event.text):
+                    out += self._line(part)
+            elif isinstance(event, Tokens):
+                placed = self._logprobs.push(event.logprobs or (), event.text)
                 out += self._lines(self._parts(event.text), token_logprobs(placed))
             elif isinstance(event, Done):
                 rest: list[ReplyPart | None] = [*(self._splitter.finish() if self._splitter is not None else ()), None]
@@ -202,7 +209,7 @@ class LineWriter:
         return b"".join(_framed(self._head.line(one)) for one in said)
 
     def _line(self, part: ReplyPart | None) -> bytes:
-        if isinstance(part, TextDelta) and not self._calls.in_call:
+        if type(part) is TextDelta and not self._calls.in_call:
             return self._text.line(part.text)
         return b"".join(_framed(self._head.line(one)) for one in self._said(part))
 
