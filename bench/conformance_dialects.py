@@ -50,7 +50,7 @@ def lines_of(reply: httpx.Response) -> list[Json]:
 
 
 def messages(target: Target, path: str = "/v1/messages", **fields: Any) -> httpx.Response:
-    body = {"model": target.model, "max_tokens": 4, "temperature": 0, "messages": HI} | fields
+    body = {"model": target.model, "max_tokens": 2, "temperature": 0, "messages": HI} | fields
     return target.http.post(path, json=body, headers=ANTHROPIC)
 
 
@@ -166,7 +166,7 @@ def anthropic_prompt_too_long(target: Target) -> None:
 
 
 def ollama(target: Target, path: str = "/api/chat", **fields: Any) -> httpx.Response:
-    options = {"temperature": 0, "num_predict": 4}
+    options = {"temperature": 0, "num_predict": 2}
     return target.http.post(path, json={"model": target.model, "options": options, **fields})
 
 
@@ -174,7 +174,7 @@ def ollama(target: Target, path: str = "/api/chat", **fields: Any) -> httpx.Resp
 def ollama_chat_whole(target: Target) -> None:
     body = body_of(ollama(target, messages=HI, stream=False))
     equal((body["done"], body["message"]["role"]), (True, "assistant"), "done and role")
-    expect(body["eval_count"] == 4 and body["total_duration"] > 0, "counts and durations", body)
+    expect(body["eval_count"] == 2 and body["total_duration"] > 0, "counts and durations", body)
 
 
 @CASES.case
@@ -222,7 +222,7 @@ def ollama_error_shape(target: Target) -> None:
 
 
 def responses(target: Target, **fields: Any) -> httpx.Response:
-    body = {"model": target.model, "input": "Say hello.", "max_output_tokens": 4, "temperature": 0} | fields
+    body = {"model": target.model, "input": "Say hello.", "max_output_tokens": 2, "temperature": 0} | fields
     return target.http.post("/v1/responses", json=body)
 
 
