@@ -37,7 +37,7 @@ from __future__ import annotations
 from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key, tenant_root
 from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.walk import Hop
 from cache_store.read.fetch import ObjectReader
@@ -74,4 +74,5 @@ __all__ = [
     "TokenChain",
     "open_tier",
     "root_key",
+    "tenant_root",
 ]

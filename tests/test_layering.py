@@ -21,6 +21,7 @@ ORDER = {
     "erllama": (
         *(
             "errors",
+            "api_keys",
             "events",
             "grammar",
             "reasoning",
@@ -30,17 +31,19 @@ ORDER = {
             "gguf",
             "sequence",
             "backend",
+            "prompts",
             "chat",
             "demo",
             "config",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "pooled", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(
             "__init__",
+            "access",
             "noise",
             "http",
             "generation",

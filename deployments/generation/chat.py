@@ -26,6 +26,9 @@ from erllama.grammar.constraint import Constraint
 from erllama.grammar.json_schema.schema import check_strict
 from erllama.request import GenerationRequest, SamplingParams
 
+MAX_MESSAGES = 10_000  # of any dialect: agents end after some hundred turns
+MAX_TOOLS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
@@ -118,6 +121,7 @@ class ReadyChat:
         ignore_eos: bool = False,
         affinity: str | None = None,
         thinking_budget: int | None = None,
+        report_progress: bool = False,
     ) -> GenerationRequest:
         """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
@@ -140,13 +144,21 @@ class ReadyChat:
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
             in_reasoning=self.chat.in_reasoning,
             reasoning=reasoning,
+            report_progress=report_progress,
         )
+
+
+def _check_counts(ask: ChatAsk) -> None:
+    for param, given, most in ((ask.param, ask.messages, MAX_MESSAGES), ("tools", ask.tools, MAX_TOOLS)):
+        if len(given) > most:
+            raise InvalidParameter(f"{param} has {len(given)} entries, at most {most} are accepted", param=param)
 
 
 def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
     long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
+    _check_counts(ask)
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)

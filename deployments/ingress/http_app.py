@@ -15,10 +15,13 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.gemini.routes import Gemini
+from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
+from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
@@ -27,13 +30,15 @@ from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.openapi import openapi_document
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.http.ports import ServedModel
+from deployments.http.registry import ModelRegistry
+from deployments.http.tenant_client import Timeouts
 from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), LlamaServer(), Ranking())
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -74,7 +79,8 @@ def make_http_app(
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
-    registry = ModelRegistry(models, default_model)
+    timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
+    registry = ModelRegistry(models, default_model, timeouts=timeouts)
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
     bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
@@ -87,10 +93,10 @@ def make_http_app(
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry)
+        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry.all)
         told = await asyncio.gather(*asked)
-        states = {model.id: state for model, (state, _) in zip(registry, told, strict=True)}
-        reasons = {model.id: reason for model, (_, reason) in zip(registry, told, strict=True) if reason}
+        states = {model.id: state for model, (state, _) in zip(registry.all, told, strict=True)}
+        reasons = {model.id: reason for model, (_, reason) in zip(registry.all, told, strict=True) if reason}
         ok = "not_ready" not in states.values() and not open_requests.refusing
         body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
         return JSONResponse(body, status_code=200 if ok else 503)
@@ -106,7 +112,8 @@ def make_http_app(
     app.add_middleware(
         RequestScope,
         dialects=dialects,
-        api_keys=options.api_keys,
+        keys=KeyBook(options.api_keys),
+        slow_reader_s=options.slow_reader_s,
         echo_request_id=echo_request_id,
         open_requests=open_requests,
     )
@@ -116,6 +123,6 @@ def make_http_app(
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", HEADER],
+            expose_headers=["x-request-id", "request-id", "retry-after", HEADER],
         )
     return app

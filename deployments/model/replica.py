@@ -40,6 +40,7 @@ MakeModel = Callable[..., Model]
 _STUCK_MARGIN_S = 300.0
 _STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
 _DRAIN_POLL_S = 0.1
+_RANKED_AT_ONCE = 16
 HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 
 
@@ -70,10 +71,11 @@ class ModelReplica:
         routing: RoutingSpec | None = None,
         location: ReplicaLocation | None = None,
         sources: Sequence[MemorySource] = (),
+        salts: Sequence[str] = ("",),
         make_model: MakeModel = Model,
     ) -> None:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
-        None: no router wants to know."""
+        None: no router wants to know. `salts` are those of the tenants, for what is prewarmed."""
         self._spec = spec
         self._mail: dict[str, asyncio.Queue[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,7 +88,7 @@ class ModelReplica:
                 handle = self._model.load_adapter(adapter.path)
                 self._model.set_adapter_scale(handle, adapter.scale)
             self._model.prepare_grammars()
-            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
+            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s, salts) if spec.prewarm else 0
         except BaseException:
             self._model.shutdown()
             raise
@@ -233,6 +235,13 @@ class ModelReplica:
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         return await asyncio.to_thread(self._model.embed_many, inputs)
+
+    async def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """See `Model.rank`. A caller that goes away ends it between two parts."""
+        scores: list[float] = []
+        for start in range(0, len(inputs), _RANKED_AT_ONCE):
+            scores += await asyncio.to_thread(self._model.rank, inputs[start : start + _RANKED_AT_ONCE])
+        return scores
 
     async def load_adapter(self, path: str) -> str:
         return await asyncio.to_thread(self._model.load_adapter, path)

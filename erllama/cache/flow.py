@@ -77,7 +77,7 @@ class CacheFlow:
 
     def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
         """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
-        return self.live.choose(sequence.given, sequence.request.session_id, free=free, running=running)
+        return self.live.choose(sequence.given, sequence.request.session_name, free=free, running=running)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
         """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
@@ -268,11 +268,12 @@ class CacheFlow:
             return
         held = Held(
             sequence.kv,
-            sequence.request.session_id,
+            sequence.request.session_name,
             n_given=sequence.n_given,
             prompt_logits=sequence.prompt_logits,
             stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
             save_due=self._saver is not None and sequence.n_kv >= self._policy.min_tokens,
+            salt=sequence.request.salt,
         )
         self.live.keep(seq_id, held)
 

@@ -32,6 +32,7 @@ class Held:
     """KV of the tokens of `chain` in the id `seq_id` that nobody runs on. `prompt_logits` are those
     after the first `n_given` of them.
 
+    `salt` is that of its request, `session_id` the name of its session among those of all salts.
     `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a
     tick, are kept by `LiveKv`.
     """
@@ -42,6 +43,7 @@ class Held:
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     save_due: bool = False
+    salt: str = ""
     seq_id: int = -1
     used: int = 0
 
@@ -69,7 +71,8 @@ class Choice:
 class LivePrefixes:
     """What new requests can find in the context: (sequence id, token ids), arrays that never
     change. `running` ones may still be computed; `n_empty` ids hold nothing. `whole`: only all of a
-    sequence's tokens together are of use.
+    sequence's tokens together are of use. `salts` has that of each sequence, by its id: it is of use
+    to requests of the same one.
     """
 
     running: tuple[tuple[int, Ids], ...]
@@ -77,6 +80,7 @@ class LivePrefixes:
     n_empty: int
     sessions: tuple[str, ...]
     whole: bool
+    salts: Mapping[int, str] = field(default_factory=dict)
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

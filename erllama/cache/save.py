@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from cache_store import Block, BlockId, ChainKey, Store, TokenChain
+from cache_store import Block, BlockId, ChainKey, Store, TokenChain, tenant_root
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.chat.tool_formats.choose import format_named
@@ -102,7 +102,7 @@ class KvSaver:
         reply_ids = sequence.tokens[sequence.n_prompt :]
         try:
             block = transcript_block(
-                self._transcript_root,
+                tenant_root(self._transcript_root, sequence.request.salt),
                 sequence.request.prompt_tokens,
                 reply_ids,
                 "".join(sequence.reply),

@@ -27,6 +27,7 @@ from deployments.config import (
 )
 from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, check_files, environment, load_args, main
+from erllama.api_keys import key_hash
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.request import SamplingParams
@@ -101,8 +102,9 @@ def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
         {"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}}
     )
     assert isinstance(parsed.http, HttpOptions)
-    assert (parsed.http.api_keys, parsed.http.ingress_replicas) == (("secret",), 2)
-    assert "secret" not in repr(parsed)
+    assert ([key.hash for key in parsed.http.api_keys], parsed.http.ingress_replicas) == ([key_hash("secret")], 2)
+    assert "secret" not in repr(parsed) + str(parsed.model_dump())
+    assert key_hash("secret") not in repr(parsed)
     assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
 
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from deployments.dialects.responses.head import ResponseHead
 from deployments.dialects.responses.params import chat_ask, response_request
 from deployments.dialects.responses.past import own_input, referred_items
-from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse
+from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse, TenantResponses
 from deployments.dialects.responses.stored_routes import stored_routes
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
@@ -21,11 +21,12 @@ from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.middleware import engine_id, request_id
+from deployments.http.middleware import engine_id, request_id, tenant_of
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.http.ports import PromptPort
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
 
@@ -62,7 +63,7 @@ def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter
 
 
 class Responses(Dialect):
-    prefixes = ("/v1/responses",)
+    prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
     bodies: ClassVar[dict[str, type[BaseModel]]] = {
         "/v1/responses": ResponseBody,
@@ -73,17 +74,18 @@ class Responses(Dialect):
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter(prefix="/v1/responses")
+        router = APIRouter()
         store: ResponseStore = MemoryStore()
 
         @router.post("")
         async def responses(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_response(raw)
-            model = models.resolve(body.model)
+            own = TenantResponses(store, tenant_of(request).salt)
+            model = models.of(request).resolve(body.model)
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            past = Past.of(own, body.previous_response_id, body.referred_ids)
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             try:
                 chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
@@ -98,7 +100,7 @@ class Responses(Dialect):
 
             def keep(response: str, item_ids: tuple[str, ...]) -> None:
                 if body.store is not False:
-                    store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+                    own.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
 
             writer = ResponseWriter(head, form, keep)
             if not body.stream:
@@ -118,14 +120,18 @@ class Responses(Dialect):
         async def input_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
-            model = models.resolve(body.model)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            own = TenantResponses(store, tenant_of(request).salt)
+            model = models.of(request).resolve(body.model)
+            past = Past.of(own, body.previous_response_id, body.referred_ids)
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
         router.include_router(stored_routes(store))
-        return router
+        both = APIRouter()
+        both.include_router(router, prefix="/v1/responses")
+        both.include_router(router, prefix="/responses")
+        return both
 
 
 def _failed_stream(head: ResponseHead, error: ErllamaError, request_id: str) -> Response:

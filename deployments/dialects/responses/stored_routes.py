@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseStore
+from deployments.dialects.responses.store import Past, ResponseStore, TenantResponses
+from deployments.http.middleware import tenant_of
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PAGE = 100
@@ -18,26 +19,29 @@ def stored_routes(store: ResponseStore) -> APIRouter:
     """Below the path of the responses."""
     router = APIRouter()
 
+    def own(request: Request) -> TenantResponses:
+        return TenantResponses(store, tenant_of(request).salt)
+
     @router.get("/{id}")
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             raise NotSupported("stream is not supported here: the response is complete", param="stream")
-        return Response(store.get(id).body, media_type="application/json")
+        return Response(own(request).get(id).body, media_type="application/json")
 
     @router.delete("/{id}")
-    async def delete_response(id: str) -> Response:
-        store.delete(id)
+    async def delete_response(id: str, request: Request) -> Response:
+        own(request).delete(id)
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
-    async def cancel_response(id: str) -> Response:
-        store.get(id)
+    async def cancel_response(id: str, request: Request) -> Response:
+        own(request).get(id)
         raise NotSupported("only responses in the background can be cancelled; close the connection of a running one")
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
-        response = store.get(id)
-        before = conversation(Past.of(store, response.previous, ()))
+        response = own(request).get(id)
+        before = conversation(Past.of(own(request), response.previous, ()))
         return JSONResponse(_page(before + input_items(response), request))
 
     return router
