@@ -41,7 +41,7 @@ MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response
 SESSION_LOGS = Path("/tmp/ray/session_latest/logs/serve")
 _LINE = re.compile(
     r"event=request .*path=(?P<path>\S+) status=(?P<status>\d+) ms=\S+"
-    r"(?: prompt_tokens=(?P<prompt>\d+) cached_tokens=(?P<cached>\d+))?"
+    r"(?:.* prompt_tokens=(?P<prompt>\d+) cached_tokens=(?P<cached>\d+))?"
 )
 _SETTLE_S = 3.0  # an agent's last side requests end after it has
 

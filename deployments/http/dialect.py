@@ -169,6 +169,6 @@ def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
             return super().matches(scope) if dialect_of(scope) is dialect else (Match.NONE, {})
 
     def unique_id(route: APIRoute) -> str:
-        return "_".join((type(dialect).__name__, route.name, route.path_format, *sorted(route.methods)))
+        return "_".join((type(dialect).__name__, route.name, route.path_format, *sorted(route.methods or ())))
 
     return APIRouter(prefix=prefix, route_class=Own, generate_unique_id_function=unique_id)
