@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
-from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
+from cache_store import Store, StoreConfig, StoreStats
 from erllama.backend.base import ModelBackend, Vocab
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -26,6 +26,7 @@ from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
+from erllama.model_prefixes import PrefixMethods
 from erllama.pooled import PooledOutputs
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
@@ -34,7 +35,7 @@ from erllama.stream import InferStream, seconds_until
 log = logging.getLogger(__name__)
 
 
-class Model(PooledOutputs):
+class Model(PooledOutputs, PrefixMethods):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:
@@ -280,10 +281,6 @@ class Model(PooledOutputs):
     def phase(self) -> ModelStatus:
         """The same as `status()`."""
         return self.status()
-
-    def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """The stored prefixes that nothing longer continues, most recently used first."""
-        return () if self.store is None else self.store.prefixes(self._root_of(()), limit)
 
     @property
     def kv_root(self) -> str:

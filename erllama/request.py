@@ -126,6 +126,22 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """The KV of the first `n_tokens` of a prompt shall stay in the store for `ttl_s`, within the quota
+    of `owner` and what the policy allows.
+    """
+
+    n_tokens: int
+    ttl_s: float
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        check_int("pin.n_tokens", self.n_tokens, 0)
+        check_number("pin.ttl_s", self.ttl_s, 0)
+        check_type("pin.owner", self.owner, str, "a string")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to continue; everything in it has been rendered and tokenised.
 
@@ -152,7 +168,8 @@ class GenerationRequest:
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
     many milliseconds after the first token is the last one. `salt` names whose KV this is:
-    requests share prefixes, sessions and recorded replies with those of the same salt alone.
+    requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
+    store should keep of the prompt, a hint.
     """
 
     request_id: str
@@ -175,6 +192,7 @@ class GenerationRequest:
     waits_for_others: bool = True
     affinity: str | None = None
     salt: str = ""
+    pin: Pin | None = None
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
@@ -206,10 +224,11 @@ class GenerationRequest:
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
+        check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
         _check_salt(self.salt)
         if self.session_id is not None:
-            _check_session(self.session_id)
+            check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
@@ -248,11 +267,12 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_session(session_id: str) -> None:
-    check_type("session_id", session_id, str, "a string")
+def check_session_id(name: str, session_id: str) -> None:
+    """Raise `InvalidParameter`, which names the field `name`, for what cannot name a session."""
+    check_type(name, session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
-            f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
+            f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
     if "\0" in session_id:
         raise InvalidParameter("session_id must not hold a NUL character", param="session_id")

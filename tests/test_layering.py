@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
-        *("tiers", "sharing", "write", "read", "store", "__init__", "testing"),
+        *("tiers", "sharing", "write", "read", "transfer", "store", "__init__", "testing"),
     ),
     "erllama": (
         *(
@@ -38,7 +38,7 @@ ORDER = {
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "pooled", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "pooled", "model_prefixes", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(

@@ -190,6 +190,12 @@ class PromptPort(Protocol):
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
 
+    @property
+    def pins_from(self) -> int | None:
+        """The shortest prefix, in tokens, that is worth pinning where a client marks it; None where
+        requests pin nothing.
+        """
+
     def reasoning_budget(self, n_tokens: int, *, in_reasoning: bool) -> ReasoningBudget:
         """A bound of this model's reasoning. Raises `NotSupported` for a model that has none."""
 

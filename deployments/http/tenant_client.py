@@ -53,6 +53,11 @@ class TenantClient:
         self._timeouts = timeouts
         self._charged: list[Prompt] = []
 
+    @property
+    def shared(self) -> ModelPort:
+        """The model's client that all tenants share: for what is not one tenant's."""
+        return self._client
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled."""
         if self._salt:

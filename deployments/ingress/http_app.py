@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.erllama_admin.routes import ErllamaAdmin
 from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
@@ -38,7 +39,16 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), LlamaServer(), Ranking())
+DIALECTS: tuple[Dialect, ...] = (
+    OpenAI(),
+    Anthropic(),
+    Responses(),
+    Ollama(),
+    Gemini(),
+    LlamaServer(),
+    Ranking(),
+    ErllamaAdmin(),
+)
 
 
 # for who has no key, in place of an error's own words: those name files and machines

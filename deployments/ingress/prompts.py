@@ -86,12 +86,19 @@ class PromptSource:
     """
 
     def __init__(
-        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, defaults: ReplyDefaults | None = None
+        self,
+        config: EngineConfig,
+        *,
+        root: ChainKey,
+        book: TranscriptBook,
+        defaults: ReplyDefaults | None = None,
+        pins_from: int | None = None,
     ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
-        them.
+        them. `pins_from`: see `PromptPort`.
         """
         self.defaults = defaults or ReplyDefaults()
+        self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
         self._config = config

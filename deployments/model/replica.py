@@ -13,9 +13,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-from cache_store import CachedPrefix, GarbageReport, IndexDelta, StoreConfig, StoreStats
+from cache_store import CachedPrefix, GarbageReport, ImportState, IndexDelta, PinInfo, StoreConfig, StoreStats
 from deployments.attempt_id import is_attempt_of
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
@@ -55,6 +56,15 @@ async def gathered(mailbox: asyncio.Queue[Event]) -> list[Event]:
     while not mailbox.empty():
         events.append(mailbox.get_nowait())
     return events
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What one replica does, and has counted. `store` is None without one."""
+
+    status: ModelStatus
+    stats: EngineStats
+    store: StoreStats | None
 
 
 class ModelReplica:
@@ -267,8 +277,44 @@ class ModelReplica:
     async def store_stats(self) -> StoreStats | None:
         return self._model.store_stats()
 
-    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
+    async def state(self) -> ReplicaState:
+        return ReplicaState(self._model.status(), self._model.stats(), self._model.store_stats())
+
+    # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
+
+    async def list_cached_prefixes(self, limit: int = 1000, order: str = "recent") -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order)
+
+    async def cached_prefix(self, key: str) -> CachedPrefix:
+        return await asyncio.to_thread(self._model.cached_prefix, key)
+
+    async def pin_prefix(self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "") -> PinInfo:
+        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner)
+
+    async def unpin(self, name: str, owner: str = "") -> bool:
+        return await asyncio.to_thread(self._model.unpin, name, owner)
+
+    async def pins(self) -> tuple[PinInfo, ...]:
+        return await asyncio.to_thread(self._model.pins)
+
+    async def evict_prefix(self, key: str) -> int:
+        return await asyncio.to_thread(self._model.evict_prefix, key)
+
+    async def export_plan(self, key: str) -> tuple[str, ...]:
+        return await asyncio.to_thread(self._model.export_plan, key)
+
+    async def export_object(self, key: str, name: str) -> bytes | None:
+        """An object of the prefix `key`: the router keeps the parts of one export together by it."""
+        return await asyncio.to_thread(self._model.export_object, name)
+
+    async def import_part(
+        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool
+    ) -> ImportState:
+        """A part of the import `id`, by which the router keeps its parts together."""
+        return await asyncio.to_thread(self._model.import_part, state, entries, last=last)
+
+    async def fork_session(self, session_id: str, new_session_id: str) -> bool:
+        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 

@@ -85,6 +85,9 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
                 affinity = session_hash(f"{salt}\0{request.affinity}" if salt else request.affinity)
         case "continue_", [session_id, *_]:
             tokens, name, attempt = (), "", 1
+        case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:
+            # the parts of one file: a replica may have tiers that others do not see
+            (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, session_hash(transfer)
         case "answer", [str(ref), *_]:
             (name, attempt), tokens, session_id = split_attempt(ref), (), None
         case _:

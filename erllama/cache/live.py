@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store import ChainKey, TokenChain
+from cache_store import ChainKey, TokenChain, tenant_root
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -184,6 +184,21 @@ class LiveKv:
             if n > most or (n == most and n and len(theirs) < length):
                 best, most, length = seq_id, n, len(theirs)
         return best, most
+
+    def prefixes(
+        self, root: ChainKey, running: Iterable[Sequence], n_empty: int, sessions: tuple[str, ...]
+    ) -> LivePrefixes:
+        """What new requests can find below a root, of each salt; ended ones most recent first."""
+        idle = {i: h for i, h in self._held.items() if h.chain.root == tenant_root(root, h.salt)}
+        alive = [s for s in running if s.root == tenant_root(root, s.request.salt)]
+        return LivePrefixes(
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in alive),
+            idle=tuple((i, idle[i].chain.ids) for i in sorted(idle, key=lambda i: -idle[i].used)),
+            n_empty=n_empty,
+            sessions=sessions,
+            whole=not self.cuttable,
+            salts={s.id: s.request.salt for s in alive} | {i: h.salt for i, h in idle.items()},
+        )
 
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
         """Whether some id holds all of `prompt` but at most its last token, which gives logits."""

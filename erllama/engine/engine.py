@@ -136,6 +136,11 @@ class Engine:
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
+    def fork_session(self, session_id: str, new_id: str) -> bool:
+        """A new session with the transcript of one, and a copy of its KV if an id is empty."""
+        self.sessions.fork(session_id, new_id)
+        return self._flow.fork_session(session_id, new_id, self._admission.free)
+
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
         self.watchdog.close()
@@ -167,17 +172,8 @@ class Engine:
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
-        root = self.kv_root
-        held = {i: h for i, h in self._flow.live.held.items() if h.chain.root == tenant_root(root, h.salt)}
-        running = [s for s in self._admission.running if s.root == tenant_root(root, s.request.salt)]
-        return LivePrefixes(
-            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in running),
-            idle=tuple((i, held[i].chain.ids) for i in sorted(held, key=lambda i: -held[i].used)),  # latest first
-            n_empty=self.n_empty_ids,
-            sessions=self.sessions.recent(),
-            whole=not self._backend.kv_layout.kind.cuttable,
-            salts={s.id: s.request.salt for s in running} | {i: h.salt for i, h in held.items()},
-        )
+        sessions, n_empty = self.sessions.recent(), self.n_empty_ids
+        return self._flow.live.prefixes(self.kv_root, self._admission.running, n_empty, sessions)
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""

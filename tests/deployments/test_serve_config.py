@@ -81,7 +81,8 @@ def test_the_store_has_the_defaults_of_the_store():
 
 def test_every_setting_of_the_store_can_be_set_in_the_config():
     defaults = {name: field.default for name, field in StoreConfig.__dataclass_fields__.items() if name != "tiers"}
-    other = {name: "t" if name == "salt" else 2 * value for name, value in defaults.items()}
+    texts = {"salt": "t", "pin_quota_bytes": "2GiB"}
+    other = {name: texts[name] if name in texts else 2 * value for name, value in defaults.items()}
     config = with_store(tiers=[{"url": "file:///x"}], **other).store.config()
     assert config == StoreConfig(tiers=(TierConfig("file:///x"),), **other)
     assert type(config) is StoreConfig

@@ -46,6 +46,7 @@ class FakePrompts:
         self.constrains_calls = True
         self.may_wait = False
         self.salts: list[str] = []
+        self.pins_from: int | None = 16
         self.fills_gaps = True
         self.adds_bos = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
