@@ -29,11 +29,11 @@ from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
-from deployments.http.openapi import openapi_document
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.http.registry import ModelRegistry
 from deployments.http.tenant_client import Timeouts
+from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
