@@ -84,6 +84,13 @@ class ChatAsk:
         names = self.choice.names
         return [tool.spec for tool in self.tools if names is None or tool.name in names]
 
+    @property
+    def leaves_the_form_open(self) -> bool:
+        """Whether it says nothing of what the reply must be: text, or a call of the model's own
+        accord.
+        """
+        return self.reply is None and self.choice.mode != "required" and self.choice.names is None
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyChat:
@@ -210,12 +217,15 @@ def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:
+    default = prompts.defaults.grammar
+    if default is not None and ask.leaves_the_form_open:
+        return default
     try:
         constraint = chat_constraint(ask, prompts, in_reasoning=in_reasoning)
         if constraint is not None:
             prompts.check_constraint(constraint)
     except InvalidParameter:
-        if ask.reply is not None or ask.choice.mode == "required" or ask.choice.names is not None:
+        if not ask.leaves_the_form_open:
             raise
         return None  # nobody asked for it: tools in the wild hold what cannot be enforced
     return constraint

@@ -158,5 +158,5 @@ def _served(
     why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
     root = transcript_root(spec.id, salt)
-    prompts = PromptSource(spec, root=root, book=book, pins_from=pins_from)
+    prompts = PromptSource(spec, root=root, book=book, defaults=spec.reply_defaults(), pins_from=pins_from)
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

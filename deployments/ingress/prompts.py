@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cache_store import ChainKey, tenant_root
-from deployments.http.ports import ChatPrompt, Record, VocabFacts
+from deployments.http.ports import ChatPrompt, Record, ReplyDefaults, VocabFacts
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
@@ -86,11 +86,18 @@ class PromptSource:
     """
 
     def __init__(
-        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, pins_from: int | None = None
+        self,
+        config: EngineConfig,
+        *,
+        root: ChainKey,
+        book: TranscriptBook,
+        defaults: ReplyDefaults | None = None,
+        pins_from: int | None = None,
     ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
         them. `pins_from`: see `PromptPort`.
         """
+        self.defaults = defaults or ReplyDefaults()
         self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None

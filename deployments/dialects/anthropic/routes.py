@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -57,6 +59,10 @@ class Anthropic(Dialect):
 
     prefixes = ("/v1/messages", _MODELS, "/messages")  # llama.cpp's server takes paths without /v1
     framing = FRAMING
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/messages": MessageBody,
+        "/v1/messages/count_tokens": ConversationBody,
+    }
     keys = (KeyHeader("x-api-key"), BEARER)
     id_headers = ("request-id",)
 

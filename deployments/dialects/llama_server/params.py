@@ -127,7 +127,10 @@ def _sampling(body: CompletionBody, prompts: PromptPort) -> SamplingParams:
         for name, off in _OFF.items():
             given |= off if name not in body.samplers else {}
     try:
-        return SamplingParams(**given, logit_bias=_biases(body, prompts))
+        biases = _biases(body, prompts)
+        if biases:
+            given["logit_bias"] = biases
+        return replace(prompts.defaults.sampling, **given)
     except InvalidParameter as error:
         if error.param != "repetition_penalty":
             raise

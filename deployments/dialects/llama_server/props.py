@@ -9,7 +9,6 @@ from typing import Any
 from deployments.dialects.llama_server.params import settings
 from deployments.dialects.llama_server.wire import CompletionBody
 from deployments.http.ports import ServedModel, VocabFacts
-from erllama.request import SamplingParams
 from erllama.stats import EngineStats, ModelInfo
 
 
@@ -23,7 +22,7 @@ def server_version() -> str:
 
 def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *, whole_path: bool) -> dict[str, Any]:
     """`info` is None for a model that sleeps. `whole_path`: where the file is may be told."""
-    defaults = settings(CompletionBody.model_validate({"prompt": "x"}), SamplingParams())
+    defaults = settings(CompletionBody.model_validate({"prompt": "x"}), model.prompts.defaults.sampling)
     n_ctx = model.prompts.n_ctx or (None if info is None else info.context_size)
     return {
         "default_generation_settings": {"params": defaults, "n_ctx": n_ctx},

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.llama_server.errors import error_body
@@ -66,6 +67,13 @@ class LlamaServer(Dialect):
         "/embeddings", "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
     )  # fmt: skip
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/completion": CompletionBody,
+        "/embedding": EmbeddingBody,
+        "/tokenize": TokenizeBody,
+        "/detokenize": DetokenizeBody,
+        "/apply-template": ChatBody,
+    }
 
     @property
     def name(self) -> str:

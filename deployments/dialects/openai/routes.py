@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
@@ -124,6 +125,15 @@ class OpenAI(Dialect):
     # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
     prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        f"{prefix}/{path}": kind
+        for prefix in ("/v1", "")
+        for path, kind in (
+            ("chat/completions", ChatBody),
+            ("completions", CompletionBody),
+            ("embeddings", EmbeddingBody),
+        )
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -180,7 +190,8 @@ class OpenAI(Dialect):
             model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
+            headers, sampling = request.headers, model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, engine_id(request), headers, sampling)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

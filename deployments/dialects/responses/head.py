@@ -17,6 +17,7 @@ from deployments.dialects.responses.wire_tools import ToolChoice
 from deployments.http.body import encode, encode_given
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull
 from erllama.events import RequestStats
+from erllama.request import SamplingParams
 
 
 def usage(stats: RequestStats, reasoning_tokens: int) -> dict[str, Any]:
@@ -52,8 +53,8 @@ class ResponseHead:
     static: str
 
     @classmethod
-    def of(cls, body: ResponseBody, model: str) -> ResponseHead:
-        sampling, wanted = sampling_params(body), body.format
+    def of(cls, body: ResponseBody, model: str, defaults: SamplingParams) -> ResponseHead:
+        sampling, wanted = sampling_params(body, defaults), body.format
         form = {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True, exclude_none=True)
         choice = body.tool_choice
         id = new_id("resp")

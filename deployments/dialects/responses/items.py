@@ -91,10 +91,15 @@ class TextItem(OutputItem):
         yield "response.content_part.added", f'{self._place},"part":{encode(self._part())}'
 
     def push(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
+        yield self.delta(text, logprobs)
+
+    def delta(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+        """The one event that `push` gives."""
         self._pieces.append(text)
+        if not logprobs:
+            return "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":[]'
         self._logprobs += logprobs
-        told = encode(logprobs) if logprobs else "[]"
-        yield "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":{told}'
+        return "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":{encode(logprobs)}'
 
     def _end(self) -> Iterator[Event]:
         members = _members(text=self._text, logprobs=self._logprobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.responses.messages import chat_messages
@@ -62,9 +63,9 @@ def template_variables(body: PromptBody) -> dict[str, Any]:
     return variables | (body.chat_template_kwargs or {})
 
 
-def sampling_params(body: ResponseBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
-    return SamplingParams(**body.model_dump(include=_SAMPLING, exclude_none=True))
+def sampling_params(body: ResponseBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
+    return replace(defaults, **body.model_dump(include=_SAMPLING, exclude_none=True))
 
 
 def response_request(
@@ -73,7 +74,7 @@ def response_request(
     """The request of a reply; `headers` may name the client's session."""
     return ready.request(
         engine_id,
-        sampling_params(body),
+        sampling_params(body, ready.prompts.defaults.sampling),
         max_tokens=body.max_output_tokens,
         stop=body.stop,
         logprobs=body.logprobs,

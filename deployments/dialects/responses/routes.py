@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.compaction import compacted, given_items, summary_body
@@ -87,6 +88,10 @@ def _summary(chat: ReadyChat, reply: Completion) -> tuple[str, dict[str, Any]]:
 class Responses(Dialect):
     prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/responses": ResponseBody,
+        "/v1/responses/input_tokens": PromptBody,
+    }
 
     def __init__(self, store: ResponseStore | None = None) -> None:
         """`store` None: each application remembers its own responses, and no others."""
@@ -105,7 +110,7 @@ class Responses(Dialect):
             body = parse_response(raw)
             model = models.of(request).resolve(body.model)
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id)
+            head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
             past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             try:
