@@ -22,6 +22,7 @@ from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ServedModel
 from deployments.ingress.http_app import all_dialects, make_http_app
+from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
@@ -51,7 +52,7 @@ class Ingress:
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
         self._documents = _response_documents(config.store, config.http)
-        self._noise = Noise(config.http.noise)
+        self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
         book, salt = _transcript_book(config.store), config.store.salt
         policy = config.policy
         pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
