@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
+from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
@@ -33,7 +35,7 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
-from deployments.generation.chat import ReadyChat, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
@@ -123,6 +125,15 @@ class OpenAI(Dialect):
     # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
     prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        f"{prefix}/{path}": kind
+        for prefix in ("/v1", "")
+        for path, kind in (
+            ("chat/completions", ChatBody),
+            ("completions", CompletionBody),
+            ("embeddings", EmbeddingBody),
+        )
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -132,7 +143,11 @@ class OpenAI(Dialect):
 
         @router.get("/models")
         async def list_models(request: Request) -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models.of(request)]})
+            own = list(models.of(request))
+            listed: dict[str, Any] = {"object": "list", "data": [_model_card(model) for model in own]}
+            if "client_version" in request.query_params:
+                listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
+            return JSONResponse(listed)
 
         @router.get("/models/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:
@@ -156,6 +171,16 @@ class OpenAI(Dialect):
             writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
 
+        @router.post("/chat/completions/input_tokens")
+        async def input_tokens(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = normal_chat(parse_body(ChatBody, raw))
+            check_tools(body)
+            prompts = models.of(request).resolve(body.model).prompts
+            cost = _cost(raw, body, prompts)
+            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
+            return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
+
         @router.post("/completions")
         async def completions(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
@@ -165,7 +190,8 @@ class OpenAI(Dialect):
             model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
+            headers, sampling = request.headers, model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, engine_id(request), headers, sampling)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)

@@ -7,41 +7,43 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseStore, TenantResponses
+from deployments.dialects.responses.stored.past import conversation, input_items
+from deployments.dialects.responses.stored.store import Past, ResponseStore
 from deployments.http.middleware import tenant_of
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PAGE = 100
 
 
+def scope_of(request: Request) -> str:
+    """Whose responses a request sees: those of its tenant."""
+    return tenant_of(request).salt
+
+
 def stored_routes(store: ResponseStore) -> APIRouter:
     """Below the path of the responses."""
     router = APIRouter()
-
-    def own(request: Request) -> TenantResponses:
-        return TenantResponses(store, tenant_of(request).salt)
 
     @router.get("/{id}")
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             raise NotSupported("stream is not supported here: the response is complete", param="stream")
-        return Response(own(request).get(id).body, media_type="application/json")
+        return Response((await store.get(id, scope_of(request))).body, media_type="application/json")
 
     @router.delete("/{id}")
     async def delete_response(id: str, request: Request) -> Response:
-        own(request).delete(id)
+        await store.delete(id, scope_of(request))
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
     async def cancel_response(id: str, request: Request) -> Response:
-        own(request).get(id)
+        await store.get(id, scope_of(request))
         raise NotSupported("only responses in the background can be cancelled; close the connection of a running one")
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
-        response = own(request).get(id)
-        before = conversation(Past.of(own(request), response.previous, ()))
+        response = await store.get(id, scope_of(request))
+        before = conversation(await Past.of(store, response.previous, (), scope_of(request)))
         return JSONResponse(_page(before + input_items(response), request))
 
     return router
