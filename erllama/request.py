@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_KEEP_S = 3600.0
 SEED_BITS = 64
 
 
@@ -148,6 +149,9 @@ class GenerationRequest:
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica.
+    Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
+    already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
+    reader has left, with `head`, which means something to the caller alone.
     """
 
     request_id: str
@@ -169,6 +173,10 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    join_key: str | None = None
+    joins: bool = False
+    keep_s: float = 0.0
+    head: str = ""
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -183,12 +191,15 @@ class GenerationRequest:
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only"):
+        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only", "joins"):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
         check_type("affinity", self.affinity, str | None, "a string")
+        check_type("join_key", self.join_key, str | None, "a string")
+        check_type("head", self.head, str, "a string")
+        check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
         if self.session_id is not None:
             _check_session(self.session_id)
         _check_ids("resumed", "resumed", self.resumed)

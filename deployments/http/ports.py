@@ -32,6 +32,19 @@ class ChatPrompt:
     in_reasoning: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedReply:
+    """What the replica `replica_id` keeps of a request. `head` is the request's own; `seed` the one
+    that it was sampled with.
+    """
+
+    replica_id: str
+    request_id: str
+    attempt: int
+    head: str
+    seed: int | None
+
+
 Record = Callable[[Completion], None]
 """Remembers a reply. Thread-safe."""
 
@@ -47,6 +60,16 @@ class ModelPort(Protocol):
 
         Closing the generator, or cancelling the task that awaits it, cancels the request in the
         engine. Does not start before the first item is asked for.
+        """
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """What some replica keeps of a request, which may still run. Takes no longer than a few
+        seconds, whatever hangs.
+        """
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `generate`, for a request that is recorded: its events from the first on. `request` is
+        the one that the recording is of.
         """
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
