@@ -17,14 +17,18 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.attempt_id import attempt_id
+from deployments.attempt_id import attempt_id, split_attempt
 from deployments.config import FailoverPolicy, deployment_name
+from deployments.http.errors import StreamNotResumable
+from deployments.http.ports import RecordedReply
+from deployments.memory.service import ServeGroup
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.model.replica import ModelReplica
@@ -36,6 +40,8 @@ from erllama.request import GenerationRequest, build_request
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
+FIND_S = 3.0  # what a replica that hangs costs who looks for a recording
+_MAX_ELSEWHERE = 16  # where no router of ours brings a call to the replica that it names, chance has to
 _ASK_EVERY_S = 1.0  # whether a replica runs, while a call has no answer
 
 P = ParamSpec("P")
@@ -111,14 +117,39 @@ class ModelClient:
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, app_name)
         return cls(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
         cancels the request."""
-        run = FailoverCall(request, self._attempts())
+        return self._generated(request)
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `generate`, for a request of which `find` has found what is recorded: all its events,
+        from the first on. When its replica dies it goes on elsewhere as any other."""
+        request = replace(
+            request,
+            request_id=split_attempt(recorded.request_id)[0],
+            sampling=replace(request.sampling, seed=recorded.seed),
+        )
+        return self._generated(request, recorded)
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """What the replicas keep of a request: its last attempt. One that hangs is not waited for."""
+        answers = await ServeGroup(self._all).ask("recorded", request_id, timeout_s=FIND_S)
+        found = [answer for answer in answers if isinstance(answer, RecordedReply)]
+        return max(found, key=lambda one: one.attempt, default=None)
+
+    async def _generated(
+        self, request: GenerationRequest, recorded: RecordedReply | None = None
+    ) -> AsyncGenerator[list[Event], None]:
+        run = FailoverCall(request, self._attempts(1 if recorded is None else recorded.attempt))
+        call: tuple[Any, ...] = ("generate", run.request)
+        if recorded is not None:
+            call = ("attach", recorded.replica_id, recorded.request_id)
+        n_elsewhere = 0
         error: ErllamaError | None = None
         while True:
             try:
-                async with aclosing(self._events(run.attempts, "generate", run.request)) as lists:
+                async with aclosing(self._events(run.attempts, *call)) as lists:
                     async for arrived in lists:
                         events, error = run.take(arrived)
                         if events:
@@ -132,9 +163,13 @@ class ModelClient:
             except TimeoutError:
                 error = error or _unanswered()
             assert error is not None
+            if isinstance(error, StreamNotResumable) and n_elsewhere < _MAX_ELSEWHERE:
+                n_elsewhere += 1
+                continue
             if self._closing is not None or not await _goes_on(run.attempts, request.request_id, error):
                 yield [Failed(self._closing or error)]
                 return
+            call = ("generate", run.request, *([run.delivered] if run.delivered else []))
 
     def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
         """The events of a request given by token ids and parameters. Closing the generator cancels
@@ -226,8 +261,8 @@ class ModelClient:
                 for event in events:
                     yield event
 
-    def _attempts(self) -> Attempts:
-        return Attempts(self._failover, timeout_s=self._timeout_s)
+    def _attempts(self, first: int = 1) -> Attempts:
+        return Attempts(self._failover, timeout_s=self._timeout_s, first=first)
 
     async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
         attempts = self._attempts()

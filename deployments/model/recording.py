@@ -66,8 +66,8 @@ class Recording:
 
     @property
     def failed(self) -> bool:
-        last = (self._pending or self._events or [None])[-1]
-        return isinstance(last, Failed)
+        newest = self._pending or self._events
+        return bool(newest) and isinstance(newest[-1], Failed)
 
     def push(self, event: Event) -> None:
         """The engine's next event."""
