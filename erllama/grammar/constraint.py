@@ -5,7 +5,7 @@ how it is enforced.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -83,6 +83,12 @@ class Constraint:
         except (ValueError, TypeError) as error:
             raise InvalidParameter(f"the JSON schema is refused: it is not JSON: {error}", param=param) from None
 
+    @classmethod
+    def one_of(cls, texts: Sequence[str], param: str) -> Self:
+        """One of `texts`, as it stands."""
+        rule = " | ".join(f'"{"".join(map(_literal, text))}"' for text in texts)
+        return cls(ConstraintKind.GBNF, f"root ::= {rule}", param)
+
     @property
     def has_schema(self) -> bool:
         """Whether the reply, or a part of it, is JSON."""
@@ -92,6 +98,10 @@ class Constraint:
         """The error for a constraint that cannot be followed."""
         what = "JSON schema" if self.kind == ConstraintKind.JSON_SCHEMA else "grammar"
         return InvalidParameter(f"the {what} is refused: {reason}", param=self.param)
+
+
+def _literal(char: str) -> str:
+    return char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}"
 
 
 JSON_OBJECT: Mapping[str, Any] = MappingProxyType({"type": "object"})

@@ -53,7 +53,7 @@ def _wanted(body: GenerationBody) -> Iterator[Constraint]:
         schemas["structured_outputs.json_object"] = dict(JSON_OBJECT) if outputs.json_object else None
     yield from (_grammar(text, param) for param, text in grammars.items() if text is not None)
     yield from (Constraint(ConstraintKind.REGEX, text, param) for param, text in patterns.items() if text is not None)
-    yield from (_choice(texts, param) for param, texts in choices.items() if texts is not None)
+    yield from (Constraint.one_of(texts, param) for param, texts in choices.items() if texts is not None)
     yield from (Constraint.of_schema(schema, param) for param, schema in schemas.items() if schema is not None)
 
 
@@ -86,12 +86,3 @@ def _grammar(text: str, param: str) -> Constraint:
 
 def _is_lark(text: str) -> bool:
     return text.lstrip().startswith("%llguidance") or re.search(r"^[ \t]*[?!]?start\b[^:\n]*:", text, re.M) is not None
-
-
-def _choice(texts: list[str], param: str) -> Constraint:
-    rule = " | ".join(f'"{"".join(map(_literal, text))}"' for text in texts)
-    return Constraint(ConstraintKind.GBNF, f"root ::= {rule}", param)
-
-
-def _literal(char: str) -> str:
-    return char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}"
