@@ -41,13 +41,13 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "attempt_id",
             "http",
             "generation",
             "dialects",
             "config",
             "serve_log",
             "memory",
-            "attempt_id",
             "routing",
             "model",
         ),

@@ -159,7 +159,8 @@ def served(
 
 
 def app_of(*models: ServedModel, **options: Any) -> Any:
-    return make_http_app(models, HttpOptions(**options))
+    """Its replies are not kept, so that events have no ids, unless `options` say otherwise."""
+    return make_http_app(models, HttpOptions(**{"resume_grace_s": 0.0, **options}))
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from deployments.dialects.responses.custom_input import CustomInput
 from deployments.dialects.responses.sealed import seal
-from deployments.dialects.responses.store import new_id
 from deployments.dialects.responses.tools import ClientTool
+from deployments.generation.identity import ReplyIds
 from deployments.http.body import encode
 
 Event = tuple[str, str]
@@ -28,8 +28,8 @@ class OutputItem(ABC):
 
     prefix: ClassVar[str]
 
-    def __init__(self, index: int) -> None:
-        self.id = new_id(self.prefix)
+    def __init__(self, index: int, ids: ReplyIds) -> None:
+        self.id = f"{self.prefix}_{ids.new()}"
         self.status = "in_progress"
         self._pieces: list[str] = []
         self._index = index
@@ -73,8 +73,8 @@ class OutputItem(ABC):
 class TextItem(OutputItem):
     prefix = "msg"
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, ids: ReplyIds) -> None:
+        super().__init__(index, ids)
         self._place += ',"content_index":0'
         self._logprobs: list[dict[str, Any]] = []
         self._begun = False
@@ -109,8 +109,8 @@ class ReasoningItem(OutputItem):
 
     prefix = "rs"
 
-    def __init__(self, index: int, *, summary: bool, sealed: bool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, ids: ReplyIds, *, summary: bool, sealed: bool) -> None:
+        super().__init__(index, ids)
         self._summary = summary
         self._sealed = sealed
         self._place += ',"summary_index":0' if summary else ',"content_index":0'
@@ -147,10 +147,10 @@ class FunctionCallItem(OutputItem):
 
     prefix = "fc"
 
-    def __init__(self, index: int, tool: ClientTool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, ids: ReplyIds, tool: ClientTool) -> None:
+        super().__init__(index, ids)
         self._tool = tool
-        self._call_id = new_id("call")
+        self._call_id = f"call_{ids.new()}"
 
     def body(self) -> dict[str, Any]:
         call = {"call_id": self._call_id, **self._tool.names, "arguments": self._text}
@@ -173,10 +173,10 @@ class CustomCallItem(OutputItem):
 
     prefix = "ctc"
 
-    def __init__(self, index: int, tool: ClientTool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, ids: ReplyIds, tool: ClientTool) -> None:
+        super().__init__(index, ids)
         self._tool = tool
-        self._call_id = new_id("call")
+        self._call_id = f"call_{ids.new()}"
         self._reader = CustomInput()
 
     def body(self) -> dict[str, Any]:
@@ -199,5 +199,5 @@ class CustomCallItem(OutputItem):
         yield "response.custom_tool_call_input.done", f'{self._place},"input":{encode(self._text)}'
 
 
-def call_item(index: int, tool: ClientTool) -> OutputItem:
-    return CustomCallItem(index, tool) if tool.custom else FunctionCallItem(index, tool)
+def call_item(index: int, ids: ReplyIds, tool: ClientTool) -> OutputItem:
+    return CustomCallItem(index, ids, tool) if tool.custom else FunctionCallItem(index, ids, tool)

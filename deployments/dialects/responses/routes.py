@@ -16,9 +16,10 @@ from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.middleware import engine_id, request_id
+from deployments.http.middleware import request_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
@@ -71,7 +72,8 @@ class Responses(Dialect):
             body = parse_response(raw)
             model = models.resolve(body.model)
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
+            head = ResponseHead.of(body, model.id, identity)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
             cost = _cost(raw, body, model.prompts)
             try:
@@ -80,7 +82,7 @@ class Responses(Dialect):
                 if not body.stream:
                     raise
                 return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, engine_id(request))
+            generation = response_request(body, chat, identity.stream)
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
@@ -91,7 +93,7 @@ class Responses(Dialect):
 
             writer = ResponseWriter(head, form, keep)
             if not body.stream:
-                [reply] = await whole_replies(request, model, [generation], chat.record)
+                [reply] = await whole_replies(request, model, [generation], chat.record, identity=identity)
                 return Response(writer.body(reply), media_type="application/json")
             return streamed_reply(
                 request,
@@ -101,6 +103,7 @@ class Responses(Dialect):
                 keepalive_s=options.keepalive_s,
                 record=chat.record,
                 in_stream=(ContextOverflow, QueueFull),
+                identity=identity,
             )
 
         @router.post("/input_tokens")

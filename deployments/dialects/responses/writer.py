@@ -103,6 +103,7 @@ class ResponseWriter:
     def __init__(self, head: ResponseHead, form: ReplyForm, keep: Keep = lambda response, ids: None) -> None:
         self._keep = keep
         self._head = head
+        self._ids = head.identity.ids()
         self._form = form
         self._cut = _Cut(form.splitter())
         self._thought = ReasoningCounter(form.splitter(), form.piece_of)
@@ -113,7 +114,7 @@ class ResponseWriter:
         self._stats: RequestStats | None = None
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
-        out = self._begin()
+        out = self.begin()
         for event in events:
             if isinstance(event, Tokens):
                 self._thought.push(event.ids)
@@ -130,11 +131,13 @@ class ResponseWriter:
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         done = [item.body() for item in self._items if item is not self._open]
         response = self._head.snapshot("failed", done, error=failure(error, request_id))
-        return self._begin() + self._frame("response.failed", f'"response":{response}')
+        return self.begin() + self._frame("response.failed", f'"response":{response}')
 
     def keepalive(self) -> bytes:
-        """Clients count events, not comments."""
-        return self._begin() or self._in_progress("response.in_progress")
+        """Clients count events, not comments. It repeats the number of the event before it, so that
+        those of a stream do not depend on how long it was silent.
+        """
+        return self.begin() or self._in_progress("response.in_progress", self._n_events - 1)
 
     def body(self, reply: Completion) -> bytes:
         """The whole response to a reply that is complete. Use a fresh writer."""
@@ -149,30 +152,33 @@ class ResponseWriter:
         spent = usage(self._stats, self._thought.n_tokens)
         output = [item.body() for item in self._items]
         reason = "max_output_tokens" if cut_off else None
-        response = self._head.snapshot(status, output, usage=spent, incomplete=reason)
+        response = self._head.snapshot(status, output, usage=spent, incomplete=reason, seconds=_seconds(self._stats))
         self._keep(response, tuple(item.id for item in self._items))
         return status, response
 
-    def _begin(self) -> bytes:
+    def begin(self) -> bytes:
+        """The events before the first of the reply, once."""
         if self._begun:
             return b""
         self._begun = True
         return self._in_progress("response.created") + self._in_progress("response.in_progress")
 
-    def _in_progress(self, kind: str) -> bytes:
-        return self._frame(kind, f'"response":{self._head.snapshot("in_progress")}')
+    def _in_progress(self, kind: str, number: int | None = None) -> bytes:
+        return self._frame(kind, f'"response":{self._head.snapshot("in_progress")}', number)
 
     def _part(self, part: ReplyPart, logprobs: list[dict[str, Any]]) -> Iterator[OutEvent]:
         match part:
             case TextDelta(text):
                 if not isinstance(self._open, TextItem):
-                    yield from self._next(TextItem(len(self._items)))
+                    yield from self._next(TextItem(len(self._items), self._ids))
             case ReasoningDelta(text):
                 if not isinstance(self._open, ReasoningItem):
                     form = self._form
-                    yield from self._next(ReasoningItem(len(self._items), summary=form.summary, sealed=form.sealed))
+                    yield from self._next(
+                        ReasoningItem(len(self._items), self._ids, summary=form.summary, sealed=form.sealed)
+                    )
             case CallStart(name):
-                yield from self._next(call_item(len(self._items), self._form.tools.client_tool(name)))
+                yield from self._next(call_item(len(self._items), self._ids, self._form.tools.client_tool(name)))
                 return
             case ArgumentsDelta(text):
                 pass
@@ -191,7 +197,7 @@ class ResponseWriter:
         for part, logprobs in self._cut.finish(stats):
             yield from self._part(part, logprobs)
         if not self._items:  # a reply that says nothing is an empty message
-            yield from self._next(TextItem(0))
+            yield from self._next(TextItem(0, self._ids))
         assert self._open is not None
         yield from self._open.close("incomplete" if stats.finish_reason is FinishReason.LENGTH else "completed")
         self._open = None
@@ -199,6 +205,13 @@ class ResponseWriter:
     def _frames(self, events: Iterable[OutEvent]) -> bytes:
         return b"".join(self._frame(kind, members) for kind, members in events)
 
-    def _frame(self, kind: str, members: str) -> bytes:
-        number, self._n_events = self._n_events, self._n_events + 1
+    def _frame(self, kind: str, members: str, number: int | None = None) -> bytes:
+        """An event with the next number, or one that repeats `number`."""
+        if number is None:
+            number, self._n_events = self._n_events, self._n_events + 1
         return SSE.frame(f'{{"type":"{kind}","sequence_number":{number},{members}}}'.encode(), kind)
+
+
+def _seconds(stats: RequestStats) -> float:
+    """How long the reply took. A stream that is written again says the same."""
+    return (stats.queue_ms + stats.prefill_ms + stats.generation_ms) / 1000
