@@ -55,7 +55,8 @@ class ReplyIdentity:
     """`stream` is the id of the request, as the engine knows it. `nonce` is what ids are made of, `created`
     unix seconds, `digest` that of the body. The reply is kept for `keep_s` after its last reader.
 
-    `recorded` is what a client goes on with, that has `n_seen` of its events.
+    `recorded` is what a client goes on with, that has `n_seen` of its events. `extra` is kept beside
+    the reply, for whoever finds it without the body.
     """
 
     stream: str
@@ -65,6 +66,7 @@ class ReplyIdentity:
     keep_s: float
     recorded: RecordedReply | None = None
     n_seen: int = 0
+    extra: str = ""
 
     def ids(self) -> ReplyIds:
         """Use one per reply."""
@@ -73,15 +75,14 @@ class ReplyIdentity:
     @property
     def head(self) -> str:
         """What is kept beside the reply."""
-        return json.dumps([self.nonce, self.created, self.digest])
+        return json.dumps([self.nonce, self.created, self.digest, self.extra])
 
-    def of_recorded(self, recorded: RecordedReply, n_seen: int) -> ReplyIdentity:
-        """The one that `recorded` began with. Raises `StreamDiffers` for another body."""
-        nonce, created, digest = json.loads(recorded.head)
-        if digest != self.digest:
-            raise StreamDiffers(f"{_HEADER} names a stream that another body began: send the same one", param=_HEADER)
-        stream = split_attempt(recorded.request_id)[0]
-        return replace(self, stream=stream, nonce=nonce, created=int(created), recorded=recorded, n_seen=n_seen)
+
+def recorded_identity(recorded: RecordedReply, keep_s: float, n_seen: int = 0) -> ReplyIdentity:
+    """The one that a recorded reply began with."""
+    nonce, created, digest, extra = json.loads(recorded.head)
+    stream = split_attempt(recorded.request_id)[0]
+    return ReplyIdentity(stream, nonce, created, digest, keep_s, recorded, n_seen, extra)
 
 
 def new_identity(request: Request, raw: bytes, keep_s: float) -> ReplyIdentity:
@@ -110,7 +111,10 @@ async def reply_identity(request: Request, model: ServedModel, raw: bytes, keep_
             f"connection ended. Send the request again without {_HEADER} for a new reply.",
             param=_HEADER,
         )
-    return fresh.of_recorded(recorded, n_seen)
+    begun = recorded_identity(recorded, keep_s, n_seen)
+    if begun.digest != fresh.digest:
+        raise StreamDiffers(f"{_HEADER} names a stream that another body began: send the same one", param=_HEADER)
+    return begun
 
 
 def shared_requests(

@@ -186,3 +186,12 @@ def streamed_reply(
             writer = NumberedWriter(writer, identity.stream, identity.n_seen)
     chunks = _chunks(client, requests, writer, record)
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
+
+
+def detached_chunks(
+    model: ServedModel, request: GenerationRequest, writer: ReplyWriter, identity: ReplyIdentity, record: Record
+) -> AsyncGenerator[bytes, None]:
+    """The stream of a reply that belongs to no connection: whoever reads it decides when it ends."""
+    request = replace(request, keep_s=identity.keep_s, head=identity.head if identity.keep_s else "")
+    client: Generates = model.client if identity.recorded is None else _Resumed(model, identity.recorded)
+    return _chunks(client, [request], writer, record)

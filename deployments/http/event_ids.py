@@ -57,9 +57,12 @@ class NumberedWriter:
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         return self._writer.fail(error, request_id)
 
+    def begin(self) -> bytes:
+        """See `Begins`."""
+        return self._numbered(self._writer.begin()) if isinstance(self._writer, Begins) else b""
+
     def keepalive(self) -> bytes:
-        early = self._numbered(self._writer.begin()) if isinstance(self._writer, Begins) else b""
-        return early or self._writer.keepalive()
+        return self.begin() or self._writer.keepalive()
 
     def _numbered(self, chunk: bytes) -> bytes:
         out: list[bytes] = []

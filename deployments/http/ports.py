@@ -72,6 +72,11 @@ class ModelPort(Protocol):
         the one that the recording is of.
         """
 
+    async def cancel(self, ref: str) -> object:
+        """End a request wherever it runs; what is recorded of it does not go on. Unknown ids are
+        fine.
+        """
+
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
 

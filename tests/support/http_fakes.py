@@ -19,7 +19,7 @@ import ollama
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, ServedModel
+from deployments.http.ports import ChatPrompt, RecordedReply, ServedModel
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -142,6 +142,16 @@ class FakeModel:
             kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
             embeds=True,
         )  # fmt: skip
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """It keeps nothing."""
+        return None
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        raise NotImplementedError
+
+    async def cancel(self, ref: str) -> object:
+        raise NotImplementedError
 
     def end_all(self, error: ErllamaError) -> None:
         raise NotImplementedError

@@ -62,7 +62,7 @@ class ResponseHead:
             "object": "response",
             "created_at": identity.created,
             "model": model,
-            "background": False,
+            "background": bool(body.background),
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "max_tool_calls": None,

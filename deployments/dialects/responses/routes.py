@@ -4,26 +4,48 @@ in the files beside this one.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from deployments.dialects.responses.background import BackgroundReplies, BackgroundReply
 from deployments.dialects.responses.head import ResponseHead
 from deployments.dialects.responses.params import chat_ask, response_request
 from deployments.dialects.responses.past import own_input, referred_items
-from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse
+from deployments.dialects.responses.store import (
+    MemoryStore,
+    Past,
+    PreviousResponseNotFound,
+    ResponseStore,
+    StoredResponse,
+)
 from deployments.dialects.responses.stored_routes import stored_routes
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
-from deployments.generation.identity import reply_identity
-from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
+from deployments.generation.identity import ReplyIdentity, recorded_identity, reply_identity
+from deployments.generation.reply import (
+    detached_chunks,
+    prepare,
+    prepare_cost,
+    read_body,
+    streamed_reply,
+    whole_replies,
+)
 from deployments.http.dialect import SSE, Dialect
+from deployments.http.event_ids import NumberedWriter
 from deployments.http.middleware import request_id
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort
-from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
+from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.stream import StreamResponse
+from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, QueueFull, RequestError
+from erllama.request import GenerationRequest
 
 
 def _cost(raw: bytes, body: PromptBody, prompts: PromptPort) -> int:
@@ -55,6 +77,16 @@ def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
         raise _in_words_of_the_body(error) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A response that is ready to run."""
+
+    id: str
+    writer: ResponseWriter
+    generation: GenerationRequest
+    record: Record
+
+
 class Responses(Dialect):
     prefixes = ("/v1/responses",)
     framing = SSE
@@ -66,23 +98,12 @@ class Responses(Dialect):
         router = APIRouter(prefix="/v1/responses")
         store: ResponseStore = MemoryStore()
 
-        @router.post("")
-        async def responses(request: Request) -> Response:
-            raw = await read_body(request, options.max_body_bytes)
-            body = parse_response(raw)
-            model = models.resolve(body.model)
+        async def made(raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity) -> _Made:
             tools = toolbox(body.tools or ())
-            identity = await reply_identity(request, model, raw, options.resume_grace_s)
             head = ResponseHead.of(body, model.id, identity)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
             cost = _cost(raw, body, model.prompts)
-            try:
-                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
-            except ContextOverflow as error:
-                if not body.stream:
-                    raise
-                return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, identity.stream)
+            chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
@@ -91,20 +112,70 @@ class Responses(Dialect):
                 if body.store is not False:
                     store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
 
-            writer = ResponseWriter(head, form, keep)
-            if not body.stream:
-                [reply] = await whole_replies(request, model, [generation], chat.record, identity=identity)
-                return Response(writer.body(reply), media_type="application/json")
-            return streamed_reply(
-                request,
-                model,
-                [generation],
-                writer,
-                keepalive_s=options.keepalive_s,
-                record=chat.record,
-                in_stream=(ContextOverflow, QueueFull),
-                identity=identity,
-            )
+            generation = response_request(body, chat, identity.stream)
+            return _Made(head.id, ResponseWriter(head, form, keep), generation, chat.record)
+
+        def background_reply(it: _Made, model: ServedModel, identity: ReplyIdentity) -> BackgroundReply:
+            numbered = NumberedWriter(it.writer, identity.stream)
+            chunks = detached_chunks(model, it.generation, numbered, identity, it.record)
+            return BackgroundReply(it.id, it.writer, numbered, chunks, partial(model.client.cancel, identity.stream))
+
+        async def adopted(id: str) -> BackgroundReply | None:
+            """A response whose ingress is gone, as a replica keeps it with its body."""
+            found = await asyncio.gather(*(model.client.find(id) for model in models))
+            for model, recorded in zip(models, found, strict=True):
+                if recorded is None or not recorded.head:
+                    continue
+                identity = recorded_identity(recorded, options.resume_grace_s)
+                raw = identity.extra.encode()
+                if not raw:
+                    continue
+                with suppress(PreviousResponseNotFound):  # its conversation is not kept here
+                    it = await made(raw, parse_response(raw), model, identity)
+                    return background_reply(it, model, identity)
+            return None
+
+        background = BackgroundReplies(adopted, options.resume_grace_s)
+
+        @router.post("")
+        async def responses(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_response(raw)
+            model = models.resolve(body.model)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
+            if body.background and body.store is False:
+                raise InvalidParameter("a response in the background has to be stored", param="background")
+            if body.background and identity.recorded is None:
+                identity = replace(identity, stream=f"resp_{identity.nonce}", extra=raw.decode())
+            n_seen = identity.n_seen
+            reply = await background.find(identity.stream) if body.background and identity.recorded else None
+            if reply is None:
+                try:
+                    it = await made(raw, body, model, identity)
+                except ContextOverflow as error:
+                    if not body.stream:
+                        raise
+                    return _failed_stream(ResponseHead.of(body, model.id, identity), error, request_id(request))
+                if not body.background:
+                    if not body.stream:
+                        [whole] = await whole_replies(request, model, [it.generation], it.record, identity=identity)
+                        return Response(it.writer.body(whole), media_type="application/json")
+                    return streamed_reply(
+                        request,
+                        model,
+                        [it.generation],
+                        it.writer,
+                        keepalive_s=options.keepalive_s,
+                        record=it.record,
+                        in_stream=(ContextOverflow, QueueFull),
+                        identity=identity,
+                    )
+                queued = it.writer.so_far("queued")
+                reply = background_reply(it, model, identity)
+                background.start(reply)
+                if not body.stream:
+                    return Response(queued, media_type="application/json")
+            return StreamResponse(request, reply.stream(n_seen), reply.numbered, keepalive_s=options.keepalive_s)
 
         @router.post("/input_tokens")
         async def input_tokens(request: Request) -> Response:
@@ -115,7 +186,7 @@ class Responses(Dialect):
             n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
-        router.include_router(stored_routes(store))
+        router.include_router(stored_routes(store, background, options.keepalive_s))
         return router
 
 

@@ -27,7 +27,7 @@ from erllama.chat.tool_formats.base import (
     ReplySplitter,
     TextDelta,
 )
-from erllama.errors import ErllamaError
+from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, Done, Event, FinishReason, RequestStats, Tokens
 
 
@@ -112,6 +112,7 @@ class ResponseWriter:
         self._n_events = 0
         self._begun = False
         self._stats: RequestStats | None = None
+        self._last: str | None = None  # the response, once it is complete
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         out = self.begin()
@@ -153,8 +154,25 @@ class ResponseWriter:
         output = [item.body() for item in self._items]
         reason = "max_output_tokens" if cut_off else None
         response = self._head.snapshot(status, output, usage=spent, incomplete=reason, seconds=_seconds(self._stats))
+        self._last = response
         self._keep(response, tuple(item.id for item in self._items))
         return status, response
+
+    def so_far(self, status: str) -> str:
+        """The response as it stands: complete if it is, else what there is of it with that status."""
+        return self._last or self._head.snapshot(status, [item.body() for item in self._items])
+
+    def ended_as(self, status: str, error: ErllamaError | None = None, request_id: str = "") -> str:
+        """A response that was cancelled or has failed. It is kept, unless the fault was a server's
+        that went away: another one may go on with it.
+        """
+        if self._last is not None:
+            return self._last
+        told = None if error is None else failure(error, request_id)
+        response = self._head.snapshot(status, [item.body() for item in self._items], error=told)
+        if not isinstance(error, EngineStopped):
+            self._keep(response, tuple(item.id for item in self._items))
+        return response
 
     def begin(self) -> bytes:
         """The events before the first of the reply, once."""
