@@ -65,6 +65,9 @@ class NumberedWriter:
         return self.begin() or self._writer.keepalive()
 
     def _numbered(self, chunk: bytes) -> bytes:
+        if chunk.find(_END) == len(chunk) - len(_END):  # one event, as mostly
+            self._n_events += 1
+            return b"%b%d\n%b" % (self._prefix, self._n_events, chunk) if self._n_events > self._n_seen else b""
         out: list[bytes] = []
         for event in chunk.split(_END)[:-1]:
             self._n_events += 1

@@ -28,7 +28,7 @@ from tests.support.streams import WAIT_S, busiest, replica_pids, wait_until
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 REPLICAS, INGRESS = "model-demo", "ingress"
-N = 2500  # tokens: a second or more, long enough to be cut in the middle
+N = 4000  # tokens: a second or more, long enough to be cut in the middle
 MODEL = {
     "id": "demo", "path": "demo", "n_ctx": 8192, "n_parallel": 4, "n_threads": 1, "num_cpus": 0.5, "num_replicas": 2,
     "type_k": "q8_0", "type_v": "q8_0", "drain_s": 0.2,
@@ -83,9 +83,13 @@ class Stream:
             with self._change:
                 self._change.notify_all()
 
-    def wait_bytes(self, n: int) -> None:
+    @property
+    def n_events(self) -> int:
+        return self.data.count(b"\n\n")
+
+    def wait_events(self, n: int) -> None:
         with self._change:
-            assert self._change.wait_for(lambda: len(self.data) >= n or not self._thread.is_alive(), WAIT_S)
+            assert self._change.wait_for(lambda: self.n_events >= n or not self._thread.is_alive(), WAIT_S)
         assert self._thread.is_alive(), "it ended before it was cut"
 
     def leave(self) -> bytes:
@@ -134,7 +138,7 @@ def kill_the_front_that_streams() -> None:
 def test_a_client_whose_front_was_killed_goes_on_at_the_other_one(server):
     content = asked("Once upon a time")
     stream = Stream(server, content)
-    stream.wait_bytes(40_000)
+    stream.wait_events(4)
     kill_the_front_that_streams()
     seen = stream.whole()
     assert b"[DONE]" not in seen, "killed too late to matter"
@@ -147,7 +151,7 @@ def test_a_client_whose_front_was_killed_goes_on_at_the_other_one(server):
 def test_a_client_that_left_goes_on_and_its_tokens_are_not_computed_again(server):
     content = asked("The rain had stopped")
     stream = Stream(server, content)
-    stream.wait_bytes(40_000)
+    stream.wait_events(4)
     seen = stream.leave()
     model = RemoteModel.connect("demo")
     wait_until(lambda: not any(stats.n_generating for stats in model.stats()), "its request is cancelled")
@@ -158,9 +162,9 @@ def test_a_client_that_left_goes_on_and_its_tokens_are_not_computed_again(server
 def test_one_that_failed_over_before_its_front_was_killed_goes_on_as_well(server):
     content = asked("Two of them died")
     stream = Stream(server, content)
-    stream.wait_bytes(30_000)
+    stream.wait_events(4)
     os.kill(busiest(replica_pids(REPLICAS)), signal.SIGKILL)
-    stream.wait_bytes(len(stream.data) + 30_000)
+    stream.wait_events(stream.n_events + 4)
     kill_the_front_that_streams()
     seen = stream.whole()
     assert b"[DONE]" not in seen, "killed too late to matter"
@@ -171,14 +175,14 @@ def test_one_that_failed_over_before_its_front_was_killed_goes_on_as_well(server
 def test_a_replica_that_stands_still_does_not_keep_a_client_from_what_another_one_has(server):
     content = asked("All is quiet")
     stream = Stream(server, content)
-    stream.wait_bytes(40_000)
+    stream.wait_events(4)
     working = busiest(replica_pids(REPLICAS))
     (other,) = set(replica_pids(REPLICAS)) - {working}
     os.kill(other, signal.SIGSTOP)
     try:
         seen = stream.leave()
         again = Stream(server, content, last_id(seen))
-        again.wait_bytes(1)
+        again.wait_events(1)
         rest = again.whole()
     finally:
         os.kill(other, signal.SIGCONT)
