@@ -50,7 +50,7 @@ class BatchMaker:
         self._tokenizer = tokenizer
         self._seed = seed
         self._curriculum_tokens = curriculum_tokens
-        self._start, self._end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
+        self._start, self._end = _id_of(tokenizer, IM_START), _id_of(tokenizer, IM_END)
         self._assistant = tokenizer.encode("assistant\n").ids
 
     def micro_batch(self, step: int, micro: int, n_tokens: int) -> MicroBatch:
@@ -104,3 +104,10 @@ class BatchMaker:
         pattern = [rng.randrange(3, self._start - 1) for _ in range(period)]
         ids = (pattern * (length // period + 2))[: length + 1]
         return ids, [0.0] * period + [0.5] * (length + 1 - period)
+
+
+def _id_of(tokenizer: Tokenizer, text: str) -> int:
+    id: int | None = tokenizer.token_to_id(text)
+    if id is None:
+        raise ValueError(f"the tokenizer does not know {text!r}")
+    return id

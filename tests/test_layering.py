@@ -42,6 +42,7 @@ ORDER = {
         *(
             "__init__",
             "attempt_id",
+            "noise",
             "http",
             "generation",
             "dialects",

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from deployments.generation.reply import check_fits
 from deployments.http.ports import ChatPrompt, PromptPort, Record
+from deployments.noise.canonical import canonical_messages
+from deployments.noise.filter import NoiseFilter
 from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec
@@ -134,22 +136,26 @@ class ReadyChat:
         )
 
 
-def chat_prompt(ask: ChatAsk, prompts: PromptPort) -> ChatPrompt:
-    """The conversation as tokens, whether they fit or not. May take long: see `PromptPort`. Raises
-    `InvalidParameter` and `NotSupported`.
+def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
+    """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
+    long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    shown = [dict(tool.shown) for tool in ask.tools]
-    return prompts.render_chat(ask.messages, shown or None, ask.variables, ask.ending)
+    normal = noise.apply(
+        canonical_messages(ask.messages),
+        [dict(tool.shown) for tool in ask.tools],
+        lambda: prompts.shows_late_system(tools=bool(ask.tools)),
+    )
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending)
 
 
-def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
+def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
-    chat = chat_prompt(ask, prompts)
+    chat = chat_prompt(ask, prompts, noise)
     check_fits(chat.prompt, prompts.n_ctx, ask.param)
     constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
 
@@ -159,11 +165,11 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort) -> ReadyChat:
     return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
 
 
-def count_prompt(ask: ChatAsk, prompts: PromptPort) -> int:
+def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
     """The tokens of the prompt, also where they do not fit. May take long, as `ready_chat`; raises
     `InvalidParameter` and `NotSupported`.
     """
-    return len(chat_prompt(ask, prompts).prompt)
+    return len(chat_prompt(ask, prompts, noise).prompt)
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:

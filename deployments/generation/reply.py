@@ -94,17 +94,22 @@ async def _items(client: Generates, requests: Sequence[GenerationRequest], recor
             yield index, events
 
 
+def affinity_of(headers: Mapping[str, str], *, key: str | None = None, user: object = None) -> str | None:
+    """What a request has in common with others: the `key` that its body names for that, else the
+    session in its `headers`, else its `user`, who may have many sessions.
+    """
+    named = key or session_of(headers) or (user if isinstance(user, str) else None)
+    return named[:MAX_AFFINITY_CHARS] if named else None
+
+
 def of_one_session(headers: Mapping[str, str], requests: Sequence[GenerationRequest]) -> Sequence[GenerationRequest]:
     """`requests` with the session of their HTTP request, whose `headers` are looked up in any case,
     where their body names nothing that they have in common.
     """
-    session = session_of(headers)
+    session = affinity_of(headers)
     if session is None:
         return requests
-    return [
-        request if request.affinity is not None else replace(request, affinity=session[:MAX_AFFINITY_CHARS])
-        for request in requests
-    ]
+    return [request if request.affinity is not None else replace(request, affinity=session) for request in requests]
 
 
 async def whole_replies(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SESSION_HEADERS = (
-    "x-claude-code-session-id", "session-id", "x-session-id", "x-session-affinity", "thread-id",
+    "x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity", "thread-id",
     "x-deepseek-harness-session-id", "x-hermes-session-id", "x-litellm-session-id",
 )  # fmt: skip
 """Headers in which clients name their session: Claude Code, Codex, opencode, pi and others."""

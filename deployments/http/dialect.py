@@ -107,6 +107,11 @@ class Dialect(ABC):
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
 
+    @property
+    def name(self) -> str:
+        """What rules against noise call it."""
+        return type(self).__name__.lower()
+
     @abstractmethod
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         """The endpoints, with whole paths."""

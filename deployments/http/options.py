@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from deployments.noise.options import NoiseOptions
+
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -23,6 +25,7 @@ class HttpOptions:
     origins of web pages that may call; "*" is any. Empty sends no CORS headers. api_keys: accepted
     keys; empty accepts every request. The health routes are always open, but tell an error's own
     words only to who has a key. A configuration gets logged, without the keys.
+    noise: rules against what clients write into prompts that changes though nothing was said.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -31,3 +34,4 @@ class HttpOptions:
     resume_grace_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     cors_origins: tuple[Text, ...] = ()
     api_keys: tuple[Text, ...] = field(default=(), repr=False)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)

@@ -158,6 +158,11 @@ class PromptPort(Protocol):
         follow. May take many milliseconds.
         """
 
+    def shows_late_system(self, *, tools: bool) -> bool:
+        """Whether a system message behind the result of a call is shown in its place, in a chat with
+        or without `tools`.
+        """
+
     @property
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""

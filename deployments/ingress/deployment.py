@@ -23,6 +23,7 @@ from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.model.states import load_state
+from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
@@ -46,6 +47,7 @@ class Ingress:
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
+        self._noise = Noise(config.http.noise)
         book, salt = _transcript_book(config.store), config.store.salt
         self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
@@ -96,6 +98,7 @@ class Ingress:
             default_model=self._default_model,
             echo_request_id=False,  # Serve does
             open_requests=self._open,
+            noise=self._noise,
         )
 
 

@@ -23,9 +23,11 @@ from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
+from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -61,12 +63,13 @@ def make_http_app(
     dialects: Sequence[Dialect] = DIALECTS,
     echo_request_id: bool = True,
     open_requests: OpenRequests | None = None,
+    noise: Noise | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
     The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
     under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
-    stop admission.
+    stop admission, and whoever passes `noise` can read what its rules did.
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
@@ -94,6 +97,7 @@ def make_http_app(
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
+    app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
     app.add_middleware(
         RequestScope,
         dialects=dialects,
@@ -107,6 +111,6 @@ def make_http_app(
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", HEADER],
         )
     return app

@@ -134,6 +134,11 @@ class PromptSource:
             in_reasoning = in_reasoning or leaves_reasoning_open(state.tool_format, messages[-1].get("content") or "")
         return ChatPrompt(Prompt.of(ids), in_reasoning)
 
+    def shows_late_system(self, *, tools: bool) -> bool:
+        variants = self.load().templates
+        traits = (variants.tool_use if tools else variants.default).traits
+        return traits.system == "anywhere" and traits.system_after_result
+
     @property
     def may_wait(self) -> bool:
         return self._book.has_store

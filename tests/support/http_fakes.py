@@ -51,6 +51,9 @@ class FakePrompts:
         text = {"opened": text + "assistant: ", "closed": text, "continued": text.removesuffix("\n")}[ending]
         return ChatPrompt(Prompt.of(text.encode()))
 
+    def shows_late_system(self, *, tools):
+        return True
+
     def recorder(self, chat):
         return lambda reply: None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.dialects.anthropic.wire_tools import Tool
 from deployments.generation.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice, thinking_variables
+from deployments.generation.reply import affinity_of
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import GenerationRequest, SamplingParams
@@ -18,7 +20,6 @@ logger = logging.getLogger("deployments.http")
 
 _FORMAT = "output_config.format"
 _MOST_TOKENS = 2**31 - 1  # no context is as long
-_AFFINITY_CHARS = 256
 
 
 def chat_ask(body: ConversationBody) -> ChatAsk:
@@ -34,20 +35,21 @@ def chat_ask(body: ConversationBody) -> ChatAsk:
     )
 
 
-def message_request(body: MessageBody, ready: ReadyChat, engine_id: str, session: str | None) -> GenerationRequest:
-    """The request of a reply; `session` is the client's name of its session. A budget is a bound:
-    a model that does not think keeps it.
+def message_request(
+    body: MessageBody, ready: ReadyChat, engine_id: str, headers: Mapping[str, str]
+) -> GenerationRequest:
+    """The request of a reply; `headers` may name the client's session. A budget is a bound: a model
+    that does not think keeps it.
     """
     thinking = body.thinking
     budget = thinking.budget_tokens if thinking is not None and thinking.type == "enabled" else None
-    affinity = session or _session_of(body)
     try:
         return ready.request(
             engine_id,
             sampling_params(body),
             max_tokens=None if body.max_tokens is None else min(body.max_tokens, _MOST_TOKENS),
             stop=tuple(body.stop_sequences or ()),
-            affinity=affinity and affinity[:_AFFINITY_CHARS],
+            affinity=affinity_of(headers, user=_session_of(body)),
             thinking_budget=min(budget, _MOST_TOKENS) if budget is not None and ready.can_reason else None,
         )
     except InvalidParameter as error:

@@ -13,13 +13,15 @@ from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
-from deployments.generation.chat import ReadyChat, chat_prompt, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import parse_json
 from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError
 
 _MODELS = "/v1/models"
@@ -34,12 +36,12 @@ def _cost(raw: bytes, body: ConversationBody, prompts: PromptPort) -> int:
     )
 
 
-def _ready(body: MessageBody, prompts: PromptPort) -> ReadyChat:
-    return ready_chat(chat_ask(body), prompts)
+def _ready(body: MessageBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts, noise)
 
 
-def _count(body: ConversationBody, prompts: PromptPort) -> int:
-    return len(chat_prompt(chat_ask(body), prompts).prompt)
+def _count(body: ConversationBody, prompts: PromptPort, noise: NoiseFilter) -> int:
+    return count_prompt(chat_ask(body), prompts, noise)
 
 
 class Anthropic(Dialect):
@@ -78,7 +80,8 @@ class Anthropic(Dialect):
             body = parse_json(ConversationBody, raw)
             body.check_names()
             prompts = models.resolve(body.model).prompts
-            n_tokens = await prepare(prompts, _cost(raw, body, prompts), _count, body, prompts)
+            noise = noise_of(request)
+            n_tokens = await prepare(prompts, _cost(raw, body, prompts), _count, body, prompts, noise)
             return JSONResponse({"input_tokens": n_tokens})
 
         @router.post("/v1/messages")
@@ -88,9 +91,9 @@ class Anthropic(Dialect):
             body.check_names()
             model = models.resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
-            ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts)
-            session = request.headers.get("x-claude-code-session-id")
-            asked = message_request(body, ready, identity.stream, session)
+            noise = noise_of(request)
+            ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts, noise)
+            asked = message_request(body, ready, identity.stream, request.headers)
             head = ReplyHead(body.model or model.id, len(asked.prompt), identity.ids())
             if not body.stream:
                 [reply] = await whole_replies(request, model, [asked], ready.record, identity=identity)

@@ -24,8 +24,10 @@ from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import RouteNotFound
 from deployments.http.middleware import engine_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 
 _VERSIONS = ("/v1beta", "/v1")
@@ -46,12 +48,12 @@ def _cost(raw: bytes, body: GenerateBody, prompts: PromptPort) -> int:
     )
 
 
-def _ready(body: GenerateBody, prompts: PromptPort) -> ReadyChat:
-    return ready_chat(chat_ask(body), prompts)
+def _ready(body: GenerateBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts, noise)
 
 
-def _count(body: GenerateBody, prompts: PromptPort) -> int:
-    return count_prompt(chat_ask(body), prompts)
+def _count(body: GenerateBody, prompts: PromptPort, noise: NoiseFilter) -> int:
+    return count_prompt(chat_ask(body), prompts, noise)
 
 
 class Gemini(Dialect):
@@ -106,7 +108,8 @@ async def _generate(
 ) -> Response:
     body = parse_json(GenerateBody, raw)
     body.check_names()
-    ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts)
+    cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+    ready = await prepare(model.prompts, cost, _ready, body, model.prompts, noise)
     asked = generation_requests(body, ready, engine_id(request))
     thinking = body.generation_config.thinking_config
     head = ReplyHead.of(model.id, shows_thoughts=thinking is not None and bool(thinking.include_thoughts))
@@ -121,7 +124,8 @@ async def _generate(
 async def _count_tokens(request: Request, model: ServedModel, raw: bytes, options: HttpOptions) -> Response:
     body = parse_json(CountBody, raw).request
     body.check_names()
-    n_tokens = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, model.prompts)
+    cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+    n_tokens = await prepare(model.prompts, cost, _count, body, model.prompts, noise)
     return JSONResponse({"totalTokens": n_tokens})
 
 

@@ -10,6 +10,7 @@ from deployments.dialects.ollama.wire_messages import Message, offered_tools, te
 from deployments.generation.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
 from deployments.generation.reply import INLINE_CHARS, check_fits
 from deployments.http.ports import PromptPort
+from deployments.noise.filter import NoiseFilter
 from erllama.chat.template import Ending
 from erllama.errors import InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
@@ -66,11 +67,11 @@ def check_generate(body: GenerateBody) -> None:
         raise InvalidParameter("raw mode does not support think: the prompt is taken as it stands", param="think")
 
 
-def prepare_chat(ask: ChatAsk, body: GenerationBody, prompts: PromptPort) -> ReadyChat:
+def prepare_chat(ask: ChatAsk, body: GenerationBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
     """May take long: see `PromptPort`. Raises what `ready_chat` raises."""
     if body.think and prompts.tool_format.reasoning is None:
         raise NotSupported(f'"{body.model}" does not support thinking', param="think")
-    return ready_chat(ask, prompts)
+    return ready_chat(ask, prompts, noise)
 
 
 def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> GenerationRequest:

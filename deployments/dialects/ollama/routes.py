@@ -58,6 +58,7 @@ from deployments.generation.reply import prepare, read_body, streamed_reply, who
 from deployments.http.dialect import NDJSON, Dialect, route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, ServedModel
 from erllama.errors import ErllamaError, RequestError
@@ -113,7 +114,7 @@ class Ollama(Dialect):
             request: Request, raw: bytes, body: GenerationBody, model: ServedModel, head: ReplyHead, ask: ChatAsk
         ) -> Response:
             n_chars = cost(raw, body, model.prompts)
-            chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts)
+            chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts, noise_of(request))
             asked = chat_request(body, chat, engine_id(request))
             if not body.streams:
                 [whole] = await whole_replies(request, model, [asked], chat.record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from deployments.dialects.openai.tools import offered_tools, tool_choice
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.reply import affinity_of
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -61,6 +62,16 @@ def _choice_seed(seed: int | None, choice: int) -> int | None:
     return seed + choice if seed + choice < 2**SEED_BITS else seed + choice - 2**SEED_BITS
 
 
+def _affinity(body: GenerationBody, headers: Mapping[str, str]) -> str | None:
+    return affinity_of(headers, key=body.prompt_cache_key, user=_user(body))
+
+
+def _user(body: GenerationBody) -> object:
+    """Two names of one thing, which change no reply and are of any type."""
+    extra = body.model_extra or {}
+    return extra.get("safety_identifier") or extra.get("user")
+
+
 def _choices(base: GenerationRequest, n: int) -> list[GenerationRequest]:
     if n == 1:
         return [base]
@@ -86,8 +97,10 @@ def chat_ask(body: ChatBody) -> ChatAsk:
     )
 
 
-def chat_requests(body: ChatBody, ready: ReadyChat, engine_id: str) -> list[GenerationRequest]:
-    """One request per choice."""
+def chat_requests(
+    body: ChatBody, ready: ReadyChat, engine_id: str, headers: Mapping[str, str]
+) -> list[GenerationRequest]:
+    """One request per choice; `headers` may name the client's session."""
     budget = body.thinking_budget
     base = ready.request(
         engine_id,
@@ -96,14 +109,18 @@ def chat_requests(body: ChatBody, ready: ReadyChat, engine_id: str) -> list[Gene
         stop=body.stop,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
-        affinity=body.prompt_cache_key,
+        affinity=_affinity(body, headers),
         thinking_budget=None if budget is None or budget < 0 else budget,
     )
     return _choices(base, body.n or 1)
 
 
 def completion_requests(
-    body: CompletionBody, prompts: Sequence[Prompt], grammar: Constraint | None, engine_id: str
+    body: CompletionBody,
+    prompts: Sequence[Prompt],
+    grammar: Constraint | None,
+    engine_id: str,
+    headers: Mapping[str, str],
 ) -> list[GenerationRequest]:
     """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
     sampling = sampling_params(body)
@@ -118,7 +135,7 @@ def completion_requests(
             grammar=grammar,
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
-            affinity=body.prompt_cache_key,
+            affinity=_affinity(body, headers),
         )
         requests += _choices(base, body.n or 1)
     return requests

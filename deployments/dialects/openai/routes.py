@@ -36,9 +36,11 @@ from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.request import Prompt
@@ -87,8 +89,8 @@ def _text(given: PromptInput, prompts: PromptPort) -> str:
     return given if isinstance(given, str) else prompts.detokenize(given)
 
 
-def _prepare_chat(body: ChatBody, prompts: PromptPort) -> ReadyChat:
-    return ready_chat(chat_ask(body), prompts)
+def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
+    return ready_chat(chat_ask(body), prompts, noise)
 
 
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
@@ -130,8 +132,8 @@ class OpenAI(Dialect):
             model = models.resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
-            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts)
-            requests = chat_requests(body, chat, identity.stream)
+            chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
+            requests = chat_requests(body, chat, identity.stream, request.headers)
             form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions), ids=identity.ids())
             head = _head("chatcmpl", model, identity)
             if not body.stream:
@@ -158,7 +160,7 @@ class OpenAI(Dialect):
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, identity.stream)
+            requests = completion_requests(body, prompts, grammar, identity.stream, request.headers)
             head, n = _head("cmpl", model, identity), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests, identity=identity)

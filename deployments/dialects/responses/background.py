@@ -13,6 +13,8 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
+from starlette.requests import Request
+
 from deployments.dialects.responses.writer import ResponseWriter
 from deployments.http.errors import as_erllama_error
 from deployments.http.event_ids import NumberedWriter
@@ -99,7 +101,7 @@ class BackgroundReply:
         self._news.set()
 
 
-Adopt = Callable[[str], Awaitable[BackgroundReply | None]]
+Adopt = Callable[[str, Request], Awaitable[BackgroundReply | None]]
 
 
 class BackgroundReplies:
@@ -117,10 +119,10 @@ class BackgroundReplies:
         """One of this process."""
         return self._replies.get(id)
 
-    async def find(self, id: str) -> BackgroundReply | None:
+    async def find(self, id: str, request: Request) -> BackgroundReply | None:
         """One of this process, or of any other that is gone or does not answer."""
         if id not in self._replies and self._keep_s:
-            found = await self._adopt(id)
+            found = await self._adopt(id, request)
             if found is not None and id not in self._replies:  # another call may have been faster
                 self.start(found)
         return self._replies.get(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.dialects.responses.messages import chat_messages
@@ -10,6 +11,7 @@ from deployments.dialects.responses.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.reply import affinity_of
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
 from erllama.request import GenerationRequest, SamplingParams
@@ -58,12 +60,15 @@ def sampling_params(body: ResponseBody) -> SamplingParams:
     return SamplingParams(**body.model_dump(include=_SAMPLING, exclude_none=True))
 
 
-def response_request(body: ResponseBody, ready: ReadyChat, engine_id: str) -> GenerationRequest:
+def response_request(
+    body: ResponseBody, ready: ReadyChat, engine_id: str, headers: Mapping[str, str]
+) -> GenerationRequest:
+    """The request of a reply; `headers` may name the client's session."""
     return ready.request(
         engine_id,
         sampling_params(body),
         max_tokens=body.max_output_tokens,
         stop=body.stop,
         logprobs=body.logprobs,
-        affinity=body.prompt_cache_key,
+        affinity=affinity_of(headers, key=body.prompt_cache_key, user=body.safety_identifier or body.user),
     )

@@ -40,10 +40,12 @@ from deployments.generation.reply import (
 from deployments.http.dialect import SSE, Dialect
 from deployments.http.event_ids import NumberedWriter
 from deployments.http.middleware import request_id
+from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
 from deployments.http.stream import StreamResponse
+from deployments.noise.filter import NoiseFilter
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, QueueFull, RequestError
 from erllama.request import GenerationRequest
 
@@ -61,18 +63,20 @@ def _in_words_of_the_body(error: RequestError) -> RequestError:
     return error
 
 
-def _prepare(body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort) -> tuple[ReadyChat, str]:
+def _prepare(
+    body: ResponseBody, tools: Toolbox, past: Past, prompts: PromptPort, noise: NoiseFilter
+) -> tuple[ReadyChat, str]:
     """What runs, and the input as it is stored."""
     try:
-        chat = ready_chat(chat_ask(body, tools, past), prompts)
+        chat = ready_chat(chat_ask(body, tools, past), prompts, noise)
         return chat, "" if body.store is False else own_input(body.input, referred_items(past))
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
 
-def _count(body: PromptBody, past: Past, prompts: PromptPort) -> int:
+def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter) -> int:
     try:
-        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts)
+        return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts, noise)
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
 
@@ -98,12 +102,14 @@ class Responses(Dialect):
         router = APIRouter(prefix="/v1/responses")
         store: ResponseStore = MemoryStore()
 
-        async def made(raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity) -> _Made:
+        async def made(
+            request: Request, raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity
+        ) -> _Made:
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id, identity)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
-            cost = _cost(raw, body, model.prompts)
-            chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+            chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
             form = ReplyForm(
                 chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
             )
@@ -112,7 +118,7 @@ class Responses(Dialect):
                 if body.store is not False:
                     store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
 
-            generation = response_request(body, chat, identity.stream)
+            generation = response_request(body, chat, identity.stream, request.headers)
             return _Made(head.id, ResponseWriter(head, form, keep), generation, chat.record)
 
         def background_reply(it: _Made, model: ServedModel, identity: ReplyIdentity) -> BackgroundReply:
@@ -120,7 +126,7 @@ class Responses(Dialect):
             chunks = detached_chunks(model, it.generation, numbered, identity, it.record)
             return BackgroundReply(it.id, it.writer, numbered, chunks, partial(model.client.cancel, identity.stream))
 
-        async def adopted(id: str) -> BackgroundReply | None:
+        async def adopted(id: str, request: Request) -> BackgroundReply | None:
             """A response whose ingress is gone, as a replica keeps it with its body."""
             found = await asyncio.gather(*(model.client.find(id) for model in models))
             for model, recorded in zip(models, found, strict=True):
@@ -131,7 +137,7 @@ class Responses(Dialect):
                 if not raw:
                     continue
                 with suppress(PreviousResponseNotFound):  # its conversation is not kept here
-                    it = await made(raw, parse_response(raw), model, identity)
+                    it = await made(request, raw, parse_response(raw), model, identity)
                     return background_reply(it, model, identity)
             return None
 
@@ -148,10 +154,10 @@ class Responses(Dialect):
             if body.background and identity.recorded is None:
                 identity = replace(identity, stream=f"resp_{identity.nonce}", extra=raw.decode())
             n_seen = identity.n_seen
-            reply = await background.find(identity.stream) if body.background and identity.recorded else None
+            reply = await background.find(identity.stream, request) if body.background and identity.recorded else None
             if reply is None:
                 try:
-                    it = await made(raw, body, model, identity)
+                    it = await made(request, raw, body, model, identity)
                 except ContextOverflow as error:
                     if not body.stream:
                         raise
@@ -183,7 +189,8 @@ class Responses(Dialect):
             body = parse_prompt(raw)
             model = models.resolve(body.model)
             past = Past.of(store, body.previous_response_id, body.referred_ids)
-            n = await prepare(model.prompts, _cost(raw, body, model.prompts), _count, body, past, model.prompts)
+            cost, noise = _cost(raw, body, model.prompts), noise_of(request)
+            n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
         router.include_router(stored_routes(store, background, options.keepalive_s))

@@ -24,7 +24,7 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             n_seen = _n_seen(request.query_params.get("starting_after"))
-            reply = await background.find(id)
+            reply = await background.find(id, request)
             if reply is None:
                 store.get(id)
                 raise NotSupported(
@@ -36,7 +36,7 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
             try:
                 return Response(store.get(id).body, media_type="application/json")
             except ResponseNotFound:
-                reply = await background.find(id)
+                reply = await background.find(id, request)
                 if reply is None:
                     raise
         return Response(reply.body, media_type="application/json")
@@ -51,8 +51,8 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
-    async def cancel_response(id: str) -> Response:
-        reply = await background.find(id)
+    async def cancel_response(id: str, request: Request) -> Response:
+        reply = await background.find(id, request)
         if reply is None:
             store.get(id)
             raise NotSupported(

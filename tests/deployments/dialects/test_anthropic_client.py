@@ -81,9 +81,9 @@ async def test_a_reply_with_a_call_comes_back_with_its_result():
             "role": "assistant",
             "content": "",
             "reasoning_content": "Let me see.",
-            "tool_calls": [{"id": call.id, "type": "function", "function": function}],
+            "tool_calls": [{"id": "call_0", "type": "function", "function": function}],
         },
-        {"role": "tool", "content": "sunny", "tool_call_id": call.id, "name": "get_weather"},
+        {"role": "tool", "content": "sunny", "tool_call_id": "call_0", "name": "get_weather"},
     ]
     assert prompts.rendered[0][1] == [
         {

@@ -198,8 +198,8 @@ async def test_messages_reach_the_template_as_templates_expect_them():
     assert rendered == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "a\nb", "name": "bob"},
-        {"role": "assistant", "content": "", "tool_calls": messages[2]["tool_calls"]},
-        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "", "tool_calls": [messages[2]["tool_calls"][0] | {"id": "call_0"}]},
+        {"role": "tool", "content": "42", "tool_call_id": "call_0"},
     ]
     assert tools is None
     assert kwargs == {"enable_thinking": False}

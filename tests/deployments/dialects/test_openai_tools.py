@@ -8,6 +8,7 @@ from deployments.dialects.openai.params import chat_ask
 from deployments.dialects.openai.tools import check_tools, offered_tools
 from deployments.dialects.openai.wire import ChatBody
 from deployments.generation.chat import chat_constraint, chat_prompt
+from deployments.noise.filter import Noise
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
@@ -162,7 +163,7 @@ def test_a_strict_tool_is_enforced_or_refused_and_another_is_left_to_the_model()
     strict = tool("f", properties={"a": different})
     strict["function"]["strict"] = True
     with pytest.raises(InvalidParameter, match="'uniqueItems' cannot be enforced") as caught:
-        chat_prompt(ask_of(body_of(tools=[CITY, strict])), FakePrompts())
+        chat_prompt(ask_of(body_of(tools=[CITY, strict])), FakePrompts(), Noise().no_filter())
     assert caught.value.param == "tools[1].function.parameters"
 
 

@@ -73,12 +73,12 @@ async def test_cx2_items_become_the_messages_that_made_them():
             "content": "Well.",
             "reasoning_content": "t",
             "tool_calls": [
-                function("f", '{ "a":1}'),
-                function("ns__g", json.dumps({"input": 'a "ä"\n'}, ensure_ascii=False), "c2"),
+                function("f", '{ "a":1}', "call_0"),
+                function("ns__g", json.dumps({"input": 'a "ä"\n'}, ensure_ascii=False), "call_1"),
             ],
         },
-        {"role": "tool", "tool_call_id": "c1", "content": "aborted"},
-        {"role": "tool", "tool_call_id": "c2", "content": "x\ny"},
+        {"role": "tool", "tool_call_id": "call_0", "content": "aborted"},
+        {"role": "tool", "tool_call_id": "call_1", "content": "x\ny"},
         {"role": "assistant", "content": "No."},
         {"role": "system", "content": "late"},
     ]
@@ -145,8 +145,8 @@ async def test_the_output_of_a_response_can_be_sent_back_whole():
         await client.responses.create(model="demo", input=[*given, result], tools=[F])
     turn = prompts.rendered[1][0][1]
     assert (turn["content"], turn["reasoning_content"]) == ("So.", "hm")
-    assert turn["tool_calls"] == [function("f", "{}", first.output[-1].call_id)]
-    assert prompts.rendered[1][0][2]["tool_call_id"] == first.output[-1].call_id
+    assert turn["tool_calls"] == [function("f", "{}", "call_0")]
+    assert prompts.rendered[1][0][2]["tool_call_id"] == "call_0"
 
 
 async def test_cx3_tools_are_functions_to_the_template(caplog):

@@ -27,7 +27,7 @@ async def test_a_conversation_goes_on_from_a_response():
             third = await stream.get_final_response()
         counted = await client.responses.input_tokens.count(model="demo", input="x", previous_response_id=third.id)
     assert (first.store, second.previous_response_id) == (True, first.id)
-    call = {"id": first.output[-1].call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "So.", "reasoning_content": "hm", "tool_calls": [call]},

@@ -210,6 +210,19 @@ async def test_cc_50_a_turn_of_anthropics_client_begins_with_the_last_one(vocab,
     assert chat.continues_as_sampled()
 
 
+@pytest.mark.parametrize("rules", ["on", "off"])
+async def test_cc_10_a_reply_comes_back_as_sampled_though_the_billing_header_has_changed(vocab, rules):
+    chat = Chat("well, well")
+    asked = {"model": "demo", "max_tokens": 1000}
+    reply = {"role": "assistant", "content": "well, well"}
+    async with http_client(chat.app, **{"x-erllama-noise": rules}) as client:
+        for version, messages in (("1f2", HI), ("99a", [*HI, reply, MORE])):
+            header = f"x-anthropic-billing-header: cc_version=2.1.257.{version}; cc_entrypoint=cli;"
+            system = [{"type": "text", "text": header}, {"type": "text", "text": "Be brief."}]
+            await client.post("/v1/messages", json={**asked, "system": system, "messages": messages})
+    assert chat.continues_as_sampled() == (rules == "on")
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_client_that_drops_the_reasoning_goes_on_from_what_was_sampled_if_wanted(
