@@ -275,9 +275,10 @@ class Exchange:
 async def exchange(app: Any, path: str, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> Any:
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": list(headers),
+        "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": list(headers),
         "server": ("t", 80), "client": ("c", 1),
     }  # fmt: skip
     inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})

@@ -35,6 +35,7 @@ BODIES = {
     "completion": ("/v1/completions", {"prompt": "hi", "echo": True, "max_tokens": 999}),
     "messages": ("/v1/messages", {"messages": MESSAGES, "max_tokens": 999, "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
     "response": ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **FUNCTION}]}),
+    "content": ("/v1beta/models/demo:streamGenerateContent?alt=sse", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}], "tools": [{"functionDeclarations": [FUNCTION]}], "generationConfig": {"thinkingConfig": {"includeThoughts": True}}}),
 }  # fmt: skip
 DIALECTS = [pytest.param(*case, id=name) for name, case in BODIES.items()]
 ON = {"resume_grace_s": 60.0}
@@ -45,7 +46,7 @@ def app_with(model, **options):
 
 
 def streamed(body):
-    return {"model": "demo", "stream": True, **body}
+    return body if "contents" in body else {"model": "demo", "stream": True, **body}
 
 
 def events_of(data: bytes) -> list[bytes]:
@@ -95,7 +96,7 @@ async def test_a_stream_that_has_ended_goes_on_behind_every_event(path, body):
 @pytest.mark.parametrize(("path", "body"), DIALECTS)
 async def test_a_stream_that_was_cut_in_the_middle_goes_on(path, body, other_reader):
     """Alone, so that its request is cancelled and goes on; and while somebody else reads it."""
-    for n_items in range(1, 22, 4):
+    for n_items in range(5, 26, 4):
         model = RecordedModel(replies(TEXT, per_item=3), hold_at=n_items)
         app = app_with(model)
         seen = await cut(app, path, body, 1) if not other_reader else []
@@ -238,6 +239,17 @@ async def test_without_a_grace_time_there_are_no_ids_and_nothing_is_kept():
         assert b"id: req" not in (await http.post(path, content=json.dumps(streamed(body)))).content
     assert len(model.recordings) == 0
     assert (await resumed(app, path, body, b"req-1.4")).status_code == 404
+
+
+async def test_identical_requests_of_ollamas_dialect_join():
+    model = RecordedModel(replies("Hello"), hold_at=1)
+    body = {"model": "demo", "messages": MESSAGES, "options": {"temperature": 0}}
+    async with http_client(app_with(model)) as http:
+        asked = [asyncio.create_task(http.post("/api/chat", json=body | {"stream": on})) for on in (True, False)]
+        await model.asked(2)
+        model.released.set()
+        assert [(await one).status_code for one in asked] == [200, 200]
+    assert model.runs == 1
 
 
 async def test_ollamas_lines_have_no_ids():
