@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -25,8 +25,7 @@ import numpy as np
 from starlette.requests import Request
 
 from deployments.attempt_id import split_attempt
-from deployments.generation.session import session_of
-from deployments.http.dialect import route_path
+from deployments.http.dialect import dialect_of, route_path
 from deployments.http.errors import StreamDiffers, StreamNotResumable
 from deployments.http.event_ids import split_event_id
 from deployments.http.middleware import engine_id
@@ -35,6 +34,18 @@ from erllama.errors import InvalidParameter
 from erllama.request import GenerationRequest, Prompt
 
 _HEADER = "Last-Event-ID"
+_SESSION_HEADERS = (
+    "x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity", "thread-id",
+    "x-deepseek-harness-session-id", "x-hermes-session-id", "x-litellm-session-id",
+)  # fmt: skip
+"""Headers in which clients name their session: Claude Code, Codex, opencode, pi and others. A name keeps
+requests on one replica where it can, and binds no history: a session asks for titles and quotas, too.
+"""
+
+
+def session_of(headers: Mapping[str, str]) -> str | None:
+    """The session that a request names in its `headers`, which are looked up in any case."""
+    return next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
 
 
 class ReplyIds:
@@ -53,7 +64,8 @@ class ReplyIds:
 @dataclass(frozen=True, slots=True)
 class ReplyIdentity:
     """`stream` is the id of the request, as the engine knows it. `nonce` is what ids are made of, `created`
-    unix seconds, `digest` that of the body. The reply is kept for `keep_s` after its last reader.
+    unix seconds, `digest` that of the body
+    and of who sent it. The reply is kept for `keep_s` after its last reader.
 
     `recorded` is what a client goes on with, that has `n_seen` of its events. `extra` is kept beside
     the reply, for whoever finds it without the body.
@@ -87,9 +99,10 @@ def recorded_identity(recorded: RecordedReply, keep_s: float, n_seen: int = 0) -
 
 def new_identity(request: Request, raw: bytes, keep_s: float) -> ReplyIdentity:
     """That of a reply that begins. `raw` is the body."""
-    path = route_path(request.scope).encode()
-    digest = hashlib.blake2b(path + b"\0" + raw, digest_size=16).hexdigest()
-    return ReplyIdentity(engine_id(request), uuid4().hex, int(time.time()), digest, keep_s)
+    keys = [request.headers.get(place.name, "") for place in dialect_of(request.scope).keys]
+    digest = hashlib.blake2b(json.dumps([route_path(request.scope), keys]).encode(), digest_size=16)
+    digest.update(raw)
+    return ReplyIdentity(engine_id(request), uuid4().hex, int(time.time()), digest.hexdigest(), keep_s)
 
 
 async def reply_identity(request: Request, model: ServedModel, raw: bytes, keep_s: float) -> ReplyIdentity:
@@ -113,7 +126,9 @@ async def reply_identity(request: Request, model: ServedModel, raw: bytes, keep_
         )
     begun = recorded_identity(recorded, keep_s, n_seen)
     if begun.digest != fresh.digest:
-        raise StreamDiffers(f"{_HEADER} names a stream that another body began: send the same one", param=_HEADER)
+        raise StreamDiffers(
+            f"{_HEADER} names a stream that another body or key began: send the same ones", param=_HEADER
+        )
     return begun
 
 

@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deployments.generation.fan_out import Generates, Indexed, fan_out
-from deployments.generation.identity import ReplyIdentity, shared_requests
-from deployments.generation.session import session_of
+from deployments.generation.identity import ReplyIdentity, session_of, shared_requests
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected

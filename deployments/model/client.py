@@ -30,7 +30,7 @@ from deployments.http.errors import StreamNotResumable
 from deployments.http.ports import RecordedReply
 from deployments.memory.service import ServeGroup
 from deployments.model.failover import Attempts, FailoverCall
-from deployments.model.ray_errors import ModelUnavailable, mapped_errors
+from deployments.model.ray_errors import ModelUnavailable, mapped_errors, silent, unanswered
 from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, RecentState, load_state
 from erllama.errors import EngineStopped, ErllamaError
@@ -161,7 +161,7 @@ class ModelClient:
             except ErllamaError as gone:
                 error = gone
             except TimeoutError:
-                error = error or _unanswered()
+                error = error or unanswered()
             assert error is not None
             if isinstance(error, StreamNotResumable) and n_elsewhere < _MAX_ELSEWHERE:
                 n_elsewhere += 1
@@ -272,7 +272,7 @@ class ModelClient:
                     attempts.progressed()
                     yield events
         except TimeoutError:
-            raise _unanswered() from None
+            raise unanswered() from None
 
     def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
         return self._lists(attempts, lambda events: isinstance(events[-1], Done | Failed), method, *args)
@@ -321,7 +321,7 @@ class ModelClient:
                     if state.phase != Phase.READY:
                         silent_since = time.monotonic()
                     elif time.monotonic() - silent_since >= self._failover.silence_s:
-                        raise _silent()
+                        raise silent()
                 items: list[Any] | None = await first
                 return items
         finally:
@@ -338,7 +338,7 @@ class ModelClient:
                 return items
         except TimeoutError:
             if left_s is None or silence_s < left_s:
-                raise _silent() from None
+                raise silent() from None
             raise
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -348,7 +348,7 @@ class ModelClient:
             try:
                 return await self._answer(attempts, attempt_id(name, attempts.number), method, *args, **kwargs)
             except TimeoutError:
-                raise error or _unanswered() from None
+                raise error or unanswered() from None
             except ErllamaError as failed:
                 error = failed
                 if self._closing is not None:
@@ -389,14 +389,6 @@ def _unknown_state() -> LoadState:
 
 def _cannot_load(state: LoadState) -> ModelUnavailable:
     return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
-
-
-def _silent() -> EngineStopped:
-    return EngineStopped("the model's replica has fallen silent", retry_after_s=1)
-
-
-def _unanswered() -> ModelUnavailable:
-    return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)
 
 
 async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:

@@ -210,6 +210,18 @@ async def test_another_body_is_refused():
     assert (await resumed(app, *BODIES["logprobs"], last)).status_code == 409
 
 
+async def test_another_key_is_refused_as_well():
+    app = app_with(RecordedModel(), api_keys=("one", "two"))
+    path, body = BODIES["chat"]
+    content = json.dumps(streamed(body))
+    async with http_client(app) as http:
+        whole = await http.post(path, content=content, headers={"Authorization": "Bearer one"})
+        last = last_id(events_of(whole.content)).decode()
+        for key, status in (("one", 200), ("two", 409)):
+            headers = {"Authorization": f"Bearer {key}", "Last-Event-ID": last}
+            assert (await http.post(path, content=content, headers=headers)).status_code == status
+
+
 @pytest.mark.parametrize("last", [b"x", b".4", b"req-1.", b"req-1.-4", "req.\u0663".encode("latin-1", "replace")])
 async def test_an_id_that_is_none_is_refused(last):
     answer = await resumed(app_with(RecordedModel()), *BODIES["chat"], last)
