@@ -143,45 +143,51 @@ class Responses(Dialect):
 
         background = BackgroundReplies(adopted, options.resume_grace_s)
 
+        async def in_background(
+            request: Request, raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity
+        ) -> Response:
+            if body.store is False:
+                raise InvalidParameter("a response in the background has to be stored", param="background")
+            if identity.recorded is None:
+                # whoever asks for the response finds by its id what a replica keeps, and how to go on
+                identity = replace(identity, stream=f"resp_{identity.nonce}", extra=raw.decode())
+            reply = await background.find(identity.stream, request) if identity.recorded is not None else None
+            if reply is None:
+                it = await made(request, raw, body, model, identity)
+                reply, queued = background_reply(it, model, identity), it.writer.so_far("queued")
+                background.start(reply)
+                if not body.stream:
+                    return Response(queued, media_type="application/json")
+            chunks = reply.stream(identity.n_seen)
+            return StreamResponse(request, chunks, reply.numbered, keepalive_s=options.keepalive_s)
+
         @router.post("")
         async def responses(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_response(raw)
             model = models.resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
-            if body.background and body.store is False:
-                raise InvalidParameter("a response in the background has to be stored", param="background")
-            if body.background and identity.recorded is None:
-                identity = replace(identity, stream=f"resp_{identity.nonce}", extra=raw.decode())
-            n_seen = identity.n_seen
-            reply = await background.find(identity.stream, request) if body.background and identity.recorded else None
-            if reply is None:
-                try:
-                    it = await made(request, raw, body, model, identity)
-                except ContextOverflow as error:
-                    if not body.stream:
-                        raise
-                    return _failed_stream(ResponseHead.of(body, model.id, identity), error, request_id(request))
-                if not body.background:
-                    if not body.stream:
-                        [whole] = await whole_replies(request, model, [it.generation], it.record, identity=identity)
-                        return Response(it.writer.body(whole), media_type="application/json")
-                    return streamed_reply(
-                        request,
-                        model,
-                        [it.generation],
-                        it.writer,
-                        keepalive_s=options.keepalive_s,
-                        record=it.record,
-                        in_stream=(ContextOverflow, QueueFull),
-                        identity=identity,
-                    )
-                queued = it.writer.so_far("queued")
-                reply = background_reply(it, model, identity)
-                background.start(reply)
+            if body.background:
+                return await in_background(request, raw, body, model, identity)
+            try:
+                it = await made(request, raw, body, model, identity)
+            except ContextOverflow as error:
                 if not body.stream:
-                    return Response(queued, media_type="application/json")
-            return StreamResponse(request, reply.stream(n_seen), reply.numbered, keepalive_s=options.keepalive_s)
+                    raise
+                return _failed_stream(ResponseHead.of(body, model.id, identity), error, request_id(request))
+            if not body.stream:
+                [reply] = await whole_replies(request, model, [it.generation], it.record, identity=identity)
+                return Response(it.writer.body(reply), media_type="application/json")
+            return streamed_reply(
+                request,
+                model,
+                [it.generation],
+                it.writer,
+                keepalive_s=options.keepalive_s,
+                record=it.record,
+                in_stream=(ContextOverflow, QueueFull),
+                identity=identity,
+            )
 
         @router.post("/input_tokens")
         async def input_tokens(request: Request) -> Response:
