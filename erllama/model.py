@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
 from erllama.backend.base import ModelBackend, Vocab
@@ -26,18 +26,15 @@ from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
+from erllama.pooled import PooledOutputs
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-_EMBED_AT_ONCE = 16
-
-
-class Model:
+class Model(PooledOutputs):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:
@@ -234,17 +231,6 @@ class Model:
         conversation = template.conversation(with_system, tools=tools)
         return conversation.tokenize(self._vocab, template.render_conversation(conversation))
 
-    def embed(self, tokens: Sequence[int]) -> list[float]:
-        """The pooled, L2-normalised embedding of token ids. May raise `NotSupported`."""
-        return self.embed_many([tokens])[0]
-
-    def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One each. Running requests get their steps between parts of a long list."""
-        vectors: list[list[float]] = []
-        for start in range(0, len(inputs), _EMBED_AT_ONCE):
-            vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
-        return vectors
-
     # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, path: str) -> str:
@@ -384,14 +370,6 @@ class Model:
                 log.warning("shutdown save: the store did not take everything in time: id=%s", self._config.id)
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
-
-    def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        vectors = self._call(lambda _: self._backend.embed(inputs))
-        self._loop.note_use()
-        return [vector.tolist() for vector in vectors]
-
-    def _call(self, function: Callable[[Engine], T]) -> T:
-        return self._loop.call(function).result()
 
 
 def _load_with_llama_cpp(config: EngineConfig) -> ModelBackend:

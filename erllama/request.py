@@ -133,7 +133,8 @@ class GenerationRequest:
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings
     end the text before them and never appear in it. `ignore_eos` generates past the model's EOS.
     `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None
-    is off, n >= 0 reports the chosen token and the n likeliest ones. `parent_key` names a saved
+    is off, n >= 0 reports the chosen token and the n likeliest ones; with `post_sampling` among those
+    that it was drawn from, behind grammar, penalties, truncation and temperature. `parent_key` names a saved
     state to resume from (a hint: an unknown key is a miss, not an error); the request waits a
     moment for a save of that state that is in flight. `session_id` keeps the sequence in the
     context after its end for the next request of the session. `record_transcript` says that the
@@ -148,7 +149,9 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing. Requests of one `affinity` would rather run on one replica.
+    computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
+    `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
+    many milliseconds after the first token is the last one.
     Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
     already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
     reader has left, with `head`, which means something to the caller alone.
@@ -173,6 +176,9 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    report_progress: bool = False
+    post_sampling: bool = False
+    line_time_ms: int | None = None
     join_key: str | None = None
     joins: bool = False
     keep_s: float = 0.0
@@ -187,11 +193,21 @@ class GenerationRequest:
             check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.line_time_ms is not None:
+            check_int("line_time_ms", self.line_time_ms, 1, 2**31 - 1)
         _check_stop(self.stop)
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only", "joins"):
+        for name in (
+            "ignore_eos",
+            "record_transcript",
+            "in_reasoning",
+            "restore_only",
+            "report_progress",
+            "post_sampling",
+            "joins",
+        ):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
@@ -208,6 +224,8 @@ class GenerationRequest:
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
                 param="resumed",
             )
+        if self.post_sampling and self.logprobs is None:
+            raise InvalidParameter("post_sampling is about logprobs, which must be given", param="post_sampling")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(
                 f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"
@@ -255,7 +273,10 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 
 
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
-_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id")
+_REQUEST_NAMES = (
+    "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
+    "post_sampling",
+)  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 
 

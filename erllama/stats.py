@@ -72,6 +72,7 @@ class ModelInfo:
     has_chat_template: bool
     generates: bool
     embeds: bool
+    rank_tokens: int = 0  # of a pair of texts, the most that it scores; 0: it has no rank head
 
 
 @dataclass(frozen=True, slots=True)

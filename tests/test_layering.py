@@ -30,13 +30,14 @@ ORDER = {
             "gguf",
             "sequence",
             "backend",
+            "prompts",
             "chat",
             "demo",
             "config",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "pooled", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(

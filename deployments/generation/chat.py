@@ -111,6 +111,7 @@ class ReadyChat:
         ignore_eos: bool = False,
         affinity: str | None = None,
         thinking_budget: int | None = None,
+        report_progress: bool = False,
     ) -> GenerationRequest:
         """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
@@ -133,6 +134,7 @@ class ReadyChat:
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
             in_reasoning=self.chat.in_reasoning,
             reasoning=reasoning,
+            report_progress=report_progress,
         )
 
 

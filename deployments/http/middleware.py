@@ -28,7 +28,7 @@ from deployments.http.open_requests import OpenRequests
 logger = logging.getLogger("deployments.http")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
-_OPEN_PATHS = frozenset({"/health", "/health/ready"})  # probes carry no keys
+_OPEN_PATHS = frozenset({"/health", "/health/ready", "/v1/health", "/ping"})  # probes carry no keys
 
 
 def request_id(request: Request) -> str:

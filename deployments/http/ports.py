@@ -17,9 +17,11 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap, Room
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
+from erllama.stats import EngineStats, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,19 @@ class RecordedReply:
     attempt: int
     head: str
     seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VocabFacts:
+    """What a model's file says of its prompts. `path` is that of the file; texts are "" where it has
+    none. `n_parallel`: sequences that a replica computes at once.
+    """
+
+    path: str
+    chat_template: str
+    bos_text: str
+    eos_text: str
+    n_parallel: int
 
 
 Record = Callable[[Completion], None]
@@ -80,10 +95,16 @@ class ModelPort(Protocol):
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
 
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        """The score of each input, which is the tokens of a pair: see `PromptPort.rank_query`."""
+
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
         scaled to zero.
         """
+
+    async def stats(self) -> list[EngineStats]:
+        """What every replica that runs is doing. Wakes none. Raises `EngineStopped` if none runs."""
 
     async def model_info(self) -> ModelInfo:
         """What a replica tells of its model. Wakes a model that is scaled to zero."""
@@ -138,11 +159,42 @@ class PromptPort(Protocol):
         when the template refuses the messages.
         """
 
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Tokens of raw text; special tokens in the text are recognised. May be empty."""
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
+    ) -> str:
+        """The text of a conversation as the template writes it, without a BOS that `tokenize` adds.
+        Raises what `render_chat` raises.
+        """
+
+    def facts(self) -> VocabFacts:
+        """What the file says of prompts."""
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Tokens of raw text; special tokens in the text are recognised, unless `parse_special` is
+        False. May be empty.
+        """
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+
+    def rank_query(self, query: str) -> RankQuery:
+        """What pairs a query with documents. It may take as long as `tokenize`, and so do its own
+        methods.
+        """
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether the vocabulary has the tokens of `infill_prompt`. Known once `loaded`."""
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        """A text with a gap, cut to fit into `room`. Raises `NotSupported` unless it `fills_gaps`."""
+
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token of the vocabulary; those of a control token are its name."""
 
     def reply_piece(self, token: int) -> bytes:
         """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""

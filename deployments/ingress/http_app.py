@@ -17,8 +17,10 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.gemini.routes import Gemini
+from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
+from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
@@ -32,7 +34,7 @@ from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini())
+DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), LlamaServer(), Ranking())
 
 
 # for who has no key, in place of an error's own words: those name files and machines

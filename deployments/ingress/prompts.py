@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import ChainKey
-from deployments.http.ports import ChatPrompt, Record
+from deployments.http.ports import ChatPrompt, Record, VocabFacts
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
@@ -31,6 +31,8 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.model_info import make_templates
+from erllama.prompts.infill import Gap, Room, infill_tokens
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
@@ -111,9 +113,7 @@ class PromptSource:
         template_kwargs: Mapping[str, Any],
         ending: Ending = "opened",
     ) -> ChatPrompt:
-        reserved = sorted(_RESERVED & template_kwargs.keys())
-        if reserved:
-            raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
+        _check_variables(template_kwargs)
         state = self.load()
         ids = transcript_prompt(
             state.templates.rendering(tools),
@@ -133,6 +133,28 @@ class PromptSource:
         if ending == "continued":
             in_reasoning = in_reasoning or leaves_reasoning_open(state.tool_format, messages[-1].get("content") or "")
         return ChatPrompt(Prompt.of(ids), in_reasoning)
+
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
+    ) -> str:
+        _check_variables(template_kwargs)
+        state = self.load()
+        template = state.templates.rendering(tools)
+        conversation = template.conversation(messages, tools=tools, ending=ending, **template_kwargs)
+        text = template.render_conversation(conversation)
+        if conversation.mark is not None:
+            text = text.replace(conversation.mark, "")
+        return text.removeprefix(state.vocab.bos_text) if state.vocab.adds_bos else text
+
+    def facts(self) -> VocabFacts:
+        state = self.load()
+        template = state.templates.rendering(None).source
+        vocab = state.vocab
+        return VocabFacts(self._config.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
     def shows_late_system(self, *, tools: bool) -> bool:
         variants = self.load().templates
@@ -163,11 +185,24 @@ class PromptSource:
 
         return record
 
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self.load().vocab.tokenize(text, add_special=add_special, parse_special=True)
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return self.load().vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def rank_query(self, query: str) -> RankQuery:
+        return RankQuery(self.load().vocab, query)
+
+    @property
+    def fills_gaps(self) -> bool:
+        return self.load().vocab.specials.fim is not None
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        return Prompt.of(infill_tokens(self.load().vocab, gap, room, suffix_first=self._config.spm_infill))
+
+    def token_text(self, token: int) -> bytes:
+        return self.load().vocab.token_text(token)
 
     def reply_piece(self, token: int) -> bytes:
         return self.load().reply_piece(token)
@@ -195,6 +230,12 @@ class PromptSource:
                 self._grammars.check(part)
         else:
             self._grammars.check(constraint)
+
+
+def _check_variables(template_kwargs: Mapping[str, Any]) -> None:
+    reserved = sorted(_RESERVED & template_kwargs.keys())
+    if reserved:
+        raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
 
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:

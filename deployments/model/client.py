@@ -221,6 +221,7 @@ class ModelClient:
     detokenize = _of_one(ModelReplica.detokenize)
     apply_chat_template = _of_one(ModelReplica.apply_chat_template)
     embed = _of_one(ModelReplica.embed)
+    rank = _of_one(ModelReplica.rank)
     model_info = _of_one(ModelReplica.model_info)
     list_cached_prefixes = _of_one(ModelReplica.list_cached_prefixes)
     list_adapters = _of_one(ModelReplica.list_adapters)

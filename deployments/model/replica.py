@@ -44,6 +44,7 @@ MakeModel = Callable[..., Model]
 _STUCK_MARGIN_S = 300.0
 _STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
 _DRAIN_POLL_S = 0.1
+_RANKED_AT_ONCE = 16
 HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 
 
@@ -287,6 +288,13 @@ class ModelReplica:
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         return await asyncio.to_thread(self._model.embed_many, inputs)
+
+    async def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """See `Model.rank`. A caller that goes away ends it between two parts."""
+        scores: list[float] = []
+        for start in range(0, len(inputs), _RANKED_AT_ONCE):
+            scores += await asyncio.to_thread(self._model.rank, inputs[start : start + _RANKED_AT_ONCE])
+        return scores
 
     async def load_adapter(self, path: str) -> str:
         return await asyncio.to_thread(self._model.load_adapter, path)

@@ -1,9 +1,8 @@
 """The engine: sequences go in, events come out, one llama_decode per step.
 
-One thread calls everything here but `validate` and `watchdog` (`EngineLoop` provides it; tests call
-it directly). Between two steps KV is quiescent. Events of a step leave together, as one list,
-through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from
-and where KV goes afterwards is `CacheFlow`'s business.
+One thread, `EngineLoop`'s, calls everything here but `validate` and `watchdog`. Between two steps
+KV is quiescent. Events of a step leave together through `deliver`; whoever consumes them never
+slows the engine. Prefixes come from `CacheFlow`, where KV also goes afterwards.
 """
 
 from __future__ import annotations
@@ -94,9 +93,8 @@ class Engine:
         return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
-        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`.
-        `submitted_ns`: when its wait began.
-        """
+        """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
+        exactly one `Done` or `Failed`."""
         submitted_ns = self._clock() if submitted_ns is None else submitted_ns
         adapters = self.adapters.snapshot()
         try:
@@ -187,10 +185,10 @@ class Engine:
 
     # --- the parts of a step ----------------------------------------------------------------------
 
-    def _end_if_complete(self, sequence: Sequence) -> None:
+    def _end_if_complete(self, sequence: Sequence, new_text: str = "") -> None:
         if sequence.text.stopped:
             self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated:
+        elif sequence.n_generated >= sequence.n_max_generated or sequence.ends_a_late_line(new_text, self._clock):
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
@@ -217,6 +215,7 @@ class Engine:
             self._admission.start(sequence, choice.seq_id)
             sequence.admitted_ns = self._clock()
             sequence.apply(self._flow.begin(sequence, choice, self._admission.running))
+            self._outbox.report(sequence)
             self._counts.requests_admitted += 1
             if not sequence.request.restore_only:
                 self._counts.prompt_tokens += sequence.n_given
@@ -230,6 +229,7 @@ class Engine:
             if sequence.request.restore_only:
                 self._finish(sequence, Step.LENGTH)
                 continue
+            self._outbox.report(sequence)
             self._counts.cached_tokens += sequence.n_cached
             self._last_cache_hit = sequence.cache_hit_kind
             if logits is not None:
@@ -295,6 +295,7 @@ class Engine:
         if sequence.state is State.PREFILLING:
             sequence.n_computed += row.n_tokens
             sequence.apply(Step.PREFILLED if row.n_logits else Step.SLICE)
+            self._outbox.report(sequence)
             if logits:
                 self._flow.keep_logits(sequence, logits[-1])
         else:
@@ -305,8 +306,7 @@ class Engine:
     def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
         try:
             self._generate(sequence, logits)
-        # no token can be chosen, or the grammar became too costly: this sequence alone ends
-        except ErllamaError as error:
+        except ErllamaError as error:  # no token can be chosen, or the grammar is too costly: no other one ends
             self._finish(sequence, Step.ERROR, error)
 
     def _generate(self, sequence: Sequence, logits: Logits) -> None:
@@ -330,7 +330,7 @@ class Engine:
         event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
         self._outbox.put(sequence.request.request_id, event)
         self._counts.completion_tokens += 1
-        self._end_if_complete(sequence)
+        self._end_if_complete(sequence, event.text)
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""

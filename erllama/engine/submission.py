@@ -26,7 +26,7 @@ from erllama.stats import AdapterSet
 def check_request(request: GenerationRequest, backend: Backend) -> None:
     """Raise a `RequestError`, with field and limit, when this model can never serve `request`."""
     if not backend.generates:
-        raise NotSupported("this model only embeds; it cannot generate text", param="model")
+        raise NotSupported("this model embeds or ranks texts; it cannot generate any", param="model")
     n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
     if n_prompt + wanted > backend.n_ctx:
         raise ContextOverflow(
@@ -76,7 +76,13 @@ def new_sequence(
     constraint = request.constraint
     tokens = [*request.prompt_tokens, *request.resumed]
     matcher = None if constraint is None else backend.grammars.matcher(constraint)
-    sampler = TokenSampler(params, tokens, matcher, banned=backend.eog_tokens if request.ignore_eos else ())
+    sampler = TokenSampler(
+        params,
+        tokens,
+        matcher,
+        banned=backend.eog_tokens if request.ignore_eos else (),
+        keeps_drawn=request.post_sampling,
+    )
     del matcher  # the sampler lets go of it, also where an error keeps this frame
     sequence = Sequence(
         request=request,

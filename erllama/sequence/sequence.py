@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_store import ChainKey, TokenChain
-from erllama.events import CacheHitKind, FinishReason, RequestStats
+from erllama.events import CacheHitKind, FinishReason, Progress, RequestStats
 from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
@@ -130,6 +130,13 @@ class Sequence:
         room = self.n_ctx - self.n_prompt
         return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
 
+    def ends_a_late_line(self, new_text: str, clock: Callable[[], int]) -> bool:
+        """Whether what came last ends a line after the time that the request has for lines."""
+        budget_ms = self.request.line_time_ms
+        if budget_ms is None or self.first_token_ns is None or "\n" not in new_text:
+            return False
+        return clock() - self.first_token_ns > budget_ms * _NS_PER_MS
+
     @property
     def cache_hit_kind(self) -> CacheHitKind:
         """How much of what is given was taken over instead of computed; its last token may be
@@ -158,6 +165,17 @@ class Sequence:
         assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
         assert self.n_prompt <= self.n_given <= self.n_tokens, repr(self)
         assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
+
+    def progress(self, now_ns: int) -> Progress:
+        """How far what is given is."""
+        admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
+        return Progress(
+            total=self.n_given,
+            cached=self.n_cached,
+            processed=min(self.n_kv, self.n_given),
+            tier=self.hit_tier or None,
+            elapsed_ms=(now_ns - admitted) / _NS_PER_MS,
+        )
 
     def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
         """What the request cost, at its end."""

@@ -49,7 +49,7 @@ class Anthropic(Dialect):
     have a path.
     """
 
-    prefixes = ("/v1/messages", _MODELS)
+    prefixes = ("/v1/messages", _MODELS, "/messages")  # llama.cpp's server takes paths without /v1
     framing = FRAMING
     keys = (KeyHeader("x-api-key"), BEARER)
 
@@ -75,6 +75,7 @@ class Anthropic(Dialect):
             return JSONResponse(model_card(models.resolve(model_id)))
 
         @router.post("/v1/messages/count_tokens")
+        @router.post("/messages/count_tokens")
         async def count_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(ConversationBody, raw)
@@ -85,6 +86,7 @@ class Anthropic(Dialect):
             return JSONResponse({"input_tokens": n_tokens})
 
         @router.post("/v1/messages")
+        @router.post("/messages")
         async def messages(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(MessageBody, raw)

@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
 from deployments.dialects.ollama.models import (
+    can_insert,
     can_think,
     capabilities,
     find_model,
-    infos,
     running_card,
     show_body,
     tag_card,
@@ -56,6 +56,7 @@ from deployments.dialects.ollama.wire import (
 from deployments.generation.chat import ChatAsk
 from deployments.generation.identity import new_identity
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
+from deployments.generation.running import infos
 from deployments.http.dialect import NDJSON, Dialect, route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
@@ -159,9 +160,9 @@ class Ollama(Dialect):
             check_generate(body)
             model = find_model(models, body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
-            if not body.prompt:
+            if not (body.prompt or body.suffix):
                 return await load(request, body, model, head)
-            if body.raw:
+            if body.raw or body.suffix:
                 return await raw_reply(request, raw, body, model, head)
             return await reply(request, raw, body, model, head, generate_ask(body))
 
@@ -208,7 +209,8 @@ class Ollama(Dialect):
             model = find_model(models, body.model or body.name)
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
-            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks)))
+            inserts = await asyncio.to_thread(can_insert, model.prompts)
+            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks, inserts=inserts)))
 
         @router.get("/api/version")
         async def version() -> Response:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.dialects.openai.extras import NO_EXTRAS, ChunkEnd, Extras
 from deployments.dialects.openai.logprobs import chat_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
 from deployments.generation.identity import ReplyIds
@@ -24,7 +25,7 @@ from erllama.chat.tool_formats.base import (
     ToolCall,
     collect_parts,
 )
-from erllama.events import Completion, Done, Event, Tokens
+from erllama.events import Completion, Done, Event, Progress, Tokens
 
 
 def _call(call: ToolCall, ids: ReplyIds) -> dict[str, Any]:
@@ -66,6 +67,7 @@ class _Choice:
     prefix: str
     splitter: ReplySplitter | None
     thought: ReasoningCounter
+    end: ChunkEnd
     logprobs: CoveredLogprobs = field(default_factory=CoveredLogprobs)
     n_calls: int = 0
     begun: bool = False
@@ -81,11 +83,13 @@ class ChatWriter(StreamWriter):
     kind = "chat.completion.chunk"
     counts_reasoning = True
 
-    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm) -> None:
+    def __init__(
+        self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm, extras: Extras = NO_EXTRAS
+    ) -> None:
         super().__init__(head, n, include_usage=include_usage)
         self._form = form
         self._choices = [
-            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter(), form.counter())
+            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter(), form.counter(), ChunkEnd(extras))
             for index in range(n)
         ]
 
@@ -97,18 +101,22 @@ class ChatWriter(StreamWriter):
             choice.begun = True
             out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
         for event in events:
+            choice.end.push(event)
             if isinstance(event, Tokens):
                 choice.thought.push(event.ids)
                 if choice.splitter is not None or event.logprobs is not None:
                     out += self._rich(choice, event)
                 elif event.text:
-                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
+                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null{choice.end.text}'
+            elif isinstance(event, Progress):
+                if told := choice.end.progress(event):
+                    out += f'{prefix}}},"finish_reason":null{told}'
             elif isinstance(event, Done):
                 self._meter.add(index, event.stats, choice.thought.n_tokens)
                 rest = [] if choice.splitter is None else choice.splitter.finish()
                 out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
                 reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
-                out += f'{prefix}}},"finish_reason":"{reason}"}}]}}\n\n'
+                out += f'{prefix}}},"finish_reason":"{reason}"{choice.end.last(event.stats)}'
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:
@@ -128,7 +136,7 @@ class ChatWriter(StreamWriter):
             logprobs = f'"logprobs":{encode(chat_logprobs(placed))},'
             deltas = deltas or ['"content":""']
         for delta in deltas:
-            out += f'{choice.prefix}{delta}}},{logprobs}"finish_reason":null}}]}}\n\n'
+            out += f'{choice.prefix}{delta}}},{logprobs}"finish_reason":null{choice.end.text}'
             logprobs = ""
         return out
 

@@ -111,6 +111,7 @@ def chat_requests(
         ignore_eos=bool(body.ignore_eos),
         affinity=_affinity(body, headers),
         thinking_budget=None if budget is None or budget < 0 else budget,
+        report_progress=body.extras.report_progress,
     )
     return _choices(base, body.n or 1)
 
@@ -136,6 +137,7 @@ def completion_requests(
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
             affinity=_affinity(body, headers),
+            report_progress=body.extras.report_progress,
         )
         requests += _choices(base, body.n or 1)
     return requests
@@ -151,8 +153,6 @@ def check_stream(body: GenerationBody) -> None:
 
 def check_completion(body: CompletionBody) -> None:
     """Combinations that the legacy endpoint has and we have not. Raises `NotSupported`."""
-    if body.suffix:
-        raise NotSupported("suffix (fill in the middle) is not supported", param="suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise NotSupported("best_of is supported only when it equals n", param="best_of")
     if body.echo and body.logprobs is not None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from deployments.dialects.openai.extras import with_timings
 from deployments.dialects.openai.wire import EmbeddingBody
 from deployments.http.body import encode
 from deployments.http.dialect import SSE
@@ -110,7 +111,8 @@ def whole_body(
     meter = UsageMeter(n, counts_reasoning=reasoning_tokens is not None)
     for index, reply in enumerate(replies):
         meter.add(index, reply.stats, reasoning_tokens[index] if reasoning_tokens is not None else 0)
-    return encode(head.fields(kind) | {"choices": choices, "usage": meter.usage()}).encode()
+    body = head.fields(kind) | {"choices": choices, "usage": meter.usage()}
+    return encode(with_timings(body, replies)).encode()
 
 
 def _vector(vector: Sequence[float], encoding_format: str | None) -> str:

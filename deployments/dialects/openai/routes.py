@@ -41,8 +41,9 @@ from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
 from deployments.noise.filter import NoiseFilter
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap
 from erllama.request import Prompt
 
 
@@ -93,8 +94,18 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> Re
     return ready_chat(chat_ask(body), prompts, noise)
 
 
+def _completion_prompt(given: PromptInput, suffix: str | None, prompts: PromptPort) -> Prompt:
+    if not suffix:
+        return Prompt.of(_tokens(given, prompts, "prompt"))
+    if not prompts.fills_gaps:
+        raise NotSupported("suffix (fill in the middle) is not supported by this model's vocabulary", param="suffix")
+    if not isinstance(given, str):
+        prompts.check_tokens(given, "prompt")
+    return prompts.infill_prompt(Gap(given, suffix))
+
+
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
-    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompt]
+    wanted = [_completion_prompt(given, body.suffix, prompts) for given in body.prompt]
     for prompt in wanted:
         check_fits(prompt, prompts.n_ctx, "prompt")
     echoes = [_text(given, prompts) if body.echo else "" for given in body.prompt for _ in range(body.n or 1)]
@@ -106,7 +117,8 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
+    # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
+    prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
@@ -139,7 +151,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record, identity=identity)
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form)
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, extras=body.extras, form=form)
             return streamed_reply(
                 request,
                 model,
@@ -165,7 +177,7 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests, identity=identity)
                 return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
-            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, identity=identity)
 
         @router.post("/embeddings")
@@ -181,7 +193,7 @@ class OpenAI(Dialect):
             )
             return _json(reply)
 
-        both = APIRouter()
-        both.include_router(router, prefix="/v1")
-        both.include_router(router)
-        return both
+        everywhere = APIRouter()
+        for prefix in ("/v1", "", "/api/v0"):
+            everywhere.include_router(router, prefix=prefix)
+        return everywhere

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from deployments.dialects.openai.extras import Extras
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
 from deployments.dialects.openai.wire_messages import Message
 from deployments.dialects.openai.wire_structure import (
@@ -118,11 +119,18 @@ class GenerationBody(Wire):
     choice: ChoiceField = None
     ebnf: GrammarField = None
     ignore_eos: bool | None = None
+    timings_per_token: bool | None = None  # llama.cpp's server; so is the next one
+    return_progress: bool | None = None
     prompt_cache_key: str | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def extras(self) -> Extras:
+        """What the stream tells besides; a whole body tells it in any case, or never."""
+        return Extras(bool(self.stream and self.timings_per_token), bool(self.stream and self.return_progress))
 
 
 class ChatBody(GenerationBody):

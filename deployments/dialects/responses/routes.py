@@ -92,14 +92,14 @@ class _Made:
 
 
 class Responses(Dialect):
-    prefixes = ("/v1/responses",)
+    prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter(prefix="/v1/responses")
+        router = APIRouter()
         store: ResponseStore = MemoryStore()
 
         async def made(
@@ -200,7 +200,10 @@ class Responses(Dialect):
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
         router.include_router(stored_routes(store, background, options.keepalive_s))
-        return router
+        both = APIRouter()
+        both.include_router(router, prefix="/v1/responses")
+        both.include_router(router, prefix="/responses")
+        return both
 
 
 def _failed_stream(head: ResponseHead, error: ErllamaError, request_id: str) -> Response:
