@@ -33,6 +33,7 @@ BODIES = {
     "chat": ("/v1/chat/completions", {"messages": MESSAGES, "tools": [{"type": "function", "function": FUNCTION}], "stream_options": {"include_usage": True}}),
     "logprobs": ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1}),
     "completion": ("/v1/completions", {"prompt": "hi", "echo": True, "max_tokens": 999}),
+    "native": ("/completion", {"prompt": "hi", "n_predict": 999, "n_probs": 1}),
     "messages": ("/v1/messages", {"messages": MESSAGES, "max_tokens": 999, "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
     "response": ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **FUNCTION}]}),
     "content": ("/v1beta/models/demo:streamGenerateContent?alt=sse", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}], "tools": [{"functionDeclarations": [FUNCTION]}], "generationConfig": {"thinkingConfig": {"includeThoughts": True}}}),
