@@ -86,9 +86,11 @@ async def events_of(replica: ModelReplica, one: GenerationRequest) -> list[Event
 
 
 async def first_events(stream: AsyncGenerator[list[Event], None]) -> list[Event]:
-    """What comes after the empty list that says that the request is in the engine."""
+    """What comes after the empty list that says that the request is in the engine, and heartbeats."""
     assert await anext(stream) == []
-    return await anext(stream)
+    while not (events := await anext(stream)):
+        pass
+    return events
 
 
 def ids(events: list[Event]) -> list[int]:
