@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.config import FailoverPolicy
 from deployments.model.blocking import RemoteModel
+from erllama.errors import EngineStopped
 from tests.support.bounds import MOVES_S
 from tests.support.driver import driver
 from tests.support.serve_process import ServeProcess, running
@@ -52,7 +54,13 @@ def connected(server: ServeProcess) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def all_run(connected: None) -> None:
-    wait_until(lambda: len(replica_pids(INGRESS)) == 2 and len(RemoteModel.connect("demo").status()) == 2, "all run")
+    def answer() -> bool:
+        try:
+            return len(RemoteModel.connect("demo", failover=FailoverPolicy(max_attempts=1)).status()) == 2
+        except EngineStopped:  # one was killed a moment ago
+            return False
+
+    wait_until(lambda: len(replica_pids(INGRESS)) == 2 and len(replica_pids(REPLICAS)) == 2 and answer(), "all run")
 
 
 class Stream:
