@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler,
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
+from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
 from erllama.cache.policy import CachePolicy
@@ -162,6 +163,11 @@ class HttpSpec(HttpOptions):
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
 
+    def salts(self, model_id: str) -> tuple[str, ...]:
+        """Of the tenants that may use a model, each once."""
+        tenants = [key.tenant for key in self.api_keys] or [ANONYMOUS]
+        return tuple(dict.fromkeys(tenant.salt for tenant in tenants if tenant.may_use(model_id)))
+
 
 class RoutingSpec(_Strict):
     """Which of a model's replicas gets a request. `routing/score.py` has the rules; times in
@@ -248,7 +254,9 @@ class SchedulerSpec(_Strict):
 
 
 class BuildArgs(_Strict):
-    """The whole of `args`."""
+    """The whole of `args`. Its errors do not repeat what they refuse: that may be a key."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
@@ -274,6 +282,10 @@ class BuildArgs(_Strict):
                     raise ValueError(f"two models answer to {name!r}")
                 seen.add(name)
         ModelNames({model.id: model.aliases for model in self.models}, self.default_model)
+        known = {model.id for model in self.models}
+        for index, key in enumerate(self.http.api_keys):
+            if unknown := sorted(set(key.models or ()) - known):
+                raise ValueError(f"http.api_keys.{index}.models names {unknown[0]!r}, which is no model's id")
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")
         if len({deployment_name(model.id) for model in self.models}) < len(self.models):

@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
-from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
+from cache_store import Store, StoreConfig, StoreStats
 from erllama.backend.base import ModelBackend, Vocab
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -26,6 +26,7 @@ from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
+from erllama.model_prefixes import PrefixMethods
 from erllama.pooled import PooledOutputs
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
@@ -34,7 +35,7 @@ from erllama.stream import InferStream, seconds_until
 log = logging.getLogger(__name__)
 
 
-class Model(PooledOutputs):
+class Model(PooledOutputs, PrefixMethods):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:
@@ -142,16 +143,16 @@ class Model(PooledOutputs):
         """Compute and save the KV of `tokens`, which `finish_key` names then; blocks."""
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
-    def prewarm(self, k: int, timeout_s: float) -> int:
+    def prewarm(self, k: int, timeout_s: float, salts: Iterable[str] = ("",)) -> int:
         """Put the `k` most valuable stored prefixes back into the context, as far as there are
-        empty sequences; how many are live then, 0 without a store.
+        empty sequences; how many are live then, 0 without a store. `salts`: of requests with these.
 
         Computes nothing, waits up to `timeout_s` for the store. What fails is logged, not raised.
         """
         if self.store is None or k < 1:
             return 0
         give_up = time.monotonic() + timeout_s
-        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
+        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up, salts=salts)
 
     def continue_(
         self,
@@ -280,10 +281,6 @@ class Model(PooledOutputs):
     def phase(self) -> ModelStatus:
         """The same as `status()`."""
         return self.status()
-
-    def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """The stored prefixes that nothing longer continues, most recently used first."""
-        return () if self.store is None else self.store.prefixes(self._root_of(()), limit)
 
     @property
     def kv_root(self) -> str:

@@ -22,6 +22,7 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
 MAX_KEEP_S = 3600.0
+MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
 
@@ -126,6 +127,22 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """The KV of the first `n_tokens` of a prompt shall stay in the store for `ttl_s`, within the quota
+    of `owner` and what the policy allows.
+    """
+
+    n_tokens: int
+    ttl_s: float
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        check_int("pin.n_tokens", self.n_tokens, 0)
+        check_number("pin.ttl_s", self.ttl_s, 0)
+        check_type("pin.owner", self.owner, str, "a string")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to continue; everything in it has been rendered and tokenised.
 
@@ -151,7 +168,9 @@ class GenerationRequest:
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
-    many milliseconds after the first token is the last one.
+    many milliseconds after the first token is the last one. `salt` names whose KV this is:
+    requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
+    store should keep of the prompt, a hint.
     Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
     already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
     reader has left, with `head`, which means something to the caller alone.
@@ -176,6 +195,8 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    salt: str = ""
+    pin: Pin | None = None
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
@@ -212,12 +233,14 @@ class GenerationRequest:
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
+        check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
         check_type("join_key", self.join_key, str | None, "a string")
         check_type("head", self.head, str, "a string")
         check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
+        _check_salt(self.salt)
         if self.session_id is not None:
-            _check_session(self.session_id)
+            check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
@@ -237,6 +260,11 @@ class GenerationRequest:
         return self.prompt.tokens
 
     @property
+    def session_name(self) -> str | None:
+        """The session among those of all salts."""
+        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
+
+    @property
     def constraint(self) -> Constraint | None:
         """What the text must follow."""
         return Constraint(ConstraintKind.GBNF, self.grammar) if isinstance(self.grammar, str) else self.grammar
@@ -251,12 +279,21 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_session(session_id: str) -> None:
-    check_type("session_id", session_id, str, "a string")
+def check_session_id(name: str, session_id: str) -> None:
+    """Raise `InvalidParameter`, which names the field `name`, for what cannot name a session."""
+    check_type(name, session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
-            f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
+            f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
+    if "\0" in session_id:
+        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+
+
+def _check_salt(salt: str) -> None:
+    check_type("salt", salt, str, "a string")
+    if len(salt) > MAX_SALT_CHARS or "\0" in salt:
+        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
-        *("tiers", "sharing", "write", "read", "store", "__init__", "testing"),
+        *("tiers", "sharing", "write", "read", "transfer", "store", "__init__", "testing"),
     ),
     "erllama": (
         *(
             "errors",
+            "api_keys",
             "events",
             "grammar",
             "reasoning",
@@ -37,12 +38,13 @@ ORDER = {
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "pooled", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "pooled", "model_prefixes", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(
             "__init__",
             "attempt_id",
+            "access",
             "noise",
             "http",
             "generation",

@@ -25,10 +25,10 @@ import numpy as np
 from starlette.requests import Request
 
 from deployments.attempt_id import split_attempt
+from deployments.generation.event_ids import split_event_id
 from deployments.http.dialect import dialect_of, route_path
 from deployments.http.errors import StreamDiffers, StreamNotResumable
-from deployments.http.event_ids import split_event_id
-from deployments.http.middleware import engine_id
+from deployments.http.middleware import engine_id, tenant_of
 from deployments.http.ports import RecordedReply, ServedModel
 from erllama.errors import InvalidParameter
 from erllama.request import GenerationRequest, Prompt
@@ -145,6 +145,7 @@ def shared_requests(
     if not identity.keep_s:
         return list(requests)
     name, again = _name(request)
+    salt = tenant_of(request).salt
     shared = []
     for index, one in enumerate(requests):
         same = one.sampling.greedy or one.sampling.seed is not None
@@ -152,7 +153,7 @@ def shared_requests(
         shared.append(
             replace(
                 one,
-                join_key=_join_key(model.id, one, own) if same or name else None,
+                join_key=_join_key(salt, model.id, one, own) if same or name else None,
                 joins=same or again,
                 keep_s=identity.keep_s,
                 head=identity.head if resumable else "",
@@ -171,8 +172,10 @@ def _name(request: Request) -> tuple[str, bool]:
     return ("", False) if session is None else (f"session {session}", retries.isdecimal() and int(retries[:9]) > 0)
 
 
-def _join_key(model_id: str, request: GenerationRequest, name: str) -> str:
-    """The digest of all that decides the reply, and of the `name`."""
+def _join_key(salt: str, model_id: str, request: GenerationRequest, name: str) -> str:
+    """The digest of all that decides the reply, of the `name`, and of the tenant's salt: tenants share
+    nothing.
+    """
     sampling = request.sampling
     rest = replace(
         request,
@@ -182,5 +185,5 @@ def _join_key(model_id: str, request: GenerationRequest, name: str) -> str:
         affinity=None,
     )
     digest = hashlib.blake2b(np.asarray(request.prompt_tokens, np.int64).tobytes(), digest_size=16)
-    digest.update(repr((model_id, name, rest)).encode(errors="surrogatepass"))
+    digest.update(repr((salt, model_id, name, rest)).encode(errors="surrogatepass"))
     return digest.hexdigest()

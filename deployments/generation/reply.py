@@ -16,12 +16,12 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.generation.event_ids import NumberedWriter
 from deployments.generation.fan_out import Generates, Indexed, fan_out
 from deployments.generation.identity import ReplyIdentity, session_of, shared_requests
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
-from deployments.http.event_ids import NumberedWriter
 from deployments.http.ports import PromptPort, Record, RecordedReply, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter

@@ -10,7 +10,7 @@ mounts a tuple of them. This folder imports none. Each request belongs to one di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -19,8 +19,10 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
+from deployments.access.rate_limit import Standing
+from deployments.http.limit_headers import openai_limit_headers
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry
+from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError
 from erllama.events import Event
 
@@ -100,12 +102,14 @@ class Dialect(ABC):
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
     without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends.
+    key. The first one is what a refusal recommends. id_headers: its own headers of the request's
+    id, beside `x-request-id`.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+    id_headers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -123,6 +127,10 @@ class Dialect(ABC):
     def status(self, error: ErllamaError) -> int:
         """The HTTP status of an error, for an API that has numbers of its own."""
         return error.http_status
+
+    def limit_headers(self, standings: Sequence[Standing]) -> Mapping[str, str]:
+        """What its answers to a key with rate limits say of them."""
+        return openai_limit_headers(standings)
 
     def claim(self, path: str, scope: Scope) -> int:
         """How strongly this dialect claims a request: 0 not at all, else the length of the longest

@@ -28,6 +28,13 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class AdminKeyRequired(RequestError):
+    """The request's key is good, but not for this."""
+
+    http_status = 403
+    code = "admin_key_required"
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -70,6 +77,12 @@ class ClientDisconnected(RequestError):
 
     http_status = 499
     code = "client_disconnected"
+
+
+class SlowReader(ClientDisconnected):
+    """The client has left its stream unread for too long, and is treated as gone."""
+
+    code = "slow_reader"
 
 
 class InternalError(ErllamaError):

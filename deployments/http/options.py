@@ -8,9 +8,11 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from deployments.access.keys import ApiKey
 from deployments.noise.options import NoiseOptions
 
 Text = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +24,13 @@ class HttpOptions:
     common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
     model's answer. resume_grace_s: how long a reply is kept, after its connection ended, for a
     client that comes back; 0 keeps none, and lets no identical requests share one. cors_origins:
-    origins of web pages that may call; "*" is any. Empty sends no CORS headers. api_keys: accepted
-    keys; empty accepts every request. The health routes are always open, but tell an error's own
-    words only to who has a key. A configuration gets logged, without the keys.
+    origins of web pages that may call; "*" is any. Empty sends no
+    CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
+    always open, but tell an error's own words only to who has a key. A configuration gets logged,
+    without the keys. prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take
+    to its first token (waiting included), from one token to the next, and to its end; None is as
+    long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
+    the stream is cancelled (up to twice as long goes by); None is for ever.
     noise: rules against what clients write into prompts that changes though nothing was said.
     """
 
@@ -33,5 +39,9 @@ class HttpOptions:
     ready_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     resume_grace_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     cors_origins: tuple[Text, ...] = ()
-    api_keys: tuple[Text, ...] = field(default=(), repr=False)
+    api_keys: tuple[ApiKey, ...] = field(default=(), repr=False)
+    prefill_timeout_s: Seconds | None = None
+    token_timeout_s: Seconds | None = None
+    total_timeout_s: Seconds | None = None
+    slow_reader_s: Seconds | None = 120.0
     noise: NoiseOptions = field(default_factory=NoiseOptions)

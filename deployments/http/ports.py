@@ -7,14 +7,13 @@ Nothing here imports ray or llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from deployments.http.model_names import ModelNames
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.errors import ErllamaError
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.prompts.infill import Gap, Room
@@ -37,7 +36,7 @@ class ChatPrompt:
 @dataclass(frozen=True, slots=True)
 class RecordedReply:
     """What the replica `replica_id` keeps of a request. `head` is the request's own; `seed` the one
-    that it was sampled with.
+    that it was sampled with, `salt` its tenant's.
     """
 
     replica_id: str
@@ -45,6 +44,7 @@ class RecordedReply:
     attempt: int
     head: str
     seed: int | None
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,9 @@ class PromptPort(Protocol):
     """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds
     per 10 kB: see `loaded`.
     """
+
+    def of_tenant(self, salt: str) -> Self:
+        """The same, with the recorded replies of the requests that have this salt."""
 
     @property
     def loaded(self) -> bool:
@@ -202,6 +205,12 @@ class PromptPort(Protocol):
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
 
+    @property
+    def pins_from(self) -> int | None:
+        """The shortest prefix, in tokens, that is worth pinning where a client marks it; None where
+        requests pin nothing.
+        """
+
     def reasoning_budget(self, n_tokens: int, *, in_reasoning: bool) -> ReasoningBudget:
         """A bound of this model's reasoning. Raises `NotSupported` for a model that has none."""
 
@@ -237,33 +246,3 @@ class ServedModel:
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
-
-
-class ModelRegistry:
-    """Fixed once built. `default` is the id of the model that answers to names which nobody has.
-    Raises `InvalidParameter` for names that clash.
-    """
-
-    def __init__(self, models: Iterable[ServedModel], default: str | None = None) -> None:
-        self._models = {model.id: model for model in models}
-        try:
-            self._names = ModelNames({model.id: model.aliases for model in self}, default)
-        except ValueError as error:
-            raise InvalidParameter(str(error), param="aliases") from None
-        self._served = ", ".join(self._models) or "none"
-
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
-
-    def resolve(self, name: str | None) -> ServedModel:
-        """The model that a request means; without a name the default, or the only one there is.
-        Raises `ModelNotFound` or `InvalidParameter`.
-        """
-        model_id = self._names.find(name or "")
-        if model_id is not None:
-            return self._models[model_id]
-        if name is None or name == "":
-            if len(self._models) == 1:
-                return next(iter(self))
-            raise InvalidParameter(f"you must provide a model parameter; served are: {self._served}", param="model")
-        raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")

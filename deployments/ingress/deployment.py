@@ -49,7 +49,11 @@ class Ingress:
         self._open = OpenRequests()
         self._noise = Noise(config.http.noise)
         book, salt = _transcript_book(config.store), config.store.salt
-        self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
+        policy = config.policy
+        pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
+        self._models = [
+            _served(spec, handles[spec.id], book, salt, config.failover, pins_from) for spec in config.models
+        ]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
         watch_drain(lambda: _end_streams(reference))
@@ -129,10 +133,12 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
     return TranscriptBook()
 
 
-def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
+def _served(
+    spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy, pins_from: int | None
+) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
     root = transcript_root(spec.id, salt)
-    prompts = PromptSource(spec, root=root, book=book)
+    prompts = PromptSource(spec, root=root, book=book, pins_from=pins_from)
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

@@ -15,7 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.erllama_admin.routes import ErllamaAdmin
 from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
@@ -28,13 +30,24 @@ from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.http.ports import ServedModel
+from deployments.http.registry import ModelRegistry
+from deployments.http.tenant_client import Timeouts
 from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini(), LlamaServer(), Ranking())
+DIALECTS: tuple[Dialect, ...] = (
+    OpenAI(),
+    Anthropic(),
+    Responses(),
+    Ollama(),
+    Gemini(),
+    LlamaServer(),
+    Ranking(),
+    ErllamaAdmin(),
+)
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -75,7 +88,8 @@ def make_http_app(
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
-    registry = ModelRegistry(models, default_model)
+    timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
+    registry = ModelRegistry(models, default_model, timeouts=timeouts)
     # bodies are parsed by the dialects, so a generated schema would be empty
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
 
@@ -88,10 +102,10 @@ def make_http_app(
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry)
+        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry.all)
         told = await asyncio.gather(*asked)
-        states = {model.id: state for model, (state, _) in zip(registry, told, strict=True)}
-        reasons = {model.id: reason for model, (_, reason) in zip(registry, told, strict=True) if reason}
+        states = {model.id: state for model, (state, _) in zip(registry.all, told, strict=True)}
+        reasons = {model.id: reason for model, (_, reason) in zip(registry.all, told, strict=True) if reason}
         ok = "not_ready" not in states.values() and not open_requests.refusing
         body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
         return JSONResponse(body, status_code=200 if ok else 503)
@@ -103,7 +117,8 @@ def make_http_app(
     app.add_middleware(
         RequestScope,
         dialects=dialects,
-        api_keys=options.api_keys,
+        keys=KeyBook(options.api_keys),
+        slow_reader_s=options.slow_reader_s,
         echo_request_id=echo_request_id,
         open_requests=open_requests,
     )
@@ -113,6 +128,6 @@ def make_http_app(
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", HEADER],
+            expose_headers=["x-request-id", "request-id", "retry-after", HEADER],
         )
     return app

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from cache_store import ChainKey
+from cache_store import ChainKey, tenant_root
 from deployments.http.ports import ChatPrompt, Record, VocabFacts
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
@@ -56,38 +57,68 @@ class _Loaded:
         return self.shown.get(token) or self.vocab.piece(token)
 
 
+class _ModelFile:
+    """The vocabulary and the templates of a file, opened once for all who use them. Thread-safe."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self.state: _Loaded | None = None
+
+    def load(self) -> _Loaded:
+        """Open the file, unless it is open. A second caller waits for the first."""
+        with self._lock:
+            if self.state is None:
+                path = self._config.path
+                self.state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
+            return self.state
+
+    def close(self) -> None:
+        with self._lock:
+            state, self.state = self.state, None
+        if state is not None:
+            state.vocab.close()
+
+
 class PromptSource:
     """The real `PromptPort`. Methods that need the file raise `ModelLoadError` while it, or the
     configured template, cannot be read.
     """
 
-    def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
+    def __init__(
+        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, pins_from: int | None = None
+    ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
-        them.
+        them. `pins_from`: see `PromptPort`.
         """
+        self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
         self._config = config
         self._root = root
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
-        self._lock = threading.Lock()
-        self._state: _Loaded | None = None
+        self._file = _ModelFile(config)
+        self._salt = ""
+
+    def of_tenant(self, salt: str) -> Self:
+        """The file is shared; replies are recorded and found under a root of its own."""
+        if not salt:
+            return self
+        own = copy(self)
+        own._root, own._salt = tenant_root(self._root, salt), salt
+        return own
 
     def __repr__(self) -> str:
         return f"<PromptSource {self._config.path} {'loaded' if self.loaded else 'not loaded'}>"
 
     @property
     def loaded(self) -> bool:
-        return self._state is not None
+        return self._file.state is not None
 
     def load(self) -> _Loaded:
         """Open the file, unless it is open. A second caller waits for the first."""
-        with self._lock:
-            if self._state is None:
-                path = self._config.path
-                self._state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
-            return self._state
+        return self._file.load()
 
     @property
     def tool_format(self) -> ToolFormat:
@@ -101,10 +132,7 @@ class PromptSource:
         """Free the vocabulary; the next call would open the file again. No other method may be
         running.
         """
-        with self._lock:
-            state, self._state = self._state, None
-        if state is not None:
-            state.vocab.close()
+        self._file.close()
 
     def render_chat(
         self,
@@ -116,7 +144,7 @@ class PromptSource:
         _check_variables(template_kwargs)
         state = self.load()
         ids = transcript_prompt(
-            state.templates.rendering(tools),
+            state.templates.rendering(tools).of_tenant(self._salt),
             state.vocab,
             messages,
             tools=tools,

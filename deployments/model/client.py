@@ -26,10 +26,12 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.attempt_id import attempt_id, split_attempt
 from deployments.config import FailoverPolicy, deployment_name
+from deployments.http.answers import Answer
 from deployments.http.errors import StreamNotResumable
 from deployments.http.ports import RecordedReply
-from deployments.memory.service import ServeGroup
+from deployments.model.broadcast import ask_each
 from deployments.model.failover import Attempts, FailoverCall
+from deployments.model.prefixes import PrefixCalls
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors, silent, unanswered
 from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, RecentState, load_state
@@ -73,7 +75,7 @@ def _of_all(
     return call
 
 
-class ModelClient:
+class ModelClient(PrefixCalls):
     """Async client of one model deployment. Use it on one event loop.
 
     While no replica runs, because the model is scaled to zero or starts, Serve holds a call back.
@@ -134,8 +136,11 @@ class ModelClient:
 
     async def find(self, request_id: str) -> RecordedReply | None:
         """What the replicas keep of a request: its last attempt. One that hangs is not waited for."""
-        answers = await ServeGroup(self._all).ask("recorded", request_id, timeout_s=FIND_S)
-        found = [answer for answer in answers if isinstance(answer, RecordedReply)]
+        try:
+            answers: list[Answer[RecordedReply | None]] = await ask_each(self._all, FIND_S, "recorded", request_id)
+        except EngineStopped:  # no replica runs, so none keeps anything
+            return None
+        found = [answer.value for answer in answers if answer.value is not None]
         return max(found, key=lambda one: one.attempt, default=None)
 
     async def _generated(
@@ -375,6 +380,9 @@ class ModelClient:
             if state.reason:
                 raise _cannot_load(state) from None
             raise
+
+    async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
+        return await ask_each(self._all, deadline_s, method, *args)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         async with self._explained_errors():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 
-from cache_store import ChainKey, TokenChain, root_key
+from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
@@ -136,6 +136,11 @@ class Engine:
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
+    def fork_session(self, session_id: str, new_id: str) -> bool:
+        """A new session with the transcript of one, and a copy of its KV if an id is empty."""
+        self.sessions.fork(session_id, new_id)
+        return self._flow.fork_session(session_id, new_id, self._admission.free)
+
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
         self.watchdog.close()
@@ -153,7 +158,7 @@ class Engine:
 
     @property
     def kv_root(self) -> ChainKey:
-        """The chain root of the KV that new requests get."""
+        """The chain root of the KV that new requests without a salt get."""
         return self._root_of(self.adapters.snapshot())
 
     @property
@@ -161,23 +166,14 @@ class Engine:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
 
-    def is_live(self, tokens: Ids) -> bool:
+    def is_live(self, tokens: Ids, salt: str = "") -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
-        return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
+        return self._flow.live.covers(TokenChain(tenant_root(self.kv_root, salt), tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
-        root = self.kv_root
-        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
-        return LivePrefixes(
-            running=tuple(
-                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
-            ),
-            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
-            n_empty=self.n_empty_ids,
-            sessions=self.sessions.recent(),
-            whole=not self._backend.kv_layout.kind.cuttable,
-        )
+        sessions, n_empty = self.sessions.recent(), self.n_empty_ids
+        return self._flow.live.prefixes(self.kv_root, self._admission.running, n_empty, sessions)
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""
@@ -357,8 +353,8 @@ class Engine:
         """The reply is complete: the session's transcript now, and chat history to come."""
         if sequence.request.record_transcript:
             self._flow.record_transcript(sequence)
-        if sequence.request.session_id is not None:
-            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+        if sequence.request.session_name is not None:
+            self.sessions.commit(sequence.request.session_name, sequence.tokens)
 
     # --- what others see --------------------------------------------------------------------------
 

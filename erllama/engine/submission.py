@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import replace
 
-from cache_store import ChainKey, TokenChain
+from cache_store import ChainKey, TokenChain, tenant_root
 from erllama.backend.base import Backend
 from erllama.engine.reply_events import fast_forward
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
@@ -67,8 +67,8 @@ def check_token_ids(tokens: Collection[int], n_vocab: int, name: str) -> None:
 def new_sequence(
     request: GenerationRequest, backend: Backend, adapters: AdapterSet, root: ChainKey, submitted_ns: int
 ) -> Sequence:
-    """A queued sequence, where an earlier run of `request` left it. Raises `InvalidParameter` for a
-    grammar or resumed ids that fail.
+    """A queued sequence, where an earlier run of `request` left it. `root` is that of KV of no salt.
+    Raises `InvalidParameter` for a grammar or resumed ids that fail.
     """
     params = request.sampling
     if params.seed is None:
@@ -86,7 +86,7 @@ def new_sequence(
     del matcher  # the sampler lets go of it, also where an error keeps this frame
     sequence = Sequence(
         request=request,
-        given=TokenChain(root, tokens),
+        given=TokenChain(tenant_root(root, request.salt), tokens),
         n_ctx=backend.n_ctx,
         adapters=adapters,
         sampler=sampler,

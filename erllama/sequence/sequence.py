@@ -37,8 +37,8 @@ class Sequence:
     tenant). `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of
     the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
     are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
-    wants them, too. `reply` gathers the text of the whole reply, if it will come back as chat
-    history. `shown` are the control tokens that belong to its text.
+    wants them, too. `pinned`: its pin has been seen to. `reply` gathers the text of the
+    whole reply, if it will come back as chat history. `shown` are the control tokens that belong to its text.
     """
 
     request: GenerationRequest
@@ -60,6 +60,7 @@ class Sequence:
     hit_tier: str = ""
     prompt_logits: Logits | None = None
     stores_logits: bool = False
+    pinned: bool = False
     reply: list[str] = field(default_factory=list)
     shown: dict[int, bytes] = field(default_factory=dict)
     story: list[Step] = field(default_factory=list)

@@ -27,6 +27,7 @@ from deployments.config import (
 )
 from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, check_files, environment, load_args, main
+from erllama.api_keys import key_hash
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.testing.random_gguf import write_random_model
@@ -79,7 +80,8 @@ def test_the_store_has_the_defaults_of_the_store():
 
 def test_every_setting_of_the_store_can_be_set_in_the_config():
     defaults = {name: field.default for name, field in StoreConfig.__dataclass_fields__.items() if name != "tiers"}
-    other = {name: "t" if name == "salt" else 2 * value for name, value in defaults.items()}
+    texts = {"salt": "t", "pin_quota_bytes": "2GiB"}
+    other = {name: texts[name] if name in texts else 2 * value for name, value in defaults.items()}
     config = with_store(tiers=[{"url": "file:///x"}], **other).store.config()
     assert config == StoreConfig(tiers=(TierConfig("file:///x"),), **other)
     assert type(config) is StoreConfig
@@ -100,8 +102,9 @@ def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
         {"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}}
     )
     assert isinstance(parsed.http, HttpOptions)
-    assert (parsed.http.api_keys, parsed.http.ingress_replicas) == (("secret",), 2)
-    assert "secret" not in repr(parsed)
+    assert ([key.hash for key in parsed.http.api_keys], parsed.http.ingress_replicas) == ([key_hash("secret")], 2)
+    assert "secret" not in repr(parsed) + str(parsed.model_dump())
+    assert key_hash("secret") not in repr(parsed)
     assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
 
 

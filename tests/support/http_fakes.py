@@ -44,9 +44,15 @@ class FakePrompts:
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.salts: list[str] = []
+        self.pins_from: int | None = 16
         self.fills_gaps = True
         self.adds_bos = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
+
+    def of_tenant(self, salt):
+        self.salts.append(salt)
+        return self
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
         if not self.template:

@@ -49,7 +49,7 @@ class RecordedModel(FakeModel):
         if recording is None:
             return None
         request = recording.request
-        return RecordedReply("here", request.request_id, 1, request.head, request.sampling.seed)
+        return RecordedReply("here", request.request_id, 1, request.head, request.sampling.seed, request.salt)
 
     async def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         recording = self.recordings.find(recorded.request_id)

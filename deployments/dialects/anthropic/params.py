@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from deployments.dialects.anthropic.cache_marks import prefix_mark
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.dialects.anthropic.wire_tools import Tool
@@ -32,6 +33,7 @@ def chat_ask(body: ConversationBody) -> ChatAsk:
         _reply_constraint(body),
         template_variables(body),
         prompt_ending(body),
+        mark=prefix_mark(body),
     )
 
 

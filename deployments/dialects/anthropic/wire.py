@@ -61,6 +61,7 @@ class ConversationBody(OpenPart):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None  # its name in an earlier beta
+    cache_control: Any = None
     container: Any = None
     mcp_servers: Any = None
 

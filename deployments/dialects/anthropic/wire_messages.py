@@ -72,6 +72,7 @@ class Block(OpenPart):
     tool_name: str | None = None
     content: Annotated[list[Block], BeforeValidator(as_blocks)] = []
     is_error: bool | None = None
+    cache_control: Any = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Block:

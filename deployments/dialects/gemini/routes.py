@@ -26,7 +26,8 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import RouteNotFound
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 
@@ -86,11 +87,11 @@ def _routes(dialect: Dialect, version: str, models: ModelRegistry, options: Http
 
     @router.get("/models")
     async def list_models(request: Request) -> Response:
-        return JSONResponse(models_page(list(models), request.query_params))
+        return JSONResponse(models_page(list(models.of(request)), request.query_params))
 
     @router.get("/models/{model_id:path}")
-    async def get_model(model_id: str) -> Response:
-        return JSONResponse(model_card(models.resolve(model_id)))
+    async def get_model(request: Request, model_id: str) -> Response:
+        return JSONResponse(model_card(models.of(request).resolve(model_id)))
 
     @router.post("/models/{named:path}")
     async def act(named: str, request: Request) -> Response:
@@ -98,7 +99,7 @@ def _routes(dialect: Dialect, version: str, models: ModelRegistry, options: Http
         if verb not in _VERBS:
             raise RouteNotFound(f"Unknown method {verb[:80]!r}; known are {', '.join(_VERBS)}.")
         raw = await read_body(request, options.max_body_bytes)
-        return await _VERBS[verb](request, models.resolve(name), raw, options)
+        return await _VERBS[verb](request, models.of(request).resolve(name), raw, options)
 
     return router
 

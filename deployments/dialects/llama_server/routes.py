@@ -32,7 +32,8 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import may_see_all
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.request import Prompt
 
@@ -91,7 +92,7 @@ class LlamaServer(Dialect):
         async def completion(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(CompletionBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             compiles = body.grammar is not None or body.json_schema is not None
             cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
@@ -102,7 +103,7 @@ class LlamaServer(Dialect):
         async def infill(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body, knobs = parse_infill(raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             n_ctx = model.prompts.n_ctx or (await model.client.model_info()).context_size
             compiles = knobs.grammar is not None or knobs.json_schema is not None
             cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
@@ -119,7 +120,7 @@ class LlamaServer(Dialect):
             body = parse_json(EmbeddingBody, raw)
             if body.embd_normalize not in (None, _L2):
                 raise NotSupported(f"embd_normalize must be {_L2}: vectors have length 1 here", param="embd_normalize")
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             inputs = await prepare(model.prompts, len(raw), _inputs, body, model.prompts)
             vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
             return _json(await prepare(model.prompts, sum(map(len, vectors)), _vectors, vectors))
@@ -132,7 +133,7 @@ class LlamaServer(Dialect):
             if is_chat and (body.prompt is not None or body.content is not None):
                 raise InvalidParameter("messages and prompt exclude each other", param="messages")
             chat = _chat_of(raw) if is_chat else None
-            prompts = models.resolve(body.model).prompts
+            prompts = models.of(request).resolve(body.model).prompts
             cost = prepare_cost(len(raw), prompts, compiles=False, has_replies=is_chat)
             return _json(await prepare(prompts, cost, tokenize_body, body, chat, prompts, noise_of(request)))
 
@@ -140,14 +141,14 @@ class LlamaServer(Dialect):
         async def detokenize(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(DetokenizeBody, raw)
-            prompts = models.resolve(body.model).prompts
+            prompts = models.of(request).resolve(body.model).prompts
             return _json(await prepare(prompts, len(raw), detokenize_body, body, prompts))
 
         @router.post("/apply-template")
         async def apply_template(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             chat = _chat_of(raw)
-            prompts = models.resolve(chat.model).prompts
+            prompts = models.of(request).resolve(chat.model).prompts
             return _json(await prepare(prompts, len(raw), template_body, chat, prompts))
 
         return router
@@ -174,28 +175,28 @@ def _told(dialect: Dialect, models: ModelRegistry, options: HttpOptions) -> APIR
         return JSONResponse({"version": server_version()})
 
     @router.get("/load")
-    async def load() -> Response:
-        told = await asyncio.gather(*(asked_stats(model) for model in models))
+    async def load(request: Request) -> Response:
+        told = await asyncio.gather(*(asked_stats(model) for model in models.of(request)))
         return JSONResponse(load_body([one for stats in told for one in stats]))
 
     @router.get("/props")
     async def props(request: Request) -> Response:
-        model = models.resolve(request.query_params.get("model"))
+        model = models.of(request).resolve(request.query_params.get("model"))
         [info] = await infos([model], options.ready_timeout_s)
         facts = await prepare(model.prompts, 0, model.prompts.facts)
         return JSONResponse(props_body(model, facts, info, whole_path=may_see_all(request)))
 
     @router.get("/slots")
     async def slots(request: Request) -> Response:
-        model = models.resolve(request.query_params.get("model"))
+        model = models.of(request).resolve(request.query_params.get("model"))
         told = slots_body(await asked_stats(model), model.prompts.n_ctx)
         if request.query_params.get("fail_on_no_slot") and all(slot["is_processing"] for slot in told):
             raise EngineStopped("no slot available", retry_after_s=1)
         return JSONResponse(told)
 
     @router.get("/api/v0/models")
-    async def lm_studio_models() -> Response:
-        served = list(models)
+    async def lm_studio_models(request: Request) -> Response:
+        served = list(models.of(request))
         told = await infos(served, options.ready_timeout_s)
         cards = [lm_studio_card(model, info) for model, info in zip(served, told, strict=True)]
         return JSONResponse({"object": "list", "data": cards})

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deployments.dialects.ollama.reply import rfc3339
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import TenantModels
 from erllama.errors import ErllamaError, ModelNotFound
 from erllama.stats import ModelInfo
 
@@ -19,7 +20,7 @@ _NEVER = "2300-01-01T00:00:00Z"  # models stay as long as the server's configura
 _SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def find_model(models: ModelRegistry, name: str | None) -> ServedModel:
+def find_model(models: TenantModels, name: str | None) -> ServedModel:
     """The model that a request means. Raises `ModelNotFound` in Ollama's words, `InvalidParameter`
     without a name where there are several.
     """

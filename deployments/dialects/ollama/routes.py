@@ -62,8 +62,9 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, ServedModel
-from erllama.errors import ErllamaError, RequestError
+from deployments.http.ports import ServedModel
+from deployments.http.registry import ModelRegistry
+from erllama.errors import ErllamaError, QueueFull, RequestError
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is; clients look at it for what they may send."""
@@ -97,7 +98,7 @@ class Ollama(Dialect):
         return error_body(error)
 
     def status(self, error: ErllamaError) -> int:
-        return 503 if error.http_status == 429 else error.http_status  # a full queue, in Ollama's number
+        return 503 if isinstance(error, QueueFull) else error.http_status  # Ollama's number for it
 
     def claim(self, path: str, scope: Scope) -> int:
         return 1 if path == "/" else super().claim(path, scope)
@@ -147,7 +148,7 @@ class Ollama(Dialect):
         async def chat(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(ChatBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, chat_shape)
             if not body.messages:
                 return await load(request, body, model, head)
@@ -158,7 +159,7 @@ class Ollama(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(GenerateBody, raw)
             check_generate(body)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
             if not (body.prompt or body.suffix):
                 return await load(request, body, model, head)
@@ -178,7 +179,7 @@ class Ollama(Dialect):
         async def embed(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbedBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
             found, n_tokens = await vectors(request, model, raw, body.input, truncate=body.truncate is not False)
             n_floats = sum(map(len, found))
@@ -188,25 +189,27 @@ class Ollama(Dialect):
         async def embeddings(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingsBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             found, _ = await vectors(request, model, raw, _texts(body), truncate=True)
             return _json(embedding_body(found))
 
         @router.get("/api/tags")
-        async def tags() -> Response:
-            told = await infos(models, options.ready_timeout_s)
-            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(models, told, strict=True)]})
+        async def tags(request: Request) -> Response:
+            own = list(models.of(request))
+            told = await infos(own, options.ready_timeout_s)
+            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(own, told, strict=True)]})
 
         @router.get("/api/ps")
-        async def running() -> Response:
-            told = await infos(models, options.ready_timeout_s)
-            pairs = zip(models, told, strict=True)
+        async def running(request: Request) -> Response:
+            own = list(models.of(request))
+            told = await infos(own, options.ready_timeout_s)
+            pairs = zip(own, told, strict=True)
             return JSONResponse({"models": [running_card(model, info) for model, info in pairs if info is not None]})
 
         @router.post("/api/show")
         async def show(request: Request) -> Response:
             body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
-            model = find_model(models, body.model or body.name)
+            model = find_model(models.of(request), body.model or body.name)
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
             inserts = await asyncio.to_thread(can_insert, model.prompts)

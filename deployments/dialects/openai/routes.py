@@ -39,7 +39,8 @@ from deployments.http.disconnect import unless_disconnected
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -128,12 +129,12 @@ class OpenAI(Dialect):
         router = own_routes(self)
 
         @router.get("/models")
-        async def list_models() -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+        async def list_models(request: Request) -> Response:
+            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models.of(request)]})
 
         @router.get("/models/{model_id:path}")
-        async def get_model(model_id: str) -> Response:
-            return JSONResponse(_model_card(models.resolve(model_id)))
+        async def get_model(request: Request, model_id: str) -> Response:
+            return JSONResponse(_model_card(models.of(request).resolve(model_id)))
 
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:
@@ -141,7 +142,7 @@ class OpenAI(Dialect):
             body = normal_chat(parse_body(ChatBody, raw))
             check_stream(body)
             check_tools(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
@@ -168,7 +169,7 @@ class OpenAI(Dialect):
             body = parse_body(CompletionBody, raw)
             check_stream(body)
             check_completion(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
@@ -184,7 +185,7 @@ class OpenAI(Dialect):
         async def embeddings(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
             vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
             n_floats = sum(len(vector) for vector in vectors)

@@ -20,7 +20,8 @@ from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError, NotSupported
 
 _RERANK = ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/v2/rerank")
@@ -42,7 +43,7 @@ class Ranking(Dialect):
         async def rerank(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(RerankBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = len(raw) + len(body.query) * len(body.ranked)
             scores, n_tokens = await _scores(request, model, cost, rerank_pairs, body)
             reply_id = f"rerank-{uuid4().hex}"
@@ -53,7 +54,7 @@ class Ranking(Dialect):
         async def score(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(ScoreBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = len(raw) + len(body.text_1[0]) * len(body.text_2)
             scores, n_tokens = await _scores(request, model, cost, score_pairs, body)
             return _json(score_body(f"score-{uuid4().hex}", int(time.time()), model.id, scores, n_tokens))

@@ -16,8 +16,9 @@ from contextlib import aclosing
 from starlette.requests import Request
 
 from deployments.dialects.responses.writer import ResponseWriter
+from deployments.generation.event_ids import NumberedWriter
 from deployments.http.errors import as_erllama_error
-from deployments.http.event_ids import NumberedWriter
+from deployments.http.middleware import tenant_of
 
 logger = logging.getLogger("deployments.http")
 
@@ -26,19 +27,21 @@ _END = b"\n\n"
 
 
 class BackgroundReply:
-    """One response. `chunks` give its stream as `numbered` writes it, over `writer`; `cancel` ends
-    its request wherever that runs. One event loop.
+    """One response, of the tenant whose salt it has. `chunks` give its stream as `numbered` writes
+    it, over `writer`; `cancel` ends its request wherever that runs. One event loop.
     """
 
     def __init__(
         self,
         id: str,
+        salt: str,
         writer: ResponseWriter,
         numbered: NumberedWriter,
         chunks: AsyncGenerator[bytes, None],
         cancel: Callable[[], Awaitable[object]],
     ) -> None:
         self.id = id
+        self.salt = salt
         self.numbered = numbered
         self.n_bytes = 0
         self.ended = False
@@ -115,9 +118,13 @@ class BackgroundReplies:
         self._max_bytes = max_bytes
         self._replies: dict[str, BackgroundReply] = {}
 
-    def get(self, id: str) -> BackgroundReply | None:
-        """One of this process."""
-        return self._replies.get(id)
+    def __contains__(self, id: object) -> bool:
+        return id in self._replies
+
+    def get(self, id: str, request: Request) -> BackgroundReply | None:
+        """One of this process, if it belongs to the tenant who asks."""
+        found = self._replies.get(id)
+        return found if found is not None and found.salt == tenant_of(request).salt else None
 
     async def find(self, id: str, request: Request) -> BackgroundReply | None:
         """One of this process, or of any other that is gone or does not answer."""
@@ -125,7 +132,7 @@ class BackgroundReplies:
             found = await self._adopt(id, request)
             if found is not None and id not in self._replies:  # another call may have been faster
                 self.start(found)
-        return self._replies.get(id)
+        return self.get(id, request)
 
     def start(self, reply: BackgroundReply) -> None:
         """Let it run."""

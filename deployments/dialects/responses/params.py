@@ -11,6 +11,7 @@ from deployments.dialects.responses.store import Past
 from deployments.dialects.responses.tools import Toolbox, asked_choice
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.pins import SHORT_S, PrefixMark
 from deployments.generation.reply import affinity_of
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
@@ -28,6 +29,7 @@ def chat_ask(body: PromptBody, tools: Toolbox, past: Past) -> ChatAsk:
         reply_constraint(body),
         template_variables(body),
         param="input",
+        mark=PrefixMark(1, SHORT_S) if body.instructions else None,
     )
 
 

@@ -22,12 +22,14 @@ from deployments.dialects.responses.store import (
     PreviousResponseNotFound,
     ResponseStore,
     StoredResponse,
+    TenantResponses,
 )
 from deployments.dialects.responses.stored_routes import stored_routes
 from deployments.dialects.responses.tools import Toolbox, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.event_ids import NumberedWriter
 from deployments.generation.identity import ReplyIdentity, recorded_identity, reply_identity
 from deployments.generation.reply import (
     detached_chunks,
@@ -38,12 +40,12 @@ from deployments.generation.reply import (
     whole_replies,
 )
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.event_ids import NumberedWriter
-from deployments.http.middleware import request_id
+from deployments.http.middleware import request_id, tenant_of
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, Record, ServedModel
+from deployments.http.ports import PromptPort, Record, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.http.stream import StreamResponse
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, QueueFull, RequestError
@@ -107,7 +109,8 @@ class Responses(Dialect):
         ) -> _Made:
             tools = toolbox(body.tools or ())
             head = ResponseHead.of(body, model.id, identity)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            own = TenantResponses(store, tenant_of(request).salt)
+            past = Past.of(own, body.previous_response_id, body.referred_ids)
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
             form = ReplyForm(
@@ -116,20 +119,24 @@ class Responses(Dialect):
 
             def keep(response: str, item_ids: tuple[str, ...]) -> None:
                 if body.store is not False:
-                    store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+                    own.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
 
             generation = response_request(body, chat, identity.stream, request.headers)
             return _Made(head.id, ResponseWriter(head, form, keep), generation, chat.record)
 
-        def background_reply(it: _Made, model: ServedModel, identity: ReplyIdentity) -> BackgroundReply:
+        def background_reply(
+            request: Request, it: _Made, model: ServedModel, identity: ReplyIdentity
+        ) -> BackgroundReply:
             numbered = NumberedWriter(it.writer, identity.stream)
             chunks = detached_chunks(model, it.generation, numbered, identity, it.record)
-            return BackgroundReply(it.id, it.writer, numbered, chunks, partial(model.client.cancel, identity.stream))
+            cancel = partial(model.client.cancel, identity.stream)
+            return BackgroundReply(it.id, tenant_of(request).salt, it.writer, numbered, chunks, cancel)
 
         async def adopted(id: str, request: Request) -> BackgroundReply | None:
             """A response whose ingress is gone, as a replica keeps it with its body."""
-            found = await asyncio.gather(*(model.client.find(id) for model in models))
-            for model, recorded in zip(models, found, strict=True):
+            served = list(models.of(request))
+            found = await asyncio.gather(*(model.client.find(id) for model in served))
+            for model, recorded in zip(served, found, strict=True):
                 if recorded is None or not recorded.head:
                     continue
                 identity = recorded_identity(recorded, options.resume_grace_s)
@@ -138,7 +145,7 @@ class Responses(Dialect):
                     continue
                 with suppress(PreviousResponseNotFound):  # its conversation is not kept here
                     it = await made(request, raw, parse_response(raw), model, identity)
-                    return background_reply(it, model, identity)
+                    return background_reply(request, it, model, identity)
             return None
 
         background = BackgroundReplies(adopted, options.resume_grace_s)
@@ -154,7 +161,7 @@ class Responses(Dialect):
             reply = await background.find(identity.stream, request) if identity.recorded is not None else None
             if reply is None:
                 it = await made(request, raw, body, model, identity)
-                reply, queued = background_reply(it, model, identity), it.writer.so_far("queued")
+                reply, queued = background_reply(request, it, model, identity), it.writer.so_far("queued")
                 background.start(reply)
                 if not body.stream:
                     return Response(queued, media_type="application/json")
@@ -165,7 +172,7 @@ class Responses(Dialect):
         async def responses(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_response(raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             if body.background:
                 return await in_background(request, raw, body, model, identity)
@@ -193,8 +200,9 @@ class Responses(Dialect):
         async def input_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
-            model = models.resolve(body.model)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            own = TenantResponses(store, tenant_of(request).salt)
+            model = models.of(request).resolve(body.model)
+            past = Past.of(own, body.previous_response_id, body.referred_ids)
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})

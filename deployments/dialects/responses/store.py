@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
 
@@ -39,7 +39,7 @@ class PreviousResponseNotFound(RequestError):
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     """`input` is the JSON of the items that this request brought itself, `body` that of the whole
-    response; `item_ids` are those of its output.
+    response; `item_ids` are those of its output. `salt` is its tenant's.
     """
 
     id: str
@@ -47,6 +47,7 @@ class StoredResponse:
     input: str
     body: str
     item_ids: tuple[str, ...] = ()
+    salt: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -96,7 +97,7 @@ class MemoryStore:
     def get(self, id: str) -> StoredResponse:
         found = self._responses.get(id)
         if found is None:
-            raise ResponseNotFound(f"Response with id '{id[:80]}' is not kept here (any more).")
+            raise _not_found(id)
         self._responses.move_to_end(id)
         return found[0]
 
@@ -111,11 +112,7 @@ class MemoryStore:
             try:
                 found.append(self.get(wanted))
             except ResponseNotFound:
-                raise PreviousResponseNotFound(
-                    f"Previous response with id '{wanted[:80]}' is not kept here (any more): this server keeps the "
-                    f"last {self._max_bytes // 2**20} MiB of each ingress, so send the whole conversation as input.",
-                    param="previous_response_id",
-                ) from None
+                raise _no_previous(wanted) from None
             wanted = found[-1].previous
         return found[::-1]
 
@@ -128,6 +125,49 @@ class MemoryStore:
         self._n_bytes -= n_bytes
         for item_id in response.item_ids:
             del self._holders[item_id]
+
+
+class TenantResponses:
+    """What one tenant sees of a store: the responses of its salt."""
+
+    def __init__(self, store: ResponseStore, salt: str) -> None:
+        self._store = store
+        self._salt = salt
+
+    def put(self, response: StoredResponse) -> None:
+        self._store.put(replace(response, salt=self._salt))
+
+    def get(self, id: str) -> StoredResponse:
+        found = self._store.get(id)
+        if found.salt != self._salt:
+            raise _not_found(id)
+        return found
+
+    def delete(self, id: str) -> None:
+        self.get(id)
+        self._store.delete(id)
+
+    def chain(self, id: str) -> list[StoredResponse]:
+        chain = self._store.chain(id)
+        if any(response.salt != self._salt for response in chain):
+            raise _no_previous(id)
+        return chain
+
+    def holder(self, item_id: str) -> StoredResponse | None:
+        found = self._store.holder(item_id)
+        return found if found is not None and found.salt == self._salt else None
+
+
+def _not_found(id: str) -> ResponseNotFound:
+    return ResponseNotFound(f"Response with id '{id[:80]}' is not kept here (any more).")
+
+
+def _no_previous(id: str) -> PreviousResponseNotFound:
+    return PreviousResponseNotFound(
+        f"Previous response with id '{id[:80]}' is not kept here (any more): this server keeps the last "
+        f"{MAX_BYTES // 2**20} MiB of each ingress, so send the whole conversation as input.",
+        param="previous_response_id",
+    )
 
 
 @dataclass(frozen=True, slots=True)

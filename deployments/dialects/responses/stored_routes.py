@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.background import BackgroundReplies
 from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseNotFound, ResponseStore
+from deployments.dialects.responses.store import Past, ResponseNotFound, ResponseStore, TenantResponses
+from deployments.http.middleware import tenant_of
 from deployments.http.stream import StreamResponse
 from erllama.errors import InvalidParameter, NotSupported
 
@@ -20,21 +21,24 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
     """Below the path of the responses."""
     router = APIRouter()
 
+    def own(request: Request) -> TenantResponses:
+        return TenantResponses(store, tenant_of(request).salt)
+
     @router.get("/{id}")
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             n_seen = _n_seen(request.query_params.get("starting_after"))
             reply = await background.find(id, request)
             if reply is None:
-                store.get(id)
+                own(request).get(id)
                 raise NotSupported(
                     "stream is for responses in the background that run or have ended lately", param="stream"
                 )
             return StreamResponse(request, reply.stream(n_seen), reply.numbered, keepalive_s=keepalive_s)
-        reply = background.get(id)
+        reply = background.get(id, request)
         if reply is None:
             try:
-                return Response(store.get(id).body, media_type="application/json")
+                return Response(own(request).get(id).body, media_type="application/json")
             except ResponseNotFound:
                 reply = await background.find(id, request)
                 if reply is None:
@@ -42,19 +46,19 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
         return Response(reply.body, media_type="application/json")
 
     @router.delete("/{id}")
-    async def delete_response(id: str) -> Response:
-        reply = background.get(id)
+    async def delete_response(id: str, request: Request) -> Response:
+        reply = background.get(id, request)
         if reply is not None:
             await reply.cancel()
             background.drop(id)
-        store.delete(id)
+        own(request).delete(id)
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
     async def cancel_response(id: str, request: Request) -> Response:
         reply = await background.find(id, request)
         if reply is None:
-            store.get(id)
+            own(request).get(id)
             raise NotSupported(
                 "only responses in the background that run can be cancelled; close the connection of another one"
             )
@@ -63,8 +67,8 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
-        response = store.get(id)
-        before = conversation(Past.of(store, response.previous, ()))
+        response = own(request).get(id)
+        before = conversation(Past.of(own(request), response.previous, ()))
         return JSONResponse(_page(before + input_items(response), request))
 
     return router

@@ -228,6 +228,25 @@ async def test_what_cannot_be_is_refused(query, status, param):
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")
 
 
+async def test_another_tenant_finds_nothing_at_any_ingress():
+    model = RecordedModel(replies("Hello, world!"), hold_at=1)
+    keys = ({"key": "1", "name": "a"}, {"key": "2", "name": "b"})
+    own, other = {"Authorization": "Bearer 1"}, {"Authorization": "Bearer 2"}
+    async with http_client(app_with(model, api_keys=keys)) as one, http_client(app_with(model, api_keys=keys)) as two:
+        id = (await one.post(PATH, json=BODY, headers=own)).json()["id"]
+        await model.asked(1)
+        for http in (one, two):
+            for path in (f"{PATH}/{id}", f"{PATH}/{id}?stream=true"):
+                assert (await http.get(path, headers=other)).status_code == 404
+            assert (await http.post(f"{PATH}/{id}/cancel", headers=other)).status_code == 404
+            assert (await http.delete(f"{PATH}/{id}", headers=other)).status_code == 404
+            assert (await http.get(f"{PATH}/{id}", headers=own)).json()["status"] == "in_progress"
+        model.released.set()
+        for http in (one, two):
+            await http.get(f"{PATH}/{id}?stream=true", headers=own)
+            assert (await http.get(f"{PATH}/{id}", headers=own)).json()["status"] == "completed"
+
+
 class Ended:
     def __init__(self, id):
         self.id, self.ended, self.n_bytes = id, True, 600
@@ -243,4 +262,4 @@ async def test_what_has_ended_is_bounded():
     kept = BackgroundReplies(adopt, 60.0, max_bytes=1300)
     for name in "abc":
         kept.start(Ended(name))
-    assert [kept.get(name) is not None for name in "abc"] == [False, True, True]
+    assert [name in kept for name in "abc"] == [False, True, True]

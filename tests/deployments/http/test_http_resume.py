@@ -223,6 +223,23 @@ async def test_another_key_is_refused_as_well():
             assert (await http.post(path, content=content, headers=headers)).status_code == status
 
 
+async def test_tenants_share_neither_streams_nor_replies():
+    model = RecordedModel(replies("Hello"), hold_at=1)
+    app = app_with(model, api_keys=({"key": "1", "name": "a"}, {"key": "2", "name": "b"}))
+    path, body = BODIES["chat"]
+    content = json.dumps(streamed(body) | {"seed": 3})
+    async with http_client(app) as http:
+        headers = [{"Authorization": f"Bearer {key}"} for key in (1, 2, 1)]
+        asked = [asyncio.create_task(http.post(path, content=content, headers=one)) for one in headers]
+        await model.asked(3)
+        model.released.set()
+        wholes = [await one for one in asked]
+        assert model.runs == 2
+        last = last_id(events_of(wholes[0].content)).decode()
+        for one, status in zip(headers[:2], (200, 404), strict=True):
+            assert (await http.post(path, content=content, headers=one | {"Last-Event-ID": last})).status_code == status
+
+
 @pytest.mark.parametrize("last", [b"x", b".4", b"req-1.", b"req-1.-4", "req.\u0663".encode("latin-1", "replace")])
 async def test_an_id_that_is_none_is_refused(last):
     answer = await resumed(app_with(RecordedModel()), *BODIES["chat"], last)

@@ -66,10 +66,10 @@ def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
 
 
 def test_the_ids_of_an_earlier_life_of_the_request_stay_in_front():
-    run = FailoverCall(request(resumed=(9,)), Attempts(LIMITS))
+    run = FailoverCall(request(resumed=(9,), salt="a"), Attempts(LIMITS))
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
-    assert run.request.resumed == (9, 4, 5)
+    assert (run.request.resumed, run.request.salt) == ((9, 4, 5), "a")
 
 
 def test_what_came_before_a_failure_in_one_message_is_delivered():
