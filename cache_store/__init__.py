@@ -16,6 +16,7 @@ tier: digests find accidents. It knows no models and no llama.cpp: rows are byte
     tiers/       places of objects: a local directory, or anything that fsspec has a driver for
     read/        prefixes found, fetched, verified        write/   blocks accepted and published
     sharing/     what processes tell each other, pins, and a shared tier kept to its budget
+    documents/   small objects of an application, by ids of their own, beside the blocks
     transfer.py  one prefix as a whole: evicted, exported as a file, imported from one
 
 Processes that share tiers need not know of each other: each lists, probes and evicts for itself.

@@ -18,17 +18,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
 from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
+from deployments.http.ports import ReplyDefaults
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter
 from erllama.gguf.fingerprint import user_cache_dir
+from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.tokenizer import AnyTable
+from erllama.request import SamplingParams, sampling_of
 
 
 def deployment_name(model_id: str) -> str:
@@ -55,6 +68,12 @@ def _refusals() -> Iterator[None]:
         yield
     except InvalidParameter as error:
         raise ValueError(error.message) from None
+
+
+def _sampling(value: Any) -> Any:
+    """Parameters of `SamplingParams` by their names; `logit_bias` also as a mapping from token ids."""
+    with _refusals():
+        return sampling_of(value) if isinstance(value, dict) else value
 
 
 class Autoscaling(_Strict):
@@ -84,10 +103,13 @@ class AdapterSpec(_Strict):
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelSpec(EngineConfig):
     """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs
-    to run it."""
+    to run it. `sampling` and `reply_grammar` (GBNF, for chats) hold where a request says nothing of
+    its own."""
 
     id: str
     aliases: tuple[str, ...] = ()
+    sampling: Annotated[SamplingParams, BeforeValidator(_sampling)] = SamplingParams()
+    reply_grammar: str | None = None
     adapters: tuple[AdapterSpec, ...] = ()
 
     # Ray
@@ -107,6 +129,9 @@ class ModelSpec(EngineConfig):
     def __post_init__(self) -> None:
         with _refusals():
             super().__post_init__()
+            grammar = self.reply_defaults().grammar
+            if grammar is not None:
+                GrammarCompiler(AnyTable).check(grammar)
         if self.autoscaling is not None and self.num_replicas != 1:
             raise ValueError("num_replicas and autoscaling exclude each other")
         if self.drain_s > self.graceful_shutdown_timeout_s:
@@ -116,6 +141,12 @@ class ModelSpec(EngineConfig):
             raise ValueError(
                 f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers"
             )
+
+    def reply_defaults(self) -> ReplyDefaults:
+        """What the ingress adds to requests."""
+        text = self.reply_grammar
+        grammar = None if text is None else Constraint(ConstraintKind.GBNF, text, "reply_grammar")
+        return ReplyDefaults(self.sampling, grammar)
 
     def engine_config(self, *, n_threads: int) -> EngineConfig:
         """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the

@@ -329,15 +329,26 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
             f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
         )
     given = {name: value for name, value in params.items() if value is not None}
-    sampling = {name: given.pop(name) for name in _SAMPLING_NAMES if name in given}
-    if "logit_bias" in sampling:
-        sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
+    sampling = sampling_of({name: given.pop(name) for name in _SAMPLING_NAMES if name in given})
     given["max_tokens"] = given.pop("response_tokens", None)
     stop = given.pop("stop", ())
     if isinstance(stop, str):
         stop = (stop,) if stop else ()
     given["stop"] = tuple(stop) if isinstance(stop, list) else stop
-    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), SamplingParams(**sampling), **given)
+    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), sampling, **given)
+
+
+def sampling_of(given: Mapping[str, Any]) -> SamplingParams:
+    """Parameters by their names; `logit_bias` may be a mapping. Raises `InvalidParameter` that names the
+    parameter for an unknown name or a wrong value.
+    """
+    unknown = sorted(map(str, set(given) - set(_SAMPLING_NAMES)))
+    if unknown:
+        raise InvalidParameter(
+            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(_SAMPLING_NAMES))}", param=unknown[0]
+        )
+    bias = {"logit_bias": _bias_pairs(given["logit_bias"])} if "logit_bias" in given else {}
+    return SamplingParams(**{**given, **bias})
 
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:

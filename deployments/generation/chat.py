@@ -84,6 +84,13 @@ class ChatAsk:
         names = self.choice.names
         return [tool.spec for tool in self.tools if names is None or tool.name in names]
 
+    @property
+    def leaves_the_form_open(self) -> bool:
+        """Whether it says nothing of what the reply must be: text, or a call of the model's own
+        accord.
+        """
+        return self.reply is None and self.choice.mode != "required" and self.choice.names is None
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyChat:
@@ -166,12 +173,22 @@ def _rendered(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> tuple[Ch
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    normal = noise.apply(
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
+
+
+def chat_text(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> str:
+    """The conversation of `chat_prompt` as its template writes it."""
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_text(normal.messages, normal.tools or None, ask.variables, ask.ending)
+
+
+def _normal(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> Normalised:
+    return noise.apply(
         canonical_messages(ask.messages),
         [dict(tool.shown) for tool in ask.tools],
         lambda: prompts.shows_late_system(tools=bool(ask.tools)),
     )
-    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
 
 
 def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
@@ -200,12 +217,15 @@ def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:
+    default = prompts.defaults.grammar
+    if default is not None and ask.leaves_the_form_open:
+        return default
     try:
         constraint = chat_constraint(ask, prompts, in_reasoning=in_reasoning)
         if constraint is not None:
             prompts.check_constraint(constraint)
     except InvalidParameter:
-        if ask.reply is not None or ask.choice.mode == "required" or ask.choice.names is not None:
+        if not ask.leaves_the_form_open:
             raise
         return None  # nobody asked for it: tools in the wild hold what cannot be enforced
     return constraint

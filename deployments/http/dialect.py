@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -101,12 +102,13 @@ class Dialect(ABC):
     """One API. Immutable; used from the event loop.
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
-    without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends. id_headers: its own headers of the request's
-    id, beside `x-request-id`.
+    without a slash at the end. bodies: what is posted to its paths, for the OpenAPI document.
+    framing: of its streamed replies. keys: where its clients put an API key. The first one is what a
+    refusal recommends. id_headers: its own headers of the request's id, beside `x-request-id`.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
     id_headers: ClassVar[tuple[str, ...]] = ()
@@ -168,4 +170,7 @@ def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             return super().matches(scope) if dialect_of(scope) is dialect else (Match.NONE, {})
 
-    return APIRouter(prefix=prefix, route_class=Own)
+    def unique_id(route: APIRoute) -> str:
+        return "_".join((type(dialect).__name__, route.name, route.path_format, *sorted(route.methods or ())))
+
+    return APIRouter(prefix=prefix, route_class=Own, generate_unique_id_function=unique_id)

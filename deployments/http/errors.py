@@ -70,6 +70,13 @@ class StreamDiffers(RequestError):
     code = "stream_differs"
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed in a way that nobody here can read."""
+
+    http_status = 415
+    code = "unsupported_encoding"
+
+
 class ClientDisconnected(RequestError):
     """The client went away before the reply; nobody reads this answer, the access log does (499 is
     nginx's number for it).

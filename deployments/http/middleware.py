@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -30,6 +31,7 @@ from deployments.http.errors import (
     error_response,
 )
 from deployments.http.open_requests import OpenRequests
+from erllama.events import RequestStats
 
 logger = logging.getLogger("deployments.http")
 
@@ -63,6 +65,34 @@ def engine_id(request: Request) -> str:
     """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
+
+
+@dataclass(slots=True)
+class TokenUsage:
+    """Tokens of the replies to one HTTP request, as far as they have ended; of prompts, each choice's
+    own counts.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def add(self, stats: RequestStats) -> None:
+        self.prompt += stats.prompt_tokens
+        self.cached += stats.cached_tokens
+        self.completion += stats.completion_tokens
+
+    def __str__(self) -> str:
+        """The end of a log line, empty if nothing was computed."""
+        if not self.prompt:
+            return ""
+        return f" prompt_tokens={self.prompt} cached_tokens={self.cached} completion_tokens={self.completion}"
+
+
+def token_usage(request: Request) -> TokenUsage:
+    """Where a request's tokens are counted for its log line."""
+    usage: TokenUsage = request.scope["state"]["usage"]
+    return usage
 
 
 def slow_reader_s(request: Request) -> float | None:
@@ -125,6 +155,7 @@ class RequestScope:
         dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
+        state["usage"] = usage = TokenUsage()
         presented = (place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys)
         access = self._keys.find(presented) or NOBODY
         state["access"], state["tenant"] = access, access.tenant
@@ -159,7 +190,7 @@ class RequestScope:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             logger.info(
-                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f tenant=%s",
+                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f tenant=%s%s",
                 rid,
                 method,
                 path,
@@ -167,4 +198,5 @@ class RequestScope:
                 status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,
                 access.tenant.name,
+                usage,
             )

@@ -8,7 +8,7 @@ Nothing here imports ray or llama_cpp.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from erllama.chat.template import Ending
@@ -19,7 +19,7 @@ from erllama.grammar.constraint import Constraint
 from erllama.prompts.infill import Gap, Room
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
-from erllama.request import GenerationRequest, Prompt
+from erllama.request import GenerationRequest, Prompt, SamplingParams
 from erllama.stats import EngineStats, ModelInfo
 
 
@@ -45,6 +45,16 @@ class RecordedReply:
     head: str
     seed: int | None
     salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDefaults:
+    """What a model's configuration says of replies where a request does not: how they are drawn, and
+    what those of chats follow.
+    """
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    grammar: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,10 @@ class PromptPort(Protocol):
 
     def of_tenant(self, salt: str) -> Self:
         """The same, with the recorded replies of the requests that have this salt."""
+
+    @property
+    def defaults(self) -> ReplyDefaults:
+        """What a request need not say."""
 
     @property
     def loaded(self) -> bool:

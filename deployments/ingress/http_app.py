@@ -24,6 +24,7 @@ from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
+from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
@@ -33,6 +34,7 @@ from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.http.registry import ModelRegistry
 from deployments.http.tenant_client import Timeouts
+from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
@@ -48,6 +50,11 @@ DIALECTS: tuple[Dialect, ...] = (
     Ranking(),
     ErllamaAdmin(),
 )
+
+
+def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API."""
+    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -90,8 +97,8 @@ def make_http_app(
     open_requests = open_requests or OpenRequests()
     timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
     registry = ModelRegistry(models, default_model, timeouts=timeouts)
-    # bodies are parsed by the dialects, so a generated schema would be empty
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
+    bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
     @app.get("/health")
     async def health() -> Response:
@@ -109,6 +116,10 @@ def make_http_app(
         ok = "not_ready" not in states.values() and not open_requests.refusing
         body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
         return JSONResponse(body, status_code=200 if ok else 503)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return JSONResponse(openapi_document(app.routes, bodies))
 
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))

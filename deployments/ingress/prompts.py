@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cache_store import ChainKey, tenant_root
-from deployments.http.ports import ChatPrompt, Record, VocabFacts
+from deployments.http.ports import ChatPrompt, Record, ReplyDefaults, VocabFacts
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
@@ -62,6 +62,7 @@ class _ModelFile:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
+        self.path = str(demo_model_path()) if config.path == "demo" else config.path
         self._lock = threading.Lock()
         self.state: _Loaded | None = None
 
@@ -69,8 +70,7 @@ class _ModelFile:
         """Open the file, unless it is open. A second caller waits for the first."""
         with self._lock:
             if self.state is None:
-                path = self._config.path
-                self.state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
+                self.state = _loaded(LlamaVocab.load(self.path), self._config)
             return self.state
 
     def close(self) -> None:
@@ -86,11 +86,18 @@ class PromptSource:
     """
 
     def __init__(
-        self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook, pins_from: int | None = None
+        self,
+        config: EngineConfig,
+        *,
+        root: ChainKey,
+        book: TranscriptBook,
+        defaults: ReplyDefaults | None = None,
+        pins_from: int | None = None,
     ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
         them. `pins_from`: see `PromptPort`.
         """
+        self.defaults = defaults or ReplyDefaults()
         self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
@@ -182,7 +189,7 @@ class PromptSource:
         state = self.load()
         template = state.templates.rendering(None).source
         vocab = state.vocab
-        return VocabFacts(self._config.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
+        return VocabFacts(self._file.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
     def shows_late_system(self, *, tools: bool) -> bool:
         variants = self.load().templates

@@ -19,7 +19,7 @@ import ollama
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, RecordedReply, ServedModel, VocabFacts
+from deployments.http.ports import ChatPrompt, RecordedReply, ReplyDefaults, ServedModel, VocabFacts
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -38,6 +38,7 @@ class FakePrompts:
 
     def __init__(self, n_ctx: int | None = 4096, *, template: bool = True, tool_format: ToolFormat = HERMES) -> None:
         self.loaded = True
+        self.defaults = ReplyDefaults()
         self.n_ctx = n_ctx
         self.template = template
         self.tool_format = tool_format

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from deployments.access.rate_limit import Standing
 from deployments.dialects.anthropic.limits import limit_headers
-from deployments.dialects.anthropic.models import model_card, models_page
+from deployments.dialects.anthropic.models import ListedModel, listed_models, model_card, models_page
 from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
@@ -57,6 +59,10 @@ class Anthropic(Dialect):
 
     prefixes = ("/v1/messages", _MODELS, "/messages")  # llama.cpp's server takes paths without /v1
     framing = FRAMING
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/messages": MessageBody,
+        "/v1/messages/count_tokens": ConversationBody,
+    }
     keys = (KeyHeader("x-api-key"), BEARER)
     id_headers = ("request-id",)
 
@@ -78,11 +84,11 @@ class Anthropic(Dialect):
 
         @router.get(_MODELS)
         async def list_models(request: Request) -> Response:
-            return JSONResponse(models_page(list(models.of(request)), request.query_params))
+            return JSONResponse(models_page(listed_models(models.of(request)), request.query_params))
 
         @router.get(_MODELS + "/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:
-            return JSONResponse(model_card(models.of(request).resolve(model_id)))
+            return JSONResponse(model_card(ListedModel.named(models.of(request).resolve(model_id), model_id)))
 
         @router.post("/v1/messages/count_tokens")
         @router.post("/messages/count_tokens")
@@ -106,7 +112,8 @@ class Anthropic(Dialect):
             noise = noise_of(request)
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts, noise)
             asked = message_request(body, ready, identity.stream, request.headers)
-            head = ReplyHead(body.model or model.id, len(asked.prompt), identity.ids())
+            name, edits = body.model or model.id, body.context_management is not None
+            head = ReplyHead(name, len(asked.prompt), identity.ids(), body.max_tokens, edits)
             if not body.stream:
                 [reply] = await whole_replies(request, model, [asked], ready.record, identity=identity)
                 return Response(message_body(head, ready, reply), media_type="application/json")

@@ -64,6 +64,7 @@ class ConversationBody(OpenPart):
     cache_control: Any = None
     container: Any = None
     mcp_servers: Any = None
+    context_management: Any = None
 
     def check_names(self) -> None:
         """Raises `NotSupported` for what cannot be left out."""

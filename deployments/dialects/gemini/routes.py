@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -64,6 +66,9 @@ class Gemini(Dialect):
 
     prefixes = ("/v1beta",)
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = dict.fromkeys(
+        (f"{version}/models/{{named}}" for version in _VERSIONS), GenerateBody
+    )
     keys = (KeyHeader("x-goog-api-key"), BEARER)
 
     def claim(self, path: str, scope: Scope) -> int:

@@ -19,7 +19,7 @@ NEUTRAL: Mapping[str, Any] = MappingProxyType(
         "xtc_threshold": 0.1, "typical_p": 1.0, "dry_multiplier": 0.0, "dry_base": 1.75, "dry_allowed_length": 2,
         "dry_penalty_last_n": 64, "dry_sequence_breakers": ["\n", ":", '"', "*"], "mirostat": 0,
         "mirostat_tau": 5.0, "mirostat_eta": 0.1, "adaptive_target": -1.0, "adaptive_decay": 0.9, "min_keep": 0,
-        "n_indent": 0, "t_max_predict_ms": 0, "lora": [],
+        "n_indent": 0, "lora": [],
     }
 )  # fmt: skip
 """Each with its value of "off", or with llama.cpp's default where it only tunes one of the others."""
@@ -30,7 +30,7 @@ _TUNES = frozenset(
         "dry_sequence_breakers", "mirostat_tau", "mirostat_eta", "adaptive_decay",
     }
 )  # fmt: skip
-_NEGATIVE_IS_OFF = frozenset({"top_n_sigma", "adaptive_target", "t_max_predict_ms"})
+_NEGATIVE_IS_OFF = frozenset({"top_n_sigma", "adaptive_target"})
 _ALSO_OFF: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "top_n_sigma": (0,),

@@ -83,6 +83,7 @@ def ready_completion(body: CompletionBody, prompts: PromptPort, engine_id: str) 
             logprobs=_n_probs(body),
             post_sampling=bool(body.post_sampling_probs) and body.n_top is not None,
             ignore_eos=bool(body.ignore_eos),
+            line_time_ms=body.line_time_ms,
             report_progress=bool(body.stream and (body.return_progress or body.timings_per_token)),
         )
         choices = _choices(one, body.n_cmpl or 1)
@@ -126,7 +127,10 @@ def _sampling(body: CompletionBody, prompts: PromptPort) -> SamplingParams:
         for name, off in _OFF.items():
             given |= off if name not in body.samplers else {}
     try:
-        return SamplingParams(**given, logit_bias=_biases(body, prompts))
+        biases = _biases(body, prompts)
+        if biases:
+            given["logit_bias"] = biases
+        return replace(prompts.defaults.sampling, **given)
     except InvalidParameter as error:
         if error.param != "repetition_penalty":
             raise
@@ -163,6 +167,7 @@ def settings(body: CompletionBody, sampling: SamplingParams) -> dict[str, Any]:
         "n_keep": 0,
         "n_discard": 0,
         "ignore_eos": bool(body.ignore_eos),
+        "t_max_predict_ms": body.line_time_ms or 0,
         "stream": bool(body.stream),
         "logit_bias": [{"token": token, "bias": bias} for token, bias in sampling.logit_bias],
         "n_probs": body.n_probs or 0,

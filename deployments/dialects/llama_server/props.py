@@ -9,7 +9,6 @@ from typing import Any
 from deployments.dialects.llama_server.params import settings
 from deployments.dialects.llama_server.wire import CompletionBody
 from deployments.http.ports import ServedModel, VocabFacts
-from erllama.request import SamplingParams
 from erllama.stats import EngineStats, ModelInfo
 
 
@@ -23,8 +22,8 @@ def server_version() -> str:
 
 def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *, whole_path: bool) -> dict[str, Any]:
     """`info` is None for a model that sleeps. `whole_path`: where the file is may be told."""
-    defaults = settings(CompletionBody.model_validate({"prompt": "x"}), SamplingParams())
-    n_ctx = model.prompts.n_ctx if info is None else info.context_size
+    defaults = settings(CompletionBody.model_validate({"prompt": "x"}), model.prompts.defaults.sampling)
+    n_ctx = model.prompts.n_ctx or (None if info is None else info.context_size)
     return {
         "default_generation_settings": {"params": defaults, "n_ctx": n_ctx},
         "total_slots": facts.n_parallel,
@@ -61,7 +60,7 @@ def load_body(stats: Sequence[EngineStats]) -> dict[str, int]:
 
 def lm_studio_card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]:
     """An entry of LM Studio's `/api/v0/models`."""
-    n_ctx = model.prompts.n_ctx if info is None else info.context_size
+    n_ctx = model.prompts.n_ctx or (None if info is None else info.context_size)
     embeds_alone = info is not None and not info.generates
     return {
         "id": model.id,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.llama_server.errors import error_body
@@ -67,6 +68,18 @@ class LlamaServer(Dialect):
         "/embeddings", "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
     )  # fmt: skip
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/completion": CompletionBody,
+        "/embedding": EmbeddingBody,
+        "/tokenize": TokenizeBody,
+        "/detokenize": DetokenizeBody,
+        "/apply-template": ChatBody,
+    }
+
+    @property
+    def name(self) -> str:
+        """Its chats are those of OpenAI's dialect: rules for them hold here."""
+        return "openai"
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -149,7 +162,7 @@ class LlamaServer(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             chat = _chat_of(raw)
             prompts = models.of(request).resolve(chat.model).prompts
-            return _json(await prepare(prompts, len(raw), template_body, chat, prompts))
+            return _json(await prepare(prompts, len(raw), template_body, chat, prompts, noise_of(request)))
 
         return router
 

@@ -12,7 +12,7 @@ from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import chat_ask
 from deployments.dialects.openai.tools import check_tools
 from deployments.dialects.openai.wire import ChatBody
-from deployments.generation.chat import chat_prompt
+from deployments.generation.chat import chat_prompt, chat_text
 from deployments.http.body import encode
 from deployments.http.ports import PromptPort
 from deployments.noise.filter import NoiseFilter
@@ -55,11 +55,9 @@ def detokenize_body(body: DetokenizeBody, prompts: PromptPort) -> bytes:
     return encode({"content": text} | ({} if body.model is None else {"prompt": text})).encode()
 
 
-def template_body(chat: ChatBody, prompts: PromptPort) -> bytes:
+def template_body(chat: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> bytes:
     """The text of the prompt that this chat would have."""
-    ask = chat_ask(chat)
-    shown = [dict(tool.shown) for tool in ask.tools]
-    return encode({"prompt": prompts.render_text(ask.messages, shown or None, ask.variables, ask.ending)}).encode()
+    return encode({"prompt": chat_text(chat_ask(chat), prompts, noise)}).encode()
 
 
 def checked_chat(chat: ChatBody) -> ChatBody:

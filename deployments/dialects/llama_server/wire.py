@@ -128,7 +128,9 @@ class Wire(BaseModel):
 
 
 class CompletionBody(Wire):
-    """`/completion`. Ranges are checked by `SamplingParams` and `GenerationRequest`."""
+    """`/completion`. Ranges are checked by `SamplingParams` and `GenerationRequest`. A line that ends
+    `t_max_predict_ms` after the first token is the last one, 0 and less set no limit.
+    """
 
     prompt: Annotated[tuple[Parts, ...], _at_most(MAX_PROMPTS)]
     stream: bool | None = None
@@ -150,6 +152,7 @@ class CompletionBody(Wire):
     samplers: Annotated[tuple[str, ...] | None, BeforeValidator(_samplers)] = None
     stop: StopField = ()
     ignore_eos: bool | None = None
+    t_max_predict_ms: Annotated[int | None, Field(le=2**31 - 1), BeforeValidator(whole)] = None
     logit_bias: Annotated[tuple[tuple[str | int, float], ...], BeforeValidator(_biases)] = ()
     grammar: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
     json_schema: dict[str, Any] | None = None
@@ -164,6 +167,10 @@ class CompletionBody(Wire):
     def max_tokens(self) -> int | None:
         """None runs to the end of the context."""
         return None if self.n_predict in (None, -1) else self.n_predict
+
+    @property
+    def line_time_ms(self) -> int | None:
+        return self.t_max_predict_ms if (self.t_max_predict_ms or 0) > 0 else None
 
     @property
     def n_top(self) -> int | None:

@@ -81,7 +81,7 @@ def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> Gene
     options = body.options
     return ready.request(
         engine_id,
-        options.sampling(),
+        options.sampling(ready.prompts.defaults.sampling),
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
@@ -99,7 +99,7 @@ def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> Gene
     return GenerationRequest(
         request_id=engine_id,
         prompt=prompt,
-        sampling=options.sampling(),
+        sampling=options.sampling(prompts.defaults.sampling),
         max_tokens=options.max_tokens,
         stop=options.stop,
         grammar=constraint,

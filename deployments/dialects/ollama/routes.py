@@ -8,8 +8,10 @@ would change it is answered with 501.
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
@@ -93,6 +95,13 @@ def _texts(body: EmbeddingsBody) -> tuple[str, ...]:
 class Ollama(Dialect):
     prefixes = ("/api",)
     framing = NDJSON
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/api/chat": ChatBody,
+        "/api/generate": GenerateBody,
+        "/api/embed": EmbedBody,
+        "/api/embeddings": EmbeddingsBody,
+        "/api/show": ShowBody,
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -230,5 +239,5 @@ class Ollama(Dialect):
             )
 
         for path, methods in _MANAGEMENT.items():
-            router.add_api_route(f"/api{path}", managed, methods=methods.split())
+            router.add_api_route(f"/api{path}", managed, methods=methods.split(), include_in_schema=False)
         return router

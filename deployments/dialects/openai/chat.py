@@ -100,23 +100,25 @@ class ChatWriter(StreamWriter):
         if not choice.begun:
             choice.begun = True
             out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
+        end = choice.end
         for event in events:
-            choice.end.push(event)
+            if end.timed:
+                end.push(event)
             if isinstance(event, Tokens):
                 choice.thought.push(event.ids)
                 if choice.splitter is not None or event.logprobs is not None:
                     out += self._rich(choice, event)
                 elif event.text:
-                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null{choice.end.text}'
+                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null{end.text}'
             elif isinstance(event, Progress):
-                if told := choice.end.progress(event):
+                if told := end.progress(event):
                     out += f'{prefix}}},"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats, choice.thought.n_tokens)
+                follows = self._ended(index, event.stats, len(self._choices), choice.thought.n_tokens)
                 rest = [] if choice.splitter is None else choice.splitter.finish()
                 out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
                 reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
-                out += f'{prefix}}},"finish_reason":"{reason}"{choice.end.last(event.stats)}'
+                out += f'{prefix}}},"finish_reason":"{reason}"{end.last(event.stats, usage_follows=follows)}'
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:

@@ -40,7 +40,8 @@ class CompletionWriter(StreamWriter):
             out = f'{prefix}{encode(self._pending_echo[index])},"logprobs":null,"finish_reason":null}}]}}\n\n'
             self._pending_echo[index] = ""
         for event in events:
-            end.push(event)
+            if end.timed:
+                end.push(event)
             if isinstance(event, Tokens):
                 if event.logprobs is not None:
                     out += self._rich(index, event.text, self._logprobs[index].push(event.logprobs, event.text))
@@ -50,10 +51,10 @@ class CompletionWriter(StreamWriter):
                 if told := end.progress(event):
                     out += f'{prefix}"","logprobs":null,"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
+                follows = self._ended(index, event.stats, len(self._ends))
                 out += self._rich(index, "", self._logprobs[index].finish(event.stats))
-                reason = finish_reason(event.stats)
-                out += f'{prefix}"","logprobs":null,"finish_reason":"{reason}"{end.last(event.stats)}'
+                reason, last = finish_reason(event.stats), end.last(event.stats, usage_follows=follows)
+                out += f'{prefix}"","logprobs":null,"finish_reason":"{reason}"{last}'
         return out.encode()
 
     def _rich(self, index: int, text: str, placed: list[Placed]) -> str:

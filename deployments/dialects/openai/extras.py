@@ -1,8 +1,9 @@
 """What llama.cpp's server adds to replies of OpenAI's shape: `timings`, and the progress of a prompt.
 
-A chunk that ends a choice always has its timings, and so has a whole body: once per reply they cost
-nothing, and clients pass over names that they do not know. Other chunks have them when asked to
-(`timings_per_token`); chunks that tell progress come when asked to (`return_progress`).
+The last chunk of a choice always has its timings, and so has a whole body: once per reply they cost
+nothing, and clients pass over names that they do not know. Of a single choice that is the chunk with
+the usage, if there is one. Other chunks have them when asked to (`timings_per_token`); chunks that
+tell progress come when asked to (`return_progress`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ NO_EXTRAS = Extras()
 
 
 class ChunkEnd:
-    """How the chunks of one choice end, behind the members of the choice; now as `text` says."""
+    """How the chunks of one choice end, behind the members of the choice; now as `text` says. Only one
+    that is `timed` must be told of events, with `push`.
+    """
 
     def __init__(self, extras: Extras) -> None:
+        self.timed = extras.timings
         self._running = RunningTimings() if extras.timings else None
         self._tells_progress = extras.progress
         self.text = _END
@@ -53,9 +57,9 @@ class ChunkEnd:
         timed = {} if self._running is None else {"timings": self._running.now()}
         return _end(**timed, prompt_progress=prompt_progress(event)) if self._tells_progress else ""
 
-    def last(self, stats: RequestStats) -> str:
-        """The end of the last chunk."""
-        return _end(timings=timings(stats))
+    def last(self, stats: RequestStats, *, usage_follows: bool) -> str:
+        """The end of the last chunk; `usage_follows`: a chunk with the usage has the timings."""
+        return _END if usage_follows else _end(timings=timings(stats))
 
 
 def _end(**members: Any) -> str:

@@ -23,8 +23,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repeat_last_n", "seed"}
 
 
-def sampling_params(body: GenerationBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
+def sampling_params(body: GenerationBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
     penalty = body.repetition_penalty if body.repeat_penalty is None else body.repeat_penalty
     if body.repetition_penalty not in (None, penalty):
         raise InvalidParameter(
@@ -33,8 +33,10 @@ def sampling_params(body: GenerationBody) -> SamplingParams:
     given = body.model_dump(include=_SAMPLING, exclude_none=True)
     if penalty is not None:
         given["repetition_penalty"] = penalty
+    if body.logit_bias:
+        given["logit_bias"] = body.logit_bias
     try:
-        return SamplingParams(**given, logit_bias=body.logit_bias)
+        return replace(defaults, **given)
     except ErllamaError as error:
         if error.param == "repetition_penalty" and body.repeat_penalty is not None:
             raise InvalidParameter(
@@ -104,7 +106,7 @@ def chat_requests(
     budget = body.thinking_budget
     base = ready.request(
         engine_id,
-        sampling_params(body),
+        sampling_params(body, ready.prompts.defaults.sampling),
         max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
         stop=body.stop,
         logprobs=_chat_logprobs(body),
@@ -122,9 +124,10 @@ def completion_requests(
     grammar: Constraint | None,
     engine_id: str,
     headers: Mapping[str, str],
+    defaults: SamplingParams,
 ) -> list[GenerationRequest]:
     """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
-    sampling = sampling_params(body)
+    sampling = sampling_params(body, defaults)
     requests: list[GenerationRequest] = []
     for p, prompt in enumerate(prompts):
         base = GenerationRequest(

@@ -5,12 +5,14 @@ request; what bodies mean is in the files beside this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
+from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
@@ -31,7 +33,7 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
-from deployments.generation.chat import ReadyChat, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
@@ -121,6 +123,15 @@ class OpenAI(Dialect):
     # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
     prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        f"{prefix}/{path}": kind
+        for prefix in ("/v1", "")
+        for path, kind in (
+            ("chat/completions", ChatBody),
+            ("completions", CompletionBody),
+            ("embeddings", EmbeddingBody),
+        )
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -130,7 +141,11 @@ class OpenAI(Dialect):
 
         @router.get("/models")
         async def list_models(request: Request) -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models.of(request)]})
+            own = list(models.of(request))
+            listed: dict[str, Any] = {"object": "list", "data": [_model_card(model) for model in own]}
+            if "client_version" in request.query_params:
+                listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
+            return JSONResponse(listed)
 
         @router.get("/models/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:
@@ -163,6 +178,16 @@ class OpenAI(Dialect):
                 identity=identity,
             )
 
+        @router.post("/chat/completions/input_tokens")
+        async def input_tokens(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = normal_chat(parse_body(ChatBody, raw))
+            check_tools(body)
+            prompts = models.of(request).resolve(body.model).prompts
+            cost = _cost(raw, body, prompts)
+            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
+            return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
+
         @router.post("/completions")
         async def completions(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
@@ -173,7 +198,8 @@ class OpenAI(Dialect):
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, identity.stream, request.headers)
+            headers, sampling = request.headers, model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, identity.stream, headers, sampling)
             head, n = _head("cmpl", model, identity), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests, identity=identity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from deployments.dialects.openai.extras import Extras
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
@@ -104,7 +104,9 @@ class GenerationBody(Wire):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: Annotated[int | None, _off(-1)] = None
-    max_tokens: Annotated[int, Field(ge=-1)] | None = None  # -1 is llama.cpp's "until the end"
+    max_tokens: Annotated[int, Field(ge=-1)] | None = Field(  # -1 is llama.cpp's "until the end"
+        default=None, validation_alias=AliasChoices("max_tokens", "n_predict")
+    )
     stop: StopField = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
     response_format: ResponseFormat | None = None

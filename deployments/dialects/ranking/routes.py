@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from deployments.dialects.ranking.pairs import rerank_pairs, score_pairs
@@ -33,6 +34,10 @@ W = TypeVar("W", bound=Wire)
 class Ranking(Dialect):
     prefixes = (*_RERANK, *_SCORE)
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        **dict.fromkeys(_RERANK, RerankBody),
+        **dict.fromkeys(_SCORE, ScoreBody),
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)

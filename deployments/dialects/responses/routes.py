@@ -5,27 +5,26 @@ in the files beside this one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.background import BackgroundReplies, BackgroundReply
-from deployments.dialects.responses.head import ResponseHead
+from deployments.dialects.responses.compaction import compacted, given_items, summary_body
+from deployments.dialects.responses.custom_format import InputAsCall
+from deployments.dialects.responses.head import ResponseHead, usage
 from deployments.dialects.responses.params import chat_ask, response_request
-from deployments.dialects.responses.past import own_input, referred_items
-from deployments.dialects.responses.store import (
-    MemoryStore,
-    Past,
-    PreviousResponseNotFound,
-    ResponseStore,
-    StoredResponse,
-    TenantResponses,
-)
-from deployments.dialects.responses.stored_routes import stored_routes
-from deployments.dialects.responses.tools import Toolbox, toolbox
+from deployments.dialects.responses.stored.past import conversation, own_input, referred_items
+from deployments.dialects.responses.stored.response import PreviousResponseNotFound, StoredResponse
+from deployments.dialects.responses.stored.routes import scope_of, stored_routes
+from deployments.dialects.responses.stored.store import Past, ResponseStore
+from deployments.dialects.responses.tools import Toolbox, asked_choice, forced_input, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
@@ -40,7 +39,7 @@ from deployments.generation.reply import (
     whole_replies,
 )
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.middleware import request_id, tenant_of
+from deployments.http.middleware import engine_id, request_id, token_usage
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -48,7 +47,9 @@ from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.registry import ModelRegistry
 from deployments.http.stream import StreamResponse
 from deployments.noise.filter import NoiseFilter
+from erllama.chat.tool_formats.base import ReplySplitter, collect_parts
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, QueueFull, RequestError
+from erllama.events import Completion
 from erllama.request import GenerationRequest
 
 
@@ -93,33 +94,58 @@ class _Made:
     record: Record
 
 
+def _splitter(body: ResponseBody, tools: Toolbox, chat: ReadyChat) -> Callable[[], ReplySplitter | None]:
+    """What cuts the reply."""
+    forced = forced_input(asked_choice(body, tools), tools)
+    return chat.splitter if forced is None else partial(InputAsCall, forced[0])
+
+
+def _summary(chat: ReadyChat, reply: Completion) -> tuple[str, dict[str, Any]]:
+    """The text of a reply, and its usage."""
+    splitter, counter = chat.splitter(), chat.counter()
+    counter.push(reply.tokens)
+    if splitter is None:
+        return reply.text.strip(), usage(reply.stats, counter.n_tokens)
+    said = collect_parts(splitter.push(reply.text) + splitter.finish())
+    return said.content.strip(), usage(reply.stats, counter.n_tokens)
+
+
 class Responses(Dialect):
     prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/responses": ResponseBody,
+        "/v1/responses/input_tokens": PromptBody,
+    }
+
+    def __init__(self, store: ResponseStore | None = None) -> None:
+        """`store` None: each application remembers its own responses, and no others."""
+        self._store = store
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
-        store: ResponseStore = MemoryStore()
+        store = self._store or ResponseStore()
+
+        def head_of(body: ResponseBody, model: ServedModel, identity: ReplyIdentity) -> ResponseHead:
+            return ResponseHead.of(body, model.id, model.prompts.defaults.sampling, identity)
 
         async def made(
             request: Request, raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity
         ) -> _Made:
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id, identity)
-            own = TenantResponses(store, tenant_of(request).salt)
-            past = Past.of(own, body.previous_response_id, body.referred_ids)
+            head = head_of(body, model, identity)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
-            form = ReplyForm(
-                chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
-            )
+            splitter, summary = _splitter(body, tools, chat), bool(body.summary)
+            form = ReplyForm(splitter, chat.piece_of, tools, summary=summary, sealed=body.seals_reasoning)
 
             def keep(response: str, item_ids: tuple[str, ...]) -> None:
                 if body.store is not False:
-                    own.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+                    store.put(StoredResponse(head.id, past.ids, given, response, item_ids), scope_of(request))
 
             generation = response_request(body, chat, identity.stream, request.headers)
             return _Made(head.id, ResponseWriter(head, form, keep), generation, chat.record)
@@ -128,9 +154,9 @@ class Responses(Dialect):
             request: Request, it: _Made, model: ServedModel, identity: ReplyIdentity
         ) -> BackgroundReply:
             numbered = NumberedWriter(it.writer, identity.stream)
-            chunks = detached_chunks(model, it.generation, numbered, identity, it.record)
+            chunks = detached_chunks(model, it.generation, numbered, identity, it.record, token_usage(request))
             cancel = partial(model.client.cancel, identity.stream)
-            return BackgroundReply(it.id, tenant_of(request).salt, it.writer, numbered, chunks, cancel)
+            return BackgroundReply(it.id, scope_of(request), it.writer, numbered, chunks, cancel)
 
         async def adopted(id: str, request: Request) -> BackgroundReply | None:
             """A response whose ingress is gone, as a replica keeps it with its body."""
@@ -181,7 +207,7 @@ class Responses(Dialect):
             except ContextOverflow as error:
                 if not body.stream:
                     raise
-                return _failed_stream(ResponseHead.of(body, model.id, identity), error, request_id(request))
+                return _failed_stream(head_of(body, model, identity), error, request_id(request))
             if not body.stream:
                 [reply] = await whole_replies(request, model, [it.generation], it.record, identity=identity)
                 return Response(it.writer.body(reply), media_type="application/json")
@@ -200,12 +226,26 @@ class Responses(Dialect):
         async def input_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
-            own = TenantResponses(store, tenant_of(request).salt)
             model = models.of(request).resolve(body.model)
-            past = Past.of(own, body.previous_response_id, body.referred_ids)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
+
+        @router.post("/compact")
+        async def compact(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_response(raw)
+            model = models.of(request).resolve(body.model)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
+            asked = summary_body(body)
+            tools, cost = toolbox(body.tools or ()), _cost(raw, body, model.prompts)
+            noise = noise_of(request)
+            chat, _ = await prepare(model.prompts, cost, _prepare, asked, tools, past, model.prompts, noise)
+            generation = response_request(asked, chat, engine_id(request), request.headers)
+            [reply] = await whole_replies(request, model, [generation], chat.record)
+            items = conversation(past) + given_items(own_input(body.input, referred_items(past)))
+            return JSONResponse(compacted(items, *_summary(chat, reply)))
 
         router.include_router(stored_routes(store, background, options.keepalive_s))
         both = APIRouter()

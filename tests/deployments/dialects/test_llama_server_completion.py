@@ -175,7 +175,7 @@ async def test_what_is_off_keeps_the_defaults():
         ({"mirostat": 2}, "mirostat"), ({"mirostat": True}, "mirostat"), ({"typical_p": 0.5}, "typical_p"),
         ({"dry_multiplier": 0.8}, "dry_multiplier"), ({"xtc_probability": 0.5}, "xtc_probability"),
         ({"dynatemp_range": 1}, "dynatemp_range"), ({"top_n_sigma": 1.5}, "top_n_sigma"), ({"min_keep": 5}, "min_keep"),
-        ({"n_indent": 4}, "n_indent"), ({"t_max_predict_ms": 500}, "t_max_predict_ms"), ({"lora": [{"id": 0}]}, "lora"),
+        ({"n_indent": 4}, "n_indent"), ({"t_max_predict_ms": "x"}, "t_max_predict_ms"), ({"lora": [{"id": 0}]}, "lora"),
         ({"image_data": [{"data": ""}]}, "image_data"), ({"adaptive_target": 0.5}, "adaptive_target"),
         ({"grammar": "root ::= x", "json_schema": {}}, "grammar"), ({"json_schema": {"type": "bad"}}, "json_schema"),
         ({"grammar": "bad"}, "grammar"), ({"n_probs": 21}, "n_probs"), ({"n_probs": -1}, "n_probs"), ({"n_cmpl": 17}, "n_cmpl"),
@@ -227,6 +227,13 @@ async def test_the_forms_of_logit_bias(bias, pairs):
     assert dict(model.requests[0].sampling.logit_bias) == pairs
     told = reply.json()["generation_settings"]["logit_bias"]
     assert {one["token"]: one["bias"] for one in told} == pairs
+
+
+async def test_the_time_of_a_line_is_a_limit():
+    model = FakeModel()
+    for ms in (500, 0, -1):
+        assert (await post({"prompt": "x", "t_max_predict_ms": ms}, model)).status_code == 200
+    assert [request.line_time_ms for request in model.requests] == [500, None, None]
 
 
 async def test_grammars_and_schemas_are_constraints():

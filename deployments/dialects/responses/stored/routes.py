@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.background import BackgroundReplies
-from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseNotFound, ResponseStore, TenantResponses
+from deployments.dialects.responses.stored.past import conversation, input_items
+from deployments.dialects.responses.stored.response import ResponseNotFound
+from deployments.dialects.responses.stored.store import Past, ResponseStore
 from deployments.http.middleware import tenant_of
 from deployments.http.stream import StreamResponse
 from erllama.errors import InvalidParameter, NotSupported
@@ -17,12 +18,14 @@ from erllama.errors import InvalidParameter, NotSupported
 MAX_PAGE = 100
 
 
+def scope_of(request: Request) -> str:
+    """Whose responses a request sees: those of its tenant."""
+    return tenant_of(request).salt
+
+
 def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive_s: float) -> APIRouter:
     """Below the path of the responses."""
     router = APIRouter()
-
-    def own(request: Request) -> TenantResponses:
-        return TenantResponses(store, tenant_of(request).salt)
 
     @router.get("/{id}")
     async def get_response(id: str, request: Request) -> Response:
@@ -30,7 +33,7 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
             n_seen = _n_seen(request.query_params.get("starting_after"))
             reply = await background.find(id, request)
             if reply is None:
-                own(request).get(id)
+                await store.get(id, scope_of(request))
                 raise NotSupported(
                     "stream is for responses in the background that run or have ended lately", param="stream"
                 )
@@ -38,7 +41,7 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
         reply = background.get(id, request)
         if reply is None:
             try:
-                return Response(own(request).get(id).body, media_type="application/json")
+                return Response((await store.get(id, scope_of(request))).body, media_type="application/json")
             except ResponseNotFound:
                 reply = await background.find(id, request)
                 if reply is None:
@@ -51,14 +54,14 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
         if reply is not None:
             await reply.cancel()
             background.drop(id)
-        own(request).delete(id)
+        await store.delete(id, scope_of(request))
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
     async def cancel_response(id: str, request: Request) -> Response:
         reply = await background.find(id, request)
         if reply is None:
-            own(request).get(id)
+            await store.get(id, scope_of(request))
             raise NotSupported(
                 "only responses in the background that run can be cancelled; close the connection of another one"
             )
@@ -67,8 +70,8 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
-        response = own(request).get(id)
-        before = conversation(Past.of(own(request), response.previous, ()))
+        response = await store.get(id, scope_of(request))
+        before = conversation(await Past.of(store, response.previous, (), scope_of(request)))
         return JSONResponse(_page(before + input_items(response), request))
 
     return router
