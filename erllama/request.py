@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_KEEP_S = 3600.0
 MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
@@ -170,6 +171,9 @@ class GenerationRequest:
     many milliseconds after the first token is the last one. `salt` names whose KV this is:
     requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
     store should keep of the prompt, a hint.
+    Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
+    already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
+    reader has left, with `head`, which means something to the caller alone.
     """
 
     request_id: str
@@ -196,6 +200,10 @@ class GenerationRequest:
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
+    join_key: str | None = None
+    joins: bool = False
+    keep_s: float = 0.0
+    head: str = ""
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -219,6 +227,7 @@ class GenerationRequest:
             "restore_only",
             "report_progress",
             "post_sampling",
+            "joins",
         ):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
@@ -226,6 +235,9 @@ class GenerationRequest:
         check_type("parent_key", self.parent_key, str | None, "a string")
         check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
+        check_type("join_key", self.join_key, str | None, "a string")
+        check_type("head", self.head, str, "a string")
+        check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
         _check_salt(self.salt)
         if self.session_id is not None:
             check_session_id("session_id", self.session_id)

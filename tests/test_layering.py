@@ -43,6 +43,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "attempt_id",
             "access",
             "noise",
             "http",
@@ -51,7 +52,6 @@ ORDER = {
             "config",
             "serve_log",
             "memory",
-            "attempt_id",
             "routing",
             "model",
         ),

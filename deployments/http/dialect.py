@@ -34,11 +34,13 @@ class Framing:
 
     `frame(data, event)` is one piece: `data` is JSON without line breaks, `event` the name of its
     event or "". `keepalive` is a piece that every client skips, b"" where the framing has none.
+    `has_ids`: a piece may carry an id before it, on a line of its own.
     """
 
     media_type: str
     frame: Callable[[bytes, str], bytes]
     keepalive: bytes
+    has_ids: bool = False
 
 
 def _sse(data: bytes, event: str) -> bytes:
@@ -49,7 +51,7 @@ def _line(data: bytes, event: str) -> bytes:
     return data + b"\n"
 
 
-SSE = Framing("text/event-stream", _sse, b": keep-alive\n\n")
+SSE = Framing("text/event-stream", _sse, b": keep-alive\n\n", has_ids=True)
 NDJSON = Framing("application/x-ndjson", _line, b"")
 
 
