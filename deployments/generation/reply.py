@@ -27,10 +27,12 @@ from deployments.http.middleware import TokenUsage, token_usage
 from deployments.http.ports import PromptPort, Record, RecordedReply, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter
-from erllama.events import Completion, CompletionParts, Done, Event
+from erllama.events import Completion, CompletionParts, Done, Event, Progress
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
+
+LONG_PROMPT_TOKENS = 2048  # a stream begins before its first token when the prompt has as many
 
 MAX_AFFINITY_CHARS = 256
 P = ParamSpec("P")
@@ -162,9 +164,14 @@ async def _chunks(
     record: Record | None,
     usage: TokenUsage,
 ) -> AsyncGenerator[bytes, None]:
+    begun = False
     async with aclosing(_items(client, requests, record, usage)) as items:
         async for index, events in items:
-            yield writer.feed(index, events)
+            chunk = writer.feed(index, events)
+            if not chunk and not begun and isinstance(events[0], Progress):
+                chunk = writer.keepalive()  # a long prompt has begun: the client shall see that at once
+            begun = begun or bool(chunk)
+            yield chunk
     yield writer.close()
 
 
@@ -195,7 +202,7 @@ def streamed_reply(
     choice: those of several come in no certain order.
     """
     client: Generates = model.client
-    requests = of_one_session(request.headers, requests)
+    requests = [_observed(one) for one in of_one_session(request.headers, requests)]
     if identity is not None:
         resumable = bool(identity.keep_s) and len(requests) == 1 and dialect_of(request.scope).framing.has_ids
         if identity.recorded is not None:
@@ -207,6 +214,11 @@ def streamed_reply(
             writer = NumberedWriter(writer, identity.stream, identity.n_seen)
     chunks = _chunks(client, requests, writer, record, token_usage(request))
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
+
+
+def _observed(request: GenerationRequest) -> GenerationRequest:
+    """A request with a long prompt tells when that has been begun: from there on its stream lives."""
+    return replace(request, report_progress=True) if len(request.prompt) >= LONG_PROMPT_TOKENS else request
 
 
 def detached_chunks(

@@ -1,0 +1,68 @@
+"""A stream with a long prompt begins when the engine begins with it, not with its first token."""
+
+import asyncio
+import json
+
+import pytest
+
+from deployments.generation.reply import LONG_PROMPT_TOKENS
+from erllama.events import Done, Progress, Tokens
+from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, served, stats
+
+pytestmark = pytest.mark.anyio
+
+LONG = "x" * LONG_PROMPT_TOKENS  # a token per character
+STREAMS = {
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}], "stream": True},
+    "/v1/completions": lambda text: {"prompt": text, "stream": True},
+    "/v1/messages": lambda text: {"messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": 9},
+    "/v1/responses": lambda text: {"input": text, "stream": True},
+    "/v1beta/models/demo:streamGenerateContent?alt=sse": lambda text: {"contents": [{"parts": [{"text": text}]}]},
+    "/completion": lambda text: {"prompt": text, "stream": True},
+}
+
+
+def app(script):
+    return app_of(served(FakeModel(script), FakePrompts(n_ctx=100_000)), keepalive_s=3600.0)
+
+
+@pytest.mark.parametrize("path", sorted(STREAMS))
+async def test_the_first_byte_comes_before_the_first_token_of_a_long_prompt(path):
+    computed = asyncio.Event()
+
+    async def script(request):
+        assert request.report_progress
+        yield [Progress(len(request.prompt), 0, 0, None, 0.0)]
+        await computed.wait()
+        yield [Progress(len(request.prompt), 0, 2000, None, 1.0)]
+        yield [Tokens((104, 105), "hi")]
+        yield [Done(stats(request, 2), "key")]
+
+    async with exchange(app(script), path, STREAMS[path](LONG)) as client:
+        status, headers = await client.start()
+        first = await client.chunk()
+        assert (status, headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+        assert first.endswith(b"\n\n")
+        assert client.silent
+        computed.set()
+        rest = (await client.rest()).decode()
+    assert "hi" in "".join(map(said, rest.split("\n\n")))
+
+
+def said(frame):
+    """The text in an event, whichever dialect wrote it."""
+    data = next((line.removeprefix("data: ") for line in frame.split("\n") if line.startswith("data: ")), "{}")
+    return data if data != "[DONE]" and "hi" in json.dumps(json.loads(data)) else ""
+
+
+@pytest.mark.parametrize("path", sorted(STREAMS))
+async def test_a_short_prompt_keeps_its_status_until_the_first_token(path):
+    async def script(request):
+        assert not request.report_progress
+        yield [Tokens((104, 105), "hi")]
+        yield [Done(stats(request, 2), "key")]
+
+    async with exchange(app(script), path, STREAMS[path]("short")) as client:
+        status, _ = await client.start()
+        assert status == 200
+        await client.rest()
