@@ -28,6 +28,7 @@ ORDER = {
             "kv",
             "stats",
             "gguf",
+            "hub",
             "sequence",
             "backend",
             "chat",

@@ -1,0 +1,126 @@
+"""A pull from its first question to the manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from pydantic import JsonValue
+
+from erllama.gguf.check import GgufInfo
+from erllama.gguf.header import GgufHeader, read_header
+from erllama.hub.blobs import Blobs
+from erllama.hub.config import HubConfig
+from erllama.hub.errors import PullCancelled, PullFailed
+from erllama.hub.events import PULLING_MANIFEST, SUCCESS, WRITING_MANIFEST, PullEvent
+from erllama.hub.header import check_runnable, read_remote_header
+from erllama.hub.links import Links, file_name_of
+from erllama.hub.locks import Locks
+from erllama.hub.manifest import Details, Manifest, ManifestFile, Manifests, now
+from erllama.hub.name import ModelName
+from erllama.hub.safety import Reach
+from erllama.hub.sources.client import HttpClient
+from erllama.hub.sources.origin import open_origin
+from erllama.hub.sources.remote import RemoteFile, RemoteModel, Role
+from erllama.hub.sources.resolve import resolve_source
+from erllama.hub.sources.source import Source
+
+logger = logging.getLogger(__name__)
+
+
+class Pull:
+    """One pull into a hub's parts. `run` once, in any thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: ModelName,
+        config: HubConfig,
+        *,
+        locks: Locks,
+        blobs: Blobs,
+        manifests: Manifests,
+        links: Links,
+        reach: Reach,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self._source = source
+        self._name = name
+        self._config = config
+        self._locks = locks
+        self._blobs = blobs
+        self._manifests = manifests
+        self._links = links
+        self._reach = reach
+        self._cancel = cancel or threading.Event()
+
+    def run(self) -> Iterator[PullEvent]:
+        """The events of the pull; the last one is "success". Raises what the hub's errors say.
+
+        Closing the generator cancels the pull, as setting the event does.
+        """
+        self._reach.check_source(self._source)
+        yield PullEvent(PULLING_MANIFEST)
+        with ExitStack() as stack:
+            client = stack.enter_context(HttpClient(self._config, self._reach))
+            lease = stack.enter_context(self._locks.lease())
+            model = resolve_source(self._source, client, self._config)
+            lease.add(*(file.key for file in model.files))
+            info = check_runnable(model, self._config, lambda file: self._header(file, client))
+            self._blobs.check_space(model.files)
+            self._check_cancel()
+            digests = []
+            for file in model.files:
+                origin = open_origin(file, client, self._config)
+                digests.append((yield from self._blobs.fetch(origin, lease, self._cancel)))
+            yield PullEvent(WRITING_MANIFEST)
+            self._publish(model, digests, info)
+        logger.info("pulled model=%s source=%s bytes=%d", self._name, self._source, model.total_bytes)
+        yield PullEvent(SUCCESS)
+
+    def _check_cancel(self) -> None:
+        if self._cancel.is_set():
+            raise PullCancelled("the pull was cancelled before it began to fetch")
+
+    def _header(self, file: RemoteFile, client: HttpClient) -> GgufHeader:
+        self._check_cancel()
+        digest = self._blobs.find(file)
+        if digest is not None:
+            return read_header(self._blobs.path(digest))
+        return read_remote_header(open_origin(file, client, self._config), self._config)
+
+    def _publish(self, model: RemoteModel, digests: list[str], info: GgufInfo) -> None:
+        files, taken = [], set[str]()
+        for file, digest in zip(model.files, digests, strict=True):
+            plain = file_name_of(file.role, file.name, taken)
+            taken.add(plain)
+            files.append(ManifestFile(role=file.role, digest=digest, size=file.size, name=plain))
+        manifest = Manifest(
+            name=str(self._name),
+            source=str(self._source),
+            created=now(),
+            files=tuple(files),
+            details=Details.of(info),
+            system=self._text(files, Role.SYSTEM),
+            parameters=self._parameters(files),
+        )
+        with self._locks.hub():
+            self._links.make(manifest)
+            self._manifests.write(manifest)
+
+    def _text(self, files: list[ManifestFile], role: Role) -> str | None:
+        texts = [self._blobs.path(file.digest).read_text("utf-8", "replace") for file in files if file.role is role]
+        return "\n\n".join(texts) or None
+
+    def _parameters(self, files: list[ManifestFile]) -> dict[str, JsonValue]:
+        text = self._text(files, Role.PARAMS)
+        try:
+            parameters = json.loads(text) if text else {}
+        except (ValueError, RecursionError) as error:
+            raise PullFailed(f"{self._source}: its parameters are no JSON") from error
+        if not isinstance(parameters, dict):
+            raise PullFailed(f"{self._source}: its parameters are no JSON object")
+        return parameters
