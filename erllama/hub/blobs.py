@@ -24,7 +24,7 @@ from erllama.hub.config import HubConfig
 from erllama.hub.download import TICK_S, Download
 from erllama.hub.errors import NoSpace, PullCancelled, PullFailed
 from erllama.hub.events import VERIFYING, Pace, PullEvent
-from erllama.hub.files import replace_file
+from erllama.hub.files import drop_temporaries, replace_file
 from erllama.hub.locks import Lease, Locks
 from erllama.hub.partial import SUFFIX, Partial, completed_of, delete_partial, partials
 from erllama.hub.sources.origin import Origin
@@ -126,6 +126,7 @@ class Blobs:
         for path in list(partials(self._folder)):
             if path.name.removesuffix(SUFFIX) not in kept:
                 n_bytes += self._delete_partial(path)
+        drop_temporaries(self._folder, self._config.partial_max_age_s)
         return Freed(tuple(freed), n_bytes)
 
     def _wait(self, lock: FileLock, file: RemoteFile, pace: Pace, cancel: threading.Event) -> Iterator[PullEvent]:

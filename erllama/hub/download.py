@@ -8,7 +8,6 @@ content that changed, or a server that ignored ranges, makes it begin anew; the 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -17,7 +16,7 @@ from erllama.hub.config import HubConfig
 from erllama.hub.errors import PullCancelled, PullFailed
 from erllama.hub.partial import Partial
 from erllama.hub.sources.client import shown
-from erllama.hub.sources.origin import ContentChanged, Origin, RangesIgnored, Transient
+from erllama.hub.sources.origin import ContentChanged, Origin, RangesIgnored, Transient, paced
 
 TICK_S = 0.2  # between two looks at the progress and the cancellation
 
@@ -138,18 +137,11 @@ class Download:
             self._partial.record(start, end)
 
     def _watched(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """The blocks until the run stops; `Transient` when too few bytes arrive in a stall's time."""
-        since, arrived = time.monotonic(), 0
-        for data in blocks:
+        """The blocks until the run stops, as fast as they have to come."""
+        for data in paced(blocks, self._config):
             if self._stop.is_set():
                 return
             yield data
-            arrived += len(data)
-            now = time.monotonic()
-            if now - since >= self._config.stall_timeout_s:
-                if arrived < self._config.stall_bytes:
-                    raise Transient(f"only {arrived} bytes came in {now - since:.0f} s")
-                since, arrived = now, 0
 
     def _pause(self, attempt: int, failure: Transient) -> None:
         """Wait before the next attempt; raises `PullFailed` when there is none."""

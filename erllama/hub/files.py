@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,16 @@ def replace_file(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_dir(path.parent)
+
+
+def drop_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
+    """Delete what `replace_file` left in a folder when its process was killed; with 0 the caller
+    knows that nobody writes there.
+    """
+    for path in folder.glob("*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
 
 
 def sync_dir(path: Path) -> None:

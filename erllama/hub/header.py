@@ -6,6 +6,7 @@ A header is some megabytes at the front of a file, read in blocks through the fi
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,7 +18,7 @@ from erllama.gguf.check import GgufInfo, inspect_headers
 from erllama.gguf.header import GgufHeader, parse_header
 from erllama.hub.config import HubConfig
 from erllama.hub.errors import PullFailed
-from erllama.hub.sources.origin import ContentChanged, Origin, RangesIgnored, Transient
+from erllama.hub.sources.origin import ContentChanged, Origin, RangesIgnored, Transient, paced
 from erllama.hub.sources.remote import RemoteFile, RemoteModel, Role
 
 BLOCK_BYTES = 1 << 20
@@ -26,14 +27,14 @@ KNOWN_ARCHITECTURES = frozenset(MODEL_ARCH_NAMES.values())
 
 
 class RangedFile(io.RawIOBase):
-    """A remote file, read front to back in blocks that double from 1 to 8 MiB.
-
-    Raises `Transient` and its like from reads; `read_remote_header` tries those again.
+    """A remote file, read front to back in blocks that double from 1 to 8 MiB. Reads raise
+    `PullFailed` and its like.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, config: HubConfig) -> None:
         super().__init__()
         self._origin = origin
+        self._config = config
         self._position = 0
         self._block, self._block_start = b"", 0
         self._next_bytes = BLOCK_BYTES
@@ -56,7 +57,8 @@ class RangedFile(io.RawIOBase):
         offset = self._position - self._block_start
         if not 0 <= offset < len(self._block):
             end = min(self._position + self._next_bytes, size)
-            self._block, self._block_start = fetch_range(self._origin, self._position, end), self._position
+            self._block = fetch_range(self._origin, self._position, end, self._config)
+            self._block_start = self._position
             self._next_bytes = min(2 * self._next_bytes, MAX_BLOCK_BYTES)
             offset = 0
         data = self._block[offset : offset + len(buffer)]
@@ -65,32 +67,40 @@ class RangedFile(io.RawIOBase):
         return len(data)
 
 
-def fetch_range(origin: Origin, start: int, end: int) -> bytes:
-    """The bytes of a range, also from a server that sends only whole files: then what stands before
-    them is read and dropped, and what follows is not waited for.
-    """
-    try:
-        return b"".join(origin.read(start, end))
-    except RangesIgnored:
-        data = bytearray()
-        for block in origin.whole():
-            data += block
-            if len(data) >= end:
-                break
-        return bytes(data[start:end])
+def fetch_range(origin: Origin, start: int, end: int, config: HubConfig) -> bytes:
+    """The bytes of a range; tried again from where it was cut off. Raises `PullFailed`."""
+    data = bytearray()
+    for attempt in range(config.attempts):
+        try:
+            for block in paced(origin.read(start + len(data), end), config):
+                data += block
+            return bytes(data)
+        except RangesIgnored:
+            return _front(origin, end, config)[start:]
+        except (Transient, ContentChanged) as error:
+            if isinstance(error, ContentChanged) or attempt + 1 == config.attempts:
+                raise PullFailed(f"{origin.file.name}: its header cannot be read: {error}") from error
+            time.sleep(min(config.backoff_s * 2**attempt, config.max_backoff_s))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def read_remote_header(origin: Origin, config: HubConfig) -> GgufHeader:
     """Raises `ModelLoadError` for what is no sound header, and `PullFailed`."""
-    file = origin.file
-    for attempt in range(config.attempts):
-        try:
-            buffered = cast(BinaryIO, io.BufferedReader(RangedFile(origin)))
-            return parse_header(buffered, file.size, Path(file.name), config.max_header_bytes)
-        except (Transient, ContentChanged) as error:
-            if isinstance(error, ContentChanged) or attempt + 1 == config.attempts:
-                raise PullFailed(f"{file.name}: its header cannot be read: {error}") from error
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    file = cast(BinaryIO, io.BufferedReader(RangedFile(origin, config)))
+    return parse_header(file, origin.file.size, Path(origin.file.name), config.max_header_bytes)
+
+
+def _front(origin: Origin, end: int, config: HubConfig) -> bytes:
+    """The first `end` bytes from a server that sends only whole files; the rest is not waited for."""
+    data = bytearray()
+    try:
+        for block in paced(origin.whole(), config):
+            data += block
+            if len(data) >= end:
+                break
+    except (Transient, ContentChanged) as error:
+        raise PullFailed(f"{origin.file.name}: its header cannot be read: {error}") from error
+    return bytes(data[:end])
 
 
 def check_runnable(model: RemoteModel, config: HubConfig, read: Callable[[RemoteFile], GgufHeader]) -> GgufInfo:

@@ -131,6 +131,7 @@ class Hub:
             return self._collect()
 
     def _collect(self) -> Freed:
+        self._manifests.tidy()
         self._links.remove_all_but({name.file_name for name in self._manifests.names()})
         referenced: set[str] | None = set()
         for manifest in self._manifests.all():

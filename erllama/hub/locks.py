@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from erllama.hub.errors import PullFailed
-from erllama.hub.files import replace_file
+from erllama.hub.files import drop_temporaries, replace_file
 
 
 class Locks:
@@ -58,6 +58,7 @@ class Locks:
     def leased(self) -> set[str]:
         """The keys of all leases of living processes; call it under `hub`. Removes dead ones."""
         keys: set[str] = set()
+        drop_temporaries(self._leases)
         for path in sorted(self._leases.glob("*.json")):
             with self.tried(path.with_suffix(".lock")) as free:
                 if free:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from erllama.errors import InvalidParameter, ModelNotFound
 from erllama.gguf.check import GgufInfo
 from erllama.hub.errors import CorruptManifest
-from erllama.hub.files import replace_file
+from erllama.hub.files import drop_temporaries, replace_file
 from erllama.hub.name import ModelName, near_names
 from erllama.hub.sources.remote import Role
 
@@ -165,6 +165,10 @@ class Manifests:
             self._path(name).unlink()
         except FileNotFoundError:
             raise self.not_found(name) from None
+
+    def tidy(self) -> None:
+        """Delete what a write that was killed left; the caller holds the hub's lock."""
+        drop_temporaries(self._folder)
 
     def _path(self, name: ModelName) -> Path:
         return self._folder / f"{name.file_name}.json"

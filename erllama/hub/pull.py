@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from typing import TypeVar
 
 from pydantic import JsonValue
 
@@ -14,6 +16,7 @@ from erllama.gguf.check import GgufInfo
 from erllama.gguf.header import GgufHeader, read_header
 from erllama.hub.blobs import Blobs
 from erllama.hub.config import HubConfig
+from erllama.hub.download import TICK_S
 from erllama.hub.errors import PullCancelled, PullFailed
 from erllama.hub.events import PULLING_MANIFEST, SUCCESS, WRITING_MANIFEST, PullEvent
 from erllama.hub.header import check_runnable, read_remote_header
@@ -29,6 +32,7 @@ from erllama.hub.sources.resolve import resolve_source
 from erllama.hub.sources.source import Source
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Pull:
@@ -67,11 +71,10 @@ class Pull:
         with ExitStack() as stack:
             client = stack.enter_context(HttpClient(self._config, self._reach))
             lease = stack.enter_context(self._locks.lease())
-            model = resolve_source(self._source, client, self._config)
+            model = self._attended(client, lambda: resolve_source(self._source, client, self._config))
             lease.add(*(file.key for file in model.files))
-            info = check_runnable(model, self._config, lambda file: self._header(file, client))
+            info = self._attended(client, lambda: self._check(model, client))
             self._blobs.check_space(model.files)
-            self._check_cancel()
             digests = []
             for file in model.files:
                 origin = open_origin(file, client, self._config)
@@ -81,12 +84,21 @@ class Pull:
         logger.info("pulled model=%s source=%s bytes=%d", self._name, self._source, model.total_bytes)
         yield PullEvent(SUCCESS)
 
-    def _check_cancel(self) -> None:
-        if self._cancel.is_set():
-            raise PullCancelled("the pull was cancelled before it began to fetch")
+    def _attended(self, client: HttpClient, work: Callable[[], T]) -> T:
+        """What `work` returns, done in a thread of its own, so that it can be cancelled meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="erllama-pull") as pool:
+            future = pool.submit(work)
+            while True:
+                if self._cancel.is_set():
+                    client.abort()
+                    raise PullCancelled("the pull was cancelled before it began to fetch")
+                if wait([future], TICK_S).done:
+                    return future.result()
+
+    def _check(self, model: RemoteModel, client: HttpClient) -> GgufInfo:
+        return check_runnable(model, self._config, lambda file: self._header(file, client))
 
     def _header(self, file: RemoteFile, client: HttpClient) -> GgufHeader:
-        self._check_cancel()
         digest = self._blobs.find(file)
         if digest is not None:
             return read_header(self._blobs.path(digest))

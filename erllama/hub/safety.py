@@ -30,13 +30,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Addresses that count as global and still lead inside: 6to4 and Teredo carry an IPv4 address of
-# anybody's choice, and Azure answers its machines on one of its public addresses.
-_NOT_PUBLIC = (
-    ipaddress.ip_network("2002::/16"),
-    ipaddress.ip_network("2001::/32"),
-    ipaddress.ip_network("192.88.99.0/24"),
-    ipaddress.ip_network("168.63.129.16/32"),
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+# What Python counts as global in some of its versions, or what is and still leads inside: 6to4 and
+# Teredo carry an IPv4 address of anybody's choice, and Azure answers its machines on one of its
+# public addresses.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+    )
 )
 
 
@@ -51,7 +54,7 @@ def is_public(text: str) -> bool:
             return is_public(str(address.ipv4_mapped))
         if address in _NAT64:
             return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
-        if address.is_site_local:
+        if address not in _UNICAST:
             return False
     if any(address.version == network.version and address in network for network in _NOT_PUBLIC):
         return False

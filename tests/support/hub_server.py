@@ -33,8 +33,8 @@ class Served:
     mode: str = "honest"
     cuts: int = 0  # so many answers end in the middle
     fails: int = 0  # so many answers are a 503
-    held: threading.Event | None = None  # bodies wait for it after their first block
-    started: threading.Event = field(default_factory=threading.Event)  # a body has begun
+    held: threading.Event | None = None  # bodies wait for it after their first block ...
+    held_from: int = 0  # ... if they begin here or later
     next_data: bytes | None = None  # what the file becomes after its first range
     bytes_sent: int = 0
     requests: Counter[str] = field(default_factory=Counter)
@@ -72,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(self.path.partition("?")[0])
+        self.server.seen_authorizations.append(self.headers.get("Authorization"))
         if path in self.server.redirects:
             self._send(302, {"Location": self.server.redirects[path]}, b"")
         elif path in self.server.json:
@@ -80,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path in self.server.files:
             self._file(self.server.files[path])
         else:
-            self._send(404, {"Content-Type": "application/json"}, b'{"error": "no such thing"}')
+            why = "RevisionNotFound" if "/revision/" in path else "RepoNotFound"
+            self._send(404, {"Content-Type": "application/json", "X-Error-Code": why}, b'{"error": "no such thing"}')
 
     def _file(self, file: Served) -> None:
         file.requests[self.command] += 1
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         status, body = (200 if whole else 206), data[start:end]
         status, headers, body = self._lie(file, status, headers, body, start)
-        self._send(status, headers, body, file)
+        self._send(status, headers, body, file, start)
         if file.next_data is not None and match is not None and start > 0:
             file.data, file.next_data = file.next_data, None
             file.etag = f'"{hashlib.sha256(file.data).hexdigest()[:16]}"' if etag else None
@@ -131,7 +133,9 @@ class Handler(BaseHTTPRequestHandler):
                 status, body = 403, b"no"
         return status, headers, body
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes, file: Served | None = None) -> None:
+    def _send(
+        self, status: int, headers: dict[str, str], body: bytes, file: Served | None = None, start: int = 0
+    ) -> None:
         self.send_response(status)
         chunked = "Transfer-Encoding" in headers
         if not chunked:
@@ -146,8 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             if file is not None:
                 with file.lock:
                     file.bytes_sent += len(block)
-                file.started.set()
-                if file.held is not None:
+                if file.held is not None and start >= file.held_from:
                     self.wfile.flush()
                     file.held.wait(60)
         if chunked:
@@ -165,6 +168,24 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, Served] = {}
         self.json: dict[str, Any] = {}
         self.redirects: dict[str, str] = {}
+        self.seen_authorizations: list[str | None] = []
+        self._connections = 0
+        self._changed = threading.Condition()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            self._connections += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._changed:
+                self._connections -= 1
+                self._changed.notify_all()
+
+    def wait_until_left(self) -> None:
+        """Until all clients are gone, and with them what is still being sent."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._connections == 0, timeout=60)
 
     @property
     def url(self) -> str:

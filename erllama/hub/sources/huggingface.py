@@ -49,6 +49,8 @@ def huggingface_files(source: HuggingFaceSource, config: HubConfig) -> list[Remo
         what = "revision" if isinstance(error, RevisionNotFoundError) else "repository, or it needs a token"
         raise SourceNotFound(f"{source}: there is no such {what}", param="model") from None
     except HfHubHTTPError as error:
+        if error.response.status_code == 404:
+            raise SourceNotFound(f"{source}: the hub does not know it", param="model") from None
         raise PullFailed(f"{source}: the hub answers with HTTP {error.response.status_code}") from error
     except Exception as error:  # whichever HTTP library this version of huggingface_hub uses
         raise PullFailed(f"{source}: the hub cannot be asked: {type(error).__name__}: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -138,8 +139,12 @@ class FsspecOrigin:
         self.file = file
         self.validator = file.etag
         self._fs, self._path = file_system(file.url, storage_options)
+        self._lock = threading.Lock()
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
+        with self._lock:
+            if self.validator is None:  # it begins anew
+                self.validator = self._etag()
         for low in range(start, end, FSSPEC_READ_BYTES):
             high = min(low + FSSPEC_READ_BYTES, end)
             try:
@@ -156,12 +161,32 @@ class FsspecOrigin:
         return self.read(0, self.file.size)
 
     def check_unchanged(self) -> None:
-        size, etag = file_facts(self._fs, self._path, self.file.url)
-        if (size, etag) != (self.file.size, self.validator):
+        if self._etag() != self.validator:
             raise ContentChanged("it was written to")
 
     def abort(self) -> None:
         """Nobody waits longer than one read."""
+
+    def _etag(self) -> str | None:
+        size, etag = file_facts(self._fs, self._path, self.file.url)
+        if size != self.file.size:
+            raise ContentChanged(f"it had {self.file.size} bytes and has {size}")
+        return etag
+
+
+def paced(blocks: Iterator[bytes], config: HubConfig) -> Iterator[bytes]:
+    """The blocks; `Transient` when too few bytes arrive in a stall's time. A read that gets nothing
+    at all ends by the connection's own timeout.
+    """
+    since, arrived = time.monotonic(), 0
+    for data in blocks:
+        yield data
+        arrived += len(data)
+        now = time.monotonic()
+        if now - since >= config.stall_timeout_s:
+            if arrived < config.stall_bytes:
+                raise Transient(f"only {arrived} bytes came in {now - since:.1f} s")
+            since, arrived = now, 0
 
 
 def file_system(url: str, storage_options: Mapping[str, Mapping[str, Any]]) -> tuple[Any, str]:

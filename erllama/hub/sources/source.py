@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import fsspec
 
@@ -163,32 +163,33 @@ def _of_scheme(scheme: str, text: str, rest: str) -> Source:
         raise wrong_source("chained URLs (::) are not allowed")
     if scheme in _NO_SOURCES or scheme not in fsspec.available_protocols():
         raise wrong_source(f"{scheme}:// is no source: hf://, ollama://, https://, file:// and those of fsspec are")
-    parts = urlsplit(text)
-    _check_no_credentials(parts.netloc, parts.query)
+    parts, _ = _split_url(text)
     if not parts.path.lower().endswith(".gguf"):
         raise wrong_source(f"{scheme}:// takes the path of a .gguf file")
     return FsspecSource(f"{scheme}://{rest}")
 
 
-def _check_no_credentials(netloc: str, query: str) -> None:
-    if "@" in netloc:
-        raise wrong_source("a URL must not contain a user or password: configure them instead")
-    if any(_SECRET.search(key) for key, _ in parse_qsl(query, keep_blank_values=True)):
-        raise wrong_source("a URL must not contain credentials (a key, token or signature in its query)")
-
-
-def _url(text: str) -> Source:
+def _split_url(text: str) -> tuple[SplitResult, int | None]:
+    """A URL's parts and its port; refuses credentials and fragments."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
         raise wrong_source("the URL cannot be read") from None
-    _check_no_credentials(parts.netloc, parts.query)
+    if "@" in parts.netloc:
+        raise wrong_source("a URL must not contain a user or password: configure them instead")
+    if any(_SECRET.search(key) for key, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise wrong_source("a URL must not contain credentials (a key, token or signature in its query)")
+    if parts.fragment:
+        raise wrong_source("the URL must not have a fragment (#...)")
+    return parts, port
+
+
+def _url(text: str) -> Source:
+    parts, port = _split_url(text)
     host = (parts.hostname or "").rstrip(".")
     if not host or port == 0:
         raise wrong_source("the URL has no host, or port 0")
-    if parts.fragment:
-        raise wrong_source("the URL must not have a fragment (#...)")
     if host in HF_HOSTS and not parts.query and port in (None, 443):
         return _hugging_face_page(unquote(parts.path).strip("/").split("/"))
     if not parts.path.lower().endswith(".gguf"):
