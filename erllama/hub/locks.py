@@ -29,13 +29,15 @@ class Locks:
     @contextmanager
     def hub(self) -> Iterator[None]:
         """Nobody else changes what the hub has, in any process. Raises `PullFailed` after the
-        configured time.
+        configured time, and when the hub's directory cannot be written.
         """
-        lock = self._lock(self._folder / "hub.lock")
         try:
+            lock = self._lock(self._folder / "hub.lock")
             lock.acquire(timeout=self._timeout_s)
         except Timeout:
             raise PullFailed(f"the hub is locked by another process for more than {self._timeout_s:g} s") from None
+        except OSError as error:
+            raise PullFailed(f"the hub's directory cannot be written: {error}") from error
         try:
             yield
         finally:

@@ -68,6 +68,13 @@ class Pull:
         """
         self._reach.check_source(self._source)
         yield PullEvent(PULLING_MANIFEST)
+        try:
+            yield from self._run()
+        except OSError as error:
+            raise PullFailed(f"the hub's directory cannot be used: {error}") from error
+        yield PullEvent(SUCCESS)
+
+    def _run(self) -> Iterator[PullEvent]:
         with ExitStack() as stack:
             client = stack.enter_context(HttpClient(self._config, self._reach))
             lease = stack.enter_context(self._locks.lease())
@@ -82,7 +89,6 @@ class Pull:
             yield PullEvent(WRITING_MANIFEST)
             self._publish(model, digests, info)
         logger.info("pulled model=%s source=%s bytes=%d", self._name, self._source, model.total_bytes)
-        yield PullEvent(SUCCESS)
 
     def _attended(self, client: HttpClient, work: Callable[[], T]) -> T:
         """What `work` returns, done in a thread of its own, so that it can be cancelled meanwhile."""

@@ -31,7 +31,8 @@ class HttpClient:
     """One pull's connections. Any thread may send; `abort` wakes those that wait for bytes.
 
     Use as a context manager. Proxies of the environment are not used: what they connect to could
-    not be checked.
+    not be checked. Requests go to the transport itself, because httpx's client logs each URL as a
+    whole, and redirects lead to signed ones.
     """
 
     def __init__(self, config: HubConfig, reach: Reach, resolve: Resolve = resolve_host) -> None:
@@ -39,8 +40,8 @@ class HttpClient:
         self._max_redirects = config.max_redirects
         self._backend = PinnedBackend(reach, resolve)
         timeout = httpx.Timeout(config.stall_timeout_s, connect=config.connect_timeout_s, pool=None)
-        transport = _Transport(self._backend, config.connections + 1)
-        self._client = httpx.Client(transport=transport, timeout=timeout, trust_env=False)
+        self._extensions = {"timeout": timeout.as_dict()}
+        self._transport = _Transport(self._backend, config.connections + 1)
 
     def __enter__(self) -> HttpClient:
         return self
@@ -51,7 +52,7 @@ class HttpClient:
         self.close()
 
     def close(self) -> None:
-        self._client.close()
+        self._transport.close()
 
     def abort(self) -> None:
         """End what is under way: its readers get a network error. No request succeeds after that."""
@@ -73,10 +74,10 @@ class HttpClient:
             if authorization is not None and _origin(url) == first:
                 sent["Authorization"] = authorization
             try:
-                request = self._client.build_request(method, url, headers=sent)
+                request = httpx.Request(method, url, headers=sent, extensions=self._extensions)
             except (httpx.InvalidURL, UnicodeError) as error:
                 raise PullFailed(f"the source leads to a URL that cannot be read: {error}") from None
-            response = self._client.send(request, stream=True)
+            response = self._transport.handle_request(request)
             try:
                 target = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or not target:

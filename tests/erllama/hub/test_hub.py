@@ -12,7 +12,7 @@ import pytest
 
 from erllama.errors import InvalidParameter, ModelNotFound, NotSupported
 from erllama.gguf.check import inspect_gguf
-from erllama.hub.errors import CorruptManifest, NoSpace
+from erllama.hub.errors import CorruptManifest, NoSpace, PullFailed
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Damaged
 from tests.erllama.hub.conftest import hub_config
@@ -205,6 +205,16 @@ def test_a_disk_that_fills_up_is_no_space_and_the_pull_goes_on_later(hub, server
     list(hub.pull(f"{server.url}/m.gguf"))
     assert hub.path_of("m").read_bytes() == model_bytes
     assert file.bytes_sent - before < len(model_bytes) + (3 << 20)
+
+
+def test_a_directory_that_cannot_be_written_is_told(tmp_path, server, tiny_bytes):
+    server.add("/m.gguf", tiny_bytes)
+    (tmp_path / "file").write_text("no directory")
+    hub = Hub(hub_config(tmp_path / "file" / "hub", server.url))
+    with pytest.raises(PullFailed, match="the hub's directory"):
+        list(hub.pull(f"{server.url}/m.gguf"))
+    with pytest.raises(PullFailed, match="the hub's directory"):
+        hub.delete("m")
 
 
 def test_old_partials_are_garbage_and_young_ones_are_not(hub, server, model_bytes):

@@ -125,11 +125,14 @@ def test_a_token_goes_to_the_hub_and_not_to_where_it_redirects(tmp_path, server,
     hub = Hub(hub_config(tmp_path / "hub", server.url, hf_token="hf_hunter2"))
     files = server.add_repository("o/r", {"m-Q8_0.gguf": model_bytes})
     server.redirects = {path: target.replace("127.0.0.1", "localhost") for path, target in server.redirects.items()}
-    with caplog.at_level(logging.DEBUG):
-        pull(hub, "hf://o/r")
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, "erllama")
+    pull(hub, "hf://o/r")
     assert set(files["m-Q8_0.gguf"].authorizations) == {None}
     assert "Bearer hf_hunter2" in server.seen_authorizations
+    assert "pulled model" in caplog.text
     assert "hunter2" not in caplog.text + repr(hub.config)
+    assert "signature" not in caplog.text  # the redirects were signed
 
 
 @pytest.mark.parametrize(
