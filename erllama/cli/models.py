@@ -46,8 +46,9 @@ def pull(
     hub: Directory = None,
 ) -> None:
     """Fetch a model into the hub. What was fetched before an interruption is not fetched again."""
+    file = Path(source)
     with clear_errors():
-        _show_progress(_hub(hub).pull(source, name))
+        _show_progress(_hub(hub).pull(str(file.absolute()) if file.is_file() else source, name))
 
 
 @models.command("list")

@@ -86,7 +86,7 @@ def fetch_range(origin: Origin, start: int, end: int, config: HubConfig) -> byte
 
 def read_remote_header(origin: Origin, config: HubConfig) -> GgufHeader:
     """Raises `ModelLoadError` for what is no sound header, and `PullFailed`."""
-    file = cast(BinaryIO, io.BufferedReader(RangedFile(origin, config)))
+    file = cast(BinaryIO, io.BufferedReader(RangedFile(origin, config), BLOCK_BYTES))
     return parse_header(file, origin.file.size, Path(origin.file.name), config.max_header_bytes)
 
 

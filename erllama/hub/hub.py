@@ -19,7 +19,7 @@ from erllama.hub.links import Links
 from erllama.hub.locks import Locks
 from erllama.hub.manifest import Damaged, Manifest, Manifests, now
 from erllama.hub.name import ModelName
-from erllama.hub.pull import Pull
+from erllama.hub.pull import Prospect, Pull
 from erllama.hub.safety import Reach
 from erllama.hub.sources.remote import Role
 from erllama.hub.sources.source import name_of, parse_source
@@ -56,21 +56,11 @@ class Hub:
         with the arguments is raised at once, the rest while the events are read: nothing happens
         before. Setting `cancel`, or closing the iterator, ends the pull; the next one goes on.
         """
-        parsed = parse_source(source)
-        name = ModelName.parse(as_name) if as_name is not None else name_of(parsed)
-        reach = Reach.of(self.config, trusted)
-        reach.check_source(parsed)
-        return Pull(
-            parsed,
-            name,
-            self.config,
-            locks=self._locks,
-            blobs=self._blobs,
-            manifests=self._manifests,
-            links=self._links,
-            reach=reach,
-            cancel=cancel,
-        ).run()
+        return self._pull(source, as_name, trusted, cancel).run()
+
+    def inspect(self, source: str, *, trusted: bool = True) -> Prospect:
+        """What a pull would fetch, how much, and what the model is; refuses what a pull refuses."""
+        return self._pull(source, None, trusted, None).look()
 
     def list(self) -> list[Manifest | Damaged]:
         """All models by name, and those whose manifest cannot be read."""
@@ -129,6 +119,23 @@ class Hub:
         """
         with self._locks.hub():
             return self._collect()
+
+    def _pull(self, source: str, as_name: str | None, trusted: bool, cancel: threading.Event | None) -> Pull:
+        parsed = parse_source(source)
+        name = ModelName.parse(as_name) if as_name is not None else name_of(parsed)
+        reach = Reach.of(self.config, trusted)
+        reach.check_source(parsed)
+        return Pull(
+            parsed,
+            name,
+            self.config,
+            locks=self._locks,
+            blobs=self._blobs,
+            manifests=self._manifests,
+            links=self._links,
+            reach=reach,
+            cancel=cancel,
+        )
 
     def _collect(self) -> Freed:
         self._manifests.tidy()

@@ -55,7 +55,7 @@ class Locks:
             try:
                 yield Lease(self, path)
             finally:
-                path.unlink(missing_ok=True)
+                _drop(path)
 
     def leased(self) -> set[str]:
         """The keys of all leases of living processes; call it under `hub`. Removes dead ones."""
@@ -64,7 +64,7 @@ class Locks:
         for path in sorted(self._leases.glob("*.json")):
             with self.tried(path.with_suffix(".lock")) as free:
                 if free:
-                    path.unlink(missing_ok=True)
+                    _drop(path)
                     continue
             try:
                 keys |= set(json.loads(path.read_bytes()))
@@ -92,6 +92,12 @@ class Locks:
     def _lock(self, path: Path) -> FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path, thread_local=False)
+
+
+def _drop(lease: Path) -> None:
+    """Delete a lease, then its lock, which is held: nobody will ever ask for its name again."""
+    lease.unlink(missing_ok=True)
+    lease.with_suffix(".lock").unlink(missing_ok=True)
 
 
 class Lease:

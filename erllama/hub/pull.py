@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -21,11 +22,11 @@ from erllama.hub.errors import PullCancelled, PullFailed
 from erllama.hub.events import PULLING_MANIFEST, SUCCESS, WRITING_MANIFEST, PullEvent
 from erllama.hub.header import check_runnable, read_remote_header
 from erllama.hub.links import Links, file_name_of
-from erllama.hub.locks import Locks
+from erllama.hub.locks import Lease, Locks
 from erllama.hub.manifest import Details, Manifest, ManifestFile, Manifests, now
 from erllama.hub.name import ModelName
 from erllama.hub.safety import Reach
-from erllama.hub.sources.client import HttpClient
+from erllama.hub.sources.client import HttpClient, shown
 from erllama.hub.sources.origin import open_origin
 from erllama.hub.sources.remote import RemoteFile, RemoteModel, Role
 from erllama.hub.sources.resolve import resolve_source
@@ -33,6 +34,18 @@ from erllama.hub.sources.source import Source
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What a pull would fetch, and what its header tells of the model."""
+
+    model: RemoteModel
+    info: GgufInfo
+
+    @property
+    def total_bytes(self) -> int:
+        return self.model.total_bytes
 
 
 class Pull:
@@ -74,21 +87,33 @@ class Pull:
             raise PullFailed(f"the hub's directory cannot be used: {error}") from error
         yield PullEvent(SUCCESS)
 
+    def look(self) -> Prospect:
+        """Ask and check as `run` does, and fetch nothing but headers. Raises what `run` raises."""
+        self._reach.check_source(self._source)
+        with HttpClient(self._config, self._reach) as client:
+            return self._look(client, None)
+
+    def _look(self, client: HttpClient, lease: Lease | None) -> Prospect:
+        """With a lease nothing that is here already goes before it has been looked at."""
+        model = self._attended(client, lambda: resolve_source(self._source, client, self._config))
+        if lease is not None:
+            lease.add(*(file.key for file in model.files))
+        return Prospect(model, self._attended(client, lambda: self._check(model, client)))
+
     def _run(self) -> Iterator[PullEvent]:
         with ExitStack() as stack:
             client = stack.enter_context(HttpClient(self._config, self._reach))
             lease = stack.enter_context(self._locks.lease())
-            model = self._attended(client, lambda: resolve_source(self._source, client, self._config))
-            lease.add(*(file.key for file in model.files))
-            info = self._attended(client, lambda: self._check(model, client))
+            prospect = self._look(client, lease)
+            model = prospect.model
             self._blobs.check_space(model.files)
             digests = []
             for file in model.files:
                 origin = open_origin(file, client, self._config)
                 digests.append((yield from self._blobs.fetch(origin, lease, self._cancel)))
             yield PullEvent(WRITING_MANIFEST)
-            self._publish(model, digests, info)
-        logger.info("pulled model=%s source=%s bytes=%d", self._name, self._source, model.total_bytes)
+            self._publish(model, digests, prospect.info)
+        logger.info("pulled model=%s source=%s bytes=%d", self._name, shown(str(self._source)), model.total_bytes)
 
     def _attended(self, client: HttpClient, work: Callable[[], T]) -> T:
         """What `work` returns, done in a thread of its own, so that it can be cancelled meanwhile."""

@@ -165,6 +165,15 @@ def test_what_cannot_run_is_refused_before_it_is_fetched(tmp_path, server, model
     assert blobs(hub) == []
 
 
+def test_a_model_can_be_looked_at_without_being_pulled(hub, server, model_bytes, tiny_bytes):
+    file = server.add("/m.gguf", model_bytes + b"\0" * (20 << 20))
+    prospect = hub.inspect(f"{server.url}/m.gguf")
+    assert prospect.total_bytes == len(file.data)
+    assert prospect.info.n_vocab > 0
+    assert file.bytes_sent < len(file.data) / 4
+    assert (names(hub), blobs(hub)) == ([], [])
+
+
 @pytest.mark.parametrize("data", [b"<html>not found</html>" * 100, b"GGUF\3\0\0\0" + b"\xff" * 100])
 def test_what_is_no_model_is_refused_before_it_is_fetched(hub, server, data):
     server.add("/m.gguf", data)
@@ -264,7 +273,7 @@ def test_threads_that_pull_copy_and_delete_at_once(hub, server, tiny_bytes):
             future.result()
     assert (names(hub), blobs(hub)) == ([], [])
     assert file.requests["GET"] < 5 * 6 * 2
-    assert list((hub.config.root / "leases").glob("*.json")) == []
+    assert list((hub.config.root / "leases").iterdir()) == []
 
 
 def test_the_default_directory_is_below_the_users_cache(monkeypatch):
