@@ -57,7 +57,7 @@ class HubConfig:
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     max_redirects: int = 5
-    max_header_bytes: int = 256 << 20
+    max_header_bytes: int = 64 << 20
     keep_free_bytes: int = 256 << 20
     partial_max_age_s: float = 7 * 86400.0
     lock_timeout_s: float = 60.0
