@@ -7,9 +7,10 @@ A line on stdout for each case: its name, `pass` or `fail`, and the first line o
 ask for short greedy replies; those of forced calls and of JSON need a model that ends its strings.
 Figures: how many cases there were, passed and failed. The exit status is 1 if one failed.
 
-The cases lie in conformance_chat.py (templates, tools), conformance_structure.py (replies of a form)
-and conformance_wire.py (streams, log probabilities, parameters, HTTP): each is a function that is given a `Target` and
-raises `AssertionError` with what it saw.
+The cases lie in conformance_chat.py (templates, tools), conformance_structure.py (replies of a form),
+conformance_wire.py (streams, log probabilities, parameters, HTTP) and conformance_llama.py (the
+routes of llama.cpp's server and of vLLM beside OpenAI's; `--only llama_`): each is a function that
+is given a `Target` and raises `AssertionError` with what it saw.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import conformance_chat
+import conformance_llama
 import conformance_structure
 import conformance_wire
 import httpx
@@ -29,6 +31,7 @@ CASES: dict[str, Case] = {
     **conformance_chat.CASES.by_name,
     **conformance_structure.CASES.by_name,
     **conformance_wire.CASES.by_name,
+    **conformance_llama.CASES.by_name,
 }
 TIMEOUT_S = 120.0
 

@@ -4,6 +4,7 @@ takes no time.
     python bench/overhead.py [--streams 1,16,64] [--seconds 8] [--step-ms 0,20] [--mode both]
     [--json FILE]
     python bench/overhead.py --mode history
+    python bench/overhead.py --mode dialects [--rounds 15]
 
 For each mode (`tuned`: the switches of deployments.launch; `default`: Ray as it comes) one cluster
 runs with one model per value of `--step-ms`: 0 decodes as fast as the engine loop turns, so tokens
@@ -23,6 +24,11 @@ MODE.unary.sK.p50       milliseconds per such request, the median
 history.first, .second  CPU milliseconds to render and tokenise a chat of `--messages` messages (some
                         30,000 tokens of the demo model) that no one has seen, and with the next
                         turn behind it; no server runs
+
+dialect.NAME.token_us, .stream_us, .request_us
+                        CPU microseconds of the ingress per token of a stream, per short stream and
+                        per request that is not streamed, by dialect; no server runs. Ratios are to
+                        chat completions
 
 CPU is user + system time from /proc, in ticks of 10 ms, so short runs are coarse. Ratios are
 default/tuned: above one means that the switches help (for requests, items and tokens, below one
@@ -46,6 +52,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Figures, int_list, make_parser, percentile, say
+from overhead_dialects import measure_dialects
 from servers import Ours, component, cpu_of
 from stream_client import Connection, Truncated, encode_request, parse_reply, parse_stream
 
@@ -218,7 +225,8 @@ def main() -> None:
     parser.add_argument(
         "--step-ms", type=int_list, default=[0, 20], help="sleep per decode step, one model each (default 0,20)"
     )
-    parser.add_argument("--mode", choices=("tuned", "default", "both", "history"), default="both")
+    parser.add_argument("--mode", choices=("tuned", "default", "both", "history", "dialects"), default="both")
+    parser.add_argument("--rounds", type=int, default=15, help="of the dialects (default 15)")
     parser.add_argument("--messages", type=int, default=200, help="of the history (default 200)")
     parser.add_argument("--port", type=int, default=8210)
     args = parser.parse_args()
@@ -226,8 +234,11 @@ def main() -> None:
         parser.error("--streams must be between 1 and 64")
 
     figures = Figures()
-    if args.mode == "history":
-        measure_history(figures, args.messages)
+    if args.mode in ("history", "dialects"):
+        if args.mode == "history":
+            measure_history(figures, args.messages)
+        else:
+            measure_dialects(figures, args.rounds)
         figures.report(args.json)
         return
     logging.getLogger("gguf").setLevel(logging.WARNING)

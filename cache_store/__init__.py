@@ -15,7 +15,9 @@ tier: digests find accidents. It knows no models and no llama.cpp: rows are byte
     index/       what one process knows of all tiers: the longest prefix, who may be evicted
     tiers/       places of objects: a local directory, or anything that fsspec has a driver for
     read/        prefixes found, fetched, verified        write/   blocks accepted and published
-    sharing/     what processes tell each other, and a shared tier kept to its budget
+    sharing/     what processes tell each other, pins, and a shared tier kept to its budget
+    documents/   small objects of an application, by ids of their own, beside the blocks
+    transfer.py  one prefix as a whole: evicted, exported as a file, imported from one
 
 Processes that share tiers need not know of each other: each lists, probes and evicts for itself.
 Where a scheduler carries what `Store.take_delta` gives on one of them to `Store.apply_deltas` on
@@ -35,31 +37,37 @@ to itself.
 from __future__ import annotations
 
 from cache_store.config import StoreConfig, TierConfig
-from cache_store.errors import CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
+from cache_store.errors import BadTransfer, CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key, tenant_root
 from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.walk import Hop
 from cache_store.read.fetch import ObjectReader
-from cache_store.records import CachedPrefix, Fetched, GarbageReport, Plan, StoreStats, TierStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, ImportReport, PinInfo, Plan, StoreStats, TierStats
 from cache_store.store import Store
 from cache_store.tiers.open import open_tier
+from cache_store.transfer import EntryReader, ImportState
 
 __all__ = [
     "BLOCK_TOKENS",
     "BadDelta",
+    "BadTransfer",
     "Block",
     "BlockId",
     "CachedPrefix",
     "ChainKey",
     "CorruptBlock",
     "Damage",
+    "EntryReader",
     "Fetched",
     "GarbageReport",
     "Hop",
+    "ImportReport",
+    "ImportState",
     "IndexDelta",
     "Kind",
     "ObjectReader",
+    "PinInfo",
     "Plan",
     "Store",
     "StoreClosed",
@@ -74,4 +82,5 @@ __all__ = [
     "TokenChain",
     "open_tier",
     "root_key",
+    "tenant_root",
 ]

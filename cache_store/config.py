@@ -127,6 +127,8 @@ class StoreConfig:
     rescan_share: float = 0.02
     # what a crash may cost the next start: a listing finds everything but the tokens and the hits
     snapshot_s: float = 900.0
+    pin_share: float = 0.25  # of a tier's budget: what pins may keep from being evicted, all owners together
+    pin_quota_bytes: int | str | None = None  # what one owner may pin in a tier: a number or "2GiB"; None: the share
 
     def __post_init__(self) -> None:
         if not self.tiers:
@@ -145,3 +147,13 @@ class StoreConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         if not 0 < self.rescan_share <= 1:
             raise ValueError(f"rescan_share={self.rescan_share}: must be in (0, 1]")
+        if not 0 <= self.pin_share <= 0.9:
+            raise ValueError(f"pin_share={self.pin_share}: must be in [0, 0.9], so that a full tier can evict")
+        try:
+            _ = self.owner_pin_bytes
+        except ValueError as failure:
+            raise ValueError(f"pin_quota_bytes: {failure}") from None
+
+    @property
+    def owner_pin_bytes(self) -> int | None:
+        return None if self.pin_quota_bytes is None else parse_bytes(self.pin_quota_bytes)

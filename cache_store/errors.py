@@ -39,5 +39,9 @@ class StoreFull(StoreError):
     """No room in a tier, and nothing in it that may be evicted."""
 
 
+class BadTransfer(StoreError):
+    """The file of an exported prefix is cut or damaged, or of another model, build or tenant."""
+
+
 class StoreClosed(StoreError):
     """The store has been closed and takes no more work."""

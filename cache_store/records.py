@@ -47,7 +47,10 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class CachedPrefix:
-    """The longest stored prefix of one branch, as `list_cached_prefixes` shows it."""
+    """The longest stored prefix of one branch, as `list_cached_prefixes` shows it. `last_used_s` is
+    unix seconds; `head` are its first token ids, as far as the index knows them; `pins` names the
+    pins that keep all of it.
+    """
 
     root: ChainKey
     key: ChainKey
@@ -55,6 +58,38 @@ class CachedPrefix:
     tiers: tuple[str, ...]
     n_bytes: int
     hits: int
+    last_used_s: float = 0.0
+    head: tuple[int, ...] = ()
+    pins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PinInfo:
+    """A pin as it is told: until `expires_s` (unix) the objects of the prefix `key` stay in `tiers`,
+    those of the tiers into which it fits. `n_bytes` is what is stored of it.
+    """
+
+    name: str
+    owner: str
+    root: ChainKey
+    key: ChainKey
+    n_tokens: int
+    expires_s: float
+    n_bytes: int
+    tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import published: the prefix `key` of `n_tokens`, in `n_objects` of `n_bytes` as they
+    lay in the file.
+    """
+
+    root: ChainKey
+    key: ChainKey
+    n_tokens: int
+    n_objects: int
+    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,18 +40,21 @@ from cache_store.format.block import Block, BlockId
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.delta import DeltaLog, IndexDelta
 from cache_store.index.index import Index
+from cache_store.read.pinning import Pinning
 from cache_store.read.prefix_search import PrefixSearch
-from cache_store.read.prefixes import Hottest, leaf_prefixes
+from cache_store.read.prefixes import Hottest, leaf_prefixes, prefix_of
 from cache_store.read.reader import Consume, Reader
-from cache_store.records import CachedPrefix, Fetched, GarbageReport, Plan, StoreStats
+from cache_store.records import CachedPrefix, Fetched, GarbageReport, PinInfo, Plan, StoreStats
 from cache_store.sharing.claims import Claims
 from cache_store.sharing.garbage import GarbageCollection, garbage_pool
 from cache_store.sharing.gossip import Gossip
 from cache_store.sharing.maintenance import Maintenance
+from cache_store.sharing.pins import Pins
 from cache_store.tiers.base import Tier
 from cache_store.tiers.guarded import GuardedTier, open_tiers
 from cache_store.tiers.open import open_tier
 from cache_store.tiers.stack import TierStack
+from cache_store.transfer import Transfer
 from cache_store.write.copier import Copy, TierCopier
 from cache_store.write.worker import seconds_left
 from cache_store.write.writer import Writer
@@ -82,9 +85,9 @@ class Store:
         self._loaded = threading.Event()
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
-        self._pin_lock = threading.Lock()
-        # what each pin pinned: later saves may cut the chain otherwise
-        self._pins: dict[tuple[ChainKey, int], list[list[BlockId]]] = {}
+        self._pins = Pins(self._stack, unix_s, clock, config.pin_share, config.owner_pin_bytes)
+        self._stack.before_evicting = self._pins.before_evicting
+        self._pinning = Pinning(self._stack, self._pins, self.missing, unix_s)
         self._claims = Claims(next((tier for tier in tiers if tier.local), None), owner, unix_s)
         self._garbage_pools = [garbage_pool(tier) for tier in tiers]
         self._copiers = [
@@ -95,9 +98,11 @@ class Store:
             self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
         )
         self._reader = Reader(self._stack, self._writer, self._copiers[0] if self._copiers else None)
+        self.transfer = Transfer(self._stack, self._reader, self.save, self.flush, config.op_timeout_s)
         self._maintenance = Maintenance(
             self._stack,
             self._claims,
+            self._pins,
             self._gossip,
             owner,
             config,
@@ -197,38 +202,33 @@ class Store:
 
     # --- keeping ----------------------------------------------------------------------------------
 
-    def pin(self, chain: TokenChain, upto: int) -> None:
-        """Never evict the rows of the first `upto` tokens: the objects that hold them now, and
-        those that a save would make of the rest.
-
-        Counted: every pin wants one `unpin` of the same tokens.
+    def pin(
+        self, prefix: TokenChain | ChainKey, ttl_s: float, *, name: str = "", owner: str = "", wait_s: float = 0.0
+    ) -> PinInfo | None:
+        """Never evict the rows of a prompt, or of a stored prefix, for `ttl_s`, in any process that shares
+        a tier: what holds them now, and what a save would make of the rest. None for an unknown key.
+        `name` tells the pins of an owner apart; "" is the key, and then pins of shorter parts go.
+        `wait_s` is how long to wait until the tiers have it. Raises `ValueError` for a bad name or
+        time, `StoreFull` for what is beyond the owner's quota.
         """
-        chain = chain.prefix(upto)
-        stored = self._stack.index.longest_prefix(chain).hops
-        ids = [*(hop.id for hop in stored), *self.missing(chain)]
-        self._stack.index.pin(ids)
-        with self._pin_lock:
-            self._pins.setdefault((chain.key_at(len(chain)), len(chain)), []).append(ids)
+        return self._pinning.pin(prefix, ttl_s, name, owner, _deadline(wait_s) if wait_s > 0 else None)
 
-    def unpin(self, chain: TokenChain, upto: int) -> None:
-        """Raises `ValueError` for what is not pinned."""
-        chain = chain.prefix(upto)
-        pin = (chain.key_at(len(chain)), len(chain))
-        with self._pin_lock:
-            pinned = self._pins.get(pin)
-            if not pinned:
-                raise ValueError(f"the first {len(chain)} tokens are not pinned")
-            ids = pinned.pop()
-            if not pinned:
-                del self._pins[pin]
-        self._stack.index.unpin(ids)
+    def pin_soon(self, chain: TokenChain, ttl_s: float, owner: str = "") -> None:
+        """`pin` on a thread of ours: takes no time here, and what fails is counted (`dropped`)."""
+        self._pinning.pin_soon(chain, ttl_s, owner)
+
+    def unpin(self, name: str, owner: str = "", wait_s: float = 0.0) -> bool:
+        """Take a pin back; False when there is none of that name."""
+        return self._pinning.unpin(name, owner, _deadline(wait_s) if wait_s > 0 else None)
+
+    def pins(self) -> tuple[PinInfo, ...]:
+        """All that are known here, oldest first."""
+        return self._pins.infos()
 
     def evict_bytes(self, label: str, n_bytes: int, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes` from the tier `label`, least worth first, or what may go; the
-        bytes that went within `op_timeout_s`.
-
-        `only_if_lower`: only what a lower tier has, too. Raises `ValueError` for a tier that there
-        is not.
+        bytes that went within `op_timeout_s`. `only_if_lower`: only what a lower tier has, too. Raises
+        `ValueError` for a tier that there is not.
         """
         tier = self._tier(label)
         before = self._stack.index.bytes_in(tier.index)
@@ -250,16 +250,20 @@ class Store:
         """Take back claims that begin with one of `keys`. Others' stay."""
         self._claims.release(keys, self._claim_deadline())
 
-    def prefixes(self, root: ChainKey | None = None, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """Stored prefixes that nothing longer continues, most recently used first."""
-        return leaf_prefixes(self._stack, root, limit)
+    def prefixes(
+        self, root: ChainKey | None = None, limit: int = 1000, order: str = "recent"
+    ) -> tuple[CachedPrefix, ...]:
+        """Stored prefixes that nothing longer continues, in one of `read.prefixes.ORDERS`."""
+        return leaf_prefixes(self._stack, root, limit, order, self._pins.known())
+
+    def prefix(self, key: ChainKey) -> CachedPrefix | None:
+        """One stored prefix; None when it is not stored whole."""
+        return prefix_of(self._stack, key, self._pins.known())
 
     def hottest(self, root: ChainKey, limit: int, deadline_s: float | None = None) -> list[NDArray[np.uint32]]:
         """The token ids of the `limit` prefixes of a root that are worth most, best first: the
-        longest, none the beginning of another.
-
-        Ids that the index does not know are read, within `op_timeout_s` by default; a prefix whose
-        ids cannot be had in time is left out.
+        longest, none the beginning of another. Ids that the index does not know are read, within
+        `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
         """
         deadline_ns = _deadline(self._config.op_timeout_s if deadline_s is None else deadline_s)
         return Hottest(
@@ -269,9 +273,7 @@ class Store:
     # --- with others ------------------------------------------------------------------------------
 
     def take_delta(self) -> IndexDelta:
-        """What this store wrote, removed and used since the last call, or since its start; the
-        newest few thousand objects. No I/O.
-        """
+        """What was written, removed and used here since the last call, the newest few thousand. No I/O."""
         return self._gossip.take()
 
     def apply_deltas(self, deltas: Iterable[IndexDelta]) -> int:
@@ -352,6 +354,8 @@ class Store:
         parts: list[Writer | TierCopier | Maintenance] = [self._writer, *self._copiers, self._maintenance]
         for part in parts:
             part.stop(seconds_left(deadline_ns))
+        self._pins.make_wanted()
+        self._pins.publish(max(deadline_ns, _deadline(self._config.retry_s)))
         for tier in self._stack.tiers:
             if tier.persistent and tier.writable and self._maintenance.is_listed(tier):
                 self._write_snapshot(tier, deadline_ns)

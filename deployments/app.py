@@ -99,6 +99,7 @@ def _model(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
         n_cpus=max(1, math.floor(num_cpus)),
         routing=None if router is None else args.routing,
         scheduler=args.scheduler,
+        salts=args.http.salts(spec.id),
     )
 
 

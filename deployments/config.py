@@ -18,16 +18,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
+from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
+from deployments.http.ports import ReplyDefaults
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter
 from erllama.gguf.fingerprint import user_cache_dir
+from erllama.grammar.constraint import Constraint, ConstraintKind
+from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.tokenizer import AnyTable
+from erllama.request import SamplingParams, sampling_of
 
 
 def deployment_name(model_id: str) -> str:
@@ -54,6 +68,12 @@ def _refusals() -> Iterator[None]:
         yield
     except InvalidParameter as error:
         raise ValueError(error.message) from None
+
+
+def _sampling(value: Any) -> Any:
+    """Parameters of `SamplingParams` by their names; `logit_bias` also as a mapping from token ids."""
+    with _refusals():
+        return sampling_of(value) if isinstance(value, dict) else value
 
 
 class Autoscaling(_Strict):
@@ -83,10 +103,13 @@ class AdapterSpec(_Strict):
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelSpec(EngineConfig):
     """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs
-    to run it."""
+    to run it. `sampling` and `reply_grammar` (GBNF, for chats) hold where a request says nothing of
+    its own."""
 
     id: str
     aliases: tuple[str, ...] = ()
+    sampling: Annotated[SamplingParams, BeforeValidator(_sampling)] = SamplingParams()
+    reply_grammar: str | None = None
     adapters: tuple[AdapterSpec, ...] = ()
 
     # Ray
@@ -106,6 +129,9 @@ class ModelSpec(EngineConfig):
     def __post_init__(self) -> None:
         with _refusals():
             super().__post_init__()
+            grammar = self.reply_defaults().grammar
+            if grammar is not None:
+                GrammarCompiler(AnyTable).check(grammar)
         if self.autoscaling is not None and self.num_replicas != 1:
             raise ValueError("num_replicas and autoscaling exclude each other")
         if self.drain_s > self.graceful_shutdown_timeout_s:
@@ -115,6 +141,12 @@ class ModelSpec(EngineConfig):
             raise ValueError(
                 f"n_gpu_layers is {self.n_gpu_layers} but num_gpus is 0: a replica without a GPU cannot offload layers"
             )
+
+    def reply_defaults(self) -> ReplyDefaults:
+        """What the ingress adds to requests."""
+        text = self.reply_grammar
+        grammar = None if text is None else Constraint(ConstraintKind.GBNF, text, "reply_grammar")
+        return ReplyDefaults(self.sampling, grammar)
 
     def engine_config(self, *, n_threads: int) -> EngineConfig:
         """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the
@@ -161,6 +193,11 @@ class HttpSpec(HttpOptions):
     encoding."""
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+
+    def salts(self, model_id: str) -> tuple[str, ...]:
+        """Of the tenants that may use a model, each once."""
+        tenants = [key.tenant for key in self.api_keys] or [ANONYMOUS]
+        return tuple(dict.fromkeys(tenant.salt for tenant in tenants if tenant.may_use(model_id)))
 
 
 class RoutingSpec(_Strict):
@@ -248,7 +285,9 @@ class SchedulerSpec(_Strict):
 
 
 class BuildArgs(_Strict):
-    """The whole of `args`."""
+    """The whole of `args`. Its errors do not repeat what they refuse: that may be a key."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     store: StoreSpec = StoreSpec()
@@ -274,6 +313,10 @@ class BuildArgs(_Strict):
                     raise ValueError(f"two models answer to {name!r}")
                 seen.add(name)
         ModelNames({model.id: model.aliases for model in self.models}, self.default_model)
+        known = {model.id for model in self.models}
+        for index, key in enumerate(self.http.api_keys):
+            if unknown := sorted(set(key.models or ()) - known):
+                raise ValueError(f"http.api_keys.{index}.models names {unknown[0]!r}, which is no model's id")
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")
         if len({deployment_name(model.id) for model in self.models}) < len(self.models):

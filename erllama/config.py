@@ -55,6 +55,7 @@ class EngineConfig:
     keep_sampled_reasoning: a reply that comes back without its reasoning has it in the prompt all the
         same, as it was sampled, where the template would have shown it. Clients drop what a model
         thought when they resend history; without this, so does the prompt, and the KV from there on.
+    spm_infill: prompts with a gap have the text behind it first, as some models were trained.
     template_clock: what a template that asks for the time is told; with "time" a conversation's
         prompt begins anew with every minute.
     """
@@ -82,6 +83,7 @@ class EngineConfig:
     tool_format: str = "auto"
     constrain_tool_calls: bool = True
     keep_sampled_reasoning: bool = False
+    spm_infill: bool = False
     template_clock: Literal["date", "time"] = "date"
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
@@ -108,7 +110,7 @@ class EngineConfig:
                 check_int(name, value, low)
         for name in (
             *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
-            *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning"),
+            *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning", "spm_infill"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")
         if self.chat_template is not None:

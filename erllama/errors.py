@@ -84,6 +84,13 @@ class SessionNotFound(RequestError):
     code = "session_not_found"
 
 
+class PrefixNotFound(RequestError):
+    """No prefix of that key is stored for this model: never, not any more, or not here."""
+
+    http_status = 404
+    code = "prefix_not_found"
+
+
 class TranscriptMismatch(RequestError):
     """A session's tokens are not what the caller expects; they agree before index `diverges_at`."""
 
@@ -122,6 +129,13 @@ class EngineStopped(ErllamaError):
     http_status = 503
     code = "engine_stopped"
     resumable = True
+
+
+class StoreUnavailable(ErllamaError):
+    """The KV store could not do what was asked of it by name. Requests never meet this."""
+
+    http_status = 503
+    code = "store_unavailable"
 
 
 class DecodeAborted(ErllamaError):

@@ -39,7 +39,8 @@ class CacheHitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log probability under the raw distribution (before bias, penalties and truncation).
+    """Log probability under the raw distribution (before bias, penalties and truncation), or, for a
+    request with `post_sampling`, under what the token was drawn from.
 
     `piece` has the bytes of the token, a control token's are its name; `hidden` says that they do
     not stand in the text of the reply. `top` are id, bytes and log probability of the likeliest.
@@ -97,6 +98,23 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the prompt of a request with `report_progress` is: told once it is known what was
+    taken over, and after each slice.
+
+    The context holds `processed` of the `total` tokens that it must hold before a token is
+    sampled. `cached` of them were taken over from `tier` (as `RequestStats.cache_tier`; None:
+    nothing was). `elapsed_ms` runs from admission.
+    """
+
+    total: int
+    cached: int
+    processed: int
+    tier: str | None
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The last event of a request that ended normally, cancelled ones included. `finish_key` is the
     chain key of prompt + reply.
@@ -113,7 +131,7 @@ class Failed:
     error: ErllamaError
 
 
-Event = Tokens | Done | Failed
+Event = Tokens | Progress | Done | Failed
 
 
 def merge_events(events: Iterable[Event]) -> list[Event]:
@@ -155,6 +173,8 @@ class CompletionParts:
                 self._text.append(event.text)
                 self._ids.extend(event.ids)
                 self._logprobs.extend(event.logprobs or ())
+                return None
+            case Progress():
                 return None
             case Done():
                 return Completion(

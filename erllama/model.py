@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from cache_store import CachedPrefix, Store, StoreConfig, StoreStats
+from cache_store import Store, StoreConfig, StoreStats
 from erllama.backend.base import ModelBackend, Vocab
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -26,18 +26,16 @@ from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
+from erllama.model_prefixes import PrefixMethods
+from erllama.pooled import PooledOutputs
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-_EMBED_AT_ONCE = 16
-
-
-class Model:
+class Model(PooledOutputs, PrefixMethods):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:
@@ -145,16 +143,16 @@ class Model:
         """Compute and save the KV of `tokens`, which `finish_key` names then; blocks."""
         return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
 
-    def prewarm(self, k: int, timeout_s: float) -> int:
+    def prewarm(self, k: int, timeout_s: float, salts: Iterable[str] = ("",)) -> int:
         """Put the `k` most valuable stored prefixes back into the context, as far as there are
-        empty sequences; how many are live then, 0 without a store.
+        empty sequences; how many are live then, 0 without a store. `salts`: of requests with these.
 
         Computes nothing, waits up to `timeout_s` for the store. What fails is logged, not raised.
         """
         if self.store is None or k < 1:
             return 0
         give_up = time.monotonic() + timeout_s
-        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up)
+        return prewarm(self._loop, self.store, limit=k, n_ctx=self._backend.n_ctx, give_up=give_up, salts=salts)
 
     def continue_(
         self,
@@ -234,17 +232,6 @@ class Model:
         conversation = template.conversation(with_system, tools=tools)
         return conversation.tokenize(self._vocab, template.render_conversation(conversation))
 
-    def embed(self, tokens: Sequence[int]) -> list[float]:
-        """The pooled, L2-normalised embedding of token ids. May raise `NotSupported`."""
-        return self.embed_many([tokens])[0]
-
-    def embed_many(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One each. Running requests get their steps between parts of a long list."""
-        vectors: list[list[float]] = []
-        for start in range(0, len(inputs), _EMBED_AT_ONCE):
-            vectors += self._embed_some(inputs[start : start + _EMBED_AT_ONCE])
-        return vectors
-
     # --- adapters ---------------------------------------------------------------------------------
 
     def load_adapter(self, path: str) -> str:
@@ -294,10 +281,6 @@ class Model:
     def phase(self) -> ModelStatus:
         """The same as `status()`."""
         return self.status()
-
-    def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        """The stored prefixes that nothing longer continues, most recently used first."""
-        return () if self.store is None else self.store.prefixes(self._root_of(()), limit)
 
     @property
     def kv_root(self) -> str:
@@ -384,14 +367,6 @@ class Model:
                 log.warning("shutdown save: the store did not take everything in time: id=%s", self._config.id)
         except (ErllamaError, TimeoutError) as error:
             log.warning("shutdown save failed: id=%s error=%r", self._config.id, error)
-
-    def _embed_some(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        vectors = self._call(lambda _: self._backend.embed(inputs))
-        self._loop.note_use()
-        return [vector.tolist() for vector in vectors]
-
-    def _call(self, function: Callable[[Engine], T]) -> T:
-        return self._loop.call(function).result()
 
 
 def _load_with_llama_cpp(config: EngineConfig) -> ModelBackend:

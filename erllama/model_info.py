@@ -73,4 +73,5 @@ def make_model_info(
         has_chat_template=has_chat_template,
         generates=backend.generates,
         embeds=backend.embeds,
+        rank_tokens=backend.rank_tokens,
     )

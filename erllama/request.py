@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
 
@@ -125,6 +126,22 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """The KV of the first `n_tokens` of a prompt shall stay in the store for `ttl_s`, within the quota
+    of `owner` and what the policy allows.
+    """
+
+    n_tokens: int
+    ttl_s: float
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        check_int("pin.n_tokens", self.n_tokens, 0)
+        check_number("pin.ttl_s", self.ttl_s, 0)
+        check_type("pin.owner", self.owner, str, "a string")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to continue; everything in it has been rendered and tokenised.
 
@@ -132,7 +149,8 @@ class GenerationRequest:
     `max_tokens` None generates until EOS or the end of the context; 0 only prefills. `stop` strings
     end the text before them and never appear in it. `ignore_eos` generates past the model's EOS.
     `grammar` is what the text must follow, a string being GBNF with a `root` rule. `logprobs` None
-    is off, n >= 0 reports the chosen token and the n likeliest ones. `parent_key` names a saved
+    is off, n >= 0 reports the chosen token and the n likeliest ones; with `post_sampling` among those
+    that it was drawn from, behind grammar, penalties, truncation and temperature. `parent_key` names a saved
     state to resume from (a hint: an unknown key is a miss, not an error); the request waits a
     moment for a save of that state that is in flight. `session_id` keeps the sequence in the
     context after its end for the next request of the session. `record_transcript` says that the
@@ -147,7 +165,11 @@ class GenerationRequest:
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
-    computing. Requests of one `affinity` would rather run on one replica.
+    computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
+    `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
+    many milliseconds after the first token is the last one. `salt` names whose KV this is:
+    requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
+    store should keep of the prompt, a hint.
     """
 
     request_id: str
@@ -169,6 +191,11 @@ class GenerationRequest:
     restore_only: bool = False
     waits_for_others: bool = True
     affinity: str | None = None
+    salt: str = ""
+    pin: Pin | None = None
+    report_progress: bool = False
+    post_sampling: bool = False
+    line_time_ms: int | None = None
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -179,24 +206,37 @@ class GenerationRequest:
             check_int("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.logprobs is not None:
             check_int("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.line_time_ms is not None:
+            check_int("line_time_ms", self.line_time_ms, 1, 2**31 - 1)
         _check_stop(self.stop)
         if not isinstance(self.grammar, Constraint | None):
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
-        for name in ("ignore_eos", "record_transcript", "in_reasoning", "restore_only"):
+        for name in (
+            "ignore_eos",
+            "record_transcript",
+            "in_reasoning",
+            "restore_only",
+            "report_progress",
+            "post_sampling",
+        ):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
         check_type("shown", self.shown, tuple, "pairs of a token id and a text")
         check_type("parent_key", self.parent_key, str | None, "a string")
+        check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
+        _check_salt(self.salt)
         if self.session_id is not None:
-            _check_session(self.session_id)
+            check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
                 param="resumed",
             )
+        if self.post_sampling and self.logprobs is None:
+            raise InvalidParameter("post_sampling is about logprobs, which must be given", param="post_sampling")
         if self.restore_only and self.max_tokens != 0:
             raise InvalidParameter(
                 f"restore_only generates nothing: max_tokens must be 0, got {self.max_tokens}", param="restore_only"
@@ -206,6 +246,11 @@ class GenerationRequest:
     def prompt_tokens(self) -> tuple[int, ...]:
         """The ids of the whole prompt."""
         return self.prompt.tokens
+
+    @property
+    def session_name(self) -> str | None:
+        """The session among those of all salts."""
+        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
 
     @property
     def constraint(self) -> Constraint | None:
@@ -222,12 +267,21 @@ def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
 
 
-def _check_session(session_id: str) -> None:
-    check_type("session_id", session_id, str, "a string")
+def check_session_id(name: str, session_id: str) -> None:
+    """Raise `InvalidParameter`, which names the field `name`, for what cannot name a session."""
+    check_type(name, session_id, str, "a string")
     if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
         raise InvalidParameter(
-            f"session_id must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param="session_id"
+            f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
+    if "\0" in session_id:
+        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+
+
+def _check_salt(salt: str) -> None:
+    check_type("salt", salt, str, "a string")
+    if len(salt) > MAX_SALT_CHARS or "\0" in salt:
+        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:
@@ -244,7 +298,10 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 
 
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
-_REQUEST_NAMES = ("response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id")
+_REQUEST_NAMES = (
+    "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
+    "post_sampling",
+)  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 
 
@@ -260,15 +317,26 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
             f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
         )
     given = {name: value for name, value in params.items() if value is not None}
-    sampling = {name: given.pop(name) for name in _SAMPLING_NAMES if name in given}
-    if "logit_bias" in sampling:
-        sampling["logit_bias"] = _bias_pairs(sampling["logit_bias"])
+    sampling = sampling_of({name: given.pop(name) for name in _SAMPLING_NAMES if name in given})
     given["max_tokens"] = given.pop("response_tokens", None)
     stop = given.pop("stop", ())
     if isinstance(stop, str):
         stop = (stop,) if stop else ()
     given["stop"] = tuple(stop) if isinstance(stop, list) else stop
-    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), SamplingParams(**sampling), **given)
+    return GenerationRequest(request_id, Prompt.of(_token_ids(prompt_tokens)), sampling, **given)
+
+
+def sampling_of(given: Mapping[str, Any]) -> SamplingParams:
+    """Parameters by their names; `logit_bias` may be a mapping. Raises `InvalidParameter` that names the
+    parameter for an unknown name or a wrong value.
+    """
+    unknown = sorted(map(str, set(given) - set(_SAMPLING_NAMES)))
+    if unknown:
+        raise InvalidParameter(
+            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(_SAMPLING_NAMES))}", param=unknown[0]
+        )
+    bias = {"logit_bias": _bias_pairs(given["logit_bias"])} if "logit_bias" in given else {}
+    return SamplingParams(**{**given, **bias})
 
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:

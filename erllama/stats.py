@@ -72,6 +72,7 @@ class ModelInfo:
     has_chat_template: bool
     generates: bool
     embeds: bool
+    rank_tokens: int = 0  # of a pair of texts, the most that it scores; 0: it has no rank head
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class CacheCounters:
     tiers are live (another sequence of this context), staged (the store has not written it yet) and
     the labels of the store's. `parent_hits` of them named a parent key, `misses` were cold.
     `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is
-    the longest one.
+    the longest one. `pins` counts requests whose prefix the store was asked to pin.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class CacheCounters:
     saves: dict[str, int] = field(default_factory=dict)
     stall_ms: float = 0.0
     max_stall_ms: float = 0.0
+    pins: int = 0
     last_problem: str = ""
 
     def note_stall(self, ms: float) -> None:

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
-        *("tiers", "sharing", "write", "read", "store", "__init__", "testing"),
+        *("tiers", "sharing", "write", "documents", "read", "transfer", "store", "__init__", "testing"),
     ),
     "erllama": (
         *(
             "errors",
+            "api_keys",
             "events",
             "grammar",
             "reasoning",
@@ -31,17 +32,19 @@ ORDER = {
             "hub",
             "sequence",
             "backend",
+            "prompts",
             "chat",
             "demo",
             "config",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "pooled", "model_prefixes", "model", "__init__", "cli", "testing"),
     ),
     "deployments": (
         *(
             "__init__",
+            "access",
             "noise",
             "http",
             "generation",

@@ -40,6 +40,13 @@ def root_key(namespace: str, salt: str = "") -> ChainKey:
     return ChainKey(digest.hexdigest())
 
 
+def tenant_root(root: ChainKey, salt: str) -> ChainKey:
+    """The root of one tenant's prefixes below `root`: nobody who has another salt finds them. "" is
+    whoever has none, whose root is `root` itself.
+    """
+    return root_key(root, salt) if salt else root
+
+
 class TokenChain:
     """The token ids of a prompt under a root, and the keys of its prefixes: made once per prompt
     and handed on.

@@ -20,18 +20,30 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, TokenChain
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain
 from cache_store.index import frecency
 from cache_store.index.eviction import EvictionQueue
-from cache_store.index.radix import MAX_FIELD, TOKEN_BYTES, Edge, Graph, Item, block_until, field, field_of, fits_graph
-from cache_store.index.walk import Path
+from cache_store.index.radix import (
+    MAX_FIELD,
+    TOKEN_BYTES,
+    Edge,
+    End,
+    Graph,
+    Item,
+    block_until,
+    field,
+    field_of,
+    fits_graph,
+)
+from cache_store.index.walk import Path, way_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,8 @@ class Index:
         self._lock = threading.Lock()
         self._graph = Graph()
         self._time = frecency.SteadyTime(clock)
-        self._queues = [EvictionQueue(tier_index, self._is_pinned) for tier_index in range(n_tiers)]
+        self._held: list[frozenset[BlockId]] = [frozenset()] * n_tiers
+        self._queues = [EvictionQueue(i, partial(self._is_pinned, i)) for i in range(n_tiers)]
         self._bytes, self._objects = [0] * n_tiers, [0] * n_tiers
         self._pins: Counter[BlockId] = Counter()
 
@@ -143,6 +156,12 @@ class Index:
         with self._lock:
             return [self._stored(item) for id in ids if (item := self._graph.find(id)) is not None]
 
+    def sizes(self, ids: Iterable[BlockId], tier_index: int) -> dict[BlockId, int]:
+        """The bytes of those of `ids` that a tier holds."""
+        with self._lock:
+            found = ((id, self._graph.find(id)) for id in ids)
+            return {id: item.bytes_in(tier_index) for id, item in found if item and item.is_in(tier_index)}
+
     def bytes_in(self, tier_index: int) -> int:
         return self._bytes[tier_index]
 
@@ -166,12 +185,34 @@ class Index:
                 tokens = item.tokens if isinstance(item, Edge) else None
                 yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
+    def row(self, id: BlockId) -> IndexRow | None:
+        """An object as it is in its fastest tier."""
+        with self._lock:
+            self._time.now()
+            item = self._graph.find(id)
+            if item is None:
+                return None
+            used_s = frecency.mean_use_s(item.n_uses, item.score) - self._time.lead_s()
+            tokens = item.tokens if isinstance(item, Edge) else None
+            return IndexRow(id, self._stored(item).n_bytes, tokens, item.n_uses - 1, used_s)
+
     # --- prefixes ---------------------------------------------------------------------------------
 
     def longest_prefix(self, chain: TokenChain) -> Path:
         """The stored part of a prompt. Does not count as a hit."""
         with self._lock:
             return Path(self._graph, chain)
+
+    def way_to(self, key: ChainKey) -> list[BlockId]:
+        """The objects of the prefix `key` in order: ROWS from its root on, each with the END behind it;
+        [] when it is not stored whole. For people: looks at every node.
+        """
+        with self._lock:
+            nodes = list(self._graph.nodes())
+        digest = bytes.fromhex(key)
+        here = [node for node in nodes if node.address.startswith(digest)]
+        with self._lock:
+            return next((way for node in here if (way := way_back(node))), [])
 
     def leads_to_end_of(self, id: BlockId, tier_index: int) -> bool:
         """Whether a tier has a ROWS object, this or another, that ends where `id` does."""
@@ -223,6 +264,35 @@ class Index:
                 if not self._pins[id]:
                     del self._pins[id]
                     self._push(id)
+
+    def hold(self, tier_index: int, ids: frozenset[BlockId]) -> None:
+        """Never evict `ids` from a tier, until the next call names others. They may precede the
+        objects and outlive them.
+        """
+        with self._lock:
+            before, self._held[tier_index] = self._held[tier_index], ids
+            for id in before - ids:
+                item = self._graph.find(id)
+                if item is not None:
+                    self._queues[tier_index].push(item)
+
+    def only_for(self, way: Sequence[BlockId], tier_index: int) -> list[StoredObject]:
+        """Those of the objects of a prefix (`way_to`), from its end on, that nothing else in a tier
+        hangs on and nobody has pinned: deleted in this order, they leave no gap.
+        """
+        chosen, at_node = list[Item](), list[Item]()  # at_node: what has been met of what hangs on the next edge
+        with self._lock:
+            for item in filter(None, map(self._graph.find, reversed(way))):
+                is_here = item.is_in(tier_index)
+                if is_here and self._is_pinned(tier_index, item):
+                    break
+                if isinstance(item, Edge):
+                    if field(item.child.hanging, tier_index) > len(at_node):
+                        break
+                    chosen += [other for other in at_node if isinstance(other, End)] + [item] * is_here
+                    at_node = []
+                at_node += [item] * is_here
+            return [self._stored(item, tier_index) for item in chosen]
 
     def victims(
         self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None
@@ -299,8 +369,9 @@ class Index:
             edge.tokens = tokens
             edge.parent.attach(edge)
 
-    def _is_pinned(self, item: Item) -> bool:
-        return bool(self._pins) and item.id in self._pins
+    def _is_pinned(self, tier_index: int, item: Item) -> bool:
+        held = self._held[tier_index]
+        return bool(self._pins or held) and (item.id in self._pins or item.id in held)
 
 
 def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:

@@ -122,3 +122,30 @@ def _matches_by_hash(graph: Graph, node: Node, chain: TokenChain, depth: int) ->
             child = graph.node(node.root, bytes.fromhex(chain.key_at(depth + n)), depth + n)
             found += [edge for edge in (child.into if child else []) if edge.parent is node and edge.tokens is None]
     return found
+
+
+def way_back(node: Node) -> list[BlockId]:
+    """The objects on a way from the root to `node`, in order, ENDs behind the edges that lead to them;
+    [] when none leads there.
+    """
+    came: dict[Node, Edge | None] = {node: None}
+    todo = [node]
+    while todo:
+        here = todo.pop()
+        if here.depth == 0:
+            return _objects_from(came[here], came) if here.key == here.root else []
+        for edge in here.into:
+            if edge.parent not in came:
+                came[edge.parent] = edge
+                todo.append(edge.parent)
+    return []
+
+
+def _objects_from(edge: Edge | None, came: dict[Node, Edge | None]) -> list[BlockId]:
+    ids: list[BlockId] = []
+    while edge is not None:
+        ids.append(edge.id)
+        if edge.child.end is not None:
+            ids.append(edge.child.end.id)
+        edge = came[edge.child]
+    return ids

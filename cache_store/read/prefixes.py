@@ -9,7 +9,7 @@ another prompt rather than another of those conversations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush, nlargest
 
 import numpy as np
@@ -20,6 +20,7 @@ from cache_store.format.keys import ChainKey
 from cache_store.index import frecency
 from cache_store.index.index import IndexRow
 from cache_store.records import CachedPrefix
+from cache_store.sharing.pin import Pin
 from cache_store.tiers.stack import TierStack
 
 Prefix = tuple[ChainKey, int]  # its key and its length
@@ -106,16 +107,47 @@ def _extends(chosen: list[bytes], tokens: bytes) -> bool:
     return True
 
 
-def leaf_prefixes(stack: TierStack, root: ChainKey | None, limit: int) -> tuple[CachedPrefix, ...]:
-    """At most `limit`, most recently used first; `root` None: of all roots. `n_bytes` counts the
-    whole way, in its fastest tiers.
+_ORDERS: dict[str, Callable[[CachedPrefix], float]] = {
+    "recent": lambda prefix: prefix.last_used_s,
+    "hits": lambda prefix: prefix.hits,
+    "bytes": lambda prefix: prefix.n_bytes,
+    "tokens": lambda prefix: prefix.n_tokens,
+}
+ORDERS = tuple(_ORDERS)
+_HEAD_TOKENS = 48  # of a prefix, for people to know it by
+_HEAD_BYTES = 4 * _HEAD_TOKENS
+
+
+def leaf_prefixes(
+    stack: TierStack, root: ChainKey | None, limit: int, order: str = "recent", pins: Iterable[Pin] = ()
+) -> tuple[CachedPrefix, ...]:
+    """At most `limit`, those that come first in one of `ORDERS`; `root` None: of all roots. `n_bytes`
+    counts the whole way, in its fastest tiers.
     """
     edges = _edges_of(stack, root)
     inner = {_beginning(id) for id in edges}
     leaves = [row for id, row in edges.items() if _end(id) not in inner]
     into = {_end(id): row for id, row in edges.items()}
-    chosen = nlargest(limit, leaves, key=lambda row: row.last_used_s)
-    return tuple(_prefix(stack, row, into) for row in chosen)
+    if order == "recent":
+        leaves = nlargest(limit, leaves, key=lambda row: row.last_used_s)
+    names = _names_by_object(pins)
+    return tuple(nlargest(limit, (_prefix(stack, row, into, names) for row in leaves), key=_ORDERS[order]))
+
+
+def prefix_of(stack: TierStack, key: ChainKey, pins: Iterable[Pin] = ()) -> CachedPrefix | None:
+    """One stored prefix, also one that something longer continues; None when it is not stored whole."""
+    rows = [row for id in stack.index.way_to(key) if id.kind is Kind.ROWS and (row := stack.index.row(id))]
+    if not rows or rows[-1].id.key != key:
+        return None
+    return _prefix(stack, rows[-1], {_end(row.id): row for row in rows}, _names_by_object(pins))
+
+
+def _names_by_object(pins: Iterable[Pin]) -> dict[BlockId, list[str]]:
+    names: dict[BlockId, list[str]] = {}
+    for pin in pins:
+        for id in pin.rows:
+            names.setdefault(id, []).append(pin.name)
+    return names
 
 
 def _edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow]:
@@ -128,15 +160,28 @@ def _edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow
     return found
 
 
-def _prefix(stack: TierStack, leaf: IndexRow, into: dict[Prefix, IndexRow]) -> CachedPrefix:
+def _prefix(
+    stack: TierStack, leaf: IndexRow, into: dict[Prefix, IndexRow], names: dict[BlockId, list[str]]
+) -> CachedPrefix:
     step: IndexRow | None = leaf
-    n_bytes = 0
+    n_bytes, head = 0, b""
     while step is not None:
         n_bytes += step.n_bytes
+        head = (step.tokens or b"")[:_HEAD_BYTES] if step.id.start == 0 else b""
         step = into.get(_beginning(step.id))
     key, n_tokens = _end(leaf.id)
     labels = tuple(stack.tiers[tier].label for tier in stack.index.tiers_of(leaf.id) if tier < stack.staged)
-    return CachedPrefix(leaf.id.root, key, n_tokens, labels, n_bytes, leaf.hits)
+    return CachedPrefix(
+        leaf.id.root,
+        key,
+        n_tokens,
+        labels,
+        n_bytes,
+        leaf.hits,
+        leaf.last_used_s,
+        tuple(np.frombuffer(head, ">u4").tolist()),
+        tuple(names.get(leaf.id, ())),
+    )
 
 
 def _beginning(id: BlockId) -> Prefix:

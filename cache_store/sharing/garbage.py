@@ -4,8 +4,8 @@ worth least, down to a share of the budget.
 Whoever calls it makes sure that no other process does so meanwhile; two at once harm nothing but
 each other's choice. Leaves go first, as everywhere (`index/eviction.py`): an object is deleted
 after all that hangs on it, and when a deletion fails nothing above it follows. So a chain never has
-a gap, wherever a collection ends. Objects that are pinned here, or wait here to be copied down,
-stay. What another process continues at the very moment in which its end goes is out of reach, and
+a gap, wherever a collection ends. Objects that somebody has pinned, or that wait here to be copied
+down, stay. What another process continues at the very moment in which its end goes is out of reach, and
 worth nothing until that is saved again.
 
 What dead writers left behind and objects of an older format go first; they count for no budget.
@@ -100,6 +100,7 @@ class GarbageCollection:
         if excess <= 0:
             return []
         mean_bytes = self.stack.index.bytes_in(tier_index) // max(1, self.stack.index.objects_in(tier_index))
+        self.pool.call(lambda: self.stack.before_evicting(self.tier)).wait(self.deadline_ns)
         return self.stack.index.victims(tier_index, min(excess, max(1, mean_bytes) * _CHOSEN), self.stack.may_go)
 
     def _delete(self, victims: Sequence[StoredObject]) -> None:

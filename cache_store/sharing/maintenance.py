@@ -1,6 +1,7 @@
 """Keeps the index and the tiers in agreement, on one slow thread: loads, lists, sweeps, writes
 snapshots.
 
+    every second    pins made here told, those of others learnt
     at start        the identity of each tier, its newest snapshots (a hint: tokens and hits), then
                     a listing of each; what no lower tier has is copied down
     every rescan_s  a listing again, sooner once we wrote a fair share of a budget: others then
@@ -30,6 +31,7 @@ from cache_store.index import snapshot
 from cache_store.index.snapshot import BadSnapshot
 from cache_store.sharing.claims import Claims
 from cache_store.sharing.gossip import Gossip
+from cache_store.sharing.pins import Pins
 from cache_store.tiers.base import Stat
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
@@ -43,6 +45,7 @@ _KEPT_SNAPSHOTS = 16
 TEMP_AGE_S = 3600.0  # no publish takes an hour; a temp file that old has no writer
 _TICK_S = 1.0
 _OUTDATED_PER_TICK = 64
+_PINS_S = 10.0  # between two listings of the pins in a tier that is not local
 
 
 class Maintenance:
@@ -54,6 +57,7 @@ class Maintenance:
         self,
         stack: TierStack,
         claims: Claims,
+        pins: Pins,
         gossip: Gossip,
         owner: str,
         config: StoreConfig,
@@ -63,6 +67,7 @@ class Maintenance:
     ) -> None:
         self._stack = stack
         self._claims = claims
+        self._pins = pins
         self._gossip = gossip
         self._config = config
         self._name = f"{SNAPSHOTS}{owner}{_SUFFIX}"
@@ -142,6 +147,7 @@ class Maintenance:
     def _run(self) -> None:
         try:
             for tier in self._stack.tiers:
+                self._attempt(tier, self._pins.refresh)  # before anything may be evicted
                 # before the listing: deltas that come too early are about what it will find
                 self._attempt(tier, self._gossip.recognise)
                 self._attempt(tier, self._load_snapshots)
@@ -154,7 +160,9 @@ class Maintenance:
             self._tick()
 
     def _tick(self) -> None:
+        self._pins.make_wanted()
         for tier in self._stack.tiers:
+            self._attempt(tier, self._share_pins)
             if tier.available and self._clock() - self._scanned_ns[tier.index] >= self._config.rescan_s * 1e9:
                 self._attempt(tier, self._gossip.recognise)
                 self._attempt(tier, self._sweep_and_scan)
@@ -166,6 +174,13 @@ class Maintenance:
             for tier in self._stack.tiers:
                 if tier.persistent and tier.writable:
                     self._attempt(tier, self.write_snapshot)
+
+    def _share_pins(self, tier: GuardedTier) -> None:
+        """Tell our pins, learn those of others."""
+        if tier.writable:
+            self._pins.publish_now(tier)
+        if tier.available and (tier.local or self._pins.listing_age_s(tier) >= _PINS_S):
+            self._pins.refresh(tier)
 
     def _attempt(self, tier: GuardedTier, action: Callable[[GuardedTier], object]) -> None:
         try:

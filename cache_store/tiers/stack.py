@@ -58,7 +58,8 @@ class Tally:
 
 class TierStack:
     """`in_flight` has the objects that `flush` waits for, `pending_copies` those that wait to be
-    copied down. `clock` is monotonic, in ns.
+    copied down. `clock` is monotonic, in ns. `before_evicting` is called, on a background thread,
+    before objects of a tier are chosen to go: it finds out what is pinned there.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TierStack:
         self.in_flight = InFlight()
         self.pending_copies = InFlight()
         self.tally = Tally()
+        self.before_evicting: Callable[[GuardedTier], object] = lambda tier: None
         self.staged = len(self.tiers)
         # by the prefix that it leads to, the object that found no room; one writer at a time
         self._gaps: list[dict[ChainKey, BlockId]] = [{} for _ in self.tiers]
@@ -125,6 +127,7 @@ class TierStack:
             return True
         if n_bytes > self._budget(tier):
             return False
+        self.before_evicting(tier)
         wanted = max(excess, self._batch(tier))
         # A chain that is larger than its tier would eat its own beginning.
         freed = self._evict(
@@ -155,6 +158,7 @@ class TierStack:
 
     def evict(self, tier: GuardedTier, n_bytes: int, cause: str, *, only_if_lower: bool = False) -> int:
         """Delete at least `n_bytes`, or what may go; the bytes that went. Background."""
+        self.before_evicting(tier)
         below = range(tier.index + 1, self.staged)
         may_go = (lambda victim: any(index in below for index in victim.tier_indices)) if only_if_lower else None
         return self._evict(tier, self.index.victims(tier.index, n_bytes, may_go), cause)

@@ -9,13 +9,15 @@ then has to be one of a tool; with a constraint of the dialect's own it is eithe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from deployments.generation.pins import PrefixMark, marked_pin
 from deployments.generation.reply import check_fits
 from deployments.http.ports import ChatPrompt, PromptPort, Record
 from deployments.noise.canonical import canonical_messages
 from deployments.noise.filter import NoiseFilter
+from deployments.noise.normalise import Normalised
 from erllama.chat.reasoning_counter import ReasoningCounter
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ReplySplitter, ToolSpec
@@ -24,7 +26,10 @@ from erllama.chat.tool_formats.splitter import reply_splitter
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.json_schema.schema import check_strict
-from erllama.request import GenerationRequest, SamplingParams
+from erllama.request import GenerationRequest, Pin, SamplingParams
+
+MAX_MESSAGES = 10_000  # of any dialect: agents end after some hundred turns
+MAX_TOOLS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class ToolChoice:
 @dataclass(frozen=True, slots=True)
 class ChatAsk:
     """`messages` as templates read them. `reply` constrains the text of the reply; `variables` go to
-    the template. `param` is the field that is blamed for a prompt which does not fit.
+    the template. `param` is the field that is blamed for a prompt which does not fit. `mark` says which
+    beginning the client would have kept.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -68,6 +74,7 @@ class ChatAsk:
     variables: Mapping[str, Any] = field(default_factory=dict)
     ending: Ending = "opened"
     param: str = "messages"
+    mark: PrefixMark | None = None
 
     @property
     def callable(self) -> list[ToolSpec]:
@@ -77,11 +84,18 @@ class ChatAsk:
         names = self.choice.names
         return [tool.spec for tool in self.tools if names is None or tool.name in names]
 
+    @property
+    def leaves_the_form_open(self) -> bool:
+        """Whether it says nothing of what the reply must be: text, or a call of the model's own
+        accord.
+        """
+        return self.reply is None and self.choice.mode != "required" and self.choice.names is None
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyChat:
     """A chat that is ready to run. `splitter` makes what cuts the text of one reply; `piece_of` gives
-    the bytes of a token of it.
+    the bytes of a token of it. `pin`: what the client would have kept of the prompt.
     """
 
     chat: ChatPrompt
@@ -90,6 +104,7 @@ class ReadyChat:
     splitter: Callable[[], ReplySplitter | None]
     piece_of: Callable[[int], bytes]
     prompts: PromptPort
+    pin: Pin | None = None
 
     @property
     def can_reason(self) -> bool:
@@ -111,6 +126,7 @@ class ReadyChat:
         ignore_eos: bool = False,
         affinity: str | None = None,
         thinking_budget: int | None = None,
+        report_progress: bool = False,
     ) -> GenerationRequest:
         """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
@@ -133,36 +149,64 @@ class ReadyChat:
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
             in_reasoning=self.chat.in_reasoning,
             reasoning=reasoning,
+            pin=self.pin,
+            report_progress=report_progress,
         )
+
+
+def _check_counts(ask: ChatAsk) -> None:
+    for param, given, most in ((ask.param, ask.messages, MAX_MESSAGES), ("tools", ask.tools, MAX_TOOLS)):
+        if len(given) > most:
+            raise InvalidParameter(f"{param} has {len(given)} entries, at most {most} are accepted", param=param)
 
 
 def chat_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ChatPrompt:
     """The conversation as tokens, whether they fit or not, without what `noise` takes out. May take
     long: see `PromptPort`. Raises `InvalidParameter` and `NotSupported`.
     """
+    return _rendered(ask, prompts, noise)[0]
+
+
+def _rendered(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> tuple[ChatPrompt, Normalised]:
+    """The prompt, and the messages and tools that it shows."""
+    _check_counts(ask)
     for tool in ask.tools:
         if tool.strict_at is not None:
             check_strict(tool.parameters, tool.strict_at)
-    normal = noise.apply(
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending), normal
+
+
+def chat_text(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> str:
+    """The conversation of `chat_prompt` as its template writes it."""
+    normal = _normal(ask, prompts, noise)
+    return prompts.render_text(normal.messages, normal.tools or None, ask.variables, ask.ending)
+
+
+def _normal(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> Normalised:
+    return noise.apply(
         canonical_messages(ask.messages),
         [dict(tool.shown) for tool in ask.tools],
         lambda: prompts.shows_late_system(tools=bool(ask.tools)),
     )
-    return prompts.render_chat(normal.messages, normal.tools or None, ask.variables, ask.ending)
 
 
 def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyChat:
     """May take long: see `PromptPort`. Raises `InvalidParameter`, `NotSupported` and
     `ContextOverflow`.
     """
-    chat = chat_prompt(ask, prompts, noise)
+    chat, normal = _rendered(ask, prompts, noise)
     check_fits(chat.prompt, prompts.n_ctx, ask.param)
     constraint, tools = _checked_constraint(ask, prompts, in_reasoning=chat.in_reasoning), ask.callable
 
     def splitter() -> ReplySplitter | None:
         return reply_splitter(prompts.tool_format, tools, in_reasoning=chat.in_reasoning)
 
-    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts)
+    mark = ask.mark
+    if mark is not None and mark.n_messages >= len(ask.messages):
+        mark = replace(mark, n_messages=len(normal.messages))  # all of them, however many they are without noise
+    pin = marked_pin(mark, chat.prompt, prompts, normal.messages, normal.tools or None, ask.variables)
+    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts, pin)
 
 
 def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
@@ -173,12 +217,15 @@ def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:
 
 
 def _checked_constraint(ask: ChatAsk, prompts: PromptPort, *, in_reasoning: bool) -> Constraint | None:
+    default = prompts.defaults.grammar
+    if default is not None and ask.leaves_the_form_open:
+        return default
     try:
         constraint = chat_constraint(ask, prompts, in_reasoning=in_reasoning)
         if constraint is not None:
             prompts.check_constraint(constraint)
     except InvalidParameter:
-        if ask.reply is not None or ask.choice.mode == "required" or ask.choice.names is not None:
+        if not ask.leaves_the_form_open:
             raise
         return None  # nobody asked for it: tools in the wild hold what cannot be enforced
     return constraint

@@ -16,14 +16,16 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.fan_out import Indexed, fan_out
 from deployments.http.dialect import ReplyWriter
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
+from deployments.http.middleware import TokenUsage, token_usage
 from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow, ErllamaError
-from erllama.events import Completion, CompletionParts
+from erllama.events import Completion, CompletionParts, Done
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
@@ -42,9 +44,11 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected` if it never
-    ends.
+    """The body, decompressed. Raises `BodyTooLarge` before it is all in memory, `ClientDisconnected`
+    if it never ends, and what `encoding` raises.
     """
+    encoding = request.headers.get("content-encoding", "")
+    compressed = is_compressed(encoding)
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise BodyTooLarge(f"The body has {announced} bytes, at most {max_bytes} are accepted.")
@@ -56,7 +60,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
     except ClientDisconnect as exc:
         raise ClientDisconnected("The client closed the connection.") from exc
-    return bytes(body)
+    if not compressed:
+        return bytes(body)
+    return await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes)
 
 
 def prepare_cost(n_bytes: int, prompts: PromptPort, *, compiles: bool, has_replies: bool = False) -> int:
@@ -74,23 +80,30 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
-    """Refuse here what the engine would refuse, before the tokens travel."""
+    """Refuse here what the engine would refuse, before the tokens travel. LiteLLM knows an overflow
+    by the words "maximum context length": those who compact on it do not look at the code.
+    """
     if n_ctx is not None and len(prompt) + 1 > n_ctx:
         raise ContextOverflow(
-            f"This model's context holds {n_ctx} tokens, one of them for the reply; the prompt has {len(prompt)}.",
+            f"This model's maximum context length is {n_ctx} tokens, one of them for the reply; "
+            f"the prompt has {len(prompt)}.",
             param=param,
             n_prompt=len(prompt),
             n_most=n_ctx - 1,
         )
 
 
-async def _items(model: ServedModel, requests: Sequence[GenerationRequest], record: Record | None) -> Indexed:
+async def _items(
+    model: ServedModel, requests: Sequence[GenerationRequest], record: Record | None, usage: TokenUsage
+) -> Indexed:
     """What the choices produce. A reply is recorded before its end leaves: the client may answer at
     once.
     """
     parts = [CompletionParts() for _ in requests]
     async with aclosing(fan_out(model.client, requests)) as items:
         async for index, events in items:
+            if isinstance(last := events[-1], Done):
+                usage.add(last.stats)
             if record is not None:
                 for event in events:
                     reply = parts[index].add(event)
@@ -125,12 +138,12 @@ async def whole_replies(
     record: Record | None = None,
 ) -> list[Completion]:
     """The reply to each of `requests`. A client that goes away cancels all of them at once."""
-    requests = of_one_session(request.headers, requests)
+    requests, usage = of_one_session(request.headers, requests), token_usage(request)
 
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
         replies: dict[int, Completion] = {}
-        async with aclosing(_items(model, requests, record)) as items:
+        async with aclosing(_items(model, requests, record, usage)) as items:
             async for index, events in items:
                 for event in events:
                     reply = parts[index].add(event)
@@ -142,9 +155,13 @@ async def whole_replies(
 
 
 async def _chunks(
-    model: ServedModel, requests: Sequence[GenerationRequest], writer: ReplyWriter, record: Record | None
+    model: ServedModel,
+    requests: Sequence[GenerationRequest],
+    writer: ReplyWriter,
+    record: Record | None,
+    usage: TokenUsage,
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(_items(model, requests, record)) as items:
+    async with aclosing(_items(model, requests, record, usage)) as items:
         async for index, events in items:
             yield writer.feed(index, events)
     yield writer.close()
@@ -163,5 +180,5 @@ def streamed_reply(
     """The reply as it is made; see `StreamResponse` for when the status leaves, and what `in_stream`
     is.
     """
-    chunks = _chunks(model, of_one_session(request.headers, requests), writer, record)
+    chunks = _chunks(model, of_one_session(request.headers, requests), writer, record, token_usage(request))
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)

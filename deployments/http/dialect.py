@@ -10,17 +10,20 @@ mounts a tuple of them. This folder imports none. Each request belongs to one di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
+from deployments.access.rate_limit import Standing
+from deployments.http.limit_headers import openai_limit_headers
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry
+from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError
 from erllama.events import Event
 
@@ -97,13 +100,16 @@ class Dialect(ABC):
     """One API. Immutable; used from the event loop.
 
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
-    without a slash at the end. framing: of its streamed replies. keys: where its clients put an API
-    key. The first one is what a refusal recommends.
+    without a slash at the end. bodies: what is posted to its paths, for the OpenAPI document.
+    framing: of its streamed replies. keys: where its clients put an API key. The first one is what a
+    refusal recommends. id_headers: its own headers of the request's id, beside `x-request-id`.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+    id_headers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -121,6 +127,10 @@ class Dialect(ABC):
     def status(self, error: ErllamaError) -> int:
         """The HTTP status of an error, for an API that has numbers of its own."""
         return error.http_status
+
+    def limit_headers(self, standings: Sequence[Standing]) -> Mapping[str, str]:
+        """What its answers to a key with rate limits say of them."""
+        return openai_limit_headers(standings)
 
     def claim(self, path: str, scope: Scope) -> int:
         """How strongly this dialect claims a request: 0 not at all, else the length of the longest
@@ -158,4 +168,7 @@ def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             return super().matches(scope) if dialect_of(scope) is dialect else (Match.NONE, {})
 
-    return APIRouter(prefix=prefix, route_class=Own)
+    def unique_id(route: APIRoute) -> str:
+        return "_".join((type(dialect).__name__, route.name, route.path_format, *sorted(route.methods or ())))
+
+    return APIRouter(prefix=prefix, route_class=Own, generate_unique_id_function=unique_id)

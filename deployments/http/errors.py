@@ -28,6 +28,13 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class AdminKeyRequired(RequestError):
+    """The request's key is good, but not for this."""
+
+    http_status = 403
+    code = "admin_key_required"
+
+
 class RouteNotFound(RequestError):
     """No such path."""
 
@@ -49,6 +56,13 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed in a way that nobody here can read."""
+
+    http_status = 415
+    code = "unsupported_encoding"
+
+
 class ClientDisconnected(RequestError):
     """The client went away before the reply; nobody reads this answer, the access log does (499 is
     nginx's number for it).
@@ -56,6 +70,12 @@ class ClientDisconnected(RequestError):
 
     http_status = 499
     code = "client_disconnected"
+
+
+class SlowReader(ClientDisconnected):
+    """The client has left its stream unread for too long, and is treated as gone."""
+
+    code = "slow_reader"
 
 
 class InternalError(ErllamaError):

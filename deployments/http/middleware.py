@@ -1,5 +1,5 @@
-"""The outermost layer of the HTTP app (inside CORS): dialect, request id, API key, log line, and
-the last-resort 500. HEAD and slashes at the end are dealt with here, for all routes. Pure ASGI.
+"""The outermost layer of the HTTP app (inside CORS): dialect, request id, API key and its limits, log
+line, and the last-resort 500. HEAD and slashes at the end are dealt with here, for all routes. Pure ASGI.
 
 The request id comes from `x-request-id` if that is sane, else it is made here; it leaves in the
 same header, and is found at `scope["state"]["request_id"]`. Ray Serve gives every request that
@@ -9,26 +9,34 @@ clients would read "id, id".
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.http.dialect import Dialect, KeyHeader, choose_dialect, route_path
-from deployments.http.errors import ClientDisconnected, Unauthorized, as_erllama_error, error_response
+from deployments.access.key_book import NOBODY, KeyBook
+from deployments.access.tenant import Tenant
+from deployments.http.dialect import Dialect, choose_dialect, route_path
+from deployments.http.errors import (
+    AdminKeyRequired,
+    ClientDisconnected,
+    Unauthorized,
+    as_erllama_error,
+    error_response,
+)
 from deployments.http.open_requests import OpenRequests
+from erllama.events import RequestStats
 
 logger = logging.getLogger("deployments.http")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
-_OPEN_PATHS = frozenset({"/health", "/health/ready"})  # probes carry no keys
+_OPEN_PATHS = frozenset({"/health", "/health/ready", "/v1/health", "/ping"})  # probes carry no keys
 
 
 def request_id(request: Request) -> str:
@@ -36,15 +44,61 @@ def request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
+def tenant_of(request: Request) -> Tenant:
+    """Who sends it."""
+    tenant: Tenant = request.scope["state"]["tenant"]
+    return tenant
+
+
 def may_see_all(request: Request) -> bool:
     """Whether the client has shown a key, or none is needed: others learn nothing of the machine."""
-    return bool(request.scope["state"]["may_see_all"])
+    return request.scope["state"]["access"] is not NOBODY
+
+
+def require_admin(request: Request) -> None:
+    """For routes that look into the server or change it. Raises `AdminKeyRequired`."""
+    if not tenant_of(request).admin:
+        raise AdminKeyRequired("This API key may not do that: it needs one that has admin: true in the configuration.")
 
 
 def engine_id(request: Request) -> str:
     """The id for the engine, unique: one of the client's own may come twice and gets a suffix."""
     state = request.scope["state"]
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
+
+
+@dataclass(slots=True)
+class TokenUsage:
+    """Tokens of the replies to one HTTP request, as far as they have ended; of prompts, each choice's
+    own counts.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def add(self, stats: RequestStats) -> None:
+        self.prompt += stats.prompt_tokens
+        self.cached += stats.cached_tokens
+        self.completion += stats.completion_tokens
+
+    def __str__(self) -> str:
+        """The end of a log line, empty if nothing was computed."""
+        if not self.prompt:
+            return ""
+        return f" prompt_tokens={self.prompt} cached_tokens={self.cached} completion_tokens={self.completion}"
+
+
+def token_usage(request: Request) -> TokenUsage:
+    """Where a request's tokens are counted for its log line."""
+    usage: TokenUsage = request.scope["state"]["usage"]
+    return usage
+
+
+def slow_reader_s(request: Request) -> float | None:
+    """How long a piece of the answer may wait for its reader, in seconds; None is for ever."""
+    bound: float | None = request.scope["state"]["slow_reader_s"]
+    return bound
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
@@ -72,19 +126,22 @@ class RequestScope:
         self,
         app: ASGIApp,
         dialects: Sequence[Dialect],
-        api_keys: Iterable[str] = (),
+        keys: KeyBook | None = None,
         *,
+        slow_reader_s: float | None = None,
         echo_request_id: bool = True,
         open_requests: OpenRequests | None = None,
     ) -> None:
-        """`dialects`: the first one answers for paths that nobody claims. `open_requests` counts
-        all but the probes, and may refuse them.
+        """`dialects`: the first one answers for paths that nobody claims. Without `keys` everybody may
+        do all. A stream whose client leaves a piece unread for `slow_reader_s` seconds ends.
+        `open_requests` counts all but the probes, and may refuse them.
         """
         self._app = app
         self._dialects = dialects
         self._echo = echo_request_id
         self._open = open_requests or OpenRequests()
-        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in api_keys)
+        self._keys = keys or KeyBook()
+        self._slow_reader_s = slow_reader_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,12 +150,18 @@ class RequestScope:
         given = _header(scope, b"x-request-id")
         sane = bool(_SANE_ID.match(given))
         rid = given.decode("ascii") if sane else f"req-{uuid4().hex}"
-        id_headers = [(b"x-request-id", rid.encode("ascii"))] if self._echo else []
         method, path = scope["method"], scope["path"]
         scope = _as_routed(scope)
         dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
+        state["usage"] = usage = TokenUsage()
+        presented = (place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys)
+        access = self._keys.find(presented) or NOBODY
+        state["access"], state["tenant"] = access, access.tenant
+        state["slow_reader_s"] = self._slow_reader_s
+        id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
+        id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]
         status, head = 0, method == "HEAD"
         started_ns = time.monotonic_ns()
 
@@ -106,15 +169,19 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *id_headers]
+                limits = dialect.limit_headers(access.rate_limit.standings)
+                own = [*id_headers, *((name.encode(), value.encode()) for name, value in limits.items())]
+                message["headers"] = [*message.get("headers", ()), *own]
             elif head and message["type"] == "http.response.body":
                 message["body"] = b""
             await send(message)
 
         try:
-            state["may_see_all"] = self._has_key(scope, dialect.keys)
-            if not state["may_see_all"] and route_path(scope) not in _OPEN_PATHS:
-                raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
+            if route_path(scope) not in _OPEN_PATHS:
+                if access is NOBODY:
+                    raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
+                if scope["method"] == "POST":  # to look at models, or at what is kept, costs next to nothing
+                    access.rate_limit.admit()
             with nullcontext() if route_path(scope) in _OPEN_PATHS else self._open.one_more():
                 await self._app(scope, receive, tagged_send)
         except Exception as exc:
@@ -123,24 +190,13 @@ class RequestScope:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             logger.info(
-                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f",
+                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f tenant=%s%s",
                 rid,
                 method,
                 path,
                 # no status and no error: Serve cancelled us, because the client has gone
                 status or ClientDisconnected.http_status,
                 (time.monotonic_ns() - started_ns) / 1e6,
+                access.tenant.name,
+                usage,
             )
-
-    def _has_key(self, scope: Scope, places: Iterable[KeyHeader]) -> bool:
-        """Whether one of `places` has one of the keys, or there are none. Keys are compared as
-        digests in constant time: neither length nor prefix of one shows in the time.
-        """
-        if not self._digests:
-            return True
-        return any(self._knows(place.key(_header(scope, place.name.lower().encode()))) for place in places)
-
-    def _knows(self, key: bytes) -> bool:
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)

@@ -12,6 +12,11 @@ from fnmatch import fnmatchcase
 _WILD = frozenset("*?")
 
 
+def is_pattern(name: str) -> bool:
+    """Whether an alias stands for many names."""
+    return not _WILD.isdisjoint(name)
+
+
 class ModelNames:
     """`aliases` of each model by its id; `default` is an id, or None. Fixed once built. An id wins
     over an alias, that over a pattern, and the pattern with the most characters over others. Raises
@@ -23,7 +28,7 @@ class ModelNames:
         patterns: dict[str, str] = {}
         for model_id, names in aliases.items():
             for name in names:
-                known = patterns if _WILD & set(name) else self._ids
+                known = patterns if is_pattern(name) else self._ids
                 if known.setdefault(name, model_id) != model_id:
                     raise ValueError(f"alias {name!r} names two models: {known[name]} and {model_id}")
         self._ids |= {model_id: model_id for model_id in aliases}

@@ -5,12 +5,36 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from cache_store.config import parse_bytes
+from deployments.access.keys import ApiKey
 from deployments.noise.options import NoiseOptions
 
 Text = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ResponsesOptions:
+    """Where the responses of OpenAI's Responses API go that a client may refer to: into the last
+    tier of the KV store that outlives the machine's memory, `max_bytes` of them ("1GiB") and for
+    `ttl_s` seconds at most, the oldest going first.
+    """
+
+    max_bytes: int | str = "1GiB"
+    ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30 * 86400.0
+
+    @field_validator("max_bytes")
+    @classmethod
+    def _is_size(cls, value: int | str) -> int | str:
+        parse_bytes(value)
+        return value
+
+    @property
+    def budget_bytes(self) -> int:
+        return parse_bytes(self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +47,22 @@ class HttpOptions:
     model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
     CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
-    without the keys.
+    without the keys. prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take
+    to its first token (waiting included), from one token to the next, and to its end; None is as
+    long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
+    the stream is cancelled (up to twice as long goes by); None is for ever.
     noise: rules against what clients write into prompts that changes though nothing was said.
+    responses: how many of the Responses API are kept, and for how long.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     keepalive_s: Annotated[float, Field(gt=0)] = 15.0
     ready_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     cors_origins: tuple[Text, ...] = ()
-    api_keys: tuple[Text, ...] = field(default=(), repr=False)
+    api_keys: tuple[ApiKey, ...] = field(default=(), repr=False)
+    prefill_timeout_s: Seconds | None = None
+    token_timeout_s: Seconds | None = None
+    total_timeout_s: Seconds | None = None
+    slow_reader_s: Seconds | None = 120.0
+    responses: ResponsesOptions = field(default_factory=ResponsesOptions)
     noise: NoiseOptions = field(default_factory=NoiseOptions)

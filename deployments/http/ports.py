@@ -7,19 +7,20 @@ Nothing here imports ray or llama_cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
-from deployments.http.model_names import ModelNames
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
-from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.errors import ErllamaError
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap, Room
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
-from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo
+from erllama.request import GenerationRequest, Prompt, SamplingParams
+from erllama.stats import EngineStats, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,29 @@ class ChatPrompt:
 
     prompt: Prompt
     in_reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDefaults:
+    """What a model's configuration says of replies where a request does not: how they are drawn, and
+    what those of chats follow.
+    """
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    grammar: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VocabFacts:
+    """What a model's file says of its prompts. `path` is that of the file; texts are "" where it has
+    none. `n_parallel`: sequences that a replica computes at once.
+    """
+
+    path: str
+    chat_template: str
+    bos_text: str
+    eos_text: str
+    n_parallel: int
 
 
 Record = Callable[[Completion], None]
@@ -52,10 +76,16 @@ class ModelPort(Protocol):
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """One vector per input, all of the model's native size."""
 
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        """The score of each input, which is the tokens of a pair: see `PromptPort.rank_query`."""
+
     async def ready(self) -> bool | None:
         """Whether a replica answers; None when that cannot be told without waking a model that is
         scaled to zero.
         """
+
+    async def stats(self) -> list[EngineStats]:
+        """What every replica that runs is doing. Wakes none. Raises `EngineStopped` if none runs."""
 
     async def model_info(self) -> ModelInfo:
         """What a replica tells of its model. Wakes a model that is scaled to zero."""
@@ -70,6 +100,13 @@ class PromptPort(Protocol):
     """Vocabulary and chat template of one model. Methods are thread-safe and may take milliseconds
     per 10 kB: see `loaded`.
     """
+
+    def of_tenant(self, salt: str) -> Self:
+        """The same, with the recorded replies of the requests that have this salt."""
+
+    @property
+    def defaults(self) -> ReplyDefaults:
+        """What a request need not say."""
 
     @property
     def loaded(self) -> bool:
@@ -110,17 +147,54 @@ class PromptPort(Protocol):
         when the template refuses the messages.
         """
 
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Tokens of raw text; special tokens in the text are recognised. May be empty."""
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
+    ) -> str:
+        """The text of a conversation as the template writes it, without a BOS that `tokenize` adds.
+        Raises what `render_chat` raises.
+        """
+
+    def facts(self) -> VocabFacts:
+        """What the file says of prompts."""
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Tokens of raw text; special tokens in the text are recognised, unless `parse_special` is
+        False. May be empty.
+        """
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Text of tokens. Raises `InvalidParameter` for an id outside of the vocabulary."""
+
+    def rank_query(self, query: str) -> RankQuery:
+        """What pairs a query with documents. It may take as long as `tokenize`, and so do its own
+        methods.
+        """
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether the vocabulary has the tokens of `infill_prompt`. Known once `loaded`."""
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        """A text with a gap, cut to fit into `room`. Raises `NotSupported` unless it `fills_gaps`."""
+
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token of the vocabulary; those of a control token are its name."""
 
     def reply_piece(self, token: int) -> bytes:
         """The bytes of a token as it appears in a chat's reply; b"" for one that it hides."""
 
     def check_tokens(self, ids: Sequence[int], param: str = "prompt") -> None:
         """Raises `InvalidParameter`, which names `param`, for an id outside of the vocabulary."""
+
+    @property
+    def pins_from(self) -> int | None:
+        """The shortest prefix, in tokens, that is worth pinning where a client marks it; None where
+        requests pin nothing.
+        """
 
     def reasoning_budget(self, n_tokens: int, *, in_reasoning: bool) -> ReasoningBudget:
         """A bound of this model's reasoning. Raises `NotSupported` for a model that has none."""
@@ -157,33 +231,3 @@ class ServedModel:
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
-
-
-class ModelRegistry:
-    """Fixed once built. `default` is the id of the model that answers to names which nobody has.
-    Raises `InvalidParameter` for names that clash.
-    """
-
-    def __init__(self, models: Iterable[ServedModel], default: str | None = None) -> None:
-        self._models = {model.id: model for model in models}
-        try:
-            self._names = ModelNames({model.id: model.aliases for model in self}, default)
-        except ValueError as error:
-            raise InvalidParameter(str(error), param="aliases") from None
-        self._served = ", ".join(self._models) or "none"
-
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
-
-    def resolve(self, name: str | None) -> ServedModel:
-        """The model that a request means; without a name the default, or the only one there is.
-        Raises `ModelNotFound` or `InvalidParameter`.
-        """
-        model_id = self._names.find(name or "")
-        if model_id is not None:
-            return self._models[model_id]
-        if name is None or name == "":
-            if len(self._models) == 1:
-                return next(iter(self))
-            raise InvalidParameter(f"you must provide a model parameter; served are: {self._served}", param="model")
-        raise ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {self._served}", param="model")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -27,8 +28,8 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.errors import ClientDisconnected, as_erllama_error
-from deployments.http.middleware import request_id
+from deployments.http.errors import ClientDisconnected, SlowReader, as_erllama_error
+from deployments.http.middleware import request_id, slow_reader_s
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -61,6 +62,8 @@ class StreamResponse(StreamingResponse):
         self._writer = writer
         self._request_id = request_id(request)
         self._keepalive_s = keepalive_s
+        bound_s = slow_reader_s(request)
+        self._slow_reader_s = math.inf if bound_s is None else bound_s
         self._in_stream = in_stream
         self._old = request.scope.get("http_version") == "1.0"
         self._started = False
@@ -71,10 +74,11 @@ class StreamResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_disconnected(receive, self._pump(send), tick=lambda: self._tick(send))
-        except ClientDisconnected:
+        except ClientDisconnected as exc:
             if not self._started:
                 raise
-            logger.info("event=client_left request_id=%s", self._request_id)  # the log line of the request will say 200
+            # the log line of the request will say 200
+            logger.info("event=client_left request_id=%s reason=%s", self._request_id, exc.code)
 
     async def _pump(self, send: Send) -> None:
         if self._old:
@@ -95,6 +99,8 @@ class StreamResponse(StreamingResponse):
                 async for chunk in chunks:
                     if chunk:
                         await self._send(send, chunk)
+        except ClientDisconnected:  # nobody reads what could still be said
+            raise
         except Exception as exc:
             if not self._started and not isinstance(exc, self._in_stream):
                 raise
@@ -116,12 +122,31 @@ class StreamResponse(StreamingResponse):
                 raise ClientDisconnected("The client closed the connection.") from exc
 
     async def _tick(self, send: Send) -> float:
-        """Sends a keep-alive if one is due; seconds until the next may be."""
+        """Sends a keep-alive if one is due; seconds until the next may be, or until a piece may have
+        waited for too long. Raises `SlowReader` when one has: behind it a sequence of the engine goes on,
+        and its events pile up. Nothing of this costs anything per piece.
+        """
         silent_s = time.monotonic() - self._last_sent
         if self._finished or self._old:
             return self._keepalive_s
+        if self._sending.locked():  # since the last time that something was sent
+            if silent_s >= self._slow_reader_s:
+                raise self._slow_reader()
+            return min(self._slow_reader_s - silent_s, self._keepalive_s)
         if silent_s < self._keepalive_s:
-            return self._keepalive_s - silent_s
+            return min(self._slow_reader_s, self._keepalive_s - silent_s)
         if keepalive := self._writer.keepalive():
-            await self._send(send, keepalive)
-        return self._keepalive_s
+            await self._send_in_time(send, keepalive)
+        return min(self._slow_reader_s, self._keepalive_s)
+
+    async def _send_in_time(self, send: Send, chunk: bytes) -> None:
+        try:
+            async with asyncio.timeout(None if self._slow_reader_s == math.inf else self._slow_reader_s) as bound:
+                await self._send(send, chunk)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise self._slow_reader() from None
+
+    def _slow_reader(self) -> SlowReader:
+        return SlowReader(f"The client has left its stream unread for {self._slow_reader_s:g} s.")

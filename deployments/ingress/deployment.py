@@ -4,6 +4,7 @@ per model.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -15,10 +16,13 @@ from fastapi import FastAPI
 from ray import serve
 
 from cache_store import ObjectReader, StoreError
-from deployments.config import BuildArgs, FailoverPolicy, ModelSpec, StoreSpec, deployment_name
+from cache_store.documents.store import DocumentStore
+from deployments.config import BuildArgs, FailoverPolicy, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ServedModel
-from deployments.ingress.http_app import make_http_app
+from deployments.ingress.http_app import all_dialects, make_http_app
+from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
@@ -47,9 +51,14 @@ class Ingress:
         self._drain_s = max(spec.drain_s for spec in config.models)
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
-        self._noise = Noise(config.http.noise)
+        self._documents = _response_documents(config.store, config.http)
+        self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
         book, salt = _transcript_book(config.store), config.store.salt
-        self._models = [_served(spec, handles[spec.id], book, salt, config.failover) for spec in config.models]
+        policy = config.policy
+        pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
+        self._models = [
+            _served(spec, handles[spec.id], book, salt, config.failover, pins_from) for spec in config.models
+        ]
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
         watch_drain(lambda: _end_streams(reference))
@@ -86,6 +95,8 @@ class Ingress:
         if not await self._open.all_ended(seconds):
             self._tell_all()
             await self._open.all_ended(_GOODBYE_S)  # a client that does not read is left behind
+        if self._documents is not None:
+            await asyncio.to_thread(self._documents.flush, _GOODBYE_S)
 
     def _tell_all(self) -> None:
         for model in self._models:
@@ -96,6 +107,7 @@ class Ingress:
             self._models,
             self._options,
             default_model=self._default_model,
+            dialects=all_dialects(ResponseStore(self._documents)),
             echo_request_id=False,  # Serve does
             open_requests=self._open,
             noise=self._noise,
@@ -129,10 +141,23 @@ def _transcript_book(store: StoreSpec) -> TranscriptBook:
     return TranscriptBook()
 
 
-def _served(spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy) -> ServedModel:
+def _response_documents(store: StoreSpec, http: HttpSpec) -> DocumentStore | None:
+    """What keeps responses beyond this process. A tier that cannot be used here costs that alone."""
+    config, options = store.config(), http.responses
+    try:
+        if config is not None:
+            return DocumentStore.open(config, "responses", max_bytes=options.budget_bytes, ttl_s=options.ttl_s)
+    except StoreError as error:
+        log.warning("responses are kept in this process alone: %s", error)
+    return None
+
+
+def _served(
+    spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy, pins_from: int | None
+) -> ServedModel:
     scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
     why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
     client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
     root = transcript_root(spec.id, salt)
-    prompts = PromptSource(spec, root=root, book=book)
+    prompts = PromptSource(spec, root=root, book=book, defaults=spec.reply_defaults(), pins_from=pins_from)
     return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)

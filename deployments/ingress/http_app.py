@@ -15,24 +15,46 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.erllama_admin.routes import ErllamaAdmin
 from deployments.dialects.gemini.routes import Gemini
+from deployments.dialects.llama_server.routes import LlamaServer
 from deployments.dialects.ollama.routes import Ollama
 from deployments.dialects.openai.routes import OpenAI
+from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
+from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, ServedModel
+from deployments.http.ports import ServedModel
+from deployments.http.registry import ModelRegistry
+from deployments.http.tenant_client import Timeouts
+from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
 
-DIALECTS: tuple[Dialect, ...] = (OpenAI(), Anthropic(), Responses(), Ollama(), Gemini())
+DIALECTS: tuple[Dialect, ...] = (
+    OpenAI(),
+    Anthropic(),
+    Responses(),
+    Ollama(),
+    Gemini(),
+    LlamaServer(),
+    Ranking(),
+    ErllamaAdmin(),
+)
+
+
+def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API."""
+    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -73,9 +95,10 @@ def make_http_app(
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
-    registry = ModelRegistry(models, default_model)
-    # bodies are parsed by the dialects, so a generated schema would be empty
+    timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
+    registry = ModelRegistry(models, default_model, timeouts=timeouts)
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
+    bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
     @app.get("/health")
     async def health() -> Response:
@@ -86,13 +109,17 @@ def make_http_app(
         """A model that sleeps ("unknown") does not count against us: a request would wake it, and a
         probe must not.
         """
-        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry)
+        asked = (_state(model, options.ready_timeout_s, tells_errors=may_see_all(request)) for model in registry.all)
         told = await asyncio.gather(*asked)
-        states = {model.id: state for model, (state, _) in zip(registry, told, strict=True)}
-        reasons = {model.id: reason for model, (_, reason) in zip(registry, told, strict=True) if reason}
+        states = {model.id: state for model, (state, _) in zip(registry.all, told, strict=True)}
+        reasons = {model.id: reason for model, (_, reason) in zip(registry.all, told, strict=True) if reason}
         ok = "not_ready" not in states.values() and not open_requests.refusing
         body = {"status": "ready" if ok else "not_ready", "models": states, **({"reasons": reasons} if reasons else {})}
         return JSONResponse(body, status_code=200 if ok else 503)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        return JSONResponse(openapi_document(app.routes, bodies))
 
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
@@ -101,7 +128,8 @@ def make_http_app(
     app.add_middleware(
         RequestScope,
         dialects=dialects,
-        api_keys=options.api_keys,
+        keys=KeyBook(options.api_keys),
+        slow_reader_s=options.slow_reader_s,
         echo_request_id=echo_request_id,
         open_requests=open_requests,
     )
@@ -111,6 +139,6 @@ def make_http_app(
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", HEADER],
+            expose_headers=["x-request-id", "request-id", "retry-after", HEADER],
         )
     return app

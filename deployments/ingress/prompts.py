@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from cache_store import ChainKey
-from deployments.http.ports import ChatPrompt, Record
+from cache_store import ChainKey, tenant_root
+from deployments.http.ports import ChatPrompt, Record, ReplyDefaults, VocabFacts
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.choose import leaves_reasoning_open, opens_reasoning
@@ -31,6 +32,8 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.model_info import make_templates
+from erllama.prompts.infill import Gap, Room, infill_tokens
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
@@ -54,38 +57,75 @@ class _Loaded:
         return self.shown.get(token) or self.vocab.piece(token)
 
 
+class _ModelFile:
+    """The vocabulary and the templates of a file, opened once for all who use them. Thread-safe."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self.path = str(demo_model_path()) if config.path == "demo" else config.path
+        self._lock = threading.Lock()
+        self.state: _Loaded | None = None
+
+    def load(self) -> _Loaded:
+        """Open the file, unless it is open. A second caller waits for the first."""
+        with self._lock:
+            if self.state is None:
+                self.state = _loaded(LlamaVocab.load(self.path), self._config)
+            return self.state
+
+    def close(self) -> None:
+        with self._lock:
+            state, self.state = self.state, None
+        if state is not None:
+            state.vocab.close()
+
+
 class PromptSource:
     """The real `PromptPort`. Methods that need the file raise `ModelLoadError` while it, or the
     configured template, cannot be read.
     """
 
-    def __init__(self, config: EngineConfig, *, root: ChainKey, book: TranscriptBook) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        root: ChainKey,
+        book: TranscriptBook,
+        defaults: ReplyDefaults | None = None,
+        pins_from: int | None = None,
+    ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
-        them.
+        them. `pins_from`: see `PromptPort`.
         """
+        self.defaults = defaults or ReplyDefaults()
+        self.pins_from = pins_from
         self.constrains_calls = config.constrain_tool_calls
         self.n_ctx = padded_context(config.n_ctx) or None
         self._config = config
         self._root = root
         self._book = book
         self._grammars = GrammarCompiler(AnyTable)
-        self._lock = threading.Lock()
-        self._state: _Loaded | None = None
+        self._file = _ModelFile(config)
+        self._salt = ""
+
+    def of_tenant(self, salt: str) -> Self:
+        """The file is shared; replies are recorded and found under a root of its own."""
+        if not salt:
+            return self
+        own = copy(self)
+        own._root, own._salt = tenant_root(self._root, salt), salt
+        return own
 
     def __repr__(self) -> str:
         return f"<PromptSource {self._config.path} {'loaded' if self.loaded else 'not loaded'}>"
 
     @property
     def loaded(self) -> bool:
-        return self._state is not None
+        return self._file.state is not None
 
     def load(self) -> _Loaded:
         """Open the file, unless it is open. A second caller waits for the first."""
-        with self._lock:
-            if self._state is None:
-                path = self._config.path
-                self._state = _loaded(LlamaVocab.load(str(demo_model_path()) if path == "demo" else path), self._config)
-            return self._state
+        return self._file.load()
 
     @property
     def tool_format(self) -> ToolFormat:
@@ -99,10 +139,7 @@ class PromptSource:
         """Free the vocabulary; the next call would open the file again. No other method may be
         running.
         """
-        with self._lock:
-            state, self._state = self._state, None
-        if state is not None:
-            state.vocab.close()
+        self._file.close()
 
     def render_chat(
         self,
@@ -111,12 +148,10 @@ class PromptSource:
         template_kwargs: Mapping[str, Any],
         ending: Ending = "opened",
     ) -> ChatPrompt:
-        reserved = sorted(_RESERVED & template_kwargs.keys())
-        if reserved:
-            raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
+        _check_variables(template_kwargs)
         state = self.load()
         ids = transcript_prompt(
-            state.templates.rendering(tools),
+            state.templates.rendering(tools).of_tenant(self._salt),
             state.vocab,
             messages,
             tools=tools,
@@ -133,6 +168,28 @@ class PromptSource:
         if ending == "continued":
             in_reasoning = in_reasoning or leaves_reasoning_open(state.tool_format, messages[-1].get("content") or "")
         return ChatPrompt(Prompt.of(ids), in_reasoning)
+
+    def render_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any],
+        ending: Ending = "opened",
+    ) -> str:
+        _check_variables(template_kwargs)
+        state = self.load()
+        template = state.templates.rendering(tools)
+        conversation = template.conversation(messages, tools=tools, ending=ending, **template_kwargs)
+        text = template.render_conversation(conversation)
+        if conversation.mark is not None:
+            text = text.replace(conversation.mark, "")
+        return text.removeprefix(state.vocab.bos_text) if state.vocab.adds_bos else text
+
+    def facts(self) -> VocabFacts:
+        state = self.load()
+        template = state.templates.rendering(None).source
+        vocab = state.vocab
+        return VocabFacts(self._file.path, template, vocab.bos_text, vocab.eos_text, self._config.n_parallel)
 
     def shows_late_system(self, *, tools: bool) -> bool:
         variants = self.load().templates
@@ -163,11 +220,24 @@ class PromptSource:
 
         return record
 
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self.load().vocab.tokenize(text, add_special=add_special, parse_special=True)
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return self.load().vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.load().vocab.detokenize(ids)
+
+    def rank_query(self, query: str) -> RankQuery:
+        return RankQuery(self.load().vocab, query)
+
+    @property
+    def fills_gaps(self) -> bool:
+        return self.load().vocab.specials.fim is not None
+
+    def infill_prompt(self, gap: Gap, room: Room | None = None) -> Prompt:
+        return Prompt.of(infill_tokens(self.load().vocab, gap, room, suffix_first=self._config.spm_infill))
+
+    def token_text(self, token: int) -> bytes:
+        return self.load().vocab.token_text(token)
 
     def reply_piece(self, token: int) -> bytes:
         return self.load().reply_piece(token)
@@ -195,6 +265,12 @@ class PromptSource:
                 self._grammars.check(part)
         else:
             self._grammars.check(constraint)
+
+
+def _check_variables(template_kwargs: Mapping[str, Any]) -> None:
+    reserved = sorted(_RESERVED & template_kwargs.keys())
+    if reserved:
+        raise InvalidParameter(f"chat_template_kwargs may not set {reserved[0]!r}", param="chat_template_kwargs")
 
 
 def _loaded(vocab: LlamaVocab, config: EngineConfig) -> _Loaded:

@@ -92,6 +92,7 @@ class RemoteModel:
     generate = _streaming(ModelClient.generate)
     infer = _streaming(ModelClient.infer)
     continue_ = _streaming(ModelClient.continue_)
+    rank = _waiting(ModelClient.rank)
     complete = _waiting(ModelClient.complete)
     prefill_only = _waiting(ModelClient.prefill_only)
     end_session = _waiting(ModelClient.end_session)

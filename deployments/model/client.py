@@ -25,7 +25,10 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.attempt_id import attempt_id
 from deployments.config import FailoverPolicy, deployment_name
+from deployments.http.answers import Answer
+from deployments.model.broadcast import ask_each
 from deployments.model.failover import Attempts, FailoverCall
+from deployments.model.prefixes import PrefixCalls
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, RecentState, load_state
@@ -67,7 +70,7 @@ def _of_all(
     return call
 
 
-class ModelClient:
+class ModelClient(PrefixCalls):
     """Async client of one model deployment. Use it on one event loop.
 
     While no replica runs, because the model is scaled to zero or starts, Serve holds a call back.
@@ -186,6 +189,7 @@ class ModelClient:
     detokenize = _of_one(ModelReplica.detokenize)
     apply_chat_template = _of_one(ModelReplica.apply_chat_template)
     embed = _of_one(ModelReplica.embed)
+    rank = _of_one(ModelReplica.rank)
     model_info = _of_one(ModelReplica.model_info)
     list_cached_prefixes = _of_one(ModelReplica.list_cached_prefixes)
     list_adapters = _of_one(ModelReplica.list_adapters)
@@ -339,6 +343,9 @@ class ModelClient:
             if state.reason:
                 raise _cannot_load(state) from None
             raise
+
+    async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
+        return await ask_each(self._all, deadline_s, method, *args)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         async with self._explained_errors():

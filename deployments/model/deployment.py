@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from functools import partial
 
 from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
@@ -43,6 +44,7 @@ class Replica(ModelReplica):
         n_cpus: int,
         routing: RoutingSpec | None,
         scheduler: SchedulerSpec,
+        salts: Sequence[str] = ("",),
     ) -> None:
         share_serve_log()
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
@@ -55,6 +57,7 @@ class Replica(ModelReplica):
             routing=routing,
             location=replica_location(),
             sources=sources,
+            salts=salts,
         )
         LoadLimit(spec.id, deployment_status).load(load)
         # Before the interpreter ends its thread pools, which readers and drivers of object stores

@@ -21,7 +21,7 @@ from dataclasses import replace
 from deployments.attempt_id import attempt_id
 from deployments.config import FailoverPolicy
 from erllama.errors import DecodeAborted, ErllamaError, QueueFull
-from erllama.events import Done, Event, Failed, RequestStats, Tokens
+from erllama.events import Done, Event, Failed, Progress, RequestStats, Tokens
 from erllama.request import GenerationRequest
 
 Clock = Callable[[], int]
@@ -114,6 +114,7 @@ class FailoverCall:
             self._request,
             request_id=attempt_id(self._request.request_id, number),
             resumed=resumed,
+            report_progress=self._request.report_progress and not resumed,
             waits_for_others=False,  # who says that it computes this prefix may be the one that hangs
         )
 
@@ -128,7 +129,7 @@ class FailoverCall:
             events = events[:-1]
         elif isinstance(last, Done):
             events = [*events[:-1], replace(last, stats=self._whole(last.stats))]
-        if events:
+        if any(not isinstance(event, Progress) for event in events):
             self.attempts.progressed()
             if self._first_token_at is None:
                 self._first_token_at = self.attempts.clock()

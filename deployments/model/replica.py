@@ -13,9 +13,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-from cache_store import CachedPrefix, GarbageReport, IndexDelta, StoreConfig, StoreStats
+from cache_store import CachedPrefix, GarbageReport, ImportState, IndexDelta, PinInfo, StoreConfig, StoreStats
 from deployments.attempt_id import is_attempt_of
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
@@ -40,6 +41,7 @@ MakeModel = Callable[..., Model]
 _STUCK_MARGIN_S = 300.0
 _STUCK_WITHOUT_BUDGET_S = 600.0  # far above a 512-token prefill step of a large model on a slow CPU
 _DRAIN_POLL_S = 0.1
+_RANKED_AT_ONCE = 16
 HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 
 
@@ -56,6 +58,15 @@ async def gathered(mailbox: asyncio.Queue[Event]) -> list[Event]:
     return events
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What one replica does, and has counted. `store` is None without one."""
+
+    status: ModelStatus
+    stats: EngineStats
+    store: StoreStats | None
+
+
 class ModelReplica:
     """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among
     live requests."""
@@ -70,10 +81,11 @@ class ModelReplica:
         routing: RoutingSpec | None = None,
         location: ReplicaLocation | None = None,
         sources: Sequence[MemorySource] = (),
+        salts: Sequence[str] = ("",),
         make_model: MakeModel = Model,
     ) -> None:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
-        None: no router wants to know."""
+        None: no router wants to know. `salts` are those of the tenants, for what is prewarmed."""
         self._spec = spec
         self._mail: dict[str, asyncio.Queue[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,7 +98,7 @@ class ModelReplica:
                 handle = self._model.load_adapter(adapter.path)
                 self._model.set_adapter_scale(handle, adapter.scale)
             self._model.prepare_grammars()
-            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s) if spec.prewarm else 0
+            n_warm = self._model.prewarm(spec.prewarm, spec.prewarm_timeout_s, salts) if spec.prewarm else 0
         except BaseException:
             self._model.shutdown()
             raise
@@ -234,6 +246,13 @@ class ModelReplica:
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         return await asyncio.to_thread(self._model.embed_many, inputs)
 
+    async def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """See `Model.rank`. A caller that goes away ends it between two parts."""
+        scores: list[float] = []
+        for start in range(0, len(inputs), _RANKED_AT_ONCE):
+            scores += await asyncio.to_thread(self._model.rank, inputs[start : start + _RANKED_AT_ONCE])
+        return scores
+
     async def load_adapter(self, path: str) -> str:
         return await asyncio.to_thread(self._model.load_adapter, path)
 
@@ -258,8 +277,44 @@ class ModelReplica:
     async def store_stats(self) -> StoreStats | None:
         return self._model.store_stats()
 
-    async def list_cached_prefixes(self, limit: int = 1000) -> tuple[CachedPrefix, ...]:
-        return await asyncio.to_thread(self._model.list_cached_prefixes, limit)
+    async def state(self) -> ReplicaState:
+        return ReplicaState(self._model.status(), self._model.stats(), self._model.store_stats())
+
+    # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
+
+    async def list_cached_prefixes(self, limit: int = 1000, order: str = "recent") -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order)
+
+    async def cached_prefix(self, key: str) -> CachedPrefix:
+        return await asyncio.to_thread(self._model.cached_prefix, key)
+
+    async def pin_prefix(self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "") -> PinInfo:
+        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner)
+
+    async def unpin(self, name: str, owner: str = "") -> bool:
+        return await asyncio.to_thread(self._model.unpin, name, owner)
+
+    async def pins(self) -> tuple[PinInfo, ...]:
+        return await asyncio.to_thread(self._model.pins)
+
+    async def evict_prefix(self, key: str) -> int:
+        return await asyncio.to_thread(self._model.evict_prefix, key)
+
+    async def export_plan(self, key: str) -> tuple[str, ...]:
+        return await asyncio.to_thread(self._model.export_plan, key)
+
+    async def export_object(self, key: str, name: str) -> bytes | None:
+        """An object of the prefix `key`: the router keeps the parts of one export together by it."""
+        return await asyncio.to_thread(self._model.export_object, name)
+
+    async def import_part(
+        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool
+    ) -> ImportState:
+        """A part of the import `id`, by which the router keeps its parts together."""
+        return await asyncio.to_thread(self._model.import_part, state, entries, last=last)
+
+    async def fork_session(self, session_id: str, new_session_id: str) -> bool:
+        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 

@@ -33,8 +33,9 @@ class NoiseFilter:
 class Noise:
     """The rules of one server, and their counts. Immutable but for those; any thread."""
 
-    def __init__(self, options: NoiseOptions | None = None) -> None:
-        self.counters = NoiseCounters()
+    def __init__(self, options: NoiseOptions | None = None, watch: Callable[[str, int], None] | None = None) -> None:
+        """`watch`: see `NoiseCounters`."""
+        self.counters = NoiseCounters(watch)
         self._rules = (options or NoiseOptions()).active_rules
 
     def filter(self, dialect: str, user_agent: str) -> NoiseFilter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -30,16 +30,23 @@ class Report:
 
 
 class NoiseCounters:
-    """Counts of all requests since the process began. Thread-safe."""
+    """Counts of all requests since the process began. Thread-safe. `watch` is told each of them, too,
+    by any thread: the name of a rule and how often it did what it says.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[str, int], None] | None = None) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._watch = watch
 
     def add(self, report: Report) -> None:
         if report:
+            counts = report.counts()
             with self._lock:
-                self._counts.update(report.counts())
+                self._counts.update(counts)
+            if self._watch is not None:
+                for name, n in counts.items():
+                    self._watch(name, n)
 
     def snapshot(self) -> dict[str, int]:
         """By the names that `Report.counts` has, in their order."""

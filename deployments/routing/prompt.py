@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cache_store import ChainKey, TokenChain
+from cache_store import ChainKey, TokenChain, tenant_root
 from deployments.attempt_id import split_attempt
 from erllama.request import GenerationRequest
 
@@ -46,9 +46,11 @@ class RoutedPrompt:
     affinity: int | None = None
 
 
-def chunk_chain(tokens: Tokens, chunk_tokens: int) -> TokenChain:
-    """The chain of `tokens`, with a key per chunk instead of one per block."""
-    return TokenChain(_ROOT, tokens, chunk_tokens)
+def chunk_chain(tokens: Tokens, chunk_tokens: int, salt: str = "") -> TokenChain:
+    """The chain of `tokens`, with a key per chunk instead of one per block. `salt` is that of the
+    request: others have no use for its KV.
+    """
+    return TokenChain(tenant_root(_ROOT, salt), tokens, chunk_tokens)
 
 
 def chunk_hashes(chain: TokenChain) -> list[int]:
@@ -73,17 +75,23 @@ def unpack_hashes(data: bytes) -> frozenset[int]:
 
 def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedPrompt | None:
     """What a call of `ModelReplica` asks for; None for one that any replica may answer."""
+    salt, affinity = "", None
     match method, args:
         case "generate", [GenerationRequest() as request, *_]:
-            tokens, session_id = (*request.prompt_tokens, *request.resumed), request.session_id
+            tokens, session_id = (*request.prompt_tokens, *request.resumed), request.session_name
+            salt = request.salt
             name, attempt = split_attempt(request.request_id)
-            affinity = None if request.affinity is None else session_hash(request.affinity)
+            if request.affinity is not None:
+                affinity = session_hash(f"{salt}\0{request.affinity}" if salt else request.affinity)
         case "continue_", [session_id, *_]:
-            tokens, name, attempt, affinity = (), "", 1, None
+            tokens, name, attempt = (), "", 1
+        case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:
+            # the parts of one file: a replica may have tiers that others do not see
+            (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, session_hash(transfer)
         case "answer", [str(ref), *_]:
-            (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, None
+            (name, attempt), tokens, session_id = split_attempt(ref), (), None
         case _:
             return None
     session = None if session_id is None else session_hash(session_id)
-    chain = tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens)))
+    chain = tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens, salt)))
     return RoutedPrompt(len(tokens), chain, session, name, attempt, affinity)

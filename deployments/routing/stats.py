@@ -77,7 +77,8 @@ class RoutingStats:
         return {**self._held, "load": stats.n_running + stats.n_queued, "n_parallel": stats.n_parallel}
 
     def _published(self, live: LivePrefixes) -> dict[str, Any]:
-        self._chains = {seq_id: self._chain(seq_id, tokens) for seq_id, tokens in (*live.running, *live.idle)}
+        held = (*live.running, *live.idle)
+        self._chains = {seq_id: self._chain(seq_id, tokens, live.salts.get(seq_id, "")) for seq_id, tokens in held}
         chains = [chunk_hashes(chain) for chain in self._chains.values()]
         tails = [chain[-1] for chain in chains if chain]
         most = self._routing.max_published
@@ -91,11 +92,11 @@ class RoutingStats:
             "whole": live.whole,
         }
 
-    def _chain(self, seq_id: int, tokens: Ids) -> TokenChain:
+    def _chain(self, seq_id: int, tokens: Ids, salt: str) -> TokenChain:
         """The chain of `tokens`, which mostly are the ones of before and some more."""
-        before = self._chains.get(seq_id)
-        if before is None:
-            return chunk_chain(tokens, self._routing.chunk_tokens)
+        before, empty = self._chains.get(seq_id), chunk_chain((), self._routing.chunk_tokens, salt)
+        if before is None or before.root != empty.root:
+            return empty.extended(tokens)
         same = common_prefix(before.ids, tokens)
         return before if same == len(before) == len(tokens) else before.prefix(same).extended(tokens[same:])
 

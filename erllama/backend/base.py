@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama.backend.batch_plan import BatchPlan
+from erllama.backend.special_tokens import SpecialTokens
 from erllama.gguf.check import GgufInfo
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.layout import KvImage, KvLayout, KvReading, Rows
@@ -25,6 +26,7 @@ class Vocab(Protocol):
     """Text to token ids and back. Static: any thread may call it, also beside a decode."""
 
     adds_bos: bool
+    specials: SpecialTokens
     bos_text: str
     eos_text: str
     chat_template: str | None  # the default one
@@ -56,6 +58,7 @@ class Backend(Protocol):
     n_vocab: int  # length of a row of logits
     generates: bool  # False for encoder models (BERT and its family): they only embed
     embeds: bool  # whether `embed` works
+    rank_tokens: int  # of a pair of texts that `rank` takes, at most; 0: there is no rank head
     max_logits: int  # rows of logits that one decode may want in all: so many rows of `n_vocab` floats are kept
     eog_tokens: frozenset[int]  # what ends a generation
     grammars: GrammarCompiler  # compiles what replies must follow; any thread
@@ -173,6 +176,11 @@ class Backend(Protocol):
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`,
         `ContextOverflow` or `ModelLoadError`.
+        """
+
+    def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each input, which is a pair of texts as the model reads them. Raises as
+        `embed` does.
         """
 
     def check_adapter(self, path: str) -> None:

@@ -77,7 +77,7 @@ class CacheFlow:
 
     def choose(self, sequence: Sequence, free: frozenset[int], running: tuple[Sequence, ...]) -> Choice:
         """The id that `sequence` shall run on, and what it can take over there. Changes nothing."""
-        return self.live.choose(sequence.given, sequence.request.session_id, free=free, running=running)
+        return self.live.choose(sequence.given, sequence.request.session_name, free=free, running=running)
 
     def begin(self, sequence: Sequence, choice: Choice, running: tuple[Sequence, ...]) -> Step:
         """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
@@ -266,13 +266,16 @@ class CacheFlow:
         if not intact or sequence.n_kv == 0:
             self._backend.drop(seq_id)
             return
+        if self._saver is not None and sequence.n_kv >= sequence.n_given:
+            self._saver.pin(sequence)
         held = Held(
             sequence.kv,
-            sequence.request.session_id,
+            sequence.request.session_name,
             n_given=sequence.n_given,
             prompt_logits=sequence.prompt_logits,
             stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
             save_due=self._saver is not None and sequence.n_kv >= self._policy.min_tokens,
+            salt=sequence.request.salt,
         )
         self.live.keep(seq_id, held)
 
@@ -357,6 +360,18 @@ class CacheFlow:
             for seq_id in [i for i, held in self.live.held.items() if held.session_id == session_id]:
                 self._drop_held(seq_id)
         self.live.unpin(session_id)
+
+    def fork_session(self, session_id: str, new_id: str, free: frozenset[int]) -> bool:
+        """Copy a session's idle KV to an id that holds nothing, for another session; False where there
+        is none of either. Its saves stay the first one's.
+        """
+        source = next((held for held in self.live.held.values() if held.session_id == session_id), None)
+        target = min(free - self.live.held.keys(), default=None)
+        if source is None or target is None or not self._copy(source.seq_id, target, source.n_tokens):
+            return False
+        copied = Held(source.chain, new_id, n_given=source.n_given, prompt_logits=source.prompt_logits)
+        self.live.keep(target, copied)
+        return True
 
     def check_integrity(self, free: frozenset[int], running: tuple[Sequence, ...]) -> None:
         """Assert that idle KV lies in free ids and that whoever waits runs."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store import ChainKey, TokenChain
+from cache_store import ChainKey, TokenChain, tenant_root
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -32,6 +32,7 @@ class Held:
     """KV of the tokens of `chain` in the id `seq_id` that nobody runs on. `prompt_logits` are those
     after the first `n_given` of them.
 
+    `salt` is that of its request, `session_id` the name of its session among those of all salts.
     `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a
     tick, are kept by `LiveKv`.
     """
@@ -42,6 +43,7 @@ class Held:
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     save_due: bool = False
+    salt: str = ""
     seq_id: int = -1
     used: int = 0
 
@@ -69,7 +71,8 @@ class Choice:
 class LivePrefixes:
     """What new requests can find in the context: (sequence id, token ids), arrays that never
     change. `running` ones may still be computed; `n_empty` ids hold nothing. `whole`: only all of a
-    sequence's tokens together are of use.
+    sequence's tokens together are of use. `salts` has that of each sequence, by its id: it is of use
+    to requests of the same one.
     """
 
     running: tuple[tuple[int, Ids], ...]
@@ -77,6 +80,7 @@ class LivePrefixes:
     n_empty: int
     sessions: tuple[str, ...]
     whole: bool
+    salts: Mapping[int, str] = field(default_factory=dict)
 
 
 def common_prefix(a: Ids, b: Ids) -> int:
@@ -180,6 +184,21 @@ class LiveKv:
             if n > most or (n == most and n and len(theirs) < length):
                 best, most, length = seq_id, n, len(theirs)
         return best, most
+
+    def prefixes(
+        self, root: ChainKey, running: Iterable[Sequence], n_empty: int, sessions: tuple[str, ...]
+    ) -> LivePrefixes:
+        """What new requests can find below a root, of each salt; ended ones most recent first."""
+        idle = {i: h for i, h in self._held.items() if h.chain.root == tenant_root(root, h.salt)}
+        alive = [s for s in running if s.root == tenant_root(root, s.request.salt)]
+        return LivePrefixes(
+            running=tuple((s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in alive),
+            idle=tuple((i, idle[i].chain.ids) for i in sorted(idle, key=lambda i: -idle[i].used)),
+            n_empty=n_empty,
+            sessions=sessions,
+            whole=not self.cuttable,
+            salts={s.id: s.request.salt for s in alive} | {i: h.salt for i, h in idle.items()},
+        )
 
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
         """Whether some id holds all of `prompt` but at most its last token, which gives logits."""

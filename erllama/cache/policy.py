@@ -57,6 +57,9 @@ class CachePolicy:
     read_timeout_s: a restore that takes longer is cut off and the rest recomputed.
     restore_always: skip the comparison of measured read bandwidth with measured prefill speed.
     evict_save_timeout_s: bound of what waits for the store on evict and shutdown.
+    pin_from_requests: keep the prefix that a request marks (Anthropic's `cache_control`, Responses'
+        `instructions`) from being evicted for a while, within the store's quota.
+    pin_max_ttl_s: for so long at most.
     """
 
     min_tokens: int = 512
@@ -73,6 +76,8 @@ class CachePolicy:
     read_timeout_s: float = 5.0
     restore_always: bool = False
     evict_save_timeout_s: float = 30.0
+    pin_from_requests: bool = True
+    pin_max_ttl_s: float = 3600.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from cache_store import Block, BlockId, ChainKey, Store, TokenChain
+from cache_store import Block, BlockId, ChainKey, Store, TokenChain, tenant_root
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, SaveReason, cold_upto, continued_upto, logits_due
 from erllama.chat.tool_formats.choose import format_named
@@ -75,6 +75,7 @@ class KvSaver:
         upto = continued_upto(self._policy, n_kv=sequence.n_kv, n_saved=sequence.n_saved, whole_blocks=kind.cuttable)
         if upto > sequence.n_saved:
             self._save_running(sequence, upto, SaveReason.CONTINUED)
+        self.pin(sequence)
 
     def _cold(self, sequence: Sequence, *, cuttable: bool) -> None:
         upto = cold_upto(
@@ -92,6 +93,21 @@ class KvSaver:
         if at_end and capped < upto:
             sequence.n_saved = upto  # the cap would mean nothing if the first continued save made up for it
 
+    def pin(self, sequence: Sequence) -> None:
+        """Have pinned what the request asks for, once, when all of its prompt is in the context. What is
+        not saved by the time that the store does it is pinned by its name.
+        """
+        pin = sequence.request.pin
+        if pin is None or sequence.pinned:
+            return
+        sequence.pinned = True
+        prefix = sequence.given.prefix(pin.n_tokens)
+        ttl_s = min(pin.ttl_s, self._policy.pin_max_ttl_s)
+        if not self._policy.pin_from_requests or len(prefix) < self._policy.min_tokens or ttl_s <= 0:
+            return
+        self._store.pin_soon(prefix, ttl_s, owner=pin.owner)
+        self._counts.pins += 1
+
     def _save_running(self, sequence: Sequence, upto: int, reason: SaveReason) -> None:
         logits = sequence.prompt_logits if sequence.stores_logits and sequence.n_kv == sequence.n_given else None
         self.save(sequence.id, sequence.kv, upto, reason, logits=logits)
@@ -102,7 +118,7 @@ class KvSaver:
         reply_ids = sequence.tokens[sequence.n_prompt :]
         try:
             block = transcript_block(
-                self._transcript_root,
+                tenant_root(self._transcript_root, sequence.request.salt),
                 sequence.request.prompt_tokens,
                 reply_ids,
                 "".join(sequence.reply),

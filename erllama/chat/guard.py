@@ -38,11 +38,12 @@ class GuardVocab(Protocol):
 @dataclass(frozen=True, slots=True)
 class ContentGuard:
     """`controls` finds the texts of a vocabulary's control tokens, `cache` knows the ids of what was
-    tokenised before. Any thread.
+    tokenised before, for the same `owner`. Any thread.
     """
 
     controls: re.Pattern[str]
     cache: TokenCache
+    owner: str = ""
 
     @classmethod
     def of(cls, control_texts: Iterable[str], cache: TokenCache | None = None) -> ContentGuard:
@@ -83,12 +84,12 @@ class ContentGuard:
             return vocab.tokenize(piece, add_special=first, parse_special=True)
 
         if mark is None or mark not in text:
-            return self.cache.tokenize(text, with_controls, add_special=add_special)
+            return self.cache.tokenize(text, with_controls, add_special=add_special, owner=self.owner)
         ids: list[int] = []
         for number, (piece, special) in enumerate(self._pieces(text, mark)):
             first = add_special and not number
             if special:
-                ids += self.cache.tokenize(piece, with_controls, add_special=first)
+                ids += self.cache.tokenize(piece, with_controls, add_special=first, owner=self.owner)
             else:
                 ids += vocab.tokenize(piece, add_special=first, parse_special=False)
         return ids

@@ -191,6 +191,12 @@ class ChatTemplate:
         other.tool_format = tool_format
         return other
 
+    def of_tenant(self, salt: str) -> ChatTemplate:
+        """The same template, which remembers the ids of texts for the requests of one salt."""
+        other = copy(self)
+        other._guard = replace(self._guard, owner=salt)
+        return other
+
     def __repr__(self) -> str:
         return f"<ChatTemplate {self.problem or f'{len(self.source)} characters'}>"
 

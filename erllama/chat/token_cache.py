@@ -6,6 +6,8 @@ between two of them on its own, so the pieces' ids are the prompt's; a control t
 white space before it along (LSTRIP) would look across a cut, and a vocabulary that has such a token
 is not cut.
 
+Each owner finds only what was tokenised for it: else the time would tell what others have sent.
+
 Thread-safe. An LRU, bounded by the characters that it holds.
 """
 
@@ -30,19 +32,19 @@ class TokenCache:
         self._cuts = re.compile("|".join(map(re.escape, texts))) if texts else None
         self._max_chars = max_chars
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, bool], list[int]] = OrderedDict()
         self._n_chars = 0
 
     def __repr__(self) -> str:
         return f"<TokenCache {len(self._known)} pieces, {self._n_chars} of {self._max_chars} characters>"
 
-    def tokenize(self, text: str, tokenize: Tokenize, *, add_special: bool) -> list[int]:
-        """What `tokenize(text, add_special)` gives."""
+    def tokenize(self, text: str, tokenize: Tokenize, *, add_special: bool, owner: str = "") -> list[int]:
+        """What `tokenize(text, add_special)` gives. `owner` is the salt of a tenant."""
         if self._cuts is None:
             return tokenize(text, add_special)
         ids: list[int] = []
         for number, piece in enumerate(self._pieces(text, self._cuts)):
-            ids += self._piece(piece, tokenize, add_special and not number)
+            ids += self._piece(owner, piece, tokenize, add_special and not number)
         return ids
 
     def _pieces(self, text: str, cuts: re.Pattern[str]) -> Iterator[str]:
@@ -53,10 +55,10 @@ class TokenCache:
                 begin = match.start()
         yield text[begin:]
 
-    def _piece(self, piece: str, tokenize: Tokenize, add_special: bool) -> list[int]:
+    def _piece(self, owner: str, piece: str, tokenize: Tokenize, add_special: bool) -> list[int]:
         if len(piece) < MIN_CHARS:
             return tokenize(piece, add_special)
-        key = (piece, add_special)
+        key = (owner, piece, add_special)
         with self._lock:
             ids = self._known.get(key)
             if ids is not None:
@@ -68,6 +70,6 @@ class TokenCache:
                 self._known[key] = ids
                 self._n_chars += len(piece)
             while self._n_chars > self._max_chars:
-                (gone, _), _ = self._known.popitem(last=False)
+                (_, gone, _), _ = self._known.popitem(last=False)
                 self._n_chars -= len(gone)
         return ids

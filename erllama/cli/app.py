@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from erllama.api_keys import NAME, key_hash, new_key
 from erllama.cli.failures import clear_errors
 from erllama.cli.models import models
 
@@ -22,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
+key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
 app.add_typer(models)
 
 ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the embedded model.")]
@@ -72,6 +74,21 @@ def show(model: ModelPath = "demo") -> None:
             if field.name != "chat_template":
                 table.add_row(field.name, str(getattr(info, field.name)))
         Console().print(table)
+
+
+@key_app.command("new")
+def new(
+    name: Annotated[
+        str, typer.Option(help="Whose key it is: keys of one name share what is kept of requests.")
+    ] = "default",
+) -> None:
+    """Make a key and print it, this once, with the lines of the config that accept it."""
+    if not NAME.fullmatch(name):
+        raise typer.BadParameter(f"must match {NAME.pattern}", param_hint="--name")
+    key = new_key()
+    print(key)
+    print("\n# The key is shown this once. The server knows it by its hash, under http.api_keys:")
+    print(f"- name: {name}\n  hash: {key_hash(key)}")
 
 
 @app.command()

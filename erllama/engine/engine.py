@@ -1,9 +1,8 @@
 """The engine: sequences go in, events come out, one llama_decode per step.
 
-One thread calls everything here but `validate` and `watchdog` (`EngineLoop` provides it; tests call
-it directly). Between two steps KV is quiescent. Events of a step leave together, as one list,
-through `deliver`; whoever consumes them never slows the engine. Where a prompt's prefix comes from
-and where KV goes afterwards is `CacheFlow`'s business.
+One thread, `EngineLoop`'s, calls everything here but `validate` and `watchdog`. Between two steps
+KV is quiescent. Events of a step leave together through `deliver`; whoever consumes them never
+slows the engine. Prefixes come from `CacheFlow`, where KV also goes afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 
-from cache_store import ChainKey, TokenChain, root_key
+from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
@@ -94,9 +93,8 @@ class Engine:
         return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
-        """Queue a request that `validate` has passed. It ends with exactly one `Done` or `Failed`.
-        `submitted_ns`: when its wait began.
-        """
+        """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
+        exactly one `Done` or `Failed`."""
         submitted_ns = self._clock() if submitted_ns is None else submitted_ns
         adapters = self.adapters.snapshot()
         try:
@@ -138,6 +136,11 @@ class Engine:
         self.sessions.end(session_id)
         self._flow.end_session(session_id, drop=drop)
 
+    def fork_session(self, session_id: str, new_id: str) -> bool:
+        """A new session with the transcript of one, and a copy of its KV if an id is empty."""
+        self.sessions.fork(session_id, new_id)
+        return self._flow.fork_session(session_id, new_id, self._admission.free)
+
     def close(self) -> None:
         """Stop what reads and watches for this engine. Idempotent."""
         self.watchdog.close()
@@ -155,7 +158,7 @@ class Engine:
 
     @property
     def kv_root(self) -> ChainKey:
-        """The chain root of the KV that new requests get."""
+        """The chain root of the KV that new requests without a salt get."""
         return self._root_of(self.adapters.snapshot())
 
     @property
@@ -163,23 +166,14 @@ class Engine:
         """Sequence ids that nobody runs on and that hold no KV."""
         return self._admission.n_free - len(self._flow.live.held)
 
-    def is_live(self, tokens: Ids) -> bool:
+    def is_live(self, tokens: Ids, salt: str = "") -> bool:
         """Whether a new request that begins with `tokens` finds their KV in the context."""
-        return self._flow.live.covers(TokenChain(self.kv_root, tokens), self._admission.running)
+        return self._flow.live.covers(TokenChain(tenant_root(self.kv_root, salt), tokens), self._admission.running)
 
     def live_prefixes(self) -> LivePrefixes:
         """What requests to come can find here. Costs microseconds: whoever asks hashes it."""
-        root = self.kv_root
-        idle = sorted(self._flow.live.held.items(), key=lambda item: item[1].used, reverse=True)  # most recent first
-        return LivePrefixes(
-            running=tuple(
-                (s.id, s.chain(max(s.n_kv, s.n_given)).ids) for s in self._admission.running if s.root == root
-            ),
-            idle=tuple((seq_id, held.chain.ids) for seq_id, held in idle if held.chain.root == root),
-            n_empty=self.n_empty_ids,
-            sessions=self.sessions.recent(),
-            whole=not self._backend.kv_layout.kind.cuttable,
-        )
+        sessions, n_empty = self.sessions.recent(), self.n_empty_ids
+        return self._flow.live.prefixes(self.kv_root, self._admission.running, n_empty, sessions)
 
     def validate(self, request: GenerationRequest) -> None:
         """Raise a `RequestError` when this model can never serve `request`. Any thread."""
@@ -187,10 +181,10 @@ class Engine:
 
     # --- the parts of a step ----------------------------------------------------------------------
 
-    def _end_if_complete(self, sequence: Sequence) -> None:
+    def _end_if_complete(self, sequence: Sequence, new_text: str = "") -> None:
         if sequence.text.stopped:
             self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated:
+        elif sequence.n_generated >= sequence.n_max_generated or sequence.ends_a_late_line(new_text, self._clock):
             self._finish(sequence, Step.LENGTH)
 
     def _give_up_restores(self) -> None:
@@ -217,6 +211,7 @@ class Engine:
             self._admission.start(sequence, choice.seq_id)
             sequence.admitted_ns = self._clock()
             sequence.apply(self._flow.begin(sequence, choice, self._admission.running))
+            self._outbox.report(sequence)
             self._counts.requests_admitted += 1
             if not sequence.request.restore_only:
                 self._counts.prompt_tokens += sequence.n_given
@@ -230,6 +225,7 @@ class Engine:
             if sequence.request.restore_only:
                 self._finish(sequence, Step.LENGTH)
                 continue
+            self._outbox.report(sequence)
             self._counts.cached_tokens += sequence.n_cached
             self._last_cache_hit = sequence.cache_hit_kind
             if logits is not None:
@@ -295,6 +291,7 @@ class Engine:
         if sequence.state is State.PREFILLING:
             sequence.n_computed += row.n_tokens
             sequence.apply(Step.PREFILLED if row.n_logits else Step.SLICE)
+            self._outbox.report(sequence)
             if logits:
                 self._flow.keep_logits(sequence, logits[-1])
         else:
@@ -305,8 +302,7 @@ class Engine:
     def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
         try:
             self._generate(sequence, logits)
-        # no token can be chosen, or the grammar became too costly: this sequence alone ends
-        except ErllamaError as error:
+        except ErllamaError as error:  # no token can be chosen, or the grammar is too costly: no other one ends
             self._finish(sequence, Step.ERROR, error)
 
     def _generate(self, sequence: Sequence, logits: Logits) -> None:
@@ -330,7 +326,7 @@ class Engine:
         event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
         self._outbox.put(sequence.request.request_id, event)
         self._counts.completion_tokens += 1
-        self._end_if_complete(sequence)
+        self._end_if_complete(sequence, event.text)
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""
@@ -357,8 +353,8 @@ class Engine:
         """The reply is complete: the session's transcript now, and chat history to come."""
         if sequence.request.record_transcript:
             self._flow.record_transcript(sequence)
-        if sequence.request.session_id is not None:
-            self.sessions.commit(sequence.request.session_id, sequence.tokens)
+        if sequence.request.session_name is not None:
+            self.sessions.commit(sequence.request.session_name, sequence.tokens)
 
     # --- what others see --------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import TypeVar
 
-from cache_store import Store
+from cache_store import ChainKey, Store, tenant_root
 from erllama.cache.live import Ids
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop
@@ -27,26 +28,40 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def prewarm(loop: EngineLoop, store: Store, *, limit: int, n_ctx: int, give_up: float) -> int:
-    """Restore up to `limit` prefixes into empty ids; how many of them are live in the end."""
+def prewarm(
+    loop: EngineLoop, store: Store, *, limit: int, n_ctx: int, give_up: float, salts: Iterable[str] = ("",)
+) -> int:
+    """Restore up to `limit` prefixes of requests of these `salts` into empty ids; how many of them are
+    live in the end.
+    """
     try:
         if not store.wait_loaded(seconds_until(give_up)):
             log.warning("nothing is warmed: the store's index was not loaded in time")
             return 0
         root, n_empty = _ask(loop, lambda engine: (engine.kv_root, engine.n_empty_ids), give_up)
-        hot = [tokens[:n_ctx] for tokens in store.hottest(root, limit, seconds_until(give_up))]
-        cold = _ask(loop, lambda engine: [tokens for tokens in hot if not engine.is_live(tokens)], give_up)
-        for tokens in reversed(cold[:n_empty]):
-            _restore(loop, tokens, give_up)
-        return _ask(loop, lambda engine: sum(map(engine.is_live, hot)), give_up)
+        hot = _hottest(store, root, tuple(salts), limit, give_up)
+        hot = [(tokens[:n_ctx], salt) for tokens, salt in hot]
+        cold = _ask(loop, lambda engine: [one for one in hot if not engine.is_live(*one)], give_up)
+        for tokens, salt in reversed(cold[:n_empty]):
+            _restore(loop, tokens, salt, give_up)
+        return _ask(loop, lambda engine: sum(engine.is_live(*one) for one in hot), give_up)
     except (ErllamaError, TimeoutError) as error:  # the engine stops, or is too busy to be asked
         log.warning("warming ended early: %r", error)
         return 0
 
 
-def _restore(loop: EngineLoop, tokens: Ids, give_up: float) -> None:
+def _hottest(store: Store, root: ChainKey, salts: Sequence[str], limit: int, give_up: float) -> list[tuple[Ids, str]]:
+    """The best prefix of each salt, then the second of each, and so on: values of different roots do not
+    compare.
+    """
+    of_salts = [store.hottest(tenant_root(root, salt), limit, seconds_until(give_up)) for salt in salts]
+    turns = zip_longest(*([(tokens, salt) for tokens in found] for salt, found in zip(salts, of_salts, strict=True)))
+    return [one for turn in turns for one in turn if one is not None][:limit]
+
+
+def _restore(loop: EngineLoop, tokens: Ids, salt: str, give_up: float) -> None:
     request = GenerationRequest(
-        f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True
+        f"prewarm-{uuid.uuid4().hex}", Prompt.of(tokens.tolist()), max_tokens=0, restore_only=True, salt=salt
     )
     stream = InferStream(request.request_id, loop.cancel)
     try:

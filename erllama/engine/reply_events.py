@@ -8,13 +8,16 @@ that is running.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Event, Failed, FinishReason, TokenLogprob, Tokens
 from erllama.sequence.machine import Step
-from erllama.sequence.sampling import Logits, log_softmax_at, top_candidates
+from erllama.sequence.sampling import Drawn, Logits, log_softmax_at, top_candidates
 from erllama.sequence.sequence import Sequence
 
 PieceOf = Callable[[int], bytes]
@@ -40,7 +43,11 @@ def token_event(sequence: Sequence, token: int, raw: Logits | None, piece: Piece
     _note(sequence, text)
     if raw is None:
         return Tokens((token,), text)
-    logprob = _logprob(raw, token, sequence.request.logprobs or 0, text_of)
+    n_top = sequence.request.logprobs or 0
+    if sequence.request.post_sampling:
+        logprob = _drawn_logprob(sequence.sampler.take_drawn(), token, n_top, text_of)
+    else:
+        logprob = _logprob(raw, token, n_top, text_of)
     return Tokens((token,), text, (logprob if data else replace(logprob, hidden=True),))
 
 
@@ -73,6 +80,21 @@ def _logprob(logits: Logits, token: int, n_top: int, text_of: PieceOf) -> TokenL
     return TokenLogprob(token, text_of(token), chosen, likeliest)
 
 
+def _drawn_logprob(drawn: Drawn | None, token: int, n_top: int, text_of: PieceOf) -> TokenLogprob:
+    """Under what `token` was drawn among; None where it had to come."""
+    if drawn is None:
+        return TokenLogprob(token, text_of(token), 0.0, ((token, text_of(token), 0.0),) if n_top else ())
+    ids, probabilities = drawn
+    chosen = float(probabilities[ids == token][0])
+    order = [i for i in np.argsort(-probabilities, kind="stable")[:n_top] if probabilities[i] > 0]
+    likeliest = tuple((int(ids[i]), text_of(int(ids[i])), _log(float(probabilities[i]))) for i in order)
+    return TokenLogprob(token, text_of(token), _log(chosen), likeliest)
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf
+
+
 Deliver = Callable[[list[tuple[str, Event]]], None]
 
 
@@ -90,6 +112,17 @@ class Outbox:
     def put(self, request_id: str, event: Event) -> None:
         """Append an event of a request."""
         self._events.append((request_id, event))
+
+    def report(self, sequence: Sequence) -> None:
+        """Tell how far a prompt is, if its request asks for that and it is known. What was taken
+        over is handed over at once: the decode that follows may take seconds.
+        """
+        if not sequence.request.report_progress or sequence.restoring:
+            return
+        self.put(sequence.request.request_id, sequence.progress(self._clock()))
+        self.hurry()
+        if not sequence.n_computed:
+            self.deliver_due(idle=False)
 
     def hurry(self) -> None:
         """What is there, or comes until the next hand-over, is due at once."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
+from erllama.request import check_session_id
 
 MAX_SESSIONS = 4096  # transcripts cost 4 bytes a token in arrays and some 30 here; the oldest go first
 
@@ -49,6 +50,14 @@ class Sessions:
         if expect is not None:
             _check(session_id, tokens, expect)
         return tokens
+
+    def fork(self, session_id: str, new_id: str) -> None:
+        """A new session with the same transcript. Raises `SessionNotFound`, `InvalidParameter`."""
+        tokens = self.transcript(session_id)
+        check_session_id("new_session_id", new_id)
+        if new_id in self._transcripts:
+            raise InvalidParameter(f"a session {new_id!r:.80} is known already", param="new_session_id")
+        self.commit(new_id, tokens)
 
     def end(self, session_id: str) -> None:
         """Forget a session. Idempotent."""

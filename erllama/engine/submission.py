@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import replace
 
-from cache_store import ChainKey, TokenChain
+from cache_store import ChainKey, TokenChain, tenant_root
 from erllama.backend.base import Backend
 from erllama.engine.reply_events import fast_forward
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, NotSupported
@@ -26,7 +26,7 @@ from erllama.stats import AdapterSet
 def check_request(request: GenerationRequest, backend: Backend) -> None:
     """Raise a `RequestError`, with field and limit, when this model can never serve `request`."""
     if not backend.generates:
-        raise NotSupported("this model only embeds; it cannot generate text", param="model")
+        raise NotSupported("this model embeds or ranks texts; it cannot generate any", param="model")
     n_prompt, wanted = len(request.prompt_tokens), 0 if request.max_tokens == 0 else 1
     if n_prompt + wanted > backend.n_ctx:
         raise ContextOverflow(
@@ -67,8 +67,8 @@ def check_token_ids(tokens: Collection[int], n_vocab: int, name: str) -> None:
 def new_sequence(
     request: GenerationRequest, backend: Backend, adapters: AdapterSet, root: ChainKey, submitted_ns: int
 ) -> Sequence:
-    """A queued sequence, where an earlier run of `request` left it. Raises `InvalidParameter` for a
-    grammar or resumed ids that fail.
+    """A queued sequence, where an earlier run of `request` left it. `root` is that of KV of no salt.
+    Raises `InvalidParameter` for a grammar or resumed ids that fail.
     """
     params = request.sampling
     if params.seed is None:
@@ -76,11 +76,17 @@ def new_sequence(
     constraint = request.constraint
     tokens = [*request.prompt_tokens, *request.resumed]
     matcher = None if constraint is None else backend.grammars.matcher(constraint)
-    sampler = TokenSampler(params, tokens, matcher, banned=backend.eog_tokens if request.ignore_eos else ())
+    sampler = TokenSampler(
+        params,
+        tokens,
+        matcher,
+        banned=backend.eog_tokens if request.ignore_eos else (),
+        keeps_drawn=request.post_sampling,
+    )
     del matcher  # the sampler lets go of it, also where an error keeps this frame
     sequence = Sequence(
         request=request,
-        given=TokenChain(root, tokens),
+        given=TokenChain(tenant_root(root, request.salt), tokens),
         n_ctx=backend.n_ctx,
         adapters=adapters,
         sampler=sampler,

@@ -22,6 +22,7 @@ from gguf.constants import GGUFValueType
 
 from erllama.errors import InvalidParameter, ModelLoadError
 from erllama.gguf.header import TENSOR_TYPES, GgufHeader, TensorInfo, read_header, until_nul
+from erllama.gguf.rank_head import count_scores, names_rank_pooling
 
 NO_TOKEN = 0xFFFFFFFF  # how a converter writes -1
 MAX_NUMBER = 2**31 - 1  # llama.cpp keeps them as int32
@@ -62,6 +63,8 @@ class GgufInfo:
     adapter_type: str | None = None
     k_head: int = 0  # elements of one K head and of one V head, as they lie in the cache; 0: there are none
     v_head: int = 0
+    ranks: bool = False  # pairs of texts, and has no embeddings
+    n_scores: int = 0  # that its rank head gives for a pair; 0: there is no head
     long_rope_beyond: int = 0  # a context beyond so many tokens gets other RoPE factors (longrope models); 0: none does
 
 
@@ -185,6 +188,8 @@ def _info(
         adapter_type=adapter_type,
         k_head=_head_size(header, architecture, "key_length") if n_vocab else 0,
         v_head=_head_size(header, architecture, "value_length") if n_vocab else 0,
+        ranks=names_rank_pooling(header, architecture),
+        n_scores=count_scores(header, architecture, {info.name: info for info in tensors}),
         long_rope_beyond=_long_rope_beyond(header, architecture, tensors),
     )
 

@@ -29,13 +29,15 @@ from numpy.typing import NDArray
 
 from erllama.backend.batch_plan import BatchPlan
 from erllama.config import EngineConfig, padded_context
-from erllama.errors import DecodeAborted, DecodeFailed, LoadFailedForNow
+from erllama.errors import DecodeAborted, DecodeFailed, LoadFailedForNow, NotSupported
 from erllama.gguf.check import check_adapter, check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
 from erllama.llama.embed import LlamaEmbedder
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
+from erllama.llama.pooled import MAX_POOLED_TOKENS
+from erllama.llama.rerank import LlamaRanker
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
@@ -49,7 +51,6 @@ _ABORTED = 2  # what llama_decode answers then
 class LlamaBackend(LlamaState):
     """See `ModelBackend` for the contract of the public names."""
 
-    embeds = True
     state_version = f"llama-cpp-python {llama_cpp.__version__}, state {llama_cpp.LLAMA_STATE_SEQ_VERSION}"
     gpu_devices = staticmethod(gpu_devices)
 
@@ -60,6 +61,7 @@ class LlamaBackend(LlamaState):
         self.max_logits = config.n_parallel  # a row of 152 k floats for each token of a batch would be 300 MB
         self.weights_mapped = config.use_mmap and not config.use_mlock
         self._embedder: LlamaEmbedder | None = None
+        self._ranker: LlamaRanker | None = None
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
         self.kv_bytes = 0
@@ -78,6 +80,8 @@ class LlamaBackend(LlamaState):
             self.token_text = self.vocab.token_text
             self.grammars = GrammarCompiler(self.vocab.token_table)
             self.n_ctx = self._context_size()
+            self.embeds = not self.info.ranks
+            self.rank_tokens = min(self.n_ctx, MAX_POOLED_TOKENS) if self.info.n_scores else 0
             if self.generates:
                 self._open_first_context()
                 self._batch = LlamaBatch(config.n_batch)
@@ -116,10 +120,19 @@ class LlamaBackend(LlamaState):
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         if self._embedder is None:
             self._weights.ensure()
-            self._embedder = LlamaEmbedder(
-                self._weights.model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates
-            )
+            self._embedder = LlamaEmbedder(self._weights.model, **self._pooled_params())
         return self._embedder.embed(inputs)
+
+    def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        if not self.rank_tokens:
+            raise NotSupported("this model has no rank head: it cannot score pairs of texts", param="model")
+        if self._ranker is None:
+            self._weights.ensure()
+            self._ranker = LlamaRanker(self._weights.model, **self._pooled_params())
+        return self._ranker.rank(inputs)
+
+    def _pooled_params(self) -> dict[str, Any]:
+        return {"n_ctx": self.n_ctx, "n_threads": self.n_threads, "causal": self.generates}
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -232,11 +245,11 @@ class LlamaBackend(LlamaState):
         return True
 
     def release_context(self) -> int:
-        if not self._ctx and self._embedder is None:
+        if not self._ctx and self._embedder is None and self._ranker is None:
             return 0
         resident = psutil.Process().memory_info().rss
         known = self.kv_bytes
-        self._close_embedder()
+        self._close_pooled()
         self._free_context()
         trim_heap()
         # the KV may be on a GPU, compute buffers are only seen here
@@ -261,17 +274,18 @@ class LlamaBackend(LlamaState):
             return 0
         assert not self._ctx, "a context needs its weights"
         resident = psutil.Process().memory_info().rss
-        self._close_embedder()
+        self._close_pooled()
         self._weights.unload()
         return max(0, resident - psutil.Process().memory_info().rss)
 
-    def _close_embedder(self) -> None:
-        if self._embedder is not None:
-            self._embedder.close()
-            self._embedder = None
+    def _close_pooled(self) -> None:
+        for pooled in (self._embedder, self._ranker):
+            if pooled is not None:
+                pooled.close()
+        self._embedder = self._ranker = None
 
     def close(self) -> None:
-        self._close_embedder()
+        self._close_pooled()
         self._free_context()
         self._weights.close()
 

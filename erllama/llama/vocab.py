@@ -19,6 +19,7 @@ from typing import Any
 
 import llama_cpp
 
+from erllama.backend.special_tokens import FimTokens, SpecialTokens
 from erllama.errors import EngineStopped, InvalidParameter, ModelLoadError
 from erllama.grammar.tokenizer import TokenTable
 from erllama.llama.library import check_model, load_model
@@ -53,6 +54,7 @@ class LlamaVocab:
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self.bos_text = self._special_text(llama_cpp.llama_vocab_bos(pointer))
         self.eos_text = self._special_text(llama_cpp.llama_vocab_eos(pointer))
+        self.specials = _special_tokens(pointer)
         template = llama_cpp.llama_model_chat_template(model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
         self.named_templates: Mapping[str, str] = dict(_named_templates(model))
@@ -188,6 +190,30 @@ class LlamaVocab:
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
+
+
+def _special_tokens(pointer: Any) -> SpecialTokens:
+    n_vocab = llama_cpp.llama_vocab_n_tokens(pointer)
+
+    def known(token: int) -> int | None:  # llama.cpp assumes ids that a small vocabulary does not have
+        return token if 0 <= token < n_vocab else None
+
+    prefix, suffix, middle = (
+        known(get(pointer))
+        for get in (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
+    )
+    fim = None
+    if prefix is not None and suffix is not None and middle is not None:
+        repository, file = llama_cpp.llama_vocab_fim_rep(pointer), llama_cpp.llama_vocab_fim_sep(pointer)
+        fim = FimTokens(prefix, suffix, middle, known(repository), known(file))
+    return SpecialTokens(
+        bos=known(llama_cpp.llama_vocab_bos(pointer)),
+        eos=known(llama_cpp.llama_vocab_eos(pointer)),
+        sep=known(llama_cpp.llama_vocab_sep(pointer)),
+        adds_eos=bool(llama_cpp.llama_vocab_get_add_eos(pointer)),
+        adds_sep=bool(llama_cpp.llama_vocab_get_add_sep(pointer)),
+        fim=fim,
+    )
 
 
 def _named_templates(model: Any) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,8 @@ from erllama.errors import DecodeFailed, InvalidParameter
 from erllama.request import SamplingParams
 
 Logits = NDArray[np.float32]
+Drawn = tuple[NDArray[np.intp], NDArray[np.float64]]
+"""What a token was drawn among: ids with their probabilities, which sum up to 1."""
 
 _BLOCK = 64  # tokens per block in `_top_k`: the maxima of 152 k logits fit into L1
 _MASK64 = (1 << 64) - 1
@@ -103,7 +105,8 @@ class TokenSampler:
     `params.seed` must be set. `history` is the sequence's own token list, shared and growing:
     penalties look at its last `repeat_last_n` entries (-1: all of them). `banned` tokens are never
     drawn, except where a grammar allows nothing else: its end is an end even for a request that
-    ignores the model's. Engine thread only.
+    ignores the model's. `keeps_drawn`: each draw leaves what it was made among, for
+    `take_drawn`. Engine thread only.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class TokenSampler:
         grammar: GrammarMatcher | None = None,
         *,
         banned: Iterable[int] = (),
+        keeps_drawn: bool = False,
     ) -> None:
         if params.seed is None:
             raise InvalidParameter("a sampler needs a seed", param="seed")
@@ -121,6 +125,8 @@ class TokenSampler:
         self._history = history
         self._grammar = grammar
         self._banned = sorted(banned)
+        self._keeps_drawn = keeps_drawn
+        self._drawn: Drawn | None = None
         self._bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.intp)
         self._bias = np.array([-np.inf if bias <= -100.0 else bias for _, bias in params.logit_bias], dtype=np.float32)
 
@@ -146,9 +152,18 @@ class TokenSampler:
         if not ids.size:
             raise self._nothing_left(position)
         left = logits[ids]
+        self.take_drawn()  # the draw was refused
         if left.max() == -np.inf and (ends := sorted(set(self._banned) & set(ids.tolist()))):
             return ends[0]
-        return int(ids[self._choose(left, position, draw=1, n_vocab=logits.shape[0])])
+        index = self._choose(left, position, draw=1, n_vocab=logits.shape[0])
+        if (drawn := self.take_drawn()) is not None:
+            self._drawn = (ids[drawn[0]], drawn[1])
+        return int(ids[index])
+
+    def take_drawn(self) -> Drawn | None:
+        """What the last token was drawn among, once; None if no draw was made since."""
+        drawn, self._drawn = self._drawn, None
+        return drawn
 
     def accept(self, token: int) -> None:
         """Tell the grammar which token was kept."""
@@ -191,11 +206,18 @@ class TokenSampler:
         if not np.isfinite(logits[best]):  # argmax stops at the first NaN
             raise DecodeFailed(f"no token can be chosen at position {position}: the best logit is {logits[best]}")
         if self._params.greedy:
+            self._keep(np.array([best]), np.ones(1))
             return best
         ids, weights = self._candidates(logits, float(logits[best]), n_vocab or logits.shape[0])
-        cumulative = np.cumsum(_softmax((weights - weights.max()) / max(self._params.temperature, _MIN_TEMPERATURE)))
+        probabilities = _softmax((weights - weights.max()) / max(self._params.temperature, _MIN_TEMPERATURE))
+        self._keep(ids, probabilities)
+        cumulative = np.cumsum(probabilities)
         drawn = int(np.searchsorted(cumulative, uniform(self._seed, position, draw) * cumulative[-1], side="right"))
         return int(ids[min(drawn, ids.shape[0] - 1)])
+
+    def _keep(self, ids: NDArray[np.intp], probabilities: NDArray[np.float64]) -> None:
+        if self._keeps_drawn:
+            self._drawn = (ids, probabilities)
 
     def _nothing_left(self, position: int) -> InvalidParameter:
         """The client's fault: another run would end the same way."""

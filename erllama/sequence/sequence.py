@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cache_store import ChainKey, TokenChain
-from erllama.events import CacheHitKind, FinishReason, RequestStats
+from erllama.events import CacheHitKind, FinishReason, Progress, RequestStats
 from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
@@ -37,8 +37,8 @@ class Sequence:
     tenant). `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of
     the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
     are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
-    wants them, too. `reply` gathers the text of the whole reply, if it will come back as chat
-    history. `shown` are the control tokens that belong to its text.
+    wants them, too. `pinned`: its pin has been seen to. `reply` gathers the text of the
+    whole reply, if it will come back as chat history. `shown` are the control tokens that belong to its text.
     """
 
     request: GenerationRequest
@@ -60,6 +60,7 @@ class Sequence:
     hit_tier: str = ""
     prompt_logits: Logits | None = None
     stores_logits: bool = False
+    pinned: bool = False
     reply: list[str] = field(default_factory=list)
     shown: dict[int, bytes] = field(default_factory=dict)
     story: list[Step] = field(default_factory=list)
@@ -130,6 +131,13 @@ class Sequence:
         room = self.n_ctx - self.n_prompt
         return room if self.request.max_tokens is None else min(room, self.request.max_tokens)
 
+    def ends_a_late_line(self, new_text: str, clock: Callable[[], int]) -> bool:
+        """Whether what came last ends a line after the time that the request has for lines."""
+        budget_ms = self.request.line_time_ms
+        if budget_ms is None or self.first_token_ns is None or "\n" not in new_text:
+            return False
+        return clock() - self.first_token_ns > budget_ms * _NS_PER_MS
+
     @property
     def cache_hit_kind(self) -> CacheHitKind:
         """How much of what is given was taken over instead of computed; its last token may be
@@ -158,6 +166,17 @@ class Sequence:
         assert 0 <= self.n_cached <= self.n_kv <= self.n_tokens <= self.n_ctx, repr(self)
         assert self.n_prompt <= self.n_given <= self.n_tokens, repr(self)
         assert (self.seq_id is None) == (self.state in (State.QUEUED, State.FINISHED)), repr(self)
+
+    def progress(self, now_ns: int) -> Progress:
+        """How far what is given is."""
+        admitted = self.admitted_ns if self.admitted_ns is not None else now_ns
+        return Progress(
+            total=self.n_given,
+            cached=self.n_cached,
+            processed=min(self.n_kv, self.n_given),
+            tier=self.hit_tier or None,
+            elapsed_ms=(now_ns - admitted) / _NS_PER_MS,
+        )
 
     def stats(self, reason: FinishReason, now_ns: int) -> RequestStats:
         """What the request cost, at its end."""

@@ -26,7 +26,16 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 
 from erllama.gguf.header import GgufHeader, read_header
-from erllama.testing.random_shape import SHAPES, ModelShape, TensorSpec, add_hyperparameters, matrix, norm, tensor_specs
+from erllama.testing.random_shape import (
+    RERANK_TEMPLATE,
+    SHAPES,
+    ModelShape,
+    TensorSpec,
+    add_hyperparameters,
+    matrix,
+    norm,
+    tensor_specs,
+)
 from erllama.testing.random_vocab import add_byte_level_vocabulary, add_word_piece_vocabulary, copy_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -60,6 +69,8 @@ def write_random_model(
     otherwise).
     """
     writer = _writer(path, shape.arch, f"random {shape.arch} seed {seed}")
+    if shape.ranks:
+        writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
     add_hyperparameters(writer, shape)
     if vocab is None:
         n_vocab = add_byte_level_vocabulary(writer)
@@ -71,8 +82,10 @@ def write_random_model(
     _write(writer, [(spec, _tensor_type(spec, file_type)) for spec in tensor_specs(shape, n_vocab)], seed)
 
 
-def write_random_encoder(path: str | Path, seed: int = 0) -> None:
-    """Write a tiny BERT (F32, mean pooling, 512 positions): an embedding model for tests."""
+def write_random_encoder(path: str | Path, seed: int = 0, *, n_labels: int = 0) -> None:
+    """Write a tiny BERT (F32, 512 positions) for tests: an embedding model with mean pooling, or with
+    `n_labels` a cross encoder whose head gives so many scores.
+    """
     writer = _writer(path, "bert", f"random bert seed {seed}")
     n_vocab = add_word_piece_vocabulary(writer)
     writer.add_context_length(ENCODER_CTX)
@@ -82,9 +95,12 @@ def write_random_encoder(path: str | Path, seed: int = 0) -> None:
     writer.add_head_count(ENCODER_HEADS)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(PoolingType.MEAN)
+    writer.add_pooling_type(PoolingType.RANK if n_labels else PoolingType.MEAN)
+    if n_labels:
+        writer.add_classifier_output_labels([f"LABEL_{i}" for i in range(n_labels)])
     writer.add_file_type(LlamaFileType.ALL_F32)
-    _write(writer, [(spec, GGMLQuantizationType.F32) for spec in _encoder_specs(n_vocab)], seed)
+    specs = _encoder_specs(n_vocab) + (_rank_head(n_labels) if n_labels else [])
+    _write(writer, [(spec, GGMLQuantizationType.F32) for spec in specs], seed)
 
 
 def write_random_lora(
@@ -115,11 +131,16 @@ def _writer(path: str | Path, arch: str, name: str, kind: str = "model") -> GGUF
     return writer
 
 
+def _dense(name: str, n_out: int, n_in: int) -> list[TensorSpec]:
+    return [matrix(name, n_out, n_in), TensorSpec(f"{name}.bias", (n_out,), 0.02)]
+
+
+def _rank_head(n_labels: int) -> list[TensorSpec]:
+    return _dense("cls", ENCODER_WIDTH, ENCODER_WIDTH) + _dense("cls.output", n_labels, ENCODER_WIDTH)
+
+
 def _encoder_specs(n_vocab: int) -> list[TensorSpec]:
     width = ENCODER_WIDTH
-
-    def dense(name: str, n_out: int, n_in: int) -> list[TensorSpec]:
-        return [matrix(name, n_out, n_in), TensorSpec(f"{name}.bias", (n_out,), 0.02)]
 
     def layer_norm(name: str) -> list[TensorSpec]:
         return [norm(name, width), TensorSpec(f"{name}.bias", (width,), 0.02)]
@@ -132,9 +153,9 @@ def _encoder_specs(n_vocab: int) -> list[TensorSpec]:
     specs += layer_norm("token_embd_norm")
     for i in range(ENCODER_LAYERS):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            specs += dense(f"blk.{i}.{name}", width, width)
+            specs += _dense(f"blk.{i}.{name}", width, width)
         specs += layer_norm(f"blk.{i}.attn_output_norm")
-        specs += dense(f"blk.{i}.ffn_up", 2 * width, width) + dense(f"blk.{i}.ffn_down", width, 2 * width)
+        specs += _dense(f"blk.{i}.ffn_up", 2 * width, width) + _dense(f"blk.{i}.ffn_down", width, 2 * width)
         specs += layer_norm(f"blk.{i}.layer_output_norm")
     return specs
 

@@ -16,12 +16,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gguf import GGUFWriter
+from gguf import GGUFWriter, PoolingType
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "mamba", "jamba")
 MAMBA_ARCHITECTURES = ("mamba", "jamba")  # with recurrent layers
 MAMBA_STATE, MAMBA_CONV = 16, 4  # the published models' d_state and d_conv
 NORM_EPSILON = 1e-6
+RANK_LABELS = ("yes", "no")  # llama.cpp takes the first one's probability for the score
+RERANK_TEMPLATE = "<|im_start|>user\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
 QUERY_GAIN, FEED_FORWARD_GAIN = 3.0, 2.0
 
 
@@ -30,7 +32,8 @@ class ModelShape:
     """`head_dim` None is n_embd / n_head. `sliding_window` is for gemma3, whose every sixth layer
     attends to everything.
 
-    In a jamba every second layer attends, the others are mamba's.
+    In a jamba every second layer attends, the others are mamba's. One that `ranks` is a qwen3 with a
+    head for "yes" and "no", as Qwen3-Reranker.
 
     A tied gemma3 repeats its last token for ever, because that architecture scales embeddings up by
     sqrt(n_embd).
@@ -47,6 +50,7 @@ class ModelShape:
     head_dim: int | None = None
     tied: bool = True
     sliding_window: int = 0
+    ranks: bool = False
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -71,6 +75,7 @@ SHAPES = {
     "tiny-llama": ModelShape("llama", 2, 64, 4, 2, 128, 2048),
     "tiny-qwen2": ModelShape("qwen2", 2, 64, 4, 2, 128, 2048, rope_base=1e6),
     "tiny-qwen3": ModelShape("qwen3", 2, 64, 4, 2, 128, 2048, rope_base=1e6, head_dim=32),
+    "tiny-qwen3-rank": ModelShape("qwen3", 2, 64, 4, 2, 128, 2048, rope_base=1e6, head_dim=32, ranks=True),
     "tiny-gemma3": ModelShape(
         "gemma3", 6, 64, 4, 1, 128, 2048, rope_base=1e6, head_dim=32, tied=False, sliding_window=64
     ),
@@ -104,6 +109,8 @@ def tensor_specs(shape: ModelShape, n_vocab: int) -> list[TensorSpec]:
     specs = [matrix("token_embd", n_vocab, shape.n_embd), norm("output_norm", shape.n_embd)]
     if not shape.tied:
         specs.append(matrix("output", n_vocab, shape.n_embd))
+    if shape.ranks:
+        specs.append(matrix("cls.output", len(RANK_LABELS), shape.n_embd))
     for i in range(shape.n_layer):
         specs.extend((_mamba if shape.is_recurrent(i) else _attention)(shape, f"blk.{i}"))
         if shape.n_ff:
@@ -169,6 +176,9 @@ def add_hyperparameters(writer: GGUFWriter, shape: ModelShape) -> None:
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_head)
     writer.add_layer_norm_rms_eps(NORM_EPSILON)
+    if shape.ranks:
+        writer.add_pooling_type(PoolingType.RANK)
+        writer.add_classifier_output_labels(RANK_LABELS)
     if shape.arch in MAMBA_ARCHITECTURES:
         writer.add_ssm_conv_kernel(MAMBA_CONV)
         writer.add_ssm_inner_size(2 * shape.n_embd)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from erllama.backend.batch_plan import BatchPlan
+from erllama.backend.special_tokens import FimTokens, SpecialTokens
 from erllama.config import EngineConfig
-from erllama.errors import DecodeAborted, DecodeFailed, InvalidParameter, ModelLoadError
+from erllama.errors import ContextOverflow, DecodeAborted, DecodeFailed, InvalidParameter, ModelLoadError
 from erllama.gguf.check import GgufInfo
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import TokenTable
@@ -44,9 +45,10 @@ CHATML = (
 
 
 class StubVocab:
-    """One token per byte."""
+    """One token per byte; bytes that no UTF-8 text has are its special tokens."""
 
     adds_bos = False
+    specials = SpecialTokens(sep=0xFF, adds_sep=True, fim=FimTokens(0xF8, 0xF9, 0xFA, 0xFB, 0xFC))
     bos_text = ""
     eos_text = ""
 
@@ -104,7 +106,7 @@ class StubBackend:
         fail_tokens: frozenset[int] = frozenset(),
         kind: KvKind = KvKind.ATTENTION,
     ) -> None:
-        self.n_ctx = n_ctx
+        self.n_ctx = self.rank_tokens = n_ctx
         self.max_logits = n_parallel
         self.kind = kind
         self.has_context = True
@@ -345,6 +347,14 @@ class StubBackend:
             vector = np.array([sum(tokens), len(tokens), *([1] * (_N_EMBD - 2))], dtype=np.float32)
             vectors.append(vector / np.linalg.norm(vector))
         return vectors
+
+    def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """The share of an input's bytes that are the letter e."""
+        self._ensure_weights()
+        if any(len(tokens) > self.rank_tokens for tokens in inputs):
+            raise ContextOverflow(f"at most {self.rank_tokens} tokens", param="input")
+        self.calls["rank"] += 1
+        return [list(tokens).count(ord("e")) / len(tokens) for tokens in inputs]
 
     def check_adapter(self, path: str) -> None:
         if "wrong" in Path(path).name:

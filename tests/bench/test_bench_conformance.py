@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import conformance
 from conformance_kit import Target, expect
 
+from erllama.events import Done, FinishReason, Progress
 from erllama.grammar.constraint import ConstraintKind
 from tests.support.grammar_kit import COMPILER, drawn
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
@@ -48,10 +50,16 @@ class ToolPrompts(FakePrompts):
 
 
 async def script(request):
+    total = len(request.prompt_tokens)
+    if request.report_progress:
+        yield [Progress(total, 3, 3, "live", 0.5)]
+        yield [Progress(total, 3, total, "live", 1.5)]
     text = obedient(request)
-    cut = min((text.index(stop) for stop in request.stop if stop in text), default=len(text))
-    async for item in replies(text[:cut], per_item=1)(request):
-        yield item
+    cut, stop = min(((text.index(stop), stop) for stop in request.stop if stop in text), default=(len(text), None))
+    async for [event] in replies(text[:cut], per_item=1)(request):
+        if isinstance(event, Done) and event.stats.finish_reason is FinishReason.STOP:
+            event = replace(event, stats=replace(event.stats, stop_sequence=stop))
+        yield [event]
 
 
 class Loopback(httpx.BaseTransport):

@@ -327,26 +327,22 @@ def test_a_pinned_prefix_survives_eviction(tmp_path):
         save(store, root, tokens)
         save(store, root, other)
         assert store.flush(10)
-        store.pin(TokenChain(root, tokens), 512)
+        store.pin(TokenChain(root, tokens), ttl_s=60, name="mine")
         assert store.evict_bytes("disk", 1 << 30) > 0
         assert restore(store, root, tokens).n_tokens == 512
         assert restore(store, root, other).n_tokens == 0
-        store.unpin(TokenChain(root, tokens), 512)
+        assert store.unpin("mine")
         store.evict_bytes("disk", 1 << 30)
         assert restore(store, root, tokens).n_tokens == 0
 
 
 def test_a_pin_is_taken_back_whatever_was_saved_meanwhile(store):
     root, tokens = root_of(store), prompt(600)
-    store.pin(TokenChain(root, tokens), 600)
-    store.pin(TokenChain(root, tokens), 600)
+    store.pin(TokenChain(root, tokens), ttl_s=60, name="mine")
     save(store, root, tokens, 300)
     save(store, root, tokens, 600)
     assert store.flush(10)
-    store.unpin(TokenChain(root, tokens), 600)
-    store.unpin(TokenChain(root, tokens), 600)
-    with pytest.raises(ValueError, match="not pinned"):
-        store.unpin(TokenChain(root, tokens), 600)
+    assert [store.unpin("mine"), store.unpin("mine")] == [True, False]
     store.evict_bytes("disk", 1 << 30)
     assert store.stats().tiers[0].n_bytes == 0
 

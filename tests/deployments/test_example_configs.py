@@ -17,6 +17,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 
 from deployments.config import BuildArgs
 from deployments.launch import load_args
+from erllama.api_keys import key_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "serve_config.yaml"
@@ -83,7 +84,7 @@ def test_the_gpu_example_shows_what_it_promises():
         for model in on_gpu
     )
     assert any(model.autoscaling and model.autoscaling.min_replicas == 0 for model in args.models)
-    assert args.http.api_keys == ("replace-this-key",)
+    assert [key.hash for key in args.http.api_keys] == [key_hash("replace-this-key")]
 
 
 def test_the_grace_times_of_the_gpu_example_leave_room_for_what_must_happen_in_them():

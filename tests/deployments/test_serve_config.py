@@ -27,8 +27,10 @@ from deployments.config import (
 )
 from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, check_files, environment, load_args, main
+from erllama.api_keys import key_hash
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
+from erllama.request import SamplingParams
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 
@@ -79,7 +81,8 @@ def test_the_store_has_the_defaults_of_the_store():
 
 def test_every_setting_of_the_store_can_be_set_in_the_config():
     defaults = {name: field.default for name, field in StoreConfig.__dataclass_fields__.items() if name != "tiers"}
-    other = {name: "t" if name == "salt" else 2 * value for name, value in defaults.items()}
+    texts = {"salt": "t", "pin_quota_bytes": "2GiB"}
+    other = {name: texts[name] if name in texts else 2 * value for name, value in defaults.items()}
     config = with_store(tiers=[{"url": "file:///x"}], **other).store.config()
     assert config == StoreConfig(tiers=(TierConfig("file:///x"),), **other)
     assert type(config) is StoreConfig
@@ -100,9 +103,36 @@ def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
         {"models": [{"id": "x", "path": "a"}], "http": {"api_keys": ["secret"], "ingress_replicas": 2}}
     )
     assert isinstance(parsed.http, HttpOptions)
-    assert (parsed.http.api_keys, parsed.http.ingress_replicas) == (("secret",), 2)
-    assert "secret" not in repr(parsed)
+    assert ([key.hash for key in parsed.http.api_keys], parsed.http.ingress_replicas) == ([key_hash("secret")], 2)
+    assert "secret" not in repr(parsed) + str(parsed.model_dump())
+    assert key_hash("secret") not in repr(parsed)
     assert BuildArgs.model_validate(parsed.model_dump(mode="json")) == parsed  # as the ingress gets it
+
+
+@pytest.mark.parametrize(
+    ("responses", "named"),
+    [
+        ({"max_bytes": "much"}, "http.responses.max_bytes"),
+        ({"max_bytes": 0}, "http.responses.max_bytes"),
+        ({"ttl_s": 0}, "http.responses.ttl_s"),
+        ({"ttl": 5}, "http.responses.ttl"),
+    ],
+)
+def test_what_is_kept_of_responses_is_checked_by_name(responses, named):
+    with pytest.raises(ValidationError) as caught:
+        BuildArgs.model_validate({"models": [{"id": "x", "path": "a"}], "http": {"responses": responses}})
+    assert ".".join(map(str, caught.value.errors()[0]["loc"])) == named
+
+
+def test_sampling_and_a_grammar_of_replies_reach_the_ingress():
+    grammar = 'root ::= "yes" | "no"'
+    parsed = args(sampling={"temperature": 0, "logit_bias": {7: -1}}, reply_grammar=grammar)
+    again = BuildArgs.model_validate(parsed.model_dump(mode="json"))
+    assert again == parsed
+    defaults = again.models[0].reply_defaults()
+    assert defaults.sampling == SamplingParams(temperature=0, logit_bias=((7, -1.0),))
+    assert defaults.grammar is not None
+    assert defaults.grammar.text == grammar
 
 
 def test_all_sections_of_a_config_survive_the_ways_to_replicas_and_ingress():
@@ -126,6 +156,12 @@ def test_all_sections_of_a_config_survive_the_ways_to_replicas_and_ingress():
         ({"autoscaling": {"min": 3}}, "autoscaling.min"),
         ({"id": "a b"}, "id"),
         ({"stream_interval_ms": -1}, "stream_interval_ms"),
+        ({"sampling": {"temprature": 1}}, "temprature"),
+        ({"sampling": {"temperature": -1}}, "temperature"),
+        ({"sampling": {"logit_bias": {"x": 1}}}, "logit_bias"),
+        ({"sampling": 3}, "sampling"),
+        ({"reply_grammar": "root ::= nobody"}, "grammar"),
+        ({"reply_grammar": ""}, "grammar"),
         ({"decode_budget_s": -1}, "decode_budget_s"),
         ({"drain_s": 700}, "graceful_shutdown_timeout_s"),
         ({"max_surge_percent": 101}, "max_surge_percent"),

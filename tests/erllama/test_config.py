@@ -43,6 +43,7 @@ WRONG = [
     ("chat_template", 5),
     ("tool_format", ""),
     ("template_clock", "minute"),
+    ("spm_infill", "yes"),
     ("constrain_tool_calls", None),
     ("keep_sampled_reasoning", "yes"),
     ("fingerprint", "fast"),

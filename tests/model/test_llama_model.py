@@ -12,7 +12,7 @@ import pytest
 
 from erllama import Model
 from erllama.errors import ContextOverflow, EngineStopped, InvalidParameter, ModelLoadError, NotSupported
-from erllama.events import Done, FinishReason, Tokens
+from erllama.events import Done, FinishReason, Progress, Tokens
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.request import build_request
 from erllama.stats import ModelStatus
@@ -244,3 +244,28 @@ def test_after_shutdown_every_call_says_so(folder):
         model.complete([5])
     with pytest.raises(EngineStopped):
         model.tokenize("x")
+
+
+def test_progress_of_a_long_prompt_and_of_the_same_again(demo):
+    tokens = demo.tokenize("The fox and the crow went to market. " * 60)[:600]
+    events = list(demo.infer(tokens, {"response_tokens": 2, "report_progress": True}))
+    told = [event for event in events if isinstance(event, Progress)]
+    assert told[0].processed == told[0].cached
+    assert told[-1].processed == told[-1].total == len(tokens)
+    assert len(told) >= 3, "in slices"
+    counts = [event.processed for event in told]
+    assert counts == sorted(set(counts))
+    assert events[: len(told)] == told
+    again = list(demo.infer([*tokens, *tokens[:8]], {"response_tokens": 2, "report_progress": True}))
+    assert again[0].cached >= len(tokens)
+    assert again[0].tier == "live"
+    assert not any(isinstance(event, Progress) for event in demo.infer(tokens, {"response_tokens": 2}))
+
+
+def test_probabilities_behind_the_sampling_sum_up_to_one(demo):
+    params = {"response_tokens": 6, "logprobs": 20, "post_sampling": True, "top_k": 10, "temperature": 1.0, "seed": 3}
+    reply = demo.complete(demo.tokenize("Once upon a time"), **params)
+    assert len(reply.logprobs) == len(reply.tokens) > 0
+    for token, entry in zip(reply.tokens, reply.logprobs, strict=True):
+        assert sum(np.exp(logprob) for _, _, logprob in entry.top) == pytest.approx(1)
+        assert token in [likely for likely, _, _ in entry.top]

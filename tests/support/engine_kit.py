@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 from cache_store import ChainKey, Store, TokenChain, root_key
@@ -18,7 +19,7 @@ from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
 from erllama.engine.adapters import read_adapter
 from erllama.engine.engine import Engine
-from erllama.events import Done, Event, Failed, FinishReason, Tokens
+from erllama.events import Done, Event, Failed, FinishReason, Progress, Tokens
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.matcher import ConstraintMatcher
 from erllama.request import GenerationRequest, SamplingParams
@@ -170,6 +171,10 @@ class Rig:
         assert sum(map(len, self.backend.kv)) == stats.kv_tokens + stats.idle_kv_tokens
         for events in self.events.values():
             assert not any(isinstance(event, Done | Failed) for event in events[:-1]), "an event after the last one"
+            told = [event for event in events if isinstance(event, Progress)]
+            assert events[: len(told)] == told, "progress behind a token"
+            assert all(one.cached <= one.processed <= one.total for one in told)
+            assert all(a.processed < b.processed and a.cached == b.cached for a, b in pairwise(told))
 
     def believed(self) -> list[list[int]]:
         """The KV of every id as the engine has it in its books: of those that run, and of those

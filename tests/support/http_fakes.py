@@ -19,15 +19,18 @@ import ollama
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, ServedModel
+from deployments.http.ports import ChatPrompt, ReplyDefaults, ServedModel, VocabFacts
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.prompts.infill import infill_tokens
+from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
-from erllama.stats import ModelInfo, ModelStatus
+from erllama.stats import EngineStats, ModelInfo, ModelStatus
+from erllama.testing.stub_backend import StubVocab
 
 
 class FakePrompts:
@@ -35,13 +38,22 @@ class FakePrompts:
 
     def __init__(self, n_ctx: int | None = 4096, *, template: bool = True, tool_format: ToolFormat = HERMES) -> None:
         self.loaded = True
+        self.defaults = ReplyDefaults()
         self.n_ctx = n_ctx
         self.template = template
         self.tool_format = tool_format
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.salts: list[str] = []
+        self.pins_from: int | None = 16
+        self.fills_gaps = True
+        self.adds_bos = False
         self.rendered: list[tuple[list[dict[str, Any]], Any, dict[str, Any]]] = []
+
+    def of_tenant(self, salt):
+        self.salts.append(salt)
+        return self
 
     def render_chat(self, messages, tools, template_kwargs, ending="opened"):
         if not self.template:
@@ -51,20 +63,37 @@ class FakePrompts:
         text = {"opened": text + "assistant: ", "closed": text, "continued": text.removesuffix("\n")}[ending]
         return ChatPrompt(Prompt.of(text.encode()))
 
+    def render_text(self, messages, tools, template_kwargs, ending="opened"):
+        return bytes(self.render_chat(messages, tools, template_kwargs, ending).prompt.tokens).decode()
+
+    def facts(self):
+        return VocabFacts("/models/secret/demo.gguf", "{{ messages }}", "<s>", "</s>", 4)
+
     def shows_late_system(self, *, tools):
         return True
 
     def recorder(self, chat):
         return lambda reply: None
 
-    def tokenize(self, text, add_special=True):
-        return list(text.encode())
+    def tokenize(self, text, add_special=True, parse_special=True):
+        """A marker stands for what `add_special` adds: byte 2; `<x>` is a special token, byte 1."""
+        text = text.replace("<x>", "\x01") if parse_special else text
+        return [2] * (self.adds_bos and add_special) + list(text.encode())
 
     def detokenize(self, ids):
         return bytes(ids).decode(errors="replace")
 
+    def rank_query(self, query):
+        return RankQuery(StubVocab(), query)
+
+    def infill_prompt(self, gap, room=None):
+        return Prompt.of(infill_tokens(StubVocab(), gap, room))
+
     def reply_piece(self, token):
         return bytes([token])
+
+    def token_text(self, token):
+        return {1: b"<x>", 2: b"<s>"}.get(token) or bytes([token])
 
     def check_tokens(self, ids, param="prompt"):
         for token in ids:
@@ -124,6 +153,8 @@ class FakeModel:
     finished: list[str] = field(default_factory=list)
     state: bool | Exception | None = True
     dimension: int = 4
+    rank_tokens: int = 64
+    ranked: list[list[list[int]]] = field(default_factory=list)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         self.requests.append(request)
@@ -138,13 +169,20 @@ class FakeModel:
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         return [[float(len(ids)), *[0.5] * (self.dimension - 1)] for ids in inputs]
 
+    async def rank(self, inputs: list[list[int]]) -> list[float]:
+        self.ranked.append(inputs)
+        return [ids.count(ord("e")) / len(ids) for ids in inputs]
+
     async def model_info(self) -> ModelInfo:
         return ModelInfo(
             id="demo", status=ModelStatus.IDLE, backend="llama.cpp", architecture="qwen3", name="Demo", context_size=4096,
             n_parallel=4, n_vocab=256, n_params=494_032_768, size_bytes=1234, quant_type="Q8_0", quant_bits=8.5, tier="none",
             kv_kind="attention", kv_problem="", fingerprint="safe:f00d", n_gpu_layers=0, has_chat_template=True, generates=True,
-            embeds=True,
+            embeds=True, rank_tokens=self.rank_tokens,
         )  # fmt: skip
+
+    async def stats(self) -> list[EngineStats]:
+        return [EngineStats(4, 2, n_prefilling=1, n_generating=1, n_queued=3)]
 
     def end_all(self, error: ErllamaError) -> None:
         raise NotImplementedError

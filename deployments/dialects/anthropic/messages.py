@@ -4,6 +4,7 @@
     text                    content; blocks of one message are joined by line breaks, an
                             assistant's by nothing: its blocks are pieces of one reply
     thinking                reasoning_content; redacted_thinking says nothing to a model
+    document, search_result a text; a file that is none is refused
     tool_use                one of tool_calls
     tool_result             a message of the role tool, in its place among the user's texts
 
@@ -17,7 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from deployments.dialects.anthropic.wire import ConversationBody
-from deployments.dialects.anthropic.wire_messages import Block, Message
+from deployments.dialects.anthropic.wire_messages import SKIPPED, Block, Message
 from erllama.chat.template import Ending
 
 
@@ -49,9 +50,10 @@ def _joined(blocks: Sequence[Block], joint: str = "\n") -> str:
 
 def _said(message: Message, names: dict[str | None, str]) -> Iterator[dict[str, Any]]:
     """What a user or the system says, and the results among it, in their order."""
-    if not message.content:
+    content = [block for block in message.content if block.type != SKIPPED]
+    if not content:
         yield {"role": message.role, "content": ""}
-    for kind, run in groupby(message.content, lambda block: block.type):
+    for kind, run in groupby(content, lambda block: block.type):
         if kind == "text":
             yield {"role": message.role, "content": _joined(list(run))}
         else:
@@ -59,7 +61,8 @@ def _said(message: Message, names: dict[str | None, str]) -> Iterator[dict[str, 
 
 
 def _result(block: Block, names: dict[str | None, str]) -> dict[str, Any]:
-    text = "\n".join((inner.text if inner.type == "text" else inner.tool_name) or "" for inner in block.content)
+    shown = [inner for inner in block.content if inner.type != SKIPPED]
+    text = "\n".join((inner.text if inner.type == "text" else inner.tool_name) or "" for inner in shown)
     if block.is_error:
         text = f"Error: {text}"
     name = names.get(block.tool_use_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+from deployments.http.model_names import is_pattern
 from deployments.http.ports import ServedModel
 from erllama.errors import InvalidParameter
 
@@ -13,13 +15,39 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 
 
-def model_card(model: ServedModel) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model under its id, or under another name that is asked for it."""
+
+    id: str
+    model: ServedModel
+
+    @classmethod
+    def named(cls, model: ServedModel, name: str) -> Self:
+        """Under `name`, if that is an alias of its own; else under its id."""
+        return cls(name if name in model.aliases else model.id, model)
+
+
+def listed_models(models: Iterable[ServedModel]) -> list[ListedModel]:
+    """Every model, its aliases behind it: Claude Code offers the names that contain `claude`, and no
+    others. Patterns are no names.
+    """
+    return [
+        ListedModel(name, model)
+        for model in models
+        for name in (model.id, *model.aliases)
+        if name == model.id or not is_pattern(name)
+    ]
+
+
+def model_card(listed: ListedModel) -> dict[str, Any]:
     """`max_input_tokens` is the context, of which one token at least is the reply's."""
+    model = listed.model
     created = datetime.fromtimestamp(model.created, UTC)
     return {
         "type": "model",
-        "id": model.id,
-        "display_name": model.id,
+        "id": listed.id,
+        "display_name": model.id if listed.id == model.id else f"{listed.id} ({model.id})",
         "created_at": created.isoformat().replace("+00:00", "Z"),
         "lifecycle": "active",
         "max_input_tokens": model.prompts.n_ctx,
@@ -27,7 +55,7 @@ def model_card(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def models_page(models: Sequence[ServedModel], query: Mapping[str, str]) -> dict[str, Any]:
+def models_page(models: Sequence[ListedModel], query: Mapping[str, str]) -> dict[str, Any]:
     """At most `limit` cards behind `after_id` or before `before_id`. Raises `InvalidParameter`."""
     limit = _limit(query.get("limit"))
     ids = [model.id for model in models]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from deployments.dialects.anthropic.cache_marks import prefix_mark
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.dialects.anthropic.wire_tools import Tool
@@ -32,6 +34,7 @@ def chat_ask(body: ConversationBody) -> ChatAsk:
         _reply_constraint(body),
         template_variables(body),
         prompt_ending(body),
+        mark=prefix_mark(body),
     )
 
 
@@ -46,7 +49,7 @@ def message_request(
     try:
         return ready.request(
             engine_id,
-            sampling_params(body),
+            sampling_params(body, ready.prompts.defaults.sampling),
             max_tokens=None if body.max_tokens is None else min(body.max_tokens, _MOST_TOKENS),
             stop=tuple(body.stop_sequences or ()),
             affinity=affinity_of(headers, user=_session_of(body)),
@@ -58,9 +61,9 @@ def message_request(
         raise
 
 
-def sampling_params(body: MessageBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
-    return SamplingParams(**body.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True))
+def sampling_params(body: MessageBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
+    return replace(defaults, **body.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True))
 
 
 def _session_of(body: MessageBody) -> str | None:

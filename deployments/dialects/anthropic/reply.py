@@ -32,6 +32,7 @@ _ERROR_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 
@@ -55,10 +56,19 @@ def error_body(error: ErllamaError, request_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What a reply says first. `model` is the name in the request."""
+    """What a reply says first. `model` is the name in the request, `max_tokens` the bound in it.
+    `edits_context`: the client asked for context edits, and is told that there were none.
+    """
 
     model: str
     prompt_tokens: int
+    max_tokens: int | None = None
+    edits_context: bool = False
+
+    @property
+    def edits(self) -> dict[str, Any]:
+        """What the end of a reply says of context edits: templates drop old thinking themselves."""
+        return {"context_management": {"applied_edits": []}} if self.edits_context else {}
 
     def message(self) -> dict[str, Any]:
         return {
@@ -94,12 +104,13 @@ def final_usage(stats: RequestStats, thinking_tokens: int) -> dict[str, Any]:
     return counts | {"output_tokens_details": {"thinking_tokens": thinking_tokens}}
 
 
-def stop_fields(stats: RequestStats, *, called: bool) -> dict[str, Any]:
-    """Why a reply ended. One that was cut off says so, calls or none. `fan_out` has turned every bad
-    end into an exception.
+def stop_fields(stats: RequestStats, max_tokens: int | None, *, called: bool) -> dict[str, Any]:
+    """Why a reply ended. One that was cut off says so, calls or none: short of `max_tokens` it was
+    the context that ended. `fan_out` has turned every bad end into an exception.
     """
     if stats.finish_reason is FinishReason.LENGTH:
-        reason = "max_tokens"
+        asked = max_tokens is not None and stats.completion_tokens >= max_tokens
+        reason = "max_tokens" if asked else "model_context_window_exceeded"
     elif stats.stop_sequence is not None:
         reason = "stop_sequence"
     else:
@@ -170,5 +181,6 @@ def message_body(head: ReplyHead, ready: ReadyChat, reply: Completion) -> bytes:
         parts = splitter.push(reply.text) + splitter.finish()
     blocks = whole_blocks(parts)
     called = any(block["type"] == "tool_use" for block in blocks)
+    end = stop_fields(reply.stats, head.max_tokens, called=called) | head.edits
     counts = {"usage": final_usage(reply.stats, counter.n_tokens)}
-    return encode(head.message() | {"content": blocks} | stop_fields(reply.stats, called=called) | counts).encode()
+    return encode(head.message() | {"content": blocks} | end | counts).encode()

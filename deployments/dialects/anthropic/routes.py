@@ -4,11 +4,18 @@ the files beside this one.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from deployments.dialects.anthropic.models import model_card, models_page
+from deployments.access.rate_limit import Standing
+from deployments.dialects.anthropic.limits import limit_headers
+from deployments.dialects.anthropic.models import ListedModel, listed_models, model_card, models_page
 from deployments.dialects.anthropic.params import chat_ask, message_request
 from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_body, message_body
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
@@ -20,7 +27,8 @@ from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.http.ports import PromptPort
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError
 
@@ -49,9 +57,14 @@ class Anthropic(Dialect):
     have a path.
     """
 
-    prefixes = ("/v1/messages", _MODELS)
+    prefixes = ("/v1/messages", _MODELS, "/messages")  # llama.cpp's server takes paths without /v1
     framing = FRAMING
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/messages": MessageBody,
+        "/v1/messages/count_tokens": ConversationBody,
+    }
     keys = (KeyHeader("x-api-key"), BEARER)
+    id_headers = ("request-id",)
 
     def claim(self, path: str, scope: Scope) -> int:
         versioned = any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
@@ -63,37 +76,43 @@ class Anthropic(Dialect):
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error, request_id)
 
+    def limit_headers(self, standings: Sequence[Standing]) -> Mapping[str, str]:
+        return limit_headers(standings, time.time())
+
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = own_routes(self)
 
         @router.get(_MODELS)
         async def list_models(request: Request) -> Response:
-            return JSONResponse(models_page(list(models), request.query_params))
+            return JSONResponse(models_page(listed_models(models.of(request)), request.query_params))
 
         @router.get(_MODELS + "/{model_id:path}")
-        async def get_model(model_id: str) -> Response:
-            return JSONResponse(model_card(models.resolve(model_id)))
+        async def get_model(request: Request, model_id: str) -> Response:
+            return JSONResponse(model_card(ListedModel.named(models.of(request).resolve(model_id), model_id)))
 
         @router.post("/v1/messages/count_tokens")
+        @router.post("/messages/count_tokens")
         async def count_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(ConversationBody, raw)
             body.check_names()
-            prompts = models.resolve(body.model).prompts
+            prompts = models.of(request).resolve(body.model).prompts
             noise = noise_of(request)
             n_tokens = await prepare(prompts, _cost(raw, body, prompts), _count, body, prompts, noise)
             return JSONResponse({"input_tokens": n_tokens})
 
         @router.post("/v1/messages")
+        @router.post("/messages")
         async def messages(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(MessageBody, raw)
             body.check_names()
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             noise = noise_of(request)
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts, noise)
             asked = message_request(body, ready, engine_id(request), request.headers)
-            head = ReplyHead(body.model or model.id, len(asked.prompt))
+            name, edits = body.model or model.id, body.context_management is not None
+            head = ReplyHead(name, len(asked.prompt), body.max_tokens, edits)
             if not body.stream:
                 [reply] = await whole_replies(request, model, [asked], ready.record)
                 return Response(message_body(head, ready, reply), media_type="application/json")

@@ -64,9 +64,9 @@ class MessageWriter:
                 out += self._parts(parts if self._splitter is None else self._splitter.push(event.text))
             elif isinstance(event, Done):
                 out += self._parts([] if self._splitter is None else self._splitter.finish()) + self._closed()
-                delta = stop_fields(event.stats, called=self._called)
+                delta = stop_fields(event.stats, self._head.max_tokens, called=self._called)
                 counts = final_usage(event.stats, self._thought.n_tokens)
-                out += _frame({"type": "message_delta", "delta": delta, "usage": counts})
+                out += _frame({"type": "message_delta", "delta": delta, "usage": counts} | self._head.edits)
         return out
 
     def close(self) -> bytes:

@@ -61,8 +61,10 @@ class ConversationBody(OpenPart):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None  # its name in an earlier beta
+    cache_control: Any = None
     container: Any = None
     mcp_servers: Any = None
+    context_management: Any = None
 
     def check_names(self) -> None:
         """Raises `NotSupported` for what cannot be left out."""

@@ -5,11 +5,21 @@ other one with the next turn.
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from deployments.dialects.anthropic.documents import TEXTS
+
+logger = logging.getLogger("deployments.http")
+
 ROLES = ("user", "assistant", "system")
+
+SKIPPED = ""
+"""The kind of a block that says nothing to a model here: Anthropic's servers ran a tool, or nobody
+knows it.
+"""
 
 # The kinds of blocks, each with the field that it must have.
 _NEEDED = {
@@ -19,7 +29,9 @@ _NEEDED = {
     "tool_use": "name",
     "tool_result": "tool_use_id",
     "tool_reference": "tool_name",
+    SKIPPED: None,
 }
+_REFUSED = ("image",)
 _BY_ROLE = {
     "user": ("text", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
@@ -44,11 +56,26 @@ def as_blocks(value: Any) -> Any:
     return value
 
 
+def _as_known(value: Any) -> Any:
+    """A block as one of the kinds above: documents and search results are texts, and what is unknown
+    is skipped, since one refusal would end a client's session.
+    """
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind in _REFUSED:
+        return value
+    if kind in TEXTS:
+        return {"type": "text", "text": TEXTS[kind](value)}
+    if kind == SKIPPED or kind not in _NEEDED:
+        logger.info("event=block_skipped type=%.40r", kind)
+        return {"type": SKIPPED}
+    return value
+
+
 def _kind(value: Any) -> Any:
     if not isinstance(value, str) or value not in _NEEDED:
         raise ValueError(
             f"content blocks of type {str(value)[:40]!r} are not supported by this server; known are "
-            + ", ".join(_NEEDED)
+            + ", ".join((*filter(None, _NEEDED), *TEXTS))
         )
     return value
 
@@ -72,6 +99,12 @@ class Block(OpenPart):
     tool_name: str | None = None
     content: Annotated[list[Block], BeforeValidator(as_blocks)] = []
     is_error: bool | None = None
+    cache_control: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        return _as_known(value)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Block:
@@ -85,7 +118,7 @@ class Block(OpenPart):
 
 def _check_kinds(blocks: list[Block], allowed: tuple[str, ...], where: str) -> None:
     for number, block in enumerate(blocks):
-        if block.type not in allowed:
+        if block.type not in (*allowed, SKIPPED):
             raise ValueError(f"block {number}, of type {block.type}, cannot stand {where}")
 
 

@@ -19,6 +19,7 @@ class Tool(OpenPart):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Any = None
 
     @property
     def is_own(self) -> bool:

@@ -50,7 +50,7 @@ def generation_requests(body: GenerateBody, ready: ReadyChat, engine_id: str) ->
     try:
         base = ready.request(
             engine_id,
-            sampling_params(config),
+            sampling_params(config, ready.prompts.defaults.sampling),
             max_tokens=None if most is None else min(most, _MOST_TOKENS),
             stop=tuple(config.stop_sequences or ()),
             logprobs=_logprobs(config),
@@ -73,11 +73,13 @@ def _candidate(base: GenerationRequest, number: int) -> GenerationRequest:
     return replace(base, request_id=f"{base.request_id}.{number}", sampling=sampling)
 
 
-def sampling_params(config: GenerationConfig) -> SamplingParams:
-    """What the body does not say keeps the engine's default. Seeds may be negative here."""
+def sampling_params(config: GenerationConfig, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say. Seeds may be negative here."""
     names = {"temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"}
-    seed = None if config.seed is None else config.seed % 2**SEED_BITS
-    return SamplingParams(**config.model_dump(include=names, exclude_none=True), seed=seed)
+    given = config.model_dump(include=names, exclude_none=True)
+    if config.seed is not None:
+        given["seed"] = config.seed % 2**SEED_BITS
+    return replace(defaults, **given)
 
 
 def _logprobs(config: GenerationConfig) -> int | None:

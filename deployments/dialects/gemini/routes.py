@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -26,7 +28,8 @@ from deployments.http.errors import RouteNotFound
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 
@@ -63,6 +66,9 @@ class Gemini(Dialect):
 
     prefixes = ("/v1beta",)
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = dict.fromkeys(
+        (f"{version}/models/{{named}}" for version in _VERSIONS), GenerateBody
+    )
     keys = (KeyHeader("x-goog-api-key"), BEARER)
 
     def claim(self, path: str, scope: Scope) -> int:
@@ -86,11 +92,11 @@ def _routes(dialect: Dialect, version: str, models: ModelRegistry, options: Http
 
     @router.get("/models")
     async def list_models(request: Request) -> Response:
-        return JSONResponse(models_page(list(models), request.query_params))
+        return JSONResponse(models_page(list(models.of(request)), request.query_params))
 
     @router.get("/models/{model_id:path}")
-    async def get_model(model_id: str) -> Response:
-        return JSONResponse(model_card(models.resolve(model_id)))
+    async def get_model(request: Request, model_id: str) -> Response:
+        return JSONResponse(model_card(models.of(request).resolve(model_id)))
 
     @router.post("/models/{named:path}")
     async def act(named: str, request: Request) -> Response:
@@ -98,7 +104,7 @@ def _routes(dialect: Dialect, version: str, models: ModelRegistry, options: Http
         if verb not in _VERBS:
             raise RouteNotFound(f"Unknown method {verb[:80]!r}; known are {', '.join(_VERBS)}.")
         raw = await read_body(request, options.max_body_bytes)
-        return await _VERBS[verb](request, models.resolve(name), raw, options)
+        return await _VERBS[verb](request, models.of(request).resolve(name), raw, options)
 
     return router
 

@@ -6,13 +6,12 @@ of models that run; asking one that sleeps would wake it.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from deployments.dialects.ollama.reply import rfc3339
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import TenantModels
 from erllama.errors import ErllamaError, ModelNotFound
 from erllama.stats import ModelInfo
 
@@ -21,7 +20,7 @@ _NEVER = "2300-01-01T00:00:00Z"  # models stay as long as the server's configura
 _SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def find_model(models: ModelRegistry, name: str | None) -> ServedModel:
+def find_model(models: TenantModels, name: str | None) -> ServedModel:
     """The model that a request means. Raises `ModelNotFound` in Ollama's words, `InvalidParameter`
     without a name where there are several.
     """
@@ -40,19 +39,6 @@ def find_model(models: ModelRegistry, name: str | None) -> ServedModel:
 def shown_name(model: ServedModel) -> str:
     """The name with its tag; a path of a registry (`hf.co/...`) may have colons of its own."""
     return model.id if ":" in model.id.rpartition("/")[2] else model.id + _TAG
-
-
-async def infos(models: Iterable[ServedModel], timeout_s: float) -> list[ModelInfo | None]:
-    """What the models that run tell of themselves, None for one that does not answer."""
-    return await asyncio.gather(*(_info(model, timeout_s) for model in models))
-
-
-async def _info(model: ServedModel, timeout_s: float) -> ModelInfo | None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await model.client.model_info() if await model.client.ready() else None
-    except (TimeoutError, ErllamaError):
-        return None
 
 
 def _details(info: ModelInfo | None) -> dict[str, Any]:
@@ -137,11 +123,16 @@ def can_think(prompts: PromptPort) -> bool:
     return on.in_reasoning or on.prompt != off.prompt or low.prompt != high.prompt
 
 
-def capabilities(info: ModelInfo | None, *, thinks: bool) -> list[str]:
+def can_insert(prompts: PromptPort) -> bool:
+    """Whether the model fills in the middle. May take long."""
+    return prompts.fills_gaps
+
+
+def capabilities(info: ModelInfo | None, *, thinks: bool, inserts: bool) -> list[str]:
     """Ollama's words for what a model does. Tools work with any chat template here."""
     if info is not None and not info.generates:
-        return ["embedding"]
-    return ["completion", "tools", *(["thinking"] if thinks else [])]
+        return ["embedding"] if info.embeds else []
+    return ["completion", "tools", *(["insert"] if inserts else []), *(["thinking"] if thinks else [])]
 
 
 def _created(model: ServedModel) -> str:

@@ -10,6 +10,7 @@ configuration says, and a prompt that does not fit into its context is refused w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -51,7 +52,7 @@ Whole = Annotated[int | None, BeforeValidator(_whole)]
 
 
 class Options(BaseModel):
-    """What is left out keeps this server's default, which is llama.cpp's. Ranges are checked by
+    """What is left out keeps this server's default, the model's or llama.cpp's. Ranges are checked by
     `SamplingParams`.
     """
 
@@ -85,13 +86,13 @@ class Options(BaseModel):
         """None runs to the end of the context, which Ollama writes as -1, -2 or 0."""
         return None if self.num_predict is None or self.num_predict <= 0 else self.num_predict
 
-    def sampling(self) -> SamplingParams:
-        """Raises `InvalidParameter` with Ollama's names."""
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """`defaults` stand for what the options do not say. Raises `InvalidParameter` with Ollama's names."""
         given = self.model_dump(exclude={"num_predict", "stop", "repeat_penalty"}, exclude_none=True)
         if self.repeat_penalty is not None:
             given["repetition_penalty"] = self.repeat_penalty
         try:
-            return SamplingParams(**given)
+            return replace(defaults, **given)
         except InvalidParameter as error:
             ours = error.param or ""
             name = "options." + ("repeat_penalty" if ours == "repetition_penalty" else ours)

@@ -14,6 +14,7 @@ from deployments.noise.filter import NoiseFilter
 from erllama.chat.template import Ending
 from erllama.errors import InvalidParameter, NotSupported
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
+from erllama.prompts.infill import Gap
 from erllama.request import GenerationRequest, Prompt
 
 
@@ -61,6 +62,8 @@ def generate_ask(body: GenerateBody) -> ChatAsk:
 
 def check_generate(body: GenerateBody) -> None:
     """Combinations that Ollama refuses. Raises `InvalidParameter`."""
+    if body.raw and body.suffix:
+        raise InvalidParameter("raw mode does not support suffix: the prompt is taken as it stands", param="suffix")
     if body.raw and body.system:
         raise InvalidParameter("raw mode does not support system: the prompt is taken as it stands", param="system")
     if body.raw and body.think:
@@ -78,7 +81,7 @@ def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> Gene
     options = body.options
     return ready.request(
         engine_id,
-        options.sampling(),
+        options.sampling(ready.prompts.defaults.sampling),
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
@@ -86,25 +89,33 @@ def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> Gene
 
 
 def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> GenerationRequest:
-    """A prompt without a template around it. May take long. Raises `InvalidParameter` and
-    `ContextOverflow`.
+    """A prompt without a template around it, or one with a gap. May take long. Raises
+    `InvalidParameter`, `ContextOverflow`, and `NotSupported` for a gap that the model cannot fill.
     """
-    tokens = prompts.tokenize(body.prompt or "", add_special=True)
-    if not tokens:
-        raise InvalidParameter("prompt is empty", param="prompt")
-    prompt, constraint, options = Prompt.of(tokens), reply_constraint(body), body.options
+    prompt, constraint, options = _raw_prompt(body, prompts), reply_constraint(body), body.options
     check_fits(prompt, prompts.n_ctx, "prompt")
     if constraint is not None:
         prompts.check_constraint(constraint)
     return GenerationRequest(
         request_id=engine_id,
         prompt=prompt,
-        sampling=options.sampling(),
+        sampling=options.sampling(prompts.defaults.sampling),
         max_tokens=options.max_tokens,
         stop=options.stop,
         grammar=constraint,
         logprobs=_logprobs(body),
     )
+
+
+def _raw_prompt(body: GenerateBody, prompts: PromptPort) -> Prompt:
+    if body.suffix:
+        if not prompts.fills_gaps:
+            raise NotSupported(f'"{body.model}" does not support insert', param="suffix")
+        return prompts.infill_prompt(Gap(body.prompt or "", body.suffix))
+    tokens = prompts.tokenize(body.prompt or "", add_special=True)
+    if not tokens:
+        raise InvalidParameter("prompt is empty", param="prompt")
+    return Prompt.of(tokens)
 
 
 def load_request(prompts: PromptPort, engine_id: str) -> GenerationRequest:

@@ -40,7 +40,7 @@ def error_body(error: ErllamaError) -> bytes:
 
 
 def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 class Shape(Protocol):
@@ -94,6 +94,23 @@ class ReplyHead:
         }
 
 
+class TextLines:
+    """Lines of a stream that hold text alone, as most of them do: what they repeat is encoded once."""
+
+    def __init__(self, head: ReplyHead) -> None:
+        mark = "\x00"
+        self._before = f'{{"model":{encode(head.model)},"created_at":"'
+        self._opening, self._closing = encode(head.shape(mark))[1:-1].split(encode(mark))
+        self._second, self._clock = 0, ""
+
+    def line(self, text: str) -> bytes:
+        second, ns = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second, self._clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        now = f"{self._clock}.{ns // 1000:06}Z"
+        return f'{self._before}{now}",{self._opening}{encode(text)}{self._closing},"done":false}}\n'.encode()
+
+
 def _json(line: dict[str, Any]) -> bytes:
     """Arguments of a call may hold half a character, which only an escape can write."""
     try:
@@ -132,6 +149,10 @@ class _Calls:
         self._open: ToolCall | None = None
         self._n_made = 0
 
+    @property
+    def in_call(self) -> bool:
+        return self._open is not None
+
     def push(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
         """The call that is over with `part`, if one is; None is the end of the reply."""
         if isinstance(part, ArgumentsDelta) and self._open is not None:
@@ -154,13 +175,17 @@ class LineWriter:
         self._head = head
         self._splitter = splitter
         self._calls = _Calls()
+        self._text = TextLines(head)
         self._logprobs = CoveredLogprobs()
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         out = b""
         for event in events:
-            if isinstance(event, Tokens):
-                placed = [] if event.logprobs is None else self._logprobs.push(event.logprobs, event.text)
+            if isinstance(event, Tokens) and event.logprobs is None:
+                for part in self._parts(event.text):
+                    out += self._line(part)
+            elif isinstance(event, Tokens):
+                placed = self._logprobs.push(event.logprobs or (), event.text)
                 out += self._lines(self._parts(event.text), token_logprobs(placed))
             elif isinstance(event, Done):
                 rest: list[ReplyPart | None] = [*(self._splitter.finish() if self._splitter is not None else ()), None]
@@ -177,11 +202,16 @@ class LineWriter:
         """Log probabilities go with the first line of their tokens, or alone when their text is held
         back.
         """
-        said = [one for part in parts for one in self._said(part)]
-        if logprobs:
-            said = said or [self._head.shape("")]
-            said[0] |= {"logprobs": logprobs}
+        if not logprobs:
+            return b"".join([self._line(part) for part in parts])
+        said = [one for part in parts for one in self._said(part)] or [self._head.shape("")]
+        said[0] |= {"logprobs": logprobs}
         return b"".join(_framed(self._head.line(one)) for one in said)
+
+    def _line(self, part: ReplyPart | None) -> bytes:
+        if type(part) is TextDelta and not self._calls.in_call:
+            return self._text.line(part.text)
+        return b"".join(_framed(self._head.line(one)) for one in self._said(part))
 
     def _said(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
         shape = self._head.shape

@@ -8,16 +8,18 @@ would change it is answered with 501.
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
 from deployments.dialects.ollama.models import (
+    can_insert,
     can_think,
     capabilities,
     find_model,
-    infos,
     running_card,
     show_body,
     tag_card,
@@ -55,13 +57,15 @@ from deployments.dialects.ollama.wire import (
 )
 from deployments.generation.chat import ChatAsk
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
+from deployments.generation.running import infos
 from deployments.http.dialect import NDJSON, Dialect, route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, ServedModel
-from erllama.errors import ErllamaError, RequestError
+from deployments.http.ports import ServedModel
+from deployments.http.registry import ModelRegistry
+from erllama.errors import ErllamaError, QueueFull, RequestError
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is; clients look at it for what they may send."""
@@ -90,12 +94,19 @@ def _texts(body: EmbeddingsBody) -> tuple[str, ...]:
 class Ollama(Dialect):
     prefixes = ("/api",)
     framing = NDJSON
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/api/chat": ChatBody,
+        "/api/generate": GenerateBody,
+        "/api/embed": EmbedBody,
+        "/api/embeddings": EmbeddingsBody,
+        "/api/show": ShowBody,
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def status(self, error: ErllamaError) -> int:
-        return 503 if error.http_status == 429 else error.http_status  # a full queue, in Ollama's number
+        return 503 if isinstance(error, QueueFull) else error.http_status  # Ollama's number for it
 
     def claim(self, path: str, scope: Scope) -> int:
         return 1 if path == "/" else super().claim(path, scope)
@@ -136,7 +147,7 @@ class Ollama(Dialect):
         async def chat(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(ChatBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, chat_shape)
             if not body.messages:
                 return await load(request, body, model, head)
@@ -147,11 +158,11 @@ class Ollama(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(GenerateBody, raw)
             check_generate(body)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
-            if not body.prompt:
+            if not (body.prompt or body.suffix):
                 return await load(request, body, model, head)
-            if body.raw:
+            if body.raw or body.suffix:
                 return await raw_reply(request, raw, body, model, head)
             return await reply(request, raw, body, model, head, generate_ask(body))
 
@@ -167,7 +178,7 @@ class Ollama(Dialect):
         async def embed(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbedBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             head = ReplyHead(body.model or model.id, generate_shape)
             found, n_tokens = await vectors(request, model, raw, body.input, truncate=body.truncate is not False)
             n_floats = sum(map(len, found))
@@ -177,28 +188,31 @@ class Ollama(Dialect):
         async def embeddings(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingsBody, raw)
-            model = find_model(models, body.model)
+            model = find_model(models.of(request), body.model)
             found, _ = await vectors(request, model, raw, _texts(body), truncate=True)
             return _json(embedding_body(found))
 
         @router.get("/api/tags")
-        async def tags() -> Response:
-            told = await infos(models, options.ready_timeout_s)
-            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(models, told, strict=True)]})
+        async def tags(request: Request) -> Response:
+            own = list(models.of(request))
+            told = await infos(own, options.ready_timeout_s)
+            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(own, told, strict=True)]})
 
         @router.get("/api/ps")
-        async def running() -> Response:
-            told = await infos(models, options.ready_timeout_s)
-            pairs = zip(models, told, strict=True)
+        async def running(request: Request) -> Response:
+            own = list(models.of(request))
+            told = await infos(own, options.ready_timeout_s)
+            pairs = zip(own, told, strict=True)
             return JSONResponse({"models": [running_card(model, info) for model, info in pairs if info is not None]})
 
         @router.post("/api/show")
         async def show(request: Request) -> Response:
             body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
-            model = find_model(models, body.model or body.name)
+            model = find_model(models.of(request), body.model or body.name)
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
-            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks)))
+            inserts = await asyncio.to_thread(can_insert, model.prompts)
+            return JSONResponse(show_body(model, info, capabilities(info, thinks=thinks, inserts=inserts)))
 
         @router.get("/api/version")
         async def version() -> Response:
@@ -215,5 +229,5 @@ class Ollama(Dialect):
             )
 
         for path, methods in _MANAGEMENT.items():
-            router.add_api_route(f"/api{path}", managed, methods=methods.split())
+            router.add_api_route(f"/api{path}", managed, methods=methods.split(), include_in_schema=False)
         return router

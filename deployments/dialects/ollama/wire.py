@@ -94,7 +94,6 @@ class ChatBody(GenerationBody):
 
 class GenerateBody(GenerationBody):
     refused = {
-        "suffix": "it cannot fill in the middle",
         "template": "the model's own is used; send raw: true with a whole prompt",
         "context": "send the conversation to /api/chat instead, what it has in common is not computed again",
         "width": "it makes no images",
@@ -104,6 +103,7 @@ class GenerateBody(GenerationBody):
     }
 
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
     images: Annotated[list[Any] | None, AfterValidator(no_images)] = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from deployments.dialects.openai.extras import NO_EXTRAS, ChunkEnd, Extras
 from deployments.dialects.openai.logprobs import chat_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
 from deployments.generation.logprobs import CoveredLogprobs, Placed, covered
@@ -24,7 +25,7 @@ from erllama.chat.tool_formats.base import (
     ToolCall,
     collect_parts,
 )
-from erllama.events import Completion, Done, Event, Tokens
+from erllama.events import Completion, Done, Event, Progress, Tokens
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class _Choice:
     prefix: str
     splitter: ReplySplitter | None
     thought: ReasoningCounter
+    end: ChunkEnd
     logprobs: CoveredLogprobs = field(default_factory=CoveredLogprobs)
     n_calls: int = 0
     begun: bool = False
@@ -83,11 +85,13 @@ class ChatWriter(StreamWriter):
     kind = "chat.completion.chunk"
     counts_reasoning = True
 
-    def __init__(self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm) -> None:
+    def __init__(
+        self, head: ReplyHead, n: int, *, include_usage: bool, form: ReplyForm, extras: Extras = NO_EXTRAS
+    ) -> None:
         super().__init__(head, n, include_usage=include_usage)
         self._form = form
         self._choices = [
-            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter(), form.counter())
+            _Choice(f'{self._prefix}{{"index":{index},"delta":{{', form.splitter(), form.counter(), ChunkEnd(extras))
             for index in range(n)
         ]
 
@@ -98,19 +102,25 @@ class ChatWriter(StreamWriter):
         if not choice.begun:
             choice.begun = True
             out = f'{prefix}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'
+        end = choice.end
         for event in events:
+            if end.timed:
+                end.push(event)
             if isinstance(event, Tokens):
                 choice.thought.push(event.ids)
                 if choice.splitter is not None or event.logprobs is not None:
                     out += self._rich(choice, event)
                 elif event.text:
-                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null}}]}}\n\n'
+                    out += f'{prefix}"content":{encode(event.text)}}},"finish_reason":null{end.text}'
+            elif isinstance(event, Progress):
+                if told := end.progress(event):
+                    out += f'{prefix}}},"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats, choice.thought.n_tokens)
+                follows = self._ended(index, event.stats, len(self._choices), choice.thought.n_tokens)
                 rest = [] if choice.splitter is None else choice.splitter.finish()
                 out += self._parts(choice, rest, choice.logprobs.finish(event.stats))
                 reason = self._form.ended(choice.n_calls, finish_reason(event.stats))
-                out += f'{prefix}}},"finish_reason":"{reason}"}}]}}\n\n'
+                out += f'{prefix}}},"finish_reason":"{reason}"{end.last(event.stats, usage_follows=follows)}'
         return out.encode()
 
     def _rich(self, choice: _Choice, event: Tokens) -> str:
@@ -130,7 +140,7 @@ class ChatWriter(StreamWriter):
             logprobs = f'"logprobs":{encode(chat_logprobs(placed))},'
             deltas = deltas or ['"content":""']
         for delta in deltas:
-            out += f'{choice.prefix}{delta}}},{logprobs}"finish_reason":null}}]}}\n\n'
+            out += f'{choice.prefix}{delta}}},{logprobs}"finish_reason":null{choice.end.text}'
             logprobs = ""
         return out
 

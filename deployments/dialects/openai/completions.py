@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from deployments.dialects.openai.extras import NO_EXTRAS, ChunkEnd, Extras
 from deployments.dialects.openai.logprobs import legacy_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
 from deployments.generation.logprobs import CoveredLogprobs, Placed, covered
 from deployments.http.body import encode
-from erllama.events import Completion, Done, Event, Tokens
+from erllama.events import Completion, Done, Event, Progress, Tokens
 
 KIND = "text_completion"
 
@@ -22,36 +23,45 @@ class CompletionWriter(StreamWriter):
 
     kind = KIND
 
-    def __init__(self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool) -> None:
+    def __init__(
+        self, head: ReplyHead, n: int, echoes: Sequence[str], *, include_usage: bool, extras: Extras = NO_EXTRAS
+    ) -> None:
         super().__init__(head, n, include_usage=include_usage)
         self._prefixes = [f'{self._prefix}{{"index":{index},"text":' for index in range(len(echoes))]
         self._logprobs = [CoveredLogprobs() for _ in echoes]
+        self._ends = [ChunkEnd(extras) for _ in echoes]
         self._echoed = [len(echo) for echo in echoes]
         self._pending_echo = list(echoes)
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
-        prefix = self._prefixes[index]
+        prefix, end = self._prefixes[index], self._ends[index]
         out = ""
         if self._pending_echo[index]:
             out = f'{prefix}{encode(self._pending_echo[index])},"logprobs":null,"finish_reason":null}}]}}\n\n'
             self._pending_echo[index] = ""
         for event in events:
+            if end.timed:
+                end.push(event)
             if isinstance(event, Tokens):
                 if event.logprobs is not None:
                     out += self._rich(index, event.text, self._logprobs[index].push(event.logprobs, event.text))
                 elif event.text:
-                    out += f'{prefix}{encode(event.text)},"logprobs":null,"finish_reason":null}}]}}\n\n'
+                    out += f'{prefix}{encode(event.text)},"logprobs":null,"finish_reason":null{end.text}'
+            elif isinstance(event, Progress):
+                if told := end.progress(event):
+                    out += f'{prefix}"","logprobs":null,"finish_reason":null{told}'
             elif isinstance(event, Done):
-                self._meter.add(index, event.stats)
+                follows = self._ended(index, event.stats, len(self._ends))
                 out += self._rich(index, "", self._logprobs[index].finish(event.stats))
-                out += f'{prefix}"","logprobs":null,"finish_reason":"{finish_reason(event.stats)}"}}]}}\n\n'
+                reason, last = finish_reason(event.stats), end.last(event.stats, usage_follows=follows)
+                out += f'{prefix}"","logprobs":null,"finish_reason":"{reason}"{last}'
         return out.encode()
 
     def _rich(self, index: int, text: str, placed: list[Placed]) -> str:
         if not text and not placed:
             return ""
-        logprobs = encode(legacy_logprobs(placed, self._echoed[index]))
-        return f'{self._prefixes[index]}{encode(text)},"logprobs":{logprobs},"finish_reason":null}}]}}\n\n'
+        logprobs, end = encode(legacy_logprobs(placed, self._echoed[index])), self._ends[index].text
+        return f'{self._prefixes[index]}{encode(text)},"logprobs":{logprobs},"finish_reason":null{end}'
 
 
 def completion_body(

@@ -23,8 +23,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repeat_last_n", "seed"}
 
 
-def sampling_params(body: GenerationBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
+def sampling_params(body: GenerationBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
     penalty = body.repetition_penalty if body.repeat_penalty is None else body.repeat_penalty
     if body.repetition_penalty not in (None, penalty):
         raise InvalidParameter(
@@ -33,8 +33,10 @@ def sampling_params(body: GenerationBody) -> SamplingParams:
     given = body.model_dump(include=_SAMPLING, exclude_none=True)
     if penalty is not None:
         given["repetition_penalty"] = penalty
+    if body.logit_bias:
+        given["logit_bias"] = body.logit_bias
     try:
-        return SamplingParams(**given, logit_bias=body.logit_bias)
+        return replace(defaults, **given)
     except ErllamaError as error:
         if error.param == "repetition_penalty" and body.repeat_penalty is not None:
             raise InvalidParameter(
@@ -104,13 +106,14 @@ def chat_requests(
     budget = body.thinking_budget
     base = ready.request(
         engine_id,
-        sampling_params(body),
+        sampling_params(body, ready.prompts.defaults.sampling),
         max_tokens=_limit(body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens),
         stop=body.stop,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
         affinity=_affinity(body, headers),
         thinking_budget=None if budget is None or budget < 0 else budget,
+        report_progress=body.extras.report_progress,
     )
     return _choices(base, body.n or 1)
 
@@ -121,9 +124,10 @@ def completion_requests(
     grammar: Constraint | None,
     engine_id: str,
     headers: Mapping[str, str],
+    defaults: SamplingParams,
 ) -> list[GenerationRequest]:
     """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
-    sampling = sampling_params(body)
+    sampling = sampling_params(body, defaults)
     requests: list[GenerationRequest] = []
     for p, prompt in enumerate(prompts):
         base = GenerationRequest(
@@ -136,6 +140,7 @@ def completion_requests(
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
             affinity=_affinity(body, headers),
+            report_progress=body.extras.report_progress,
         )
         requests += _choices(base, body.n or 1)
     return requests
@@ -151,8 +156,6 @@ def check_stream(body: GenerationBody) -> None:
 
 def check_completion(body: CompletionBody) -> None:
     """Combinations that the legacy endpoint has and we have not. Raises `NotSupported`."""
-    if body.suffix:
-        raise NotSupported("suffix (fill in the middle) is not supported", param="suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise NotSupported("best_of is supported only when it equals n", param="best_of")
     if body.echo and body.logprobs is not None:

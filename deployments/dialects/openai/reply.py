@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from deployments.dialects.openai.extras import with_timings
 from deployments.dialects.openai.wire import EmbeddingBody
+from deployments.generation.timings import timings
 from deployments.http.body import encode
 from deployments.http.dialect import SSE
 from deployments.http.openai_error import error_body
@@ -82,11 +84,20 @@ class StreamWriter:
         self._prefix = f"data: {encode(self._head | usage | {'choices': []})}".removesuffix("]}")
         self._meter = UsageMeter(n, counts_reasoning=self.counts_reasoning)
         self._include_usage = include_usage
+        self._last: RequestStats | None = None
+
+    def _ended(self, index: int, stats: RequestStats, n_choices: int, reasoning_tokens: int = 0) -> bool:
+        """Note the end of a choice. Whether the chunk with the usage will tell its timings."""
+        self._meter.add(index, stats, reasoning_tokens)
+        self._last = stats if n_choices == 1 else None
+        return self._include_usage and n_choices == 1
 
     def close(self) -> bytes:
         if not self._include_usage:
             return DONE
-        return SSE.frame(encode(self._head | {"choices": [], "usage": self._meter.usage()}).encode(), "") + DONE
+        timed = {} if self._last is None else {"timings": timings(self._last)}
+        last = self._head | {"choices": [], "usage": self._meter.usage()} | timed
+        return SSE.frame(encode(last).encode(), "") + DONE
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         """Clients look for `error` in an event, then for the terminator."""
@@ -110,7 +121,8 @@ def whole_body(
     meter = UsageMeter(n, counts_reasoning=reasoning_tokens is not None)
     for index, reply in enumerate(replies):
         meter.add(index, reply.stats, reasoning_tokens[index] if reasoning_tokens is not None else 0)
-    return encode(head.fields(kind) | {"choices": choices, "usage": meter.usage()}).encode()
+    body = head.fields(kind) | {"choices": choices, "usage": meter.usage()}
+    return encode(with_timings(body, replies)).encode()
 
 
 def _vector(vector: Sequence[float], encoding_format: str | None) -> str:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
+from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
 from deployments.dialects.openai.normal import normal_chat
 from deployments.dialects.openai.params import (
@@ -33,7 +35,7 @@ from deployments.dialects.openai.wire import (
     PromptInput,
     parse_body,
 )
-from deployments.generation.chat import ReadyChat, ready_chat
+from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
@@ -41,10 +43,12 @@ from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort, ServedModel
+from deployments.http.ports import PromptPort, ServedModel
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
+from erllama.prompts.infill import Gap
 from erllama.request import Prompt
 
 
@@ -95,8 +99,18 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> Re
     return ready_chat(chat_ask(body), prompts, noise)
 
 
+def _completion_prompt(given: PromptInput, suffix: str | None, prompts: PromptPort) -> Prompt:
+    if not suffix:
+        return Prompt.of(_tokens(given, prompts, "prompt"))
+    if not prompts.fills_gaps:
+        raise NotSupported("suffix (fill in the middle) is not supported by this model's vocabulary", param="suffix")
+    if not isinstance(given, str):
+        prompts.check_tokens(given, "prompt")
+    return prompts.infill_prompt(Gap(given, suffix))
+
+
 def _prepare_completion(body: CompletionBody, prompts: PromptPort) -> tuple[list[Prompt], list[str], Constraint | None]:
-    wanted = [Prompt.of(_tokens(given, prompts, "prompt")) for given in body.prompt]
+    wanted = [_completion_prompt(given, body.suffix, prompts) for given in body.prompt]
     for prompt in wanted:
         check_fits(prompt, prompts.n_ctx, "prompt")
     echoes = [_text(given, prompts) if body.echo else "" for given in body.prompt for _ in range(body.n or 1)]
@@ -108,8 +122,18 @@ def _prepare_inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]
 
 
 class OpenAI(Dialect):
-    prefixes = ("/v1", "/chat", "/completions", "/embeddings", "/models")  # llama.cpp's server takes paths without /v1
+    # llama.cpp's server takes paths without /v1 (its /embeddings has a form of its own), LM Studio's has /api/v0
+    prefixes = ("/v1", "/chat", "/completions", "/models", "/api/v0")
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        f"{prefix}/{path}": kind
+        for prefix in ("/v1", "")
+        for path, kind in (
+            ("chat/completions", ChatBody),
+            ("completions", CompletionBody),
+            ("embeddings", EmbeddingBody),
+        )
+    }
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
@@ -118,12 +142,16 @@ class OpenAI(Dialect):
         router = own_routes(self)
 
         @router.get("/models")
-        async def list_models() -> Response:
-            return JSONResponse({"object": "list", "data": [_model_card(model) for model in models]})
+        async def list_models(request: Request) -> Response:
+            own = list(models.of(request))
+            listed: dict[str, Any] = {"object": "list", "data": [_model_card(model) for model in own]}
+            if "client_version" in request.query_params:
+                listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
+            return JSONResponse(listed)
 
         @router.get("/models/{model_id:path}")
-        async def get_model(model_id: str) -> Response:
-            return JSONResponse(_model_card(models.resolve(model_id)))
+        async def get_model(request: Request, model_id: str) -> Response:
+            return JSONResponse(_model_card(models.of(request).resolve(model_id)))
 
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:
@@ -131,7 +159,7 @@ class OpenAI(Dialect):
             body = normal_chat(parse_body(ChatBody, raw))
             check_stream(body)
             check_tools(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
             requests = chat_requests(body, chat, engine_id(request), request.headers)
@@ -140,8 +168,18 @@ class OpenAI(Dialect):
             if not body.stream:
                 replies = await whole_replies(request, model, requests, chat.record)
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form)
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
+
+        @router.post("/chat/completions/input_tokens")
+        async def input_tokens(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = normal_chat(parse_body(ChatBody, raw))
+            check_tools(body)
+            prompts = models.of(request).resolve(body.model).prompts
+            cost = _cost(raw, body, prompts)
+            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
+            return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
 
         @router.post("/completions")
         async def completions(request: Request) -> Response:
@@ -149,22 +187,23 @@ class OpenAI(Dialect):
             body = parse_body(CompletionBody, raw)
             check_stream(body)
             check_completion(body)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            requests = completion_requests(body, prompts, grammar, engine_id(request), request.headers)
+            headers, sampling = request.headers, model.prompts.defaults.sampling
+            requests = completion_requests(body, prompts, grammar, engine_id(request), headers, sampling)
             head, n = _head("cmpl", model), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests)
                 return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
-            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage)
+            writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage, extras=body.extras)
             return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
 
         @router.post("/embeddings")
         async def embeddings(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingBody, raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             inputs = await prepare(model.prompts, len(raw), _prepare_inputs, body, model.prompts)
             vectors = await unless_disconnected(request.receive, model.client.embed(inputs))
             n_floats = sum(len(vector) for vector in vectors)
@@ -173,7 +212,7 @@ class OpenAI(Dialect):
             )
             return _json(reply)
 
-        both = APIRouter()
-        both.include_router(router, prefix="/v1")
-        both.include_router(router)
-        return both
+        everywhere = APIRouter()
+        for prefix in ("/v1", "", "/api/v0"):
+            everywhere.include_router(router, prefix=prefix)
+        return everywhere

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from deployments.dialects.openai.extras import Extras
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
 from deployments.dialects.openai.wire_messages import Message
 from deployments.dialects.openai.wire_structure import (
@@ -103,7 +104,9 @@ class GenerationBody(Wire):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: Annotated[int | None, _off(-1)] = None
-    max_tokens: Annotated[int, Field(ge=-1)] | None = None  # -1 is llama.cpp's "until the end"
+    max_tokens: Annotated[int, Field(ge=-1)] | None = Field(  # -1 is llama.cpp's "until the end"
+        default=None, validation_alias=AliasChoices("max_tokens", "n_predict")
+    )
     stop: StopField = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
     response_format: ResponseFormat | None = None
@@ -118,11 +121,18 @@ class GenerationBody(Wire):
     choice: ChoiceField = None
     ebnf: GrammarField = None
     ignore_eos: bool | None = None
+    timings_per_token: bool | None = None  # llama.cpp's server; so is the next one
+    return_progress: bool | None = None
     prompt_cache_key: str | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def extras(self) -> Extras:
+        """What the stream tells besides; a whole body tells it in any case, or never."""
+        return Extras(bool(self.stream and self.timings_per_token), bool(self.stream and self.return_progress))
 
 
 class ChatBody(GenerationBody):

@@ -4,5 +4,7 @@ wire, wire_items, wire_tools   bodies, validated       messages   items -> a cha
 tools   what is offered, and names back                params     body -> conversation, request
 items   one item of the output and its events          writer     the reply, streamed or whole
 head    what every snapshot of a response repeats      routes     the endpoints
-store   responses that are kept by this process        past       what they say to a request
+compaction  a conversation made short     custom_format, custom_input   custom tools
+shell_items  calls that need no tool      sealed   what clients carry unread
+stored/  responses that are kept, and their routes
 """

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.dialects.responses.params import sampling_params
-from deployments.dialects.responses.store import new_id
+from deployments.dialects.responses.stored.response import new_id
 from deployments.dialects.responses.wire import ResponseBody
 from deployments.dialects.responses.wire_tools import ToolChoice
 from deployments.http.body import encode, encode_given
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull
 from erllama.events import RequestStats
+from erllama.request import SamplingParams
 
 
 def usage(stats: RequestStats, reasoning_tokens: int) -> dict[str, Any]:
@@ -52,8 +53,8 @@ class ResponseHead:
     static: str
 
     @classmethod
-    def of(cls, body: ResponseBody, model: str) -> ResponseHead:
-        sampling, wanted = sampling_params(body), body.format
+    def of(cls, body: ResponseBody, model: str, defaults: SamplingParams) -> ResponseHead:
+        sampling, wanted = sampling_params(body, defaults), body.format
         form = {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True, exclude_none=True)
         choice = body.tool_choice
         id = new_id("resp")
@@ -65,11 +66,12 @@ class ResponseHead:
             "background": False,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": None,
+            "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
+            "prompt_cache_retention": body.prompt_cache_retention,
             "reasoning": {"effort": body.effort, "summary": body.summary},
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",

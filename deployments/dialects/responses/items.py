@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from deployments.dialects.responses.custom_input import CustomInput
 from deployments.dialects.responses.sealed import seal
-from deployments.dialects.responses.store import new_id
+from deployments.dialects.responses.stored.response import item_id, new_id
 from deployments.dialects.responses.tools import ClientTool
 from deployments.http.body import encode
 
@@ -28,8 +28,8 @@ class OutputItem(ABC):
 
     prefix: ClassVar[str]
 
-    def __init__(self, index: int) -> None:
-        self.id = new_id(self.prefix)
+    def __init__(self, index: int, response_id: str) -> None:
+        self.id = item_id(self.prefix, response_id, index)
         self.status = "in_progress"
         self._pieces: list[str] = []
         self._index = index
@@ -73,8 +73,8 @@ class OutputItem(ABC):
 class TextItem(OutputItem):
     prefix = "msg"
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, response_id: str) -> None:
+        super().__init__(index, response_id)
         self._place += ',"content_index":0'
         self._logprobs: list[dict[str, Any]] = []
         self._begun = False
@@ -91,10 +91,15 @@ class TextItem(OutputItem):
         yield "response.content_part.added", f'{self._place},"part":{encode(self._part())}'
 
     def push(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> Iterator[Event]:
+        yield self.delta(text, logprobs)
+
+    def delta(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Event:
+        """The one event that `push` gives."""
         self._pieces.append(text)
+        if not logprobs:
+            return "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":[]'
         self._logprobs += logprobs
-        told = encode(logprobs) if logprobs else "[]"
-        yield "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":{told}'
+        return "response.output_text.delta", f'{self._place},"delta":{encode(text)},"logprobs":{encode(logprobs)}'
 
     def _end(self) -> Iterator[Event]:
         members = _members(text=self._text, logprobs=self._logprobs)
@@ -109,8 +114,8 @@ class ReasoningItem(OutputItem):
 
     prefix = "rs"
 
-    def __init__(self, index: int, *, summary: bool, sealed: bool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, response_id: str, *, summary: bool, sealed: bool) -> None:
+        super().__init__(index, response_id)
         self._summary = summary
         self._sealed = sealed
         self._place += ',"summary_index":0' if summary else ',"content_index":0'
@@ -147,8 +152,8 @@ class FunctionCallItem(OutputItem):
 
     prefix = "fc"
 
-    def __init__(self, index: int, tool: ClientTool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, response_id: str, tool: ClientTool) -> None:
+        super().__init__(index, response_id)
         self._tool = tool
         self._call_id = new_id("call")
 
@@ -173,8 +178,8 @@ class CustomCallItem(OutputItem):
 
     prefix = "ctc"
 
-    def __init__(self, index: int, tool: ClientTool) -> None:
-        super().__init__(index)
+    def __init__(self, index: int, response_id: str, tool: ClientTool) -> None:
+        super().__init__(index, response_id)
         self._tool = tool
         self._call_id = new_id("call")
         self._reader = CustomInput()
@@ -199,5 +204,6 @@ class CustomCallItem(OutputItem):
         yield "response.custom_tool_call_input.done", f'{self._place},"input":{encode(self._text)}'
 
 
-def call_item(index: int, tool: ClientTool) -> OutputItem:
-    return CustomCallItem(index, tool) if tool.custom else FunctionCallItem(index, tool)
+def call_item(index: int, response_id: str, tool: ClientTool) -> OutputItem:
+    kind = CustomCallItem if tool.custom else FunctionCallItem
+    return kind(index, response_id, tool)

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from deployments.dialects.responses.compaction import told_summary
 from deployments.dialects.responses.sealed import unseal
+from deployments.dialects.responses.shell_items import CALLS, OUTPUTS, call_id, called, output_text
 from deployments.dialects.responses.tools import qualified
 from deployments.dialects.responses.wire_items import (
     CallOutputItem,
@@ -79,6 +81,12 @@ class _Conversation:
                 output = parse_value(CallOutputItem, item, path)
                 text = _joined(output.output, f"{path}.output")
                 self._say({"role": "tool", "tool_call_id": output.call_id, "content": text})
+            case kind if kind in CALLS:
+                self._call(call_id(item), *called(item))
+            case kind if kind in OUTPUTS:
+                self._say({"role": "tool", "tool_call_id": call_id(item), "content": output_text(item)})
+            case "compaction" | "compaction_summary" if summary := told_summary(item):
+                self._say({"role": "user", "content": summary})
             case "reasoning":
                 self._reasoning(parse_value(ReasoningItem, item, path))
             case "item_reference":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.responses.messages import chat_messages
-from deployments.dialects.responses.past import conversation, referred_items
-from deployments.dialects.responses.store import Past
-from deployments.dialects.responses.tools import Toolbox, asked_choice
+from deployments.dialects.responses.stored.past import conversation, referred_items
+from deployments.dialects.responses.stored.store import Past
+from deployments.dialects.responses.tools import Toolbox, asked_choice, forced_input
 from deployments.dialects.responses.wire import PromptBody, ResponseBody
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
+from deployments.generation.chat import ToolChoice as AskedChoice
+from deployments.generation.pins import SHORT_S, PrefixMark
 from deployments.generation.reply import affinity_of
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint
@@ -21,13 +24,18 @@ _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "frequency_penalty", "pre
 
 def chat_ask(body: PromptBody, tools: Toolbox, past: Past) -> ChatAsk:
     """The conversation of a body that goes on from `past`. Raises `InvalidParameter`."""
+    choice, reply, variables = asked_choice(body, tools), reply_constraint(body), template_variables(body)
+    forced = forced_input(choice, tools)
+    if forced is not None:  # the reply is the input of a call, and nothing before it
+        choice, reply, variables = AskedChoice("none"), forced[1], thinking_variables(False) | variables
     return ChatAsk(
         chat_messages(body.input, body.instructions, conversation(past), referred_items(past)),
         tools.offered,
-        asked_choice(body, tools),
-        reply_constraint(body),
-        template_variables(body),
+        choice,
+        reply,
+        variables,
         param="input",
+        mark=PrefixMark(1, SHORT_S) if body.instructions else None,
     )
 
 
@@ -55,9 +63,9 @@ def template_variables(body: PromptBody) -> dict[str, Any]:
     return variables | (body.chat_template_kwargs or {})
 
 
-def sampling_params(body: ResponseBody) -> SamplingParams:
-    """What the body does not say keeps the engine's default."""
-    return SamplingParams(**body.model_dump(include=_SAMPLING, exclude_none=True))
+def sampling_params(body: ResponseBody, defaults: SamplingParams) -> SamplingParams:
+    """`defaults` stand for what the body does not say."""
+    return replace(defaults, **body.model_dump(include=_SAMPLING, exclude_none=True))
 
 
 def response_request(
@@ -66,7 +74,7 @@ def response_request(
     """The request of a reply; `headers` may name the client's session."""
     return ready.request(
         engine_id,
-        sampling_params(body),
+        sampling_params(body, ready.prompts.defaults.sampling),
         max_tokens=body.max_output_tokens,
         stop=body.stop,
         logprobs=body.logprobs,

@@ -4,15 +4,23 @@ in the files beside this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.responses.head import ResponseHead
+from deployments.dialects.responses.compaction import compacted, given_items, summary_body
+from deployments.dialects.responses.custom_format import InputAsCall
+from deployments.dialects.responses.head import ResponseHead, usage
 from deployments.dialects.responses.params import chat_ask, response_request
-from deployments.dialects.responses.past import own_input, referred_items
-from deployments.dialects.responses.store import MemoryStore, Past, ResponseStore, StoredResponse
-from deployments.dialects.responses.stored_routes import stored_routes
-from deployments.dialects.responses.tools import Toolbox, toolbox
+from deployments.dialects.responses.stored.past import conversation, own_input, referred_items
+from deployments.dialects.responses.stored.response import StoredResponse
+from deployments.dialects.responses.stored.routes import scope_of, stored_routes
+from deployments.dialects.responses.stored.store import Past, ResponseStore
+from deployments.dialects.responses.tools import Toolbox, asked_choice, forced_input, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
@@ -22,9 +30,12 @@ from deployments.http.middleware import engine_id, request_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ModelRegistry, PromptPort
+from deployments.http.ports import PromptPort
+from deployments.http.registry import ModelRegistry
 from deployments.noise.filter import NoiseFilter
+from erllama.chat.tool_formats.base import ReplySplitter, collect_parts
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
+from erllama.events import Completion
 
 
 def _cost(raw: bytes, body: PromptBody, prompts: PromptPort) -> int:
@@ -58,25 +69,49 @@ def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter
         raise _in_words_of_the_body(error) from None
 
 
+def _splitter(body: ResponseBody, tools: Toolbox, chat: ReadyChat) -> Callable[[], ReplySplitter | None]:
+    """What cuts the reply."""
+    forced = forced_input(asked_choice(body, tools), tools)
+    return chat.splitter if forced is None else partial(InputAsCall, forced[0])
+
+
+def _summary(chat: ReadyChat, reply: Completion) -> tuple[str, dict[str, Any]]:
+    """The text of a reply, and its usage."""
+    splitter, counter = chat.splitter(), chat.counter()
+    counter.push(reply.tokens)
+    if splitter is None:
+        return reply.text.strip(), usage(reply.stats, counter.n_tokens)
+    said = collect_parts(splitter.push(reply.text) + splitter.finish())
+    return said.content.strip(), usage(reply.stats, counter.n_tokens)
+
+
 class Responses(Dialect):
-    prefixes = ("/v1/responses",)
+    prefixes = ("/v1/responses", "/responses")  # llama.cpp's server takes paths without /v1
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        "/v1/responses": ResponseBody,
+        "/v1/responses/input_tokens": PromptBody,
+    }
+
+    def __init__(self, store: ResponseStore | None = None) -> None:
+        """`store` None: each application remembers its own responses, and no others."""
+        self._store = store
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
-        router = APIRouter(prefix="/v1/responses")
-        store: ResponseStore = MemoryStore()
+        router = APIRouter()
+        store = self._store or ResponseStore()
 
         @router.post("")
         async def responses(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_response(raw)
-            model = models.resolve(body.model)
+            model = models.of(request).resolve(body.model)
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             try:
                 chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
@@ -85,13 +120,12 @@ class Responses(Dialect):
                     raise
                 return _failed_stream(head, error, request_id(request))
             generation = response_request(body, chat, engine_id(request), request.headers)
-            form = ReplyForm(
-                chat.splitter, chat.piece_of, tools, summary=bool(body.summary), sealed=body.seals_reasoning
-            )
+            splitter, summary = _splitter(body, tools, chat), bool(body.summary)
+            form = ReplyForm(splitter, chat.piece_of, tools, summary=summary, sealed=body.seals_reasoning)
 
             def keep(response: str, item_ids: tuple[str, ...]) -> None:
                 if body.store is not False:
-                    store.put(StoredResponse(head.id, body.previous_response_id, given, response, item_ids))
+                    store.put(StoredResponse(head.id, past.ids, given, response, item_ids), scope_of(request))
 
             writer = ResponseWriter(head, form, keep)
             if not body.stream:
@@ -111,14 +145,32 @@ class Responses(Dialect):
         async def input_tokens(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
             body = parse_prompt(raw)
-            model = models.resolve(body.model)
-            past = Past.of(store, body.previous_response_id, body.referred_ids)
+            model = models.of(request).resolve(body.model)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
             n = await prepare(model.prompts, cost, _count, body, past, model.prompts, noise)
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
 
+        @router.post("/compact")
+        async def compact(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_response(raw)
+            model = models.of(request).resolve(body.model)
+            past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
+            asked = summary_body(body)
+            tools, cost = toolbox(body.tools or ()), _cost(raw, body, model.prompts)
+            noise = noise_of(request)
+            chat, _ = await prepare(model.prompts, cost, _prepare, asked, tools, past, model.prompts, noise)
+            generation = response_request(asked, chat, engine_id(request), request.headers)
+            [reply] = await whole_replies(request, model, [generation], chat.record)
+            items = conversation(past) + given_items(own_input(body.input, referred_items(past)))
+            return JSONResponse(compacted(items, *_summary(chat, reply)))
+
         router.include_router(stored_routes(store))
-        return router
+        both = APIRouter()
+        both.include_router(router, prefix="/v1/responses")
+        both.include_router(router, prefix="/responses")
+        return both
 
 
 def _failed_stream(head: ResponseHead, error: ErllamaError, request_id: str) -> Response:

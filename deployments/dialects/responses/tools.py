@@ -13,21 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deployments.dialects.responses.custom_format import check_format, input_grammar, input_schema
 from deployments.dialects.responses.wire import PromptBody
 from deployments.dialects.responses.wire_tools import CustomTool, FunctionTool, NamespaceTool, ToolChoice
 from deployments.generation.chat import OfferedTool
 from deployments.generation.chat import ToolChoice as AskedChoice
 from deployments.http.body import parse_value
 from erllama.errors import InvalidParameter
+from erllama.grammar.constraint import Constraint
 
 logger = logging.getLogger("deployments.http")
-
-_CUSTOM_INPUT: dict[str, Any] = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
 
 
 def qualified(namespace: str | None, name: str) -> str:
@@ -39,11 +34,14 @@ def qualified(namespace: str | None, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ClientTool:
-    """A tool as the client calls it."""
+    """A tool as the client calls it. `grammar`: what the input of a custom one must follow, where
+    the whole reply has to be that.
+    """
 
     name: str
     namespace: str | None = None
     custom: bool = False
+    grammar: Constraint | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -88,7 +86,10 @@ def _flattened(
                 yield place, ClientTool(function.name, namespace), _function(function, namespace, place)
             case "custom":
                 custom = parse_value(CustomTool, tool, place)
-                yield place, ClientTool(custom.name, namespace, custom=True), _custom(custom, namespace)
+                check_format(custom.format, place)
+                grammar = input_grammar(custom.format, place)
+                named = ClientTool(custom.name, namespace, custom=True, grammar=grammar)
+                yield place, named, _custom(custom, namespace)
             case "namespace" if namespace is None:
                 inner = parse_value(NamespaceTool, tool, place)
                 yield from _flattened(inner.tools, f"{place}.tools", inner.name)
@@ -105,10 +106,11 @@ def _function(tool: FunctionTool, namespace: str | None, place: str) -> OfferedT
 
 def _custom(tool: CustomTool, namespace: str | None) -> OfferedTool:
     description = tool.description
-    if tool.format is not None and tool.format.definition:
-        rule = f"The input follows this grammar ({tool.format.syntax or 'lark'}):\n{tool.format.definition}"
+    if tool.format is not None and tool.format.type == "grammar":
+        rule = f"The input follows this grammar ({tool.format.syntax}):\n{tool.format.definition}"
         description = f"{description}\n\n{rule}" if description else rule
-    return _offered(qualified(namespace, tool.name), description, _CUSTOM_INPUT)
+    shown = _offered(qualified(namespace, tool.name), description, input_schema(None))
+    return replace(shown, parameters=input_schema(tool.format))
 
 
 def _offered(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> OfferedTool:
@@ -119,6 +121,17 @@ def _offered(name: str, description: str | None, parameters: Mapping[str, Any] |
     if parameters is not None:
         shown["parameters"] = parameters
     return OfferedTool(name, parameters or {"type": "object"}, {"type": "function", "function": shown})
+
+
+def forced_input(choice: AskedChoice, tools: Toolbox) -> tuple[str, Constraint] | None:
+    """The one custom tool that must be called, by its name in the template, and the grammar that its
+    input must follow; None where there is no such tool.
+    """
+    names = [tool.name for tool in tools.offered if choice.names is None or tool.name in choice.names]
+    if choice.mode != "required" or len(names) != 1:
+        return None
+    grammar = tools.by_name[names[0]].grammar
+    return None if grammar is None else (names[0], grammar)
 
 
 def asked_choice(body: PromptBody, tools: Toolbox) -> AskedChoice:

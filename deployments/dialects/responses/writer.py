@@ -28,7 +28,7 @@ from erllama.chat.tool_formats.base import (
     TextDelta,
 )
 from erllama.errors import ErllamaError
-from erllama.events import Completion, Done, Event, FinishReason, RequestStats, Tokens
+from erllama.events import Completion, Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,19 @@ class _Cut:
         self._pending: list[Placed] = []
         self._n_chars = 0
 
-    def push(self, event: Tokens) -> Told:
+    def push(self, event: Tokens) -> Iterable[tuple[ReplyPart, list[dict[str, Any]]]]:
+        if event.logprobs is None:  # of no token of the reply
+            return [(part, []) for part in self._parts(event.text)]
+        return self._with_their_tokens(event, event.logprobs)
+
+    def _parts(self, text: str) -> list[ReplyPart]:
+        if self._splitter is None:
+            return [TextDelta(text)] if text else []
+        return self._splitter.push(text)
+
+    def _with_their_tokens(self, event: Tokens, logprobs: tuple[TokenLogprob, ...]) -> Told:
         start, self._n_chars = self._n_chars, self._n_chars + len(event.text)
-        if event.logprobs is None:
-            yield from self._told(event.text, [])
-            return
-        placed = self._covered.push(event.logprobs, event.text)
+        placed = self._covered.push(logprobs, event.text)
         begins = [0] + [max(offset - start, 0) for offset, _ in placed[1:]]
         ends = [*begins[1:], len(event.text)]
         for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
@@ -77,13 +84,14 @@ class _Cut:
 
     def _told(self, text: str, placed: list[Placed]) -> Told:
         self._pending += placed
-        if self._splitter is None:
-            yield from self._with_logprobs([TextDelta(text)] if text else [])
-            return
-        thought = self._splitter.thinks
-        yield from self._with_logprobs(self._splitter.push(text))
-        if thought or self._splitter.thinks:
+        thought = self._thinks
+        yield from self._with_logprobs(self._parts(text))
+        if thought or self._thinks:
             self._pending = []
+
+    @property
+    def _thinks(self) -> bool:
+        return bool(self._splitter and self._splitter.thinks)
 
     def _with_logprobs(self, parts: list[ReplyPart]) -> Told:
         for part in parts:
@@ -118,7 +126,10 @@ class ResponseWriter:
             if isinstance(event, Tokens):
                 self._thought.push(event.ids)
                 for part, logprobs in self._cut.push(event):
-                    out += self._frames(self._part(part, logprobs))
+                    if type(part) is TextDelta and isinstance(self._open, TextItem):  # most of a reply
+                        out += self._frame(*self._open.delta(part.text, logprobs))
+                    else:
+                        out += self._frames(self._part(part, logprobs))
             elif isinstance(event, Done):
                 out += self._frames(self._end(event.stats))
         return out
@@ -157,27 +168,33 @@ class ResponseWriter:
         if self._begun:
             return b""
         self._begun = True
-        return self._in_progress("response.created") + self._in_progress("response.in_progress")
+        return self._in_progress("response.created", "response.in_progress")
 
-    def _in_progress(self, kind: str) -> bytes:
-        return self._frame(kind, f'"response":{self._head.snapshot("in_progress")}')
+    def _in_progress(self, *kinds: str) -> bytes:
+        snapshot = self._head.snapshot("in_progress")
+        return b"".join(self._frame(kind, f'"response":{snapshot}') for kind in kinds)
 
     def _part(self, part: ReplyPart, logprobs: list[dict[str, Any]]) -> Iterator[OutEvent]:
         match part:
             case TextDelta(text):
                 if not isinstance(self._open, TextItem):
-                    yield from self._next(TextItem(len(self._items)))
+                    yield from self._next(TextItem(*self._place))
             case ReasoningDelta(text):
                 if not isinstance(self._open, ReasoningItem):
                     form = self._form
-                    yield from self._next(ReasoningItem(len(self._items), summary=form.summary, sealed=form.sealed))
+                    yield from self._next(ReasoningItem(*self._place, summary=form.summary, sealed=form.sealed))
             case CallStart(name):
-                yield from self._next(call_item(len(self._items), self._form.tools.client_tool(name)))
+                yield from self._next(call_item(*self._place, self._form.tools.client_tool(name)))
                 return
             case ArgumentsDelta(text):
                 pass
         assert self._open is not None
         yield from self._open.push(text, logprobs)
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        """Where the next item stands: its index, and the id of the response."""
+        return len(self._items), self._head.id
 
     def _next(self, item: OutputItem) -> Iterator[OutEvent]:
         if self._open is not None:
@@ -191,7 +208,7 @@ class ResponseWriter:
         for part, logprobs in self._cut.finish(stats):
             yield from self._part(part, logprobs)
         if not self._items:  # a reply that says nothing is an empty message
-            yield from self._next(TextItem(0))
+            yield from self._next(TextItem(*self._place))
         assert self._open is not None
         yield from self._open.close("incomplete" if stats.finish_reason is FinishReason.LENGTH else "completed")
         self._open = None

@@ -38,7 +38,8 @@ BUDGET = 256 * KB  # 28 blocks of the kit, with their heads
 
 
 def opened(url: object, budget: int | None = BUDGET, **options) -> Store:
-    return store_kit.opened(StoreConfig(tiers=(TierConfig(str(url), max_bytes=budget),), retry_s=0.01), **options)
+    config = StoreConfig(tiers=(TierConfig(str(url), max_bytes=budget),), retry_s=0.01, pin_share=0.9)
+    return store_kit.opened(config, **options)
 
 
 def bytes_below(directory: Path) -> int:
@@ -114,7 +115,7 @@ def test_pinned_objects_and_what_they_hang_on_stay(tmp_path):
         root = store.root("model")
         written(store, prompt(2000, 1))
         written(store, prompt(2000, 2))
-        store.pin(TokenChain(root, prompt(2000, 1)), 1500)
+        store.pin(TokenChain(root, prompt(2000, 1)).prefix(1500), ttl_s=60)
         done = store.collect_garbage("disk", target_share=0.001, deadline_s=20)
         assert (done.is_done, done.failure) == (False, "")
         assert restore(store, root, prompt(2000, 1)).n_tokens >= 1500
@@ -317,7 +318,7 @@ def test_after_a_collection_every_chain_is_whole_wherever_it_ended(tmp_path_fact
         gossip([collector, writer])
         assert gaps(ids_below(directory), root) == []
         pinned = base[: 1 + seed * 10]
-        collector.pin(TokenChain(root, pinned), len(pinned))
+        collector.pin(TokenChain(root, pinned), ttl_s=60)
         n_pinned = collector.lookup(TokenChain(root, pinned), deadline_s=5).n_tokens
         if fail_at is not None:
             tiers.tiers[0].inject("delete", Fault.FAIL, skip=fail_at)

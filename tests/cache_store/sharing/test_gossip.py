@@ -404,15 +404,15 @@ def test_a_chain_that_goes_on_from_objects_that_are_gone_heals_with_the_next_sav
 def test_what_found_no_room_once_may_be_continued_when_another_has_written_it(tmp_path):
     tier = TierConfig(str(tmp_path / "tier"), max_bytes=24_000)
     with (
-        opened(StoreConfig(tiers=(tier,))) as one,
+        opened(StoreConfig(tiers=(tier,), pin_share=0.9)) as one,
         opened(StoreConfig(tiers=(replace(tier, max_bytes=None),))) as other,
     ):
         root, pinned, tokens = one.root("model"), prompt(512, seed=2), prompt(512)
         written(one, pinned)
-        one.pin(TokenChain(root, pinned), 512)
+        one.pin(TokenChain(root, pinned), ttl_s=60, name="mine")
         written(one, tokens, upto=256)
         assert one.stats().dropped == {"full": 1}
-        one.unpin(TokenChain(root, pinned), 512)
+        one.unpin("mine")
         one.evict_bytes("disk", 1 << 30)
         written(other, tokens, upto=256)
         one.apply_deltas([other.take_delta()])

@@ -105,7 +105,7 @@ async def test_cc_35_the_reasons_to_stop():
     assert streamed.stop_reason == "end_turn"
     async with anthropic_client(app_saying(CALL, reason=FinishReason.LENGTH)) as client:
         cut = await client.messages.create(model="demo", max_tokens=1000, messages=HI, tools=[WEATHER])
-    assert cut.stop_reason == "max_tokens"
+    assert cut.stop_reason == "model_context_window_exceeded"
 
 
 async def test_cc_3_tokens_are_counted_without_a_reply_also_beyond_the_context():

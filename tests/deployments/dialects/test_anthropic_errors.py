@@ -38,7 +38,16 @@ def said(*blocks, role="user"):
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         (said({"type": "image", "source": {}}), "messages[1].content[0].type': content blocks of type 'image'"),
-        (said({"type": "document", "source": {}}), "messages[1].content[0].type': content blocks of type 'document'"),
+        (said({"type": "document", "source": {}}), "messages[1].content[0]': a document must carry its text"),
+        (
+            said({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}}),
+            "messages[1].content[0]': a document must carry its text: source is of type 'base64' (application/pdf)",
+        ),
+        (
+            said({"type": "document", "source": {"type": "content", "content": [{"type": "image"}]}}),
+            "this server reads text only",
+        ),
+        (said({"type": "search_result", "title": "t", "content": 5}), "the content of a search_result"),
         (
             said({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]}),
             "messages[1].content[0].content[0].type': content blocks of type 'image'",

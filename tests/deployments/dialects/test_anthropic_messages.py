@@ -59,7 +59,7 @@ def test_cc_11_and_13_system_messages_stay_where_they_are():
 def test_cc_12_a_text_and_a_list_of_one_block_are_one_message(role):
     block = text("said", cache_control={"type": "ephemeral"})
     one = ask_of([*HI, {"role": role, "content": [block]}, *HI])
-    assert one == ask_of([*HI, {"role": role, "content": "said"}, *HI])
+    assert one.messages == ask_of([*HI, {"role": role, "content": "said"}, *HI]).messages
     assert one.messages[1] == {"role": role, "content": "said"}
 
 

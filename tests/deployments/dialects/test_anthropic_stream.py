@@ -145,7 +145,9 @@ async def test_cc_35_a_stop_sequence_is_told():
 
 async def test_cc_35_a_call_that_was_cut_off_is_no_call_to_run():
     cut = CALL[:-20]
-    events = await streamed(cut, body=HI | {"tools": [TOOL]}, reason=FinishReason.LENGTH)
+    n_tokens = len(cut.encode())
+    body = HI | {"tools": [TOOL], "max_tokens": n_tokens}
+    events = await streamed(cut, body=body, reason=FinishReason.LENGTH)
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
 
 

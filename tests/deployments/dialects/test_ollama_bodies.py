@@ -14,6 +14,7 @@ from deployments.http.ports import ChatPrompt
 from erllama.chat.tool_formats.choose import format_named
 from erllama.errors import DecodeFailed, ErllamaError
 from erllama.request import Prompt, SamplingParams
+from erllama.testing.stub_backend import StubVocab
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, http_client, replies, served
 
 pytestmark = pytest.mark.anyio
@@ -133,7 +134,8 @@ async def test_numbers_with_a_point_are_numbers():
         (CHAT, {"_debug_render_only": True}, "_debug_render_only"),
         (CHAT, {"model": 5}, "model"),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, "4096"),
-        (GENERATE, {"suffix": "x"}, "suffix"),
+        (GENERATE, {"suffix": "x", "raw": True}, "suffix"),
+        (GENERATE, {"suffix": "x" * 5000}, "4096"),
         (GENERATE, {"template": "{{ .Prompt }}"}, "template"),
         (GENERATE, {"context": [1, 2]}, "context"),
         (GENERATE, {"images": ["aGk="]}, "images"),
@@ -257,6 +259,21 @@ async def test_a_model_that_cannot_think_is_not_asked_to():
     reply = await post(CHAT, {"model": "demo", "messages": HI, "think": True}, prompts=prompts)
     assert (reply.status_code, reply.json()) == (400, {"error": '"demo" does not support thinking'})
     assert (await post(CHAT, {"model": "demo", "messages": HI, "think": False}, prompts=prompts)).status_code == 200
+
+
+async def test_a_suffix_makes_the_reply_fill_the_gap():
+    model, prompts, fim = FakeModel(), FakePrompts(), StubVocab.specials.fim
+    for more in ({}, {"stream": False, "system": "no part of it"}, {"prompt": ""}):
+        reply = await post(GENERATE, {"model": "demo", "prompt": "a", "suffix": "z", **more}, model, prompts)
+        assert reply.status_code == 200, reply.text
+    gap = (fim.prefix, *b"a", fim.suffix, *b"z", fim.middle)
+    assert [request.prompt_tokens for request in model.requests] == [gap, gap, (gap[0], *gap[2:])]
+    assert "insert" in (await post("/api/show", {"name": "demo"}, prompts=prompts)).json()["capabilities"]
+
+    prompts.fills_gaps = False
+    reply = await post(GENERATE, {"model": "demo", "prompt": "a", "suffix": "z"}, model, prompts)
+    assert (reply.status_code, reply.json()) == (400, {"error": '"demo" does not support insert'})
+    assert "insert" not in (await post("/api/show", {"name": "demo"}, prompts=prompts)).json()["capabilities"]
 
 
 async def test_a_model_whose_template_heeds_the_switch_can_think():

@@ -214,7 +214,7 @@ async def test_list_show_and_ps():
     assert shown.modelinfo["general.architecture"] == "qwen3"
     assert shown.modelinfo["qwen3.context_length"] == 4096
     assert (shown.details.family, shown.details.quantization_level) == ("qwen3", "Q8_0")
-    assert shown.capabilities == asleep.capabilities == ["completion", "tools"]
+    assert shown.capabilities == asleep.capabilities == ["completion", "tools", "insert"]
     assert shown.parameters.split() == ["num_ctx", "4096"]
     assert asleep.modelinfo == {}
     assert sleeping.requests == []

@@ -2,9 +2,21 @@
 
 import pytest
 
-from tests.support.http_fakes import FakeModel, app_of, http_client, openai_client, replies, served, sse_events
+from erllama.testing.stub_backend import StubVocab
+from tests.support.http_fakes import (
+    FakeModel,
+    FakePrompts,
+    app_of,
+    http_client,
+    openai_client,
+    replies,
+    served,
+    sse_events,
+)
 
 pytestmark = pytest.mark.anyio
+
+FIM = StubVocab.specials.fim
 
 
 async def test_a_completion_defaults_to_sixteen_tokens():
@@ -75,10 +87,31 @@ async def test_logprobs_are_four_parallel_lists_with_offsets_in_characters():
     assert [offset for block in streamed if block for offset in block.text_offset] == [0, 1, 1, 2]
 
 
+@pytest.mark.parametrize("prompt", ["a", [97]])
+async def test_a_suffix_makes_the_reply_fill_the_gap(prompt):
+    model = FakeModel()
+    async with http_client(app_of(served(model))) as client:
+        for body in ({"suffix": "z"}, {"suffix": "z", "stream": True}, {"suffix": ""}):
+            reply = await client.post("/v1/completions", json={"prompt": prompt} | body)
+            assert reply.status_code == 200, reply.text
+    gap = (FIM.prefix, *b"a", FIM.suffix, *b"z", FIM.middle)
+    assert [request.prompt_tokens for request in model.requests] == [gap, gap, tuple(b"a")]
+
+
+async def test_a_suffix_is_refused_where_the_gap_cannot_be_filled():
+    prompts = FakePrompts(n_ctx=64)
+    async with http_client(app_of(served(FakeModel(), prompts))) as client:
+        for body, param in (({"suffix": "z" * 64}, "prompt"), ({"suffix": "z", "prompt": [300]}, "prompt")):
+            reply = await client.post("/v1/completions", json={"prompt": "a"} | body)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+        prompts.fills_gaps = False
+        error = (await client.post("/v1/completions", json={"prompt": "a", "suffix": "z"})).json()["error"]
+    assert (error["param"], error["code"]) == ("suffix", "not_supported")
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"suffix": "x"}, "suffix", "not_supported"),
         ({"best_of": 2}, "best_of", "not_supported"),
         ({"echo": True, "logprobs": 0}, "logprobs", "not_supported"),
         ({"prompt": []}, "prompt", "invalid_parameter"),

@@ -130,8 +130,9 @@ async def test_the_key_of_a_prompt_cache_is_an_affinity(path, prompt):
 
 
 async def test_tools_whose_grammar_would_be_too_large_leave_a_free_reply_free():
-    names = [f"{n}-{'x' * 60}" for n in range(900)]
-    tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names]
+    names = [f"{n}-{'x' * 60}" for n in range(512)]
+    schema = {"type": "object", "properties": {"q": {"type": "string", "enum": ["x" * 64, "y" * 64]}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in names]
     model = FakeModel()
     prompts = FakePrompts(tool_format=format_named("mistral"))
     reply = await post({"messages": HI, "tools": tools}, model, prompts)

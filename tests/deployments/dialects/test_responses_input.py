@@ -99,9 +99,7 @@ def test_a_turn_ends_where_its_order_begins_anew():
 
 
 async def test_cx2_what_nobody_knows_is_skipped_with_a_log_line(caplog):
-    unknown = [
-        {"type": kind, "x": 1} for kind in ("web_search_call", "compaction", "local_shell_call", "of_tomorrow", 3)
-    ]
+    unknown = [{"type": kind, "x": 1} for kind in ("web_search_call", "compaction", "computer_call", "of_tomorrow", 3)]
     with caplog.at_level(logging.INFO, "deployments.http"):
         messages, _, _ = await rendered(input=[*unknown, {"role": "user", "content": "hi"}])
     assert messages == [{"role": "user", "content": "hi"}]

@@ -67,7 +67,7 @@ class Tiny(Dialect):
         @router.post(SAY)
         async def say(request: Request):
             body = json.loads(await read_body(request, options.max_body_bytes))
-            model = models.resolve(None)
+            model = models.of(request).resolve(None)
             asked = GenerationRequest(request_id=engine_id(request), prompt=Prompt.of(body["text"].encode()))
             if not body.get("stream"):
                 [reply] = await whole_replies(request, model, [asked])
@@ -197,7 +197,7 @@ async def test_a_framing_without_keepalive_stays_silent_and_keeps_its_status_ope
                 await read_body(request, options.max_body_bytes)
                 asked = GenerationRequest(request_id="r", prompt=Prompt.of((1,)))
                 return streamed_reply(
-                    request, models.resolve(None), [asked], Counting(), keepalive_s=options.keepalive_s
+                    request, models.of(request).resolve(None), [asked], Counting(), keepalive_s=options.keepalive_s
                 )
 
             return router

@@ -280,6 +280,19 @@ async def test_request_ids_are_echoed_if_sane_and_always_logged(caplog):
     assert model.requests[1].request_id == generated
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_log_tells_the_tokens_of_all_choices(stream, caplog):
+    caplog.set_level(logging.INFO, logger="deployments.http")
+    model = FakeModel(replies("Hello"))
+    async with http_client(app_of(served(model))) as client:
+        await client.post(CHAT, json={"messages": HI, "n": 2, "stream": stream})
+        await client.get("/v1/models")
+    n = 2 * len(model.requests[0].prompt_tokens)
+    chat, listed = (record.getMessage() for record in caplog.records if "event=request" in record.getMessage())
+    assert chat.endswith(f" prompt_tokens={n} cached_tokens=6 completion_tokens=10")
+    assert "tokens" not in listed
+
+
 async def test_under_serve_the_id_is_logged_but_the_header_is_left_to_serve(caplog):
     caplog.set_level(logging.INFO, logger="deployments.http")
     app = make_http_app([served(FakeModel())], echo_request_id=False)

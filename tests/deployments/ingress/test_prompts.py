@@ -36,8 +36,7 @@ class FakeVocab:
         return cls()
 
     def tokenize(self, text, *, add_special, parse_special):
-        assert parse_special
-        text = text.replace("<s>", "\x01")
+        text = text.replace("<s>", "\x01") if parse_special else text
         return [1] * add_special + list(text.encode())
 
     def detokenize(self, ids, *, special=False):
@@ -45,6 +44,9 @@ class FakeVocab:
 
     def piece(self, token):
         return bytes([token])
+
+    def token_text(self, token):
+        return b"<s>" if token == 1 else bytes([token])
 
     def close(self):
         pass
@@ -220,3 +222,39 @@ def test_a_constraint_that_names_tokens_is_checked_by_its_schemas(vocab):
     bad = Constraint.of_schema({"type": "nothing"}, "tools")
     with pytest.raises(InvalidParameter):
         source.check_constraint(Constraint(ConstraintKind.LARK, lark, "tools", (("call", bad),)))
+
+
+def test_the_text_of_a_conversation_has_no_bos_that_tokenising_adds(vocab, monkeypatch):
+    prompts = prompt_source()
+    text = prompts.render_text(HI, None, {"extra": "!"})
+    assert text == "hi!"
+    assert prompts.tokenize(text) == list(prompts.render_chat(HI, None, {"extra": "!"}).prompt.tokens)
+    monkeypatch.setattr(vocab, "adds_bos", False)
+    assert prompts.render_text(HI, None, {}) == "<s>hi"
+    with pytest.raises(InvalidParameter, match="messages"):
+        prompts.render_text(HI, None, {"messages": 1})
+
+
+def test_what_the_file_says_of_prompts(vocab):
+    facts = prompt_source().facts()
+    assert (facts.bos_text, facts.eos_text, facts.chat_template) == ("<s>", "</s>", FakeVocab.chat_template)
+    assert (facts.path, facts.n_parallel) == ("x", 4)
+
+
+def test_special_text_is_plain_where_it_is_asked_to_be(vocab):
+    prompts = prompt_source()
+    assert prompts.tokenize("<s>", False) == [1]
+    assert prompts.tokenize("<s>", False, False) == list(b"<s>")
+    assert (prompts.token_text(1), prompts.token_text(97)) == (b"<s>", b"a")
+
+
+@pytest.mark.model
+def test_the_demo_models_template_gives_the_text_of_its_prompt():
+    prompts = prompt_source("demo")
+    text = prompts.render_text(HI, None, {})
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    ids = list(prompts.render_chat(HI, None, {}).prompt.tokens)
+    assert prompts.tokenize(text) == ids
+    assert b"".join(map(prompts.token_text, ids)).decode() == text
+    assert prompts.facts().path.endswith("/demo.gguf")
+    prompts.close()

@@ -146,6 +146,26 @@ async def test_a_reply_comes_back_as_sampled(vocab):
     assert all(request.record_transcript for request in chat.model.requests)
 
 
+async def test_the_replies_of_one_tenant_are_not_put_into_the_prompts_of_another(vocab):
+    """Ids and their number would tell that the other has had this conversation."""
+    chat = Chat("well, well")
+    keys = ({"key": "a", "name": "a"}, {"key": "b", "name": "b"}, "plain")
+    app = app_of(served(chat.model, chat.prompts), api_keys=keys)
+    history = [*HI, {"role": "assistant", "content": "well, well"}, MORE]
+
+    async def turn(key, messages):
+        async with openai_client(app, api_key=key) as client:
+            await ask(client, messages)
+        return chat.continues_as_sampled()
+
+    await turn("a", HI)
+    assert [await turn(key, history) for key in ("b", "plain", "a")] == [False, False, True]
+    assert chat.model.requests[1].prompt_tokens == chat.canonical(history)
+    await turn("plain", HI)
+    assert await turn("plain", history)
+    assert not await turn("b", history)
+
+
 async def test_a_streamed_reply_is_remembered_before_its_last_chunk_leaves(vocab):
     chat = Chat("well, 😀 well")
     known = []

@@ -12,7 +12,7 @@ from deployments.attempt_id import attempt_id, is_attempt_of
 from deployments.config import FailoverPolicy
 from deployments.model.failover import Attempts, FailoverCall
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
-from erllama.events import CacheHitKind, Done, Failed, FinishReason, RequestStats, Tokens
+from erllama.events import CacheHitKind, Done, Failed, FinishReason, Progress, RequestStats, Tokens
 from erllama.request import GenerationRequest, SamplingParams
 
 LIMITS = FailoverPolicy(max_attempts=4, timeout_s=60, backoff_s=1)
@@ -66,10 +66,10 @@ def test_what_was_delivered_is_never_asked_for_again(messages, cuts):
 
 
 def test_the_ids_of_an_earlier_life_of_the_request_stay_in_front():
-    run = FailoverCall(request(resumed=(9,)), Attempts(LIMITS))
+    run = FailoverCall(request(resumed=(9,), salt="a"), Attempts(LIMITS))
     run.take([Tokens((4, 5), "ab")])
     run.attempts.failed(GONE)
-    assert run.request.resumed == (9, 4, 5)
+    assert (run.request.resumed, run.request.salt) == ((9, 4, 5), "a")
 
 
 def test_what_came_before_a_failure_in_one_message_is_delivered():
@@ -189,3 +189,20 @@ def test_a_failure_when_the_time_for_a_first_answer_is_up_is_final():
     clock.seconds = 6.0
     assert attempts.left_s == 0.0
     assert attempts.failed(EngineStopped("gone")) is None
+
+
+def test_progress_is_no_answer_and_is_told_anew_until_a_token_has_come():
+    clock = Clock()
+    run = FailoverCall(request(report_progress=True), Attempts(LIMITS, clock, timeout_s=10))
+    told = Progress(3, 0, 1, None, 5.0)
+    assert run.take([told]) == ([told], None)
+    assert run.attempts.left_s == 10
+    assert run.attempts.failed(GONE) == 0
+    assert run.request.report_progress
+    run.take([told, Tokens((4,), "a")])
+    assert run.attempts.left_s is None
+    run.attempts.failed(GONE)
+    assert not run.request.report_progress
+    clock.seconds = 2
+    stats = run.take([done(1)])[0][0].stats
+    assert (stats.prefill_ms, stats.generation_ms) == (0, 2000)

@@ -91,9 +91,11 @@ async def events_of(replica: ModelReplica, one: GenerationRequest) -> list[Event
 
 
 async def first_events(stream: AsyncGenerator[list[Event], None]) -> list[Event]:
-    """What comes after the empty list that says that the request is in the engine."""
+    """What comes after the empty list that says that the request is in the engine, and heartbeats."""
     assert await anext(stream) == []
-    return await anext(stream)
+    while not (events := await anext(stream)):
+        pass
+    return events
 
 
 def ids(events: list[Event]) -> list[int]:
@@ -467,6 +469,30 @@ def test_embeddings_are_one_unit_vector_per_input_also_beside_running_requests(s
             vectors = await it.replica.embed([[i + 1] for i in range(40)])
         assert len(vectors) == 40
         assert all(sum(x * x for x in vector) == pytest.approx(1.0) for vector in vectors)
+
+    serve(story)
+
+
+def test_pairs_are_ranked_in_parts_which_end_when_the_caller_goes(serve, monkeypatch):
+    monkeypatch.setattr("deployments.model.replica.HEARTBEAT_S", 0.01)
+
+    async def story(it: Fixture) -> None:
+        scores = await it.replica.rank([[ord("e")] * (i % 3) + [0] for i in range(40)])
+        assert scores[:3] == pytest.approx([0, 1 / 2, 2 / 3])
+        assert scores == scores[:3] * 13 + scores[:1]
+        assert it.backend.calls["rank"] == 3
+
+        it.backend.hold()
+        stream = it.replica.generate(request(max_tokens=2))
+        assert await anext(stream) == []
+        await it.held()
+        answer = it.replica.answer("call", "rank", [[[1]] * 40], {})
+        assert await anext(answer) == [], "it waits for the engine, and says that it lives"
+        await answer.aclose()
+        it.backend.release()
+        assert [event async for events in stream for event in events]
+        await it.replica.rank([[1]] * 40)
+        assert it.backend.calls["rank"] <= 3 + 1 + 3
 
     serve(story)
 

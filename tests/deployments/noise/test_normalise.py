@@ -122,7 +122,9 @@ def test_a_system_message_that_does_not_begin_the_conversation_is_not_the_first(
 
 
 def test_counts_add_up_over_requests():
-    counters = NoiseCounters()
+    told: list[tuple[str, int]] = []
+    counters = NoiseCounters(lambda name, n: told.append((name, n)))
     for report in (Report({"b": 2}, {"a": 1}), Report(), Report({"b": 1, "a": 5})):
         counters.add(report)
     assert counters.snapshot() == {"a": 5, "a.left": 1, "b": 3}
+    assert told == [("b", 2), ("a.left", 1), ("b", 1), ("a", 5)]

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.model.replica import ModelReplica
-from deployments.routing.prompt import chunk_chain, chunk_hashes, pack_hashes, prompt_of, session_hash, unpack_hashes
+from deployments.routing.prompt import (
+    RoutedPrompt,
+    chunk_chain,
+    chunk_hashes,
+    pack_hashes,
+    prompt_of,
+    session_hash,
+    unpack_hashes,
+)
 from deployments.routing.stats import Published, RoutingStats, thinned
 from erllama.cache.live import LivePrefixes
 from erllama.errors import EngineStopped
@@ -107,6 +115,28 @@ def done(snapshot: LivePrefixes) -> Future[LivePrefixes]:
     future: Future[LivePrefixes] = Future()
     future.set_result(snapshot)
     return future
+
+
+def test_a_router_takes_a_request_of_one_salt_only_to_what_has_it():
+    tokens = np.arange(40, dtype=np.uint32)
+    snapshots = [live(tokens, tokens, salts={1: "a"}), live(tokens, tokens, salts={0: "a"})]
+    stats = RoutingStats(lambda: done(snapshots.pop(0)), ROUTING)
+
+    def asked(salt: str, **more: object) -> RoutedPrompt:
+        request = GenerationRequest("q", tuple(tokens.tolist()), salt=salt, session_id="s", affinity="key", **more)
+        prompt = prompt_of("generate", [request], CHUNK)
+        assert prompt is not None
+        return prompt
+
+    async def collect() -> list[Published]:
+        return [Published.parse(await stats.gather(STATS)) for _ in range(2)]
+
+    for published in asyncio.run(collect()):  # the second: the ids have changed hands
+        assert published.prefixes == {*asked("").chain, *asked("a").chain}
+        assert published.prefixes.isdisjoint(asked("b").chain)
+    prompts = [asked(salt) for salt in ("", "a", "b")]
+    for part in (lambda p: p.session, lambda p: p.affinity, lambda p: p.chain[-1]):
+        assert len(set(map(part, prompts))) == 3
 
 
 def test_published_stats_are_equal_while_nothing_changes_and_follow_what_does():

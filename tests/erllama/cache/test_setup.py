@@ -22,6 +22,7 @@ SAME = {
     "tool_format": "qwen",
     "constrain_tool_calls": False,
     "keep_sampled_reasoning": True,
+    "spm_infill": True,
     "template_clock": "time",
     "path": "/elsewhere/model.gguf",
     "id": "other",

@@ -1,6 +1,7 @@
 """What is tokenised piece by piece, and remembered, is what llama.cpp makes of the whole."""
 
 import random
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,24 @@ MODELS = [
     ("qwen35", "Qwen3.5-4B"),
 ]
 WORDS = ["hello", " the", "\n\n", "  x", "é😀", "<b>", "1234", "<|", "</s", " ", "def f(x):\n    return x"]
+
+
+class CountingVocab:
+    """One token per byte, and how many characters were tokenised."""
+
+    n_chars = 0
+    bos_text, eos_text, adds_bos = "", "", False
+    chat_template = "{% for m in messages %}<|a|>{{ m.content }}{% endfor %}"
+    named_templates: ClassVar[dict[str, str]] = {}
+
+    def control_texts(self):
+        return ("<|a|>",)
+
+    cut_texts = control_texts
+
+    def tokenize(self, text, *, add_special=True, parse_special=True):
+        self.n_chars += len(text)
+        return [*text.encode()]
 
 
 @pytest.mark.parametrize(("vocab_name", "template_name"), MODELS)
@@ -53,6 +72,24 @@ def test_a_history_is_tokenised_once():
     for n in range(1, 6):
         assert bytes(cache.tokenize("".join(turns[:n]), tokenize, add_special=False)).decode() == "".join(turns[:n])
     assert asked == turns
+
+
+def test_nobody_finds_what_was_tokenised_for_another_owner():
+    """The first prompt of a tenant takes as long as if nobody had sent its messages before."""
+    vocab = CountingVocab()
+    template = TemplateVariants.of(vocab).default
+    messages = [{"role": "user", "content": "a text that another tenant has sent, word for word"}]
+
+    def n_tokenised(salt: str) -> int:
+        before, own = vocab.n_chars, template.of_tenant(salt)
+        conversation = own.conversation(messages)
+        conversation.tokenize(vocab, own.render_conversation(conversation))
+        return vocab.n_chars - before
+
+    counts = {salt: (n_tokenised(salt), n_tokenised(salt)) for salt in ("", "a", "b")}
+    assert len(set(counts.values())) == 1
+    first, again = counts["b"]
+    assert again < MIN_CHARS < first
 
 
 def test_the_cache_is_bounded():

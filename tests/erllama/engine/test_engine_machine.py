@@ -82,7 +82,7 @@ class EngineMachine(RuleBasedStateMachine):
         n_prompt=st.integers(1, N_CTX - 1),
         max_tokens=st.none() | st.integers(0, 20),
         seed=st.integers(0, 5),
-        extra=st.sampled_from("-sgle"),
+        extra=st.sampled_from("-sglep"),
         session_id=st.sampled_from([None, None, "one", "two"]),
     )
     def submit(self, n_prompt: int, max_tokens: int | None, seed: int, extra: str, session_id: str | None) -> None:
@@ -93,6 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
             "g": {"grammar": 'root ::= "some text"'},
             "l": {"logprobs": 2},
             "e": {"ignore_eos": True, "temperature": 0.0},
+            "p": {"report_progress": True},
         }[extra]
         self.submitted.append(name)
         self.wanted[name] = max_tokens

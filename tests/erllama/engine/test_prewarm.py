@@ -198,6 +198,21 @@ def test_no_more_are_warmed_than_there_are_sequences_and_the_best_is_given_up_la
         assert model.complete(conversations[3], response_tokens=2).stats.cache_tier == "disk"
 
 
+def test_each_salt_gets_its_turn_and_its_own(tmp_path: Path, config: StoreConfig):
+    with stub_model(tmp_path, config) as model:
+        for number, salt in enumerate(["a", "a", "a", "b", "stranger"]):
+            model.submit(request(f"first {number}", prompt(300, number), max_tokens=0, salt=salt)).result()
+    with stub_model(tmp_path, config) as model:
+        assert model.prewarm(2, WAIT_S, salts=("a", "b", "nobody")) == 2
+        tiers = {
+            (number, salt): model.submit(request(f"{number} {salt}", prompt(300, number), max_tokens=0, salt=salt))
+            .result()
+            .stats.cache_tier
+            for number, salt in [(3, "b"), (3, "a"), (4, "stranger")]
+        }
+        assert list(tiers.values()) == ["live", None, "disk"]
+
+
 def test_what_is_live_already_is_kept_and_counted(tmp_path: Path, config: StoreConfig, conversations: list):
     with stub_model(tmp_path, config) as model:
         others = [prompt(600, seed) for seed in (10, 11)]

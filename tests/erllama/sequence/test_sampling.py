@@ -483,3 +483,57 @@ def test_log_probabilities_of_all_tokens_sum_to_one():
 
 def test_a_banned_token_has_log_probability_minus_infinity():
     assert log_softmax_at(row(0.0, -INF), [0, 1]) == [0.0, -INF]
+
+
+# --- what was drawn among -------------------------------------------------------------------------
+
+
+def keeping(params: SamplingParams, grammar=None, **more) -> TokenSampler:
+    return TokenSampler(params, [], grammar, keeps_drawn=True, **more)
+
+
+def drawn_of(one: TokenSampler) -> dict[int, float]:
+    ids, probabilities = one.take_drawn()
+    return dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+
+
+@given(chains(), st.data())
+def test_a_token_is_among_what_it_was_drawn_from_and_the_draw_is_the_same(chain, data):
+    logits, params, history, position = chain
+    allowed = data.draw(st.none() | st.sets(st.integers(0, len(logits) - 1), min_size=1))
+    matcher = None if allowed is None else Matcher(allowed)
+    one = TokenSampler(params, history, matcher, keeps_drawn=True)
+    try:
+        token = one.sample(logits.copy(), position)
+    except InvalidParameter:
+        return
+    plain = TokenSampler(params, history, None if allowed is None else Matcher(allowed))
+    assert plain.sample(logits.copy(), position) == token
+    assert plain.take_drawn() is None
+    drawn = drawn_of(one)
+    assert drawn[token] > 0
+    assert math.fsum(drawn.values()) == pytest.approx(1)
+    assert one.take_drawn() is None
+
+
+def test_the_probabilities_are_those_behind_the_whole_chain():
+    params = SamplingParams(temperature=0.5, top_k=3, top_p=1, min_p=0, seed=1, logit_bias=((4, -100.0),))
+    one = keeping(params)
+    one.sample(row(0.0, 1.0, 2.0, 3.0, 9.0), position=0)
+    assert drawn_of(one) == pytest.approx(dict(zip((3, 2, 1), softmax([6.0, 4.0, 2.0]), strict=True)))
+
+
+def test_greedy_is_certain_and_a_grammar_draws_among_what_it_allows():
+    one = keeping(SamplingParams(temperature=0, seed=1))
+    one.sample(row(0.0, 1.0, 2.0), position=0)
+    assert drawn_of(one) == {2: 1.0}
+    wide = SamplingParams(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)
+    one = keeping(wide, Matcher({0, 1}))
+    one.sample(row(0.0, 1.0, 50.0), position=0)
+    assert drawn_of(one) == pytest.approx(dict(zip((0, 1), softmax([0.0, 1.0]), strict=True)))
+
+
+def test_an_end_that_had_to_come_was_not_drawn():
+    one = keeping(SamplingParams(temperature=1, seed=1), Matcher({2}), banned=[2])
+    assert one.sample(row(0.0, 1.0, 50.0), position=0) == 2
+    assert one.take_drawn() is None

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.dialects.responses.store import Past, StoredResponse, new_id
+from deployments.dialects.responses.stored.response import StoredResponse, new_id
+from deployments.dialects.responses.stored.store import Past
 from deployments.http.body import encode_given
 
 Items = list[dict[str, Any]]

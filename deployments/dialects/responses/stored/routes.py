@@ -7,11 +7,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.responses.past import conversation, input_items
-from deployments.dialects.responses.store import Past, ResponseStore
+from deployments.dialects.responses.stored.past import conversation, input_items
+from deployments.dialects.responses.stored.store import Past, ResponseStore
+from deployments.http.middleware import tenant_of
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PAGE = 100
+
+
+def scope_of(request: Request) -> str:
+    """Whose responses a request sees: those of its tenant."""
+    return tenant_of(request).salt
 
 
 def stored_routes(store: ResponseStore) -> APIRouter:
@@ -22,22 +28,22 @@ def stored_routes(store: ResponseStore) -> APIRouter:
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
             raise NotSupported("stream is not supported here: the response is complete", param="stream")
-        return Response(store.get(id).body, media_type="application/json")
+        return Response((await store.get(id, scope_of(request))).body, media_type="application/json")
 
     @router.delete("/{id}")
-    async def delete_response(id: str) -> Response:
-        store.delete(id)
+    async def delete_response(id: str, request: Request) -> Response:
+        await store.delete(id, scope_of(request))
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
-    async def cancel_response(id: str) -> Response:
-        store.get(id)
+    async def cancel_response(id: str, request: Request) -> Response:
+        await store.get(id, scope_of(request))
         raise NotSupported("only responses in the background can be cancelled; close the connection of a running one")
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
-        response = store.get(id)
-        before = conversation(Past.of(store, response.previous, ()))
+        response = await store.get(id, scope_of(request))
+        before = conversation(await Past.of(store, response.previous, (), scope_of(request)))
         return JSONResponse(_page(before + input_items(response), request))
 
     return router

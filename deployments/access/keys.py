@@ -1,0 +1,72 @@
+"""API keys as a configuration lists them. A key itself is hashed as soon as it is read: nothing that
+is kept, logged or sent to another process has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from deployments.access.tenant import DEFAULT_NAME, Tenant, salt_of
+from erllama.api_keys import NAME, check_hash, key_hash
+from erllama.request import MAX_SALT_CHARS
+
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+Salt = Annotated[str, Field(max_length=MAX_SALT_CHARS, pattern=r"^[^\x00]*$")]
+Limit = Annotated[int, Field(ge=1, le=10**9)] | None
+
+
+class KeySpec(BaseModel):
+    """One key. Give its `hash` ("sha256:..."), or the `key` itself, which is hashed at once.
+
+    `name` is that of its tenant in logs; keys of one name share what is kept of their requests,
+    unless a `salt` says otherwise. `models` are ids, None is all of them. Limits are this key's own,
+    per minute and per ingress process. `admin` opens the routes that look into the server.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    hash: Annotated[str, Field(repr=False)]
+    name: Name = DEFAULT_NAME
+    models: tuple[str, ...] | None = None
+    requests_per_minute: Limit = None
+    tokens_per_minute: Limit = None
+    admin: bool = False
+    salt: Annotated[Salt | None, Field(repr=False)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hashed(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "key" not in given:
+            return given
+        values = dict(given)
+        key = values.pop("key")
+        if "hash" in values:
+            raise ValueError("key and hash exclude each other")
+        if not isinstance(key, str) or not key:
+            raise ValueError("key must be a text that is not empty")
+        return {**values, "hash": key_hash(key)}
+
+    @field_validator("hash")
+    @classmethod
+    def _valid_hash(cls, value: str) -> str:
+        return check_hash(value)
+
+    @property
+    def tenant(self) -> Tenant:
+        return Tenant(
+            self.name,
+            salt_of(self.name) if self.salt is None else self.salt,
+            None if self.models is None else frozenset(self.models),
+            self.admin,
+        )
+
+
+def _as_spec(given: Any) -> Any:
+    return {"key": given} if isinstance(given, str) else given
+
+
+ApiKey = Annotated[KeySpec, BeforeValidator(_as_spec)]
+"""A `KeySpec`, or a key alone, as text."""

@@ -1,0 +1,1 @@
+"""Our own API under `/erllama/v1`, for operators: stored prefixes, sessions, the state of models."""

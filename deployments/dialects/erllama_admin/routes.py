@@ -1,0 +1,53 @@
+"""Our own API as a dialect. Errors have OpenAI's shape, which most clients read."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from deployments.dialects.erllama_admin.admin import prefixes_of
+from deployments.dialects.erllama_admin.prefix_routes import prefix_routes
+from deployments.dialects.erllama_admin.shapes import state_card
+from deployments.dialects.erllama_admin.wire import ForkBody
+from deployments.generation.reply import read_body
+from deployments.http.body import parse_json
+from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader
+from deployments.http.middleware import require_admin
+from deployments.http.openai_error import error_body
+from deployments.http.options import HttpOptions
+from deployments.http.registry import ModelRegistry
+from erllama.errors import ErllamaError
+
+
+class ErllamaAdmin(Dialect):
+    prefixes = ("/erllama/v1",)
+    framing = SSE
+    keys = (BEARER, KeyHeader("x-api-key"))
+
+    def error_body(self, error: ErllamaError, request_id: str) -> bytes:
+        return error_body(error)
+
+    def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
+        router = APIRouter()
+
+        @router.post("/erllama/v1/sessions/{session_id}/fork")
+        async def fork(request: Request, session_id: str) -> Response:
+            require_admin(request)
+            body = parse_json(ForkBody, await read_body(request, options.max_body_bytes))
+            model = models.of(request).resolve(body.model)
+            copied = await prefixes_of(model).fork_session(session_id, body.new_session_id)
+            return JSONResponse(
+                {"object": "session", "id": body.new_session_id, "model": model.id, "kv_copied": copied}
+            )
+
+        @router.get("/erllama/v1/models/{model_id:path}/state")
+        async def state(request: Request, model_id: str) -> Response:
+            require_admin(request)
+            model = models.of(request).resolve(model_id)
+            answers = await prefixes_of(model).states()
+            return JSONResponse(
+                {"object": "model.state", "model": model.id, "replicas": [state_card(a) for a in answers]}
+            )
+
+        router.include_router(prefix_routes(models, options))
+        return router

@@ -1,0 +1,1 @@
+"""Prompts that are put together from texts and special tokens, without a chat template."""
