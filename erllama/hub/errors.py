@@ -13,7 +13,7 @@ class PullFailed(ErllamaError):
 
 
 class PullCancelled(RequestError):
-    """Whoever asked for the pull gave it up. What was fetched is kept, and the next pull goes on."""
+    """Whoever asked for the pull gave it up. What was fetched is kept for the next one."""
 
     http_status = 499
     code = "pull_cancelled"

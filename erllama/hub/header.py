@@ -91,7 +91,7 @@ def read_remote_header(origin: Origin, config: HubConfig) -> GgufHeader:
 
 
 def _front(origin: Origin, end: int, config: HubConfig) -> bytes:
-    """The first `end` bytes from a server that sends only whole files; the rest is not waited for."""
+    """The first `end` bytes from a server that sends only whole files; the rest is left."""
     data = bytearray()
     try:
         for block in paced(origin.whole(), config):

@@ -77,7 +77,7 @@ class Hub:
         return parsed
 
     def path_of(self, name: str) -> Path:
-        """The model's file for llama.cpp, its other parts beside it. Mends links that are missing."""
+        """The model's file for llama.cpp, its other parts beside it. Missing links are mended."""
         manifest = self._linked(name)
         return self._links.path_of(manifest, manifest.of(Role.MODEL)[0])
 

@@ -82,7 +82,7 @@ class Manifest(_Record):
 
     @property
     def digest(self) -> str:
-        """The identity of what the name means, "sha256:<hex>": not of when it was made, nor of its name."""
+        """The identity of what the name means, "sha256:<hex>": the same for a copy of it."""
         text = self.model_dump_json(exclude={"created", "name"})
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -142,7 +142,7 @@ class Manifests:
         return sorted(found, key=str)
 
     def all(self) -> Iterator[Manifest | Damaged]:
-        """All manifests in the order of their names; one that another process deletes is left out."""
+        """All manifests in the order of their names, without one that is just being deleted."""
         for name in self.names():
             try:
                 yield self.read(name)

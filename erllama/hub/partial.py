@@ -147,7 +147,7 @@ def delete_partial(path: Path) -> None:
 
 
 def completed_of(path: Path) -> tuple[int, int]:
-    """(bytes there, size) of somebody else's partial, (0, 0) where none can be read: for progress."""
+    """(bytes there, size) of somebody else's partial; (0, 0) where none can be read."""
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         state = json.loads(_json_path(path).read_bytes())
         size = int(state["size"])

@@ -116,7 +116,7 @@ class Pull:
         logger.info("pulled model=%s source=%s bytes=%d", self._name, shown(str(self._source)), model.total_bytes)
 
     def _attended(self, client: HttpClient, work: Callable[[], T]) -> T:
-        """What `work` returns, done in a thread of its own, so that it can be cancelled meanwhile."""
+        """What `work` returns, done in a thread of its own, so that it can be cancelled."""
         with ThreadPoolExecutor(1, thread_name_prefix="erllama-pull") as pool:
             future = pool.submit(work)
             while True:

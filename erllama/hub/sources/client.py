@@ -55,7 +55,7 @@ class HttpClient:
         self._transport.close()
 
     def abort(self) -> None:
-        """End what is under way: its readers get a network error. No request succeeds after that."""
+        """End what is under way: its readers get a network error. No request succeeds then."""
         self._backend.abort()
 
     @contextmanager
@@ -89,7 +89,7 @@ class HttpClient:
         raise PullFailed(f"{shown(url)}: more than {self._max_redirects} redirects")
 
     def get_json(self, url: str, headers: Mapping[str, str] | None = None, authorization: str | None = None) -> Any:
-        """The JSON at a URL. Raises `SourceNotFound` for a 404 and `PullFailed` for anything else."""
+        """The JSON at a URL. Raises `SourceNotFound` for a 404, `PullFailed` for all else."""
         body = bytearray()
         try:
             with self.send("GET", url, headers, authorization) as response:

@@ -205,7 +205,7 @@ def file_system(url: str, storage_options: Mapping[str, Mapping[str, Any]]) -> t
 
 
 def file_facts(fs: Any, path: str, url: str) -> tuple[int, str | None]:
-    """(size, what changes when the content does) of a file; raises `SourceNotFound`, `PullFailed`."""
+    """(size, what changes when the content does); raises `SourceNotFound`, `PullFailed`."""
     try:
         fs.invalidate_cache()
         info = fs.info(path)
@@ -231,7 +231,7 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 class _NetworkErrors:
-    """httpx's errors as `Transient`. No generator: it is entered inside of one that may be closed."""
+    """httpx's errors as `Transient`. No generator: it is entered inside of one."""
 
     def __enter__(self) -> None:
         return None

@@ -10,7 +10,7 @@ from erllama.hub.sources.source import Source
 
 
 class Role(StrEnum):
-    """What a file is to its model. A split model has one MODEL file and PARTs after it, in order."""
+    """What a file is to its model. A split model is one MODEL file and PARTs after it."""
 
     MODEL = "model"
     PART = "part"
@@ -43,7 +43,7 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """What the file is called while it is fetched: by its content, or by where it comes from."""
+        """What the file is called while it is fetched: by its content or its address."""
         if self.sha256 is not None:
             return f"sha256-{self.sha256}"
         return f"url-{hashlib.sha256(self.url.encode()).hexdigest()}"

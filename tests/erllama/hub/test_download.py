@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 
 import pytest
 
+from erllama.errors import NotSupported
 from erllama.hub.errors import PullCancelled, PullFailed, SourceNotFound
 from erllama.hub.hub import Hub
 from tests.erllama.hub.conftest import hub_config
@@ -200,6 +202,38 @@ def test_the_same_file_is_not_fetched_twice(hub, server, model_bytes):
     pull(hub, f"{server.url}/m.gguf", as_name="again")
     assert file.bytes_sent == before
     assert hub.path_of("again").samefile(hub.path_of("m"))
+
+
+MODES = ["honest", "short bodies", "ignores ranges", "wrong Content-Range", "no Content-Range", "long ranges",
+         "long bodies", "gzip", "denied", "other total", "wrong bytes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_a_server_does_one_after_the_other_what_is_published_is_right(tmp_path, server, model_bytes, seed):
+    """Faults by chance, pulls that are given up by chance; a digest is promised. Then the server is
+    honest, and its file is there.
+    """
+    chance = random.Random(seed)
+    hub = Hub(hub_config(tmp_path / "hub", server.url, attempts=2, backoff_s=0.001))
+    file = server.add_repository("o/r", {"m-Q8_0.gguf": model_bytes})["m-Q8_0.gguf"]
+    for _ in range(8):
+        file.mode = chance.choice(MODES)
+        file.cuts, file.fails = chance.choice([0, 0, 3]), chance.choice([0, 0, 2])
+        give_up_at = chance.choice([len(model_bytes), len(model_bytes) // 3])
+        events = hub.pull("hf://o/r", as_name="m")
+        try:
+            for event in events:
+                if give_up_at <= event.completed < len(model_bytes):
+                    events.close()
+        except (PullFailed, NotSupported):
+            continue
+        finally:
+            assert all(hub.path_of(entry.name).read_bytes() == model_bytes for entry in hub.list())
+        if hub.list():
+            hub.delete("m")
+    file.mode, file.cuts, file.fails = "honest", 0, 0
+    pull(hub, "hf://o/r", as_name="m")
+    assert hub.path_of("m").read_bytes() == model_bytes
 
 
 def test_progress_never_goes_back_and_ends_at_the_size(hub, server, model_bytes):
