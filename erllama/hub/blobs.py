@@ -126,7 +126,7 @@ class Blobs:
         for path in list(partials(self._folder)):
             if path.name.removesuffix(SUFFIX) not in kept:
                 n_bytes += self._delete_partial(path)
-        drop_temporaries(self._folder, self._config.partial_max_age_s)
+        drop_temporaries(self._folder, older_than_s=self._config.partial_max_age_s)
         return Freed(tuple(freed), n_bytes)
 
     def _wait(self, lock: FileLock, file: RemoteFile, pace: Pace, cancel: threading.Event) -> Iterator[PullEvent]:

@@ -28,11 +28,11 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_dir(path.parent)
 
 
-def drop_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
+def drop_temporaries(folder: Path, pattern: str = "*.tmp", older_than_s: float = 0.0) -> None:
     """Delete what `replace_file` left in a folder when its process was killed; with 0 the caller
-    knows that nobody writes there.
+    knows that nobody writes such files now.
     """
-    for path in folder.glob("*.tmp"):
+    for path in folder.glob(pattern):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= older_than_s:
                 path.unlink()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erllama.hub.files import replace_file, sync_dir
+from erllama.hub.files import drop_temporaries, replace_file, sync_dir
 
 SUFFIX = "-partial"
 
@@ -86,6 +86,7 @@ class Partial:
     def open(self) -> None:
         """Go on with what is on the disk, if it belongs to a file of this size; raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        drop_temporaries(self.path.parent, f"{_json_path(self.path).name}.*.tmp")
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         found = _read(self.path, self.size)
         if found is None or os.fstat(self._fd).st_size != self.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -41,7 +42,9 @@ class HttpClient:
         self._backend = PinnedBackend(reach, resolve)
         timeout = httpx.Timeout(config.stall_timeout_s, connect=config.connect_timeout_s, pool=None)
         self._extensions = {"timeout": timeout.as_dict()}
-        self._transport = _Transport(self._backend, config.connections + 1)
+        self._max_connections = config.connections + 1
+        self._transport: _Transport | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> HttpClient:
         return self
@@ -52,7 +55,9 @@ class HttpClient:
         self.close()
 
     def close(self) -> None:
-        self._transport.close()
+        with self._lock:
+            if self._transport is not None:
+                self._transport.close()
 
     def abort(self) -> None:
         """End what is under way: its readers get a network error. No request succeeds then."""
@@ -77,7 +82,7 @@ class HttpClient:
                 request = httpx.Request(method, url, headers=sent, extensions=self._extensions)
             except (httpx.InvalidURL, UnicodeError) as error:
                 raise PullFailed(f"the source leads to a URL that cannot be read: {error}") from None
-            response = self._transport.handle_request(request)
+            response = self._opened().handle_request(request)
             try:
                 target = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or not target:
@@ -87,6 +92,13 @@ class HttpClient:
             finally:
                 response.close()
         raise PullFailed(f"{shown(url)}: more than {self._max_redirects} redirects")
+
+    def _opened(self) -> _Transport:
+        """Made when it is needed: reading the certificates takes longer than copying a small file."""
+        with self._lock:
+            if self._transport is None:
+                self._transport = _Transport(self._backend, self._max_connections)
+            return self._transport
 
     def get_json(self, url: str, headers: Mapping[str, str] | None = None, authorization: str | None = None) -> Any:
         """The JSON at a URL. Raises `SourceNotFound` for a 404, `PullFailed` for all else."""

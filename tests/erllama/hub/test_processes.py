@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from erllama.hub.config import HubConfig
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Damaged
 from erllama.hub.partial import completed_of
+from erllama.hub.sources import resolve
+from erllama.hub.sources.plain import fsspec_files
 from tests.erllama.hub.conftest import hub_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,19 +155,21 @@ def fast_path(tmp_path):
         yield Path(folder)
 
 
-def test_a_process_may_die_at_any_change_of_the_disk(fast_path, tiny_bytes):
+@pytest.mark.parametrize("promised", [False, True], ids=["no digest", "digest promised"])
+def test_a_process_may_die_at_any_change_of_the_disk(fast_path, tiny_bytes, monkeypatch, promised):
     """The name is that of an older model: at each point it leads to one of the two, as a whole."""
     old, new = fast_path / "old.gguf", fast_path / "new.gguf"
     old_bytes = tiny_bytes[:-1] + bytes([tiny_bytes[-1] ^ 1])
     old.write_bytes(old_bytes)
     new.write_bytes(tiny_bytes)
+    first = hub_in(fast_path / "first")
+    list(first.pull(str(old), as_name="m"))
+    if promised:
+        monkeypatch.setattr(resolve, "fsspec_files", lambda *args: with_digests(fsspec_files(*args)))
 
-    def prepare(number):
-        hub = Hub(
-            hub_config(fast_path / f"hub{number}", None, ollama_registry="https://r.invalid", chunk_bytes=128 << 10)
-        )
-        list(hub.pull(str(old), as_name="m"))
-        return hub
+    def prepare(n):
+        shutil.copytree(first.config.root, fast_path / f"hub{n}")
+        return hub_in(fast_path / f"hub{n}")
 
     def work(hub):
         list(hub.pull(str(new), as_name="m"))
@@ -188,3 +195,12 @@ def test_a_process_may_die_at_any_change_of_the_disk(fast_path, tiny_bytes):
         assert list((hub.config.root / "blobs").glob("sha256-*")) == []
         assert [path for path in (hub.config.root / "leases").iterdir() if path.suffix != ".lock"] == []
         assert list((hub.config.root / "models").iterdir()) == []
+        shutil.rmtree(hub.config.root)
+
+
+def hub_in(root):
+    return Hub(hub_config(root, None, ollama_registry="https://registry.invalid", chunk_bytes=128 << 10))
+
+
+def with_digests(files):
+    return [replace(file, sha256=hashlib.sha256(Path(file.url[7:]).read_bytes()).hexdigest()) for file in files]
