@@ -46,8 +46,9 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +88,24 @@ def model_id(step_ms: int) -> str:
     return f"step{step_ms}"
 
 
-def body(step_ms: int, max_tokens: int, *, stream: bool) -> bytes:
+def body(step_ms: int, max_tokens: int, number: int, *, stream: bool) -> bytes:
+    """That of connection `number`: identical requests would be computed once."""
     more: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    request = {"model": model_id(step_ms), "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, **more}
+    prompt = [97 + number // 26 % 26, 97 + number % 26, *PROMPT[2:]]
+    request = {"model": model_id(step_ms), "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
     return encode_request("POST", "/v1/completions", request)
 
 
-async def drive(port: int, data: bytes, n: int, seconds: float, *, stream: bool) -> Tally:
-    """`n` connections, each repeating one request until the time is up; the last ones are finished.
+async def drive(port: int, make: Callable[[int], bytes], n: int, seconds: float, *, stream: bool) -> Tally:
+    """`n` connections, each repeating the request of its number until the time is up; the last ones are finished.
     Replies are parsed as they end.
     """
     tally = Tally(latencies_ms=[])
     connections = [await Connection.open(port) for _ in range(n)]
     started, cpu = time.monotonic(), time.process_time()
 
-    async def one(connection: Connection) -> None:
+    async def one(number: int, connection: Connection) -> None:
+        data = make(number)
         while True:
             reply = parse_reply(await connection.request(data))
             if stream:
@@ -116,7 +120,7 @@ async def drive(port: int, data: bytes, n: int, seconds: float, *, stream: bool)
             if time.monotonic() - started >= seconds:
                 return
 
-    await asyncio.gather(*(one(connection) for connection in connections))
+    await asyncio.gather(*(one(number, connection) for number, connection in enumerate(connections)))
     tally.wall_s, tally.client_cpu_s = time.monotonic() - started, time.process_time() - cpu
     for connection in connections:
         connection.abort()
@@ -139,16 +143,18 @@ def measure(server: Ours, figures: Figures, mode: str, args: Any) -> None:
             seconds = 0.0 if paced else args.seconds  # one paced stream already lasts that long
             say(f"{mode}: {n} streams, step {step_ms} ms")
             with cpu_of(server, component) as used:
-                tally = asyncio.run(drive(server.port, body(step_ms, max_tokens, stream=True), n, seconds, stream=True))
+                tally = asyncio.run(
+                    drive(server.port, partial(body, step_ms, max_tokens, stream=True), n, seconds, stream=True)
+                )
             name = f"{mode}.{model_id(step_ms)}.s{n}"
             figures.add(f"{name}.tokens", tally.tokens / tally.wall_s, "tok/s")
             figures.add(f"{name}.items", tally.items / tally.wall_s, "1/s")
             _add_costs(figures, name, used, tally.client_cpu_s, tally.tokens, "us/tok")
         if UNARY_STEP in args.step_ms:
             say(f"{mode}: {n} connections of short completions")
-            data = body(UNARY_STEP, UNARY_TOKENS, stream=False)
+            make = partial(body, UNARY_STEP, UNARY_TOKENS, stream=False)
             with cpu_of(server, component) as used:
-                tally = asyncio.run(drive(server.port, data, n, args.seconds, stream=False))
+                tally = asyncio.run(drive(server.port, make, n, args.seconds, stream=False))
             name = f"{mode}.unary.s{n}"
             figures.add(f"{name}.requests", tally.requests / tally.wall_s, "1/s")
             figures.add(f"{name}.p50", percentile(tally.latencies_ms or [], 50), "ms")
@@ -211,7 +217,7 @@ def warm_up(server: Ours, step_ms: Sequence[int]) -> None:
     for _ in range(8):
         for step in step_ms:
             try:
-                asyncio.run(drive(server.port, body(step, 16, stream=True), 4, 0.5, stream=True))
+                asyncio.run(drive(server.port, partial(body, step, 16, stream=True), 4, 0.5, stream=True))
             except Truncated:  # HAProxy reloads while the app comes up and closes connections that it had kept open
                 say("a connection was closed while warming up")
 

@@ -28,7 +28,7 @@ from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, finger
 from erllama.model_info import make_model_info, make_model_memory, make_templates
 from erllama.model_prefixes import PrefixMethods
 from erllama.pooled import PooledOutputs
-from erllama.request import GenerationRequest, build_request
+from erllama.request import GenerationRequest, build_request, session_name
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
 
@@ -47,7 +47,7 @@ class Model(PooledOutputs, PrefixMethods):
 
     Parameters of generation (keyword arguments of `complete` and `infer`; an unknown name is an
     error) are the fields of `SamplingParams`, `stop`, `grammar`, `logprobs`, `ignore_eos`,
-    `parent_key` and `session_id` of `GenerationRequest`, where each is described, and
+    `parent_key`, `session_id` and `salt` of `GenerationRequest`, where each is described, and
     `response_tokens`: tokens to generate at most; None: until the model stops or the context ends.
     `stop` may be one string, `logit_bias` a mapping {token id: bias}.
     """
@@ -138,10 +138,10 @@ class Model(PooledOutputs, PrefixMethods):
     # --- prefixes and sessions --------------------------------------------------------------------
 
     def prefill_only(
-        self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None
+        self, tokens: Sequence[int], parent_key: str | None = None, *, session_id: str | None = None, salt: str = ""
     ) -> Completion:
         """Compute and save the KV of `tokens`, which `finish_key` names then; blocks."""
-        return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id).result()
+        return self.infer(tokens, response_tokens=0, parent_key=parent_key, session_id=session_id, salt=salt).result()
 
     def prewarm(self, k: int, timeout_s: float, salts: Iterable[str] = ("",)) -> int:
         """Put the `k` most valuable stored prefixes back into the context, as far as there are
@@ -159,27 +159,36 @@ class Model(PooledOutputs, PrefixMethods):
         session_id: str,
         suffix: Sequence[int] = (),
         expect_committed: Sequence[int] | int | None = None,
+        *,
+        salt: str = "",
         **params: Any,
     ) -> InferStream:
-        """Continue a session: its committed tokens, then `suffix`. Raises as `transcript` does."""
-        committed = self.transcript(session_id, expect_committed)
-        return self.infer([*committed, *suffix], session_id=session_id, **params)
+        """Continue a session of requests with this `salt`: its committed tokens, then `suffix`. Raises
+        as `transcript` does.
+        """
+        committed = self.transcript(session_id, expect_committed, salt=salt)
+        return self.infer([*committed, *suffix], session_id=session_id, salt=salt, **params)
 
-    def transcript(self, session_id: str, expect_committed: Sequence[int] | int | None = None) -> tuple[int, ...]:
+    def transcript(
+        self, session_id: str, expect_committed: Sequence[int] | int | None = None, *, salt: str = ""
+    ) -> tuple[int, ...]:
         """The tokens committed to a session; the caller expects these ids, or so many.
 
-        Raises `SessionNotFound` for a session that is not known (any more), `TranscriptMismatch`
-        with `diverges_at` when the tokens differ.
+        Raises `SessionNotFound` for a session that is not known (any more), or is that of requests
+        with another salt, `TranscriptMismatch` with `diverges_at` when the tokens differ.
         """
-        return self._call(lambda engine: engine.sessions.transcript(session_id, expect_committed))
+        name = session_name(session_id, salt)
+        return self._call(lambda engine: engine.sessions.transcript(name, expect_committed))
 
-    def end_session(self, session_id: str) -> None:
+    def end_session(self, session_id: str, *, salt: str = "") -> None:
         """Forget a session; its KV may be given up like any other. Idempotent."""
-        self._call(lambda engine: engine.end_session(session_id))
+        name = session_name(session_id, salt)
+        self._call(lambda engine: engine.end_session(name))
 
-    def reset_session(self, session_id: str) -> None:
+    def reset_session(self, session_id: str, *, salt: str = "") -> None:
         """`end_session`, and drop its KV from the context. What was saved stays in the store."""
-        self._call(lambda engine: engine.end_session(session_id, drop=True))
+        name = session_name(session_id, salt)
+        self._call(lambda engine: engine.end_session(name, drop=True))
 
     def evict(self) -> EvictResult:
         """Save what the context holds, waiting for the store up to the policy's

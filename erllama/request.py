@@ -21,6 +21,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_SESSION_CHARS = 256
+MAX_KEEP_S = 3600.0
 MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
@@ -170,6 +171,9 @@ class GenerationRequest:
     many milliseconds after the first token is the last one. `salt` names whose KV this is:
     requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
     store should keep of the prompt, a hint.
+    Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
+    already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
+    reader has left, with `head`, which means something to the caller alone.
     """
 
     request_id: str
@@ -196,6 +200,10 @@ class GenerationRequest:
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
+    join_key: str | None = None
+    joins: bool = False
+    keep_s: float = 0.0
+    head: str = ""
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
@@ -219,6 +227,7 @@ class GenerationRequest:
             "restore_only",
             "report_progress",
             "post_sampling",
+            "joins",
         ):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
@@ -226,6 +235,9 @@ class GenerationRequest:
         check_type("parent_key", self.parent_key, str | None, "a string")
         check_type("pin", self.pin, Pin | None, "a pin")
         check_type("affinity", self.affinity, str | None, "a string")
+        check_type("join_key", self.join_key, str | None, "a string")
+        check_type("head", self.head, str, "a string")
+        check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
         _check_salt(self.salt)
         if self.session_id is not None:
             check_session_id("session_id", self.session_id)
@@ -250,7 +262,7 @@ class GenerationRequest:
     @property
     def session_name(self) -> str | None:
         """The session among those of all salts."""
-        return f"{self.salt}\0{self.session_id}" if self.salt and self.session_id is not None else self.session_id
+        return None if self.session_id is None else session_name(self.session_id, self.salt)
 
     @property
     def constraint(self) -> Constraint | None:
@@ -275,7 +287,21 @@ def check_session_id(name: str, session_id: str) -> None:
             f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
         )
     if "\0" in session_id:
-        raise InvalidParameter("session_id must not hold a NUL character", param="session_id")
+        raise InvalidParameter(f"{name} must not hold a NUL character", param=name)
+
+
+def session_name(session_id: str, salt: str, param: str = "session_id") -> str:
+    """A session among those of all salts. Raises `InvalidParameter`, which names the field `param`, for
+    what cannot name one: it might read as one of another salt.
+    """
+    check_session_id(param, session_id)
+    _check_salt(salt)
+    return f"{salt}\0{session_id}" if salt else session_id
+
+
+def shown_session(name: str) -> str:
+    """The id that a client gave: a salt is nobody's business."""
+    return name.rpartition("\0")[2]
 
 
 def _check_salt(salt: str) -> None:
@@ -300,7 +326,7 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
 _REQUEST_NAMES = (
     "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
-    "post_sampling",
+    "post_sampling", "salt",
 )  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 

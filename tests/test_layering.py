@@ -44,6 +44,7 @@ ORDER = {
     "deployments": (
         *(
             "__init__",
+            "attempt_id",
             "access",
             "noise",
             "http",
@@ -52,7 +53,6 @@ ORDER = {
             "config",
             "serve_log",
             "memory",
-            "attempt_id",
             "routing",
             "model",
         ),

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deployments.access.keys import KeySpec
 from deployments.access.rate_limit import Clock, RateLimit
 from deployments.access.tenant import ANONYMOUS, Tenant
 from erllama.api_keys import key_hash
+from erllama.errors import RequestError
+
+
+class TenantNotFound(RequestError):
+    """No key that is configured has this name."""
+
+    http_status = 404
+    code = "tenant_not_found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,22 @@ class KeyBook:
             for spec in specs
         ]
         self._open = None if self._known else Access(ANONYMOUS)
+        self._tenants: dict[str, Tenant] = {}
+        for tenant in [access.tenant for _, access in self._known] or [ANONYMOUS]:
+            self._tenants.setdefault(tenant.name, tenant)
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """By name; of a name with several salts that of the first key."""
+        return self._tenants
+
+    def tenant(self, name: str) -> Tenant:
+        """The tenant of this name. Raises `TenantNotFound`."""
+        if name not in self._tenants:
+            raise TenantNotFound(
+                f"There is no tenant {name[:80]!r}; there are: {', '.join(self._tenants)}", param="tenant"
+            )
+        return self._tenants[name]
 
     def find(self, presented: Iterable[bytes]) -> Access | None:
         """What the first good one of the `presented` keys opens, None if all are wrong; everything

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from deployments.access.tenant import DEFAULT_NAME, Tenant, salt_of
+from deployments.access.tenant import DEFAULT_NAME, Tenant, owner_of, salt_of
 from erllama.api_keys import NAME, check_hash, key_hash
 from erllama.request import MAX_SALT_CHARS
 
@@ -61,6 +61,7 @@ class KeySpec(BaseModel):
             salt_of(self.name) if self.salt is None else self.salt,
             None if self.models is None else frozenset(self.models),
             self.admin,
+            owner_of(self.name),
         )
 
 

@@ -14,13 +14,15 @@ class Tenant:
 
     `salt` parts what is kept of requests (KV, recorded replies, stored responses) from that of
     others; "" is the store's own. `models` are the ids of those that it may use, None for all.
-    `admin` may look into the server and change it.
+    `admin` may look into the server and change it. `owner` is whose the pins of its requests are, by
+    which the store counts quotas: it depends on the name alone.
     """
 
     name: str
     salt: str = ""
     models: frozenset[str] | None = None
     admin: bool = False
+    owner: str = ""
 
     def may_use(self, model_id: str) -> bool:
         return self.models is None or model_id in self.models
@@ -33,3 +35,8 @@ ANONYMOUS = Tenant("anonymous", admin=True)
 def salt_of(name: str) -> str:
     """The salt of a tenant that is given none: its own, and that of the store for who has no name."""
     return "" if name == DEFAULT_NAME else hashlib.sha256(b"tenant\0" + name.encode()).hexdigest()
+
+
+def owner_of(name: str) -> str:
+    """Whose pins those of a tenant are. Pins lie in the store's tiers, where nothing names people."""
+    return "" if name == DEFAULT_NAME else hashlib.sha256(b"owner\0" + name.encode()).hexdigest()

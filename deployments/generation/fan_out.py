@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
-from deployments.http.ports import ModelPort
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed
 from erllama.request import GenerationRequest
@@ -18,6 +18,14 @@ from erllama.request import GenerationRequest
 # choices of one HTTP request at once: a list of 64 prompts must not fill the engine's queue (128)
 # for everyone
 MAX_IN_FLIGHT = 32
+
+
+class Generates(Protocol):
+    """The part of a `ModelPort` that is needed here."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """See `ModelPort`."""
+
 
 Indexed = AsyncGenerator[tuple[int, list[Event]], None]
 
@@ -35,7 +43,7 @@ def _bad_end(last: Event) -> Exception | None:
             return None
 
 
-async def _one(client: ModelPort, index: int, request: GenerationRequest) -> Indexed:
+async def _one(client: Generates, index: int, request: GenerationRequest) -> Indexed:
     last: Event | None = None
     async with aclosing(client.generate(request)) as items:
         async for events in items:
@@ -50,7 +58,7 @@ async def _one(client: ModelPort, index: int, request: GenerationRequest) -> Ind
         raise EngineStopped("The generation ended without a result; send the request again.", retry_after_s=1)
 
 
-async def _all(client: ModelPort, requests: Sequence[GenerationRequest]) -> Indexed:
+async def _all(client: Generates, requests: Sequence[GenerationRequest]) -> Indexed:
     # One slot per choice: a client that reads slowly holds its choices back instead of filling
     # memory.
     queue: asyncio.Queue[tuple[int, list[Event]] | Exception | None] = asyncio.Queue(maxsize=len(requests))
@@ -83,7 +91,7 @@ async def _all(client: ModelPort, requests: Sequence[GenerationRequest]) -> Inde
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def fan_out(client: ModelPort, requests: Sequence[GenerationRequest]) -> Indexed:
+def fan_out(client: Generates, requests: Sequence[GenerationRequest]) -> Indexed:
     """Lists hold `Tokens` and at most one `Done`, which is last. Raises the error of the first
     choice that fails.
     """

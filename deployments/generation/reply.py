@@ -17,28 +17,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from deployments.generation.encoding import decompressed, is_compressed
-from deployments.generation.fan_out import Indexed, fan_out
-from deployments.http.dialect import ReplyWriter
+from deployments.generation.event_ids import NumberedWriter
+from deployments.generation.fan_out import Generates, Indexed, fan_out
+from deployments.generation.identity import ReplyIdentity, session_of, shared_requests
+from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.middleware import TokenUsage, token_usage
-from deployments.http.ports import PromptPort, Record, ServedModel
+from deployments.http.ports import PromptPort, Record, RecordedReply, ServedModel
 from deployments.http.stream import StreamResponse
-from erllama.errors import ContextOverflow, ErllamaError
-from erllama.events import Completion, CompletionParts, Done
+from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter
+from erllama.events import Completion, CompletionParts, Done, Event
 from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
 
 MAX_AFFINITY_CHARS = 256
-_SESSION_HEADERS = (
-    "x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity", "thread-id",
-    "x-deepseek-harness-session-id", "x-hermes-session-id", "x-litellm-session-id",
-)  # fmt: skip
-"""Headers in which clients name their session: Claude Code, Codex, opencode, pi and others. A name keeps
-requests on one replica where it can, and binds no history: a session asks for titles and quotas, too.
-"""
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -94,13 +88,13 @@ def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
 
 
 async def _items(
-    model: ServedModel, requests: Sequence[GenerationRequest], record: Record | None, usage: TokenUsage
+    client: Generates, requests: Sequence[GenerationRequest], record: Record | None, usage: TokenUsage
 ) -> Indexed:
     """What the choices produce. A reply is recorded before its end leaves: the client may answer at
     once.
     """
     parts = [CompletionParts() for _ in requests]
-    async with aclosing(fan_out(model.client, requests)) as items:
+    async with aclosing(fan_out(client, requests)) as items:
         async for index, events in items:
             if isinstance(last := events[-1], Done):
                 usage.add(last.stats)
@@ -116,8 +110,7 @@ def affinity_of(headers: Mapping[str, str], *, key: str | None = None, user: obj
     """What a request has in common with others: the `key` that its body names for that, else the
     session in its `headers`, else its `user`, who may have many sessions.
     """
-    session = next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
-    named = key or session or (user if isinstance(user, str) else None)
+    named = key or session_of(headers) or (user if isinstance(user, str) else None)
     return named[:MAX_AFFINITY_CHARS] if named else None
 
 
@@ -136,14 +129,22 @@ async def whole_replies(
     model: ServedModel,
     requests: Sequence[GenerationRequest],
     record: Record | None = None,
+    *,
+    identity: ReplyIdentity | None = None,
 ) -> list[Completion]:
-    """The reply to each of `requests`. A client that goes away cancels all of them at once."""
+    """The reply to each of `requests`. A client that goes away cancels all of them at once; one that
+    asks again then may go on with them, if the reply has an `identity`.
+    """
     requests, usage = of_one_session(request.headers, requests), token_usage(request)
+    if identity is not None:
+        if identity.recorded is not None:
+            raise InvalidParameter("Last-Event-ID is for streams alone", param="Last-Event-ID")
+        requests = shared_requests(request, identity, model, requests, resumable=False)
 
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
         replies: dict[int, Completion] = {}
-        async with aclosing(_items(model, requests, record, usage)) as items:
+        async with aclosing(_items(model.client, requests, record, usage)) as items:
             async for index, events in items:
                 for event in events:
                     reply = parts[index].add(event)
@@ -155,16 +156,27 @@ async def whole_replies(
 
 
 async def _chunks(
-    model: ServedModel,
+    client: Generates,
     requests: Sequence[GenerationRequest],
     writer: ReplyWriter,
     record: Record | None,
     usage: TokenUsage,
 ) -> AsyncGenerator[bytes, None]:
-    async with aclosing(_items(model, requests, record, usage)) as items:
+    async with aclosing(_items(client, requests, record, usage)) as items:
         async for index, events in items:
             yield writer.feed(index, events)
     yield writer.close()
+
+
+class _Resumed:
+    """A model that goes on with what is recorded."""
+
+    def __init__(self, model: ServedModel, recorded: RecordedReply) -> None:
+        self._model = model
+        self._recorded = recorded
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        return self._model.client.resume(self._recorded, request)
 
 
 def streamed_reply(
@@ -176,9 +188,36 @@ def streamed_reply(
     keepalive_s: float,
     record: Record | None = None,
     in_stream: tuple[type[ErllamaError], ...] = (),
+    identity: ReplyIdentity | None = None,
 ) -> Response:
     """The reply as it is made; see `StreamResponse` for when the status leaves, and what `in_stream`
-    is.
+    is. With an `identity` a client may go on with it, where its framing has ids and there is one
+    choice: those of several come in no certain order.
     """
-    chunks = _chunks(model, of_one_session(request.headers, requests), writer, record, token_usage(request))
+    client: Generates = model.client
+    requests = of_one_session(request.headers, requests)
+    if identity is not None:
+        resumable = bool(identity.keep_s) and len(requests) == 1 and dialect_of(request.scope).framing.has_ids
+        if identity.recorded is not None:
+            if not resumable:
+                raise InvalidParameter("a stream of several choices cannot go on", param="Last-Event-ID")
+            client = _Resumed(model, identity.recorded)
+        requests = shared_requests(request, identity, model, requests, resumable=resumable)
+        if resumable:
+            writer = NumberedWriter(writer, identity.stream, identity.n_seen)
+    chunks = _chunks(client, requests, writer, record, token_usage(request))
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
+
+
+def detached_chunks(
+    model: ServedModel,
+    request: GenerationRequest,
+    writer: ReplyWriter,
+    identity: ReplyIdentity,
+    record: Record,
+    usage: TokenUsage,
+) -> AsyncGenerator[bytes, None]:
+    """The stream of a reply that belongs to no connection: whoever reads it decides when it ends."""
+    request = replace(request, keep_s=identity.keep_s, head=identity.head if identity.keep_s else "")
+    client: Generates = model.client if identity.recorded is None else _Resumed(model, identity.recorded)
+    return _chunks(client, [request], writer, record, usage)

@@ -34,11 +34,13 @@ class Framing:
 
     `frame(data, event)` is one piece: `data` is JSON without line breaks, `event` the name of its
     event or "". `keepalive` is a piece that every client skips, b"" where the framing has none.
+    `has_ids`: a piece may carry an id before it, on a line of its own.
     """
 
     media_type: str
     frame: Callable[[bytes, str], bytes]
     keepalive: bytes
+    has_ids: bool = False
 
 
 def _sse(data: bytes, event: str) -> bytes:
@@ -49,7 +51,7 @@ def _line(data: bytes, event: str) -> bytes:
     return data + b"\n"
 
 
-SSE = Framing("text/event-stream", _sse, b": keep-alive\n\n")
+SSE = Framing("text/event-stream", _sse, b": keep-alive\n\n", has_ids=True)
 NDJSON = Framing("application/x-ndjson", _line, b"")
 
 
@@ -102,13 +104,15 @@ class Dialect(ABC):
     Attributes ---------- prefixes: beginnings of the paths that are this dialect's, whole segments
     without a slash at the end. bodies: what is posted to its paths, for the OpenAPI document.
     framing: of its streamed replies. keys: where its clients put an API key. The first one is what a
-    refusal recommends. id_headers: its own headers of the request's id, beside `x-request-id`.
+    refusal recommends. key_query: a parameter of the query in which one may stand, too; "" is none.
+    id_headers: its own headers of the request's id, beside `x-request-id`.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
     bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     framing: ClassVar[Framing]
     keys: ClassVar[tuple[KeyHeader, ...]] = (BEARER,)
+    key_query: ClassVar[str] = ""
     id_headers: ClassVar[tuple[str, ...]] = ()
 
     @property

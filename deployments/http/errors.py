@@ -56,6 +56,20 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class StreamNotResumable(RequestError):
+    """Of the stream that a client wants to go on with nothing is kept: never, or not any more."""
+
+    http_status = 404
+    code = "stream_not_resumable"
+
+
+class StreamDiffers(RequestError):
+    """The body is not the one that began the stream which shall go on."""
+
+    http_status = 409
+    code = "stream_differs"
+
+
 class UnsupportedEncoding(RequestError):
     """The body is compressed in a way that nobody here can read."""
 

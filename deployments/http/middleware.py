@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from uuid import uuid4
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,6 +37,7 @@ from erllama.events import RequestStats
 logger = logging.getLogger("deployments.http")
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
+_MAX_QUERY_KEYS = 4  # each is hashed
 _OPEN_PATHS = frozenset({"/health", "/health/ready", "/v1/health", "/ping"})  # probes carry no keys
 
 
@@ -48,6 +50,12 @@ def tenant_of(request: Request) -> Tenant:
     """Who sends it."""
     tenant: Tenant = request.scope["state"]["tenant"]
     return tenant
+
+
+def key_book(request: Request) -> KeyBook:
+    """All tenants that there are: for who may know of others."""
+    book: KeyBook = request.scope["state"]["key_book"]
+    return book
 
 
 def may_see_all(request: Request) -> bool:
@@ -106,6 +114,15 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
 
 
+def _presented(dialect: Dialect, scope: Scope) -> list[bytes]:
+    """What stands in the places of keys."""
+    keys = [place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys]
+    if not dialect.key_query:
+        return keys
+    query = QueryParams(scope.get("query_string", b""))
+    return keys + [key.encode() for key in query.getlist(dialect.key_query)[:_MAX_QUERY_KEYS]]
+
+
 def _as_routed(scope: Scope) -> Scope:
     """The request as routes know it. HEAD is a GET whose body is not sent, and a slash at the end
     means nothing: a redirect would name a host, which behind a proxy is the wrong one.
@@ -156,9 +173,8 @@ class RequestScope:
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
         state["usage"] = usage = TokenUsage()
-        presented = (place.key(_header(scope, place.name.lower().encode())) for place in dialect.keys)
-        access = self._keys.find(presented) or NOBODY
-        state["access"], state["tenant"] = access, access.tenant
+        access = self._keys.find(_presented(dialect, scope)) or NOBODY
+        state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
         state["slow_reader_s"] = self._slow_reader_s
         id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
         id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]

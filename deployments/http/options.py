@@ -44,7 +44,9 @@ class HttpOptions:
     Attributes ---------- max_body_bytes: a larger body is refused with 413. 32 MiB is a context of
     several million tokens as text. keepalive_s: silence on a stream before a keep-alive is sent;
     common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
-    model's answer. cors_origins: origins of web pages that may call; "*" is any. Empty sends no
+    model's answer. resume_grace_s: how long a reply is kept, after its connection ended, for a
+    client that comes back; 0 keeps none, and lets no identical requests share one. cors_origins:
+    origins of web pages that may call; "*" is any. Empty sends no
     CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
     always open, but tell an error's own words only to who has a key. A configuration gets logged,
     without the keys. prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take
@@ -58,6 +60,7 @@ class HttpOptions:
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     keepalive_s: Annotated[float, Field(gt=0)] = 15.0
     ready_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    resume_grace_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
     cors_origins: tuple[Text, ...] = ()
     api_keys: tuple[ApiKey, ...] = field(default=(), repr=False)
     prefill_timeout_s: Seconds | None = None

@@ -34,6 +34,20 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedReply:
+    """What the replica `replica_id` keeps of a request. `head` is the request's own; `seed` the one
+    that it was sampled with, `salt` its tenant's.
+    """
+
+    replica_id: str
+    request_id: str
+    attempt: int
+    head: str
+    seed: int | None
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyDefaults:
     """What a model's configuration says of replies where a request does not: how they are drawn, and
     what those of chats follow.
@@ -71,6 +85,21 @@ class ModelPort(Protocol):
 
         Closing the generator, or cancelling the task that awaits it, cancels the request in the
         engine. Does not start before the first item is asked for.
+        """
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """What some replica keeps of a request, which may still run. Takes no longer than a few
+        seconds, whatever hangs.
+        """
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `generate`, for a request that is recorded: its events from the first on. `request` is
+        the one that the recording is of.
+        """
+
+    async def cancel(self, ref: str) -> object:
+        """End a request wherever it runs; what is recorded of it does not go on. Unknown ids are
+        fine.
         """
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:

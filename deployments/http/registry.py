@@ -8,6 +8,7 @@ from dataclasses import replace
 from starlette.requests import Request
 
 from deployments.access.key_book import Access
+from deployments.access.tenant import Tenant
 from deployments.http.model_names import ModelNames
 from deployments.http.ports import ServedModel
 from deployments.http.tenant_client import TenantClient, Timeouts
@@ -31,8 +32,10 @@ class ModelRegistry:
             raise InvalidParameter(str(error), param="aliases") from None
         self._known: dict[frozenset[str], tuple[dict[str, ServedModel], ModelNames]] = {}
 
-    def of(self, request: Request) -> TenantModels:
-        """The models that the tenant of a request may use, as that request meets them."""
+    def of(self, request: Request, tenant: Tenant | None = None) -> TenantModels:
+        """The models that the tenant of a request may use, as that request meets them, or as those of
+        another `tenant` do, for whom an admin works.
+        """
         access: Access = request.scope["state"]["access"]
         ids = frozenset(model.id for model in self.all if access.tenant.may_use(model.id))
         if ids not in self._known:  # as many as there are lists in the configuration of keys
@@ -40,7 +43,8 @@ class ModelRegistry:
             aliases = {model.id: model.aliases for model in models.values()}
             has_default = any(self._default in (id, *names) for id, names in aliases.items())
             self._known[ids] = models, ModelNames(aliases, self._default if has_default else None)
-        return TenantModels(*self._known[ids], access, self._timeouts)
+        meant = access if tenant is None else replace(access, tenant=tenant)
+        return TenantModels(*self._known[ids], meant, self._timeouts)
 
 
 class TenantModels:

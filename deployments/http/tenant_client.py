@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from deployments.access.key_book import Access
-from deployments.http.ports import ModelPort
+from deployments.access.tenant import Tenant
+from deployments.http.ports import ModelPort, RecordedReply
 from erllama.errors import ErllamaError, RequestError
 from erllama.events import Event, Failed, Tokens
 from erllama.request import GenerationRequest, Prompt
@@ -48,21 +49,45 @@ class TenantClient:
 
     def __init__(self, client: ModelPort, access: Access, timeouts: Timeouts) -> None:
         self._client = client
-        self._salt = access.tenant.salt
+        self.tenant: Tenant = access.tenant
         self._rate_limit = access.rate_limit
         self._timeouts = timeouts
         self._charged: list[Prompt] = []
 
     @property
     def shared(self) -> ModelPort:
-        """The model's client that all tenants share: for what is not one tenant's."""
+        """The model's client that all tenants share: for what is not one tenant's, or says whose it is."""
         return self._client
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled."""
-        if self._salt:
-            request = replace(request, salt=self._salt)
-        lists = self._client.generate(request)
+        return self._bounded(self._client.generate(self._owned(request)), request)
+
+    def _owned(self, request: GenerationRequest) -> GenerationRequest:
+        """A request, and what it pins, as this tenant's."""
+        tenant = self.tenant
+        if tenant.salt:
+            request = replace(request, salt=tenant.salt)
+        if request.pin is not None and request.pin.owner != tenant.owner:
+            request = replace(request, pin=replace(request.pin, owner=tenant.owner))
+        return request
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """As `ModelPort.find`: what other tenants keep does not exist."""
+        found = await self._client.find(request_id)
+        return found if found is not None and found.salt == self.tenant.salt else None
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `ModelPort.resume`. The prompt was counted when the reply began; its tokens count again."""
+        self._charged.append(request.prompt)
+        return self._bounded(self._client.resume(recorded, self._owned(request)), request)
+
+    async def cancel(self, ref: str) -> object:
+        return await self._client.cancel(ref)
+
+    def _bounded(
+        self, lists: AsyncGenerator[list[Event], None], request: GenerationRequest
+    ) -> AsyncGenerator[list[Event], None]:
         if self._timeouts != Timeouts():
             lists = bounded(lists, self._timeouts)
         return self._counted(lists, request) if self._rate_limit.counts_tokens else lists

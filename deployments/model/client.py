@@ -17,19 +17,22 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.attempt_id import attempt_id
+from deployments.attempt_id import attempt_id, split_attempt
 from deployments.config import FailoverPolicy, deployment_name
 from deployments.http.answers import Answer
+from deployments.http.errors import StreamNotResumable
+from deployments.http.ports import RecordedReply
 from deployments.model.broadcast import ask_each
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.prefixes import PrefixCalls
-from deployments.model.ray_errors import ModelUnavailable, mapped_errors
+from deployments.model.ray_errors import ModelUnavailable, mapped_errors, silent, unanswered
 from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, RecentState, load_state
 from erllama.errors import EngineStopped, ErllamaError
@@ -39,6 +42,8 @@ from erllama.request import GenerationRequest, build_request
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
+FIND_S = 3.0  # what a replica that hangs costs who looks for a recording
+_MAX_ELSEWHERE = 16  # where no router of ours brings a call to the replica that it names, chance has to
 _ASK_EVERY_S = 1.0  # whether a replica runs, while a call has no answer
 
 P = ParamSpec("P")
@@ -114,14 +119,42 @@ class ModelClient(PrefixCalls):
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, app_name)
         return cls(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
         cancels the request."""
-        run = FailoverCall(request, self._attempts())
+        return self._generated(request)
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """As `generate`, for a request of which `find` has found what is recorded: all its events,
+        from the first on. When its replica dies it goes on elsewhere as any other."""
+        request = replace(
+            request,
+            request_id=split_attempt(recorded.request_id)[0],
+            sampling=replace(request.sampling, seed=recorded.seed),
+        )
+        return self._generated(request, recorded)
+
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """What the replicas keep of a request: its last attempt. One that hangs is not waited for."""
+        try:
+            answers: list[Answer[RecordedReply | None]] = await ask_each(self._all, FIND_S, "recorded", request_id)
+        except EngineStopped:  # no replica runs, so none keeps anything
+            return None
+        found = [answer.value for answer in answers if answer.value is not None]
+        return max(found, key=lambda one: one.attempt, default=None)
+
+    async def _generated(
+        self, request: GenerationRequest, recorded: RecordedReply | None = None
+    ) -> AsyncGenerator[list[Event], None]:
+        run = FailoverCall(request, self._attempts(1 if recorded is None else recorded.attempt))
+        call: tuple[Any, ...] = ("generate", run.request)
+        if recorded is not None:
+            call = ("attach", recorded.replica_id, recorded.request_id)
+        n_elsewhere = 0
         error: ErllamaError | None = None
         while True:
             try:
-                async with aclosing(self._events(run.attempts, "generate", run.request)) as lists:
+                async with aclosing(self._events(run.attempts, *call)) as lists:
                     async for arrived in lists:
                         events, error = run.take(arrived)
                         if events:
@@ -133,11 +166,15 @@ class ModelClient(PrefixCalls):
             except ErllamaError as gone:
                 error = gone
             except TimeoutError:
-                error = error or _unanswered()
+                error = error or unanswered()
             assert error is not None
+            if isinstance(error, StreamNotResumable) and n_elsewhere < _MAX_ELSEWHERE:
+                n_elsewhere += 1
+                continue
             if self._closing is not None or not await _goes_on(run.attempts, request.request_id, error):
                 yield [Failed(self._closing or error)]
                 return
+            call = ("generate", run.request, *([run.delivered] if run.delivered else []))
 
     def infer(self, /, tokens: Sequence[int], **params: Any) -> AsyncGenerator[Event, None]:
         """The events of a request given by token ids and parameters. Closing the generator cancels
@@ -158,10 +195,12 @@ class ModelClient(PrefixCalls):
         raise AssertionError("a request ended without Done or Failed")
 
     async def prefill_only(
-        self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None
+        self, tokens: Sequence[int], parent_key: str | None = None, session_id: str | None = None, salt: str = ""
     ) -> Completion:
         """Compute and save the KV of `tokens` without generating."""
-        return await self.complete(list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id)
+        return await self.complete(
+            list(tokens), response_tokens=0, parent_key=parent_key, session_id=session_id, salt=salt
+        )
 
     def continue_(
         self,
@@ -171,8 +210,8 @@ class ModelClient(PrefixCalls):
         expect_committed: Sequence[int] | int | None = None,
         **params: Any,
     ) -> AsyncGenerator[Event, None]:
-        """The events of a request that continues a session of the replica that serves it. It ends
-        with that replica."""
+        """The events of a request that continues a session of the replica that serves it, of requests
+        with the `salt` among `params`. It ends with that replica."""
         return self._singly(self._session_events(session_id, list(suffix), expect_committed, params, uuid.uuid4().hex))
 
     cancel = _of_all(ModelReplica.cancel)
@@ -230,8 +269,8 @@ class ModelClient(PrefixCalls):
                 for event in events:
                     yield event
 
-    def _attempts(self) -> Attempts:
-        return Attempts(self._failover, timeout_s=self._timeout_s)
+    def _attempts(self, first: int = 1) -> Attempts:
+        return Attempts(self._failover, timeout_s=self._timeout_s, first=first)
 
     async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
         attempts = self._attempts()
@@ -241,7 +280,7 @@ class ModelClient(PrefixCalls):
                     attempts.progressed()
                     yield events
         except TimeoutError:
-            raise _unanswered() from None
+            raise unanswered() from None
 
     def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
         return self._lists(attempts, lambda events: isinstance(events[-1], Done | Failed), method, *args)
@@ -290,7 +329,7 @@ class ModelClient(PrefixCalls):
                     if state.phase != Phase.READY:
                         silent_since = time.monotonic()
                     elif time.monotonic() - silent_since >= self._failover.silence_s:
-                        raise _silent()
+                        raise silent()
                 items: list[Any] | None = await first
                 return items
         finally:
@@ -307,7 +346,7 @@ class ModelClient(PrefixCalls):
                 return items
         except TimeoutError:
             if left_s is None or silence_s < left_s:
-                raise _silent() from None
+                raise silent() from None
             raise
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -317,7 +356,7 @@ class ModelClient(PrefixCalls):
             try:
                 return await self._answer(attempts, attempt_id(name, attempts.number), method, *args, **kwargs)
             except TimeoutError:
-                raise error or _unanswered() from None
+                raise error or unanswered() from None
             except ErllamaError as failed:
                 error = failed
                 if self._closing is not None:
@@ -361,14 +400,6 @@ def _unknown_state() -> LoadState:
 
 def _cannot_load(state: LoadState) -> ModelUnavailable:
     return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
-
-
-def _silent() -> EngineStopped:
-    return EngineStopped("the model's replica has fallen silent", retry_after_s=1)
-
-
-def _unanswered() -> ModelUnavailable:
-    return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)
 
 
 async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:

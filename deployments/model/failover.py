@@ -38,13 +38,19 @@ class Attempts:
 
     A call that goes on for `limits.timeout_s` after a failover has all its tries again: a stream of
     hours outlives any number of updates, a request that kills its replicas does not kill many.
-    `timeout_s` bounds the time to the first answer, over all tries; None does not.
+    `timeout_s` bounds the time to the first answer, over all tries; None does not. `first` is the
+    number of the first one: that of a recording that is read again.
     """
 
     def __init__(
-        self, limits: FailoverPolicy, clock: Clock = time.monotonic_ns, *, timeout_s: float | None = None
+        self,
+        limits: FailoverPolicy,
+        clock: Clock = time.monotonic_ns,
+        *,
+        timeout_s: float | None = None,
+        first: int = 1,
     ) -> None:
-        self.number = 1
+        self.number = first
         self._limits = limits
         self.clock = clock
         # times of the clock: when an answer is due at the latest, and from when on all is well again
@@ -98,8 +104,10 @@ class FailoverCall:
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         self.attempts = attempts
+        self._first = attempts.number
         self._request = request
         self._ids: list[int] = []
+        self._delivered: list[Event] = []
         self._started_at = attempts.clock()
         self._first_token_at: int | None = None
 
@@ -107,7 +115,7 @@ class FailoverCall:
     def request(self) -> GenerationRequest:
         """What the current attempt sends."""
         number = self.attempts.number
-        if number == 1:
+        if number == self._first:
             return self._request
         resumed = (*self._request.resumed, *self._ids)
         return replace(
@@ -117,6 +125,11 @@ class FailoverCall:
             report_progress=self._request.report_progress and not resumed,
             waits_for_others=False,  # who says that it computes this prefix may be the one that hangs
         )
+
+    @property
+    def delivered(self) -> tuple[Event, ...]:
+        """What earlier attempts gave, for the next replica to keep, if the reply is kept at all."""
+        return tuple(self._delivered)
 
     def take(self, events: list[Event]) -> tuple[list[Event], ErllamaError | None]:
         """Note what a replica has sent: what the caller gets of it, and the error when it ended
@@ -129,6 +142,8 @@ class FailoverCall:
             events = events[:-1]
         elif isinstance(last, Done):
             events = [*events[:-1], replace(last, stats=self._whole(last.stats))]
+        if self._request.keep_s:
+            self._delivered += events
         if any(not isinstance(event, Progress) for event in events):
             self.attempts.progressed()
             if self._first_token_at is None:
@@ -138,7 +153,7 @@ class FailoverCall:
     def _whole(self, stats: RequestStats) -> RequestStats:
         """The last attempt counts the tokens of the whole reply; its times become those that the
         caller has lived, failovers included."""
-        if self.attempts.number == 1:
+        if self.attempts.number == self._first:
             return stats
         now = self.attempts.clock()
         first = now if self._first_token_at is None else self._first_token_at

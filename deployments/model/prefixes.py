@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from cache_store import BadTransfer, CachedPrefix, EntryReader, ImportReport, ImportState, PinInfo
@@ -24,7 +25,8 @@ _BATCH_BYTES = 4 << 20  # of objects that travel in one call
 
 class PrefixCalls:
     """Every method may raise an `ErllamaError`. Those that ask each replica say so; none of them waits
-    for a replica to start, or longer than half a minute.
+    for a replica to start, or longer than half a minute. `salt` says whose prefixes and sessions are
+    meant: those of the requests that have it.
     """
 
     async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
@@ -33,57 +35,58 @@ class PrefixCalls:
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    async def prefixes(self, limit: int, order: str) -> list[Answer[tuple[CachedPrefix, ...]]]:
+    async def prefixes(self, limit: int, order: str, *, salt: str = "") -> list[Answer[tuple[CachedPrefix, ...]]]:
         """What each replica knows of the stored prefixes of this model; those of one node, or with one
         tier for all, know the same."""
-        return await self._each(_READ_S, "list_cached_prefixes", limit, order)
+        return await self._each(_READ_S, "list_cached_prefixes", limit, order, salt)
 
-    async def cached_prefix(self, key: str) -> CachedPrefix:
+    async def cached_prefix(self, key: str, *, salt: str = "") -> CachedPrefix:
         """A stored prefix, as the first replica that has it knows it. Raises `PrefixNotFound`."""
-        found: CachedPrefix = values(await self._each(_READ_S, "cached_prefix", key))[0]
+        found: CachedPrefix = values(await self._each(_READ_S, "cached_prefix", key, salt))[0]
         return found
 
     async def pin_prefix(
-        self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = ""
+        self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "", *, salt: str = ""
     ) -> list[Answer[PinInfo]]:
         """Pin a prefix on each replica that has it. Raises when none could."""
-        answers = await self._each(_EACH_S, "pin_prefix", prefix, ttl_s, name, owner)
+        answers = await self._each(_EACH_S, "pin_prefix", prefix, ttl_s, name, owner, salt)
         values(answers)
         return answers
 
-    async def unpin(self, name: str, owner: str = "") -> list[Answer[bool]]:
+    async def unpin(self, name: str, owner: str = "", *, salt: str = "") -> list[Answer[bool]]:
         """Whether each replica knew a pin of that name, which is taken back now."""
-        return await self._each(_EACH_S, "unpin", name, owner)
+        return await self._each(_EACH_S, "unpin", name, owner, salt)
 
-    async def pins(self) -> list[Answer[tuple[PinInfo, ...]]]:
+    async def pins(self, *, salt: str = "") -> list[Answer[tuple[PinInfo, ...]]]:
         """The pins that each replica knows."""
-        return await self._each(_READ_S, "pins")
+        return await self._each(_READ_S, "pins", salt)
 
-    async def evict_prefix(self, key: str) -> list[Answer[int]]:
+    async def evict_prefix(self, key: str, *, salt: str = "") -> list[Answer[int]]:
         """The bytes that each replica deleted of a prefix. Raises when none could."""
-        answers = await self._each(_EACH_S, "evict_prefix", key)
+        answers = await self._each(_EACH_S, "evict_prefix", key, salt)
         values(answers)
         return answers
 
-    async def fork_session(self, session_id: str, new_session_id: str) -> bool:
+    async def fork_session(self, session_id: str, new_session_id: str, *, salt: str = "") -> bool:
         """A second session on the replica that has the first one; whether its KV was copied, too."""
-        copied: bool = values(await self._each(_EACH_S, "fork_session", session_id, new_session_id))[0]
+        answers = await self._each(_EACH_S, "fork_session", session_id, new_session_id, salt)
+        copied: bool = values(answers)[0]
         return copied
 
     async def states(self) -> list[Answer[ReplicaState]]:
         """What each replica does, and counts."""
         return await self._each(_READ_S, "state")
 
-    async def export_prefix(self, key: str) -> AsyncGenerator[bytes, None]:
+    async def export_prefix(self, key: str, *, salt: str = "") -> AsyncGenerator[bytes, None]:
         """A stored prefix as one file (`cache_store.transfer`), in pieces of at most 1 MiB. Raises
         `PrefixNotFound` before the first one.
         """
-        names = values(await self._each(_READ_S, "export_plan", key))[0]
+        names = values(await self._each(_READ_S, "export_plan", key, salt))[0]
         yield packed_head(len(names))
         for name in names:
-            file: bytes | None = await self._call("export_object", key, name)
+            file: bytes | None = await self._call("export_object", key, name, salt)
             if file is None:  # it lies on another node, perhaps
-                others = await self._each(_EACH_S, "export_object", key, name)
+                others = await self._each(_EACH_S, "export_object", key, name, salt)
                 file = next((answer.value for answer in others if answer.value is not None), None)
             if file is None:
                 raise StoreUnavailable(f"an object of the prefix {key} is gone", retry_after_s=1)
@@ -91,20 +94,23 @@ class PrefixCalls:
             for at in range(0, len(file), CHUNK_BYTES):
                 yield file[at : at + CHUNK_BYTES]
 
-    async def import_prefix(self, chunks: AsyncIterator[bytes]) -> ImportReport:
+    async def import_prefix(self, chunks: AsyncIterator[bytes], *, salt: str = "") -> ImportReport:
         """Take over such a file. Each object is verified before it is published. Raises
         `InvalidParameter` at the first that does not verify; the whole ones before it stay.
         """
-        id, state, waiting, reader = uuid.uuid4().hex, None, list[Entry](), EntryReader()
+        state, waiting, reader = None, list[Entry](), EntryReader()
+        take = partial(self._import, uuid.uuid4().hex, salt)
         async for chunk in chunks:
             waiting += _cut(reader, chunk)
             if sum(len(data) for _, data in waiting) >= _BATCH_BYTES:
-                state, waiting = await self._import(id, state, waiting, last=False), []
+                state, waiting = await take(state, waiting, last=False), []
         _cut(reader, None)
-        return (await self._import(id, state, waiting, last=True)).report
+        return (await take(state, waiting, last=True)).report
 
-    async def _import(self, id: str, state: ImportState | None, entries: list[Entry], *, last: bool) -> ImportState:
-        imported: ImportState = await self._call("import_part", id, state, entries, last)
+    async def _import(
+        self, id: str, salt: str, state: ImportState | None, entries: list[Entry], *, last: bool
+    ) -> ImportState:
+        imported: ImportState = await self._call("import_part", id, state, entries, last, salt)
         return imported
 
 

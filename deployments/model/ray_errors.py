@@ -77,3 +77,13 @@ def _we_are_cancelled() -> bool:
     except RuntimeError:  # plain code
         return False
     return task is not None and task.cancelling() > 0
+
+
+def silent() -> EngineStopped:
+    """A replica that does not even send its heartbeat."""
+    return EngineStopped("the model's replica has fallen silent", retry_after_s=1)
+
+
+def unanswered() -> ModelUnavailable:
+    """The time for a first answer is up."""
+    return ModelUnavailable("no replica of the model answered in time: it is starting or very busy", retry_after_s=1)

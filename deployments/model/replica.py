@@ -2,7 +2,7 @@
 
 A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the
 events of a step to the event loop in one call (`_on_events`), whatever the number of requests; each
-request's generator takes what has gathered for it. Correct on Serve's separate user loop and on its
+request's generator takes what has gathered for it (`Recording`). Correct on Serve's separate user loop and on its
 main loop: nothing here blocks a loop.
 """
 
@@ -17,16 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache_store import CachedPrefix, GarbageReport, ImportState, IndexDelta, PinInfo, StoreConfig, StoreStats
-from deployments.attempt_id import is_attempt_of
+from deployments.attempt_id import split_attempt
 from deployments.config import ModelSpec, RoutingSpec
+from deployments.http.errors import StreamNotResumable
+from deployments.http.ports import RecordedReply
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
 from deployments.memory.replica import ReplicaMemory
 from deployments.memory.sources import MemorySource
+from deployments.model.recording import Reader, Recording, RecordingState
+from deployments.model.recordings import Recordings
 from deployments.routing.stats import RoutingStats
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
-from erllama.events import Done, Event, Failed, merge_events
+from erllama.events import Event, Failed
 from erllama.model import Model
 from erllama.request import GenerationRequest, build_request
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
@@ -48,14 +52,6 @@ HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 def stuck_after_s(decode_budget_s: float) -> float:
     """Seconds after which a replica whose decodes have this budget (0: none) is replaced."""
     return 2 * decode_budget_s + _STUCK_MARGIN_S if decode_budget_s else _STUCK_WITHOUT_BUDGET_S
-
-
-async def gathered(mailbox: asyncio.Queue[Event]) -> list[Event]:
-    """Everything that has come since the last call, at least one event. One reader at a time."""
-    events = [await mailbox.get()]
-    while not mailbox.empty():
-        events.append(mailbox.get_nowait())
-    return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,7 @@ class ModelReplica:
         """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
         None: no router wants to know. `salts` are those of the tenants, for what is prewarmed."""
         self._spec = spec
-        self._mail: dict[str, asyncio.Queue[Event]] = {}
+        self._recordings = Recordings()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
@@ -112,64 +108,125 @@ class ModelReplica:
             seconds,
         )
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
-        self._memory = ReplicaMemory(self._model, spec.id, location or ReplicaLocation(), sources)
+        location = location or ReplicaLocation()
+        self._replica_id = location.replica_id
+        self._memory = ReplicaMemory(self._model, spec.id, location, sources)
 
     # --- generation -------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+    async def generate(
+        self, request: GenerationRequest, delivered: Sequence[Event] = ()
+    ) -> AsyncGenerator[list[Event], None]:
         """The events of one request, in lists: the first token at once, then whatever has gathered
-        since the last list was taken.
+        since the last list was taken. `delivered` are what earlier attempts gave, for whoever reads
+        the whole later.
 
         An empty list says that the request is in the engine, and then every `HEARTBEAT_S` without
         events that the engine is not stuck: a caller may take silence for a process that hangs,
         however long a prefill or a queue is.
 
         The last list ends with `Done` or `Failed`; errors are events, never exceptions, so that
-        their type survives the way to the caller. Closing the generator cancels the request.
+        their type survives the way to the caller. Closing the generator cancels the request, unless
+        others read it, too: who joins it, or asks for what is recorded.
         """
         self._loop = asyncio.get_running_loop()
-        request_id = request.request_id
-        mailbox: asyncio.Queue[Event] = asyncio.Queue()
         try:
             if self._draining:
-                raise EngineStopped("this replica is going away", retry_after_s=1)
-            if request.grammar is not None:  # compiling takes milliseconds, and `post` then finds it compiled
+                raise _going_away()
+            recording = self._joined(request)
+            if recording is None and request.grammar is not None:
+                # compiling takes milliseconds, and `post` then finds it compiled
                 await asyncio.to_thread(self._model.check, request)
-            if request_id in self._mail:  # also one whose reader left and whose last event is still on its way
-                raise InvalidParameter(f"a request with id {request_id!r} is in flight", param="request_id")
-            self._model.post(request)
+                recording = self._joined(request)
+            reader = self._recordings.open(recording) if recording is not None else None
+            if recording is None or reader is None:
+                recording = self._started(request, delivered)
+                reader = self._recordings.open(recording, len(delivered))
         except ErllamaError as error:
             yield [Failed(error)]
             return
-        self._mail[request_id] = mailbox  # no event can be dispatched before this coroutine yields to the loop
+        async with aclosing(self._read(recording, reader)) as lists:
+            async for events in lists:
+                yield events
 
+    async def attach(self, replica_id: str, request_id: str) -> AsyncGenerator[list[Event], None]:
+        """The events of a request that is recorded here, from the first on; one that was cancelled
+        because nobody read it goes on. `replica_id` is for the router."""
+        self._loop = asyncio.get_running_loop()
+        recording = self._recordings.find(request_id)
+        if recording is None:
+            yield [Failed(StreamNotResumable(f"nothing is recorded of request {request_id[:160]!r} (any more)"))]
+            return
+        async with aclosing(self._read(recording, self._recordings.open(recording))) as lists:
+            async for events in lists:
+                yield events
+
+    async def recorded(self, ref: str) -> RecordedReply | None:
+        """What is recorded here of a request, None for nothing. Of several attempts it is the last."""
+        recording = self._recordings.find(ref)
+        if recording is None:
+            return None
+        request = recording.request
+        attempt = split_attempt(request.request_id)[1]
+        return RecordedReply(
+            self._replica_id, request.request_id, attempt, request.head, request.sampling.seed, request.salt
+        )
+
+    def _joined(self, request: GenerationRequest) -> Recording | None:
+        recording = self._recordings.joinable(request)
+        if recording is not None:
+            log.info("event=joined request_id=%s other=%s", request.request_id, recording.request.request_id)
+        return recording
+
+    def _started(self, request: GenerationRequest, delivered: Sequence[Event]) -> Recording:
+        """The recording of a request that the engine has accepted: no event of it can be dispatched
+        before the caller yields to the loop."""
+        if self._recordings.is_running(request.request_id):  # also one whose reader left and that has not ended yet
+            raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
+        self._model.post(request)
+        recording = Recording(request, delivered)
+        self._recordings.add(recording)
+        return recording
+
+    async def _read(self, recording: Recording, reader: Reader) -> AsyncGenerator[list[Event], None]:
         def left(_: asyncio.Task[Any] | None) -> None:
-            self._model.cancel(request_id)
+            if self._recordings.close(recording, reader):
+                self._model.cancel(recording.engine_id)
+            if recording.kept:
+                asyncio.get_running_loop().call_later(recording.request.keep_s + 1, self._recordings.expire)
 
         # Serve's gRPC path drops a generator that is suspended at a yield without closing it, and
         # then only the garbage collector would tell us; the end of the task that reads is certain.
         # Hence one task must read a stream to its end.
-        reader = asyncio.current_task()
-        assert reader is not None
-        reader.add_done_callback(left)
-        ended = False
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(left)
         try:
             yield []
-            while not ended:
-                events = await self._events_or_heartbeat(mailbox)
-                ended = bool(events) and isinstance(events[-1], Done | Failed)
-                yield merge_events(events) if events else []
+            while not reader.at_end:
+                if recording.state is RecordingState.STOPPED:
+                    self._go_on(recording)
+                yield await self._events_or_heartbeat(reader)
+        except ErllamaError as error:
+            yield [Failed(error)]
         finally:
-            reader.remove_done_callback(left)
-            if not ended:
-                left(None)
+            task.remove_done_callback(left)
+            left(None)
 
-    async def _events_or_heartbeat(self, mailbox: asyncio.Queue[Event]) -> list[Event]:
+    def _go_on(self, recording: Recording) -> None:
+        """Have the engine compute the rest of a request that was cancelled. Raises `ErllamaError`."""
+        if self._draining:
+            raise _going_away()
+        rest = recording.rest()
+        self._model.post(rest)
+        self._recordings.went_on(recording, rest)
+
+    async def _events_or_heartbeat(self, reader: Reader) -> list[Event]:
         """What has gathered; nothing after `HEARTBEAT_S` of an engine that is not stuck."""
         while True:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
-                    return await gathered(mailbox)
+                    return await reader.take()
             except TimeoutError:
                 if self._can_go_on():  # a stuck one is replaced by the health check; until then it is silent
                     return []
@@ -185,7 +242,8 @@ class ModelReplica:
         """The events of a request that continues a session. A session lives on one replica; another
         one answers `SessionNotFound`."""
         try:
-            committed = await asyncio.to_thread(self._model.transcript, session_id, expect)
+            salt = params.get("salt") or ""
+            committed = await asyncio.to_thread(self._model.transcript, session_id, expect, salt=salt)
             request = build_request(request_id, [*committed, *suffix], {**params, "session_id": session_id})
         except ErllamaError as error:
             yield [Failed(error)]
@@ -210,11 +268,11 @@ class ModelReplica:
         finally:
             call.cancel()
 
-    async def end_session(self, session_id: str) -> None:
-        await asyncio.to_thread(self._model.end_session, session_id)
+    async def end_session(self, session_id: str, salt: str = "") -> None:
+        await asyncio.to_thread(self._model.end_session, session_id, salt=salt)
 
-    async def reset_session(self, session_id: str) -> None:
-        await asyncio.to_thread(self._model.reset_session, session_id)
+    async def reset_session(self, session_id: str, salt: str = "") -> None:
+        await asyncio.to_thread(self._model.reset_session, session_id, salt=salt)
 
     async def evict(self) -> EvictResult:
         """See `Model.evict`."""
@@ -223,9 +281,8 @@ class ModelReplica:
     async def cancel(self, ref: str) -> None:
         """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are
         fine (another replica may know them)."""
-        for request_id in list(self._mail):
-            if is_attempt_of(request_id, ref):
-                self._model.cancel(request_id)
+        for engine_id in self._recordings.cancel(ref):
+            self._model.cancel(engine_id)
 
     # --- the rest of the engine API ---------------------------------------------------------------
 
@@ -282,39 +339,43 @@ class ModelReplica:
 
     # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
 
-    async def list_cached_prefixes(self, limit: int = 1000, order: str = "recent") -> tuple[CachedPrefix, ...]:
-        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order)
+    async def list_cached_prefixes(
+        self, limit: int = 1000, order: str = "recent", salt: str = ""
+    ) -> tuple[CachedPrefix, ...]:
+        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order, salt=salt)
 
-    async def cached_prefix(self, key: str) -> CachedPrefix:
-        return await asyncio.to_thread(self._model.cached_prefix, key)
+    async def cached_prefix(self, key: str, salt: str = "") -> CachedPrefix:
+        return await asyncio.to_thread(self._model.cached_prefix, key, salt=salt)
 
-    async def pin_prefix(self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "") -> PinInfo:
-        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner)
+    async def pin_prefix(
+        self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "", salt: str = ""
+    ) -> PinInfo:
+        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner, salt=salt)
 
-    async def unpin(self, name: str, owner: str = "") -> bool:
-        return await asyncio.to_thread(self._model.unpin, name, owner)
+    async def unpin(self, name: str, owner: str = "", salt: str = "") -> bool:
+        return await asyncio.to_thread(self._model.unpin, name, owner, salt=salt)
 
-    async def pins(self) -> tuple[PinInfo, ...]:
-        return await asyncio.to_thread(self._model.pins)
+    async def pins(self, salt: str = "") -> tuple[PinInfo, ...]:
+        return await asyncio.to_thread(self._model.pins, salt=salt)
 
-    async def evict_prefix(self, key: str) -> int:
-        return await asyncio.to_thread(self._model.evict_prefix, key)
+    async def evict_prefix(self, key: str, salt: str = "") -> int:
+        return await asyncio.to_thread(self._model.evict_prefix, key, salt=salt)
 
-    async def export_plan(self, key: str) -> tuple[str, ...]:
-        return await asyncio.to_thread(self._model.export_plan, key)
+    async def export_plan(self, key: str, salt: str = "") -> tuple[str, ...]:
+        return await asyncio.to_thread(self._model.export_plan, key, salt=salt)
 
-    async def export_object(self, key: str, name: str) -> bytes | None:
+    async def export_object(self, key: str, name: str, salt: str = "") -> bytes | None:
         """An object of the prefix `key`: the router keeps the parts of one export together by it."""
-        return await asyncio.to_thread(self._model.export_object, name)
+        return await asyncio.to_thread(self._model.export_object, name, salt=salt)
 
     async def import_part(
-        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool
+        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool, salt: str = ""
     ) -> ImportState:
         """A part of the import `id`, by which the router keeps its parts together."""
-        return await asyncio.to_thread(self._model.import_part, state, entries, last=last)
+        return await asyncio.to_thread(self._model.import_part, state, entries, last=last, salt=salt)
 
-    async def fork_session(self, session_id: str, new_session_id: str) -> bool:
-        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id)
+    async def fork_session(self, session_id: str, new_session_id: str, salt: str = "") -> bool:
+        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id, salt=salt)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 
@@ -387,9 +448,8 @@ class ModelReplica:
 
     def _dispatch(self, events: list[tuple[str, Event]]) -> None:
         for request_id, event in events:
-            mailbox = self._mail.get(request_id)
-            if mailbox is None:
-                continue
-            mailbox.put_nowait(event)
-            if isinstance(event, Done | Failed):
-                del self._mail[request_id]
+            self._recordings.push(request_id, event)
+
+
+def _going_away() -> EngineStopped:
+    return EngineStopped("this replica is going away", retry_after_s=1)

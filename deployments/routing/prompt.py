@@ -35,6 +35,7 @@ class RoutedPrompt:
     """`chain` has one hash per full chunk of the `n_tokens`, in order. `session` is the hash of the
     session's id, `affinity` of what the request has in common with others.
 
+    `join` is the hash of its join key; one that `joins` may read what another one computes.
     From `attempt` 2 on it has failed on another replica, as the client of `request` says.
     """
 
@@ -44,6 +45,8 @@ class RoutedPrompt:
     request: str = ""
     attempt: int = 1
     affinity: int | None = None
+    join: int | None = None
+    joins: bool = False
 
 
 def chunk_chain(tokens: Tokens, chunk_tokens: int, salt: str = "") -> TokenChain:
@@ -73,9 +76,18 @@ def unpack_hashes(data: bytes) -> frozenset[int]:
     return frozenset(np.frombuffer(data, dtype="<u8").tolist())
 
 
+def named_replica(method: str, args: Sequence[Any]) -> str | None:
+    """The replica that a call of `ModelReplica` has to reach, for one that no other can answer."""
+    match method, args:
+        case "attach", [str(replica_id), *_]:
+            return replica_id
+    return None
+
+
 def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedPrompt | None:
     """What a call of `ModelReplica` asks for; None for one that any replica may answer."""
     salt, affinity = "", None
+    join, joins = None, False
     match method, args:
         case "generate", [GenerationRequest() as request, *_]:
             tokens, session_id = (*request.prompt_tokens, *request.resumed), request.session_name
@@ -83,6 +95,10 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             name, attempt = split_attempt(request.request_id)
             if request.affinity is not None:
                 affinity = session_hash(f"{salt}\0{request.affinity}" if salt else request.affinity)
+            if request.join_key is not None and not request.resumed:
+                join, joins = session_hash(request.join_key), request.joins
+        case "continue_", [str(session_id), _, _, {"salt": str(salt)}, *_] if salt:
+            tokens, session_id, name, attempt = (), f"{salt}\0{session_id}", "", 1
         case "continue_", [session_id, *_]:
             tokens, name, attempt = (), "", 1
         case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:
@@ -94,4 +110,4 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
             return None
     session = None if session_id is None else session_hash(session_id)
     chain = tuple(chunk_hashes(chunk_chain(tokens, chunk_tokens, salt)))
-    return RoutedPrompt(len(tokens), chain, session, name, attempt, affinity)
+    return RoutedPrompt(len(tokens), chain, session, name, attempt, affinity, join, joins)

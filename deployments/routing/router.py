@@ -25,7 +25,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from cache_store import StoreConfig
 from deployments.config import ModelSpec, RoutingSpec
-from deployments.routing.prompt import RoutedPrompt, prompt_of
+from deployments.routing.prompt import RoutedPrompt, named_replica, prompt_of
 from deployments.routing.score import RouteWeights, ranked
 from deployments.routing.table import RouteTable
 from erllama.cache.policy import CachePolicy
@@ -82,7 +82,12 @@ class KvRouter(RequestRouter):
             # else Serve asks again without a pause when no replica takes it
             pending_request.routing_context.should_backoff = True
             with self._guarded():
-                prompt = prompt_of(pending_request.metadata.call_method, pending_request.args, self._chunk_tokens)
+                method, args = pending_request.metadata.call_method, pending_request.args
+                named = named_replica(method, args)
+                there = [replica for replica in candidate_replicas if replica.replica_id.unique_id == named]
+                if there:
+                    return [there]
+                prompt = prompt_of(method, args, self._chunk_tokens)
                 if prompt is not None:
                     return self._ranks(candidate_replicas, pending_request, prompt)
         return [self._random.sample(candidate_replicas, min(2, len(candidate_replicas)))]

@@ -10,7 +10,8 @@
     affinity  a quarter of the guard for every replica but the one where the last request of the same
               affinity went: clients name it for prompts that they expect to share a beginning
 
-Who failed this very request comes last. A session comes before all costs: its transcript and its
+Who failed this very request comes last. Where an identical request runs comes first: this one reads
+the reply of that one and costs nothing. A session comes before all costs: its transcript and its
 pin are on one replica, and elsewhere `continue_` cannot go on. Replicas of equal cost come in the
 order of least load, then of who got a new conversation longest ago, so that what nobody knows is
 spread evenly.
@@ -53,6 +54,7 @@ class ReplicaView(Generic[K]):
     load: int = 0
     n_parallel: int = 1
     full: bool = False
+    has_twin: bool = False
     has_session: bool = False
     has_affinity: bool = False
     has_failed: bool = False
@@ -78,6 +80,13 @@ def ranked(views: Sequence[ReplicaView[K]], n_prompt: int, weights: RouteWeights
     matters."""
     ordered = sorted(
         views,
-        key=lambda view: (view.has_failed, not view.has_session, cost(view, n_prompt, weights), view.load, view.turn),
+        key=lambda view: (
+            view.has_failed,
+            not view.has_twin,
+            not view.has_session,
+            cost(view, n_prompt, weights),
+            view.load,
+            view.turn,
+        ),
     )
     return [view.key for view in ordered]

@@ -125,6 +125,7 @@ class RouteTable(Generic[K]):
         self._homes: OrderedDict[int, K] = OrderedDict()  # of sessions
         self._affine: OrderedDict[int, K] = OrderedDict()  # where the last request of an affinity went
         self._tried: OrderedDict[str, set[K]] = OrderedDict()
+        self._twins: OrderedDict[int, str] = OrderedDict()  # the record of the last request of a join key
         self._turns = 0
 
     def update(self, replicas: Mapping[K, tuple[str, Mapping[str, Any]]]) -> None:
@@ -161,10 +162,17 @@ class RouteTable(Generic[K]):
                 self._home(prompt.session),
                 None if prompt.affinity is None else self._affine.get(prompt.affinity),
             )
+            twin = self._twin(prompt)
             failed = self._tried.get(prompt.request, set()) if prompt.attempt > 1 else set()
             views = [self._view(key, prompt) for key in candidates]
             return [
-                replace(view, has_session=key == home, has_affinity=key == near, has_failed=key in failed)
+                replace(
+                    view,
+                    has_session=key == home,
+                    has_affinity=key == near,
+                    has_failed=key in failed,
+                    has_twin=twin is not None and key == twin.replica,
+                )
                 for key, view in zip(candidates, views, strict=True)
             ]
 
@@ -186,6 +194,8 @@ class RouteTable(Generic[K]):
             self._expiry[request_id] = self._clock() + self._lag_ns
             if len(self._records) > _MAX_RECORDS:
                 self._drop(next(iter(self._records)))
+            if prompt.join is not None:
+                _put(self._twins, prompt.join, request_id, _MAX_HOMES)
             self._remember(prompt, replica, known.node)
 
     def routed(self, request_id: str, replica: K) -> None:
@@ -226,6 +236,12 @@ class RouteTable(Generic[K]):
             full=known.full(prompt.chain),
             turn=known.turn,
         )
+
+    def _twin(self, prompt: RoutedPrompt) -> _Record[K] | None:
+        """The request whose reply this one may read: it runs, or has ended a moment ago."""
+        if prompt.join is None or not prompt.joins:
+            return None
+        return self._records.get(self._twins.get(prompt.join, ""))
 
     def _home(self, session: int | None) -> K | None:
         """Where a session is: where we sent it last, unless that replica says it has it no more and

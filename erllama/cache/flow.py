@@ -369,7 +369,9 @@ class CacheFlow:
         target = min(free - self.live.held.keys(), default=None)
         if source is None or target is None or not self._copy(source.seq_id, target, source.n_tokens):
             return False
-        copied = Held(source.chain, new_id, n_given=source.n_given, prompt_logits=source.prompt_logits)
+        copied = Held(
+            source.chain, new_id, n_given=source.n_given, prompt_logits=source.prompt_logits, salt=source.salt
+        )
         self.live.keep(target, copied)
         return True
 

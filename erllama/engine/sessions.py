@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
-from erllama.request import check_session_id
+from erllama.request import shown_session
 
 MAX_SESSIONS = 4096  # transcripts cost 4 bytes a token in arrays and some 30 here; the oldest go first
 
@@ -46,17 +46,18 @@ class Sessions:
         """
         tokens = self._transcripts.get(session_id)
         if tokens is None:
-            raise SessionNotFound(f"no session {session_id!r} is known here; send the whole prompt", param="session_id")
+            raise SessionNotFound(
+                f"no session {shown_session(session_id)!r} is known here; send the whole prompt", param="session_id"
+            )
         if expect is not None:
             _check(session_id, tokens, expect)
         return tokens
 
     def fork(self, session_id: str, new_id: str) -> None:
-        """A new session with the same transcript. Raises `SessionNotFound`, `InvalidParameter`."""
+        """A new session with the same transcript. Raises `SessionNotFound`, `InvalidParameter` for a known one."""
         tokens = self.transcript(session_id)
-        check_session_id("new_session_id", new_id)
         if new_id in self._transcripts:
-            raise InvalidParameter(f"a session {new_id!r:.80} is known already", param="new_session_id")
+            raise InvalidParameter(f"a session {shown_session(new_id)!r:.80} is known already", param="new_session_id")
         self.commit(new_id, tokens)
 
     def end(self, session_id: str) -> None:
@@ -75,8 +76,8 @@ def _check(session_id: str, tokens: tuple[int, ...], expect: object) -> None:
         at = next((i for i in range(at) if tokens[i] != expect[i]), at)
     if at < len(tokens) or n_expected != len(tokens):
         raise TranscriptMismatch(
-            f"session {session_id!r} has {len(tokens)} committed tokens, {n_expected} were expected; they "
-            f"agree up to index {at}",
+            f"session {shown_session(session_id)!r} has {len(tokens)} committed tokens, {n_expected} were expected; "
+            f"they agree up to index {at}",
             param="expect_committed",
             diverges_at=at,
         )

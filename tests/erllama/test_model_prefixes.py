@@ -103,6 +103,52 @@ def test_a_prefix_of_another_tenant_does_not_exist(model: Model, tmp_path: Path)
     assert model.cached_prefix(key).n_tokens == 1000
 
 
+def test_what_requests_of_a_salt_stored_is_known_under_that_salt_alone(model: Model):
+    key = model.prefill_only(TEXT, salt="a").finish_key
+    model.evict()
+    [name, *_] = model.export_plan(key, salt="a")
+    assert [prefix.key for prefix in model.list_cached_prefixes(salt="a")] == [key]
+    assert model.export_object(name, salt="a") is not None
+    for other in ("", "b"):
+        assert model.list_cached_prefixes(salt=other) == ()
+        assert model.export_object(name, salt=other) is None
+        calls = [
+            model.cached_prefix,
+            model.evict_prefix,
+            model.export_plan,
+            lambda key, **more: model.pin_prefix(key, 9, **more),
+        ]
+        for call in (*calls, lambda key, **more: list(model.export_prefix(key, **more))):
+            with pytest.raises(PrefixNotFound):
+                call(key, salt=other)
+    model.pin_prefix(key, 60, name="p", salt="a")
+    assert [len(model.pins(salt=salt)) for salt in ("", "a", "b")] == [0, 1, 0]
+    assert [model.unpin("p", salt=salt) for salt in ("", "b", "a")] == [False, False, True]
+    assert model.evict_prefix(key, salt="a") > 0
+
+
+def test_a_file_is_taken_for_the_salt_that_it_was_made_for(model: Model, tmp_path: Path):
+    key = model.prefill_only(TEXT, salt="a").finish_key
+    model.evict()
+    file = list(model.export_prefix(key, salt="a"))
+    with opened(tmp_path, config(tmp_path, "elsewhere")) as other:
+        for salt in ("", "b"):
+            with pytest.raises(InvalidParameter, match="tenant"):
+                other.import_prefix(file, salt=salt)
+        assert other.import_prefix(file, salt="a").key == key
+        assert other.cached_prefix(key, salt="a").n_tokens == 1000
+
+
+def test_a_pinned_prompt_is_that_of_its_salt(model: Model):
+    model.pin_prefix(TEXT, 60, salt="a")
+    for salt in ("a", "b"):
+        model.complete(TEXT, response_tokens=4, salt=salt)
+    model.evict()
+    model.store.evict_bytes("disk", 1 << 40)
+    cached = {salt: model.complete(TEXT, response_tokens=1, salt=salt).stats.cached_tokens for salt in ("a", "b")}
+    assert (cached["a"] >= 999, cached["b"]) == (True, 0)
+
+
 @pytest.mark.parametrize("key", ["", "x", "../../etc/passwd", "A" * 64, "0" * 64, "0" * 65])
 def test_what_is_no_key_of_ours_is_not_found(model: Model, key: str):
     with pytest.raises(PrefixNotFound, match="no prefix"):
@@ -266,3 +312,36 @@ def test_forks_of_unknown_sessions_and_to_known_names_are_refused(model: Model):
     for name in ("", "x" * 300):
         with pytest.raises(InvalidParameter, match="new_session_id must have 1 to 256"):
             model.fork_session("old", name)
+
+
+def test_sessions_of_one_name_are_each_salts_own(model: Model):
+    for salt, tokens in (("", TEXT[:300]), ("a", TEXT[:400]), ("b", OTHER[:500])):
+        model.infer(tokens, session_id="chat", response_tokens=1, salt=salt).result()
+    told = {salt: model.transcript("chat", salt=salt) for salt in ("", "a", "b")}
+    assert [len(tokens) for tokens in told.values()] == [301, 401, 501]
+    model.continue_("chat", [7], salt="a", response_tokens=1).result()
+    model.end_session("chat")
+    model.reset_session("chat", salt="b")
+    for salt in ("", "b"):
+        with pytest.raises(SessionNotFound, match="no session 'chat' is known") as caught:
+            model.transcript("chat", salt=salt)
+        assert "\\x00" not in caught.value.message
+    assert model.transcript("chat", salt="a")[:402] == (*told["a"], 7)
+
+
+@pytest.mark.parametrize("salt", ["", "a"])
+def test_a_fork_is_live_for_its_salt(model: Model, salt: str):
+    model.infer(TEXT, session_id="old", response_tokens=3, salt=salt).result()
+    assert model.fork_session("old", "new", salt=salt) is True
+    with pytest.raises(SessionNotFound):
+        model.fork_session("old", "newer", salt="b")
+    live = model.live_prefixes().result()
+    assert sorted(live.salts.values()) == [salt, salt]  # what the router is told: the copy, too
+
+
+def test_no_session_id_reaches_another_salts(model: Model):
+    model.infer(TEXT, session_id="chat", response_tokens=1, salt="a").result()
+    for call in (model.transcript, model.end_session, model.reset_session, lambda id: model.fork_session("chat", id)):
+        with pytest.raises(InvalidParameter, match="must not hold a NUL"):
+            call("a\0chat")
+    assert len(model.transcript("chat", salt="a")) == 1001

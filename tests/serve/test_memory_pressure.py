@@ -150,9 +150,10 @@ class Stream(threading.Thread):
         while not (self.replies and self.may_end.is_set()):
             with httpx.stream("POST", f"{self._url}/v1/completions", json=body, timeout=WITHIN_S) as response:
                 assert response.status_code == 200
-                for line in filter(None, response.iter_lines()):
-                    self.lines.append(line)
-                    self.started.set()
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        self.lines.append(line)
+                        self.started.set()
             assert '"length"' in self.lines[-2], self.lines[-2:]
             assert self.lines[-1] == "data: [DONE]"
             self.replies += 1

@@ -19,7 +19,7 @@ import ollama
 import openai
 
 from deployments.http.options import HttpOptions
-from deployments.http.ports import ChatPrompt, ReplyDefaults, ServedModel, VocabFacts
+from deployments.http.ports import ChatPrompt, RecordedReply, ReplyDefaults, ServedModel, VocabFacts
 from deployments.ingress.http_app import make_http_app
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
@@ -181,6 +181,16 @@ class FakeModel:
             embeds=True, rank_tokens=self.rank_tokens,
         )  # fmt: skip
 
+    async def find(self, request_id: str) -> RecordedReply | None:
+        """It keeps nothing."""
+        return None
+
+    def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        raise NotImplementedError
+
+    async def cancel(self, ref: str) -> object:
+        raise NotImplementedError
+
     async def stats(self) -> list[EngineStats]:
         return [EngineStats(4, 2, n_prefilling=1, n_generating=1, n_queued=3)]
 
@@ -200,7 +210,8 @@ def served(
 
 
 def app_of(*models: ServedModel, **options: Any) -> Any:
-    return make_http_app(models, HttpOptions(**options))
+    """Its replies are not kept, so that events have no ids, unless `options` say otherwise."""
+    return make_http_app(models, HttpOptions(**{"resume_grace_s": 0.0, **options}))
 
 
 @asynccontextmanager
@@ -302,9 +313,10 @@ class Exchange:
 async def exchange(app: Any, path: str, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> Any:
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": list(headers),
+        "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": list(headers),
         "server": ("t", 80), "client": ("c", 1),
     }  # fmt: skip
     inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from deployments.generation.chat import ReadyChat
+from deployments.generation.identity import ReplyIds
 from deployments.http.body import encode
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, ReplyPart, TextDelta
 from erllama.errors import ContextOverflow, ErllamaError
@@ -56,12 +56,14 @@ def error_body(error: ErllamaError, request_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What a reply says first. `model` is the name in the request, `max_tokens` the bound in it.
+    """What a reply says first. `model` is the name in the request, `max_tokens` the bound in it,
+    `ids` are those of the reply and its calls.
     `edits_context`: the client asked for context edits, and is told that there were none.
     """
 
     model: str
     prompt_tokens: int
+    ids: ReplyIds
     max_tokens: int | None = None
     edits_context: bool = False
 
@@ -72,7 +74,7 @@ class ReplyHead:
 
     def message(self) -> dict[str, Any]:
         return {
-            "id": f"msg_{uuid4().hex[:24]}",
+            "id": f"msg_{self.ids.new(24)}",
             "type": "message",
             "role": "assistant",
             "model": self.model,
@@ -118,7 +120,7 @@ def stop_fields(stats: RequestStats, max_tokens: int | None, *, called: bool) ->
     return {"stop_reason": reason, "stop_sequence": stats.stop_sequence}
 
 
-def opened_block(part: ReplyPart) -> dict[str, Any]:
+def opened_block(part: ReplyPart, ids: ReplyIds) -> dict[str, Any]:
     """The block that a part belongs to, still empty."""
     match part:
         case TextDelta():
@@ -126,7 +128,7 @@ def opened_block(part: ReplyPart) -> dict[str, Any]:
         case ReasoningDelta():
             return {"type": "thinking", "thinking": "", "signature": ""}
         case CallStart(name):
-            return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": name, "input": {}}
+            return {"type": "tool_use", "id": f"toolu_{ids.new(24)}", "name": name, "input": {}}
         case ArgumentsDelta():
             raise AssertionError("arguments before their call")
 
@@ -144,13 +146,13 @@ def begins_block(part: ReplyPart, kind: str | None) -> bool:
             return False
 
 
-def whole_blocks(parts: Iterable[ReplyPart]) -> list[dict[str, Any]]:
+def whole_blocks(parts: Iterable[ReplyPart], ids: ReplyIds) -> list[dict[str, Any]]:
     """The blocks of a whole reply, in its order."""
     blocks: list[dict[str, Any]] = []
     arguments: dict[int, str] = {}
     for part in parts:
         if begins_block(part, blocks[-1]["type"] if blocks else None):
-            blocks.append(opened_block(part))
+            blocks.append(opened_block(part, ids))
         match part:
             case TextDelta(text):
                 blocks[-1]["text"] += text
@@ -179,8 +181,9 @@ def message_body(head: ReplyHead, ready: ReadyChat, reply: Completion) -> bytes:
     parts: list[ReplyPart] = [TextDelta(reply.text)] if reply.text else []
     if splitter is not None:
         parts = splitter.push(reply.text) + splitter.finish()
-    blocks = whole_blocks(parts)
+    message = head.message()
+    blocks = whole_blocks(parts, head.ids)
     called = any(block["type"] == "tool_use" for block in blocks)
     end = stop_fields(reply.stats, head.max_tokens, called=called) | head.edits
     counts = {"usage": final_usage(reply.stats, counter.n_tokens)}
-    return encode(head.message() | {"content": blocks} | end | counts).encode()
+    return encode(message | {"content": blocks} | end | counts).encode()

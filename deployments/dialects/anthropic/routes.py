@@ -21,10 +21,10 @@ from deployments.dialects.anthropic.reply import OVERLOADED, ReplyHead, error_bo
 from deployments.dialects.anthropic.stream import FRAMING, MessageWriter
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import parse_json
 from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
-from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import PromptPort
@@ -108,15 +108,24 @@ class Anthropic(Dialect):
             body = parse_json(MessageBody, raw)
             body.check_names()
             model = models.of(request).resolve(body.model)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
             noise = noise_of(request)
             ready = await prepare(model.prompts, _cost(raw, body, model.prompts), _ready, body, model.prompts, noise)
-            asked = message_request(body, ready, engine_id(request), request.headers)
+            asked = message_request(body, ready, identity.stream, request.headers)
             name, edits = body.model or model.id, body.context_management is not None
-            head = ReplyHead(name, len(asked.prompt), body.max_tokens, edits)
+            head = ReplyHead(name, len(asked.prompt), identity.ids(), body.max_tokens, edits)
             if not body.stream:
-                [reply] = await whole_replies(request, model, [asked], ready.record)
+                [reply] = await whole_replies(request, model, [asked], ready.record, identity=identity)
                 return Response(message_body(head, ready, reply), media_type="application/json")
             writer = MessageWriter(head, ready)
-            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=ready.record)
+            return streamed_reply(
+                request,
+                model,
+                [asked],
+                writer,
+                keepalive_s=options.keepalive_s,
+                record=ready.record,
+                identity=identity,
+            )
 
         return router

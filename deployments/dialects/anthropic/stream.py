@@ -34,7 +34,7 @@ from erllama.errors import ErllamaError
 from erllama.events import Done, Event, Tokens
 
 PING = SSE.frame(b'{"type":"ping"}', "ping")
-FRAMING = Framing(SSE.media_type, SSE.frame, PING)
+FRAMING = Framing(SSE.media_type, SSE.frame, PING, has_ids=True)
 
 
 def _frame(event: dict[str, Any]) -> bytes:
@@ -83,7 +83,8 @@ class MessageWriter:
 
     def _start(self, events: list[Event]) -> bytes:
         self._begun = True
-        n_tokens = sum(len(event.ids) for event in events if isinstance(event, Tokens))
+        # of the first event alone: how many come together with it depends on who reads
+        n_tokens = sum(len(event.ids) for event in events[:1] if isinstance(event, Tokens))
         counts = {"usage": usage(self._head.prompt_tokens, 0, n_tokens)}
         return _frame({"type": "message_start", "message": self._head.message() | counts})
 
@@ -106,7 +107,7 @@ class MessageWriter:
                 return out
 
     def _opened(self, part: ReplyPart) -> bytes:
-        block = opened_block(part)
+        block = opened_block(part, self._head.ids)
         self._index += 1
         self._kind = block["type"]
         return _frame({"type": "content_block_start", "index": self._index, "content_block": block})

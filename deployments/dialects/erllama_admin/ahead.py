@@ -37,5 +37,5 @@ def prefix_prompt(body: ComputeBody, prompts: PromptPort, noise: NoiseFilter) ->
 
 def prefix_request(body: ComputeBody, prompt: Prompt, engine_id: str) -> GenerationRequest:
     """Computes and saves, generates nothing."""
-    pin = None if body.pin is None or body.pin.name else Pin(len(prompt), body.pin.ttl_s, body.pin.owner)
+    pin = None if body.pin is None or body.pin.name else Pin(len(prompt), body.pin.ttl_s)
     return GenerationRequest(engine_id, prompt, max_tokens=0, pin=pin)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from deployments.dialects.erllama_admin.admin import prefixes_of
+from deployments.dialects.erllama_admin.asked_tenant import asked_tenant
 from deployments.dialects.erllama_admin.prefix_routes import prefix_routes
 from deployments.dialects.erllama_admin.shapes import state_card
+from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes_of
 from deployments.dialects.erllama_admin.wire import ForkBody
 from deployments.generation.reply import read_body
 from deployments.http.body import parse_json
@@ -34,17 +35,17 @@ class ErllamaAdmin(Dialect):
         async def fork(request: Request, session_id: str) -> Response:
             require_admin(request)
             body = parse_json(ForkBody, await read_body(request, options.max_body_bytes))
-            model = models.of(request).resolve(body.model)
+            tenant = asked_tenant(request, body.tenant)
+            model = models.of(request, tenant).resolve(body.model)
             copied = await prefixes_of(model).fork_session(session_id, body.new_session_id)
-            return JSONResponse(
-                {"object": "session", "id": body.new_session_id, "model": model.id, "kv_copied": copied}
-            )
+            card = {"object": "session", "id": body.new_session_id, "model": model.id, "tenant": tenant.name}
+            return JSONResponse(card | {"kv_copied": copied})
 
         @router.get("/erllama/v1/models/{model_id:path}/state")
         async def state(request: Request, model_id: str) -> Response:
             require_admin(request)
             model = models.of(request).resolve(model_id)
-            answers = await prefixes_of(model).states()
+            answers = await port_of(model).states()
             return JSONResponse(
                 {"object": "model.state", "model": model.id, "replicas": [state_card(a) for a in answers]}
             )

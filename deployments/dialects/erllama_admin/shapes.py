@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -43,10 +43,11 @@ def _union(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*a, *b)))
 
 
-def prefix_card(prefix: CachedPrefix, text: str | None) -> dict[str, Any]:
-    """`text` is the beginning of it, None for who may not read it."""
-    card = {
+def prefix_card(prefix: CachedPrefix, tenant: str, text: str) -> dict[str, Any]:
+    """`tenant` is the name of whose it is, `text` its beginning."""
+    return {
         "object": "kv.prefix",
+        "tenant": tenant,
         "key": prefix.key,
         "tokens": prefix.n_tokens,
         "bytes": prefix.n_bytes,
@@ -54,15 +55,17 @@ def prefix_card(prefix: CachedPrefix, text: str | None) -> dict[str, Any]:
         "last_used": prefix.last_used_s,
         "tiers": list(prefix.tiers),
         "pins": list(prefix.pins),
+        "text": text[:_MAX_CHARS],
     }
-    return card if text is None else card | {"text": text[:_MAX_CHARS]}
 
 
-def pin_card(pin: PinInfo) -> dict[str, Any]:
+def pin_card(pin: PinInfo, tenant: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """`tenant` is the name of whose prefix it keeps; `names` are those of the owners that have one."""
     return {
         "object": "kv.pin",
+        "tenant": tenant,
         "name": pin.name,
-        "owner": pin.owner,
+        "owner": names.get(pin.owner, pin.owner),
         "key": pin.key,
         "tokens": pin.n_tokens,
         "bytes": pin.n_bytes,
@@ -71,9 +74,10 @@ def pin_card(pin: PinInfo) -> dict[str, Any]:
     }
 
 
-def import_card(report: ImportReport) -> dict[str, Any]:
+def import_card(report: ImportReport, tenant: str) -> dict[str, Any]:
     return {
         "object": "kv.import",
+        "tenant": tenant,
         "key": report.key,
         "tokens": report.n_tokens,
         "objects": report.n_objects,

@@ -21,12 +21,15 @@ class _Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
 
-class PinBody(_Body):
+class PinSpec(_Body):
     """`ttl_s` is how long from now on; `name` "" names a pin by the key of its prefix."""
 
     ttl_s: Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False, strict=False)] = 3600.0
     name: Name = ""
-    owner: Name = ""
+
+
+class PinBody(PinSpec):
+    tenant: str | None = None
 
 
 class ComputeBody(_Body):
@@ -35,10 +38,11 @@ class ComputeBody(_Body):
     """
 
     model: str | None = None
+    tenant: str | None = None
     prompt: str | list[int] | None = None
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
-    pin: PinBody | None = None
+    pin: PinSpec | None = None
 
     @model_validator(mode="after")
     def _has_one(self) -> ComputeBody:
@@ -52,6 +56,7 @@ class ComputeBody(_Body):
 class ForkBody(_Body):
     new_session_id: str
     model: str | None = None
+    tenant: str | None = None
 
 
 def asked_limit(query: QueryParams) -> int:

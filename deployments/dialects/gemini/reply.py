@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from deployments.generation.chat import ReadyChat
+from deployments.generation.identity import ReplyIds
 from deployments.generation.logprobs import Placed, covered, finite
 from deployments.http.body import encode
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, ReplyPart, TextDelta
@@ -53,16 +53,17 @@ def error_body(error: ErllamaError) -> bytes:
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
     """What every piece of a reply repeats. `model` is the one that answers; `shows_thoughts`: the
-    client wants to see them.
+    client wants to see them. `ids` are those of its calls.
     """
 
     id: str
     model: str
+    ids: ReplyIds
     shows_thoughts: bool = False
 
     @classmethod
-    def of(cls, model: str, *, shows_thoughts: bool) -> ReplyHead:
-        return cls(uuid4().hex[:24], model, shows_thoughts)
+    def of(cls, model: str, ids: ReplyIds, *, shows_thoughts: bool) -> ReplyHead:
+        return cls(ids.new(24), model, ids, shows_thoughts)
 
     def body(self, candidates: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         counts = {} if usage is None else {"usageMetadata": usage}
@@ -99,7 +100,8 @@ class PartWriter:
     call must not be made.
     """
 
-    def __init__(self, *, shows_thoughts: bool) -> None:
+    def __init__(self, ids: ReplyIds, *, shows_thoughts: bool) -> None:
+        self._ids = ids
         self._shows_thoughts = shows_thoughts
         self._name: str | None = None
         self._arguments = ""
@@ -133,7 +135,7 @@ class PartWriter:
             encode(args).encode()
         except (ValueError, RecursionError):
             return []
-        call = {"name": name, "args": args, "id": f"call_{uuid4().hex[:12]}"}
+        call = {"name": name, "args": args, "id": f"call_{self._ids.new(12)}"}
         return [{"functionCall": call}] if isinstance(args, dict) else []
 
 
@@ -176,7 +178,7 @@ def whole_body(head: ReplyHead, ready: ReadyChat, replies: Sequence[Completion])
         cut: list[ReplyPart] = [TextDelta(reply.text)] if reply.text else []
         if splitter is not None:
             cut = splitter.push(reply.text) + splitter.finish()
-        writer = PartWriter(shows_thoughts=head.shows_thoughts)
+        writer = PartWriter(head.ids, shows_thoughts=head.shows_thoughts)
         parts = _joined(writer.push(cut) + writer.finish())
         meter.add(index, reply.stats, counter.n_tokens)
         logprobs = covered(reply) if reply.logprobs is not None else ()

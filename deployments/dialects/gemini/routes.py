@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -20,12 +21,12 @@ from deployments.dialects.gemini.reply import ReplyHead, error_body, whole_body
 from deployments.dialects.gemini.stream import ContentWriter
 from deployments.dialects.gemini.wire import BatchEmbedBody, CountBody, EmbedBody, GenerateBody
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import encode, parse_json
 from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import RouteNotFound
-from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import PromptPort, ServedModel
@@ -60,8 +61,8 @@ def _count(body: GenerateBody, prompts: PromptPort, noise: NoiseFilter) -> int:
 
 
 class Gemini(Dialect):
-    """Its clients send headers of Google's own. Those tell them from others where both have a path, and
-    so does a verb.
+    """Its clients send headers of Google's own, or a key in the query. Those tell them from others where
+    both have a path, and so does a verb.
     """
 
     prefixes = ("/v1beta",)
@@ -70,11 +71,13 @@ class Gemini(Dialect):
         (f"{version}/models/{{named}}" for version in _VERSIONS), GenerateBody
     )
     keys = (KeyHeader("x-goog-api-key"), BEARER)
+    key_query = "key"
 
     def claim(self, path: str, scope: Scope) -> int:
         if path != _SHARED and not path.startswith(f"{_SHARED}/"):
             return super().claim(path, scope)
         own = any(name in _OWN_HEADERS for name, _ in scope.get("headers", ()))
+        own = own or self.key_query in QueryParams(scope.get("query_string", b""))
         return len(_SHARED) + 1 if own or path.rpartition(":")[2] in _VERBS else 0
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
@@ -114,15 +117,19 @@ async def _generate(
 ) -> Response:
     body = parse_json(GenerateBody, raw)
     body.check_names()
+    identity = await reply_identity(request, model, raw, options.resume_grace_s)
     cost, noise = _cost(raw, body, model.prompts), noise_of(request)
     ready = await prepare(model.prompts, cost, _ready, body, model.prompts, noise)
-    asked = generation_requests(body, ready, engine_id(request))
+    asked = generation_requests(body, ready, identity.stream)
     thinking = body.generation_config.thinking_config
-    head = ReplyHead.of(model.id, shows_thoughts=thinking is not None and bool(thinking.include_thoughts))
+    shows_thoughts = thinking is not None and bool(thinking.include_thoughts)
+    head = ReplyHead.of(model.id, identity.ids(), shows_thoughts=shows_thoughts)
     if streams and request.query_params.get("alt") == "sse":
         writer = ContentWriter(head, ready, len(asked))
-        return streamed_reply(request, model, asked, writer, keepalive_s=options.keepalive_s, record=ready.record)
-    whole = whole_body(head, ready, await whole_replies(request, model, asked, ready.record))
+        return streamed_reply(
+            request, model, asked, writer, keepalive_s=options.keepalive_s, record=ready.record, identity=identity
+        )
+    whole = whole_body(head, ready, await whole_replies(request, model, asked, ready.record, identity=identity))
     # without `alt=sse` a stream is a JSON array; one of a single piece is one, too
     return Response(b"[" + whole + b"]" if streams else whole, media_type="application/json")
 

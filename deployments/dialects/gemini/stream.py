@@ -23,7 +23,7 @@ class _Candidate:
         self.thought = ready.counter()
         self.logprobs = CoveredLogprobs()
         self._splitter = ready.splitter()
-        self._writer = PartWriter(shows_thoughts=head.shows_thoughts)
+        self._writer = PartWriter(head.ids, shows_thoughts=head.shows_thoughts)
 
     def push(self, event: Tokens) -> list[dict[str, Any]]:
         self.thought.push(event.ids)

@@ -20,8 +20,10 @@ def server_version() -> str:
         return "unknown"
 
 
-def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *, whole_path: bool) -> dict[str, Any]:
-    """`info` is None for a model that sleeps. `whole_path`: where the file is may be told."""
+def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *, for_admin: bool) -> dict[str, Any]:
+    """`info` is None for a model that sleeps. `for_admin`: where the file is may be told, and
+    there is `/slots`.
+    """
     defaults = settings(CompletionBody.model_validate({"prompt": "x"}), model.prompts.defaults.sampling)
     n_ctx = model.prompts.n_ctx or (None if info is None else info.context_size)
     return {
@@ -29,9 +31,9 @@ def props_body(model: ServedModel, facts: VocabFacts, info: ModelInfo | None, *,
         "total_slots": facts.n_parallel,
         "model_alias": model.id,
         "model_ftype": None if info is None else info.quant_type,
-        "model_path": facts.path if whole_path else facts.path.replace("\\", "/").rpartition("/")[2],
+        "model_path": facts.path if for_admin else facts.path.replace("\\", "/").rpartition("/")[2],
         "modalities": {"vision": False, "audio": False, "video": False},
-        "endpoint_slots": True,
+        "endpoint_slots": for_admin,
         "endpoint_props": False,
         "endpoint_metrics": False,
         "chat_template": facts.chat_template,

@@ -24,12 +24,13 @@ from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm,
 from deployments.dialects.llama_server.tokens import checked_chat, detokenize_body, template_body, tokenize_body
 from deployments.dialects.llama_server.wire import CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from deployments.dialects.openai.wire import ChatBody
+from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.generation.running import engine_stats, infos
 from deployments.http.body import encode, parse_json
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.middleware import engine_id, may_see_all
+from deployments.http.middleware import require_admin, tenant_of
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import PromptPort, ServedModel
@@ -87,11 +88,18 @@ class LlamaServer(Dialect):
         router = own_routes(self)
         router.include_router(_told(self, models, options))
 
-        async def reply(request: Request, model: ServedModel, form: ReplyForm) -> Response:
+        async def reply(request: Request, model: ServedModel, form: ReplyForm, identity: ReplyIdentity) -> Response:
             requests = form.ready.requests
             if not form.body.stream:
-                return _json(completion_body(form, await whole_replies(request, model, requests)))
-            return streamed_reply(request, model, requests, CompletionWriter(form), keepalive_s=options.keepalive_s)
+                return _json(completion_body(form, await whole_replies(request, model, requests, identity=identity)))
+            return streamed_reply(
+                request,
+                model,
+                requests,
+                CompletionWriter(form),
+                keepalive_s=options.keepalive_s,
+                identity=identity,
+            )
 
         @router.post("/completion")
         async def completion(request: Request) -> Response:
@@ -100,8 +108,9 @@ class LlamaServer(Dialect):
             model = models.of(request).resolve(body.model)
             compiles = body.grammar is not None or body.json_schema is not None
             cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
-            ready = await prepare(model.prompts, cost, ready_completion, body, model.prompts, engine_id(request))
-            return await reply(request, model, ReplyForm(model.id, body, ready))
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
+            ready = await prepare(model.prompts, cost, ready_completion, body, model.prompts, identity.stream)
+            return await reply(request, model, ReplyForm(model.id, body, ready), identity)
 
         @router.post("/infill")
         async def infill(request: Request) -> Response:
@@ -111,10 +120,11 @@ class LlamaServer(Dialect):
             n_ctx = model.prompts.n_ctx or (await model.client.model_info()).context_size
             compiles = knobs.grammar is not None or knobs.json_schema is not None
             cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
             asked, ready = await prepare(
-                model.prompts, cost, ready_infill, body, knobs, model.prompts, n_ctx, engine_id(request)
+                model.prompts, cost, ready_infill, body, knobs, model.prompts, n_ctx, identity.stream
             )
-            return await reply(request, model, ReplyForm(model.id, asked, ready))
+            return await reply(request, model, ReplyForm(model.id, asked, ready), identity)
 
         @router.post("/embedding")
         @router.post("/embeddings")
@@ -187,10 +197,11 @@ def _told(dialect: Dialect, models: ModelRegistry, options: HttpOptions) -> APIR
         model = models.of(request).resolve(request.query_params.get("model"))
         [info] = await infos([model], options.ready_timeout_s)
         facts = await prepare(model.prompts, 0, model.prompts.facts)
-        return JSONResponse(props_body(model, facts, info, whole_path=may_see_all(request)))
+        return JSONResponse(props_body(model, facts, info, for_admin=tenant_of(request).admin))
 
     @router.get("/slots")
     async def slots(request: Request) -> Response:
+        require_admin(request)  # they tell what all tenants do
         model = models.of(request).resolve(request.query_params.get("model"))
         told = slots_body(await asked_stats(model), model.prompts.n_ctx)
         if request.query_params.get("fail_on_no_slot") and all(slot["is_processing"] for slot in told):

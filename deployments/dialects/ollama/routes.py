@@ -56,6 +56,7 @@ from deployments.dialects.ollama.wire import (
     parse_body,
 )
 from deployments.generation.chat import ChatAsk
+from deployments.generation.identity import new_identity
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
 from deployments.generation.running import infos
 from deployments.http.dialect import NDJSON, Dialect, route_path
@@ -126,12 +127,21 @@ class Ollama(Dialect):
         ) -> Response:
             n_chars = cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts, noise_of(request))
-            asked = chat_request(body, chat, engine_id(request))
+            identity = new_identity(request, raw, options.resume_grace_s)  # lines have no ids to come back with
+            asked = chat_request(body, chat, identity.stream)
             if not body.streams:
-                [whole] = await whole_replies(request, model, [asked], chat.record)
+                [whole] = await whole_replies(request, model, [asked], chat.record, identity=identity)
                 return _json(whole_body(head, whole, chat.splitter()))
             writer = LineWriter(head, chat.splitter())
-            return streamed_reply(request, model, [asked], writer, keepalive_s=options.keepalive_s, record=chat.record)
+            return streamed_reply(
+                request,
+                model,
+                [asked],
+                writer,
+                keepalive_s=options.keepalive_s,
+                record=chat.record,
+                identity=identity,
+            )
 
         async def raw_reply(
             request: Request, raw: bytes, body: GenerateBody, model: ServedModel, head: ReplyHead

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 from deployments.dialects.openai.extras import NO_EXTRAS, ChunkEnd, Extras
 from deployments.dialects.openai.logprobs import chat_logprobs
 from deployments.dialects.openai.reply import ReplyHead, StreamWriter, finish_reason, whole_body
+from deployments.generation.identity import ReplyIds
 from deployments.generation.logprobs import CoveredLogprobs, Placed, covered
 from deployments.http.body import encode
 from erllama.chat.reasoning_counter import PieceOf, ReasoningCounter
@@ -28,16 +28,12 @@ from erllama.chat.tool_formats.base import (
 from erllama.events import Completion, Done, Event, Progress, Tokens
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: ToolCall, ids: ReplyIds) -> dict[str, Any]:
     return {
-        "id": _call_id(),
+        "id": f"call_{ids.new(24)}",
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments_json},
     }
-
-
-def _call_id() -> str:
-    return f"call_{uuid4().hex[:24]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +41,14 @@ class ReplyForm:
     """How the text of a reply becomes a message. `splitter` makes what cuts one choice's text into
     reasoning, text and calls; a None of it leaves the text as it is. `piece_of` gives the bytes of
     its tokens. `functions`: the request spoke of `functions`, the older name of tools, so a call
-    comes as `function_call`. That holds one: what else the model calls is left out.
+    comes as `function_call`. That holds one: what else the model calls is left out. `ids` are those
+    of the calls.
     """
 
     splitter: Callable[[], ReplySplitter | None]
     piece_of: PieceOf
     functions: bool = False
+    ids: ReplyIds = field(default_factory=ReplyIds)
 
     def counter(self) -> ReasoningCounter:
         """What counts the reasoning of one choice."""
@@ -153,7 +151,7 @@ class ChatWriter(StreamWriter):
                 return f'"reasoning_content":{encode(text)}'
             case CallStart(name):
                 choice.n_calls += 1
-                call = _call(ToolCall(name, ""))
+                call = _call(ToolCall(name, ""), self._form.ids)
             case ArgumentsDelta(text):
                 call = {"function": {"arguments": text}}
         if self._form.functions:
@@ -182,7 +180,7 @@ def _whole_choice(index: int, whole: Completion, form: ReplyForm, logprobs: bool
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
         if reply.calls:
-            calls = [_call(call) for call in reply.calls]
+            calls = [_call(call, form.ids) for call in reply.calls]
             told = {"function_call": calls[0]["function"]} if form.functions else {"tool_calls": calls}
             message |= {"content": reply.content or None} | told
     return {

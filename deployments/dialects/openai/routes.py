@@ -4,10 +4,8 @@ request; what bodies mean is in the files beside this one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
-from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -36,10 +34,10 @@ from deployments.dialects.openai.wire import (
     parse_body,
 )
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
+from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -59,8 +57,8 @@ def _model_card(model: ServedModel) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": "erllama", **known}
 
 
-def _head(prefix: str, model: ServedModel) -> ReplyHead:
-    return ReplyHead(id=f"{prefix}-{uuid4().hex}", model=model.id, created=int(time.time()))
+def _head(prefix: str, model: ServedModel, identity: ReplyIdentity) -> ReplyHead:
+    return ReplyHead(id=f"{prefix}-{identity.nonce}", model=model.id, created=identity.created)
 
 
 def _json(body: bytes) -> Response:
@@ -160,16 +158,25 @@ class OpenAI(Dialect):
             check_stream(body)
             check_tools(body)
             model = models.of(request).resolve(body.model)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             chat = await prepare(model.prompts, cost, _prepare_chat, body, model.prompts, noise_of(request))
-            requests = chat_requests(body, chat, engine_id(request), request.headers)
-            form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions))
-            head = _head("chatcmpl", model)
+            requests = chat_requests(body, chat, identity.stream, request.headers)
+            form = ReplyForm(chat.splitter, chat.piece_of, functions=bool(body.functions), ids=identity.ids())
+            head = _head("chatcmpl", model, identity)
             if not body.stream:
-                replies = await whole_replies(request, model, requests, chat.record)
+                replies = await whole_replies(request, model, requests, chat.record, identity=identity)
                 return _json(chat_body(head, replies, form=form, logprobs=bool(body.logprobs)))
-            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, form=form, extras=body.extras)
-            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, record=chat.record)
+            writer = ChatWriter(head, len(requests), include_usage=body.include_usage, extras=body.extras, form=form)
+            return streamed_reply(
+                request,
+                model,
+                requests,
+                writer,
+                keepalive_s=options.keepalive_s,
+                record=chat.record,
+                identity=identity,
+            )
 
         @router.post("/chat/completions/input_tokens")
         async def input_tokens(request: Request) -> Response:
@@ -188,16 +195,17 @@ class OpenAI(Dialect):
             check_stream(body)
             check_completion(body)
             model = models.of(request).resolve(body.model)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
             headers, sampling = request.headers, model.prompts.defaults.sampling
-            requests = completion_requests(body, prompts, grammar, engine_id(request), headers, sampling)
-            head, n = _head("cmpl", model), body.n or 1
+            requests = completion_requests(body, prompts, grammar, identity.stream, headers, sampling)
+            head, n = _head("cmpl", model, identity), body.n or 1
             if not body.stream:
-                replies = await whole_replies(request, model, requests)
+                replies = await whole_replies(request, model, requests, identity=identity)
                 return _json(completion_body(head, n, echoes, replies, logprobs=body.logprobs is not None))
             writer = CompletionWriter(head, n, echoes, include_usage=body.include_usage, extras=body.extras)
-            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s)
+            return streamed_reply(request, model, requests, writer, keepalive_s=options.keepalive_s, identity=identity)
 
         @router.post("/embeddings")
         async def embeddings(request: Request) -> Response:

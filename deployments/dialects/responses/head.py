@@ -5,15 +5,14 @@ Strict clients want every field in every snapshot, so the first part is encoded 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.dialects.responses.params import sampling_params
-from deployments.dialects.responses.stored.response import new_id
 from deployments.dialects.responses.wire import ResponseBody
 from deployments.dialects.responses.wire_tools import ToolChoice
+from deployments.generation.identity import ReplyIdentity
 from deployments.http.body import encode, encode_given
 from erllama.errors import ContextOverflow, ErllamaError, QueueFull
 from erllama.events import RequestStats
@@ -51,19 +50,20 @@ class ResponseHead:
 
     id: str
     static: str
+    identity: ReplyIdentity
 
     @classmethod
-    def of(cls, body: ResponseBody, model: str, defaults: SamplingParams) -> ResponseHead:
+    def of(cls, body: ResponseBody, model: str, defaults: SamplingParams, identity: ReplyIdentity) -> ResponseHead:
         sampling, wanted = sampling_params(body, defaults), body.format
         form = {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True, exclude_none=True)
         choice = body.tool_choice
-        id = new_id("resp")
+        id = f"resp_{identity.nonce}"
         fields = {
             "id": id,
             "object": "response",
-            "created_at": int(time.time()),
+            "created_at": identity.created,
             "model": model,
-            "background": False,
+            "background": bool(body.background),
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "max_tool_calls": body.max_tool_calls,
@@ -85,7 +85,7 @@ class ResponseHead:
             "truncation": "disabled",
             "user": body.user,
         }
-        return cls(id, encode_given(fields).removesuffix("}"))
+        return cls(id, encode_given(fields).removesuffix("}"), identity)
 
     def snapshot(
         self,
@@ -95,11 +95,14 @@ class ResponseHead:
         usage: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
         incomplete: str | None = None,
+        seconds: float = 0.0,
     ) -> str:
-        """The JSON of the response. `incomplete` is the reason why it was cut off."""
+        """The JSON of the response. `incomplete` is the reason why it was cut off; `seconds` is how
+        long it took.
+        """
         fields = {
             "status": status,
-            "completed_at": int(time.time()) if status == "completed" else None,
+            "completed_at": int(self.identity.created + seconds) if status == "completed" else None,
             "error": error,
             "incomplete_details": None if incomplete is None else {"reason": incomplete},
             "output": list(output),

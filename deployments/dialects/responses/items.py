@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from deployments.dialects.responses.custom_input import CustomInput
 from deployments.dialects.responses.sealed import seal
-from deployments.dialects.responses.stored.response import item_id, new_id
+from deployments.dialects.responses.stored.response import item_id
 from deployments.dialects.responses.tools import ClientTool
 from deployments.http.body import encode
 
@@ -155,7 +155,7 @@ class FunctionCallItem(OutputItem):
     def __init__(self, index: int, response_id: str, tool: ClientTool) -> None:
         super().__init__(index, response_id)
         self._tool = tool
-        self._call_id = new_id("call")
+        self._call_id = item_id("call", response_id, index)
 
     def body(self) -> dict[str, Any]:
         call = {"call_id": self._call_id, **self._tool.names, "arguments": self._text}
@@ -181,7 +181,7 @@ class CustomCallItem(OutputItem):
     def __init__(self, index: int, response_id: str, tool: ClientTool) -> None:
         super().__init__(index, response_id)
         self._tool = tool
-        self._call_id = new_id("call")
+        self._call_id = item_id("call", response_id, index)
         self._reader = CustomInput()
 
     def body(self) -> dict[str, Any]:

@@ -4,7 +4,10 @@ in the files beside this one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,30 +15,42 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from deployments.dialects.responses.background import BackgroundReplies, BackgroundReply
 from deployments.dialects.responses.compaction import compacted, given_items, summary_body
 from deployments.dialects.responses.custom_format import InputAsCall
 from deployments.dialects.responses.head import ResponseHead, usage
 from deployments.dialects.responses.params import chat_ask, response_request
 from deployments.dialects.responses.stored.past import conversation, own_input, referred_items
-from deployments.dialects.responses.stored.response import StoredResponse
+from deployments.dialects.responses.stored.response import PreviousResponseNotFound, StoredResponse
 from deployments.dialects.responses.stored.routes import scope_of, stored_routes
 from deployments.dialects.responses.stored.store import Past, ResponseStore
 from deployments.dialects.responses.tools import Toolbox, asked_choice, forced_input, toolbox
 from deployments.dialects.responses.wire import PromptBody, ResponseBody, parse_prompt, parse_response
 from deployments.dialects.responses.writer import ReplyForm, ResponseWriter
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
-from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
+from deployments.generation.event_ids import NumberedWriter
+from deployments.generation.identity import ReplyIdentity, recorded_identity, reply_identity
+from deployments.generation.reply import (
+    detached_chunks,
+    prepare,
+    prepare_cost,
+    read_body,
+    streamed_reply,
+    whole_replies,
+)
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.middleware import engine_id, request_id
+from deployments.http.middleware import engine_id, request_id, token_usage
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
-from deployments.http.ports import PromptPort
+from deployments.http.ports import PromptPort, Record, ServedModel
 from deployments.http.registry import ModelRegistry
+from deployments.http.stream import StreamResponse
 from deployments.noise.filter import NoiseFilter
 from erllama.chat.tool_formats.base import ReplySplitter, collect_parts
-from erllama.errors import ContextOverflow, ErllamaError, QueueFull, RequestError
+from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter, QueueFull, RequestError
 from erllama.events import Completion
+from erllama.request import GenerationRequest
 
 
 def _cost(raw: bytes, body: PromptBody, prompts: PromptPort) -> int:
@@ -67,6 +82,16 @@ def _count(body: PromptBody, past: Past, prompts: PromptPort, noise: NoiseFilter
         return count_prompt(chat_ask(body, toolbox(body.tools or ()), past), prompts, noise)
     except RequestError as error:
         raise _in_words_of_the_body(error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A response that is ready to run."""
+
+    id: str
+    writer: ResponseWriter
+    generation: GenerationRequest
+    record: Record
 
 
 def _splitter(body: ResponseBody, tools: Toolbox, chat: ReadyChat) -> Callable[[], ReplySplitter | None]:
@@ -104,22 +129,17 @@ class Responses(Dialect):
         router = APIRouter()
         store = self._store or ResponseStore()
 
-        @router.post("")
-        async def responses(request: Request) -> Response:
-            raw = await read_body(request, options.max_body_bytes)
-            body = parse_response(raw)
-            model = models.of(request).resolve(body.model)
+        def head_of(body: ResponseBody, model: ServedModel, identity: ReplyIdentity) -> ResponseHead:
+            return ResponseHead.of(body, model.id, model.prompts.defaults.sampling, identity)
+
+        async def made(
+            request: Request, raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity
+        ) -> _Made:
             tools = toolbox(body.tools or ())
-            head = ResponseHead.of(body, model.id, model.prompts.defaults.sampling)
+            head = head_of(body, model, identity)
             past = await Past.of(store, body.previous_response_id, body.referred_ids, scope_of(request))
             cost, noise = _cost(raw, body, model.prompts), noise_of(request)
-            try:
-                chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
-            except ContextOverflow as error:
-                if not body.stream:
-                    raise
-                return _failed_stream(head, error, request_id(request))
-            generation = response_request(body, chat, engine_id(request), request.headers)
+            chat, given = await prepare(model.prompts, cost, _prepare, body, tools, past, model.prompts, noise)
             splitter, summary = _splitter(body, tools, chat), bool(body.summary)
             form = ReplyForm(splitter, chat.piece_of, tools, summary=summary, sealed=body.seals_reasoning)
 
@@ -127,18 +147,79 @@ class Responses(Dialect):
                 if body.store is not False:
                     store.put(StoredResponse(head.id, past.ids, given, response, item_ids), scope_of(request))
 
-            writer = ResponseWriter(head, form, keep)
+            generation = response_request(body, chat, identity.stream, request.headers)
+            return _Made(head.id, ResponseWriter(head, form, keep), generation, chat.record)
+
+        def background_reply(
+            request: Request, it: _Made, model: ServedModel, identity: ReplyIdentity
+        ) -> BackgroundReply:
+            numbered = NumberedWriter(it.writer, identity.stream)
+            chunks = detached_chunks(model, it.generation, numbered, identity, it.record, token_usage(request))
+            cancel = partial(model.client.cancel, identity.stream)
+            return BackgroundReply(it.id, scope_of(request), it.writer, numbered, chunks, cancel)
+
+        async def adopted(id: str, request: Request) -> BackgroundReply | None:
+            """A response whose ingress is gone, as a replica keeps it with its body."""
+            served = list(models.of(request))
+            found = await asyncio.gather(*(model.client.find(id) for model in served))
+            for model, recorded in zip(served, found, strict=True):
+                if recorded is None or not recorded.head:
+                    continue
+                identity = recorded_identity(recorded, options.resume_grace_s)
+                raw = identity.extra.encode()
+                if not raw:
+                    continue
+                with suppress(PreviousResponseNotFound):  # its conversation is not kept here
+                    it = await made(request, raw, parse_response(raw), model, identity)
+                    return background_reply(request, it, model, identity)
+            return None
+
+        background = BackgroundReplies(adopted, options.resume_grace_s)
+
+        async def in_background(
+            request: Request, raw: bytes, body: ResponseBody, model: ServedModel, identity: ReplyIdentity
+        ) -> Response:
+            if body.store is False:
+                raise InvalidParameter("a response in the background has to be stored", param="background")
+            if identity.recorded is None:
+                # whoever asks for the response finds by its id what a replica keeps, and how to go on
+                identity = replace(identity, stream=f"resp_{identity.nonce}", extra=raw.decode())
+            reply = await background.find(identity.stream, request) if identity.recorded is not None else None
+            if reply is None:
+                it = await made(request, raw, body, model, identity)
+                reply, queued = background_reply(request, it, model, identity), it.writer.so_far("queued")
+                background.start(reply)
+                if not body.stream:
+                    return Response(queued, media_type="application/json")
+            chunks = reply.stream(identity.n_seen)
+            return StreamResponse(request, chunks, reply.numbered, keepalive_s=options.keepalive_s)
+
+        @router.post("")
+        async def responses(request: Request) -> Response:
+            raw = await read_body(request, options.max_body_bytes)
+            body = parse_response(raw)
+            model = models.of(request).resolve(body.model)
+            identity = await reply_identity(request, model, raw, options.resume_grace_s)
+            if body.background:
+                return await in_background(request, raw, body, model, identity)
+            try:
+                it = await made(request, raw, body, model, identity)
+            except ContextOverflow as error:
+                if not body.stream:
+                    raise
+                return _failed_stream(head_of(body, model, identity), error, request_id(request))
             if not body.stream:
-                [reply] = await whole_replies(request, model, [generation], chat.record)
-                return Response(writer.body(reply), media_type="application/json")
+                [reply] = await whole_replies(request, model, [it.generation], it.record, identity=identity)
+                return Response(it.writer.body(reply), media_type="application/json")
             return streamed_reply(
                 request,
                 model,
-                [generation],
-                writer,
+                [it.generation],
+                it.writer,
                 keepalive_s=options.keepalive_s,
-                record=chat.record,
+                record=it.record,
                 in_stream=(ContextOverflow, QueueFull),
+                identity=identity,
             )
 
         @router.post("/input_tokens")
@@ -166,7 +247,7 @@ class Responses(Dialect):
             items = conversation(past) + given_items(own_input(body.input, referred_items(past)))
             return JSONResponse(compacted(items, *_summary(chat, reply)))
 
-        router.include_router(stored_routes(store))
+        router.include_router(stored_routes(store, background, options.keepalive_s))
         both = APIRouter()
         both.include_router(router, prefix="/v1/responses")
         both.include_router(router, prefix="/responses")

@@ -18,7 +18,6 @@ from erllama.errors import NotSupported
 _REFUSED = {
     "conversation": "conversations are not stored, so send the whole conversation as input",
     "prompt": "stored prompts do not exist here, so send instructions and input",
-    "background": "a reply ends with its connection, so leave background out",
 }
 
 

@@ -27,7 +27,7 @@ from erllama.chat.tool_formats.base import (
     ReplySplitter,
     TextDelta,
 )
-from erllama.errors import ErllamaError
+from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, Done, Event, FinishReason, RequestStats, TokenLogprob, Tokens
 
 
@@ -119,9 +119,10 @@ class ResponseWriter:
         self._n_events = 0
         self._begun = False
         self._stats: RequestStats | None = None
+        self._last: str | None = None  # the response, once it is complete
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
-        out = self._begin()
+        out = self.begin()
         for event in events:
             if isinstance(event, Tokens):
                 self._thought.push(event.ids)
@@ -141,11 +142,16 @@ class ResponseWriter:
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
         done = [item.body() for item in self._items if item is not self._open]
         response = self._head.snapshot("failed", done, error=failure(error, request_id))
-        return self._begin() + self._frame("response.failed", f'"response":{response}')
+        return self.begin() + self._frame("response.failed", f'"response":{response}')
 
     def keepalive(self) -> bytes:
-        """Clients count events, not comments."""
-        return self._begin() or self._in_progress("response.in_progress")
+        """Clients count events, not comments. It repeats the number of the event before it, so that
+        those of a stream do not depend on how long it was silent.
+        """
+        if begun := self.begin():
+            return begun
+        snapshot = self._head.snapshot("in_progress")
+        return self._frame("response.in_progress", f'"response":{snapshot}', self._n_events - 1)
 
     def body(self, reply: Completion) -> bytes:
         """The whole response to a reply that is complete. Use a fresh writer."""
@@ -160,11 +166,29 @@ class ResponseWriter:
         spent = usage(self._stats, self._thought.n_tokens)
         output = [item.body() for item in self._items]
         reason = "max_output_tokens" if cut_off else None
-        response = self._head.snapshot(status, output, usage=spent, incomplete=reason)
+        response = self._head.snapshot(status, output, usage=spent, incomplete=reason, seconds=_seconds(self._stats))
+        self._last = response
         self._keep(response, tuple(item.id for item in self._items))
         return status, response
 
-    def _begin(self) -> bytes:
+    def so_far(self, status: str) -> str:
+        """The response as it stands: complete if it is, else what there is of it with that status."""
+        return self._last or self._head.snapshot(status, [item.body() for item in self._items])
+
+    def ended_as(self, status: str, error: ErllamaError | None = None, request_id: str = "") -> str:
+        """A response that was cancelled or has failed. It is kept, unless the fault was a server's
+        that went away: another one may go on with it.
+        """
+        if self._last is not None:
+            return self._last
+        told = None if error is None else failure(error, request_id)
+        response = self._head.snapshot(status, [item.body() for item in self._items], error=told)
+        if not isinstance(error, EngineStopped):
+            self._keep(response, tuple(item.id for item in self._items))
+        return response
+
+    def begin(self) -> bytes:
+        """The events before the first of the reply, once."""
         if self._begun:
             return b""
         self._begun = True
@@ -216,6 +240,13 @@ class ResponseWriter:
     def _frames(self, events: Iterable[OutEvent]) -> bytes:
         return b"".join(self._frame(kind, members) for kind, members in events)
 
-    def _frame(self, kind: str, members: str) -> bytes:
-        number, self._n_events = self._n_events, self._n_events + 1
+    def _frame(self, kind: str, members: str, number: int | None = None) -> bytes:
+        """An event with the next number, or one that repeats `number`."""
+        if number is None:
+            number, self._n_events = self._n_events, self._n_events + 1
         return SSE.frame(f'{{"type":"{kind}","sequence_number":{number},{members}}}'.encode(), kind)
+
+
+def _seconds(stats: RequestStats) -> float:
+    """How long the reply took. A stream that is written again says the same."""
+    return (stats.queue_ms + stats.prefill_ms + stats.generation_ms) / 1000

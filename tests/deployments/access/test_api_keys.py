@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
-from deployments.access.key_book import KeyBook
+from deployments.access.key_book import KeyBook, TenantNotFound
 from deployments.access.keys import ApiKey, KeySpec
 from deployments.access.tenant import ANONYMOUS
 from deployments.config import BuildArgs
@@ -109,6 +109,36 @@ def test_a_book_knows_the_keys_by_their_hashes_and_nobody_else():
     everybody = KeyBook().find(())
     assert everybody is not None
     assert everybody.tenant == ANONYMOUS
+
+
+def test_a_book_knows_tenants_by_their_names():
+    keys = (
+        "k",
+        {"key": "a", "name": "a", "salt": "one"},
+        {"key": "a2", "name": "a", "salt": "two"},
+        {"key": "b", "name": "b"},
+    )
+    book = KeyBook(specs(*keys))
+    assert list(book.tenants) == ["default", "a", "b"]
+    assert (book.tenant("a").salt, book.tenant("default").salt) == ("one", "")
+    with pytest.raises(TenantNotFound, match="There is no tenant 'c'; there are: default, a, b"):
+        book.tenant("c")
+    assert list(KeyBook().tenants) == ["anonymous"]
+
+
+def test_the_owner_of_pins_depends_on_the_name_alone():
+    one, two, other = (
+        spec.tenant
+        for spec in specs(
+            *(
+                {"key": f"k{i}", "name": n, "salt": s}
+                for i, (n, s) in enumerate([("a", "one"), ("a", "two"), ("b", "one")])
+            )
+        )
+    )
+    assert one.owner == two.owner != other.owner
+    assert not {one.owner, other.owner} & {"", "a", "b", "one", key_hash("k0")}
+    assert (specs("plain")[0].tenant.owner, ANONYMOUS.owner) == ("", "")
 
 
 def test_of_each_key_limits_are_counted_once_in_a_book():

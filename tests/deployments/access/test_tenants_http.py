@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from deployments.access.tenant import owner_of
 from deployments.http.middleware import require_admin, tenant_of
 from erllama.errors import QueueFull
 from erllama.events import Tokens
@@ -275,6 +276,33 @@ async def test_admin_routes_want_an_admin_key():
         assert (await client.get("/health")).status_code == 200
     async with http_client(app()) as client:
         assert (await client.get("/v1/admin")).json() == {"tenant": "anonymous"}
+
+
+async def test_where_files_are_and_what_all_do_is_told_to_admins():
+    async def told(client, key):
+        headers = {} if key is None else bearer(key)
+        props, slots = [await client.get(path, headers=headers) for path in ("/props", "/slots")]
+        return props.json()["model_path"], props.json()["endpoint_slots"], slots.status_code
+
+    async with http_client(app_of(served(FakeModel()), api_keys=("plain", {"key": "ops", "admin": True}))) as client:
+        assert await told(client, "plain") == ("demo.gguf", False, 403)
+        assert await told(client, "ops") == ("/models/secret/demo.gguf", True, 200)
+    async with http_client(app_of(served(FakeModel()))) as client:
+        assert await told(client, None) == ("/models/secret/demo.gguf", True, 200)
+
+
+async def test_the_pins_of_requests_have_their_tenant_as_owner():
+    model = FakeModel()
+    body = {
+        "max_tokens": 1,
+        "messages": HI,
+        "system": [{"type": "text", "text": "x" * 99, "cache_control": {"type": "ephemeral"}}],
+    }
+    keys = ({"key": "a", "name": "a"}, {"key": "a2", "name": "a", "salt": "other"}, {"key": "b", "name": "b"}, "plain")
+    async with http_client(app_of(served(model), api_keys=keys)) as client:
+        for key in ("a", "a2", "b", "plain"):
+            await client.post("/v1/messages", json=body, headers=bearer(key))
+    assert [request.pin.owner for request in model.requests] == [owner_of("a"), owner_of("a"), owner_of("b"), ""]
 
 
 async def test_the_log_names_the_tenant_and_never_the_key(caplog):

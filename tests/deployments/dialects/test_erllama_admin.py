@@ -3,85 +3,17 @@ prefixes, and what they are told when it goes wrong.
 """
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-import httpx
 import pytest
 
-from cache_store import CachedPrefix, StoreConfig, TierConfig
-from deployments.config import ModelSpec
+from cache_store import CachedPrefix
 from deployments.dialects.erllama_admin.shapes import merged
-from deployments.http.ports import ServedModel
 from deployments.model import prefixes as calls
-from deployments.model.client import ModelClient
-from deployments.model.replica import ModelReplica
 from deployments.routing.prompt import prompt_of, session_hash
-from erllama.cache.policy import CachePolicy
-from erllama.model import Model
-from erllama.testing.stub_backend import StubBackend
-from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
-from tests.support.local_handle import HANGS, LocalHandle
+from tests.support.admin_site import TEXT, URL, site
+from tests.support.http_fakes import FakeModel, app_of, http_client, served
 
 pytestmark = pytest.mark.anyio
-
-POLICY = CachePolicy(min_tokens=64, cold_min_tokens=256, share_wait_s=0, restore_always=True)
-URL = "/erllama/v1/prefixes"
-TEXT = "".join(random.Random(1).choices("abcdefgh ", k=900))
-
-
-@dataclass
-class Site:
-    """An app with one model, and the replicas below it."""
-
-    http: httpx.AsyncClient
-    replicas: list[ModelReplica]
-    handle: LocalHandle
-
-    async def kept(self, text: str = TEXT, **more: object) -> dict:
-        """A prefix that was computed ahead."""
-        reply = await self.http.post(URL, json={"prompt": text, **more})
-        assert reply.status_code == 200, reply.text
-        for replica in self.replicas:
-            await replica.evict()
-        for replica in self.replicas:  # as gossip, or time, would have it
-            await asyncio.to_thread(replica._model.store.rescan)
-        return reply.json()
-
-    async def listed(self, **query: object) -> list[dict]:
-        reply = await self.http.get(URL, params=query)
-        assert reply.status_code == 200, reply.text
-        return reply.json()["data"]
-
-
-@asynccontextmanager
-async def site(
-    folder: Path, *, n: int = 1, hangs: bool = False, store: str = "kv", **options: object
-) -> AsyncIterator[Site]:
-    if not (folder / "model.gguf").exists():  # "trusted" looks at the time of the last change
-        (folder / "model.gguf").touch()
-    spec = ModelSpec(id="demo", path=str(folder / "model.gguf"), fingerprint="trusted", n_ctx=4096, n_parallel=3)
-    config = StoreConfig(tiers=(TierConfig(str(folder / store)),), retry_s=0.01)
-
-    def make_model(config, **more):
-        return Model(config, make_backend=lambda c: StubBackend(c.n_ctx, c.n_parallel, reply_tokens=0), **more)
-
-    def start() -> ModelReplica:
-        return ModelReplica(spec, n_cpus=1, store=config, policy=POLICY, make_model=make_model)
-
-    replicas = [await asyncio.to_thread(start) for _ in range(n)]
-    handle = LocalHandle(*replicas, *[HANGS] * hangs)
-    model = ServedModel("demo", ModelClient(handle), FakePrompts(), 1_700_000_000)
-    try:
-        async with http_client(app_of(model, **options)) as http:
-            yield Site(http, replicas, handle)
-    finally:
-        for replica in replicas:
-            await asyncio.to_thread(replica.close)
-
 
 # --- the life of a prefix -------------------------------------------------------------------------
 
@@ -185,7 +117,13 @@ async def test_a_session_is_forked_where_it_is(tmp_path):
         model = one.replicas[1]._model
         await asyncio.to_thread(lambda: model.infer(list(TEXT.encode()), session_id="old", response_tokens=3).result())
         reply = await one.http.post("/erllama/v1/sessions/old/fork", json={"new_session_id": "new"})
-        assert reply.json() == {"object": "session", "id": "new", "model": "demo", "kv_copied": True}
+        assert reply.json() == {
+            "object": "session",
+            "id": "new",
+            "model": "demo",
+            "tenant": "anonymous",
+            "kv_copied": True,
+        }
         assert model.transcript("new") == model.transcript("old")
         again = await one.http.post("/erllama/v1/sessions/old/fork", json={"new_session_id": "new"})
         assert again.status_code in (400, 404)

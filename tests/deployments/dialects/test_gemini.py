@@ -1,7 +1,9 @@
 """Gemini's API, as its official client of version 3 and Gemini CLI speak it, against scripted replies."""
 
 import json
+import logging
 
+import httpx
 import pytest
 
 from deployments.dialects.gemini.params import chat_ask, offered_tools, reply_constraint
@@ -404,3 +406,39 @@ async def test_keys_are_googles():
         passed = await client.get("/v1beta/models", headers={"x-goog-api-key": "sk"})
     assert (refused.status_code, passed.status_code) == (401, 200)
     assert "x-goog-api-key" in refused.json()["error"]["message"]
+
+
+async def test_a_key_may_stand_in_the_query_and_is_not_logged(caplog):
+    caplog.set_level(logging.DEBUG)
+    keys = ("sk-1+/=", {"key": "sk-2", "name": "b"})
+    async with http_client(app_of(served(FakeModel()), api_keys=keys)) as client:
+
+        async def ask(path, key, **headers):
+            url = httpx.URL(f"http://test{path}", params={"key": key, "alt": "json"})
+            method = "POST" if ":" in path else "GET"
+            return (await client.request(method, url, json={"contents": HI}, headers=headers)).status_code
+
+        for path in (
+            "/v1beta/models",
+            "/v1/models",
+            "/v1beta/models/demo:generateContent",
+            "/v1/models/demo:countTokens",
+        ):
+            assert [await ask(path, key) for key in ("sk-1+/=", "sk-2", "sk-3", "")] == [200, 200, 401, 401], path
+        assert await ask("/v1beta/models", "sk-3", **{"x-goog-api-key": "sk-2"}) == 200
+        assert (await client.get("/v1beta/models?key=x&key=sk-2")).status_code == 200
+        assert (await client.get("/v1beta/models?key=%ff%00&key")).status_code == 401
+        assert (await client.get("/v1beta/models?" + "key=x&" * 1000 + "key=sk-2")).status_code == 401
+        refused = await client.get("/v1beta/nothing?key=sk-2")
+    assert (refused.status_code, "sk-" in refused.text) == (404, False)
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("deployments"))
+    assert "tenant=b" in ours
+    assert not [word for word in ("sk-", "key=", "?") if word in ours]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/messages", "/api/tags", "/props", "/erllama/v1/prefixes"]
+)
+async def test_other_dialects_take_no_key_from_the_query(path):
+    async with http_client(app_of(served(FakeModel()), api_keys=("sk",))) as client:
+        assert (await client.get(path, params={"key": "sk"})).status_code == 401

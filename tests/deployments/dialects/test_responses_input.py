@@ -294,7 +294,6 @@ async def test_cx1_the_body_of_codex_is_accepted():
         ({"previous_response_id": "resp_1"}, "previous_response_id", "'resp_1' is not kept here"),
         ({"conversation": "conv_1"}, "conversation", "not stored"),
         ({"prompt": {"id": "p"}}, "prompt", "stored prompts"),
-        ({"background": True}, "background", "connection"),
         ({"input": None}, "input", "Missing"),
         ({"input": []}, "input", "Missing"),
         ({"input": {"a": 1}}, "input", "a string or a list of items"),

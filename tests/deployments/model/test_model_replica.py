@@ -4,8 +4,8 @@ backend; no Ray.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
@@ -19,87 +19,15 @@ from erllama.errors import ContextOverflow, EngineStopped, ErllamaError, Invalid
 from erllama.events import Completion, Done, Event, Failed, FinishReason, Tokens
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.model import Model
-from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelStatus
 from erllama.testing.stub_backend import StubBackend
-from tests.support.gated_stub import WAIT_S, GatedStub
-from tests.support.replica_kit import complete
-
-
-class Fixture:
-    """A replica, and the stub below it."""
-
-    def __init__(self, folder: Path, **settings: object) -> None:
-        self.backends: list[GatedStub] = []
-        (folder / "model.gguf").write_bytes(b"not read by the stub")
-        self.spec = ModelSpec(
-            id="stub",
-            path=str(folder / "model.gguf"),
-            fingerprint="trusted",  # no memory of digests in the user's home
-            **{"n_ctx": 256, "n_parallel": 2, "max_queue": 2, **settings},  # type: ignore[arg-type]
-        )
-        self.replica = ModelReplica(self.spec, n_cpus=1, make_model=partial(Model, make_backend=self._backend))
-        self.backend = self.backends[0]
-
-    def _backend(self, config: EngineConfig) -> GatedStub:
-        self.backends.append(GatedStub(config.n_ctx, config.n_parallel))
-        return self.backends[-1]
-
-    async def idle_now(self) -> tuple[bool, int]:
-        """Whether the engine holds no request once it has taken all commands given so far, and how
-        many steps it has made by then.
-        """
-        return await asyncio.to_thread(self.replica._model._call, lambda engine: (engine.idle, len(self.backend.plans)))
-
-    async def held(self) -> None:
-        await asyncio.to_thread(self.backend.wait_until_held)
+from tests.support.replica_kit import Fixture, complete, events_of, first_events, ids, request
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Callable[..., None]:
     """Run a coroutine function with a replica that is shut down afterwards."""
-
-    @asynccontextmanager
-    async def running(**settings: object) -> AsyncIterator[Fixture]:
-        fixture = Fixture(tmp_path, **settings)
-        try:
-            yield fixture
-        finally:
-            fixture.backend.release()
-            await asyncio.to_thread(fixture.replica.close)
-
-    def run(story: Callable[[Fixture], Awaitable[None]], **settings: object) -> None:
-        async def main() -> None:
-            async with running(**settings) as fixture:
-                await asyncio.wait_for(story(fixture), WAIT_S)
-
-        asyncio.run(main())
-
-    return run
-
-
-def request(
-    name: str = "req", prompt: str = "hello", *, seed: int = 1, max_tokens: int | None = 5, **more: object
-) -> GenerationRequest:
-    return GenerationRequest(name, tuple(prompt.encode()), SamplingParams(seed=seed), max_tokens=max_tokens, **more)  # type: ignore[arg-type]
-
-
-async def events_of(replica: ModelReplica, one: GenerationRequest) -> list[Event]:
-    lists = [events async for events in replica.generate(one)]
-    assert all(lists[1:]), "nothing is silent for as long as a heartbeat takes"
-    return [event for events in lists for event in events]
-
-
-async def first_events(stream: AsyncGenerator[list[Event], None]) -> list[Event]:
-    """What comes after the empty list that says that the request is in the engine, and heartbeats."""
-    assert await anext(stream) == []
-    while not (events := await anext(stream)):
-        pass
-    return events
-
-
-def ids(events: list[Event]) -> list[int]:
-    return [token for event in events if isinstance(event, Tokens) for token in event.ids]
+    return lambda story, **settings: Fixture(tmp_path, **settings).run(story)
 
 
 # --- generate -------------------------------------------------------------------------------------
@@ -274,7 +202,7 @@ def test_a_closed_generator_leaves_nothing_behind(serve):
             await first_events(stream)
             await stream.aclose()
         await events_of(it.replica, request("last"))  # hand-overs keep their order: theirs are done when its own is
-        assert it.replica._mail == {}
+        assert (it.replica._recordings.n_running, len(it.replica._recordings)) == (0, 0)
 
     serve(story)
 

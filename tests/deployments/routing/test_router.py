@@ -111,6 +111,25 @@ async def test_a_dead_replica_is_not_asked_again_and_its_prompts_go_elsewhere():
     assert await fixture.generate(0) == [[r.replica_id.unique_id] for r in fixture.replicas]
 
 
+async def test_a_call_that_names_its_replica_reaches_that_one_and_any_other_once_it_is_gone():
+    fixture = Fixture()
+    assert await fixture.ask("attach", "r1", "request") == [["r1"]]
+    assert len((await fixture.ask("attach", "gone", "request"))[0]) == 2
+
+
+async def test_a_request_that_may_join_goes_where_its_twin_runs_whatever_that_costs():
+    fixture = Fixture()
+    metadata = RequestMetadata("q", "i", call_method="generate")
+    first = GenerationRequest("first", tuple(range(600)), join_key="k")
+    ranks = await fixture.router.choose_replicas(
+        fixture.replicas, PendingRequest(args=[first], kwargs={}, metadata=metadata)
+    )
+    home = ranks[0][0].replica_id.unique_id
+    others = [await fixture.generate(9000, join_key="other", joins=True) for _ in range(3)]
+    assert {ranks[0][0] for ranks in others} != {home}
+    assert [(await fixture.generate(0, join_key="k", joins=True))[0] for _ in range(9)] == [[home]] * 9
+
+
 async def test_calls_that_any_replica_may_answer_are_left_to_serve():
     fixture = Fixture()
     (rank,) = await fixture.ask("tokenize", "text")

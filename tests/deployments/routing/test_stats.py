@@ -82,6 +82,8 @@ def test_every_second_hash_goes_before_any_chain_loses_its_end():
         ("generate", (GenerationRequest("q~r3", (1,) * 17, session_id="s", resumed=(2,) * 8),), (25, 3, "s", "q", 3)),
         ("generate", (GenerationRequest("q", (1,) * 17, affinity="key"),), (17, 2, None, "q", 1)),
         ("continue_", ("s", [1], None, {}, "id"), (0, 0, "s", "", 1)),
+        ("continue_", ("s", [1], None, {"salt": "a"}, "id"), (0, 0, "a\0s", "", 1)),
+        ("continue_", ("s", [1], None, {"salt": None}, "id"), (0, 0, "s", "", 1)),
         ("answer", ("c~r2", "embed", ([[1, 2]],), {}), (0, 0, None, "c", 2)),
         ("tokenize", ("text",), None),
         ("status", (), None),

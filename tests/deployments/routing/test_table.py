@@ -182,6 +182,18 @@ def test_an_affinity_is_where_its_last_request_went_until_that_replica_dies():
     assert not any(fixture.seen(prompt([], affinity=7), "has_affinity").values())
 
 
+def test_a_twin_is_where_the_last_request_of_its_key_runs_or_ran_a_moment_ago():
+    fixture = Fixture()
+    fixture.send("1", prompt(range(10), join=7), "b")
+    assert fixture.seen(prompt(range(10), join=7, joins=True), "has_twin") == {"a": False, "b": True}
+    for other in (prompt(range(10), join=7), prompt(range(10), join=8, joins=True), prompt(range(10))):
+        assert not any(fixture.seen(other, "has_twin").values())
+    fixture.table.completed("1")
+    assert fixture.seen(prompt([], join=7, joins=True), "has_twin")["b"]
+    fixture.pass_lag()
+    assert not any(fixture.seen(prompt([], join=7, joins=True), "has_twin").values())
+
+
 def test_a_session_that_its_replica_has_no_more_is_forgotten():
     fixture = Fixture()
     fixture.send("1", prompt(range(10), "s"), "b")

@@ -7,9 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from deployments.dialects.responses.background import BackgroundReplies
 from deployments.dialects.responses.stored.past import conversation, input_items
+from deployments.dialects.responses.stored.response import ResponseNotFound
 from deployments.dialects.responses.stored.store import Past, ResponseStore
 from deployments.http.middleware import tenant_of
+from deployments.http.stream import StreamResponse
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_PAGE = 100
@@ -20,25 +23,50 @@ def scope_of(request: Request) -> str:
     return tenant_of(request).salt
 
 
-def stored_routes(store: ResponseStore) -> APIRouter:
+def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive_s: float) -> APIRouter:
     """Below the path of the responses."""
     router = APIRouter()
 
     @router.get("/{id}")
     async def get_response(id: str, request: Request) -> Response:
         if request.query_params.get("stream") == "true":
-            raise NotSupported("stream is not supported here: the response is complete", param="stream")
-        return Response((await store.get(id, scope_of(request))).body, media_type="application/json")
+            n_seen = _n_seen(request.query_params.get("starting_after"))
+            reply = await background.find(id, request)
+            if reply is None:
+                await store.get(id, scope_of(request))
+                raise NotSupported(
+                    "stream is for responses in the background that run or have ended lately", param="stream"
+                )
+            return StreamResponse(request, reply.stream(n_seen), reply.numbered, keepalive_s=keepalive_s)
+        reply = background.get(id, request)
+        if reply is None:
+            try:
+                return Response((await store.get(id, scope_of(request))).body, media_type="application/json")
+            except ResponseNotFound:
+                reply = await background.find(id, request)
+                if reply is None:
+                    raise
+        return Response(reply.body, media_type="application/json")
 
     @router.delete("/{id}")
     async def delete_response(id: str, request: Request) -> Response:
+        reply = background.get(id, request)
+        if reply is not None:
+            await reply.cancel()
+            background.drop(id)
         await store.delete(id, scope_of(request))
         return JSONResponse({"id": id, "object": "response", "deleted": True})
 
     @router.post("/{id}/cancel")
     async def cancel_response(id: str, request: Request) -> Response:
-        await store.get(id, scope_of(request))
-        raise NotSupported("only responses in the background can be cancelled; close the connection of a running one")
+        reply = await background.find(id, request)
+        if reply is None:
+            await store.get(id, scope_of(request))
+            raise NotSupported(
+                "only responses in the background that run can be cancelled; close the connection of another one"
+            )
+        await reply.cancel()
+        return Response(reply.body, media_type="application/json")
 
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
@@ -47,6 +75,18 @@ def stored_routes(store: ResponseStore) -> APIRouter:
         return JSONResponse(_page(before + input_items(response), request))
 
     return router
+
+
+def _n_seen(starting_after: str | None) -> int:
+    """The events that a client has which names the number of the last one; they count from 0."""
+    if starting_after is None:
+        return 0
+    if not (starting_after.isascii() and starting_after.isdecimal() and len(starting_after) < 10):
+        raise InvalidParameter(
+            f"starting_after must be the sequence_number of an event, got {starting_after[:20]!r}",
+            param="starting_after",
+        )
+    return int(starting_after) + 1
 
 
 def _page(items: list[dict[str, Any]], request: Request) -> dict[str, Any]:
