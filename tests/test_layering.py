@@ -29,6 +29,7 @@ ORDER = {
             "kv",
             "stats",
             "gguf",
+            "hub",
             "sequence",
             "backend",
             "prompts",

@@ -7,8 +7,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version as package_version
 from typing import Annotated
 
@@ -17,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from erllama.api_keys import NAME, key_hash, new_key
-from erllama.errors import ErllamaError
+from erllama.cli.failures import clear_errors
+from erllama.cli.models import models
 
 app = typer.Typer(
     help="Serve GGUF models on a Ray cluster and never compute a prefix twice.",
@@ -26,6 +25,7 @@ app = typer.Typer(
 )
 key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
+app.add_typer(models)
 
 ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the embedded model.")]
 
@@ -51,7 +51,7 @@ def complete(
     from erllama.events import Failed, Tokens
     from erllama.model import Model
 
-    with _clear_errors(), Model(path=model, n_parallel=1) as loaded:
+    with clear_errors(), Model(path=model, n_parallel=1) as loaded:
         ids = loaded.apply_chat_template([{"role": "user", "content": prompt}]) if chat else loaded.tokenize(prompt)
         for event in loaded.infer(ids, response_tokens=tokens, temperature=temperature, seed=seed):
             if isinstance(event, Failed):
@@ -67,7 +67,7 @@ def show(model: ModelPath = "demo") -> None:
     from erllama.demo import demo_model_path
     from erllama.gguf.check import inspect_gguf
 
-    with _clear_errors():
+    with clear_errors():
         info = inspect_gguf(str(demo_model_path()) if model == "demo" else model)
         table = Table(show_header=False)
         for field in dataclasses.fields(info):
@@ -98,16 +98,6 @@ def version() -> None:
 
     print(f"erllama {package_version('erllama')}")
     print(build_info())
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """One line and exit code 1 instead of a traceback for errors that are the user's to fix."""
-    try:
-        yield
-    except ErllamaError as error:
-        typer.secho(f"error: {error.message}", fg="red", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

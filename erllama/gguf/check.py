@@ -86,7 +86,15 @@ def inspect_gguf(path: str | Path) -> GgufInfo:
     """Check a model or an adapter. Raises `ModelLoadError`, never anything else; reads the header
     only.
     """
-    parts = _read_parts(path)
+    return inspect_headers([read_header(part) for part in split_paths(path)])
+
+
+def inspect_headers(parts: list[GgufHeader]) -> GgufInfo:
+    """Check a model, all its parts in order, or an adapter by headers that are read already.
+
+    Raises `ModelLoadError`, never anything else.
+    """
+    _check_parts(parts)
     header, tensors = parts[0], [info for part in parts for info in part.tensors.values()]
     architecture = header.get_string("general.architecture")
     if not architecture:
@@ -121,7 +129,9 @@ def check_adapter(path: str | Path, model: GgufInfo) -> None:
     alpha = header.metadata.get("adapter.lora.alpha")  # llama.cpp asserts its type; none switches scaling by rank off
     if alpha is not None and (alpha.type is not GGUFValueType.FLOAT32 or not math.isfinite(alpha.data)):
         raise header.error(f"adapter.lora.alpha is {alpha.data!r} of type {alpha.type.name}, expected a finite FLOAT32")
-    base = {info.name: info for part in _read_parts(model.path) for info in part.tensors.values()}
+    parts = [read_header(part) for part in split_paths(model.path)]
+    _check_parts(parts)
+    base = {info.name: info for part in parts for info in part.tensors.values()}
     pairs = _adapter_pairs(header)
     if not pairs:
         raise header.error("has no lora_a and lora_b tensors")
@@ -145,8 +155,7 @@ def check_cache_types(info: GgufInfo, type_k: str, type_v: str) -> None:
             )
 
 
-def _read_parts(path: str | Path) -> list[GgufHeader]:
-    parts = [read_header(part) for part in split_paths(path)]
+def _check_parts(parts: list[GgufHeader]) -> None:
     for i, part in enumerate(parts):
         for key in ("split.no", "split.count"):
             if key not in part.metadata and len(parts) > 1:
@@ -156,7 +165,6 @@ def _read_parts(path: str | Path) -> list[GgufHeader]:
             raise part.error(
                 f"says it is part {number + 1} of {count}, expected part {i + 1} of {len(parts)}: was it renamed?"
             )
-    return parts
 
 
 def _info(

@@ -129,8 +129,7 @@ def read_header(path: str | Path) -> GgufHeader:
     path = Path(path)
     try:
         with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-            size_bytes = path.stat().st_size
-            return _Parser(path, file, size_bytes).parse()
+            return parse_header(file, path.stat().st_size, path)
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: there is no such file") from None
     except IsADirectoryError:
@@ -141,15 +140,26 @@ def read_header(path: str | Path) -> GgufHeader:
         raise ModelLoadError(f"{path}: cannot be read: {error}") from error
 
 
+def parse_header(file: BinaryIO, size_bytes: int, path: Path, max_bytes: int | None = None) -> GgufHeader:
+    """Parse the header of an open file of `size_bytes`, from where it stands, front to back: it may
+    lie elsewhere. `path` is what it is called. A header of more than `max_bytes` is refused before
+    those bytes are asked for; None allows what the file holds.
+
+    Raises `ModelLoadError` as `read_header` does, and whatever reading the file raises.
+    """
+    return _Parser(path, file, size_bytes, size_bytes if max_bytes is None else max_bytes).parse()
+
+
 class _Parser:
     """One pass over one open file. `position` is kept here, because `tell()` per item would double
     the cost of a vocabulary.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, size_bytes: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size_bytes: int, max_bytes: int) -> None:
         self.path = path
         self.file = file
         self.size_bytes = size_bytes
+        self.max_bytes = max_bytes
         self.position = 0
 
     def parse(self) -> GgufHeader:
@@ -232,6 +242,8 @@ class _Parser:
             raise self._error(
                 f"{what} need {n_bytes} bytes at byte {self.position}, but only {left} are left: truncated or malformed"
             )
+        if self.position + n_bytes > self.max_bytes:
+            raise self._error(f"{what} ends beyond byte {self.max_bytes}, where a header must have ended")
 
     def _take(self, n_bytes: int, what: str) -> bytes:
         self._need(n_bytes, what)

@@ -1,0 +1,53 @@
+"""The commands for the hub, as somebody types them."""
+
+import pytest
+from typer.testing import CliRunner
+
+from erllama.cli.app import app
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*words, status=0):
+        result = CliRunner().invoke(app, [*words, "--hub", str(tmp_path / "hub")], env={"COLUMNS": "200"})
+        assert result.exit_code == status, result.output
+        return result.output
+
+    return run
+
+
+def test_a_model_is_pulled_listed_copied_and_removed(run, tmp_path, tiny_bytes, monkeypatch):
+    (tmp_path / "Tiny.gguf").write_bytes(tiny_bytes)
+    monkeypatch.chdir(tmp_path)
+    assert "success" in run("pull", "Tiny.gguf")
+    run("cp", "tiny", "me/copy:v1")
+    listed = run("list")
+    assert [line.split()[0] for line in listed.splitlines()] == ["name", "me/copy:v1", "tiny"]
+    assert "llama" in listed
+    assert "0 bytes" in run("rm", "tiny")
+    assert "0 bytes" not in run("rm", "me/copy:v1")
+    assert len(run("list").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("rm", "nothing"), "not in the hub"),
+        (("cp", "nothing", "x"), "not in the hub"),
+        (("pull", "/nowhere/m.gguf"), "no such file"),
+        (("pull", "nothing://x"), "is no source"),
+        (("rm", "a b"), "model name 'a b'"),
+    ],
+)
+def test_an_error_is_one_line(run, words, error):
+    output = run(*words, status=1)
+    assert error in output
+    assert "Traceback" not in output
+
+
+def test_a_damaged_model_is_listed_with_a_warning(run, tmp_path):
+    folder = tmp_path / "hub" / "manifests"
+    folder.mkdir(parents=True)
+    (folder / "broken@latest.json").write_text("{")
+    output = run("list")
+    assert "warning: the manifest of broken is damaged" in output
