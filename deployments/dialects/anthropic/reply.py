@@ -84,26 +84,34 @@ class ReplyHead:
         }
 
 
-def usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-    """`input_tokens` are those of the prompt that were not `cached`. Nothing is paid for being
-    cached, so no tokens count as written to a cache.
-    """
+def usage(input_tokens: int, cached: int, output_tokens: int, *, created: int = 0) -> dict[str, Any]:
+    """`input_tokens` are those of the prompt that were neither `cached` nor `created`."""
     return {
         "input_tokens": input_tokens,
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": created,
         "cache_read_input_tokens": cached,
         "output_tokens": output_tokens,
     }
 
 
-def final_usage(stats: RequestStats, thinking_tokens: int) -> dict[str, Any]:
-    """The usage of a whole reply. The last token of a prompt is always input, never cached: the
-    first token of the reply is drawn behind it, and an input of 0 is no number that clients take
-    for one.
+def final_usage(stats: RequestStats, thinking_tokens: int, marked: int) -> dict[str, Any]:
+    """The usage of a whole reply. Of the first `marked` tokens of the prompt, up to the client's last
+    breakpoint, those that were computed now count as written to the cache. All computed ones are kept,
+    but that is what the API's clients mean by it.
+
+    The last token of a prompt is always input: the first token of the reply is drawn behind it, and an
+    input of 0 is no number that clients take for one.
     """
-    cached = min(stats.cached_tokens, stats.prompt_tokens - 1)
-    counts = usage(stats.prompt_tokens - cached, cached, stats.completion_tokens)
+    most = stats.prompt_tokens - 1
+    cached = min(stats.cached_tokens, most)
+    created = max(0, min(marked, most) - cached)
+    counts = usage(stats.prompt_tokens - cached - created, cached, stats.completion_tokens, created=created)
     return counts | {"output_tokens_details": {"thinking_tokens": thinking_tokens}}
+
+
+def marked_tokens(ready: ReadyChat) -> int:
+    """The tokens of the prompt up to the client's last breakpoint, 0 without one."""
+    return 0 if ready.pin is None else ready.pin.n_tokens
 
 
 def stop_fields(stats: RequestStats, max_tokens: int | None, *, called: bool) -> dict[str, Any]:
@@ -185,5 +193,5 @@ def message_body(head: ReplyHead, ready: ReadyChat, reply: Completion) -> bytes:
     blocks = whole_blocks(parts, head.ids)
     called = any(block["type"] == "tool_use" for block in blocks)
     end = stop_fields(reply.stats, head.max_tokens, called=called) | head.edits
-    counts = {"usage": final_usage(reply.stats, counter.n_tokens)}
+    counts = {"usage": final_usage(reply.stats, counter.n_tokens, marked_tokens(ready))}
     return encode(message | {"content": blocks} | end | counts).encode()

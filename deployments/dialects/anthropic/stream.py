@@ -22,6 +22,7 @@ from deployments.dialects.anthropic.reply import (
     begins_block,
     error_body,
     final_usage,
+    marked_tokens,
     opened_block,
     stop_fields,
     usage,
@@ -49,6 +50,7 @@ class MessageWriter:
         self._head = head
         self._splitter = ready.splitter()
         self._thought = ready.counter()
+        self._marked = marked_tokens(ready)
         self._begun = False
         self._called = False
         self._index = -1  # of the block that was opened last
@@ -65,7 +67,7 @@ class MessageWriter:
             elif isinstance(event, Done):
                 out += self._parts([] if self._splitter is None else self._splitter.finish()) + self._closed()
                 delta = stop_fields(event.stats, self._head.max_tokens, called=self._called)
-                counts = final_usage(event.stats, self._thought.n_tokens)
+                counts = final_usage(event.stats, self._thought.n_tokens, self._marked)
                 out += _frame({"type": "message_delta", "delta": delta, "usage": counts} | self._head.edits)
         return out
 

@@ -245,3 +245,20 @@ def test_cc_15_a_format_is_the_constraint_of_the_reply(field):
     reply = ask_of(**{field: {"format": form} if field == "output_config" else form}).reply
     assert reply is not None
     assert (json.loads(reply.text), reply.param) == ({"type": "object"}, "output_config.format")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_computed_tokens_up_to_a_breakpoint_count_as_written_to_the_cache(stream):
+    marked = text("word " * 40, cache_control={"type": "ephemeral"})
+    body = {"system": [marked], "messages": [{"role": "user", "content": "x" * 500}], "max_tokens": 9, "stream": stream}
+    async with http_client(app_of(served(FakeModel()))) as client:
+        reply = await client.post(PATH, json=body)
+        plain = await client.post(PATH, json={**body, "system": [text("word " * 40)], "stream": False})
+    frames = [line.removeprefix("data: ") for line in reply.text.split("\n") if line.startswith("data: ")]
+    usage = next(json.loads(f) for f in frames if "message_delta" in f)["usage"] if stream else reply.json()["usage"]
+    n_marked = len(f"system: {'word ' * 40}\nuser: ")  # the head, and what every next message begins with
+    n_prompt = len(f"system: {'word ' * 40}\nuser: {'x' * 500}\nassistant: ")
+    assert usage["cache_read_input_tokens"] == 3  # the fake's
+    assert usage["cache_creation_input_tokens"] == n_marked - 3
+    assert usage["input_tokens"] == n_prompt - n_marked
+    assert plain.json()["usage"]["cache_creation_input_tokens"] == 0
