@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from deployments.dialects.ollama.wire import ChatBody, GenerateBody, GenerationBody
@@ -66,6 +67,10 @@ def check_generate(body: GenerateBody) -> None:
         raise InvalidParameter("raw mode does not support suffix: the prompt is taken as it stands", param="suffix")
     if body.raw and body.system:
         raise InvalidParameter("raw mode does not support system: the prompt is taken as it stands", param="system")
+    if body.raw and body.context:
+        raise InvalidParameter("raw mode does not support context: the prompt is taken as it stands", param="context")
+    if body.suffix and body.context:
+        raise InvalidParameter("suffix does not support context: the gap is all there is", param="context")
     if body.raw and body.think:
         raise InvalidParameter("raw mode does not support think: the prompt is taken as it stands", param="think")
 
@@ -74,7 +79,20 @@ def prepare_chat(ask: ChatAsk, body: GenerationBody, prompts: PromptPort, noise:
     """May take long: see `PromptPort`. Raises what `ready_chat` raises."""
     if body.think and prompts.tool_format.reasoning is None:
         raise NotSupported(f'"{body.model}" does not support thinking', param="think")
-    return ready_chat(ask, prompts, noise)
+    ready = ready_chat(ask, prompts, noise)
+    return _behind(body.context, ready) if isinstance(body, GenerateBody) and body.context else ready
+
+
+def _behind(context: Sequence[int], ready: ReadyChat) -> ReadyChat:
+    """The chat behind the ids of an earlier one, whose beginning it does not repeat."""
+    prompts, tokens = ready.prompts, ready.chat.prompt.tokens
+    prompts.check_tokens(context, "context")
+    bos = tuple(prompts.tokenize(prompts.facts().bos_text, add_special=False))
+    if bos and tokens[: len(bos)] == bos:
+        tokens = tokens[len(bos) :]
+    chat = replace(ready.chat, prompt=Prompt.of((*context, *tokens)))
+    check_fits(chat.prompt, prompts.n_ctx, "context")
+    return replace(ready, chat=chat, record=prompts.recorder(chat))
 
 
 def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> GenerationRequest:

@@ -64,18 +64,24 @@ def generate_shape(content: str, thinking: str = "", calls: Iterable[dict[str, A
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What a reply is of: the model as the client named it, the shape of its endpoint, and when the
-    request came.
+    """What a reply is of: the model as the client named it, the shape of its endpoint, when the request
+    came, and the ids of the prompt where the reply ends with those of all that was said.
     """
 
     model: str
     shape: Shape
+    prompt_ids: tuple[int, ...] | None = None
     started_ns: int = field(default_factory=time.monotonic_ns)
 
     def line(self, said: dict[str, Any], **ended: Any) -> dict[str, Any]:
         """One object of a reply. Without `ended` more will follow."""
         head = {"model": self.model, "created_at": rfc3339(datetime.now(UTC))}
         return head | said | (ended or {"done": False})
+
+    def ended(self, stats: RequestStats, ids: Sequence[int]) -> dict[str, Any]:
+        """How a reply of these `ids` ended."""
+        context = {} if self.prompt_ids is None else {"context": [*self.prompt_ids, *ids]}
+        return self.costs(stats) | context
 
     def costs(self, stats: RequestStats) -> dict[str, Any]:
         """How and at what cost a reply ended, in nanoseconds. What Ollama calls loading is here the
@@ -177,10 +183,14 @@ class LineWriter:
         self._calls = _Calls()
         self._text = TextLines(head)
         self._logprobs = CoveredLogprobs()
+        self._keeps_ids = head.prompt_ids is not None
+        self._ids: list[int] = []
 
     def feed(self, index: int, events: Iterable[Event]) -> bytes:
         out = b""
         for event in events:
+            if self._keeps_ids and isinstance(event, Tokens):
+                self._ids += event.ids
             if isinstance(event, Tokens) and event.logprobs is None:
                 for part in self._parts(event.text):
                     out += self._line(part)
@@ -190,7 +200,7 @@ class LineWriter:
             elif isinstance(event, Done):
                 rest: list[ReplyPart | None] = [*(self._splitter.finish() if self._splitter is not None else ()), None]
                 out += self._lines(rest, token_logprobs(self._logprobs.finish(event.stats)))
-                out += _framed(self._head.line(self._head.shape(""), **self._head.costs(event.stats)))
+                out += _framed(self._head.line(self._head.shape(""), **self._head.ended(event.stats, self._ids)))
         return out
 
     def _parts(self, text: str) -> list[ReplyPart]:
@@ -248,7 +258,7 @@ def whole_body(head: ReplyHead, reply: Completion, splitter: ReplySplitter | Non
             calls += [made] if made is not None else []
         said = head.shape(cut.content, cut.reasoning, calls)
     logprobs = {"logprobs": token_logprobs(covered(reply))} if reply.logprobs is not None else {}
-    return _json(head.line(said | logprobs, **head.costs(reply.stats)))
+    return _json(head.line(said | logprobs, **head.ended(reply.stats, reply.tokens)))
 
 
 def loaded_body(head: ReplyHead, reason: str) -> bytes:

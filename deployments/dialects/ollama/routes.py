@@ -8,6 +8,7 @@ would change it is answered with 501.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import ClassVar
 
 from fastapi import APIRouter, Request
@@ -129,6 +130,8 @@ class Ollama(Dialect):
             chat = await prepare(model.prompts, n_chars, prepare_chat, ask, body, model.prompts, noise_of(request))
             identity = new_identity(request, raw, options.resume_grace_s)  # lines have no ids to come back with
             asked = chat_request(body, chat, identity.stream)
+            if isinstance(body, GenerateBody):
+                head = replace(head, prompt_ids=asked.prompt_tokens)
             if not body.streams:
                 [whole] = await whole_replies(request, model, [asked], chat.record, identity=identity)
                 return _json(whole_body(head, whole, chat.splitter()))

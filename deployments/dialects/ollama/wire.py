@@ -93,9 +93,10 @@ class ChatBody(GenerationBody):
 
 
 class GenerateBody(GenerationBody):
+    """`context` are the ids that an earlier reply ended with: this one goes on from there."""
+
     refused = {
         "template": "the model's own is used; send raw: true with a whole prompt",
-        "context": "send the conversation to /api/chat instead, what it has in common is not computed again",
         "width": "it makes no images",
         "height": "it makes no images",
         "steps": "it makes no images",
@@ -106,6 +107,7 @@ class GenerateBody(GenerationBody):
     suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
+    context: list[int] | None = None
     images: Annotated[list[Any] | None, AfterValidator(no_images)] = None
 
 

@@ -163,6 +163,20 @@ async def test_log_probabilities():
     assert (await chatted("Hey!")).logprobs is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_generate_goes_on_behind_the_context_of_an_earlier_reply(stream):
+    model = FakeModel(replies("Yes."))
+    async with ollama_client(app_of(served(model))) as client:
+        first = await client.generate("demo", "One?", stream=stream)
+        told = [part async for part in first][-1].context if stream else first.context
+        await client.generate("demo", "Two?", context=told)
+        raw = await client.generate("demo", "Once", raw=True)
+    said = b"user: One?\nassistant: Yes."
+    assert bytes(told) == said
+    assert bytes(model.requests[1].prompt_tokens) == said + b"user: Two?\nassistant: "
+    assert raw.context is None
+
+
 async def test_generate_whole_streamed_and_raw():
     prompts, model = FakePrompts(), FakeModel(replies("<think>Hm.</think>Sure.", per_item=3))
     async with ollama_client(app_of(served(model, prompts))) as client:
@@ -170,7 +184,7 @@ async def test_generate_whole_streamed_and_raw():
         stream = await client.generate("demo", "Why?", stream=True, options={"temperature": 0})
         parts = [part async for part in stream]
         raw = await client.generate("demo", "Once", raw=True)
-    assert (whole.response, whole.thinking, whole.done_reason, whole.context) == ("Sure.", "Hm.", "stop", None)
+    assert (whole.response, whole.thinking, whole.done_reason) == ("Sure.", "Hm.", "stop")
     assert "".join(part.response for part in parts) == "Sure."
     assert "".join(part.thinking or "" for part in parts) == "Hm."
     assert (parts[-1].done, parts[-1].eval_count) == (True, 23)
