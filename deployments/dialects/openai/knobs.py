@@ -22,7 +22,7 @@ IGNORED = frozenset(
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "typ_p": (1,), "tfs_z": (1,), "mirostat": (0,), "dry_multiplier": (0,), "xtc_probability": (0,),
     "dynatemp_range": (0,), "top_a": (0,), "adaptive_target": (-1,), "penalize_nl": (False,),
-    "top_n_sigma": (-1, 0), "n_probs": (0,), "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,),
+    "top_n_sigma": (-1, 0), "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,),
     "early_stopping": (False,), "include_reasoning": (True,), "reasoning_format": ("auto", "deepseek"),
     "thinking_budget_tokens": (-1,), "parse_tool_calls": (True,), "return_token_ids": (False,),
     "add_bos_token": (True,),

@@ -5,11 +5,14 @@ Pure.
     a message's function_call       tool_calls with one call
     messages of the role function   messages of the role tool
     tool_choice "name"              the object that names the tool
+    n_probs                         logprobs, top_logprobs
 """
 
 from __future__ import annotations
 
-from deployments.dialects.openai.wire import ChatBody
+from typing import Any
+
+from deployments.dialects.openai.wire import ChatBody, CompletionBody
 from deployments.dialects.openai.wire_messages import Message, ToolCallPart
 from deployments.dialects.openai.wire_tools import NamedFunction, NamedTool, Tool
 from erllama.errors import InvalidParameter
@@ -29,7 +32,15 @@ def normal_chat(body: ChatBody) -> ChatBody:
     choice = body.function_call if old_choice else body.tool_choice
     if isinstance(choice, str) and choice not in _CHOICES:
         choice = _named(choice, tools or [], "function_call" if old_choice else "tool_choice")
-    return body.model_copy(update={"tools": tools, "tool_choice": choice, "messages": _messages(body.messages)})
+    update: dict[str, Any] = {"tools": tools, "tool_choice": choice, "messages": _messages(body.messages)}
+    if body.n_probs and not body.logprobs:
+        update |= {"logprobs": True, "top_logprobs": body.n_probs}
+    return body.model_copy(update=update)
+
+
+def normal_completion(body: CompletionBody) -> CompletionBody:
+    """The same of the legacy endpoint's body, whose `logprobs` is a number."""
+    return body.model_copy(update={"logprobs": body.n_probs}) if body.n_probs and body.logprobs is None else body
 
 
 def _named(name: str, tools: list[Tool], param: str) -> NamedTool:

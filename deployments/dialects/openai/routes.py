@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
 from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
-from deployments.dialects.openai.normal import normal_chat
+from deployments.dialects.openai.normal import normal_chat, normal_completion
 from deployments.dialects.openai.params import (
     chat_ask,
     chat_requests,
@@ -191,7 +191,7 @@ class OpenAI(Dialect):
         @router.post("/completions")
         async def completions(request: Request) -> Response:
             raw = await read_body(request, options.max_body_bytes)
-            body = parse_body(CompletionBody, raw)
+            body = normal_completion(parse_body(CompletionBody, raw))
             check_stream(body)
             check_completion(body)
             model = models.of(request).resolve(body.model)

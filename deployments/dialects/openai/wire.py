@@ -109,6 +109,7 @@ class GenerationBody(Wire):
     )
     stop: StopField = ()
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_logit_bias)] = ()
+    n_probs: Annotated[int, Field(ge=0, le=20)] | None = None  # llama.cpp's name of log probabilities
     response_format: ResponseFormat | None = None
     grammar: GrammarField = None  # llama.cpp; those that follow are its own, vLLM's and SGLang's
     json_schema: SchemaField = None

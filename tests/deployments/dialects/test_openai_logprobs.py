@@ -4,7 +4,7 @@ import pytest
 
 from deployments.dialects.openai.logprobs import legacy_logprobs
 from erllama.events import CacheHitKind, Done, FinishReason, RequestStats, TokenLogprob, Tokens
-from tests.support.http_fakes import FakeModel, app_of, http_client, served, sse_events
+from tests.support.http_fakes import FakeModel, app_of, http_client, replies, served, sse_events
 
 pytestmark = pytest.mark.anyio
 
@@ -85,3 +85,18 @@ def test_tokens_that_share_a_text_are_all_in_the_legacy_map():
 def test_the_sampled_token_keeps_the_plain_name():
     [top] = legacy_logprobs([(0, entry(b"a", token=9, top=((1, b"a", -0.1),)))], 0)["top_logprobs"]
     assert top == {"bytes:\\x61": -0.1, "a": -0.5}
+
+
+async def test_llama_cpps_name_of_log_probabilities_asks_for_the_same():
+    async with http_client(app_of(served(FakeModel(replies("Hey"))))) as client:
+        chat = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+        one = await client.post("/v1/chat/completions", json={**chat, "n_probs": 2})
+        same = await client.post("/v1/chat/completions", json={**chat, "logprobs": True, "top_logprobs": 2})
+        none = await client.post("/v1/chat/completions", json={**chat, "n_probs": 0})
+        legacy = await client.post("/v1/completions", json={"model": "demo", "prompt": "hi", "n_probs": 2})
+        most = await client.post("/v1/completions", json={"model": "demo", "prompt": "hi", "n_probs": 21})
+    assert one.json()["choices"][0]["logprobs"] == same.json()["choices"][0]["logprobs"]
+    assert len(one.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+    assert none.json()["choices"][0]["logprobs"] is None
+    assert set(legacy.json()["choices"][0]["logprobs"]["top_logprobs"][0]) == {"H", "A", "B"}  # the token, and two
+    assert (most.status_code, most.json()["error"]["param"]) == (400, "n_probs")
