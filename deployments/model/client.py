@@ -5,8 +5,8 @@ The names are those of `erllama.Model`. Handles are made once and kept: every `.
 of a Serve handle costs a metrics pusher and a long poll.
 
 A call whose replica is gone, or hangs, goes on from another one, see `FailoverCall`: generation
-without a lost or repeated token, calls that change nothing by asking again. Not so calls about a session (it went
-with the replica) and calls to all replicas.
+without a lost or repeated token, calls that change nothing by asking again. Not so calls about a
+session (it went with the replica) and calls to all replicas.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.prefixes import PrefixCalls
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors, silent, unanswered
 from deployments.model.replica import ModelReplica
-from deployments.model.states import LoadState, Phase, RecentState, load_state
+from deployments.model.states import LoadState, Phase, RecentState, cannot_load, load_state, unknown_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -98,7 +98,7 @@ class ModelClient(PrefixCalls):
         self._scales_to_zero = scales_to_zero
         self._failover = failover or FailoverPolicy()
         self._timeout_s = timeout_s
-        self._load_state = load_state or _unknown_state
+        self._load_state = load_state or unknown_state
         self._ask_every_s = min(_ASK_EVERY_S, self._failover.silence_s)
         self._recent_state = RecentState(self._load_state, self._ask_every_s)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -325,7 +325,7 @@ class ModelClient(PrefixCalls):
                 while not (await asyncio.wait([first], timeout=self._ask_every_s))[0]:
                     state = await self._recent_state.get()
                     if state.phase == Phase.FAILED:
-                        raise _cannot_load(state)
+                        raise cannot_load(state)
                     if state.phase != Phase.READY:
                         silent_since = time.monotonic()
                     elif time.monotonic() - silent_since >= self._failover.silence_s:
@@ -380,11 +380,8 @@ class ModelClient(PrefixCalls):
         except ModelUnavailable:
             state = await asyncio.to_thread(self._load_state)
             if state.reason:
-                raise _cannot_load(state) from None
+                raise cannot_load(state) from None
             raise
-
-    async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
-        return await ask_each(self._all, deadline_s, method, *args)
 
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         async with self._explained_errors():
@@ -394,18 +391,9 @@ class ModelClient(PrefixCalls):
         return list(await self._all.broadcast(method, *args, **kwargs).results_async())
 
 
-def _unknown_state() -> LoadState:
-    return LoadState(Phase.LOADING)
-
-
-def _cannot_load(state: LoadState) -> ModelUnavailable:
-    return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
-
-
 async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:
     """Whether there is another attempt after `error`; it may then begin at once."""
-    wait_s = attempts.failed(error)
-    if wait_s is None:
+    if (wait_s := attempts.failed(error)) is None:
         return False
     log.warning("event=failover request_id=%s wait_s=%.2f error=%s", name, wait_s, error.message)
     await asyncio.sleep(wait_s)

@@ -12,9 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
+from ray.serve.handle import DeploymentHandle
+
 from cache_store import BadTransfer, CachedPrefix, EntryReader, ImportReport, ImportState, PinInfo
 from cache_store.transfer import CHUNK_BYTES, Entry, packed_entry, packed_head
 from deployments.http.answers import Answer, values
+from deployments.model.broadcast import ask_each
 from deployments.model.replica import ReplicaState
 from erllama.errors import InvalidParameter, StoreUnavailable
 
@@ -29,8 +32,10 @@ class PrefixCalls:
     meant: those of the requests that have it.
     """
 
+    _all: DeploymentHandle[Any]
+
     async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
-        raise NotImplementedError
+        return await ask_each(self._all, deadline_s, method, *args)
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError

@@ -2,8 +2,8 @@
 
 A plain class: Ray Serve wraps it in `app.py`, tests use it as it is. The engine thread hands the
 events of a step to the event loop in one call (`_on_events`), whatever the number of requests; each
-request's generator takes what has gathered for it (`Recording`). Correct on Serve's separate user loop and on its
-main loop: nothing here blocks a loop.
+request's generator takes what has gathered for it (`Recording`). Correct on Serve's separate user
+loop and on its main loop: nothing here blocks a loop.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from cache_store import CachedPrefix, GarbageReport, ImportState, IndexDelta, PinInfo, StoreConfig, StoreStats
+from cache_store import StoreConfig, StoreStats
 from deployments.attempt_id import split_attempt
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.http.errors import StreamNotResumable
 from deployments.http.ports import RecordedReply
-from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaLocation, ReplicaReport
+from deployments.memory.messages import ReplicaLocation
 from deployments.memory.replica import ReplicaMemory
 from deployments.memory.sources import MemorySource
 from deployments.model.recording import Reader, Recording, RecordingState
 from deployments.model.recordings import Recordings
+from deployments.model.stored_calls import StoredCalls
 from deployments.routing.stats import RoutingStats
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -63,7 +64,7 @@ class ReplicaState:
     store: StoreStats | None
 
 
-class ModelReplica:
+class ModelReplica(StoredCalls):
     """The rows of the engine API, asynchronous, on one replica. Request ids must be unique among
     live requests."""
 
@@ -98,15 +99,8 @@ class ModelReplica:
         except BaseException:
             self._model.shutdown()
             raise
-        seconds = time.monotonic() - started
-        log.info(
-            "model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f",
-            spec.id,
-            spec.path,
-            config.n_threads,
-            n_warm,
-            seconds,
-        )
+        told = (spec.id, spec.path, config.n_threads, n_warm, time.monotonic() - started)
+        log.info("model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", *told)
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
         location = location or ReplicaLocation()
         self._replica_id = location.replica_id
@@ -336,60 +330,6 @@ class ModelReplica:
 
     async def state(self) -> ReplicaState:
         return ReplicaState(self._model.status(), self._model.stats(), self._model.store_stats())
-
-    # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
-
-    async def list_cached_prefixes(
-        self, limit: int = 1000, order: str = "recent", salt: str = ""
-    ) -> tuple[CachedPrefix, ...]:
-        return await asyncio.to_thread(self._model.list_cached_prefixes, limit, order, salt=salt)
-
-    async def cached_prefix(self, key: str, salt: str = "") -> CachedPrefix:
-        return await asyncio.to_thread(self._model.cached_prefix, key, salt=salt)
-
-    async def pin_prefix(
-        self, prefix: str | Sequence[int], ttl_s: float, name: str = "", owner: str = "", salt: str = ""
-    ) -> PinInfo:
-        return await asyncio.to_thread(self._model.pin_prefix, prefix, ttl_s, name=name, owner=owner, salt=salt)
-
-    async def unpin(self, name: str, owner: str = "", salt: str = "") -> bool:
-        return await asyncio.to_thread(self._model.unpin, name, owner, salt=salt)
-
-    async def pins(self, salt: str = "") -> tuple[PinInfo, ...]:
-        return await asyncio.to_thread(self._model.pins, salt=salt)
-
-    async def evict_prefix(self, key: str, salt: str = "") -> int:
-        return await asyncio.to_thread(self._model.evict_prefix, key, salt=salt)
-
-    async def export_plan(self, key: str, salt: str = "") -> tuple[str, ...]:
-        return await asyncio.to_thread(self._model.export_plan, key, salt=salt)
-
-    async def export_object(self, key: str, name: str, salt: str = "") -> bytes | None:
-        """An object of the prefix `key`: the router keeps the parts of one export together by it."""
-        return await asyncio.to_thread(self._model.export_object, name, salt=salt)
-
-    async def import_part(
-        self, id: str, state: ImportState | None, entries: Sequence[tuple[str, bytes]], last: bool, salt: str = ""
-    ) -> ImportState:
-        """A part of the import `id`, by which the router keeps its parts together."""
-        return await asyncio.to_thread(self._model.import_part, state, entries, last=last, salt=salt)
-
-    async def fork_session(self, session_id: str, new_session_id: str, salt: str = "") -> bool:
-        return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id, salt=salt)
-
-    # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
-
-    async def memory_report(self, with_delta: bool) -> ReplicaReport:
-        return await asyncio.to_thread(self._memory.report, with_delta=with_delta)
-
-    async def release(self, order: ReleaseOrder) -> ReleaseResult | None:
-        return await asyncio.to_thread(self._memory.release, order)
-
-    async def apply_deltas(self, deltas: Sequence[IndexDelta]) -> None:
-        await asyncio.to_thread(self._memory.apply_deltas, deltas)
-
-    async def collect_garbage(self, order: GarbageOrder) -> GarbageReport | None:
-        return await asyncio.to_thread(self._memory.collect_garbage, order)
 
     # --- Serve's hooks ----------------------------------------------------------------------------
 

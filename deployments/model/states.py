@@ -19,6 +19,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from deployments.model.load_limit import MAX_LOADS, told_failures, told_reason
+from deployments.model.ray_errors import ModelUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -106,3 +107,13 @@ class RecentState:
                 self._state = await asyncio.to_thread(self._ask)
                 self._until = time.monotonic() + self._kept_s
             return self._state
+
+
+def unknown_state() -> LoadState:
+    """What is known of a model that nobody can be asked about."""
+    return LoadState(Phase.LOADING)
+
+
+def cannot_load(state: LoadState) -> ModelUnavailable:
+    """What a caller is told of a model whose loading has failed."""
+    return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)
