@@ -56,7 +56,7 @@ from cache_store.tiers.open import open_tier
 from cache_store.tiers.stack import TierStack
 from cache_store.transfer import Transfer
 from cache_store.write.copier import Copy, TierCopier
-from cache_store.write.worker import seconds_left
+from cache_store.write.worker import deadline_in, seconds_left
 from cache_store.write.writer import Writer
 
 _CLAIM_S = 1.0  # for a call about claims: requests wait for it, and a hint may at best spare them work
@@ -145,7 +145,7 @@ class Store:
         `share_wait_s` is how long to wait, beyond `deadline_s`, for blocks that another process of
         this machine claims to be computing.
         """
-        deadline_ns = _deadline(deadline_s)
+        deadline_ns = deadline_in(deadline_s)
         return self._prefix_search.lookup(chain, need_end=need_end, share_wait_s=share_wait_s, deadline_ns=deadline_ns)
 
     def read(self, plan: Plan, consume: Consume, deadline_s: float) -> Fetched:
@@ -155,11 +155,11 @@ class Store:
         Stops where an object cannot be had in time. What `consume` raises passes; nothing else
         does.
         """
-        return self._reader.read(plan, consume, _deadline(deadline_s))
+        return self._reader.read(plan, consume, deadline_in(deadline_s))
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
         """A copy of one object of any kind from whichever tier has it, indexed or not."""
-        return self._reader.get(id, _deadline(deadline_s))
+        return self._reader.get(id, deadline_in(deadline_s))
 
     def has(self, id: BlockId) -> bool:
         """Whether the object is stored or on its way, as far as the index knows. No I/O."""
@@ -186,7 +186,7 @@ class Store:
         `wait_s` (in total) is dropped and counted, and so are those after it: a chain is of no use
         beyond a gap.
         """
-        give_up_ns = _deadline(wait_s)
+        give_up_ns = deadline_in(wait_s)
         for n_accepted, block in enumerate(blocks):
             failure = "closed" if self._closing.is_set() else self._writer.accept(block, seconds_left(give_up_ns))
             if failure:
@@ -211,7 +211,7 @@ class Store:
         `wait_s` is how long to wait until the tiers have it. Raises `ValueError` for a bad name or
         time, `StoreFull` for what is beyond the owner's quota.
         """
-        return self._pinning.pin(prefix, ttl_s, name, owner, _deadline(wait_s) if wait_s > 0 else None)
+        return self._pinning.pin(prefix, ttl_s, name, owner, deadline_in(wait_s) if wait_s > 0 else None)
 
     def pin_soon(self, chain: TokenChain, ttl_s: float, owner: str = "") -> None:
         """`pin` on a thread of ours: takes no time here, and what fails is counted (`dropped`)."""
@@ -219,7 +219,7 @@ class Store:
 
     def unpin(self, name: str, owner: str = "", wait_s: float = 0.0) -> bool:
         """Take a pin back; False when there is none of that name."""
-        return self._pinning.unpin(name, owner, _deadline(wait_s) if wait_s > 0 else None)
+        return self._pinning.unpin(name, owner, deadline_in(wait_s) if wait_s > 0 else None)
 
     def pins(self) -> tuple[PinInfo, ...]:
         """All that are known here, oldest first."""
@@ -234,7 +234,7 @@ class Store:
         before = self._stack.index.bytes_in(tier.index)
         evict = partial(self._stack.evict, tier, n_bytes, "asked", only_if_lower=only_if_lower)
         try:
-            return tier.run(evict, _deadline(self._config.op_timeout_s))
+            return tier.run(evict, deadline_in(self._config.op_timeout_s))
         except StoreError:
             return max(0, before - self._stack.index.bytes_in(tier.index))
 
@@ -265,7 +265,7 @@ class Store:
         longest, none the beginning of another. Ids that the index does not know are read, within
         `op_timeout_s` by default; a prefix whose ids cannot be had in time is left out.
         """
-        deadline_ns = _deadline(self._config.op_timeout_s if deadline_s is None else deadline_s)
+        deadline_ns = deadline_in(self._config.op_timeout_s if deadline_s is None else deadline_s)
         return Hottest(
             self._stack, root, lambda id: seconds_left(deadline_ns) > 0 and self._prefix_search.learn(id, deadline_ns)
         ).take(limit)
@@ -300,7 +300,7 @@ class Store:
             raise ValueError(f"target_share={target_share}: must be in (0, 1]")
         pool = self._garbage_pools[tier.index]
         return GarbageCollection(
-            self._stack, self._maintenance, tier, pool, target_share, listing_age_s, _deadline(deadline_s)
+            self._stack, self._maintenance, tier, pool, target_share, listing_age_s, deadline_in(deadline_s)
         ).run()
 
     def leave_garbage(self, label: str, for_s: float) -> None:
@@ -346,16 +346,16 @@ class Store:
             if self._closing.is_set():
                 return
             self._closing.set()
-        deadline_ns = _deadline(timeout_s)
+        deadline_ns = deadline_in(timeout_s)
         self._stack.in_flight.wait(timeout_s)
-        self._claims.release_all(max(deadline_ns, _deadline(self._config.retry_s)))
+        self._claims.release_all(max(deadline_ns, deadline_in(self._config.retry_s)))
         for copier in self._copiers:
             copier.drain(seconds_left(deadline_ns))
         parts: list[Writer | TierCopier | Maintenance] = [self._writer, *self._copiers, self._maintenance]
         for part in parts:
             part.stop(seconds_left(deadline_ns))
         self._pins.make_wanted()
-        self._pins.publish(max(deadline_ns, _deadline(self._config.retry_s)))
+        self._pins.publish(max(deadline_ns, deadline_in(self._config.retry_s)))
         for tier in self._stack.tiers:
             if tier.persistent and tier.writable and self._maintenance.is_listed(tier):
                 self._write_snapshot(tier, deadline_ns)
@@ -381,7 +381,9 @@ class Store:
 
     def _write_snapshot(self, tier: GuardedTier, deadline_ns: int) -> None:
         try:
-            tier.run(lambda: self._maintenance.write_snapshot(tier), max(deadline_ns, _deadline(self._config.retry_s)))
+            tier.run(
+                lambda: self._maintenance.write_snapshot(tier), max(deadline_ns, deadline_in(self._config.retry_s))
+            )
         except StoreError:
             self._stack.tally.add("dropped", "snapshot")
 
@@ -392,8 +394,4 @@ class Store:
         raise ValueError(f"label={label!r}: none of {self.tier_labels}")
 
     def _claim_deadline(self) -> int:
-        return _deadline(min(self._config.op_timeout_s, _CLAIM_S))
-
-
-def _deadline(seconds: float) -> int:
-    return time.monotonic_ns() + int(seconds * 1e9)
+        return deadline_in(min(self._config.op_timeout_s, _CLAIM_S))

@@ -22,7 +22,6 @@ Both ways take one object at a time into memory.
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -38,6 +37,7 @@ from cache_store.read.reader import Reader
 from cache_store.records import ImportReport
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
+from cache_store.write.worker import deadline_in
 
 VERSION = 1
 CHUNK_BYTES = 1 << 20
@@ -263,4 +263,4 @@ class Transfer:
         return state.report
 
     def _deadline(self) -> int:
-        return time.monotonic_ns() + int(self.timeout_s * 1e9)
+        return deadline_in(self.timeout_s)

@@ -38,7 +38,7 @@ from cache_store.documents.sweep import victims
 from cache_store.errors import StoreError, TierError
 from cache_store.tiers.deadline_pool import Call
 from cache_store.tiers.guarded import GuardedTier, open_tiers
-from cache_store.write.worker import Worker
+from cache_store.write.worker import Worker, deadline_in
 
 log = logging.getLogger("cache_store")
 
@@ -145,7 +145,7 @@ class DocumentStore:
 
     def get(self, scope: str, ids: Iterable[str], deadline_s: float) -> dict[str, bytes]:
         """Those of `ids` that are there and come in time."""
-        deadline_ns = _deadline(deadline_s)
+        deadline_ns = deadline_in(deadline_s)
         calls = self._started(scope, ids, self._load)
         found: dict[str, bytes] = {}
         try:
@@ -164,7 +164,7 @@ class DocumentStore:
 
     def gone(self, scope: str, ids: Iterable[str], deadline_s: float) -> set[str]:
         """Those of `ids` that are known not to be there (any more), and do not wait to be written."""
-        deadline_ns = _deadline(deadline_s)
+        deadline_ns = deadline_in(deadline_s)
         with self._lock:
             waiting = set(self._waiting)
         calls = self._started(scope, (id for id in ids if self._name(scope, id) not in waiting), self._tier.stat_now)
@@ -192,7 +192,7 @@ class DocumentStore:
             waiting = self._waiting.get(name)
             if waiting is not None:
                 waiting.deleted = True
-        was_there = self._tier.delete(name, _deadline(deadline_s))
+        was_there = self._tier.delete(name, deadline_in(deadline_s))
         self._count("deleted", was_there or waiting is not None)
         return was_there or waiting is not None
 
@@ -245,7 +245,7 @@ class DocumentStore:
 
     def _sweep(self) -> None:
         self._written_bytes = 0
-        self._next_sweep_ns = time.monotonic_ns() + int(_SWEEP_S * 1e9)
+        self._next_sweep_ns = deadline_in(_SWEEP_S)
         try:
             found = self._tier.list_now(prefix_of(self._kind))
             for stat in victims(found, self._unix_s(), self._max_bytes, self._ttl_s):
@@ -296,7 +296,3 @@ class DocumentStore:
 
 def _ignore(result: object) -> None:
     """A result that nobody waits for holds nothing."""
-
-
-def _deadline(seconds: float) -> int:
-    return time.monotonic_ns() + int(seconds * 1e9)

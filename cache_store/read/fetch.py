@@ -19,6 +19,7 @@ from cache_store.tiers.deadline_pool import Call
 from cache_store.tiers.guarded import GuardedTier, Loaded, open_tiers
 from cache_store.tiers.stack import TierStack
 from cache_store.write.staging import Staged, copied
+from cache_store.write.worker import deadline_in
 from cache_store.write.writer import Writer
 
 
@@ -109,7 +110,7 @@ class ObjectReader:
         """A copy of the object from the fastest tier that has it and can be asked; None when none
         has it in time.
         """
-        deadline_ns = time.monotonic_ns() + int(deadline_s * 1e9)
+        deadline_ns = deadline_in(deadline_s)
         for tier in self._tiers:
             if not tier.available:
                 continue

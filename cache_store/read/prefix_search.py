@@ -38,6 +38,7 @@ from cache_store.records import Plan
 from cache_store.sharing.claims import Claims
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
+from cache_store.write.worker import deadline_in
 
 _POLL_S = 0.02  # how often a claimed block is looked for: a hundredth of the prefill that it stands for
 _HEADS = 8  # heads read per lookup: more branches than that at one point are rare, and the next lookup goes on
@@ -89,7 +90,7 @@ class PrefixSearch:
 
     def lookup(self, chain: TokenChain, *, need_end: bool, share_wait_s: float, deadline_ns: int) -> Plan:
         self.stack.tally.add("tokens", "looked_up", len(chain))
-        wait_until_ns = time.monotonic_ns() + int(share_wait_s * 1e9)
+        wait_until_ns = deadline_in(share_wait_s)
         lookup = _Lookup(chain, need_end, deadline_ns, wait_until_ns, self.stack.index.longest_prefix(chain))
         if len(chain) >= self.min_probe_tokens:
             while not lookup.is_complete and self._goes_on(lookup):

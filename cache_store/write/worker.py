@@ -53,7 +53,7 @@ class Worker(Generic[J]):
 
     def drain(self, timeout_s: float, worthwhile: Callable[[], bool]) -> bool:
         """Wait until all is done; False on timeout, or once it is not `worthwhile` any more."""
-        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        deadline_ns = deadline_in(timeout_s)
         with self._wake:
             while self._jobs or self._busy:
                 left_s = seconds_left(deadline_ns)
@@ -89,6 +89,11 @@ class Worker(Generic[J]):
             self._wake.wait_for(lambda: self._jobs or self._stopping)
             self._busy = bool(self._jobs)
             return self._jobs.popleft() if self._jobs else None
+
+
+def deadline_in(seconds: float) -> int:
+    """So many seconds from now on the monotonic clock, in ns."""
+    return time.monotonic_ns() + int(seconds * 1e9)
 
 
 def seconds_left(deadline_ns: int) -> float:
