@@ -19,8 +19,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, TypeVar
@@ -146,18 +146,12 @@ class DocumentStore:
     def get(self, scope: str, ids: Iterable[str], deadline_s: float) -> dict[str, bytes]:
         """Those of `ids` that are there and come in time."""
         deadline_ns = deadline_in(deadline_s)
-        calls = self._started(scope, ids, self._load)
         found: dict[str, bytes] = {}
-        try:
+        with self._calls(scope, ids, self._load, "read") as calls:
             for id, call in calls:
                 document = self._tier.wait(call, deadline_ns)
                 if document is not None and self._unix_s() - document.created_s <= self._ttl_s:
                     found[id] = document.content
-        except StoreError as error:
-            log.warning("documents=%s cannot be read: %s", self._kind, error)
-        finally:
-            for _, call in calls:
-                call.drop()
         self._count("read", len(found))
         self._count("missed", len(calls) - len(found))
         return found
@@ -167,18 +161,13 @@ class DocumentStore:
         deadline_ns = deadline_in(deadline_s)
         with self._lock:
             waiting = set(self._waiting)
-        calls = self._started(scope, (id for id in ids if self._name(scope, id) not in waiting), self._tier.stat_now)
+        others = (id for id in ids if self._name(scope, id) not in waiting)
         gone: set[str] = set()
-        try:
+        with self._calls(scope, others, self._tier.stat_now, "looked up") as calls:
             for id, call in calls:
                 stat = self._tier.wait(call, deadline_ns)
                 if stat is None or self._unix_s() - stat.modified_s > self._ttl_s:
                     gone.add(id)
-        except StoreError as error:
-            log.warning("documents=%s cannot be looked up: %s", self._kind, error)
-        finally:
-            for _, call in calls:
-                call.drop()
         return gone
 
     def delete(self, scope: str, id: str, deadline_s: float) -> bool:
@@ -273,14 +262,25 @@ class DocumentStore:
         finally:
             loaded.free()
 
-    def _started(self, scope: str, ids: Iterable[str], do: Callable[[str], T]) -> list[tuple[str, Call[T]]]:
-        """A call per id; none while the tier is left alone."""
+    @contextmanager
+    def _calls(
+        self, scope: str, ids: Iterable[str], do: Callable[[str], T], done: str
+    ) -> Iterator[list[tuple[str, Call[T]]]]:
+        """A call per id; none while the tier is left alone. What the tier raises meanwhile ends the block
+        and is logged: they cannot be `done`.
+        """
         named = [(id, name) for id in ids if (name := self._name(scope, id)) is not None]
         calls: list[tuple[str, Call[T]]] = []
         if self._tier.available:
             with suppress(StoreError):  # every thread hangs, or it is closed
-                calls.extend((id, self._tier.start(partial(do, name), _ignore)) for id, name in named)
-        return calls
+                calls.extend((id, self._tier.start(partial(do, name))) for id, name in named)
+        try:
+            yield calls
+        except StoreError as error:
+            log.warning("documents=%s cannot be %s: %s", self._kind, done, error)
+        finally:
+            for _, call in calls:
+                call.drop()
 
     def _name(self, scope: str, id: str) -> str | None:
         return document_name(self._kind, self._salt, scope, id)
@@ -292,7 +292,3 @@ class DocumentStore:
     def _count(self, what: str, n: int = 1) -> None:
         with self._lock:
             self._counts[what] += n
-
-
-def _ignore(result: object) -> None:
-    """A result that nobody waits for holds nothing."""

@@ -123,7 +123,7 @@ class GuardedTier:
         """Begin to read an object, or its head; None when there is none."""
         return self._pool.call(lambda: self.load(name, head_bytes), _free)
 
-    def start(self, function: Callable[[], T], on_waste: Callable[[T], None]) -> Call[T]:
+    def start(self, function: Callable[[], T], on_waste: Callable[[T], None] | None = None) -> Call[T]:
         """Begin any background call; `on_waste` gets a result that nobody waits for any more."""
         return self._pool.call(function, on_waste)
 
