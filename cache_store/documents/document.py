@@ -19,13 +19,14 @@ Bytes, little-endian:
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from dataclasses import dataclass
 
 import pyarrow as pa
 import xxhash
+
+from cache_store.format.keys import digest_of
 
 _MAGIC = b"erldoc\x00\x01"
 _HEAD = struct.Struct("<8s16sdIQ")
@@ -57,11 +58,7 @@ def document_name(kind: str, salt: str, scope: str, id: str) -> str | None:
     """Where the document lies; None for an id that no document can have."""
     if not _ID.match(id):
         return None
-    digest = hashlib.sha256()
-    for part in (salt.encode(), scope.encode()):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return f"{prefix_of(kind)}{digest.hexdigest()[:32]}/{id[-2:]}/{id}.v1.doc"
+    return f"{prefix_of(kind)}{digest_of(salt, scope)[:32]}/{id[-2:]}/{id}.v1.doc"
 
 
 def is_document(name: str) -> bool:

@@ -33,11 +33,16 @@ def root_key(namespace: str, salt: str = "") -> ChainKey:
     """h_0: the parent of every first block in `namespace` (what decides KV bytes) and `salt`
     (tenant).
     """
+    return ChainKey(digest_of(str(FORMAT_VERSION), namespace, salt))
+
+
+def digest_of(*texts: str) -> str:
+    """SHA-256 of texts, each preceded by its length: others give another one, however they are cut."""
     digest = hashlib.sha256()
-    for part in (str(FORMAT_VERSION).encode(), namespace.encode(), salt.encode()):
+    for part in (text.encode() for text in texts):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return ChainKey(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def tenant_root(root: ChainKey, salt: str) -> ChainKey:
