@@ -98,7 +98,8 @@ class Store:
             self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
         )
         self._reader = Reader(self._stack, self._writer, self._copiers[0] if self._copiers else None)
-        self.transfer = Transfer(self._stack, self._reader, self.save, self.flush, config.op_timeout_s)
+        save = partial(self.save, wait_s=config.op_timeout_s)
+        self.transfer = Transfer(self._stack, self._reader, save, self.flush, config.op_timeout_s)
         self._maintenance = Maintenance(
             self._stack,
             self._claims,

@@ -24,7 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 
@@ -168,11 +168,6 @@ class ImportState:
         )
 
 
-class SaveBlocks(Protocol):
-    def __call__(self, blocks: Sequence[Block], *, wait_s: float = 0.0) -> int:
-        """`Store.save`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """`save` hands blocks over to the store and tells how many it took, `flush(seconds)`
@@ -181,7 +176,7 @@ class Transfer:
 
     stack: TierStack
     reader: Reader
-    save: SaveBlocks
+    save: Callable[[Sequence[Block]], int]
     flush: Callable[[float], bool]
     timeout_s: float
 
@@ -195,7 +190,7 @@ class Transfer:
             before = freed
             for tier in self.stack.tiers:
                 if tier.available:
-                    freed += tier.run(lambda tier=tier, way=way: self._evict_from(tier, way), self._deadline())  # type: ignore[misc]
+                    freed += tier.run(partial(self._evict_from, tier, way), self._deadline())
         return freed
 
     def _evict_from(self, tier: GuardedTier, way: Sequence[BlockId]) -> int:
@@ -244,7 +239,7 @@ class Transfer:
         """
         for name, data in entries:
             block, state = state.take(name, data)
-            if not self.save([block], wait_s=self.timeout_s):
+            if not self.save([block]):
                 raise StoreFull(f"the store took {state.n_objects - 1} objects and no more")
         return state
 
