@@ -9,7 +9,7 @@ another prompt rather than another of those conversations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush, nlargest
 
 import numpy as np
@@ -107,11 +107,13 @@ def _extends(chosen: list[bytes], tokens: bytes) -> bool:
     return True
 
 
-_ORDERS: dict[str, Callable[[CachedPrefix], float]] = {
-    "recent": lambda prefix: prefix.last_used_s,
-    "hits": lambda prefix: prefix.hits,
-    "bytes": lambda prefix: prefix.n_bytes,
-    "tokens": lambda prefix: prefix.n_tokens,
+_Into = dict[Prefix, IndexRow]  # the way into each prefix
+
+_ORDERS: dict[str, Callable[[IndexRow, _Into], float]] = {
+    "recent": lambda leaf, into: leaf.last_used_s,
+    "hits": lambda leaf, into: leaf.hits,
+    "bytes": lambda leaf, into: sum(row.n_bytes for row in _back(leaf, into)),
+    "tokens": lambda leaf, into: _end(leaf.id)[1],
 }
 ORDERS = tuple(_ORDERS)
 _HEAD_TOKENS = 48  # of a prefix, for people to know it by
@@ -128,10 +130,9 @@ def leaf_prefixes(
     inner = {_beginning(id) for id in edges}
     leaves = [row for id, row in edges.items() if _end(id) not in inner]
     into = {_end(id): row for id, row in edges.items()}
-    if order == "recent":
-        leaves = nlargest(limit, leaves, key=lambda row: row.last_used_s)
+    chosen = nlargest(limit, leaves, key=lambda row: _ORDERS[order](row, into))
     names = _names_by_object(pins)
-    return tuple(nlargest(limit, (_prefix(stack, row, into, names) for row in leaves), key=_ORDERS[order]))
+    return tuple(_prefix(stack, row, into, names) for row in chosen)
 
 
 def prefix_of(stack: TierStack, key: ChainKey, pins: Iterable[Pin] = ()) -> CachedPrefix | None:
@@ -160,15 +161,17 @@ def _edges_of(stack: TierStack, root: ChainKey | None) -> dict[BlockId, IndexRow
     return found
 
 
-def _prefix(
-    stack: TierStack, leaf: IndexRow, into: dict[Prefix, IndexRow], names: dict[BlockId, list[str]]
-) -> CachedPrefix:
-    step: IndexRow | None = leaf
-    n_bytes, head = 0, b""
-    while step is not None:
-        n_bytes += step.n_bytes
-        head = (step.tokens or b"")[:_HEAD_BYTES] if step.id.start == 0 else b""
-        step = into.get(_beginning(step.id))
+def _back(leaf: IndexRow, into: _Into) -> Iterator[IndexRow]:
+    """The way to `leaf`, from there on to its root."""
+    row: IndexRow | None = leaf
+    while row is not None:
+        yield row
+        row = into.get(_beginning(row.id))
+
+
+def _prefix(stack: TierStack, leaf: IndexRow, into: _Into, names: dict[BlockId, list[str]]) -> CachedPrefix:
+    way = list(_back(leaf, into))
+    head = (way[-1].tokens or b"")[:_HEAD_BYTES] if way[-1].id.start == 0 else b""
     key, n_tokens = _end(leaf.id)
     labels = tuple(stack.tiers[tier].label for tier in stack.index.tiers_of(leaf.id) if tier < stack.staged)
     return CachedPrefix(
@@ -176,7 +179,7 @@ def _prefix(
         key,
         n_tokens,
         labels,
-        n_bytes,
+        sum(row.n_bytes for row in way),
         leaf.hits,
         leaf.last_used_s,
         tuple(np.frombuffer(head, ">u4").tolist()),
