@@ -180,21 +180,16 @@ class Index:
             self._time.now()
             items, lead_s = list(self._graph.items()), self._time.lead_s()
         for item in items:
-            size, n_uses, score = field(item.sizes, tier_index), item.n_uses, item.score
+            size = field(item.sizes, tier_index)
             if size:
-                tokens = item.tokens if isinstance(item, Edge) else None
-                yield IndexRow(item.id, size - 1, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
+                yield _row_of(item, size - 1, lead_s)
 
     def row(self, id: BlockId) -> IndexRow | None:
         """An object as it is in its fastest tier."""
         with self._lock:
             self._time.now()
             item = self._graph.find(id)
-            if item is None:
-                return None
-            used_s = frecency.mean_use_s(item.n_uses, item.score) - self._time.lead_s()
-            tokens = item.tokens if isinstance(item, Edge) else None
-            return IndexRow(id, self._stored(item).n_bytes, tokens, item.n_uses - 1, used_s)
+            return None if item is None else _row_of(item, self._stored(item).n_bytes, self._time.lead_s())
 
     # --- prefixes ---------------------------------------------------------------------------------
 
@@ -372,6 +367,12 @@ class Index:
     def _is_pinned(self, tier_index: int, item: Item) -> bool:
         held = self._held[tier_index]
         return bool(self._pins or held) and (item.id in self._pins or item.id in held)
+
+
+def _row_of(item: Item, n_bytes: int, lead_s: float) -> IndexRow:
+    n_uses, score = item.n_uses, item.score
+    tokens = item.tokens if isinstance(item, Edge) else None
+    return IndexRow(item.id, n_bytes, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
 
 
 def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
