@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from cache_store.errors import StoreError, StoreFull
 from cache_store.records import PinInfo
@@ -107,15 +108,12 @@ class Pins:
         self.put(Pin(name, owner, pin.root, pin.key, pin.n_tokens, made_s, pin.expires_s, (), revoked=True))
         return True
 
-    def publish(self, deadline_ns: int) -> int:
-        """Publish what is pending; in how many tiers nothing is left to do."""
-        n_done = 0
+    def publish(self, deadline_ns: int) -> None:
+        """Publish what is pending, in the tiers that take it in time."""
         for tier in self._stack.tiers:
             with suppress(StoreError):
                 if tier.writable:
-                    tier.run(lambda tier=tier: self.publish_now(tier), deadline_ns)  # type: ignore[misc]
-                    n_done += 1
-        return n_done
+                    tier.run(partial(self.publish_now, tier), deadline_ns)
 
     def publish_now(self, tier: GuardedTier) -> None:
         """The same in one tier. Background. Raises `TierError`."""
@@ -145,7 +143,7 @@ class Pins:
             found = {name: pin for name, pin in listed.items() if pin is not None} | meanwhile
             if found != self._found[tier.index]:
                 self._found[tier.index], self._judged_ns = found, None
-            useless = [name for name in listed if name in self._superseded or self._is_useless(listed[name])]
+            useless = self._useless(listed)
         for name in useless if tier.counts["written_bytes"] else ():  # a read-only one would count as failing
             tier.delete_now(name)
             with self._lock:
@@ -211,12 +209,18 @@ class Pins:
         """Bytes of its objects, each in its fastest tier."""
         return sum(found.n_bytes for found in self._stack.index.stored(pin.ids))
 
-    def _is_useless(self, pin: Pin | None) -> bool:
-        """Lock held. A revocation is of use as long as another tier may hold what it revokes."""
-        if pin is None or not pin.counts(self._unix_s()):
-            return True
-        newer: Iterable[Pin] = (other for found in self._found for other in found.values() if other.of == pin.of)
-        return any(other.made_s > pin.made_s for other in newer)
+    def _useless(self, listed: dict[str, Pin | None]) -> list[str]:
+        """Lock held. Which of the objects of a tier do not count any more. A revocation is of use as long
+        as another tier may hold what it revokes.
+        """
+        now_s, made_s = self._unix_s(), dict[tuple[str, str], float]()  # when the newest pin of a name was made
+        for pin in (pin for found in self._found for pin in found.values()):
+            made_s[pin.of] = max(pin.made_s, made_s.get(pin.of, pin.made_s))
+        return [
+            name
+            for name, pin in listed.items()
+            if name in self._superseded or pin is None or not pin.counts(now_s) or made_s[pin.of] > pin.made_s
+        ]
 
     def _forget(self, pin: Pin) -> None:
         """Lock held."""
