@@ -337,11 +337,7 @@ def build_request(request_id: str, prompt_tokens: Iterable[int], params: Mapping
     Raises `InvalidParameter` that names the parameter for an unknown name, a wrong type or a value
     out of range.
     """
-    unknown = sorted(set(params) - set(PARAM_NAMES))
-    if unknown:
-        raise InvalidParameter(
-            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAM_NAMES))}", param=unknown[0]
-        )
+    _check_names(params, PARAM_NAMES)
     given = {name: value for name, value in params.items() if value is not None}
     sampling = sampling_of({name: given.pop(name) for name in _SAMPLING_NAMES if name in given})
     given["max_tokens"] = given.pop("response_tokens", None)
@@ -356,13 +352,17 @@ def sampling_of(given: Mapping[str, Any]) -> SamplingParams:
     """Parameters by their names; `logit_bias` may be a mapping. Raises `InvalidParameter` that names the
     parameter for an unknown name or a wrong value.
     """
-    unknown = sorted(map(str, set(given) - set(_SAMPLING_NAMES)))
-    if unknown:
-        raise InvalidParameter(
-            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(_SAMPLING_NAMES))}", param=unknown[0]
-        )
+    _check_names(given, _SAMPLING_NAMES)
     bias = {"logit_bias": _bias_pairs(given["logit_bias"])} if "logit_bias" in given else {}
     return SamplingParams(**{**given, **bias})
+
+
+def _check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    unknown = sorted(map(str, set(given).difference(known)))
+    if unknown:
+        raise InvalidParameter(
+            f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(known))}", param=unknown[0]
+        )
 
 
 def _token_ids(tokens: Iterable[int]) -> tuple[int, ...]:
