@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 from cache_store import Store, StoreConfig, StoreStats
-from erllama.backend.base import ModelBackend, Vocab
+from erllama.backend.base import ModelBackend
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.setup import make_flow, make_root_of
@@ -22,7 +22,7 @@ from erllama.engine.loop import EngineLoop, Wake
 from erllama.engine.prewarm import prewarm
 from erllama.engine.reply_events import Deliver
 from erllama.engine.submission import check_request
-from erllama.errors import EngineStopped, ErllamaError
+from erllama.errors import ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
@@ -322,12 +322,6 @@ class Model(PooledOutputs, PrefixMethods):
     def check_alive(self, stuck_after_s: float) -> None:
         """Raise `EngineStopped` when the engine thread is dead or stuck: see the loop's."""
         self._loop.check_alive(stuck_after_s)
-
-    @property
-    def _vocab(self) -> Vocab:
-        if self._closed:
-            raise EngineStopped("the model has been shut down")
-        return self._backend.vocab
 
     def shutdown(self, timeout_s: float = 30.0) -> None:
         """Save what the context holds, end what runs, stop the engine thread and free the model.

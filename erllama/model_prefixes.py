@@ -5,9 +5,8 @@ import, fork.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from cache_store import (
     BadTransfer,
@@ -26,16 +25,14 @@ from cache_store import (
 from cache_store.format.file import BlockEncoder
 from cache_store.read.prefixes import ORDERS
 from cache_store.transfer import Entry
-from erllama.engine.engine import Engine
 from erllama.errors import InvalidParameter, NotSupported, PrefixNotFound, StoreUnavailable, check
+from erllama.model_part import ModelPart
 from erllama.request import session_name
-
-T = TypeVar("T")
 
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 
 
-class PrefixMethods:
+class PrefixMethods(ModelPart):
     """A part of `Model`. Every method may be called from any thread and may wait for the store's file
     systems; all raise `NotSupported` without a store, `StoreUnavailable` for a tier that fails.
 
@@ -45,9 +42,6 @@ class PrefixMethods:
     """
 
     store: Store | None
-
-    def _call(self, function: Callable[[Engine], T]) -> T:
-        raise NotImplementedError
 
     def list_cached_prefixes(
         self, limit: int = 1000, order: str = "recent", *, salt: str = ""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from erllama.backend.base import ModelBackend, Vocab
-from erllama.engine.engine import Engine
-from erllama.engine.loop import EngineLoop
 from erllama.errors import ContextOverflow, InvalidParameter, NotSupported
+from erllama.model_part import ModelPart
 from erllama.prompts.pair import RankQuery
 
 T = TypeVar("T")
@@ -17,11 +15,8 @@ _AT_ONCE = 16  # inputs, and
 _TOKENS_AT_ONCE = 8192  # tokens of them, after which running requests get a step
 
 
-class PooledOutputs:
+class PooledOutputs(ModelPart):
     """Any thread."""
-
-    _backend: ModelBackend
-    _loop: EngineLoop
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """The pooled, L2-normalised embedding of token ids. May raise `NotSupported`."""
@@ -55,13 +50,6 @@ class PooledOutputs:
         outputs = self._call(lambda _: compute(inputs))
         self._loop.note_use()
         return outputs
-
-    def _call(self, function: Callable[[Engine], T]) -> T:
-        return self._loop.call(function).result()
-
-    @property
-    def _vocab(self) -> Vocab:
-        raise NotImplementedError
 
 
 def fitting(pair: list[int], limit: int, index: int, name: str = "documents") -> list[int]:

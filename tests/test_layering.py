@@ -39,7 +39,8 @@ ORDER = {
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "pooled", "model_prefixes", "model", "__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model"),
+        *("__init__", "cli", "testing"),
     ),
     "deployments": (
         *(
