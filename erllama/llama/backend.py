@@ -34,10 +34,8 @@ from erllama.gguf.check import check_adapter, check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
-from erllama.llama.embed import LlamaEmbedder
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
-from erllama.llama.pooled import MAX_POOLED_TOKENS
-from erllama.llama.rerank import LlamaRanker
+from erllama.llama.pooled import MAX_POOLED_TOKENS, PooledContext
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
@@ -60,8 +58,7 @@ class LlamaBackend(LlamaState):
         self._config = config
         self.max_logits = config.n_parallel  # a row of 152 k floats for each token of a batch would be 300 MB
         self.weights_mapped = config.use_mmap and not config.use_mlock
-        self._embedder: LlamaEmbedder | None = None
-        self._ranker: LlamaRanker | None = None
+        self._pooled: PooledContext | None = None
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
         self.kv_bytes = 0
@@ -118,21 +115,20 @@ class LlamaBackend(LlamaState):
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        if self._embedder is None:
-            self._weights.ensure()
-            self._embedder = LlamaEmbedder(self._weights.model, **self._pooled_params())
-        return self._embedder.embed(inputs)
+        return self._pooled_context().embed(inputs)
 
     def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
         if not self.rank_tokens:
             raise NotSupported("this model has no rank head: it cannot score pairs of texts", param="model")
-        if self._ranker is None:
-            self._weights.ensure()
-            self._ranker = LlamaRanker(self._weights.model, **self._pooled_params())
-        return self._ranker.rank(inputs)
+        return self._pooled_context().rank(inputs)
 
-    def _pooled_params(self) -> dict[str, Any]:
-        return {"n_ctx": self.n_ctx, "n_threads": self.n_threads, "causal": self.generates}
+    def _pooled_context(self) -> PooledContext:
+        if self._pooled is None:
+            self._weights.ensure()
+            self._pooled = PooledContext(
+                self._weights.model, n_ctx=self.n_ctx, n_threads=self.n_threads, causal=self.generates
+            )
+        return self._pooled
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -245,7 +241,7 @@ class LlamaBackend(LlamaState):
         return True
 
     def release_context(self) -> int:
-        if not self._ctx and self._embedder is None and self._ranker is None:
+        if not self._ctx and self._pooled is None:
             return 0
         resident = psutil.Process().memory_info().rss
         known = self.kv_bytes
@@ -279,10 +275,9 @@ class LlamaBackend(LlamaState):
         return max(0, resident - psutil.Process().memory_info().rss)
 
     def _close_pooled(self) -> None:
-        for pooled in (self._embedder, self._ranker):
-            if pooled is not None:
-                pooled.close()
-        self._embedder = self._ranker = None
+        if self._pooled is not None:
+            self._pooled.close()
+            self._pooled = None
 
     def close(self) -> None:
         self._close_pooled()

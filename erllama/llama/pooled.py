@@ -1,4 +1,9 @@
-"""A context that computes one pooled output per token sequence: what embeds, and what ranks.
+"""A context that computes one pooled output per token sequence: an embedding, or with a rank head
+(cross encoders, Qwen3-Reranker) how well the two texts of a pair match.
+
+Pooling is the model's own where its GGUF names one, else the mean over tokens. Vectors are
+L2-normalised, as OpenAI's and llama-server's are. A score is the head's first output as llama.cpp
+leaves it: a logit of any size, or for Qwen3 the probability of the first label, "yes".
 
 It is made at the first use, holds nothing between calls, and never touches the KV of running
 sequences. Engine thread only.
@@ -6,6 +11,7 @@ sequences. Engine thread only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,18 +35,15 @@ class PooledContext:
         self._n_ctx = min(n_ctx, MAX_POOLED_TOKENS)
         self._n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
         self._ctx = self._make_context(model, n_threads, llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED)
-        if self._ctx and self.pooling == llama_cpp.LLAMA_POOLING_TYPE_NONE:
+        if self._ctx and llama_cpp.llama_pooling_type(self._ctx) == llama_cpp.LLAMA_POOLING_TYPE_NONE:
             llama_cpp.llama_free(self._ctx)
             self._ctx = self._make_context(model, n_threads, llama_cpp.LLAMA_POOLING_TYPE_MEAN)
         if not self._ctx:
             raise NotSupported("llama.cpp cannot make a context with pooling for this model", param="model")
+        self._ranks = llama_cpp.llama_pooling_type(self._ctx) == llama_cpp.LLAMA_POOLING_TYPE_RANK
+        self._n_embd = int(llama_cpp.llama_model_n_embd_out(model))
         self._compute = llama_cpp.llama_decode if causal else llama_cpp.llama_encode
         self._batch = LlamaBatch(self._n_ctx)
-
-    @property
-    def pooling(self) -> int:
-        """The `llama_pooling_type` in force: the file's, or the mean over tokens."""
-        return int(llama_cpp.llama_pooling_type(self._ctx))
 
     def _make_context(self, model: Any, n_threads: int, pooling: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -54,10 +57,25 @@ class PooledContext:
         with captured_errors():
             return llama_cpp.llama_init_from_model(model, params)
 
-    def run(self, inputs: Sequence[Sequence[int]], width: int, verb: str) -> list[NDArray[np.float32]]:
-        """`width` floats per input. Raises `InvalidParameter` or `ContextOverflow` for an input that
-        cannot be computed: the model `verb`s no such one.
+    def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """One vector of shape (n_embd,), float32, length 1, per input. Raises `NotSupported`,
+        `InvalidParameter` or `ContextOverflow`.
         """
+        if self._ranks:
+            raise NotSupported("this model ranks pairs of texts; it has no embeddings", param="model")
+        return [_unit(vector) for vector in self._run(inputs, self._n_embd, "embed")]
+
+    def rank(self, inputs: Sequence[Sequence[int]]) -> list[float]:
+        """One finite score per input, each of them a pair of texts. Raises as `embed` does."""
+        if not self._ranks:
+            raise NotSupported("this model has no rank head", param="model")
+        scores = [float(output[0]) for output in self._run(inputs, 1, "rank")]
+        if not all(map(math.isfinite, scores)):
+            raise DecodeFailed("the rank head gave a score that is no finite number")
+        return scores
+
+    def _run(self, inputs: Sequence[Sequence[int]], width: int, verb: str) -> list[NDArray[np.float32]]:
+        """`width` floats per input. `verb` is what the model does, for the words of an error."""
         for i, tokens in enumerate(inputs):
             self._check(i, tokens, verb)
         outputs: list[NDArray[np.float32]] = []
@@ -102,3 +120,8 @@ class PooledContext:
         if self._ctx:
             llama_cpp.llama_free(self._ctx)
             self._ctx = None
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    norm = np.float32(np.linalg.norm(vector))
+    return vector / norm if norm > 0 else vector
