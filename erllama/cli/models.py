@@ -1,4 +1,8 @@
-"""The commands for the hub: pull, list, rm, cp."""
+"""The commands for the hub: pull, list, rm, cp.
+
+Each imports the hub itself: with it come HTTP and huggingface_hub, which the other commands need not
+wait for.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,6 @@ from rich.table import Table
 from erllama.cli.failures import clear_errors
 from erllama.hub.config import HubConfig
 from erllama.hub.events import PullEvent
-from erllama.hub.hub import Hub
-from erllama.hub.manifest import Damaged
 from erllama.hub.name import ModelName
 
 models = typer.Typer()
@@ -46,17 +48,22 @@ def pull(
     hub: Directory = None,
 ) -> None:
     """Fetch a model into the hub. What was fetched before an interruption is not fetched again."""
+    from erllama.hub.hub import Hub
+
     file = Path(source)
     with clear_errors():
-        _show_progress(_hub(hub).pull(str(file.absolute()) if file.is_file() else source, name))
+        _show_progress(Hub(HubConfig(dir=hub)).pull(str(file.absolute()) if file.is_file() else source, name))
 
 
 @models.command("list")
 def list_models(hub: Directory = None) -> None:
     """The models of the hub."""
+    from erllama.hub.hub import Hub
+    from erllama.hub.manifest import Damaged
+
     table = Table("name", "digest", "size", "architecture", "type", box=None)
     with clear_errors():
-        for entry in _hub(hub).list():
+        for entry in Hub(HubConfig(dir=hub)).list():
             name = ModelName.parse(entry.name).short
             if isinstance(entry, Damaged):
                 table.add_row(name, "", "", "damaged", "")
@@ -70,20 +77,20 @@ def list_models(hub: Directory = None) -> None:
 @models.command()
 def rm(name: Name, hub: Directory = None) -> None:
     """Remove a model; files that others share stay."""
+    from erllama.hub.hub import Hub
+
     with clear_errors():
-        freed = _hub(hub).delete(name)
+        freed = Hub(HubConfig(dir=hub)).delete(name)
         typer.echo(f"removed {name}, {decimal(freed.n_bytes)} are free")
 
 
 @models.command()
 def cp(name: Name, target: Name, hub: Directory = None) -> None:
     """Give a model another name. Takes no space."""
+    from erllama.hub.hub import Hub
+
     with clear_errors():
-        _hub(hub).copy(name, target)
-
-
-def _hub(directory: Path | None) -> Hub:
-    return Hub(HubConfig(dir=directory))
+        Hub(HubConfig(dir=hub)).copy(name, target)
 
 
 def _show_progress(events: Iterable[PullEvent]) -> None:

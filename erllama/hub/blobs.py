@@ -62,14 +62,8 @@ class Blobs:
 
     def find(self, file: RemoteFile) -> str | None:
         """The digest of a file whose blob is here already."""
-        if file.sha256 is not None:
-            digest = f"sha256:{file.sha256}"
-        else:
-            known = self._known(file)
-            if known is None:
-                return None
-            digest = known
-        return digest if self.has(digest, file.size) else None
+        digest = file.digest or self._known(file)
+        return digest if digest is not None and self.has(digest, file.size) else None
 
     def check_space(self, files: Collection[RemoteFile]) -> None:
         """Raises `NoSpace` with the numbers unless what is missing of `files` fits the disk."""
@@ -89,8 +83,7 @@ class Blobs:
         Raises `PullCancelled`, `PullFailed` and its like, `NoSpace`.
         """
         file = origin.file
-        digest = "" if file.sha256 is None else f"sha256:{file.sha256}"
-        pace = Pace(file.sha256[:12] if file.sha256 else file.name, digest, file.size)
+        pace = Pace(file.sha256[:12] if file.sha256 else file.name, file.digest, file.size)
         lock = self._locks.blob(file.key)
         yield from self._wait(lock, file, pace, cancel)
         try:
@@ -169,7 +162,7 @@ class Blobs:
     def _verify(self, partial: Partial, file: RemoteFile, cancel: threading.Event) -> Generator[PullEvent, None, str]:
         """The digest of the whole file; a file with another one than promised is deleted."""
         digest = hashlib.sha256()
-        expected = "" if file.sha256 is None else f"sha256:{file.sha256}"
+        expected = file.digest
         yield PullEvent(VERIFYING, expected, file.size)
         done = 0
         with partial.path.open("rb", buffering=0) as data:

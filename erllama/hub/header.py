@@ -35,36 +35,22 @@ class RangedFile(io.RawIOBase):
         super().__init__()
         self._origin = origin
         self._config = config
-        self._position = 0
-        self._block, self._block_start = b"", 0
+        self._position = 0  # in the file, of what has been fetched
+        self._block = memoryview(b"")  # what has been fetched and not been read
         self._next_bytes = BLOCK_BYTES
 
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._origin.file.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        size = self._origin.file.size
-        if self._position >= size:
-            return 0
-        offset = self._position - self._block_start
-        if not 0 <= offset < len(self._block):
-            end = min(self._position + self._next_bytes, size)
-            self._block = fetch_range(self._origin, self._position, end, self._config)
-            self._block_start = self._position
+        end = min(self._position + self._next_bytes, self._origin.file.size)
+        if not self._block and self._position < end:
+            self._block = memoryview(fetch_range(self._origin, self._position, end, self._config))
+            self._position = end
             self._next_bytes = min(2 * self._next_bytes, MAX_BLOCK_BYTES)
-            offset = 0
-        data = self._block[offset : offset + len(buffer)]
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        n = min(len(self._block), len(buffer))
+        buffer[:n], self._block = self._block[:n], self._block[n:]
+        return n
 
 
 def fetch_range(origin: Origin, start: int, end: int, config: HubConfig) -> bytes:

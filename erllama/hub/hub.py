@@ -140,14 +140,17 @@ class Hub:
     def _collect(self) -> Freed:
         self._manifests.tidy()
         self._links.remove_all_but({name.file_name for name in self._manifests.names()})
-        referenced: set[str] | None = set()
+        return self._blobs.collect(self._referenced())
+
+    def _referenced(self) -> set[str] | None:
+        """The digests that manifests name; None while one cannot be read."""
+        digests: set[str] = set()
         for manifest in self._manifests.all():
             if isinstance(manifest, Damaged):
                 logger.warning("garbage stays while a manifest is damaged model=%s", manifest.name)
-                referenced = None
-                break
-            referenced = (referenced or set()) | {file.digest for file in manifest.files}
-        return self._blobs.collect(referenced)
+                return None
+            digests |= {file.digest for file in manifest.files}
+        return digests
 
     def _linked(self, name: str) -> Manifest:
         manifest = self.show(name)

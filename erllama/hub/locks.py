@@ -45,7 +45,7 @@ class Locks:
 
     def blob(self, key: str) -> FileLock:
         """The lock of one blob, not acquired yet."""
-        return self._lock(self._folder / f"{key}.lock")
+        return self._lock(self.blob_path(key))
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
@@ -107,6 +107,9 @@ class Lease:
         self._keys: set[str] = set()
 
     def add(self, *keys: str) -> None:
-        self._keys |= set(keys)
+        wanted = self._keys | set(keys)
+        if wanted == self._keys:
+            return
         with self._locks.hub():
-            replace_file(self._path, json.dumps(sorted(self._keys)).encode())
+            replace_file(self._path, json.dumps(sorted(wanted)).encode())
+        self._keys = wanted

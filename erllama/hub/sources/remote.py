@@ -49,6 +49,11 @@ class RemoteFile:
         return f"url-{hashlib.sha256(self.url.encode()).hexdigest()}"
 
     @property
+    def digest(self) -> str:
+        """What the source promises, as "sha256:<hex>"; "" without a promise."""
+        return "" if self.sha256 is None else f"sha256:{self.sha256}"
+
+    @property
     def over_http(self) -> bool:
         return self.url.startswith(("http://", "https://"))
 

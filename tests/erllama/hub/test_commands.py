@@ -1,5 +1,8 @@
 """The commands for the hub, as somebody types them."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -51,3 +54,11 @@ def test_a_damaged_model_is_listed_with_a_warning(run, tmp_path):
     (folder / "broken@latest.json").write_text("{")
     output = run("list")
     assert "warning: the manifest of broken is damaged" in output
+
+
+def test_other_commands_do_not_wait_for_http():
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['httpx', 'httpcore', 'huggingface_hub', 'pydantic']); "
+        "import erllama.cli.app"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
