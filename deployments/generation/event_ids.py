@@ -25,11 +25,6 @@ class Begins(Protocol):
         """The first events, b"" when they have left."""
 
 
-def event_id(stream: str, number: int) -> str:
-    """The id of the `number`th event of a stream, counted from 1."""
-    return f"{stream}.{number}"
-
-
 def split_event_id(text: str) -> tuple[str, int] | None:
     """The stream and the number in an event's id; None for what is none."""
     stream, _, number = text.strip().rpartition(".")
