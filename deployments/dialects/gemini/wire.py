@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from deployments.dialects.gemini.schema import json_schema
+from deployments.http.body import Whole
 from erllama.errors import NotSupported
 
 MAX_CANDIDATES = 8  # Google's own limit
@@ -25,14 +26,6 @@ class GeminiPart(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="ignore", hide_input_in_errors=True, alias_generator=to_camel, populate_by_name=True
     )
-
-
-def _whole(value: Any) -> Any:
-    """Clients in JavaScript write whole numbers as they come: 40 or 40.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class FunctionCall(GeminiPart):
