@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 from deployments.dialects.gemini.schema import json_schema
 from deployments.http.body import Whole
@@ -40,7 +40,11 @@ class FunctionResponse(GeminiPart):
     id: str | None = None
 
 
-_REFUSED_PARTS = ("inlineData", "fileData", "executableCode", "codeExecutionResult", "toolCall", "toolResponse")
+_REFUSED_PARTS = tuple(
+    (name, to_snake(name))
+    for name in ("inlineData", "fileData", "executableCode", "codeExecutionResult", "toolCall", "toolResponse")
+)
+"""Each in both spellings."""
 
 
 class Part(GeminiPart):
@@ -55,8 +59,8 @@ class Part(GeminiPart):
     @classmethod
     def _can_be_read(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            for name in _REFUSED_PARTS:
-                if value.get(name) is not None or value.get(_snake(name)) is not None:
+            for name, snake in _REFUSED_PARTS:
+                if value.get(name) is not None or value.get(snake) is not None:
                     raise ValueError(f"parts with {name} are not supported by this server")
         return value
 
@@ -65,10 +69,6 @@ class Part(GeminiPart):
         if self.text is None and self.function_call is None and self.function_response is None:
             raise ValueError("a part must have text, functionCall or functionResponse")
         return self
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
 
 
 class Content(GeminiPart):
