@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from deployments.generation.pins import PrefixMark, marked_pin
 from deployments.generation.reply import check_fits
@@ -43,6 +43,18 @@ class OfferedTool:
     parameters: Mapping[str, Any]
     shown: Mapping[str, Any]
     strict_at: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, description: str | None, parameters: Mapping[str, Any] | None, strict_at: str | None = None
+    ) -> Self:
+        """One whose keys come in the order that they have in every dialect, whatever the client's."""
+        function: dict[str, Any] = {"name": name}
+        if description is not None:
+            function["description"] = description
+        if parameters is not None:
+            function["parameters"] = parameters
+        return cls(name, parameters or {"type": "object"}, {"type": "function", "function": function}, strict_at)
 
     @property
     def spec(self) -> ToolSpec:

@@ -27,6 +27,22 @@ def _stop(value: Any) -> Any:
     raise ValueError("must be a string or a list of strings")
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""JSON's 40.0 is 40, and clients that know one kind of number send it so."""
+
+
+def _none_below_zero(value: Any) -> Any:
+    return max(value, 0) if type(value) is int else value
+
+
+TopK = Annotated[int, BeforeValidator(_none_below_zero), BeforeValidator(_whole)]
+"""How many of the likeliest tokens may be drawn: any number below 1 means all, which is 0 here."""
+
+
 StopField = Annotated[tuple[str, ...], BeforeValidator(_stop)]
 """Stop strings as OpenAI's bodies have them: one, several, or none (null, or an empty one)."""
 

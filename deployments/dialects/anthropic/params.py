@@ -11,7 +11,6 @@ from typing import Any
 from deployments.dialects.anthropic.cache_marks import prefix_mark
 from deployments.dialects.anthropic.messages import prompt_ending, template_messages
 from deployments.dialects.anthropic.wire import ConversationBody, MessageBody
-from deployments.dialects.anthropic.wire_tools import Tool
 from deployments.generation.chat import ChatAsk, OfferedTool, ReadyChat, ToolChoice, thinking_variables
 from deployments.generation.reply import affinity_of
 from erllama.errors import InvalidParameter
@@ -94,18 +93,9 @@ def offered_tools(body: ConversationBody) -> tuple[OfferedTool, ...]:
         if not tool.is_own:
             logger.info("event=tool_skipped type=%.40r name=%.40r", tool.type, tool.name)
             continue
-        offered.append(_offered(tool, f"tools[{number}]"))
+        strict_at = f"tools[{number}].input_schema" if tool.strict else None
+        offered.append(OfferedTool.of(tool.name, tool.description, tool.input_schema, strict_at))
     return tuple(offered)
-
-
-def _offered(tool: Tool, place: str) -> OfferedTool:
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
-    function["parameters"] = tool.input_schema
-    shown = {"type": "function", "function": function}
-    strict_at = f"{place}.input_schema" if tool.strict else None
-    return OfferedTool(tool.name, tool.input_schema or {"type": "object"}, shown, strict_at)
 
 
 def tool_choice(body: ConversationBody, known: set[str]) -> ToolChoice:

@@ -107,11 +107,7 @@ def offered_tools(body: GenerateBody) -> tuple[OfferedTool, ...]:
 
 def _offered(declared: FunctionDeclaration) -> OfferedTool:
     schema = declared.schema_of_arguments or {"type": "object", "properties": {}}
-    function: dict[str, Any] = {"name": declared.name}
-    if declared.description is not None:
-        function["description"] = declared.description
-    function["parameters"] = schema
-    return OfferedTool(declared.name, schema, {"type": "function", "function": function})
+    return OfferedTool.of(declared.name, declared.description, schema)
 
 
 def tool_choice(body: GenerateBody, known: set[str]) -> ToolChoice:

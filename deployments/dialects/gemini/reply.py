@@ -7,16 +7,16 @@ A call leaves whole, since its arguments are an object. An error has Google's sh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.generation.calls import OpenCall
 from deployments.generation.chat import ReadyChat
 from deployments.generation.identity import ReplyIds
 from deployments.generation.logprobs import Placed, covered, finite
 from deployments.http.body import encode
-from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, ReplyPart, TextDelta
+from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, TextDelta
 from erllama.errors import ContextOverflow, ErllamaError
 from erllama.events import Completion, FinishReason, RequestStats
 
@@ -94,53 +94,33 @@ class UsageMeter:
 
 
 class PartWriter:
-    """Parts of one reply, from what a splitter cut. One per reply.
-
-    A call waits for all of its arguments; one whose arguments are no object was cut off, and half a
-    call must not be made.
-    """
+    """Parts of one reply, from what a splitter cut. One per reply."""
 
     def __init__(self, ids: ReplyIds, *, shows_thoughts: bool) -> None:
         self._ids = ids
         self._shows_thoughts = shows_thoughts
-        self._name: str | None = None
-        self._arguments = ""
+        self._call = OpenCall()
 
     def push(self, parts: Iterable[ReplyPart]) -> list[dict[str, Any]]:
         """What became whole with `parts`."""
         out: list[dict[str, Any]] = []
         for part in parts:
-            match part:
-                case ArgumentsDelta(text):
-                    self._arguments += text
-                case CallStart(name):
-                    out += self._call()
-                    self._name = name
-                case TextDelta(text):
-                    out += [*self._call(), {"text": text}]
-                case ReasoningDelta(text):
-                    out += [*self._call(), *([{"text": text, "thought": True}] if self._shows_thoughts else [])]
+            out += self._called(part)
+            if isinstance(part, TextDelta):
+                out.append({"text": part.text})
+            elif isinstance(part, ReasoningDelta) and self._shows_thoughts:
+                out.append({"text": part.text, "thought": True})
         return out
 
     def finish(self) -> list[dict[str, Any]]:
-        return self._call()
+        return self._called(None)
 
-    def _call(self) -> list[dict[str, Any]]:
-        name, arguments = self._name, self._arguments
-        self._name, self._arguments = None, ""
-        if name is None:
+    def _called(self, part: ReplyPart | None) -> list[dict[str, Any]]:
+        """The call that is over with `part`."""
+        call = self._call.push(part)
+        if call is None or not call.is_text:
             return []
-        try:
-            args = json.loads(arguments or "{}", parse_constant=_no_json)
-            encode(args).encode()
-        except (ValueError, RecursionError):
-            return []
-        call = {"name": name, "args": args, "id": f"call_{self._ids.new(12)}"}
-        return [{"functionCall": call}] if isinstance(args, dict) else []
-
-
-def _no_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+        return [{"functionCall": {"name": call.name, "args": call.arguments, "id": f"call_{self._ids.new(12)}"}}]
 
 
 def finish_reason(stats: RequestStats) -> str:

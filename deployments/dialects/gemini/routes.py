@@ -144,12 +144,13 @@ async def _count_tokens(request: Request, model: ServedModel, raw: bytes, option
 
 async def _embed(request: Request, model: ServedModel, raw: bytes, options: HttpOptions) -> Response:
     [vector] = await _vectors(request, model, [parse_json(EmbedBody, raw)], len(raw))
-    return _json({"embedding": {"values": vector}})
+    return await _json(model, {"embedding": {"values": vector}}, len(vector))
 
 
 async def _batch_embed(request: Request, model: ServedModel, raw: bytes, options: HttpOptions) -> Response:
     vectors = await _vectors(request, model, parse_json(BatchEmbedBody, raw).requests, len(raw))
-    return _json({"embeddings": [{"values": vector} for vector in vectors]})
+    body = {"embeddings": [{"values": vector} for vector in vectors]}
+    return await _json(model, body, sum(map(len, vectors)))
 
 
 async def _vectors(request: Request, model: ServedModel, asked: list[EmbedBody], n_chars: int) -> list[list[float]]:
@@ -169,8 +170,8 @@ async def _vectors(request: Request, model: ServedModel, asked: list[EmbedBody],
     return vectors
 
 
-def _json(body: object) -> Response:
-    return Response(encode(body), media_type="application/json")
+async def _json(model: ServedModel, body: object, n_floats: int) -> Response:
+    return Response(await prepare(model.prompts, n_floats, encode, body), media_type="application/json")
 
 
 _VERBS: Mapping[str, Verb] = MappingProxyType(

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 from deployments.dialects.gemini.schema import json_schema
+from deployments.http.body import Whole
 from erllama.errors import NotSupported
 
 MAX_CANDIDATES = 8  # Google's own limit
@@ -25,14 +26,6 @@ class GeminiPart(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="ignore", hide_input_in_errors=True, alias_generator=to_camel, populate_by_name=True
     )
-
-
-def _whole(value: Any) -> Any:
-    """Clients in JavaScript write whole numbers as they come: 40 or 40.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class FunctionCall(GeminiPart):
@@ -47,7 +40,11 @@ class FunctionResponse(GeminiPart):
     id: str | None = None
 
 
-_REFUSED_PARTS = ("inlineData", "fileData", "executableCode", "codeExecutionResult", "toolCall", "toolResponse")
+_REFUSED_PARTS = tuple(
+    (name, to_snake(name))
+    for name in ("inlineData", "fileData", "executableCode", "codeExecutionResult", "toolCall", "toolResponse")
+)
+"""Each in both spellings."""
 
 
 class Part(GeminiPart):
@@ -62,8 +59,8 @@ class Part(GeminiPart):
     @classmethod
     def _can_be_read(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            for name in _REFUSED_PARTS:
-                if value.get(name) is not None or value.get(_snake(name)) is not None:
+            for name, snake in _REFUSED_PARTS:
+                if value.get(name) is not None or value.get(snake) is not None:
                     raise ValueError(f"parts with {name} are not supported by this server")
         return value
 
@@ -72,10 +69,6 @@ class Part(GeminiPart):
         if self.text is None and self.function_call is None and self.function_response is None:
             raise ValueError("a part must have text, functionCall or functionResponse")
         return self
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
 
 
 class Content(GeminiPart):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.dialects.llama_server.params import ReadyCompletion, ready_completion
-from deployments.dialects.llama_server.wire import CompletionBody, Wire, whole
-from deployments.http.body import parse_json, parse_value
+from deployments.dialects.llama_server.wire import CompletionBody, Wire
+from deployments.http.body import Whole, parse_json, parse_value
 from deployments.http.ports import PromptPort
 from erllama.errors import RequestError
 from erllama.prompts.infill import Gap, Room
@@ -49,7 +49,7 @@ class InfillBody(Wire):
     input_suffix: str
     input_extra: Annotated[list[OtherFile], Field(max_length=MAX_FILES)] | None = None
     prompt: str | None = None
-    t_max_predict_ms: Annotated[int | None, Field(le=2**31 - 1), BeforeValidator(whole)] = None
+    t_max_predict_ms: Annotated[Whole, Field(le=2**31 - 1)] | None = None
 
     def gap(self) -> Gap:
         files = [(file.filename or "tmp", file.text) for file in self.input_extra or ()]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from deployments.http.body import StopField
+from deployments.http.body import StopField, TopK, Whole
 
 MAX_PROMPTS = 64
 MAX_CHOICES = 16
@@ -21,10 +21,6 @@ _OURS = ("penalties", "top_k", "top_p", "min_p", "temperature")
 
 Parts = tuple[str | int, ...]
 """A prompt as a client sends it: texts and token ids in any order."""
-
-
-def whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_id(value: Any) -> bool:
@@ -100,23 +96,16 @@ def _samplers(value: Any) -> Any:
     return tuple(ours)
 
 
-def _off_below_one(value: Any) -> Any:
-    return max(whole(value), 0) if _is_id(whole(value)) else value
-
-
 def _no_less_than_zero(value: Any) -> Any:
     return max(value, 0.0) if isinstance(value, float) or _is_id(value) else value
 
 
 def _seed(value: Any) -> Any:
-    return None if whole(value) in _RANDOM_SEEDS and not isinstance(value, bool) else whole(value)
+    return None if value in _RANDOM_SEEDS and not isinstance(value, bool) else value
 
 
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
-
-
-Whole = Annotated[int | None, BeforeValidator(whole)]
 
 
 class Wire(BaseModel):
@@ -134,29 +123,29 @@ class CompletionBody(Wire):
 
     prompt: Annotated[tuple[Parts, ...], _at_most(MAX_PROMPTS)]
     stream: bool | None = None
-    n_predict: Annotated[int | None, Field(ge=-1, le=2**31 - 1), BeforeValidator(whole)] = Field(
+    n_predict: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] | None = Field(
         default=None, validation_alias=AliasChoices("n_predict", "max_tokens", "max_completion_tokens")
     )
-    n_cmpl: Annotated[int | None, Field(ge=1, le=MAX_CHOICES), BeforeValidator(whole)] = Field(
+    n_cmpl: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = Field(
         default=None, validation_alias=AliasChoices("n_cmpl", "n")
     )
     temperature: Annotated[float | None, BeforeValidator(_no_less_than_zero)] = None
-    top_k: Annotated[int | None, BeforeValidator(_off_below_one)] = None
+    top_k: TopK | None = None
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
-    repeat_last_n: Whole = None
+    repeat_last_n: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Annotated[int | None, BeforeValidator(_seed)] = None
+    seed: Annotated[Whole | None, BeforeValidator(_seed)] = None
     samplers: Annotated[tuple[str, ...] | None, BeforeValidator(_samplers)] = None
     stop: StopField = ()
     ignore_eos: bool | None = None
-    t_max_predict_ms: Annotated[int | None, Field(le=2**31 - 1), BeforeValidator(whole)] = None
+    t_max_predict_ms: Annotated[Whole, Field(le=2**31 - 1)] | None = None
     logit_bias: Annotated[tuple[tuple[str | int, float], ...], BeforeValidator(_biases)] = ()
     grammar: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
     json_schema: dict[str, Any] | None = None
-    n_probs: Whole = Field(default=None, validation_alias=AliasChoices("n_probs", "logprobs"))
+    n_probs: Whole | None = Field(default=None, validation_alias=AliasChoices("n_probs", "logprobs"))
     post_sampling_probs: bool | None = None
     return_tokens: bool | None = None
     return_progress: bool | None = None
@@ -184,7 +173,7 @@ class EmbeddingBody(Wire):
     content: Annotated[tuple[Parts, ...], _at_most(MAX_EMBEDDING_INPUTS)] = Field(
         validation_alias=AliasChoices("content", "input")
     )
-    embd_normalize: Whole = None
+    embd_normalize: Whole | None = None
 
 
 class TokenizeBody(Wire):
@@ -200,4 +189,4 @@ class TokenizeBody(Wire):
 
 
 class DetokenizeBody(Wire):
-    tokens: list[Annotated[int, BeforeValidator(whole)]]
+    tokens: list[Whole]

@@ -16,23 +16,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from deployments.http.body import TopK, Whole
 from erllama.errors import InvalidParameter
 from erllama.request import SamplingParams
 
 NEUTRAL: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {"mirostat": (0,), "tfs_z": (1,), "typical_p": (1,), "dry_multiplier": (0,), "xtc_probability": (0,)}
 )
-
-
-def _whole(value: Any) -> Any:
-    """JSON's 40.0 is 40, and clients that know one kind of number send it so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _all_tokens(value: Any) -> Any:
-    """Any `top_k` below 1 means all tokens."""
-    whole = _whole(value)
-    return max(whole, 0) if type(whole) is int else whole
 
 
 def _stop(value: Any) -> Any:
@@ -44,11 +34,7 @@ def _stop(value: Any) -> Any:
 
 
 def _seed(value: Any) -> Any:
-    whole = _whole(value)
-    return None if whole == -1 and type(whole) is int else whole
-
-
-Whole = Annotated[int | None, BeforeValidator(_whole)]
+    return None if value == -1 and not isinstance(value, bool) else value
 
 
 class Options(BaseModel):
@@ -58,16 +44,16 @@ class Options(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    num_predict: Annotated[int | None, Field(le=2**31 - 1), BeforeValidator(_whole)] = None
+    num_predict: Annotated[Whole, Field(le=2**31 - 1)] | None = None
     temperature: float | None = None
-    top_k: Annotated[int | None, BeforeValidator(_all_tokens)] = None
+    top_k: TopK | None = None
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
-    repeat_last_n: Whole = None
+    repeat_last_n: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: Annotated[int | None, BeforeValidator(_seed)] = None
+    seed: Annotated[Whole | None, BeforeValidator(_seed)] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_stop)] = ()
 
     @model_validator(mode="before")

@@ -9,7 +9,7 @@ from typing import Any
 from deployments.dialects.ollama.wire import ChatBody, GenerateBody, GenerationBody
 from deployments.dialects.ollama.wire_messages import Message, offered_tools, template_messages
 from deployments.generation.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
-from deployments.generation.reply import INLINE_CHARS, check_fits
+from deployments.generation.reply import check_fits, prepare_cost
 from deployments.http.ports import PromptPort
 from deployments.noise.filter import NoiseFilter
 from erllama.chat.template import Ending
@@ -150,14 +150,12 @@ def prepare_inputs(texts: Sequence[str], prompts: PromptPort, *, truncate: bool)
 
 
 def cost(raw: bytes, body: GenerationBody, prompts: PromptPort) -> int:
-    """What preparing a body costs, in characters to tokenise: constraints are never compiled on the
-    event loop, and no store is asked for earlier replies there.
-    """
-    slow = body.format is not None
+    """See `prepare_cost`."""
+    compiles, has_replies = body.format is not None, False
     if isinstance(body, ChatBody):
+        compiles = compiles or bool(body.tools)
         has_replies = any(message.role == "assistant" for message in body.messages or ())
-        slow = slow or bool(body.tools) or (prompts.may_wait and has_replies)
-    return len(raw) + INLINE_CHARS * slow
+    return prepare_cost(len(raw), prompts, compiles=compiles, has_replies=has_replies)
 
 
 def _logprobs(body: GenerationBody) -> int | None:

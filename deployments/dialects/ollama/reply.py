@@ -18,19 +18,11 @@ from uuid import uuid4
 
 import numpy as np
 
+from deployments.generation.calls import OpenCall, WholeCall
 from deployments.generation.logprobs import CoveredLogprobs, covered, token_logprobs
 from deployments.http.body import encode
 from deployments.http.dialect import NDJSON
-from erllama.chat.tool_formats.base import (
-    ArgumentsDelta,
-    CallStart,
-    ReasoningDelta,
-    ReplyPart,
-    ReplySplitter,
-    TextDelta,
-    ToolCall,
-    collect_parts,
-)
+from erllama.chat.tool_formats.base import ReasoningDelta, ReplyPart, ReplySplitter, TextDelta, collect_parts
 from erllama.errors import ErllamaError
 from erllama.events import Completion, Done, Event, FinishReason, RequestStats, Tokens
 
@@ -129,47 +121,9 @@ def _ns(milliseconds: float) -> int:
     return round(milliseconds * 1e6)
 
 
-def _call(call: ToolCall, index: int) -> dict[str, Any] | None:
-    """A call as Ollama writes it; None for one whose arguments are no object: the reply was cut off
-    in the midst of it, and half a call must not be made.
-    """
-    try:
-        arguments = json.loads(call.arguments_json or "{}", parse_constant=_no_json)
-        encode(arguments)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(arguments, dict):
-        return None
-    function = {"index": index, "name": call.name, "arguments": arguments}
+def _call(call: WholeCall, index: int) -> dict[str, Any]:
+    function = {"index": index, "name": call.name, "arguments": call.arguments}
     return {"id": f"call_{uuid4().hex[:8]}", "function": function}
-
-
-def _no_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-class _Calls:
-    """Puts calls together from their pieces."""
-
-    def __init__(self) -> None:
-        self._open: ToolCall | None = None
-        self._n_made = 0
-
-    @property
-    def in_call(self) -> bool:
-        return self._open is not None
-
-    def push(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
-        """The call that is over with `part`, if one is; None is the end of the reply."""
-        if isinstance(part, ArgumentsDelta) and self._open is not None:
-            self._open = ToolCall(self._open.name, self._open.arguments_json + part.text)
-            return
-        if self._open is not None:
-            made = _call(self._open, self._n_made)
-            if made is not None:
-                self._n_made += 1
-                yield made
-        self._open = ToolCall(part.name, "") if isinstance(part, CallStart) else None
 
 
 class LineWriter:
@@ -180,7 +134,8 @@ class LineWriter:
     def __init__(self, head: ReplyHead, splitter: ReplySplitter | None) -> None:
         self._head = head
         self._splitter = splitter
-        self._calls = _Calls()
+        self._call = OpenCall()
+        self._n_calls = 0
         self._text = TextLines(head)
         self._logprobs = CoveredLogprobs()
         self._keeps_ids = head.prompt_ids is not None
@@ -219,14 +174,16 @@ class LineWriter:
         return b"".join(_framed(self._head.line(one)) for one in said)
 
     def _line(self, part: ReplyPart | None) -> bytes:
-        if type(part) is TextDelta and not self._calls.in_call:
+        if type(part) is TextDelta and not self._call.is_open:
             return self._text.line(part.text)
         return b"".join(_framed(self._head.line(one)) for one in self._said(part))
 
     def _said(self, part: ReplyPart | None) -> Iterator[dict[str, Any]]:
         shape = self._head.shape
-        for call in self._calls.push(part):
-            yield shape("", calls=[call])
+        call = self._call.push(part)
+        if call is not None:
+            yield shape("", calls=[_call(call, self._n_calls)])
+            self._n_calls += 1
         if isinstance(part, TextDelta):
             yield shape(part.text)
         elif isinstance(part, ReasoningDelta):
@@ -252,11 +209,8 @@ def whole_body(head: ReplyHead, reply: Completion, splitter: ReplySplitter | Non
     said = head.shape(reply.text)
     if splitter is not None:
         cut = collect_parts(splitter.push(reply.text) + splitter.finish())
-        calls: list[dict[str, Any]] = []
-        for call in cut.calls:
-            made = _call(call, len(calls))
-            calls += [made] if made is not None else []
-        said = head.shape(cut.content, cut.reasoning, calls)
+        whole = [call for call in map(WholeCall.of, cut.calls) if call is not None]
+        said = head.shape(cut.content, cut.reasoning, [_call(call, index) for index, call in enumerate(whole)])
     logprobs = {"logprobs": token_logprobs(covered(reply))} if reply.logprobs is not None else {}
     return _json(head.line(said | logprobs, **head.ended(reply.stats, reply.tokens)))
 

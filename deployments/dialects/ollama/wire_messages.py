@@ -87,16 +87,9 @@ class Tool(Part):
 
 
 def offered_tools(tools: Sequence[Tool] | None) -> tuple[OfferedTool, ...]:
-    """Tools as the template shows them: their keys come in one order whatever the client's, so that
-    equal tools are equal tokens.
-    """
-    return tuple(map(_offered, tools or ()))
-
-
-def _offered(tool: Tool) -> OfferedTool:
-    function = tool.function
-    shown = {"type": "function", "function": function.model_dump(exclude_none=True)}
-    return OfferedTool(function.name, function.parameters or {"type": "object"}, shown)
+    """Tools as the template shows them."""
+    functions = [tool.function for tool in tools or ()]
+    return tuple(OfferedTool.of(one.name, one.description, one.parameters) for one in functions)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

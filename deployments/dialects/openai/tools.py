@@ -13,10 +13,7 @@ from erllama.errors import InvalidParameter
 
 def offered_tools(body: ChatBody) -> tuple[OfferedTool, ...]:
     """Tools as the template shows them, also where `tool_choice` is "none": a conversation whose
-    prompt lost its tools would be computed anew.
-
-    Keys come in one order whatever the client's, so that equal tools are equal tokens; `strict` is
-    for us, not for the model.
+    prompt lost its tools would be computed anew. `strict` is for us, not for the model.
     """
     return tuple(_offered(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ()))
 
@@ -24,8 +21,7 @@ def offered_tools(body: ChatBody) -> tuple[OfferedTool, ...]:
 def _offered(tool: Tool, place: str) -> OfferedTool:
     function = tool.function
     strict_at = f"{place}.function.parameters" if function.strict else None
-    shown = {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"strict"})}
-    return OfferedTool(function.name, function.parameters or {"type": "object"}, shown, strict_at)
+    return OfferedTool.of(function.name, function.description, function.parameters, strict_at)
 
 
 def tool_choice(body: ChatBody) -> ToolChoice:

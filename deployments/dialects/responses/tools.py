@@ -100,8 +100,8 @@ def _flattened(
 
 
 def _function(tool: FunctionTool, namespace: str | None, place: str) -> OfferedTool:
-    offered = _offered(qualified(namespace, tool.name), tool.description, tool.parameters)
-    return replace(offered, strict_at=f"{place}.parameters") if tool.strict else offered
+    strict_at = f"{place}.parameters" if tool.strict else None
+    return OfferedTool.of(qualified(namespace, tool.name), tool.description, tool.parameters, strict_at)
 
 
 def _custom(tool: CustomTool, namespace: str | None) -> OfferedTool:
@@ -109,18 +109,8 @@ def _custom(tool: CustomTool, namespace: str | None) -> OfferedTool:
     if tool.format is not None and tool.format.type == "grammar":
         rule = f"The input follows this grammar ({tool.format.syntax}):\n{tool.format.definition}"
         description = f"{description}\n\n{rule}" if description else rule
-    shown = _offered(qualified(namespace, tool.name), description, input_schema(None))
+    shown = OfferedTool.of(qualified(namespace, tool.name), description, input_schema(None))
     return replace(shown, parameters=input_schema(tool.format))
-
-
-def _offered(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> OfferedTool:
-    """Keys come in one order whatever the client's, so that equal tools are equal tokens."""
-    shown: dict[str, Any] = {"name": name}
-    if description is not None:
-        shown["description"] = description
-    if parameters is not None:
-        shown["parameters"] = parameters
-    return OfferedTool(name, parameters or {"type": "object"}, {"type": "function", "function": shown})
 
 
 def forced_input(choice: AskedChoice, tools: Toolbox) -> tuple[str, Constraint] | None:
