@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.llama_server.errors import error_body
-from deployments.dialects.llama_server.infill import parse_infill, ready_infill
+from deployments.dialects.llama_server.infill import InfillBody, parse_infill, ready_infill
 from deployments.dialects.llama_server.params import prompt_ids, ready_completion
 from deployments.dialects.llama_server.props import lm_studio_card, load_body, props_body, server_version, slots_body
 from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm, completion_body
@@ -75,7 +75,9 @@ class LlamaServer(Dialect):
     framing = SSE
     bodies: ClassVar[dict[str, type[BaseModel]]] = {
         "/completion": CompletionBody,
+        "/infill": InfillBody,
         "/embedding": EmbeddingBody,
+        "/embeddings": EmbeddingBody,
         "/tokenize": TokenizeBody,
         "/detokenize": DetokenizeBody,
         "/apply-template": ChatBody,
