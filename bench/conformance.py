@@ -15,6 +15,7 @@ is given a `Target` and raises `AssertionError` with what it saw.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,26 +81,36 @@ def figures_of(results: list[Outcome]) -> Figures:
     return figures
 
 
-def main() -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="where the API is, with /v1")
+def case_parser(doc: str | None, *, base_url: str, where: str) -> argparse.ArgumentParser:
+    """A parser with which server to ask what. `where` says what the base URL is."""
+    parser = make_parser(doc)
+    parser.add_argument("--base-url", default=base_url, help=where)
     parser.add_argument("--model", default="demo", help="the model to ask (default demo)")
-    parser.add_argument("--api-key", default="none", help="sent as a bearer token")
     parser.add_argument("--only", default="", metavar="WORD", help="only the cases with WORD in their names")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
-    args = parser.parse_args()
-    cases = {name: case for name, case in CASES.items() if args.only in name}
-    if args.list:
-        print("\n".join(cases))
-        return 0
+    return parser
+
+
+def ask(args: argparse.Namespace, cases: Mapping[str, Case], **headers: str) -> int:
+    """Asks `cases` of the server that `args` name and reports; the exit status of the script."""
     results = []
-    headers = {"authorization": f"Bearer {args.api_key}"}
     with httpx.Client(base_url=args.base_url, headers=headers, timeout=TIMEOUT_S) as http:
         for outcome in outcomes(Target(http, args.model), cases):
             print(outcome.line(max(map(len, cases))), flush=True)
             results.append(outcome)
     figures_of(results).report(args.json)
     return 1 if any(result.reason for result in results) else 0
+
+
+def main() -> int:
+    parser = case_parser(__doc__, base_url="http://127.0.0.1:8000/v1", where="where the API is, with /v1")
+    parser.add_argument("--api-key", default="none", help="sent as a bearer token")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
+    args = parser.parse_args()
+    cases = {name: case for name, case in CASES.items() if args.only in name}
+    if args.list:
+        print("\n".join(cases))
+        return 0
+    return ask(args, cases, authorization=f"Bearer {args.api_key}")
 
 
 if __name__ == "__main__":

@@ -17,20 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from conformance import figures_of, outcomes
-from conformance_kit import Cases, Json, Target, body_of, equal, expect
-from harness import make_parser
+from conformance import ask, case_parser
+from conformance_kit import HI, Cases, Json, Target, body_of, equal, expect, succeeded
 
 CASES = Cases()
-HI: list[Json] = [{"role": "user", "content": "Say hello."}]
 SCHEMA: Json = {"type": "object", "properties": {"city": {"enum": ["Ulm", "Rome"]}}, "required": ["city"]}
-TIMEOUT_S = 120.0
 ANTHROPIC = {"anthropic-version": "2023-06-01", "anthropic-beta": "something-nobody-knows-2026-01-01"}
 
 
 def events_of(reply: httpx.Response) -> list[tuple[str, Json]]:
     """Name and data of each event of a stream, `[DONE]` left out."""
-    expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
+    succeeded(reply)
     events = []
     for block in reply.text.replace("\r\n", "\n").split("\n\n"):
         lines = [line for line in block.split("\n") if line and not line.startswith(":")]
@@ -42,7 +39,7 @@ def events_of(reply: httpx.Response) -> list[tuple[str, Json]]:
 
 
 def lines_of(reply: httpx.Response) -> list[Json]:
-    expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
+    succeeded(reply)
     return [json.loads(line) for line in reply.text.splitlines() if line]
 
 
@@ -300,10 +297,7 @@ def table(results: dict[str, list[Json]]) -> str:
 
 
 def main() -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="the root of the server")
-    parser.add_argument("--model", default="demo", help="the model to ask (default demo)")
-    parser.add_argument("--only", default="", metavar="WORD", help="only the cases with WORD in their names")
+    parser = case_parser(__doc__, base_url="http://127.0.0.1:8000", where="the root of the server")
     parser.add_argument("--table", nargs="+", metavar="NAME=FILE", help="print earlier results side by side, and end")
     args = parser.parse_args()
     if args.table:
@@ -311,13 +305,7 @@ def main() -> int:
         print(table({name: json.loads(Path(file).read_text())["cases"] for name, _, file in pairs}))
         return 0
     cases = {name: case for name, case in CASES.by_name.items() if args.only in name}
-    results = []
-    with httpx.Client(base_url=args.base_url, timeout=TIMEOUT_S) as http:
-        for outcome in outcomes(Target(http, args.model), cases):
-            print(outcome.line(max(map(len, cases))), flush=True)
-            results.append(outcome)
-    figures_of(results).report(args.json)
-    return 1 if any(result.reason for result in results) else 0
+    return ask(args, cases)
 
 
 if __name__ == "__main__":

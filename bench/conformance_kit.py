@@ -71,8 +71,12 @@ def equal(saw: object, wanted: object, what: str) -> None:
     expect(saw == wanted, f"{what} {wanted!r:.200}", saw)
 
 
-def body_of(reply: httpx.Response) -> Json:
+def succeeded(reply: httpx.Response) -> None:
     expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
+
+
+def body_of(reply: httpx.Response) -> Json:
+    succeeded(reply)
     body: Json = reply.json()
     return body
 
@@ -88,11 +92,16 @@ def error_of(reply: httpx.Response, status: int, param: str | None = None) -> Js
     return found
 
 
-def chunks_of(reply: httpx.Response) -> list[Json]:
-    expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
-    expect(reply.headers["content-type"].startswith("text/event-stream"), "an event stream", reply.headers)
+def data_of(reply: httpx.Response) -> list[str]:
+    """What the events of a stream carry."""
+    succeeded(reply)
     lines = [line for line in reply.text.replace("\r\n", "\n").split("\n") if line.startswith("data:")]
-    data = [line.removeprefix("data:").strip() for line in lines]
+    return [line.removeprefix("data:").strip() for line in lines]
+
+
+def chunks_of(reply: httpx.Response) -> list[Json]:
+    data = data_of(reply)
+    expect(reply.headers["content-type"].startswith("text/event-stream"), "an event stream", reply.headers)
     expect(bool(data) and data[-1] == "[DONE]", "[DONE] at the end", data[-1:])
     return [json.loads(one) for one in data[:-1]]
 

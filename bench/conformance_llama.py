@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import httpx
-from conformance_kit import HI, Cases, Json, Target, body_of, chat_fields, chunks_of, equal, expect
+from conformance_kit import HI, Cases, Json, Target, body_of, chat_fields, chunks_of, data_of, equal, error_of, expect
 
 CASES = Cases()
 case = CASES.case
@@ -29,9 +29,7 @@ def post(target: Target, path: str, **fields: Any) -> httpx.Response:
 
 
 def get(target: Target, path: str) -> Any:
-    reply = target.http.get(url_of(target, path), params={"model": target.model})
-    expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
-    return reply.json()
+    return body_of(target.http.get(url_of(target, path), params={"model": target.model}))
 
 
 def answer(target: Target, path: str, **fields: Any) -> Any:
@@ -45,17 +43,13 @@ def complete(target: Target, prompt: Any = PROMPT, **fields: Any) -> Any:
 def pieces(target: Target, **fields: Any) -> list[Json]:
     """The objects of a streamed completion."""
     reply = post(target, "/completion", prompt=PROMPT, stream=True, **DEFAULTS | fields)
-    expect(reply.status_code == 200, "status 200", f"{reply.status_code} {reply.text[:250]}")
-    lines = [line for line in reply.text.replace("\r\n", "\n").split("\n") if line.startswith("data:")]
-    return [json.loads(line.removeprefix("data:")) for line in lines]
+    return [json.loads(data) for data in data_of(reply)]
 
 
 def refused(target: Target, path: str, kind: str = "invalid_request_error", **fields: Any) -> Json:
-    reply = post(target, path, **fields)
-    expect(reply.status_code == 400, "status 400", f"{reply.status_code} {reply.text[:250]}")
-    error: Json = reply.json()["error"]
+    error = error_of(post(target, path, **fields), 400)
     equal((error["code"], error["type"]), (400, kind), "code and type")
-    expect(isinstance(error["message"], str) and bool(error["message"]), "a message", error)
+    expect(bool(error["message"]), "a message", error)
     return error
 
 

@@ -254,6 +254,18 @@ def sse_events(body: bytes) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if not line.startswith(":")]
 
 
+def named_events(body: bytes) -> list[tuple[str, Any]]:
+    """Name and decoded data of the events of a whole stream that has names and no terminator."""
+    frames = body.decode().split("\n\n")
+    assert frames.pop() == ""
+    events = []
+    for frame in frames:
+        name, data = frame.split("\n")
+        assert (name[:7], data[:6]) == ("event: ", "data: ")
+        events.append((name[7:], json.loads(data[6:])))
+    return events
+
+
 def streamed_calls(chunks: Iterable[Any]) -> list[dict[str, Any]]:
     """The tool calls of the first choice of a stream, put together as clients do: id and name from
     the first piece of each, the arguments from all of them.

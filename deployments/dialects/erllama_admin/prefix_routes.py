@@ -29,10 +29,12 @@ from deployments.http.ports import ServedModel
 from deployments.http.registry import ModelRegistry
 from erllama.errors import PrefixNotFound
 
+PREFIXES = "/erllama/v1/prefixes"
+
 
 def prefix_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
-    """Below `/erllama/v1/prefixes`."""
-    router = APIRouter(prefix="/erllama/v1/prefixes")
+    """Below `PREFIXES`."""
+    router = APIRouter(prefix=PREFIXES)
 
     def asked(request: Request) -> tuple[ServedModel, Tenant]:
         tenant = asked_tenant(request)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.erllama_admin.asked_tenant import asked_tenant
-from deployments.dialects.erllama_admin.prefix_routes import prefix_routes
+from deployments.dialects.erllama_admin.prefix_routes import PREFIXES, prefix_routes
 from deployments.dialects.erllama_admin.shapes import state_card
 from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes_of
-from deployments.dialects.erllama_admin.wire import ForkBody
+from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody
 from deployments.generation.reply import read_body
 from deployments.http.body import parse_json
 from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader
@@ -19,10 +22,17 @@ from deployments.http.options import HttpOptions
 from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError
 
+_FORK = "/erllama/v1/sessions/{session_id}/fork"
+
 
 class ErllamaAdmin(Dialect):
     prefixes = ("/erllama/v1",)
     framing = SSE
+    bodies: ClassVar[dict[str, type[BaseModel]]] = {
+        _FORK: ForkBody,
+        PREFIXES: ComputeBody,
+        f"{PREFIXES}/{{key}}/pin": PinBody,
+    }
     keys = (BEARER, KeyHeader("x-api-key"))
 
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
@@ -31,7 +41,7 @@ class ErllamaAdmin(Dialect):
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
 
-        @router.post("/erllama/v1/sessions/{session_id}/fork")
+        @router.post(_FORK)
         async def fork(request: Request, session_id: str) -> Response:
             require_admin(request)
             body = parse_json(ForkBody, await read_body(request, options.max_body_bytes))

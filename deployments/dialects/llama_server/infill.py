@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.dialects.llama_server.params import ReadyCompletion, ready_completion
 from deployments.dialects.llama_server.wire import CompletionBody, Wire
-from deployments.http.body import Whole, parse_json, parse_value
+from deployments.http.body import parse_json, parse_value
 from deployments.http.ports import PromptPort
 from erllama.errors import RequestError
 from erllama.prompts.infill import Gap, Room
 
 MAX_FILES = 1024
-
-_OWN = ("n_indent", "t_max_predict_ms")
-"""What editors send beside the knobs of a completion. A reply that goes on behind a line with less than
-`n_indent` does no harm: they cut it by themselves.
-"""
 
 
 class NoInfill(RequestError):
@@ -41,15 +35,12 @@ class OtherFile(BaseModel):
 
 
 class InfillBody(Wire):
-    """`prompt` is what is written of the gap already. A line that ends `t_max_predict_ms` after the
-    first token is the last one, 0 and less set no limit. The knobs are those of `/completion`.
-    """
+    """`prompt` is what is written of the gap already. The knobs are those of `/completion`."""
 
     input_prefix: str
     input_suffix: str
     input_extra: Annotated[list[OtherFile], Field(max_length=MAX_FILES)] | None = None
     prompt: str | None = None
-    t_max_predict_ms: Annotated[Whole, Field(le=2**31 - 1)] | None = None
 
     def gap(self) -> Gap:
         files = [(file.filename or "tmp", file.text) for file in self.input_extra or ()]
@@ -57,11 +48,12 @@ class InfillBody(Wire):
 
 
 def parse_infill(raw: bytes) -> tuple[InfillBody, CompletionBody]:
-    """What stands around the gap, and the rest of the body as a completion without a prompt. Raises
+    """What stands around the gap, and the rest of the body as a completion without a prompt. A reply that
+    goes on behind a line with less than `n_indent` does no harm: editors cut it by themselves. Raises
     `InvalidParameter`.
     """
     body = parse_json(InfillBody, raw)
-    knobs: dict[str, Any] = {name: value for name, value in (body.model_extra or {}).items() if name not in _OWN}
+    knobs = {name: value for name, value in (body.model_extra or {}).items() if name != "n_indent"}
     return body, parse_value(CompletionBody, {**knobs, "model": body.model, "prompt": ""}, "")
 
 
@@ -75,7 +67,4 @@ def ready_infill(
         raise NoInfill("Infill is not supported by this model: prefix, suffix or middle token is missing.")
     prompt = prompts.infill_prompt(body.gap(), Room.of(n_ctx, completion.max_tokens))
     asked = completion.model_copy(update={"prompt": (prompt.tokens,)})
-    ready = ready_completion(asked, prompts, engine_id)
-    line_time_ms = body.t_max_predict_ms if (body.t_max_predict_ms or 0) > 0 else None
-    requests = tuple(replace(request, line_time_ms=line_time_ms) for request in ready.requests)
-    return asked, replace(ready, requests=requests)
+    return asked, ready_completion(asked, prompts, engine_id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.dialects.llama_server.knobs import NEUTRAL, check_knobs
-from deployments.dialects.llama_server.wire import CompletionBody, Parts
+from deployments.dialects.llama_server.wire import SAMPLERS, CompletionBody, Parts
 from deployments.generation.reply import check_fits
 from deployments.http.ports import PromptPort
 from erllama.errors import InvalidParameter
@@ -173,6 +173,6 @@ def settings(body: CompletionBody, sampling: SamplingParams) -> dict[str, Any]:
         "n_probs": body.n_probs or 0,
         "post_sampling_probs": bool(body.post_sampling_probs),
         "grammar": body.grammar or "",
-        "samplers": ["penalties", "top_k", "top_p", "min_p", "temperature"],
+        "samplers": list(SAMPLERS),
         "timings_per_token": bool(body.timings_per_token),
     }

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.llama_server.errors import error_body
-from deployments.dialects.llama_server.infill import parse_infill, ready_infill
+from deployments.dialects.llama_server.infill import InfillBody, parse_infill, ready_infill
 from deployments.dialects.llama_server.params import prompt_ids, ready_completion
 from deployments.dialects.llama_server.props import lm_studio_card, load_body, props_body, server_version, slots_body
 from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm, completion_body
@@ -37,12 +37,17 @@ from deployments.http.ports import PromptPort, ServedModel
 from deployments.http.registry import ModelRegistry
 from erllama.errors import EngineStopped, ErllamaError, InvalidParameter, NotSupported
 from erllama.request import Prompt
+from erllama.stats import EngineStats
 
 _L2 = 2  # how vectors are normalised, in llama.cpp's numbers
 
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
+
+
+def _cost(raw: bytes, body: CompletionBody, prompts: PromptPort) -> int:
+    return prepare_cost(len(raw), prompts, compiles=body.grammar is not None or body.json_schema is not None)
 
 
 def _inputs(body: EmbeddingBody, prompts: PromptPort) -> list[list[int]]:
@@ -70,7 +75,9 @@ class LlamaServer(Dialect):
     framing = SSE
     bodies: ClassVar[dict[str, type[BaseModel]]] = {
         "/completion": CompletionBody,
+        "/infill": InfillBody,
         "/embedding": EmbeddingBody,
+        "/embeddings": EmbeddingBody,
         "/tokenize": TokenizeBody,
         "/detokenize": DetokenizeBody,
         "/apply-template": ChatBody,
@@ -106,8 +113,7 @@ class LlamaServer(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_json(CompletionBody, raw)
             model = models.of(request).resolve(body.model)
-            compiles = body.grammar is not None or body.json_schema is not None
-            cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
+            cost = _cost(raw, body, model.prompts)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             ready = await prepare(model.prompts, cost, ready_completion, body, model.prompts, identity.stream)
             return await reply(request, model, ReplyForm(model.id, body, ready), identity)
@@ -118,8 +124,7 @@ class LlamaServer(Dialect):
             body, knobs = parse_infill(raw)
             model = models.of(request).resolve(body.model)
             n_ctx = model.prompts.n_ctx or (await model.client.model_info()).context_size
-            compiles = knobs.grammar is not None or knobs.json_schema is not None
-            cost = prepare_cost(len(raw), model.prompts, compiles=compiles)
+            cost = _cost(raw, knobs, model.prompts)
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             asked, ready = await prepare(
                 model.prompts, cost, ready_infill, body, knobs, model.prompts, n_ctx, identity.stream
@@ -171,7 +176,7 @@ def _told(dialect: Dialect, models: ModelRegistry, options: HttpOptions) -> APIR
     """What the server tells of itself."""
     router = own_routes(dialect)
 
-    async def asked_stats(model: ServedModel) -> list[Any]:
+    async def asked_stats(model: ServedModel) -> list[EngineStats]:
         return await engine_stats(model, options.ready_timeout_s)
 
     @router.get("/v1/health")

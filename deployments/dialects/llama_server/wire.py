@@ -15,9 +15,10 @@ MAX_PROMPTS = 64
 MAX_CHOICES = 16
 MAX_EMBEDDING_INPUTS = 2048
 
-_RANDOM_SEEDS = (-1, 2**32 - 1)
-_OURS = ("penalties", "top_k", "top_p", "min_p", "temperature")
+SAMPLERS = ("penalties", "top_k", "top_p", "min_p", "temperature")
 """The samplers that there are here, in their order."""
+
+_RANDOM_SEEDS = (-1, 2**32 - 1)
 
 Parts = tuple[str | int, ...]
 """A prompt as a client sends it: texts and token ids in any order."""
@@ -90,9 +91,9 @@ def _samplers(value: Any) -> Any:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("must be a list of names")
-    ours = [name for name in value if name in _OURS]
-    if ours != [name for name in _OURS if name in ours]:
-        raise ValueError(f"run in the order {', '.join(_OURS)} here, leave them out or send them in this order")
+    ours = [name for name in value if name in SAMPLERS]
+    if ours != [name for name in SAMPLERS if name in ours]:
+        raise ValueError(f"run in the order {', '.join(SAMPLERS)} here, leave them out or send them in this order")
     return tuple(ours)
 
 

@@ -8,7 +8,17 @@ import pytest
 
 from erllama.errors import DecodeFailed, EngineStopped, QueueFull
 from erllama.events import Done, FinishReason, Tokens
-from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, http_client, replies, served, stats
+from tests.support.http_fakes import (
+    FakeModel,
+    FakePrompts,
+    app_of,
+    exchange,
+    http_client,
+    named_events,
+    replies,
+    served,
+    stats,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -22,14 +32,9 @@ PROMPT = len("user: hi\nassistant: ")
 
 def events_of(body):
     """The events of a whole stream; each must have a line with its type (CC-30)."""
-    frames = body.decode().split("\n\n")
-    assert frames.pop() == ""
-    events = []
-    for frame in frames:
-        name, data = frame.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
+    events = named_events(body)
+    assert [name for name, _ in events] == [data["type"] for _, data in events]
+    return [data for _, data in events]
 
 
 async def streamed(text, prompts=None, body=HI, **kwargs):

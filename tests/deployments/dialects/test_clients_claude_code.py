@@ -22,6 +22,7 @@ from tests.support.http_fakes import (
     anthropic_client,
     app_of,
     http_client,
+    named_events,
     replies,
     served,
     stats,
@@ -86,14 +87,6 @@ def app_saying(text, prompts=None, **kwargs):
     return app_of(served(FakeModel(replies(text, **kwargs)), prompts, aliases=("claude-*",)))
 
 
-def framed(body):
-    """The frames of a stream: the name of each event, and its data."""
-    frames = body.decode().split("\n\n")
-    assert frames.pop() == ""
-    pairs = [frame.split("\n") for frame in frames]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pairs]
-
-
 async def turn(app, **fields):
     async with http_client(app, **HEADERS) as client:
         return await client.post(PATH, json=TURN | fields)
@@ -102,7 +95,7 @@ async def turn(app, **fields):
 async def events_of(app, **fields):
     reply = await turn(app, **fields)
     assert reply.status_code == 200, reply.text
-    return [data for _, data in framed(reply.content)]
+    return [data for _, data in named_events(reply.content)]
 
 
 async def test_cc_1_a_turn_is_taken_as_it_is_sent_and_answered_in_the_clients_types():
@@ -284,7 +277,7 @@ async def test_cc_19_and_41_more_tokens_than_fit_are_no_fault():
 
 
 async def test_cc_30_every_frame_is_named_by_its_type():
-    frames = framed((await turn(app_saying(f"<think>\nHm.\n</think>\n\nSo.\n{CALL}"))).content)
+    frames = named_events((await turn(app_saying(f"<think>\nHm.\n</think>\n\nSo.\n{CALL}"))).content)
     assert {name for name, _ in frames} == {
         "message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop",
     }  # fmt: skip
@@ -302,7 +295,7 @@ async def test_cc_35_a_reply_tells_which_bound_cut_it_off(max_tokens, n, reason,
         yield [Done(replace(stats(request, n), finish_reason=FinishReason.LENGTH), "key")]
 
     reply = await turn(app_of(served(FakeModel(script), aliases=("claude-*",))), max_tokens=max_tokens, stream=stream)
-    told = framed(reply.content)[-2][1]["delta"] if stream else reply.json()
+    told = named_events(reply.content)[-2][1]["delta"] if stream else reply.json()
     assert told["stop_reason"] == reason
 
 

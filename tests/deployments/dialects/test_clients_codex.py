@@ -15,7 +15,16 @@ from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart
 from erllama.errors import ContextOverflow, EngineStopped, QueueFull
 from erllama.events import FinishReason
 from erllama.grammar.constraint import Constraint, ConstraintKind
-from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, openai_client, replies, served
+from tests.support.http_fakes import (
+    FakeModel,
+    FakePrompts,
+    app_of,
+    http_client,
+    named_events,
+    openai_client,
+    replies,
+    served,
+)
 from tests.support.strict_types import check_strictly
 from tests.support.tool_replies import admits
 
@@ -82,8 +91,7 @@ CALLS = (
 
 def events_of(reply):
     assert reply.status_code == 200, reply.text
-    blocks = reply.content.decode().removesuffix("\n\n").split("\n\n")
-    return [json.loads(block.split("\n")[1].removeprefix("data: ")) for block in blocks]
+    return [data for _, data in named_events(reply.content)]
 
 
 async def turn(model, prompts=None, path=PATH, headers=None, **fields):

@@ -77,6 +77,8 @@ async def test_what_llama_vim_sends_is_answered():
     assert (warm.status_code, model.requests[1].max_tokens) == (200, 0)
     assert (await post(body | {"t_max_predict_ms": -1}, model)).status_code == 200
     assert [request.line_time_ms for request in model.requests] == [1000, 1, None]
+    told = (await post(GAP | {"t_max_predict_ms": 500.0}, model)).json()["generation_settings"]
+    assert (told["t_max_predict_ms"], model.requests[-1].line_time_ms) == (500, 500)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,13 @@ async def test_vectors_come_in_a_list_of_lists():
     assert openai["object"] == "list"
 
 
+async def test_the_document_tells_which_form_a_path_takes():
+    told = await answer("/openapi.json")
+    for path, kind in (("/embeddings", "llama_server.EmbeddingBody"), ("/v1/embeddings", "openai.EmbeddingBody")):
+        body = told["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"]["$ref"].endswith(f"/{kind}")
+
+
 # --- the server itself ----------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from tests.support.http_fakes import (
     app_of,
     exchange,
     http_client,
+    named_events,
     openai_client,
     replies,
     served,
@@ -50,11 +51,9 @@ def events_of(body):
     """The events of a stream, whose `event` lines and numbers must be right: signs of life repeat
     the number before theirs.
     """
-    events = []
-    for block in body.decode().removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
+    named = named_events(body)
+    events = [data for _, data in named]
+    assert [name for name, _ in named] == [event["type"] for event in events]
     numbers = [event["sequence_number"] for event in events]
     repeats = [n for n, event in enumerate(events) if event["type"] == "response.in_progress" and n > 1]
     assert [number for n, number in enumerate(numbers) if n not in repeats] == list(range(len(events) - len(repeats)))
