@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.event_ids import NumberedWriter
-from deployments.generation.fan_out import Generates, Indexed, fan_out
+from deployments.generation.fan_out import Generates, fan_out
 from deployments.generation.identity import ReplyIdentity, session_of, shared_requests
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
@@ -32,7 +32,7 @@ from erllama.request import GenerationRequest, Prompt
 
 INLINE_CHARS = 8192  # tokenising runs at 1-3 MB/s, so this much costs some 5 ms; a hop to a thread 0.1 ms
 
-LONG_PROMPT_TOKENS = 2048  # a stream begins before its first token when the prompt has as many
+LONG_COMPUTE_TOKENS = 512  # a stream begins before its first token when as many are to be computed for it
 
 MAX_AFFINITY_CHARS = 256
 P = ParamSpec("P")
@@ -89,23 +89,10 @@ def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:
         )
 
 
-async def _items(
-    client: Generates, requests: Sequence[GenerationRequest], record: Record | None, usage: TokenUsage
-) -> Indexed:
-    """What the choices produce. A reply is recorded before its end leaves: the client may answer at
-    once.
-    """
-    parts = [CompletionParts() for _ in requests]
-    async with aclosing(fan_out(client, requests)) as items:
-        async for index, events in items:
-            if isinstance(last := events[-1], Done):
-                usage.add(last.stats)
-            if record is not None:
-                for event in events:
-                    reply = parts[index].add(event)
-                    if isinstance(reply, Completion):
-                        record(reply)
-            yield index, events
+def _ended(parts: CompletionParts, events: Sequence[Event]) -> Completion | None:
+    """The whole reply of a choice, once the last of its `events` has come."""
+    replies = [parts.add(event) for event in events]
+    return last if isinstance(last := replies[-1], Completion) else None
 
 
 def affinity_of(headers: Mapping[str, str], *, key: str | None = None, user: object = None) -> str | None:
@@ -146,12 +133,13 @@ async def whole_replies(
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
         replies: dict[int, Completion] = {}
-        async with aclosing(_items(model.client, requests, record, usage)) as items:
+        async with aclosing(fan_out(model.client, requests)) as items:
             async for index, events in items:
-                for event in events:
-                    reply = parts[index].add(event)
-                    if isinstance(reply, Completion):
-                        replies[index] = reply
+                if (reply := _ended(parts[index], events)) is not None:
+                    replies[index] = reply
+                    usage.add(reply.stats)
+                    if record is not None:
+                        record(reply)
         return [replies[index] for index in range(len(requests))]
 
     return await unless_disconnected(request.receive, work())
@@ -164,12 +152,17 @@ async def _chunks(
     record: Record | None,
     usage: TokenUsage,
 ) -> AsyncGenerator[bytes, None]:
+    parts = [CompletionParts() for _ in requests]
     begun = False
-    async with aclosing(_items(client, requests, record, usage)) as items:
+    async with aclosing(fan_out(client, requests)) as items:
         async for index, events in items:
+            if isinstance(last := events[-1], Done):
+                usage.add(last.stats)
+            if record is not None and (reply := _ended(parts[index], events)) is not None:
+                record(reply)  # before its end leaves: the client may answer at once
             chunk = writer.feed(index, events)
-            if not chunk and not begun and isinstance(events[0], Progress):
-                chunk = writer.keepalive()  # a long prompt has begun: the client shall see that at once
+            if not chunk and not begun and _is_far_from_a_token(events[0]):
+                chunk = writer.keepalive()  # the client shall see at once that its long prompt has begun
             begun = begun or bool(chunk)
             yield chunk
     yield writer.close()
@@ -217,8 +210,15 @@ def streamed_reply(
 
 
 def _observed(request: GenerationRequest) -> GenerationRequest:
-    """A request with a long prompt tells when that has been begun: from there on its stream lives."""
-    return replace(request, report_progress=True) if len(request.prompt) >= LONG_PROMPT_TOKENS else request
+    """A request whose prompt may be long to compute tells how much of it is: see `_is_far_from_a_token`."""
+    return replace(request, report_progress=True) if len(request.prompt) >= LONG_COMPUTE_TOKENS else request
+
+
+def _is_far_from_a_token(event: Event) -> bool:
+    """Whether a long part of a prompt is to be computed before there is a token. A stream lives from
+    there on; one whose prompt is kept has its token, or its error with a status, soon enough.
+    """
+    return isinstance(event, Progress) and event.total - event.processed >= LONG_COMPUTE_TOKENS
 
 
 def detached_chunks(

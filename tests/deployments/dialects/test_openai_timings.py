@@ -174,7 +174,7 @@ async def test_writers_of_other_dialects_pass_over_progress(path, body, n_first)
     """But for a line of Ollama's that says nothing: with it the stream begins."""
 
     async def reported(request):
-        yield [Progress(100, 60, 60, "disk", 0.6)]
+        yield [Progress(1000, 60, 60, "disk", 0.6)]
         async for events in script(request):
             yield events
 

@@ -1,17 +1,20 @@
-"""A stream with a long prompt begins when the engine begins with it, not with its first token."""
+"""A stream begins when the engine begins to compute a long part of its prompt, not with its first
+token.
+"""
 
 import asyncio
 import json
 
 import pytest
 
-from deployments.generation.reply import LONG_PROMPT_TOKENS
-from erllama.events import Done, Progress, Tokens
+from deployments.generation.reply import LONG_COMPUTE_TOKENS
+from erllama.errors import DecodeFailed
+from erllama.events import Done, Failed, Progress, Tokens
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, served, stats
 
 pytestmark = pytest.mark.anyio
 
-LONG = "x" * LONG_PROMPT_TOKENS  # a token per character
+LONG = "x" * LONG_COMPUTE_TOKENS  # a token per character
 STREAMS = {
     "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}], "stream": True},
     "/v1/completions": lambda text: {"prompt": text, "stream": True},
@@ -35,7 +38,7 @@ async def test_the_first_byte_comes_before_the_first_token_of_a_long_prompt(path
         assert request.report_progress
         yield [Progress(len(request.prompt), 0, 0, None, 0.0)]
         await computed.wait()
-        yield [Progress(len(request.prompt), 0, 2000, None, 1.0)]
+        yield [Progress(len(request.prompt), 0, len(request.prompt) - 1, None, 1.0)]
         yield [Tokens((104, 105), "hi")]
         yield [Done(stats(request, 2), "key")]
 
@@ -67,4 +70,17 @@ async def test_a_short_prompt_keeps_its_status_until_the_first_token(path):
     async with exchange(app(script), path, STREAMS[path]("short")) as client:
         status, _ = await client.start()
         assert status == 200
+        await client.rest()
+
+
+@pytest.mark.parametrize("path", sorted(STREAMS))
+async def test_a_long_prompt_that_is_kept_keeps_its_status_until_the_first_token(path):
+    async def script(request):
+        kept = len(request.prompt) - LONG_COMPUTE_TOKENS + 1
+        yield [Progress(len(request.prompt), kept, kept, "ram", 0.0)]
+        yield [Failed(DecodeFailed("the model broke down"))]
+
+    async with exchange(app(script), path, STREAMS[path](LONG * 3)) as client:
+        status, _ = await client.start()
+        assert status == 500
         await client.rest()
