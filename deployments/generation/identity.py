@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-import numpy as np
 from starlette.requests import Request
 
 from deployments.attempt_id import split_attempt
@@ -44,8 +44,9 @@ requests on one replica where it can, and binds no history: a session asks for t
 
 
 def session_of(headers: Mapping[str, str]) -> str | None:
-    """The session that a request names in its `headers`, which are looked up in any case."""
-    return next((headers[name] for name in _SESSION_HEADERS if headers.get(name)), None)
+    """The session that a request names in its `headers`, whose names are in lower case."""
+    given = set(headers)  # each look-up of a request's headers goes through all of them
+    return next((headers[name] for name in _SESSION_HEADERS if name in given and headers[name]), None)
 
 
 class ReplyIds:
@@ -184,6 +185,7 @@ def _join_key(salt: str, model_id: str, request: GenerationRequest, name: str) -
         sampling=replace(sampling, seed=None) if sampling.greedy else sampling,
         affinity=None,
     )
-    digest = hashlib.blake2b(np.asarray(request.prompt_tokens, np.int64).tobytes(), digest_size=16)
+    tokens = request.prompt_tokens
+    digest = hashlib.blake2b(struct.pack(f"{len(tokens)}q", *tokens), digest_size=16)
     digest.update(repr((salt, model_id, name, rest)).encode(errors="surrogatepass"))
     return digest.hexdigest()

@@ -30,21 +30,21 @@ class ModelRegistry:
             ModelNames({model.id: model.aliases for model in self.all}, default)
         except ValueError as error:
             raise InvalidParameter(str(error), param="aliases") from None
-        self._known: dict[frozenset[str], tuple[dict[str, ServedModel], ModelNames]] = {}
+        self._known: dict[frozenset[str] | None, tuple[dict[str, ServedModel], ModelNames]] = {}
 
     def of(self, request: Request, tenant: Tenant | None = None) -> TenantModels:
         """The models that the tenant of a request may use, as that request meets them, or as those of
         another `tenant` do, for whom an admin works.
         """
         access: Access = request.scope["state"]["access"]
-        ids = frozenset(model.id for model in self.all if access.tenant.may_use(model.id))
-        if ids not in self._known:  # as many as there are lists in the configuration of keys
-            models = {model.id: model for model in self.all if model.id in ids}
+        allowed = access.tenant.models
+        if allowed not in self._known:  # as many as there are lists in the configuration of keys
+            models = {model.id: model for model in self.all if access.tenant.may_use(model.id)}
             aliases = {model.id: model.aliases for model in models.values()}
             has_default = any(self._default in (id, *names) for id, names in aliases.items())
-            self._known[ids] = models, ModelNames(aliases, self._default if has_default else None)
+            self._known[allowed] = models, ModelNames(aliases, self._default if has_default else None)
         meant = access if tenant is None else replace(access, tenant=tenant)
-        return TenantModels(*self._known[ids], meant, self._timeouts)
+        return TenantModels(*self._known[allowed], meant, self._timeouts)
 
 
 class TenantModels:

@@ -67,11 +67,11 @@ class Recordings:
             return
         before = recording.n_bytes
         recording.push(event)
-        if isinstance(event, Done | Failed):
-            del self._running[engine_id]
         if recording.kept:
             self._n_bytes += recording.n_bytes - before
             self._shrink(recording)
+        if isinstance(event, Done | Failed):
+            del self._running[engine_id]
             self._settle(recording)
 
     def open(self, recording: Recording, place: int = 0) -> Reader:

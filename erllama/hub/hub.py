@@ -123,8 +123,6 @@ class Hub:
     def _pull(self, source: str, as_name: str | None, trusted: bool, cancel: threading.Event | None) -> Pull:
         parsed = parse_source(source)
         name = ModelName.parse(as_name) if as_name is not None else name_of(parsed)
-        reach = Reach.of(self.config, trusted)
-        reach.check_source(parsed)
         return Pull(
             parsed,
             name,
@@ -133,7 +131,7 @@ class Hub:
             blobs=self._blobs,
             manifests=self._manifests,
             links=self._links,
-            reach=reach,
+            reach=Reach.of(self.config, trusted),
             cancel=cancel,
         )
 

@@ -49,7 +49,9 @@ class Prospect:
 
 
 class Pull:
-    """One pull into a hub's parts. `run` once, in any thread."""
+    """One pull into a hub's parts. `run` once, in any thread. Raises `SourceRefused` when it is made
+    for a source that it may not use.
+    """
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Pull:
         reach: Reach,
         cancel: threading.Event | None = None,
     ) -> None:
+        reach.check_source(source)
         self._source = source
         self._name = name
         self._config = config
@@ -79,7 +82,6 @@ class Pull:
 
         Closing the generator cancels the pull, as setting the event does.
         """
-        self._reach.check_source(self._source)
         yield PullEvent(PULLING_MANIFEST)
         try:
             yield from self._run()
@@ -89,7 +91,6 @@ class Pull:
 
     def look(self) -> Prospect:
         """Ask and check as `run` does, and fetch nothing but headers. Raises what `run` raises."""
-        self._reach.check_source(self._source)
         with HttpClient(self._config, self._reach) as client:
             return self._look(client, None)
 

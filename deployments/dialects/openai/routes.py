@@ -97,6 +97,10 @@ def _prepare_chat(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> Re
     return ready_chat(chat_ask(body), prompts, noise)
 
 
+def _count(body: ChatBody, prompts: PromptPort, noise: NoiseFilter) -> int:
+    return count_prompt(chat_ask(body), prompts, noise)
+
+
 def _completion_prompt(given: PromptInput, suffix: str | None, prompts: PromptPort) -> Prompt:
     if not suffix:
         return Prompt.of(_tokens(given, prompts, "prompt"))
@@ -185,7 +189,7 @@ class OpenAI(Dialect):
             check_tools(body)
             prompts = models.of(request).resolve(body.model).prompts
             cost = _cost(raw, body, prompts)
-            n_tokens = await prepare(prompts, cost, count_prompt, chat_ask(body), prompts, noise_of(request))
+            n_tokens = await prepare(prompts, cost, _count, body, prompts, noise_of(request))
             return JSONResponse({"object": "response.input_tokens", "input_tokens": n_tokens})
 
         @router.post("/completions")

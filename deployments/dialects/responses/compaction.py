@@ -6,7 +6,6 @@ its history. What another server has sealed cannot be read and is skipped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,9 +54,3 @@ def _as_message(item: Mapping[str, Any]) -> dict[str, Any]:
     content = item.get("content")
     parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
     return {"type": "message", "status": "completed", **item, "content": parts}
-
-
-def given_items(own_input: str) -> list[Any]:
-    """The items of an input as it is stored."""
-    items: list[Any] = json.loads(own_input)
-    return items

@@ -16,11 +16,11 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.responses.background import BackgroundReplies, BackgroundReply
-from deployments.dialects.responses.compaction import compacted, given_items, summary_body
+from deployments.dialects.responses.compaction import compacted, summary_body
 from deployments.dialects.responses.custom_format import InputAsCall
 from deployments.dialects.responses.head import ResponseHead, usage
 from deployments.dialects.responses.params import chat_ask, response_request
-from deployments.dialects.responses.stored.past import conversation, own_input, referred_items
+from deployments.dialects.responses.stored.past import own_input, referred_items, whole_conversation
 from deployments.dialects.responses.stored.response import PreviousResponseNotFound, StoredResponse
 from deployments.dialects.responses.stored.routes import scope_of, stored_routes
 from deployments.dialects.responses.stored.store import Past, ResponseStore
@@ -244,7 +244,7 @@ class Responses(Dialect):
             chat, _ = await prepare(model.prompts, cost, _prepare, asked, tools, past, model.prompts, noise)
             generation = response_request(asked, chat, engine_id(request), request.headers)
             [reply] = await whole_replies(request, model, [generation], chat.record)
-            items = conversation(past) + given_items(own_input(body.input, referred_items(past)))
+            items = await prepare(model.prompts, cost, whole_conversation, body.input, past)
             return JSONResponse(compacted(items, *_summary(chat, reply)))
 
         router.include_router(stored_routes(store, background, options.keepalive_s))

@@ -33,6 +33,12 @@ def conversation(past: Past) -> Items:
     return [item for response in past.chain for item in input_items(response) + output_items(response)]
 
 
+def whole_conversation(given: str | list[Any] | None, past: Past) -> Items:
+    """The items before a request, and its own behind them, each with an id."""
+    own: Items = json.loads(own_input(given, referred_items(past)))
+    return conversation(past) + own
+
+
 def referred_items(past: Past) -> Mapping[str, dict[str, Any]]:
     """Items that references may mean, by id."""
     return {item["id"]: item for response in past.holders for item in output_items(response)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -71,8 +72,9 @@ def stored_routes(store: ResponseStore, background: BackgroundReplies, keepalive
     @router.get("/{id}/input_items")
     async def list_input_items(id: str, request: Request) -> Response:
         response = await store.get(id, scope_of(request))
-        before = conversation(await Past.of(store, response.previous, (), scope_of(request)))
-        return JSONResponse(_page(before + input_items(response), request))
+        past = await Past.of(store, response.previous, (), scope_of(request))
+        items = await asyncio.to_thread(lambda: conversation(past) + input_items(response))
+        return JSONResponse(_page(items, request))
 
     return router
 
