@@ -154,15 +154,18 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     parts = [CompletionParts() for _ in requests]
     begun = False
-    async with aclosing(fan_out(client, requests)) as items:
+    async with aclosing(fan_out(client, [_observed(request) for request in requests])) as items:
         async for index, events in items:
             if isinstance(last := events[-1], Done):
                 usage.add(last.stats)
             if record is not None and (reply := _ended(parts[index], events)) is not None:
                 record(reply)  # before its end leaves: the client may answer at once
-            chunk = writer.feed(index, events)
-            if not chunk and not begun and _is_far_from_a_token(events[0]):
-                chunk = writer.keepalive()  # the client shall see at once that its long prompt has begun
+            if begun or requests[index].report_progress or not isinstance(events[-1], Progress):
+                chunk = writer.feed(index, events)
+            elif _is_far_from_a_token(events[-1]):  # the client shall see at once that its long prompt has begun
+                chunk = writer.feed(index, events) or writer.keepalive()
+            else:
+                chunk = b""
             begun = begun or bool(chunk)
             yield chunk
     yield writer.close()
@@ -195,7 +198,7 @@ def streamed_reply(
     choice: those of several come in no certain order.
     """
     client: Generates = model.client
-    requests = [_observed(one) for one in of_one_session(request.headers, requests)]
+    requests = of_one_session(request.headers, requests)
     if identity is not None:
         resumable = bool(identity.keep_s) and len(requests) == 1 and dialect_of(request.scope).framing.has_ids
         if identity.recorded is not None:
@@ -214,11 +217,11 @@ def _observed(request: GenerationRequest) -> GenerationRequest:
     return replace(request, report_progress=True) if len(request.prompt) >= LONG_COMPUTE_TOKENS else request
 
 
-def _is_far_from_a_token(event: Event) -> bool:
+def _is_far_from_a_token(progress: Progress) -> bool:
     """Whether a long part of a prompt is to be computed before there is a token. A stream lives from
     there on; one whose prompt is kept has its token, or its error with a status, soon enough.
     """
-    return isinstance(event, Progress) and event.total - event.processed >= LONG_COMPUTE_TOKENS
+    return progress.total - progress.processed >= LONG_COMPUTE_TOKENS
 
 
 def detached_chunks(
