@@ -23,7 +23,8 @@ class KeySpec(BaseModel):
 
     `name` is that of its tenant in logs; keys of one name share what is kept of their requests,
     unless a `salt` says otherwise. `models` are ids, None is all of them. Limits are this key's own,
-    per minute and per ingress process. `admin` opens the routes that look into the server.
+    per minute and per ingress process. `admin` opens the routes that look into the server. `pull`: a
+    request for a model that the hub does not have fetches it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -34,6 +35,7 @@ class KeySpec(BaseModel):
     requests_per_minute: Limit = None
     tokens_per_minute: Limit = None
     admin: bool = False
+    pull: bool = False
     salt: Annotated[Salt | None, Field(repr=False)] = None
 
     @model_validator(mode="before")
@@ -62,6 +64,7 @@ class KeySpec(BaseModel):
             None if self.models is None else frozenset(self.models),
             self.admin,
             owner_of(self.name),
+            self.pull,
         )
 
 

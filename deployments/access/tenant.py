@@ -14,7 +14,8 @@ class Tenant:
 
     `salt` parts what is kept of requests (KV, recorded replies, stored responses) from that of
     others; "" is the store's own. `models` are the ids of those that it may use, None for all.
-    `admin` may look into the server and change it. `owner` is whose the pins of its requests are, by
+    `admin` may look into the server and change it, `pull` may have models fetched that the hub does
+    not have, and does so by naming them. `owner` is whose the pins of its requests are, by
     which the store counts quotas: it depends on the name alone.
     """
 
@@ -23,6 +24,7 @@ class Tenant:
     models: frozenset[str] | None = None
     admin: bool = False
     owner: str = ""
+    pull: bool = False
 
     def may_use(self, model_id: str) -> bool:
         return self.models is None or model_id in self.models

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
+from deployments.access.limit_headers import openai_limit_headers
 from deployments.access.rate_limit import Standing
-from deployments.http.limit_headers import openai_limit_headers
 from deployments.http.options import HttpOptions
 from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError

@@ -37,6 +37,10 @@ class ModelNames:
             raise ValueError(f"default_model {default!r} is none of the models")
         self._default = None if default is None else self._ids[default]
 
+    def exact(self, name: str) -> str | None:
+        """The id of the model that has `name` as its id or alias, patterns left aside."""
+        return self._ids.get(name)
+
     def find(self, name: str) -> str | None:
         """The id of the model that `name` means, None for none."""
         if name in self._ids:

@@ -28,6 +28,7 @@ from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.dialect import Dialect
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
+from deployments.http.model_library import ModelLibrary
 from deployments.http.noise_scope import HEADER, NoiseScope
 from deployments.http.open_requests import OpenRequests
 from deployments.http.options import HttpOptions
@@ -86,17 +87,19 @@ def make_http_app(
     echo_request_id: bool = True,
     open_requests: OpenRequests | None = None,
     noise: Noise | None = None,
+    library: ModelLibrary | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
     The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
     under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
-    stop admission, and whoever passes `noise` can read what its rules did.
+    stop admission, and whoever passes `noise` can read what its rules did. `library`: models beside
+    the configured ones.
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
     timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
-    registry = ModelRegistry(models, default_model, timeouts=timeouts)
+    registry = ModelRegistry(models, default_model, timeouts=timeouts, library=library)
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
     bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 

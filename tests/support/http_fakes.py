@@ -18,6 +18,7 @@ import httpx2
 import ollama
 import openai
 
+from deployments.http.model_library import ModelLibrary
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ChatPrompt, RecordedReply, ReplyDefaults, ServedModel, VocabFacts
 from deployments.ingress.http_app import make_http_app
@@ -209,9 +210,9 @@ def served(
     return ServedModel(id=id, client=model, prompts=prompts or FakePrompts(), created=1_700_000_000, aliases=aliases)
 
 
-def app_of(*models: ServedModel, **options: Any) -> Any:
+def app_of(*models: ServedModel, library: ModelLibrary | None = None, **options: Any) -> Any:
     """Its replies are not kept, so that events have no ids, unless `options` say otherwise."""
-    return make_http_app(models, HttpOptions(**{"resume_grace_s": 0.0, **options}))
+    return make_http_app(models, HttpOptions(**{"resume_grace_s": 0.0, **options}), library=library)
 
 
 @asynccontextmanager

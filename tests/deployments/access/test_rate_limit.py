@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.access.limit_headers import duration
 from deployments.access.rate_limit import RateLimit, RateLimited
-from deployments.http.limit_headers import duration
 
 
 @dataclass
