@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from cache_store import StoreConfig, TierConfig
+from cache_store.config import parse_bytes
 from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
@@ -41,13 +42,15 @@ from erllama.gguf.fingerprint import user_cache_dir
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
+from erllama.hub.config import HubConfig
+from erllama.hub.name import ModelName
 from erllama.request import SamplingParams, sampling_of
 
 
 def deployment_name(model_id: str) -> str:
-    """The Serve deployment of a model. Serve refuses only '#'; ':' is legal in ids (Ollama's tags)
-    but not in a log file's name."""
-    return f"model-{model_id.replace(':', '-')}"
+    """The Serve deployment of a model. Serve refuses only '#'; ':' and '/' are legal in ids (Ollama's
+    tags and namespaces) but not in a log file's name."""
+    return f"model-{model_id.replace(':', '-').replace('/', '_')}"
 
 
 _SHM_BYTES = 2 << 30
@@ -284,6 +287,53 @@ class SchedulerSpec(_Strict):
         return self
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HubSpec(HubConfig):
+    """The hub, and how models of it are served when a request names them. Seconds and bytes.
+
+    enabled: serve the hub's models beside the configured ones.
+    max_models: processes of them, those whose model sleeps included.
+    memory_bytes: what they may take of each node ("12GiB"); None: what is free below `scheduler.high`.
+    keep_alive_s: how long a model stays in memory after its last request; None: until others need it.
+    load_timeout_s: how long a request waits for its model.
+    max_turn_s: how long a model may keep others waiting that there is no memory for beside it.
+    min_ctx, min_parallel: what a model's context may shrink to where all of it does not fit.
+    defaults: keys of a model, for all of them; `models`: for some, by name.
+    """
+
+    enabled: bool = False
+    max_models: Annotated[int, Field(ge=1, le=10_000)] = 16
+    memory_bytes: int | str | None = None
+    keep_alive_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 300.0
+    load_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
+    max_turn_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    min_ctx: Annotated[int, Field(ge=256)] = 2048
+    min_parallel: Annotated[int, Field(ge=1)] = 1
+    defaults: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with _refusals():
+            super().__post_init__()
+            if self.memory_bytes is not None:
+                parse_bytes(self.memory_bytes)
+            for name in self.models:
+                ModelName.parse(name)
+        for own in ({}, *self.models.values()):  # a wrong key is found at start, not with the first request
+            self._spec({**self.defaults, **own}, "hub", "hub.gguf")
+
+    def model_spec(self, name: str, path: str, **known: Any) -> ModelSpec:
+        """The configuration of a model of the hub; what is `known` of it stands below `defaults`."""
+        own = next((own for given, own in self.models.items() if ModelName.parse(given).short == name), {})
+        return self._spec({**known, **self.defaults, **own}, name, path)
+
+    def _spec(self, settings: dict[str, Any], name: str, path: str) -> ModelSpec:
+        fixed = {"id", "path", "aliases", "num_replicas", "autoscaling", "keep_alive_s"} & set(settings)
+        if fixed:
+            raise ValueError(f"{sorted(fixed)[0]} is not a setting of a model of the hub")
+        return ModelSpec(**settings, id=name, path=path)
+
+
 class BuildArgs(_Strict):
     """The whole of `args`. Its errors do not repeat what they refuse: that may be a key."""
 
@@ -296,6 +346,7 @@ class BuildArgs(_Strict):
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
+    hub: HubSpec = HubSpec()
     default_model: str | None = None
 
     @field_validator("policy", mode="wrap")
@@ -315,7 +366,8 @@ class BuildArgs(_Strict):
         ModelNames({model.id: model.aliases for model in self.models}, self.default_model)
         known = {model.id for model in self.models}
         for index, key in enumerate(self.http.api_keys):
-            if unknown := sorted(set(key.models or ()) - known):
+            unknown = sorted(set(key.models or ()) - known)
+            if unknown and not self.hub.enabled:
                 raise ValueError(f"http.api_keys.{index}.models names {unknown[0]!r}, which is no model's id")
         if not self.scheduler.enabled and any(model.keep_alive_s is not None for model in self.models):
             raise ValueError("keep_alive_s needs scheduler.enabled: true")

@@ -12,7 +12,7 @@ from erllama.errors import InvalidParameter, check, check_int, check_number, che
 
 CTX_PAD = 256  # llama.cpp pads the context of a sequence to a multiple of this
 
-MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}\Z")
+MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}\Z")  # as long as a name of the hub may be
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES = get_args(KvType)

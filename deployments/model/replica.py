@@ -34,7 +34,7 @@ from erllama.errors import EngineStopped, ErllamaError, InvalidParameter
 from erllama.events import Event, Failed
 from erllama.model import Model
 from erllama.request import GenerationRequest, build_request
-from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelStatus
+from erllama.stats import AdapterInfo, EngineStats, EvictResult, ModelInfo, ModelMemory, ModelStatus
 
 log = logging.getLogger(__name__)
 
@@ -269,8 +269,10 @@ class ModelReplica(StoredCalls):
         await asyncio.to_thread(self._model.reset_session, session_id, salt=salt)
 
     async def evict(self) -> EvictResult:
-        """See `Model.evict`."""
         return await asyncio.to_thread(self._model.evict)
+
+    async def unload(self) -> EvictResult:
+        return await asyncio.to_thread(self._model.unload)
 
     async def cancel(self, ref: str) -> None:
         """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are
@@ -324,6 +326,9 @@ class ModelReplica(StoredCalls):
 
     async def stats(self) -> EngineStats:
         return self._model.stats()
+
+    async def memory(self) -> ModelMemory:
+        return self._model.memory()
 
     async def store_stats(self) -> StoreStats | None:
         return self._model.store_stats()

@@ -18,7 +18,7 @@ from erllama.hub.events import PullEvent
 from erllama.hub.links import Links
 from erllama.hub.locks import Locks
 from erllama.hub.manifest import Damaged, Manifest, Manifests, now
-from erllama.hub.name import ModelName
+from erllama.hub.name import DEFAULT_TAG, ModelName, near_names
 from erllama.hub.pull import Prospect, Pull
 from erllama.hub.safety import Reach
 from erllama.hub.sources.remote import Role
@@ -69,6 +69,17 @@ class Hub:
     def show(self, name: str) -> Manifest:
         """Raises `CorruptManifest`, too."""
         return self._manifests.read(ModelName.parse(name))
+
+    def version(self, name: ModelName) -> tuple[int, ...] | None:
+        """What changes whenever the manifest of a name does; None when there is none. One look at a
+        file's times, no more.
+        """
+        return self._manifests.version(name)
+
+    def near(self, name: str) -> tuple[str, ...]:
+        """Names that are here and that somebody who wrote `name` may have meant."""
+        near = near_names(name, map(str, self._manifests.names()))
+        return tuple(known.removesuffix(f":{DEFAULT_TAG}") for known in near)
 
     def resolve(self, name: str) -> ModelName:
         """The name of a model that is here."""

@@ -127,6 +127,14 @@ class Manifests:
             ) from error
         return manifest
 
+    def version(self, name: ModelName) -> tuple[int, ...] | None:
+        """Of the file as it lies there, None for none. Each write makes another file."""
+        try:
+            found = self._path(name).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     def not_found(self, name: ModelName) -> ModelNotFound:
         near = near_names(str(name), (str(known) for known in self.names()))
         hint = f"; did you mean {', '.join(ModelName.parse(text).short for text in near)}?" if near else ""

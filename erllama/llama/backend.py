@@ -34,6 +34,7 @@ from erllama.gguf.check import check_adapter, check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
+from erllama.llama.context_params import context_params, max_logits
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.pooled import MAX_POOLED_TOKENS, PooledContext
 from erllama.llama.state import LlamaState
@@ -56,7 +57,7 @@ class LlamaBackend(LlamaState):
         """Load the model and make the context. Raises `ModelLoadError` with the reason."""
         super().__init__(config.n_parallel)
         self._config = config
-        self.max_logits = config.n_parallel  # a row of 152 k floats for each token of a batch would be 300 MB
+        self.max_logits = max_logits(config)
         self.weights_mapped = config.use_mmap and not config.use_mlock
         self._pooled: PooledContext | None = None
         self._active: AdapterSet = ()
@@ -176,22 +177,8 @@ class LlamaBackend(LlamaState):
 
     def _make_context(self) -> Any:
         config = self._config
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.n_ctx * config.n_parallel
-        params.n_seq_max = config.n_parallel
-        params.n_batch = config.n_batch
-        params.n_ubatch = min(512, config.n_batch)
-        params.n_outputs_max = self.max_logits
+        params = context_params(config, self.n_ctx)
         params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if config.flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        params.type_k = _ggml_type(config.type_k)
-        params.type_v = _ggml_type(config.type_v)
-        params.rope_freq_base = config.rope_freq_base
-        params.rope_freq_scale = config.rope_freq_scale
-        params.kv_unified = False
-        params.no_perf = True
         with captured_errors() as errors:
             ctx = llama_cpp.llama_init_from_model(self._weights.model, params)
         if not ctx:
@@ -283,7 +270,3 @@ class LlamaBackend(LlamaState):
         self._close_pooled()
         self._free_context()
         self._weights.close()
-
-
-def _ggml_type(name: str) -> int:
-    return int(getattr(llama_cpp, f"GGML_TYPE_{name.upper()}"))

@@ -1,0 +1,206 @@
+"""The hub as an ingress sees it: the real `ModelLibrary`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from deployments.access.tenant import Tenant
+from deployments.http.errors import AdminKeyRequired
+from deployments.http.model_library import LibraryModel, ModelStanding
+from deployments.http.ports import ServedModel
+from deployments.hub.client import OnDemandClient
+from deployments.hub.link import HubLink
+from deployments.hub.messages import ModelPulling
+from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.hub.events import PullEvent
+from erllama.hub.hub import Hub
+from erllama.hub.manifest import Manifest
+from erllama.hub.name import ModelName
+from erllama.hub.sources.source import name_of, parse_source
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_RETRY_S = 5  # when to ask again for a model that is being fetched
+
+MakeServed = Callable[[str, Manifest], ServedModel]
+"""The model of an id and its manifest, as the ingress serves it. Its client is an `OnDemandClient`."""
+
+
+@dataclass(slots=True)
+class _Card:
+    version: tuple[int, ...]
+    served: ServedModel
+
+
+class HubLibrary:
+    """`configured` tells the file of a configured model, which `create` may take as a base."""
+
+    def __init__(self, hub: Hub, link: HubLink, make: MakeServed, configured: Mapping[str, str]) -> None:
+        self._hub = hub
+        self._link = link
+        self._make = make
+        self._configured = configured
+        self._cards: dict[str, _Card] = {}
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._progress: dict[str, PullEvent] = {}
+        self._failed_pulls: dict[str, ErllamaError] = {}
+
+    def find(self, name: str, tenant: Tenant) -> ServedModel | None:
+        """See `ModelLibrary`."""
+        try:
+            parsed = ModelName.parse(name)
+        except InvalidParameter:  # a URL, or nobody's
+            parsed = None
+        version = None if parsed is None else self._hub.version(parsed)
+        if parsed is None or version is None:
+            if tenant.pull:
+                self._fetch(name, parsed)
+            return None
+        card = self._cards.get(parsed.short)
+        if card is None or card.version != version:
+            try:
+                manifest = self._hub.show(name)
+            except ModelNotFound:  # deleted since
+                return None
+            card = self._cards[parsed.short] = _Card(version, self._make(parsed.short, manifest))
+        return card.served
+
+    def near(self, name: str, tenant: Tenant) -> list[str]:
+        return [known for known in self._hub.near(name) if tenant.may_use(known)]
+
+    def clients(self) -> Iterator[OnDemandClient]:
+        """Of the models that somebody has asked for."""
+        for card in self._cards.values():
+            assert isinstance(card.served.client, OnDemandClient)
+            yield card.served.client
+
+    async def models(self) -> list[LibraryModel]:
+        manifests = await asyncio.to_thread(self._hub.list)
+        standings = await self._standings()
+        return [self._told(one, standings) for one in manifests if isinstance(one, Manifest)]
+
+    async def show(self, name: str) -> LibraryModel:
+        manifest = await asyncio.to_thread(self._hub.show, name)
+        return self._told(manifest, await self._standings())
+
+    async def keep(self, name: str, seconds: float | None) -> None:
+        await self._link.ask("keep", self._id(name), seconds)
+
+    async def load(self, name: str) -> None:
+        await self._client(name).load()
+
+    async def unload(self, name: str) -> bool:
+        done: bool = await self._link.ask("unload", self._id(name))
+        return done
+
+    def pull(self, source: str, name: str | None, tenant: Tenant) -> AsyncGenerator[PullEvent, None]:
+        if not (tenant.admin or tenant.pull):
+            raise AdminKeyRequired("This API key may not pull models: it needs pull: true or admin: true.")
+        cancel = threading.Event()
+        return _read(self._hub.pull(source, name, trusted=False, cancel=cancel), cancel)
+
+    async def copy(self, source: str, target: str) -> None:
+        await asyncio.to_thread(self._hub.copy, source, target)
+
+    async def create(
+        self,
+        name: str,
+        base: str,
+        *,
+        template: str | None = None,
+        system: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        def work() -> None:
+            self._hub.create(name, self._based(name, base), template=template, system=system, parameters=parameters)
+
+        await asyncio.to_thread(work)
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        parsed = ModelName.parse(name)
+        if self._hub.version(parsed) is None:
+            self._hub.show(name)  # raises what there is to say
+        await self._link.ask("forget", parsed.short, force=force)
+        await asyncio.to_thread(self._hub.delete, name)
+        self._cards.pop(parsed.short, None)
+
+    def _based(self, name: str, base: str) -> str:
+        """The model of the hub that `base` means. The file of a configured model is taken into the hub."""
+        file = self._configured.get(base)
+        if file is None or self._hub.version(ModelName.parse(base)) is not None:
+            return base
+        for _ in self._hub.pull(file, name):
+            pass
+        return name
+
+    def _id(self, name: str) -> str:
+        """Raises `ModelNotFound` with near names."""
+        return self._hub.resolve(name).short
+
+    def _client(self, name: str) -> OnDemandClient:
+        served = self.find(name, Tenant("-"))
+        if served is None:
+            self._hub.show(name)  # raises what there is to say
+            raise ModelNotFound(f"model {name[:200]!r} is not in the hub", param="model")
+        assert isinstance(served.client, OnDemandClient)
+        return served.client
+
+    async def _standings(self) -> dict[str, ModelStanding]:
+        """Empty while the manager cannot be asked: what the hub has is told all the same."""
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                told: dict[str, ModelStanding] = await self._link.ask("standings")
+                return told
+        except (TimeoutError, ErllamaError) as error:
+            log.info("event=hub_standings_unknown error=%r", error)
+            return {}
+
+    def _told(self, manifest: Manifest, standings: Mapping[str, ModelStanding]) -> LibraryModel:
+        model_id = ModelName.parse(manifest.name).short
+        return LibraryModel(model_id, manifest, standings.get(model_id, ModelStanding()))
+
+    # --- pulled because a request names it ----------------------------------------------------------
+
+    def _fetch(self, name: str, as_name: ModelName | None) -> None:
+        """Begin to fetch the model of a name, or say how far that is. Raises `ModelPulling`, and once
+        what a fetch that failed has raised.
+        """
+        failed = self._failed_pulls.pop(name, None)
+        if failed is not None:
+            raise failed
+        if name not in self._pulls:
+            events = self._hub.pull(name, str(as_name or name_of(parse_source(name))), trusted=False)
+            self._pulls[name] = asyncio.get_running_loop().create_task(self._fetched(name, events))
+        event = self._progress.get(name)
+        share = f": {event.completed / event.total:.0%} of a file" if event is not None and event.total else ""
+        raise ModelPulling(f"The model '{name[:200]}' is being fetched{share}", param="model", retry_after_s=_RETRY_S)
+
+    async def _fetched(self, name: str, events: Iterator[PullEvent]) -> None:
+        try:
+            async for event in _read(events, threading.Event()):
+                self._progress[name] = event
+        except ErllamaError as error:
+            self._failed_pulls[name] = error
+        finally:
+            self._pulls.pop(name, None)
+            self._progress.pop(name, None)
+
+
+async def _read(events: Iterator[PullEvent], cancel: threading.Event) -> AsyncGenerator[PullEvent, None]:
+    """The events of a pull, which blocks, on an event loop. Closing it cancels the pull."""
+    try:
+        while (event := await _shielded(asyncio.to_thread(next, events, None))) is not None:
+            yield event
+    finally:
+        cancel.set()
+
+
+async def _shielded(work: Awaitable[T]) -> T:
+    """A thread that reads the pull cannot be stopped; it ends soon after the pull is cancelled."""
+    return await asyncio.shield(work)

@@ -1,0 +1,327 @@
+"""Which of the hub's models are in memory, which wait, and which go: the manager's decisions, without
+its I/O.
+
+    a model in memory        -> its requests are granted, oldest first
+    memory or idle models    -> the oldest request's model wakes first: where its process sleeps, else
+                                where most is free, else where the fewest bytes of idle models go
+    all run                  -> it waits; after `max_turn_s` the models that have been in memory longest
+                                get no more requests until they have ended theirs and gone
+    idle for `keep_ns`       -> it sleeps
+
+Invariants: nothing here waits, logs or does I/O; time comes in as monotonic ns. What runs never goes.
+Memory is given by the age of requests: what is freed for a large model is not taken by small ones
+that came later. No two actions of one plan contradict each other, and a plan that is made again with
+what its actions did goes on where it left off: all state is in the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Residence(StrEnum):
+    ABSENT = "absent"  # nothing of it runs
+    ASLEEP = "asleep"  # its process runs without weights and context
+    AWAKE = "awake"  # memory is reserved: it loads, or is loaded, and requests may be granted
+    LEAVING = "leaving"  # it is told to sleep or to end; its memory counts until that is done
+
+
+class SleepReason(StrEnum):
+    PRESSURE = "pressure"
+    KEEP_ALIVE = "keep_alive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """One model. `node_id` is where its process is, "" without one. It takes `need_bytes` awake, its
+    process included, and `process_bytes` asleep. `n_open` granted requests have not ended. It sleeps
+    when it was idle for `keep_ns`; None: when others need its memory.
+    """
+
+    model_id: str
+    residence: Residence
+    node_id: str = ""
+    need_bytes: int
+    process_bytes: int
+    n_open: int = 0
+    last_used_ns: int
+    awake_since_ns: int = 0
+    keep_ns: int | None = None
+
+    @property
+    def gain_bytes(self) -> int:
+        """What its sleep gives back, and what its waking takes."""
+        return self.need_bytes - self.process_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that waits for its model."""
+
+    ticket_id: str
+    model_id: str
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may still be reserved on a node, and what could be if no model of the hub were there."""
+
+    node_id: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    ticket_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Reserve the model's memory on a node, and start its process there if it has none."""
+
+    model_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    model_id: str
+    reason: SleepReason
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """End the process of a model that sleeps or is idle."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The model fits on no node: it needs `need_bytes`, and `most_bytes` is what a node could give."""
+
+    ticket_id: str
+    need_bytes: int
+    most_bytes: int
+
+
+Action = Grant | Wake | Sleep | Remove | Refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubPolicyOptions:
+    """`max_models`: processes, awake or asleep. `max_turn_s`: for how long a model may keep others
+    waiting.
+    """
+
+    max_models: int
+    max_turn_s: float
+
+
+class HubPolicy:
+    def __init__(self, options: HubPolicyOptions) -> None:
+        self._max_models = options.max_models
+        self._turn_ns = int(options.max_turn_s * 1e9)
+
+    def plan(
+        self, models: Iterable[HubModel], tickets: Iterable[Ticket], rooms: Sequence[Room], now_ns: int
+    ) -> tuple[Action, ...]:
+        """What to do now. Every ticket's model is among `models`."""
+        plan = _Plan(models, tickets, rooms, now_ns, self._max_models, self._turn_ns)
+        return tuple(plan.actions())
+
+
+class _Plan:
+    """One plan in the making: what is free, and who has been told to go, as it changes."""
+
+    def __init__(
+        self,
+        models: Iterable[HubModel],
+        tickets: Iterable[Ticket],
+        rooms: Sequence[Room],
+        now_ns: int,
+        max_models: int,
+        turn_ns: int,
+    ) -> None:
+        self._models = {model.model_id: model for model in models}
+        self._wanted: dict[str, list[Ticket]] = {}  # by model, the model of the oldest ticket first
+        for ticket in sorted(tickets, key=lambda ticket: (ticket.since_ns, ticket.ticket_id)):
+            self._wanted.setdefault(ticket.model_id, []).append(ticket)
+        self._rooms = rooms
+        self._free = {room.node_id: room.free_bytes for room in rooms}
+        self._now_ns = now_ns
+        self._turn_ns = turn_ns
+        self._on_node: dict[str, list[HubModel]] = {}
+        for model in self._models.values():
+            if model.residence is not Residence.ABSENT:
+                self._on_node.setdefault(model.node_id, []).append(model)
+        self._n_left = max_models - sum(map(len, self._on_node.values()))  # processes that may still start
+        self._going: set[str] = {one.model_id for one in self._models.values() if one.residence is Residence.LEAVING}
+        self._over: set[str] = set()  # models whose turn is over
+
+    def actions(self) -> Iterator[Action]:
+        yield from self._idle_too_long()
+        for model_id, tickets in self._wanted.items():
+            model = self._models[model_id]
+            if model.residence in (Residence.ABSENT, Residence.ASLEEP) and model_id not in self._going:
+                yield from self._wake(model, tickets)
+        for model_id, tickets in self._wanted.items():
+            if self._models[model_id].residence is Residence.AWAKE and not {model_id} & (self._over | self._going):
+                yield from (Grant(ticket.ticket_id) for ticket in tickets)
+
+    def _idle_too_long(self) -> Iterator[Action]:
+        for model in self._models.values():
+            if model.keep_ns is not None and self._is_idle(model) and self._idle_ns(model) >= model.keep_ns:
+                yield self._sleep(model, SleepReason.KEEP_ALIVE)
+
+    def _wake(self, model: HubModel, tickets: Sequence[Ticket]) -> Iterator[Action]:
+        most = max((room.total_bytes for room in self._rooms), default=0)
+        if model.need_bytes > most:
+            yield from (Refuse(ticket.ticket_id, model.need_bytes, most) for ticket in tickets)
+            return
+        if model.residence is Residence.ABSENT and self._n_left <= 0:
+            yield from self._free_a_process(tickets[0])
+            return
+        places = [room for room in self._rooms if room.total_bytes >= model.need_bytes]
+        home = next((room for room in places if room.node_id == model.node_id), None)
+        if home is not None and self._free[home.node_id] >= model.gain_bytes:
+            yield self._woken(model, home.node_id, model.gain_bytes)
+            return
+        roomy = max(places, key=lambda room: self._free[room.node_id])
+        if self._free[roomy.node_id] >= model.need_bytes:
+            if model.residence is Residence.ABSENT:
+                yield self._woken(model, roomy.node_id, model.need_bytes)
+            else:  # its process is on a full node: it wakes where there is room, once that has ended
+                yield self._removed(model)
+                self._free[roomy.node_id] -= model.need_bytes
+            return
+        yield from self._make_room(model, tickets[0], places)
+
+    def _make_room(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
+        """Send idle models away where that costs least, and keep what gets free for this one."""
+        best: tuple[int, str, list[HubModel]] | None = None
+        for room in places:
+            lacking = self._lacking(model, room.node_id)
+            victims = self._victims(room.node_id, lacking)
+            if victims is not None:
+                cost = sum(victim.gain_bytes for victim in victims)
+                if best is None or (cost, room.node_id) < best[:2]:
+                    best = cost, room.node_id, victims
+        if best is None:
+            yield from self._end_turns(model, oldest, places)
+            return
+        _, node_id, victims = best
+        for victim in victims:
+            if victim.residence is Residence.ASLEEP:
+                yield self._removed(victim)
+            else:
+                yield self._sleep(victim, SleepReason.PRESSURE)
+        self._free[node_id] -= self._taken(model, node_id)
+
+    def _victims(self, node_id: str, lacking: int) -> list[HubModel] | None:
+        """Idle models whose sleep, and then sleepers whose end, frees what is lacking, longest idle
+        first; None when that is not enough. Empty when what leaves already is.
+        """
+        victims: list[HubModel] = []
+        here = sorted(self._on_node.get(node_id, ()), key=lambda one: one.last_used_ns)
+        gains = [(one, one.gain_bytes) for one in here if self._is_idle(one)]
+        gains += [(one, one.process_bytes) for one in here if self._is_unwanted_sleeper(one)]
+        for victim, gain_bytes in gains:
+            if lacking <= 0:
+                break
+            victims.append(victim)
+            lacking -= gain_bytes
+        return victims if lacking <= 0 else None
+
+    def _end_turns(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
+        """All run. When that has gone on for long enough, those that have been in memory longest get no
+        more requests: as many as it takes on the node where that is soonest.
+        """
+        if self._now_ns - oldest.since_ns < self._turn_ns:
+            return
+        best: tuple[int, str, list[str]] | None = None
+        for room in places:
+            lacking = self._lacking(model, room.node_id)
+            chosen: list[str] = []
+            newest = 0
+            for other in sorted(self._on_node.get(room.node_id, ()), key=lambda one: one.awake_since_ns):
+                if lacking <= 0 or self._now_ns - other.awake_since_ns < self._turn_ns:
+                    break
+                if other.residence is Residence.AWAKE and other.model_id not in self._going:
+                    chosen.append(other.model_id)
+                    lacking -= other.gain_bytes
+                    newest = other.awake_since_ns
+            if lacking <= 0 and (best is None or (newest, room.node_id) < best[:2]):
+                best = newest, room.node_id, chosen
+        if best is None:
+            return
+        self._over.update(best[2])
+        for model_id in best[2]:
+            if self._is_idle(self._models[model_id]):  # but for its own requests, which have to wait now
+                yield self._sleep(self._models[model_id], SleepReason.PRESSURE)
+        self._free[best[1]] -= self._taken(model, best[1])
+
+    def _free_a_process(self, oldest: Ticket) -> Iterator[Action]:
+        """There are as many processes as may be: the longest unused one that nobody wants ends."""
+        self._n_left -= 1  # what ends is meant for this model, and the next needs another
+        if -self._n_left <= sum(1 for one in self._going if self._models[one].residence is Residence.LEAVING):
+            return
+        unwanted = [one for one in self._models.values() if self._is_unwanted_sleeper(one) or self._is_idle(one)]
+        if unwanted:
+            yield self._removed(min(unwanted, key=lambda one: (one.residence is Residence.AWAKE, one.last_used_ns)))
+        elif self._now_ns - oldest.since_ns >= self._turn_ns:
+            awake = [one for one in self._models.values() if one.residence is Residence.AWAKE]
+            longest = min(awake, key=lambda one: one.awake_since_ns, default=None)
+            if longest is not None and self._now_ns - longest.awake_since_ns >= self._turn_ns:
+                self._over.add(longest.model_id)
+                if self._is_idle(longest):
+                    yield self._removed(longest)
+
+    # --- what changes -----------------------------------------------------------------------------
+
+    def _woken(self, model: HubModel, node_id: str, n_bytes: int) -> Wake:
+        self._free[node_id] -= n_bytes
+        self._n_left -= model.residence is Residence.ABSENT
+        self._going.add(model.model_id)  # it is not idle, and not to be woken twice
+        return Wake(model.model_id, node_id)
+
+    def _sleep(self, model: HubModel, reason: SleepReason) -> Sleep:
+        self._going.add(model.model_id)
+        return Sleep(model.model_id, reason)
+
+    def _removed(self, model: HubModel) -> Remove:
+        self._going.add(model.model_id)
+        return Remove(model.model_id)
+
+    # --- what is --------------------------------------------------------------------------------
+
+    def _is_idle(self, model: HubModel) -> bool:
+        """Whether it may go: nothing of it runs, and nobody waits for it whose turn it still is."""
+        if model.residence is not Residence.AWAKE or model.n_open or model.model_id in self._going:
+            return False
+        return model.model_id not in self._wanted or model.model_id in self._over
+
+    def _is_unwanted_sleeper(self, model: HubModel) -> bool:
+        wanted = model.model_id in self._wanted or model.model_id in self._going
+        return model.residence is Residence.ASLEEP and not wanted
+
+    def _idle_ns(self, model: HubModel) -> int:
+        return self._now_ns - model.last_used_ns
+
+    def _taken(self, model: HubModel, node_id: str) -> int:
+        """What the model's waking takes of a node."""
+        at_home = model.residence is Residence.ASLEEP and model.node_id == node_id
+        return model.gain_bytes if at_home else model.need_bytes
+
+    def _lacking(self, model: HubModel, node_id: str) -> int:
+        """Bytes that must get free beyond what is leaving already."""
+        leaving = sum(
+            one.gain_bytes
+            for one in self._on_node.get(node_id, ())
+            if one.residence is Residence.LEAVING or (one.residence is Residence.AWAKE and one.model_id in self._going)
+        )
+        return self._taken(model, node_id) - self._free[node_id] - leaving
