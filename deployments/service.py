@@ -26,6 +26,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.config import BuildArgs, deployment_name
 from deployments.console import Progress
+from deployments.hub.launcher import hub_models
 from deployments.launch import IMPORT_PATH, load_args
 from deployments.model.ray_errors import ModelUnavailable, mapped_errors
 from deployments.stop_signals import StopSignals
@@ -117,6 +118,7 @@ class Service:
         await streams
         # what still runs now belongs to jobs, which have had the same time
         models = [(app, deployment_name(spec.id)) for app, args in self._apps.items() for spec in args.models]
+        models += await asyncio.to_thread(lambda: [model for app in self._apps for model in hub_models(app)])
         save_s = max(args.policy.evict_save_timeout_s for args in self._apps.values())
         await _all_leave(models, 0.0, save_s + _SAVED_S)
 

@@ -87,9 +87,10 @@ def _longest(config: EngineConfig, fitted: Fitted, fits: Callable[[EngineConfig]
 
 
 def _refusal(config: EngineConfig, need: MemoryNeed, room_bytes: int) -> DoesNotFit:
+    context = f"{config.n_parallel} x {config.n_ctx} tokens of context"
     parts = (
-        f"{need.weights_bytes / _GIB:.2f} GiB for the weights, {need.kv_bytes / _GIB:.2f} GiB for {config.n_parallel} x "
-        f"{config.n_ctx} tokens of context and {need.compute_bytes / _GIB:.2f} GiB to compute in"
+        f"{need.weights_bytes / _GIB:.2f} GiB for the weights, {need.kv_bytes / _GIB:.2f} GiB for {context} and "
+        f"{need.compute_bytes / _GIB:.2f} GiB to compute in"
     )
     return DoesNotFit(
         f"{config.id} needs {need.total_bytes / _GIB:.2f} GiB of memory ({parts}), and there are "

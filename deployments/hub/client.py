@@ -103,5 +103,5 @@ class OnDemandClient:
         if self._closing is not None:
             raise self._closing
         if self._client is None or granted != self._granted:
-            self._granted, self._client = granted, self._connect(granted)
+            self._client, self._granted = self._connect(granted), granted
         return self._client

@@ -34,8 +34,8 @@ class Launcher(Protocol):
     async def state(self, app_name: str) -> LoadState:
         """How the loading of a model goes."""
 
-    async def look(self, app_name: str) -> ModelMemory | None:
-        """What a model has in memory; None when it does not answer yet."""
+    async def look(self, app_name: str) -> tuple[str, ModelMemory] | None:
+        """The node of a model and what it has in memory there; None when it does not answer yet."""
 
     async def sleep(self, app_name: str) -> bool:
         """Save and unload; False when the model is in use."""
@@ -165,10 +165,11 @@ class Processes:
         self._changed()
 
     async def _look(self, running: Running) -> None:
-        memory = await self._launcher.look(running.app_name)
+        seen = await self._launcher.look(running.app_name)
         if running.residence is Residence.LEAVING:  # meanwhile
             return
-        if memory is not None:
+        if seen is not None:
+            running.node_id, memory = seen
             running.n_running = memory.n_running + memory.n_queued
             self._settle(running, memory.weights_loaded or memory.has_context)
         elif running.settled_ns is None and running.residence is Residence.AWAKE:

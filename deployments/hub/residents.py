@@ -17,8 +17,9 @@ from deployments.hub.rooms import Resident
 
 @dataclass(frozen=True, slots=True)
 class Loadable:
-    """A model as it would be loaded. `digest` is its manifest's; `need_bytes` is what it takes when it
-    is in memory, `gpu_bytes` of them on GPUs, `process_bytes` what its process takes without weights.
+    """A model as it would be loaded. `digest` is its manifest's, `build` names all that its process
+    depends on. `need_bytes` is what it takes when it is in memory, `gpu_bytes` of them on GPUs,
+    `process_bytes` what its process takes without weights.
     """
 
     model_id: str
@@ -26,6 +27,7 @@ class Loadable:
     spec: ModelSpec
     need_bytes: int
     process_bytes: int
+    build: str
     gpu_bytes: int = 0
 
 

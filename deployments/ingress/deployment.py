@@ -9,7 +9,9 @@ import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,10 +19,15 @@ from ray import serve
 
 from cache_store import ObjectReader, StoreError
 from cache_store.documents.store import DocumentStore
-from deployments.config import BuildArgs, FailoverPolicy, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ServedModel
+from deployments.hub.client import OnDemandClient
+from deployments.hub.library import HubLibrary
+from deployments.hub.link import HubLink
+from deployments.hub.messages import Granted
+from deployments.hub.specs import spec_of
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
@@ -31,7 +38,10 @@ from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
+from erllama.demo import demo_model_path
 from erllama.errors import EngineStopped, ErllamaError
+from erllama.hub.hub import Hub
+from erllama.hub.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +52,12 @@ _GOODBYE_S = 5.0  # before Serve kills an ingress replica
 class Ingress:
     """The HTTP front. Serve asks for the ASGI app once, in the replica."""
 
-    def __init__(self, args: dict[str, Any], handles: dict[str, Any], scheduler: Any | None = None) -> None:
-        """`scheduler` makes it part of the application; nothing here asks it."""
+    def __init__(
+        self, args: dict[str, Any], handles: dict[str, Any], scheduler: Any | None = None, hub: Any | None = None
+    ) -> None:
+        """`scheduler` makes it part of the application; nothing here asks it. `hub` is the manager of
+        the hub's models.
+        """
         share_serve_log()
         config = BuildArgs.model_validate(args)
         self._options = config.http
@@ -53,12 +67,9 @@ class Ingress:
         self._open = OpenRequests()
         self._documents = _response_documents(config.store, config.http)
         self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
-        book, salt = _transcript_book(config.store), config.store.salt
-        policy = config.policy
-        pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
-        self._models = [
-            _served(spec, handles[spec.id], book, salt, config.failover, pins_from) for spec in config.models
-        ]
+        served = _Served(config, _transcript_book(config.store))
+        self._models = [served.configured(spec, handles[spec.id]) for spec in config.models]
+        self._library = None if hub is None else served.library(hub)
         threading.Thread(target=self._load_prompts, name="erllama-prompts", daemon=True).start()
         reference = weakref.ref(self)
         watch_drain(lambda: _end_streams(reference))
@@ -99,8 +110,8 @@ class Ingress:
             await asyncio.to_thread(self._documents.flush, _GOODBYE_S)
 
     def _tell_all(self) -> None:
-        for model in self._models:
-            model.client.end_all(_going())
+        for client in (*(model.client for model in self._models), *(self._library.clients() if self._library else ())):
+            client.end_all(_going())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_http_app(
@@ -111,6 +122,7 @@ class Ingress:
             echo_request_id=False,  # Serve does
             open_requests=self._open,
             noise=self._noise,
+            library=self._library,
         )
 
 
@@ -152,12 +164,62 @@ def _response_documents(store: StoreSpec, http: HttpSpec) -> DocumentStore | Non
     return None
 
 
-def _served(
-    spec: ModelSpec, handle: Any, book: TranscriptBook, salt: str, failover: FailoverPolicy, pins_from: int | None
-) -> ServedModel:
-    scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
-    why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
-    client = ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why)
-    root = transcript_root(spec.id, salt)
-    prompts = PromptSource(spec, root=root, book=book, defaults=spec.reply_defaults(), pins_from=pins_from)
-    return ServedModel(id=spec.id, client=client, prompts=prompts, created=int(time.time()), aliases=spec.aliases)
+class _Served:
+    """Makes the models of an ingress: each a client and the prompts of its file, all with one book of
+    replies.
+    """
+
+    def __init__(self, config: BuildArgs, book: TranscriptBook) -> None:
+        policy = config.policy
+        self._config = config
+        self._book = book
+        self._pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
+
+    def configured(self, spec: ModelSpec, handle: Any) -> ServedModel:
+        app_name = serve.get_replica_context().app_name
+        scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
+        return ServedModel(
+            id=spec.id,
+            client=self._client(handle, app_name, deployment_name(spec.id), scales_to_zero=scales_to_zero),
+            prompts=self._prompts(spec),
+            created=int(time.time()),
+            aliases=spec.aliases,
+        )
+
+    def library(self, manager: Any) -> HubLibrary:
+        """The models of the hub, which `manager` has loaded when they are asked for."""
+        hub = Hub(self._config.hub)
+        link = HubLink(manager, self._config.hub.load_timeout_s)
+
+        def connect(granted: Granted) -> ModelClient:
+            handle = serve.get_deployment_handle(granted.deployment, granted.app_name, _check_exists=False)
+            return self._client(handle, granted.app_name, granted.deployment)
+
+        def make(model_id: str, manifest: Manifest) -> ServedModel:
+            # the engine alone knows how much of the context was made
+            spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
+            client = OnDemandClient(model_id, manifest.digest, link, connect)
+            created = int(manifest.created.timestamp())
+            return ServedModel(
+                id=model_id, client=client, prompts=self._prompts(spec, manifest.system), created=created
+            )
+
+        return HubLibrary(hub, link, make, {spec.id: _file(spec) for spec in self._config.models})
+
+    def _client(self, handle: Any, app_name: str, deployment: str, *, scales_to_zero: bool = False) -> ModelClient:
+        why = partial(load_state, app_name, deployment)
+        return ModelClient(handle, scales_to_zero=scales_to_zero, failover=self._config.failover, load_state=why)
+
+    def _prompts(self, spec: ModelSpec, system: str | None = None) -> PromptSource:
+        return PromptSource(
+            spec,
+            root=transcript_root(spec.id, self._config.store.salt),
+            book=self._book,
+            defaults=spec.reply_defaults(),
+            pins_from=self._pins_from,
+            system=system,
+        )
+
+
+def _file(spec: ModelSpec) -> str:
+    return str(demo_model_path()) if spec.path == "demo" else str(Path(spec.path).absolute())

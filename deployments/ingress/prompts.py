@@ -93,9 +93,10 @@ class PromptSource:
         book: TranscriptBook,
         defaults: ReplyDefaults | None = None,
         pins_from: int | None = None,
+        system: str | None = None,
     ) -> None:
         """`root` is that of the model's KV, under which its replies are stored; `book` knows
-        them. `pins_from`: see `PromptPort`.
+        them. `pins_from`: see `PromptPort`. `system` is the system text of chats that have none.
         """
         self.defaults = defaults or ReplyDefaults()
         self.pins_from = pins_from
@@ -107,6 +108,7 @@ class PromptSource:
         self._grammars = GrammarCompiler(AnyTable)
         self._file = _ModelFile(config)
         self._salt = ""
+        self._system = system
 
     def of_tenant(self, salt: str) -> Self:
         """The file is shared; replies are recorded and found under a root of its own."""
@@ -149,6 +151,7 @@ class PromptSource:
         ending: Ending = "opened",
     ) -> ChatPrompt:
         _check_variables(template_kwargs)
+        messages = self._with_system(messages)
         state = self.load()
         ids = transcript_prompt(
             state.templates.rendering(tools).of_tenant(self._salt),
@@ -177,6 +180,7 @@ class PromptSource:
         ending: Ending = "opened",
     ) -> str:
         _check_variables(template_kwargs)
+        messages = self._with_system(messages)
         state = self.load()
         template = state.templates.rendering(tools)
         conversation = template.conversation(messages, tools=tools, ending=ending, **template_kwargs)
@@ -184,6 +188,11 @@ class PromptSource:
         if conversation.mark is not None:
             text = text.replace(conversation.mark, "")
         return text.removeprefix(state.vocab.bos_text) if state.vocab.adds_bos else text
+
+    def _with_system(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        if not self._system or any(message.get("role") in ("system", "developer") for message in messages[:1]):
+            return messages
+        return [{"role": "system", "content": self._system}, *messages]
 
     def facts(self) -> VocabFacts:
         state = self.load()

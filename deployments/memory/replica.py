@@ -41,6 +41,10 @@ class ReplicaMemory:
             gpu for source in sources if isinstance(source, NvidiaMemory) for gpu in source.resources(location.gpu_ids)
         )
 
+    @property
+    def node_id(self) -> str:
+        return self._location.node_id
+
     def report(self, *, with_delta: bool) -> ReplicaReport:
         """This moment. The delta is taken from the store either way: a report that gets lost costs
         others a listing."""

@@ -137,7 +137,7 @@ class Scheduler:
         self._note(plan, reports)
         for order in plan.orders:
             self._spawn(self._release(order))
-        for model_id in self._groups:
+        for model_id in list(self._groups):
             deltas = _news_for(model_id, reports)
             if deltas:
                 self._spawn(self._spread_deltas(model_id, deltas))
@@ -146,13 +146,16 @@ class Scheduler:
         self._round_ns = self._clock()
 
     async def _ask_all(self, method: str, *args: Any, extra_s: float = 0.0) -> list[Any]:
-        asked = [self._ask(model_id, method, *args, extra_s=extra_s) for model_id in self._groups]
+        asked = [self._ask(model_id, method, *args, extra_s=extra_s) for model_id in list(self._groups)]
         return [answer for answers in await asyncio.gather(*asked) for answer in answers]
 
     async def _ask(self, model_id: str, method: str, *args: Any, extra_s: float = 0.0) -> list[Any]:
         """What the replicas of a model answer within `timeout_s` of the config and `extra_s`; who
         does not is counted, and logged when that begins."""
-        answers = await self._groups[model_id].ask(method, *args, timeout_s=self._spec.timeout_s + extra_s)
+        group = self._groups.get(model_id)
+        if group is None:  # it has gone meanwhile
+            return []
+        answers = await group.ask(method, *args, timeout_s=self._spec.timeout_s + extra_s)
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         for failure in failures:
             self._status.error(method, repr(failure))
@@ -207,7 +210,10 @@ class Scheduler:
             log.info("event=memory_released %s", record.line())
 
     async def _result(self, order: ReleaseOrder) -> ReleaseResult:
-        answers = await self._groups[order.model_id].ask("release", order, timeout_s=self._order_timeout_s, first=True)
+        group = self._groups.get(order.model_id)
+        if group is None:
+            return ReleaseResult(0, "gone")
+        answers = await group.ask("release", order, timeout_s=self._order_timeout_s, first=True)
         for answer in answers:
             if isinstance(answer, ReleaseResult):
                 return answer

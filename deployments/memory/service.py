@@ -97,6 +97,11 @@ class RayMeter:
             self._freed.inc(freed_bytes, tags)
 
 
+def _group_of(app_name: str, deployment: str) -> ServeGroup:
+    handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app_name, _check_exists=False)
+    return ServeGroup(handle)
+
+
 def replica_location() -> ReplicaLocation:
     """Where the replica runs whose process asks."""
     context = ray.get_runtime_context()
@@ -119,7 +124,16 @@ class MemoryScheduler(Scheduler):
             order_timeout_s=config.policy.evict_save_timeout_s + _ORDER_SLACK_S,
             meter=RayMeter(),
         )
+        self._watched: dict[str, tuple[str, str]] = {}
         self.start()
+
+    async def watch(self, apps: Mapping[str, tuple[str, str]]) -> None:
+        """Look after these models, too, until told otherwise: application and deployment by model id."""
+        new = {model_id: app for model_id, app in apps.items() if self._watched.get(model_id) != app}
+        for model_id in self._watched.keys() - apps.keys():
+            self._groups.pop(model_id, None)
+        self._groups |= {model_id: _group_of(*app) for model_id, app in new.items()}
+        self._watched = dict(apps)
 
     def __del__(self) -> None:
         """How Serve stops a replica."""

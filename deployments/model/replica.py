@@ -327,8 +327,8 @@ class ModelReplica(StoredCalls):
     async def stats(self) -> EngineStats:
         return self._model.stats()
 
-    async def memory(self) -> ModelMemory:
-        return self._model.memory()
+    async def look(self) -> tuple[str, ModelMemory]:
+        return self._memory.node_id, self._model.memory()
 
     async def store_stats(self) -> StoreStats | None:
         return self._model.store_stats()

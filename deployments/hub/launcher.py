@@ -1,0 +1,146 @@
+"""Models of the hub as applications of Serve: the real `Launcher` of the manager.
+
+An application is named after the one that serves HTTP, its model, and a digest of all that its
+process depends on: what has changed is seen by the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import serve
+
+from deployments.config import BuildArgs, deployment_name
+from deployments.hub.policy import Residence
+from deployments.hub.residents import Loadable, Running
+from deployments.memory.service import ServeGroup
+from deployments.model.states import LoadState, load_state
+from deployments.model_app import model_app
+from erllama.errors import ErllamaError
+from erllama.stats import EvictResult, ModelMemory
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 3.0
+_SAVE_SLACK_S = 30.0  # beyond the bound of a save
+_PIN = 0.001  # of a node's own resource, by which Ray is told where
+
+
+def hub_prefix(app_name: str) -> str:
+    """How the applications of the hub's models begin, of the application that serves HTTP."""
+    return f"{app_name}.hub."
+
+
+def hub_apps(app_name: str) -> list[str]:
+    """Those that there are. Asks Serve's controller, so it blocks."""
+    return [name for name in serve.status().applications if name.startswith(hub_prefix(app_name))]
+
+
+def hub_models(app_name: str) -> list[tuple[str, str]]:
+    """Application and deployment of each of them. Asks Serve's controller, so it blocks."""
+    applications = serve.status().applications
+    return [
+        (name, deployment)
+        for name, application in applications.items()
+        if name.startswith(hub_prefix(app_name))
+        for deployment in application.deployments
+    ]
+
+
+class ServeLauncher:
+    """`known` gives what each model of the hub would be loaded as, for what runs already."""
+
+    def __init__(
+        self, app_name: str, args: BuildArgs, node_cpus: int, known: Callable[[], dict[str, Loadable]]
+    ) -> None:
+        self._app_name = app_name
+        self._args = args
+        self._node_cpus = node_cpus
+        self._known = known
+        self._deployments: dict[str, str] = {}
+        self._groups: dict[str, ServeGroup] = {}
+
+    async def find(self) -> list[Running]:
+        names = await asyncio.to_thread(hub_apps, self._app_name)
+        if not names:
+            return []
+        known = {self._name(loadable): loadable for loadable in (await asyncio.to_thread(self._known)).values()}
+        return [running for name in names if (running := await self._found(name, known.get(name))) is not None]
+
+    async def _found(self, name: str, loadable: Loadable | None) -> Running | None:
+        if loadable is None:  # not what its name means now, or deleted
+            log.info("event=hub_outdated app=%s", name)
+            await asyncio.to_thread(serve.delete, name, False)  # it drains, as one that is redeployed does
+            return None
+        self._deployments[name] = deployment_name(loadable.model_id)
+        seen, now_ns = await self.look(name), time.monotonic_ns()
+        running = Running(loadable, name, "", Residence.AWAKE, now_ns, now_ns)
+        if seen is not None:
+            running.node_id, memory = seen
+            running.settled_ns = now_ns
+            running.n_running = memory.n_running + memory.n_queued
+            awake = memory.weights_loaded or memory.has_context
+            running.residence = Residence.AWAKE if awake else Residence.ASLEEP
+        return running
+
+    async def start(self, loadable: Loadable, node_id: str) -> str:
+        name = self._name(loadable)
+        self._deployments[name] = deployment_name(loadable.model_id)
+        await asyncio.to_thread(self._start, loadable, node_id, name)
+        return name
+
+    def _start(self, loadable: Loadable, node_id: str, name: str) -> None:
+        spec = loadable.spec
+        spec = replace(spec, resources={**spec.resources, f"node:{_address(node_id)}": _PIN})
+        # a model that sleeps holds no CPU: those that run share the node's
+        num_cpus = 0.0 if spec.num_cpus == "auto" else spec.num_cpus
+        app = model_app(spec, self._args, num_cpus=num_cpus, n_threads=self._node_cpus)
+        target = serve.RunTarget(target=app, name=name, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+
+    async def state(self, app_name: str) -> LoadState:
+        return await asyncio.to_thread(load_state, app_name, self._deployments[app_name])
+
+    async def look(self, app_name: str) -> tuple[str, ModelMemory] | None:
+        answers = await self._ask(app_name, "look", timeout_s=_LOOK_S)
+        return next((answer for answer in answers if isinstance(answer, tuple)), None)
+
+    async def sleep(self, app_name: str) -> bool:
+        bound_s = self._args.policy.evict_save_timeout_s + _SAVE_SLACK_S
+        answers = await self._ask(app_name, "unload", timeout_s=bound_s)
+        return bool(answers) and all(isinstance(one, EvictResult) and one.weights_unloaded for one in answers)
+
+    async def end(self, app_name: str) -> None:
+        self._groups.pop(app_name, None)
+        await asyncio.to_thread(serve.delete, app_name)
+
+    def deployment(self, app_name: str) -> str:
+        return self._deployments[app_name]
+
+    async def _ask(self, app_name: str, method: str, *, timeout_s: float) -> list[Any]:
+        try:
+            return await self._group(app_name).ask(method, timeout_s=timeout_s)
+        except (ErllamaError, KeyError) as error:  # Serve does not know it yet, or any more
+            log.debug("event=hub_cannot_ask app=%s error=%r", app_name, error)
+            return []
+
+    def _group(self, app_name: str) -> ServeGroup:
+        if app_name not in self._groups:
+            handle: Any = serve.get_deployment_handle(self._deployments[app_name], app_name, _check_exists=False)
+            self._groups[app_name] = ServeGroup(handle)
+        return self._groups[app_name]
+
+    def _name(self, loadable: Loadable) -> str:
+        slug = deployment_name(loadable.model_id).removeprefix("model-")
+        return f"{hub_prefix(self._app_name)}{slug}.{loadable.build}"
+
+
+def _address(node_id: str) -> str:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return str(next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == node_id))

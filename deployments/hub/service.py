@@ -1,0 +1,126 @@
+"""The manager of the hub's models as Serve runs it. One per application: see `app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from ray import serve
+from ray.util.metrics import Counter, Gauge
+
+from cache_store.config import parse_bytes
+from deployments.config import BuildArgs
+from deployments.hub.launcher import ServeLauncher, hub_apps
+from deployments.hub.manager import HubManager
+from deployments.hub.nodes import ClusterNodes
+from deployments.hub.residents import Loadable
+from deployments.hub.specs import loadable_of
+from deployments.model.drain import app_is_deleted, watch_drain
+from deployments.model.ray_errors import mapped_errors
+from deployments.serve_log import share_serve_log
+from erllama.errors import ErllamaError
+from erllama.hub.hub import Hub
+from erllama.hub.manifest import Manifest
+from erllama.hub.name import ModelName
+
+log = logging.getLogger(__name__)
+
+
+class ModelManager(HubManager):
+    """The deployment: `HubManager` with Serve's log, from the start of its replica to the end.
+
+    `scheduler` is the handle of the memory scheduler, which looks after the hub's models as after the
+    configured ones; None without one. Serve runs `__init__` on the event loop that calls the other
+    methods.
+    """
+
+    def __init__(self, args: dict[str, Any], node_cpus: int, scheduler: Any | None = None) -> None:
+        share_serve_log()
+        config = BuildArgs.model_validate(args)
+        self._scheduler = scheduler
+        self._watched: dict[str, tuple[str, str]] = {}
+        self._counted: dict[str, int] = {}
+        self._swap_counter = Counter(
+            "erllama_hub_swaps", "Times that models of the hub were woken, put to sleep or removed.", tag_keys=("what",)
+        )
+        self._in_memory = Gauge("erllama_hub_models_in_memory", "Models of the hub that are in memory.")
+        hub = Hub(config.hub)
+        app_name = serve.get_replica_context().app_name
+        others = repr((config.store, config.policy, config.scheduler, config.routing))
+        memory_bytes = None if config.hub.memory_bytes is None else parse_bytes(config.hub.memory_bytes)
+
+        def load(model_id: str, room_bytes: int) -> Loadable:
+            return loadable_of(hub, config.hub, model_id, room_bytes, others)
+
+        async def loadable(model_id: str, room_bytes: int) -> Loadable:
+            return await asyncio.to_thread(load, model_id, room_bytes)
+
+        def known() -> dict[str, Loadable]:
+            most = int(config.scheduler.high * psutil.virtual_memory().total) if memory_bytes is None else memory_bytes
+            return _known(hub, load, most)
+
+        super().__init__(
+            config.hub,
+            ServeLauncher(app_name, config, node_cpus, known),
+            ClusterNodes(config.scheduler.total_bytes),
+            loadable,
+            high=config.scheduler.high,
+            memory_bytes=memory_bytes,
+        )
+        self.start()
+        watch_drain(lambda: _end_models(app_name))
+
+    async def _round(self) -> None:
+        await super()._round()
+        self._count()
+        await self._tell_scheduler()
+
+    def _count(self) -> None:
+        for what, n in self._processes.swaps.items():
+            if n > self._counted.get(what, 0):
+                self._swap_counter.inc(n - self._counted.get(what, 0), {"what": what})
+                self._counted[what] = n
+        self._in_memory.set(sum(self._processes.is_awake(running.model_id) for running in self._processes))
+
+    async def _tell_scheduler(self) -> None:
+        apps = {
+            running.model_id: (running.app_name, self._processes.deployment(running))
+            for running in self._processes
+            if running.app_name
+        }
+        if self._scheduler is None or apps == self._watched:
+            return
+        try:
+            with mapped_errors():
+                await self._scheduler.watch.remote(apps)
+            self._watched = apps
+        except ErllamaError as error:  # it starts, or is replaced: it is told with the next round
+            log.info("event=hub_scheduler_not_told error=%s", error.message)
+
+    def __del__(self) -> None:
+        """How Serve stops a replica."""
+        if hasattr(self, "_processes"):  # not when `__init__` failed
+            self.close()
+
+
+def _known(hub: Hub, load: Callable[[str, int], Loadable], room_bytes: int) -> dict[str, Loadable]:
+    """What each model of the hub would be loaded as; without those that cannot be."""
+    found: dict[str, Loadable] = {}
+    for manifest in hub.list():
+        if isinstance(manifest, Manifest):
+            model_id = ModelName.parse(manifest.name).short
+            try:
+                found[model_id] = load(model_id, room_bytes)
+            except ErllamaError as error:
+                log.info("event=hub_not_loadable model=%s error=%s", model_id, error.message)
+    return found
+
+
+def _end_models(app_name: str) -> None:
+    """With the application go the models that it has brought along."""
+    if app_is_deleted():
+        for name in hub_apps(app_name):
+            serve.delete(name, _blocking=False)

@@ -1,0 +1,98 @@
+"""From a model of the hub to what is loaded: its configuration, and the memory that it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from deployments.config import HubSpec, ModelSpec
+from deployments.dialects.ollama.options import Options
+from deployments.hub.residents import Loadable
+from erllama.errors import InvalidParameter
+from erllama.fit import fit
+from erllama.hub.hub import Hub
+from erllama.hub.manifest import Manifest
+from erllama.hub.sources.remote import Role
+from erllama.llama.memory_probe import measure_need
+from erllama.request import SamplingParams
+
+log = logging.getLogger(__name__)
+
+PROCESS_BYTES = 300 << 20
+"""What the process of a model takes that sleeps: Ray's worker, Serve, llama.cpp and a vocabulary. Measured
+by `bench/swap.py`."""
+DEFAULT_CTX = 4096
+
+
+def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> ModelSpec:
+    """The configuration of a model: the hub's for all, above it what its manifest says, above that the
+    hub's for this one. Raises what `Hub.path_of` raises, and `InvalidParameter`.
+    """
+    known: dict[str, Any] = {"n_ctx": min(DEFAULT_CTX, manifest.details.n_ctx_train or DEFAULT_CTX)}
+    known |= _parameters(model_id, manifest)
+    if manifest.template is not None:
+        known["chat_template"] = manifest.template
+    if adapters := hub.paths_of(manifest.name, Role.ADAPTER):
+        known["adapters"] = [{"path": str(path)} for path in adapters]
+    try:
+        return spec.model_spec(model_id, str(hub.path_of(manifest.name)), **known)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidParameter(f"{model_id} cannot be configured: {where}: {first['msg']}", param="model") from None
+
+
+def loadable_of(hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others: str = "") -> Loadable:
+    """The model of a name as it would be loaded into `room_bytes`. `others` is what else its process
+    depends on. Blocks: it may ask llama.cpp in a child process. Raises `ErllamaError`.
+    """
+    manifest = hub.show(model_id)
+    configured = spec_of(hub, spec, model_id, manifest)
+    if configured.n_ctx == 0:
+        configured = replace(configured, n_ctx=manifest.details.n_ctx_train)
+    fitted = fit(
+        configured,
+        measure_need,
+        max(0, room_bytes - PROCESS_BYTES),
+        min_ctx=spec.min_ctx,
+        min_parallel=spec.min_parallel,
+    )
+    ours = replace(configured, n_ctx=fitted.config.n_ctx, n_parallel=fitted.config.n_parallel)
+    if ours != configured:
+        log.info("event=hub_shrunk model=%s n_ctx=%d n_parallel=%d", model_id, ours.n_ctx, ours.n_parallel)
+    return Loadable(
+        model_id=model_id,
+        digest=manifest.digest,
+        spec=ours,
+        need_bytes=PROCESS_BYTES + fitted.need.total_bytes,
+        process_bytes=PROCESS_BYTES,
+        build=_build(manifest, configured, others),
+    )
+
+
+def _build(manifest: Manifest, spec: ModelSpec, others: str) -> str:
+    """Names all that a process depends on: one of another build is replaced. What its context had to
+    shrink to is not part of it: that depends on who else was there.
+    """
+    text = json.dumps([manifest.digest, repr(spec), others])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _parameters(model_id: str, manifest: Manifest) -> dict[str, Any]:
+    """What a manifest's parameters (by Ollama's names) say of loading and sampling; what this server
+    cannot do is passed over.
+    """
+    known: dict[str, Any] = {}
+    n_ctx = manifest.parameters.get("num_ctx")
+    if isinstance(n_ctx, int) and not isinstance(n_ctx, bool) and n_ctx > 0:
+        known["n_ctx"] = n_ctx
+    try:
+        known["sampling"] = Options.model_validate(manifest.parameters).sampling(SamplingParams())
+    except (ValidationError, InvalidParameter) as error:
+        log.warning("event=hub_parameters_ignored model=%s error=%s", model_id, str(error).splitlines()[0])
+    return known
