@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, replace
 from enum import StrEnum
@@ -322,10 +322,12 @@ class HubSpec(HubConfig):
         for own in ({}, *self.models.values()):  # a wrong key is found at start, not with the first request
             self._spec({**self.defaults, **own}, "hub", "hub.gguf")
 
-    def model_spec(self, name: str, path: str, **known: Any) -> ModelSpec:
-        """The configuration of a model of the hub; what is `known` of it stands below `defaults`."""
+    def model_spec(self, name: str, path: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> ModelSpec:
+        """The configuration of a model of the hub. What is known of it stands `below` or `above` the
+        `defaults`, and below what is configured for it alone.
+        """
         own = next((own for given, own in self.models.items() if ModelName.parse(given).short == name), {})
-        return self._spec({**known, **self.defaults, **own}, name, path)
+        return self._spec({**below, **self.defaults, **above, **own}, name, path)
 
     def _spec(self, settings: dict[str, Any], name: str, path: str) -> ModelSpec:
         fixed = {"id", "path", "aliases", "num_replicas", "autoscaling", "keep_alive_s"} & set(settings)
