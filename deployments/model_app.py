@@ -82,7 +82,7 @@ def cpu_share(args: BuildArgs, node_cpus: int) -> int:
     n_replicas = sum(
         max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models
     )
-    return max(1, node_cpus // n_replicas)
+    return max(1, node_cpus // max(1, n_replicas))
 
 
 def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:
