@@ -174,7 +174,7 @@ class HubManager:
         self._leases.renew(ingress_id, dict(tickets), self._clock())
 
     async def keep(self, model_id: str, seconds: float | None) -> None:
-        """See `ModelLibrary.keep`."""
+        """See `ModelLibrary.keep`. It holds until the model sleeps."""
         self._keep_s[model_id] = seconds
         self._changed.set()
 
@@ -183,7 +183,10 @@ class HubManager:
         running = self._processes.get(model_id)
         if running is None or running.residence is not Residence.AWAKE:
             return True
-        return not self._in_use(running.model_id) and await self._processes.sleep(running, "asked")
+        if self._in_use(running.model_id):
+            return False
+        self._keep_s.pop(model_id, None)
+        return await self._processes.sleep(running, "asked")
 
     async def forget(self, model_id: str, *, force: bool) -> None:
         """End a model's process: it is going to be deleted. Raises `ModelInUse`."""
@@ -270,6 +273,7 @@ class HubManager:
             case Sleep(model_id, reason):
                 # a new manager does not know at once what the ingresses have open
                 if reason is not SleepReason.KEEP_ALIVE or self._clock() >= self._heard_all_ns or self._leases.heard:
+                    self._keep_s.pop(model_id, None)
                     self._processes.begin_sleep(self._process(model_id), str(reason))
             case Remove(model_id):
                 self._processes.begin_end(self._process(model_id))

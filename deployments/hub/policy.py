@@ -205,7 +205,7 @@ class _Plan:
         """Send idle models away where that costs least, and keep what gets free for this one."""
         best: tuple[int, str, list[tuple[HubModel, bool]]] | None = None
         for room in places:
-            victims = self._victims(room.node_id, self._lacking(model, room.node_id))
+            victims = self._victims(model, room.node_id)
             if victims is not None:
                 cost = sum(victim.gain_bytes for victim, _ in victims)
                 if best is None or (cost, room.node_id) < best[:2]:
@@ -218,12 +218,14 @@ class _Plan:
             yield self._removed(victim) if ended else self._sleep(victim, SleepReason.PRESSURE)
         self._free[node_id] -= self._taken(model, node_id)
 
-    def _victims(self, node_id: str, lacking: int) -> list[tuple[HubModel, bool]] | None:
+    def _victims(self, model: HubModel, node_id: str) -> list[tuple[HubModel, bool]] | None:
         """Idle models whose sleep frees what is lacking, longest idle first; when that is not enough,
         sleepers whose process ends, and then idle models whose process ends, too (True). None when all
         that is not enough; empty when what leaves already is.
         """
-        here = sorted(self._on_node.get(node_id, ()), key=lambda one: one.last_used_ns)
+        lacking = self._lacking(model, node_id)
+        others = (one for one in self._on_node.get(node_id, ()) if one is not model)
+        here = sorted(others, key=lambda one: one.last_used_ns)
         idle = [one for one in here if self._is_idle(one)]
         asleep = [one for one in here if one.residence is Residence.ASLEEP and one.model_id not in self._going]
         asleep.sort(key=lambda one: one.model_id in self._wanted)  # for younger requests than this model's

@@ -75,10 +75,10 @@ class ServeProcess:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                states = httpx.get(f"{self.url}/health/ready", timeout=10).json()["models"]
+                states: dict[str, str] | None = httpx.get(f"{self.url}/health/ready", timeout=10).json()["models"]
             except (httpx.HTTPError, ValueError, KeyError):
-                states = {}
-            if all(states.get(model) == state for model in models):
+                states = None
+            if states is not None and all(states.get(model) == state for model in models):
                 return
             time.sleep(0.25)  # a poll of another process, not a wait for our own threads
         raise RuntimeError(f"serve is not ready; its log ends with:\n{self.log.read_text()[-4000:]}")
