@@ -57,6 +57,7 @@ ORDER = {
             "memory",
             "routing",
             "model",
+            "versions",
             "model_app",
             "hub",
         ),

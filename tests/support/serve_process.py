@@ -44,7 +44,7 @@ class ServeProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
-        config = folder / "serve.yaml"
+        self.config = config = folder / "serve.yaml"
         application = {"name": "erllama", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
         http = {"host": "127.0.0.1", "port": self.port}
         config.write_text(
