@@ -23,9 +23,9 @@ from erllama.request import SamplingParams
 
 log = logging.getLogger(__name__)
 
-PROCESS_BYTES = 300 << 20
-"""What the process of a model takes that sleeps: Ray's worker, Serve, llama.cpp and a vocabulary. Measured
-by `bench/swap.py`."""
+PROCESS_BYTES = 200 << 20
+"""What the process of a model takes that sleeps: Ray's worker, Serve, llama.cpp and a vocabulary. 178 MiB
+of its own where `bench/swap.py` measured it."""
 DEFAULT_CTX = 4096
 
 
