@@ -40,8 +40,9 @@ class Fitted:
 
 
 NeedOf = Callable[[EngineConfig], MemoryNeed]
-"""What a model takes as it is configured: asked of llama.cpp, or estimated from the header. Never less
-for more sequences or a longer context; with more layers on GPUs never less there."""
+"""What a model takes as it is configured: asked of llama.cpp, or estimated from the header. More for more
+sequences or a longer context, and with more layers on GPUs more there. (What it computes in may be a
+few tokens smaller for one sequence more; then what is found fits, and one more would not.)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,11 @@ from erllama.fit import DeviceNeed, MemoryNeed
 from erllama.footprint.shape import LayerShape, MemoryShape
 
 _F32_BYTES, _F16_BYTES = 4, 2
-PROCESS_BYTES = 110 << 20
-"""What a process with erllama and llama.cpp takes before a model is loaded and after it was unloaded, a
-vocabulary of 152k tokens included: measured by `bench/fit.py`."""
+PROCESS_BYTES = 98 << 20
+"""What a process takes with Python, erllama and llama.cpp, but no model: before one was loaded, and of
+one that was unloaded all but the vocabulary. Measured by `bench/fit.py`; Ray comes on top."""
+TOKEN_BYTES = 300
+"""What a token of the vocabulary takes, which stays when the model is unloaded (`LlamaVocab`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Weights:
 
 def estimate(shape: MemoryShape, config: EngineConfig) -> MemoryNeed:
     """Bytes in RAM and on GPUs. `n_ctx` 0 is the training context; `n_gpu_layers` "auto" is none, -1 all:
-    only who knows the GPUs can say. The process itself (`PROCESS_BYTES`) comes on top.
+    only who knows the GPUs can say. The process itself (`process_bytes`) comes on top.
 
     Mapped weights count in full: all of them are read for each token. Pages of tensors that were
     copied into another layout do not count, they are never read again.
@@ -45,11 +47,11 @@ def estimate(shape: MemoryShape, config: EngineConfig) -> MemoryNeed:
     n_gpu = _gpu_layers(shape, config)
     ram, gpu = _split(shape, n_gpu)
     loaded = weights(shape, config)
-    compute_ram, compute_gpu = _compute(shape, config, n_gpu)
+    compute_ram, compute_gpu = compute_buffers(shape, config)
     return MemoryNeed(
         weights_bytes=loaded.mapped_bytes + loaded.private_bytes,
         kv_bytes=sum(_kv_bytes(shape, layer, config) for layer in ram),
-        compute_bytes=compute_ram,
+        compute_bytes=compute_ram + _work_bytes(shape, config),
         gpu=DeviceNeed(
             weights_bytes=sum(layer.weights_bytes for layer in gpu)
             + (shape.output_bytes + shape.tied_bytes if n_gpu else 0),
@@ -57,6 +59,11 @@ def estimate(shape: MemoryShape, config: EngineConfig) -> MemoryNeed:
             compute_bytes=compute_gpu,
         ),
     )
+
+
+def process_bytes(shape: MemoryShape) -> int:
+    """What is left of a process in which the model was unloaded, and what it has beside a loaded one."""
+    return PROCESS_BYTES + TOKEN_BYTES * shape.n_vocab
 
 
 def weights(shape: MemoryShape, config: EngineConfig) -> Weights:
@@ -118,13 +125,15 @@ def _kv_bytes(shape: MemoryShape, layer: LayerShape, config: EngineConfig) -> in
 # --- what it computes in --------------------------------------------------------------------------
 
 
-def _compute(shape: MemoryShape, config: EngineConfig, n_gpu: int) -> tuple[int, int]:
-    """In RAM and on a GPU. Where layers are on both, each has a buffer for the largest; the masks and
-    the embedded tokens are made in RAM, and the logits end there.
+def compute_buffers(shape: MemoryShape, config: EngineConfig) -> tuple[int, int]:
+    """What llama.cpp's log calls compute and output buffers, in RAM and on a GPU.
+
+    Where layers are on both, each has a buffer for the largest; the masks and the embedded tokens are
+    made in RAM, and the logits end there.
     """
     if not shape.generates:
         return 0, 0
-    n_tokens = _batch_tokens(config)
+    n_gpu, n_tokens = _gpu_layers(shape, config), _batch_tokens(config)
     inputs = n_tokens * (_mask_bytes(shape, config) + _F32_BYTES * shape.n_embd)
     layers = _layers_bytes(shape, config, n_tokens)
     logits = config.n_parallel * shape.n_vocab * _F32_BYTES
@@ -135,6 +144,20 @@ def _compute(shape: MemoryShape, config: EngineConfig, n_gpu: int) -> tuple[int,
     if n_gpu == 1:
         return layers + logits, outputs
     return (layers if n_gpu <= shape.n_layer else inputs) + logits, everything
+
+
+def _work_bytes(shape: MemoryShape, config: EngineConfig) -> int:
+    """What the CPU's layers convert the second factor of a multiplication into, half precision at
+    most (ggml-cpu.c: `ggml_graph_plan`): activations, or without flash attention the scores. It is in
+    no buffer that the log names.
+    """
+    ram, _ = _split(shape, _gpu_layers(shape, config))
+    if not shape.generates or not ram:
+        return 0
+    widths = [max(layer.feed_forward_width // 2, shape.n_embd) for layer in ram]
+    if not config.flash_attn:
+        widths += [layer.n_head * _cells(shape, config) for layer in ram]
+    return _batch_tokens(config) * _F16_BYTES * max(widths)
 
 
 def _batch_tokens(config: EngineConfig) -> int:
