@@ -169,8 +169,10 @@ def _layer(
 
 
 def _feed_forward_width(own: dict[str, TensorInfo], n_used: int, n_embd: int) -> int:
-    """Up and gate, and their product beside them; of each expert in use, whose results are weighed
-    beside each other (`build_ffn`, `build_moe_ffn` in llama-graph.cpp).
+    """Up and gate, and their product beside them (`build_ffn` in llama-graph.cpp).
+
+    The same for each expert in use (`build_moe_ffn`) and the router's share of a stream; their results
+    and the weighed ones take the place of up and gate, unless they are too wide for that.
     """
 
     def rows(name: str) -> int:
@@ -180,7 +182,10 @@ def _feed_forward_width(own: dict[str, TensorInfo], n_used: int, n_embd: int) ->
     dense = max(rows("ffn_up.weight"), rows("ffn_up_shexp.weight"))
     width = (3 if "ffn_gate.weight" in own or "ffn_gate_shexp.weight" in own else 2) * dense
     expert = max(rows("ffn_up_exps.weight"), rows("ffn_gate_up_exps.weight") // 2)
-    return max(width, n_used * max(3 * expert, expert + 2 * n_embd) if expert else 0)
+    if not expert:
+        return width
+    results = 2 * n_embd if n_embd > 2 * expert else 0
+    return max(width, n_used * max(3 * expert, results) + n_embd)
 
 
 def _copied(tensors: Iterable[TensorInfo], groups: RowGroups) -> int:

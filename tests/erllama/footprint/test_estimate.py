@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from erllama.config import EngineConfig
 from erllama.errors import DoesNotFit
 from erllama.fit import GpuRoom, fit
-from erllama.footprint.estimate import estimate, process_bytes, weights
+from erllama.footprint.estimate import TOKEN_BYTES, estimate, process_bytes, weights
 from erllama.footprint.recurrent import RecurrentShape
 from erllama.footprint.shape import LayerShape, MemoryShape
 
@@ -160,5 +160,5 @@ def test_values_lie_transposed_without_flash_attention_as_wide_as_the_widest():
 @pytest.mark.parametrize("n_vocab", [1000, 152_000])
 def test_a_sleeping_process_keeps_its_vocabulary(n_vocab):
     shape = MemoryShape("llama", 4096, 64, n_vocab, (LayerShape(MIB),), MIB, MIB)
-    assert process_bytes(shape) - process_bytes(replace(shape, n_vocab=0)) == 300 * n_vocab
+    assert process_bytes(shape) - process_bytes(replace(shape, n_vocab=0)) == TOKEN_BYTES * n_vocab
     assert process_bytes(shape) < 200 * MIB

@@ -157,16 +157,16 @@ def test_what_a_layer_keeps_of_a_sequence(arch, layers, keys, expected):
     assert states(shape_of(arch, layers, **keys)) == expected
 
 
-def test_experts_in_use_are_computed_beside_each_other():
-    dense = shape_of(
-        "llama", [ATTENTION], tensor("blk.0.ffn_gate.weight", 64, 256), tensor("blk.0.ffn_up.weight", 64, 256)
-    )
-    plain = shape_of("gpt2", [ATTENTION], tensor("blk.0.ffn_up.weight", 64, 256))
-    experts = shape_of(
-        "qwen3moe", [ATTENTION], tensor("blk.0.ffn_up_exps.weight", 64, 96, 16), expert_used_count=4, expert_count=16
-    )
-    widths = [shape.layers[0].feed_forward_width for shape in (dense, plain, experts)]
-    assert widths == [3 * 256, 2 * 256, 4 * 3 * 96]
+def experts(n_ff: int) -> MemoryShape:
+    up = tensor("blk.0.ffn_up_exps.weight", 64, n_ff, 16)
+    return shape_of("qwen3moe", [ATTENTION], up, expert_used_count=4, expert_count=16)
+
+
+def test_what_a_feed_forward_computes_in():
+    up, gate = tensor("blk.0.ffn_up.weight", 64, 256), tensor("blk.0.ffn_gate.weight", 64, 256)
+    shapes = [shape_of("llama", [ATTENTION], up, gate), shape_of("gpt2", [ATTENTION], up), experts(96), experts(24)]
+    widths = [shape.layers[0].feed_forward_width for shape in shapes]
+    assert widths == [3 * 256, 2 * 256, 4 * 3 * 96 + 64, 4 * 2 * 64 + 64]
 
 
 @pytest.mark.parametrize(
