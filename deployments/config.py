@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, replace
 from enum import StrEnum
@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -322,10 +323,12 @@ class HubSpec(HubConfig):
         for own in ({}, *self.models.values()):  # a wrong key is found at start, not with the first request
             self._spec({**self.defaults, **own}, "hub", "hub.gguf")
 
-    def model_spec(self, name: str, path: str, **known: Any) -> ModelSpec:
-        """The configuration of a model of the hub; what is `known` of it stands below `defaults`."""
+    def model_spec(self, name: str, path: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> ModelSpec:
+        """The configuration of a model of the hub. What is known of it stands `below` or `above` the
+        `defaults`, and below what is configured for it alone.
+        """
         own = next((own for given, own in self.models.items() if ModelName.parse(given).short == name), {})
-        return self._spec({**known, **self.defaults, **own}, name, path)
+        return self._spec({**below, **self.defaults, **above, **own}, name, path)
 
     def _spec(self, settings: dict[str, Any], name: str, path: str) -> ModelSpec:
         fixed = {"id", "path", "aliases", "num_replicas", "autoscaling", "keep_alive_s"} & set(settings)
@@ -339,15 +342,28 @@ class BuildArgs(_Strict):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    hub: HubSpec = HubSpec()
+    models: Annotated[tuple[ModelSpec, ...], Field(validate_default=True)] = ()
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
     failover: FailoverPolicy = FailoverPolicy()
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-    hub: HubSpec = HubSpec()
     default_model: str | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _some(cls, value: tuple[ModelSpec, ...], info: ValidationInfo) -> tuple[ModelSpec, ...]:
+        hub = info.data.get("hub")
+        if not value and not (hub is not None and hub.enabled):
+            raise ValueError("must name a model, unless hub.enabled is true")
+        return value
+
+    @property
+    def drain_s(self) -> float:
+        """How long what runs may go on when all goes."""
+        return max((spec.drain_s for spec in self.models), default=ModelSpec.drain_s)
 
     @field_validator("policy", mode="wrap")
     @classmethod

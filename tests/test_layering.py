@@ -58,6 +58,7 @@ ORDER = {
             "memory",
             "routing",
             "model",
+            "versions",
             "model_app",
             "hub",
         ),

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from deployments.access.tenant import Tenant
-from deployments.http.ports import ServedModel
+from deployments.http.ports import ModelPort, ServedModel
 from erllama.errors import NotSupported, RequestError
 from erllama.hub.events import PullEvent
 from erllama.hub.manifest import Manifest
@@ -64,6 +64,14 @@ class LibraryModel:
     standing: ModelStanding
 
 
+@runtime_checkable
+class LoadsOnDemand(Protocol):
+    """A `ModelPort` that is there before its model is."""
+
+    def current(self) -> ModelPort | None:
+        """The client of what runs; None while nothing does, or nobody here has asked for it yet."""
+
+
 class ModelInUse(RequestError):
     """What would end requests that run; `force` does it all the same."""
 
@@ -76,6 +84,10 @@ class ModelLibrary(Protocol):
     method may raise `InvalidParameter` (param "model") for what is no name, `ModelNotFound` with near
     names for one that is not there, and any other `ErllamaError`. One event loop.
     """
+
+    @property
+    def is_there(self) -> bool:
+        """Whether this server has a hub."""
 
     def find(self, name: str, tenant: Tenant) -> ServedModel | None:
         """The model of a name, None for one that is not here. Its client loads it when it is asked to
@@ -130,6 +142,8 @@ class EmptyLibrary:
     """The `ModelLibrary` of a server without a hub: it has nothing, and what would change it is
     refused.
     """
+
+    is_there = False
 
     def find(self, name: str, tenant: Tenant) -> ServedModel | None:
         return None

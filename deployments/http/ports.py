@@ -252,7 +252,7 @@ class PromptPort(Protocol):
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but
-    not listed.
+    not listed. `on_demand`: it is one of the hub, and its client loads it.
     """
 
     id: str
@@ -260,3 +260,4 @@ class ServedModel:
     prompts: PromptPort
     created: int
     aliases: tuple[str, ...] = ()
+    on_demand: bool = False

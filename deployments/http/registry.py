@@ -81,6 +81,11 @@ class TenantModels:
         models = await self._library.models()
         return [model for model in models if self._access.tenant.may_use(model.id) and model.id not in self._models]
 
+    async def listed(self) -> list[ServedModel]:
+        """The configured models, and those of the hub."""
+        found = [self._library.find(model.id, self._access.tenant) for model in await self.of_library()]
+        return [*self, *(self._own(model) for model in found if model is not None)]
+
     def resolve(self, name: str | None) -> ServedModel:
         """The model that a request means: a configured one, one of the hub, the default; without a name
         the default, or the only one there is. Raises `ModelNotFound` or `InvalidParameter`, and what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from deployments.http.ports import RecordedReply
 from deployments.hub.link import HubLink
@@ -20,11 +21,23 @@ class OnDemandClient:
     application that was granted last is kept. One event loop.
     """
 
-    def __init__(self, model_id: str, digest: str, link: HubLink, connect: Callable[[Granted], ModelClient]) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        digest: str,
+        link: HubLink,
+        connect: Callable[[Granted], ModelClient],
+        *,
+        stop: tuple[str, ...] = (),
+        max_tokens: int | None = None,
+    ) -> None:
+        """`stop` and `max_tokens` stand where a request says nothing of its own."""
         self._model_id = model_id
         self._digest = digest
         self._link = link
         self._connect = connect
+        self._stop = stop
+        self._max_tokens = max_tokens
         self._granted: Granted | None = None
         self._client: ModelClient | None = None
         self._closing: ErllamaError | None = None
@@ -35,7 +48,7 @@ class OnDemandClient:
         """
         async with (
             self._link.admitted(self._model_id, self._digest) as granted,
-            aclosing(self._of(granted).generate(request)) as lists,
+            aclosing(self._of(granted).generate(self._completed(request))) as lists,
         ):
             async for events in lists:
                 yield events
@@ -94,10 +107,21 @@ class OnDemandClient:
         async with self._link.admitted(self._model_id, self._digest) as granted:
             return await self._of(granted).model_info()
 
+    def current(self) -> ModelClient | None:
+        """See `LoadsOnDemand`."""
+        return self._client
+
     def end_all(self, error: ErllamaError) -> None:
         self._closing = error
         if self._client is not None:
             self._client.end_all(error)
+
+    def _completed(self, request: GenerationRequest) -> GenerationRequest:
+        stop, max_tokens = request.stop or self._stop, request.max_tokens
+        max_tokens = self._max_tokens if max_tokens is None else max_tokens
+        if (stop, max_tokens) == (request.stop, request.max_tokens):
+            return request
+        return replace(request, stop=stop, max_tokens=max_tokens)
 
     def _of(self, granted: Granted) -> ModelClient:
         if self._closing is not None:

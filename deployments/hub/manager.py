@@ -45,7 +45,7 @@ from deployments.hub.residents import (
     standing,
 )
 from deployments.hub.rooms import NodeReading, rooms_of
-from deployments.hub.waiting import WaitingRequests
+from deployments.hub.waiting import ANSWER_S, WaitingRequests
 from deployments.model.ray_errors import ModelUnavailable
 from erllama.errors import ErllamaError
 
@@ -68,7 +68,7 @@ LoadableOf = Callable[[str, int], Coroutine[Any, Any, Loadable]]
 
 class HubManager:
     """`high` is the share of a node's memory that may be used, `memory_bytes` what the hub's models may
-    take of each node, None for all that is free. One event loop.
+    take of each node, None for all that is free. `acquire` answers within `answer_s`. One event loop.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class HubManager:
         *,
         high: float,
         memory_bytes: int | None = None,
+        answer_s: float = ANSWER_S,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._keep_alive_s = spec.keep_alive_s
@@ -91,7 +92,7 @@ class HubManager:
         self._clock = clock
         self._policy = HubPolicy(HubPolicyOptions(max_models=spec.max_models, max_turn_s=spec.max_turn_s))
         self._known: dict[str, Loadable] = {}
-        self._waiting = WaitingRequests()
+        self._waiting = WaitingRequests(answer_s)
         self._leases = Leases(int(HEARD_S * 1e9))
         self._keep_s: dict[str, float | None] = {}
         self._failed: dict[str, tuple[ErllamaError, int]] = {}
@@ -173,7 +174,7 @@ class HubManager:
         self._leases.renew(ingress_id, dict(tickets), self._clock())
 
     async def keep(self, model_id: str, seconds: float | None) -> None:
-        """See `ModelLibrary.keep`."""
+        """See `ModelLibrary.keep`. It holds until the model sleeps."""
         self._keep_s[model_id] = seconds
         self._changed.set()
 
@@ -182,7 +183,10 @@ class HubManager:
         running = self._processes.get(model_id)
         if running is None or running.residence is not Residence.AWAKE:
             return True
-        return not self._in_use(running.model_id) and await self._processes.sleep(running, "asked")
+        if self._in_use(running.model_id):
+            return False
+        self._keep_s.pop(model_id, None)
+        return await self._processes.sleep(running, "asked")
 
     async def forget(self, model_id: str, *, force: bool) -> None:
         """End a model's process: it is going to be deleted. Raises `ModelInUse`."""
@@ -269,6 +273,7 @@ class HubManager:
             case Sleep(model_id, reason):
                 # a new manager does not know at once what the ingresses have open
                 if reason is not SleepReason.KEEP_ALIVE or self._clock() >= self._heard_all_ns or self._leases.heard:
+                    self._keep_s.pop(model_id, None)
                     self._processes.begin_sleep(self._process(model_id), str(reason))
             case Remove(model_id):
                 self._processes.begin_end(self._process(model_id))

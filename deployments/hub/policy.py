@@ -203,39 +203,42 @@ class _Plan:
 
     def _make_room(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
         """Send idle models away where that costs least, and keep what gets free for this one."""
-        best: tuple[int, str, list[HubModel]] | None = None
+        best: tuple[int, str, list[tuple[HubModel, bool]]] | None = None
         for room in places:
-            lacking = self._lacking(model, room.node_id)
-            victims = self._victims(room.node_id, lacking)
+            victims = self._victims(model, room.node_id)
             if victims is not None:
-                cost = sum(victim.gain_bytes for victim in victims)
+                cost = sum(victim.gain_bytes for victim, _ in victims)
                 if best is None or (cost, room.node_id) < best[:2]:
                     best = cost, room.node_id, victims
         if best is None:
             yield from self._end_turns(model, oldest, places)
             return
         _, node_id, victims = best
-        for victim in victims:
-            if victim.residence is Residence.ASLEEP:
-                yield self._removed(victim)
-            else:
-                yield self._sleep(victim, SleepReason.PRESSURE)
+        for victim, ended in victims:
+            yield self._removed(victim) if ended else self._sleep(victim, SleepReason.PRESSURE)
         self._free[node_id] -= self._taken(model, node_id)
 
-    def _victims(self, node_id: str, lacking: int) -> list[HubModel] | None:
-        """Idle models whose sleep, and then sleepers whose end, frees what is lacking, longest idle
-        first; None when that is not enough. Empty when what leaves already is.
+    def _victims(self, model: HubModel, node_id: str) -> list[tuple[HubModel, bool]] | None:
+        """Idle models whose sleep frees what is lacking, longest idle first; when that is not enough,
+        sleepers whose process ends, and then idle models whose process ends, too (True). None when all
+        that is not enough; empty when what leaves already is.
         """
-        victims: list[HubModel] = []
-        here = sorted(self._on_node.get(node_id, ()), key=lambda one: one.last_used_ns)
-        gains = [(one, one.gain_bytes) for one in here if self._is_idle(one)]
-        gains += [(one, one.process_bytes) for one in here if self._is_unwanted_sleeper(one)]
-        for victim, gain_bytes in gains:
+        lacking = self._lacking(model, node_id)
+        others = (one for one in self._on_node.get(node_id, ()) if one is not model)
+        here = sorted(others, key=lambda one: one.last_used_ns)
+        idle = [one for one in here if self._is_idle(one)]
+        asleep = [one for one in here if one.residence is Residence.ASLEEP and one.model_id not in self._going]
+        asleep.sort(key=lambda one: one.model_id in self._wanted)  # for younger requests than this model's
+        gains = [(one, False, one.gain_bytes) for one in idle]
+        gains += [(one, True, one.process_bytes) for one in asleep]
+        gains += [(one, True, one.process_bytes) for one in idle]  # beyond what their sleep gives
+        victims: dict[str, tuple[HubModel, bool]] = {}
+        for victim, ended, gain_bytes in gains:
             if lacking <= 0:
                 break
-            victims.append(victim)
+            victims[victim.model_id] = victim, ended
             lacking -= gain_bytes
-        return victims if lacking <= 0 else None
+        return list(victims.values()) if lacking <= 0 else None
 
     def _end_turns(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
         """All run. When that has gone on for long enough, those that have been in memory longest get no
@@ -245,15 +248,17 @@ class _Plan:
             return
         best: tuple[int, str, list[str]] | None = None
         for room in places:
+            here = self._on_node.get(room.node_id, ())
             lacking = self._lacking(model, room.node_id)
+            lacking -= sum(one.process_bytes for one in here if one.residence is Residence.ASLEEP)
             chosen: list[str] = []
             newest = 0
-            for other in sorted(self._on_node.get(room.node_id, ()), key=lambda one: one.awake_since_ns):
+            for other in sorted(here, key=lambda one: one.awake_since_ns):
                 if lacking <= 0 or self._now_ns - other.awake_since_ns < self._turn_ns:
                     break
                 if other.residence is Residence.AWAKE and other.model_id not in self._going:
                     chosen.append(other.model_id)
-                    lacking -= other.gain_bytes
+                    lacking -= other.need_bytes
                     newest = other.awake_since_ns
             if lacking <= 0 and (best is None or (newest, room.node_id) < best[:2]):
                 best = newest, room.node_id, chosen

@@ -23,9 +23,9 @@ from erllama.request import SamplingParams
 
 log = logging.getLogger(__name__)
 
-PROCESS_BYTES = 300 << 20
-"""What the process of a model takes that sleeps: Ray's worker, Serve, llama.cpp and a vocabulary. Measured
-by `bench/swap.py`."""
+PROCESS_BYTES = 200 << 20
+"""What the process of a model takes that sleeps: Ray's worker, Serve, llama.cpp and a vocabulary. 178 MiB
+of its own where `bench/swap.py` measured it."""
 DEFAULT_CTX = 4096
 
 
@@ -33,14 +33,14 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
     """The configuration of a model: the hub's for all, above it what its manifest says, above that the
     hub's for this one. Raises what `Hub.path_of` raises, and `InvalidParameter`.
     """
-    known: dict[str, Any] = {"n_ctx": min(DEFAULT_CTX, manifest.details.n_ctx_train or DEFAULT_CTX)}
-    known |= _parameters(model_id, manifest)
+    trained = {"n_ctx": min(DEFAULT_CTX, manifest.details.n_ctx_train or DEFAULT_CTX)}
+    known = _parameters(model_id, manifest)
     if manifest.template is not None:
         known["chat_template"] = manifest.template
     if adapters := hub.paths_of(manifest.name, Role.ADAPTER):
         known["adapters"] = [{"path": str(path)} for path in adapters]
     try:
-        return spec.model_spec(model_id, str(hub.path_of(manifest.name)), **known)
+        return spec.model_spec(model_id, str(hub.path_of(manifest.name)), trained, known)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -73,6 +73,15 @@ def loadable_of(hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others:
         process_bytes=PROCESS_BYTES,
         build=_build(manifest, configured, others),
     )
+
+
+def reply_ends(manifest: Manifest) -> tuple[tuple[str, ...], int | None]:
+    """What a manifest says of where replies end: texts, and a number of tokens."""
+    try:
+        options = Options.model_validate(manifest.parameters)
+    except ValidationError:  # `spec_of` has logged it
+        return (), None
+    return options.stop, options.max_tokens
 
 
 def _build(manifest: Manifest, spec: ModelSpec, others: str) -> str:

@@ -28,11 +28,12 @@ class _Waiter:
 
 
 class WaitingRequests:
-    def __init__(self) -> None:
+    def __init__(self, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._waiters: dict[str, _Waiter] = {}
 
     async def answer(self, wanted: Wanted, now_ns: int) -> Granted | None:
-        """What becomes of a request within `ANSWER_S`; None when nothing does. Raises what `fail` was
+        """What becomes of a request within `answer_s`; None when nothing does. Raises what `fail` was
         told.
         """
         waiter = self._waiters.get(wanted.ticket_id)
@@ -41,7 +42,7 @@ class WaitingRequests:
             waiter = self._waiters[wanted.ticket_id] = _Waiter(wanted, ticket, now_ns)
         waiter.asked_ns, waiter.answer = now_ns, asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(self._answer_s):
                 return await waiter.answer
         except TimeoutError:
             return None

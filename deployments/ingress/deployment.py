@@ -27,7 +27,7 @@ from deployments.hub.client import OnDemandClient
 from deployments.hub.library import HubLibrary
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
-from deployments.hub.specs import spec_of
+from deployments.hub.specs import reply_ends, spec_of
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
@@ -62,7 +62,7 @@ class Ingress:
         config = BuildArgs.model_validate(args)
         self._options = config.http
         self._default_model = config.default_model
-        self._drain_s = max(spec.drain_s for spec in config.models)
+        self._drain_s = config.drain_s
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
         self._documents = _response_documents(config.store, config.http)
@@ -137,7 +137,8 @@ def _going() -> EngineStopped:
 
 
 def ingress_grace_s(args: BuildArgs) -> float:
-    return max(spec.graceful_shutdown_timeout_s for spec in args.models)
+    own = (spec.graceful_shutdown_timeout_s for spec in args.models)
+    return max(own, default=ModelSpec.graceful_shutdown_timeout_s)
 
 
 def _transcript_book(store: StoreSpec) -> TranscriptBook:
@@ -198,11 +199,11 @@ class _Served:
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             # the engine alone knows how much of the context was made
             spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
-            client = OnDemandClient(model_id, manifest.digest, link, connect)
+            stop, max_tokens = reply_ends(manifest)
+            client = OnDemandClient(model_id, manifest.digest, link, connect, stop=stop, max_tokens=max_tokens)
+            prompts = self._prompts(spec, manifest.system)
             created = int(manifest.created.timestamp())
-            return ServedModel(
-                id=model_id, client=client, prompts=self._prompts(spec, manifest.system), created=created
-            )
+            return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)
 
         return HubLibrary(hub, link, make, {spec.id: _file(spec) for spec in self._config.models})
 

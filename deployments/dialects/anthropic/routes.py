@@ -84,7 +84,7 @@ class Anthropic(Dialect):
 
         @router.get(_MODELS)
         async def list_models(request: Request) -> Response:
-            return JSONResponse(models_page(listed_models(models.of(request)), request.query_params))
+            return JSONResponse(models_page(listed_models(await models.of(request).listed()), request.query_params))
 
         @router.get(_MODELS + "/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:

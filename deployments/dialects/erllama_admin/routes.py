@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.erllama_admin.asked_tenant import asked_tenant
+from deployments.dialects.erllama_admin.hub_routes import HUB, hub_routes
 from deployments.dialects.erllama_admin.prefix_routes import PREFIXES, prefix_routes
 from deployments.dialects.erllama_admin.shapes import state_card
 from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes_of
-from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody
+from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody, PullBody
 from deployments.generation.reply import read_body
 from deployments.http.body import parse_json
 from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader
@@ -31,6 +32,7 @@ class ErllamaAdmin(Dialect):
     bodies: ClassVar[dict[str, type[BaseModel]]] = {
         _FORK: ForkBody,
         PREFIXES: ComputeBody,
+        f"{HUB}/pull": PullBody,
         f"{PREFIXES}/{{key}}/pin": PinBody,
     }
     keys = (BEARER, KeyHeader("x-api-key"))
@@ -61,4 +63,5 @@ class ErllamaAdmin(Dialect):
             )
 
         router.include_router(prefix_routes(models, options))
+        router.include_router(hub_routes(models, options))
         return router

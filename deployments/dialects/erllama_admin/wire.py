@@ -67,3 +67,11 @@ def asked_limit(query: QueryParams) -> int:
     limit = int(text[:8])
     check_int("limit", limit, 1, MAX_LISTED)
     return limit
+
+
+class PullBody(_Body):
+    """Of a pull into the hub. `name` None is made from the source."""
+
+    source: Annotated[str, Field(min_length=1, max_length=2000)]
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    stream: bool = True

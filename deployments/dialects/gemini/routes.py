@@ -95,7 +95,7 @@ def _routes(dialect: Dialect, version: str, models: ModelRegistry, options: Http
 
     @router.get("/models")
     async def list_models(request: Request) -> Response:
-        return JSONResponse(models_page(list(models.of(request)), request.query_params))
+        return JSONResponse(models_page(await models.of(request).listed(), request.query_params))
 
     @router.get("/models/{model_id:path}")
     async def get_model(request: Request, model_id: str) -> Response:

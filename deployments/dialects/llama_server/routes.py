@@ -21,6 +21,7 @@ from deployments.dialects.llama_server.infill import InfillBody, parse_infill, r
 from deployments.dialects.llama_server.params import prompt_ids, ready_completion
 from deployments.dialects.llama_server.props import lm_studio_card, load_body, props_body, server_version, slots_body
 from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm, completion_body
+from deployments.dialects.llama_server.router_mode import router_mode_routes
 from deployments.dialects.llama_server.tokens import checked_chat, detokenize_body, template_body, tokenize_body
 from deployments.dialects.llama_server.wire import CompletionBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from deployments.dialects.openai.wire import ChatBody
@@ -71,6 +72,7 @@ class LlamaServer(Dialect):
     prefixes = (
         "/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/props", "/slots", "/embedding",
         "/embeddings", "/v1/health", "/ping", "/version", "/load", "/api/v0/models",
+        "/models/load", "/models/unload",
     )  # fmt: skip
     framing = SSE
     bodies: ClassVar[dict[str, type[BaseModel]]] = {
@@ -94,6 +96,7 @@ class LlamaServer(Dialect):
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = own_routes(self)
         router.include_router(_told(self, models, options))
+        router.include_router(router_mode_routes(self, models, options))
 
         async def reply(request: Request, model: ServedModel, form: ReplyForm, identity: ReplyIdentity) -> Response:
             requests = form.ready.requests

@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deployments.dialects.ollama.reply import rfc3339
+from deployments.http.model_library import LibraryModel
 from deployments.http.ports import PromptPort, ServedModel
 from deployments.http.registry import TenantModels
 from erllama.errors import ErllamaError, ModelNotFound
+from erllama.hub.manifest import Manifest
 from erllama.stats import ModelInfo
 
 _TAG = ":latest"
@@ -38,7 +40,11 @@ def find_model(models: TenantModels, name: str | None) -> ServedModel:
 
 def shown_name(model: ServedModel) -> str:
     """The name with its tag; a path of a registry (`hf.co/...`) may have colons of its own."""
-    return model.id if ":" in model.id.rpartition("/")[2] else model.id + _TAG
+    return _tagged(model.id)
+
+
+def _tagged(model_id: str) -> str:
+    return model_id if ":" in model_id.rpartition("/")[2] else model_id + _TAG
 
 
 def _details(info: ModelInfo | None) -> dict[str, Any]:
@@ -100,6 +106,74 @@ def show_body(model: ServedModel, info: ModelInfo | None, capabilities: list[str
         "model_info": facts,
         "capabilities": capabilities,
         "modified_at": _created(model),
+    }
+
+
+def library_card(model: LibraryModel) -> dict[str, Any]:
+    """An entry of `/api/tags` for a model of the hub."""
+    manifest = model.manifest
+    return {
+        "name": _tagged(model.id),
+        "model": _tagged(model.id),
+        "size": manifest.size,
+        "digest": manifest.digest.removeprefix("sha256:"),
+        "details": _manifest_details(manifest),
+        "modified_at": rfc3339(manifest.created),
+    }
+
+
+def loaded_card(model: LibraryModel) -> dict[str, Any]:
+    """An entry of `/api/ps` for a model of the hub, and the node that it is on."""
+    standing, card = model.standing, library_card(model)
+    del card["modified_at"]
+    ends = None if standing.expires_at is None else datetime.fromtimestamp(standing.expires_at, UTC)
+    return card | {
+        "size": standing.memory_bytes,
+        "size_vram": standing.gpu_bytes,
+        "expires_at": _NEVER if ends is None else rfc3339(ends),
+        "context_length": standing.n_ctx,
+        "node": standing.node,
+    }
+
+
+def show_library_body(model: LibraryModel, capabilities: list[str]) -> dict[str, Any]:
+    """The answer of `/api/show` for a model of the hub: what its manifest says."""
+    manifest, details = model.manifest, model.manifest.details
+    parameters = [(name, value) for name, given in manifest.parameters.items() for value in _each(given)]
+    remote = "://" in manifest.source and not manifest.source.startswith("file:")
+    lines = [f"FROM {manifest.source if remote else model.id}"]  # where files lie here is nobody's business
+    lines += [f'SYSTEM """{manifest.system}"""'] if manifest.system else []
+    lines += [f'TEMPLATE """{manifest.template}"""'] if manifest.template else []
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters]
+    return {
+        "modelfile": "\n".join(lines) + "\n",
+        "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters),
+        "template": manifest.template or "",
+        **({"system": manifest.system} if manifest.system else {}),
+        "details": _manifest_details(manifest),
+        "model_info": {
+            "general.architecture": details.architecture,
+            "general.parameter_count": details.n_params,
+            f"{details.architecture}.context_length": details.n_ctx_train,
+        },
+        "capabilities": capabilities,
+        "modified_at": rfc3339(manifest.created),
+    }
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _manifest_details(manifest: Manifest) -> dict[str, Any]:
+    family = manifest.details.architecture
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family],
+        "parameter_size": human_number(manifest.details.n_params),
+        "quantization_level": manifest.details.file_type,
     }
 
 

@@ -1,28 +1,33 @@
 """Ollama's API as a dialect, with its routes under `/api`. Each route reads as the life of its
 request; what bodies mean is in the files beside this one.
 
-Which models there are, and when they are loaded, is the affair of the server's configuration: what
-would change it is answered with 501.
+Which models there are: `library`. A configured model is loaded as the server's configuration says; one
+of the hub stays for its `keep_alive`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
 
+from deployments.dialects.ollama.keep_alive import keep_alive_s
+from deployments.dialects.ollama.library import library_routes
 from deployments.dialects.ollama.models import (
     can_insert,
     can_think,
     capabilities,
     find_model,
+    library_card,
+    loaded_card,
     running_card,
     show_body,
+    show_library_body,
     tag_card,
 )
 from deployments.dialects.ollama.params import (
@@ -54,35 +59,24 @@ from deployments.dialects.ollama.wire import (
     GenerateBody,
     GenerationBody,
     ShowBody,
+    Wire,
     parse_body,
 )
 from deployments.generation.chat import ChatAsk
 from deployments.generation.identity import new_identity
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
 from deployments.generation.running import infos
-from deployments.http.dialect import NDJSON, Dialect, route_path
+from deployments.http.dialect import NDJSON, Dialect
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.http.registry import ModelRegistry
-from erllama.errors import ErllamaError, QueueFull, RequestError
+from erllama.errors import ErllamaError, QueueFull
 
 API_VERSION = "0.13.0"
 """The version of Ollama whose API this is; clients look at it for what they may send."""
-
-_MANAGEMENT = {
-    "/pull": "POST", "/push": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE",
-    "/blobs/{digest}": "GET POST",
-}  # fmt: skip
-
-
-class ManagedElsewhere(RequestError):
-    """What would change the models that are served."""
-
-    http_status = 501
-    code = "not_implemented"
 
 
 def _json(body: bytes) -> Response:
@@ -91,6 +85,13 @@ def _json(body: bytes) -> Response:
 
 def _texts(body: EmbeddingsBody) -> tuple[str, ...]:
     return (body.prompt,) if body.prompt else ()
+
+
+async def _show_library(models: ModelRegistry, model: ServedModel) -> dict[str, Any]:
+    thinks = await asyncio.to_thread(can_think, model.prompts)
+    inserts = await asyncio.to_thread(can_insert, model.prompts)
+    can = capabilities(None, thinks=thinks, inserts=inserts)
+    return show_library_body(await models.library.show(model.id), can)
 
 
 class Ollama(Dialect):
@@ -116,8 +117,16 @@ class Ollama(Dialect):
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
 
+        async def keep(model: ServedModel, body: Wire) -> None:
+            if body.keep_alive is not None:
+                seconds = keep_alive_s(body.keep_alive)
+                if model.on_demand:
+                    await models.library.keep(model.id, seconds)
+
         async def load(request: Request, body: GenerationBody, model: ServedModel, head: ReplyHead) -> Response:
             if body.unloads:
+                if model.on_demand:
+                    await models.library.unload(model.id)
                 return _json(loaded_body(head, "unload"))
             asked = await prepare(model.prompts, 0, load_request, model.prompts, engine_id(request))
             await whole_replies(request, model, [asked])
@@ -161,6 +170,7 @@ class Ollama(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(ChatBody, raw)
             model = find_model(models.of(request), body.model)
+            await keep(model, body)
             head = ReplyHead(body.model or model.id, chat_shape)
             if not body.messages:
                 return await load(request, body, model, head)
@@ -172,6 +182,7 @@ class Ollama(Dialect):
             body = parse_body(GenerateBody, raw)
             check_generate(body)
             model = find_model(models.of(request), body.model)
+            await keep(model, body)
             head = ReplyHead(body.model or model.id, generate_shape)
             if not (body.prompt or body.suffix):
                 return await load(request, body, model, head)
@@ -192,6 +203,7 @@ class Ollama(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbedBody, raw)
             model = find_model(models.of(request), body.model)
+            await keep(model, body)
             head = ReplyHead(body.model or model.id, generate_shape)
             found, n_tokens = await vectors(request, model, raw, body.input, truncate=body.truncate is not False)
             n_floats = sum(map(len, found))
@@ -209,19 +221,25 @@ class Ollama(Dialect):
         async def tags(request: Request) -> Response:
             own = list(models.of(request))
             told = await infos(own, options.ready_timeout_s)
-            return JSONResponse({"models": [tag_card(model, info) for model, info in zip(own, told, strict=True)]})
+            cards = [tag_card(model, info) for model, info in zip(own, told, strict=True)]
+            cards += [library_card(model) for model in await models.of(request).of_library()]
+            return JSONResponse({"models": cards})
 
         @router.get("/api/ps")
         async def running(request: Request) -> Response:
             own = list(models.of(request))
             told = await infos(own, options.ready_timeout_s)
             pairs = zip(own, told, strict=True)
-            return JSONResponse({"models": [running_card(model, info) for model, info in pairs if info is not None]})
+            cards = [running_card(model, info) for model, info in pairs if info is not None]
+            cards += [loaded_card(one) for one in await models.of(request).of_library() if one.standing.in_memory]
+            return JSONResponse({"models": cards})
 
         @router.post("/api/show")
         async def show(request: Request) -> Response:
             body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
             model = find_model(models.of(request), body.model or body.name)
+            if model.on_demand:
+                return JSONResponse(await _show_library(models, model))
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
             inserts = await asyncio.to_thread(can_insert, model.prompts)
@@ -235,12 +253,5 @@ class Ollama(Dialect):
         async def greeting() -> Response:
             return PlainTextResponse("Ollama is running")
 
-        async def managed(request: Request) -> Response:
-            what = route_path(request.scope).split("/")[2]
-            raise ManagedElsewhere(
-                f"{what} is not supported: which models are served stands in the server's configuration"
-            )
-
-        for path, methods in _MANAGEMENT.items():
-            router.add_api_route(f"/api{path}", managed, methods=methods.split(), include_in_schema=False)
+        router.include_router(library_routes(models, options))
         return router

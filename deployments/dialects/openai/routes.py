@@ -36,8 +36,10 @@ from deployments.dialects.openai.wire import (
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
+from deployments.generation.running import phases_of
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
+from deployments.http.model_library import ModelPhase
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -50,11 +52,20 @@ from erllama.prompts.infill import Gap
 from erllama.request import Prompt
 
 
-def _model_card(model: ServedModel) -> dict[str, Any]:
-    """OpenAI's, and the context of one sequence under the names of llama.cpp, vLLM and others."""
+def _model_card(model: ServedModel, phase: ModelPhase) -> dict[str, Any]:
+    """OpenAI's, the context of one sequence under the names of llama.cpp, vLLM and others, and the
+    `status` of llama.cpp's router.
+    """
     n_ctx = model.prompts.n_ctx
     known = {} if n_ctx is None else {"meta": {"n_ctx": n_ctx}, "max_model_len": n_ctx, "context_length": n_ctx}
-    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "erllama", **known}
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "erllama",
+        **known,
+        "status": {"value": phase},
+    }
 
 
 def _head(prefix: str, model: ServedModel, identity: ReplyIdentity) -> ReplyHead:
@@ -145,15 +156,19 @@ class OpenAI(Dialect):
 
         @router.get("/models")
         async def list_models(request: Request) -> Response:
-            own = list(models.of(request))
-            listed: dict[str, Any] = {"object": "list", "data": [_model_card(model) for model in own]}
+            own = await models.of(request).listed()
+            phases = await phases_of(own, models.of(request), options.ready_timeout_s)
+            cards = [_model_card(model, phase) for model, phase in zip(own, phases, strict=True)]
+            listed: dict[str, Any] = {"object": "list", "data": cards}
             if "client_version" in request.query_params:
                 listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
             return JSONResponse(listed)
 
         @router.get("/models/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:
-            return JSONResponse(_model_card(models.of(request).resolve(model_id)))
+            model = models.of(request).resolve(model_id)
+            [phase] = await phases_of([model], models.of(request), options.ready_timeout_s)
+            return JSONResponse(_model_card(model, phase))
 
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:

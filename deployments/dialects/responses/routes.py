@@ -160,7 +160,7 @@ class Responses(Dialect):
 
         async def adopted(id: str, request: Request) -> BackgroundReply | None:
             """A response whose ingress is gone, as a replica keeps it with its body."""
-            served = list(models.of(request))
+            served = await models.of(request).listed()
             found = await asyncio.gather(*(model.client.find(id) for model in served))
             for model, recorded in zip(served, found, strict=True):
                 if recorded is None or not recorded.head:

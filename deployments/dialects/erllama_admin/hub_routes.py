@@ -1,0 +1,84 @@
+"""The hub's models over our own API: what there is and where, pulls with their progress, deletion."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from deployments.dialects.erllama_admin.wire import PullBody
+from deployments.generation.reply import read_body
+from deployments.http.body import encode, parse_json
+from deployments.http.dialect import SSE
+from deployments.http.middleware import require_admin, tenant_of
+from deployments.http.model_library import LibraryModel
+from deployments.http.openai_error import error_body
+from deployments.http.options import HttpOptions
+from deployments.http.registry import ModelRegistry
+from erllama.errors import ErllamaError
+from erllama.hub.events import PullEvent
+
+HUB = "/erllama/v1/hub"
+
+
+def hub_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
+    router = APIRouter()
+
+    @router.get(HUB)
+    async def list_hub(request: Request) -> Response:
+        require_admin(request)
+        found = await models.of(request).of_library()
+        return JSONResponse({"object": "list", "data": [hub_card(model) for model in found]})
+
+    @router.post(f"{HUB}/pull")
+    async def pull(request: Request) -> Response:
+        body = parse_json(PullBody, await read_body(request, options.max_body_bytes))
+        events = models.library.pull(body.source, body.name, tenant_of(request))
+        if body.stream:
+            first = await anext(events)
+            return StreamingResponse(_frames(first, events), media_type=SSE.media_type)
+        async with aclosing(events):
+            async for _ in events:
+                pass
+        return JSONResponse({"object": "hub.pull", "status": "success"})
+
+    @router.delete(HUB + "/{name:path}")
+    async def delete(request: Request, name: str) -> Response:
+        require_admin(request)
+        force = request.query_params.get("force", "").lower() in ("1", "true")
+        await models.library.delete(name, force=force)
+        return JSONResponse({"object": "hub.model", "id": name, "deleted": True})
+
+    return router
+
+
+def hub_card(model: LibraryModel) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "object": "hub.model",
+        "id": model.id,
+        "size": manifest.size,
+        "digest": manifest.digest,
+        "created": int(manifest.created.timestamp()),
+        **manifest.details.model_dump(),
+        "parameters": manifest.parameters,
+        "standing": asdict(model.standing),
+    }
+
+
+async def _frames(first: PullEvent, events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[bytes, None]:
+    yield _frame(first)
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield _frame(event)
+    except ErllamaError as error:
+        yield SSE.frame(error_body(error), "error")
+
+
+def _frame(event: PullEvent) -> bytes:
+    return SSE.frame(encode(asdict(event)).encode(), "")

@@ -1,0 +1,134 @@
+"""Ollama's routes that change which models there are: pull, create, copy, delete, and what a registry
+would need (push, blobs), which this server is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from deployments.dialects.ollama.reply import error_body
+from deployments.dialects.ollama.wire import parse_body
+from deployments.dialects.ollama.wire_models import CopyBody, CreateBody, DeleteBody, PullBody, created
+from deployments.generation.reply import read_body
+from deployments.http.body import encode
+from deployments.http.dialect import NDJSON, route_path
+from deployments.http.disconnect import unless_disconnected
+from deployments.http.middleware import require_admin, tenant_of
+from deployments.http.options import HttpOptions
+from deployments.http.registry import ModelRegistry
+from erllama.errors import ErllamaError, RequestError
+from erllama.hub.events import PullEvent
+
+_ELSEWHERE = {"/push": "POST", "/blobs/{digest}": "GET POST HEAD"}
+_CHANGES = {"/pull": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE"}
+
+
+class ManagedElsewhere(RequestError):
+    """What this server does not do."""
+
+    http_status = 501
+    code = "not_implemented"
+
+
+def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
+    if not models.library.is_there:
+        return _refusing(
+            _ELSEWHERE | _CHANGES, "which models are served stands in the server's configuration (hub.enabled)"
+        )
+    router = _refusing(_ELSEWHERE, "this server is no registry")
+    library = models.library
+
+    @router.post("/api/pull")
+    async def pull(request: Request) -> Response:
+        body = parse_body(PullBody, await read_body(request, options.max_body_bytes))
+        events = library.pull(body.named, None, tenant_of(request))
+        if body.stream is False:
+            await unless_disconnected(request.receive, _last(events))
+            return JSONResponse({"status": "success"})
+        return await _lines(_told(events))
+
+    @router.post("/api/create")
+    async def create(request: Request) -> Response:
+        require_admin(request)
+        body = parse_body(CreateBody, await read_body(request, options.max_body_bytes))
+        body.check_refused()
+        body = created(body)
+
+        async def steps() -> AsyncGenerator[dict[str, Any], None]:
+            yield {"status": "using existing layer"}
+            await library.create(
+                body.named, body.base, template=body.template, system=body.system, parameters=body.parameters
+            )
+            yield {"status": "writing manifest"}
+            yield {"status": "success"}
+
+        if body.stream is False:
+            async for _ in steps():
+                pass
+            return JSONResponse({"status": "success"})
+        return await _lines(steps())
+
+    @router.post("/api/copy")
+    async def copy(request: Request) -> Response:
+        require_admin(request)
+        body = parse_body(CopyBody, await read_body(request, options.max_body_bytes))
+        await library.copy(*body.pair)
+        return Response()
+
+    @router.delete("/api/delete")
+    async def delete(request: Request) -> Response:
+        require_admin(request)
+        body = parse_body(DeleteBody, await read_body(request, options.max_body_bytes))
+        await library.delete(body.named)
+        return Response()
+
+    return router
+
+
+def _refusing(paths: Mapping[str, str], why: str) -> APIRouter:
+    router = APIRouter()
+
+    async def refuse(request: Request) -> Response:
+        raise ManagedElsewhere(f"{route_path(request.scope).split('/')[2]} is not supported: {why}")
+
+    for path, methods in paths.items():
+        router.add_api_route(f"/api{path}", refuse, methods=methods.split(), include_in_schema=False)
+    return router
+
+
+async def _told(events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[dict[str, Any], None]:
+    async with aclosing(events):
+        async for event in events:
+            told: dict[str, Any] = {"status": event.status}
+            if event.digest:
+                told["digest"] = event.digest
+            if event.total:
+                told |= {"total": event.total, "completed": event.completed}
+            yield told
+
+
+async def _last(events: AsyncGenerator[PullEvent, None]) -> None:
+    async with aclosing(events):
+        async for _ in events:
+            pass
+
+
+async def _lines(objects: AsyncGenerator[dict[str, Any], None]) -> Response:
+    """A stream of lines. What fails before the first one has a status, later it is a line."""
+    first = await anext(objects)
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield encode(first).encode() + b"\n"
+        try:
+            async with aclosing(objects):
+                async for one in objects:
+                    yield encode(one).encode() + b"\n"
+        except ErllamaError as error:
+            yield error_body(error) + b"\n"
+
+    return StreamingResponse(lines(), media_type=NDJSON.media_type)
