@@ -106,7 +106,9 @@ def test_a_quantised_v_cache_needs_flash_attention(kind: str):
             config(type_v=kind, flash_attn=False)
 
 
-@pytest.mark.parametrize("model_id", ["demo", "qwen2.5:0.5b-instruct", "A_b-c.d:e", "x" * 200, "7b", "hf.co/owner/repo:q4"])
+@pytest.mark.parametrize(
+    "model_id", ["demo", "qwen2.5:0.5b-instruct", "A_b-c.d:e", "x" * 200, "7b", "hf.co/owner/repo:q4"]
+)
 def test_ids_in_use_elsewhere_are_legal(model_id: str):
     assert config(id=model_id).id == model_id
 
