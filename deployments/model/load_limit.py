@@ -5,7 +5,8 @@ Serve would start replicas for ever, and user code has no way to tell it not to.
 what will fail each time: the number stands in what its constructor raises, Serve keeps that as the
 deployment's message, and the next replica finds it there. At `MAX_LOADS` a constructor tries nothing
 and does not return until Serve stops it: Serve then waits instead of starting the next one, and
-replicas that run are left in peace. A new deployment, or waking from zero replicas, begins anew.
+replicas that run are left in peace. A change of what the model depends on (`deployments/versions.py`)
+begins anew, and so does waking from zero replicas.
 
 What may pass (memory that is short, a tier that is gone) is tried for ever, as Serve does it. So is
 what fails in a deployment some of whose replicas run and that has never been up as a whole.
@@ -85,7 +86,9 @@ class LoadLimit:
 
     def _stay_failed(self) -> None:
         log.error(
-            "%s failed to load %d times and is not tried again before it is deployed anew", self._model_id, MAX_LOADS
+            "%s failed to load %d times and is not tried again before its own settings change",
+            self._model_id,
+            MAX_LOADS,
         )
         while not self._is_stopping():
             time.sleep(PERIOD_S)
