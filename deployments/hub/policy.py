@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-
 _LEAST_IDLE_NS = 10**9  # idle times below it are alike: requests of one burst end within it
 
 
@@ -172,10 +171,17 @@ class _Plan:
         self._free = {room.node_id: room.free_bytes for room in rooms}
         self._now_ns = now_ns
         self._turn_ns = turn_ns
-        self._on_node: dict[str, list[HubModel]] = {}
-        for model in self._models.values():
+        self._on_node: dict[str, list[HubModel]] = {}  # the longest unused first
+        for model in sorted(self._models.values(), key=lambda one: one.last_used_ns):
             if model.residence is not Residence.ABSENT:
                 self._on_node.setdefault(model.node_id, []).append(model)
+        self._at_most = {  # bytes that could get free on a node, now and by the end of all that runs
+            node_id: (
+                sum(one.need_bytes for one in here if not (one.n_open and one.residence is Residence.AWAKE)),
+                sum(one.need_bytes for one in here),
+            )
+            for node_id, here in self._on_node.items()
+        }
         self._n_left = max_models - sum(map(len, self._on_node.values()))  # processes that may still start
         self._going: set[str] = {one.model_id for one in self._models.values() if one.residence is Residence.LEAVING}
         self._over: set[str] = set()  # models whose turn is over
@@ -232,13 +238,9 @@ class _Plan:
 
     def _make_room(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
         """Send idle models away where that costs least, and keep what gets free for this one."""
-        best: tuple[float, str, list[_Victim]] | None = None
-        for room in places:
-            victims = self._victims(model, room.node_id)
-            if victims is not None:
-                cost = sum(self._cost(victim) for victim in victims)
-                if best is None or (cost, room.node_id) < best[:2]:
-                    best = cost, room.node_id, victims
+        found = ((self._victims(model, node_id), node_id) for node_id in self._hopeful(model, places, running=False))
+        costs = ((sum(map(self._cost, victims)), node_id, victims) for victims, node_id in found if victims is not None)
+        best = min(costs, key=lambda it: it[:2], default=None)
         if best is None:
             yield from self._end_turns(model, oldest, places)
             return
@@ -246,6 +248,16 @@ class _Plan:
         for victim in victims:
             yield self._removed(victim.model) if victim.ended else self._sleep(victim.model, SleepReason.PRESSURE)
         self._free[node_id] -= self._taken(model, node_id)
+
+    def _hopeful(self, model: HubModel, places: Sequence[Room], *, running: bool) -> Iterator[str]:
+        """Nodes with processes on which there could be enough, at best. A cheap look that spares the
+        exact one: with hundreds of models and nodes most have nothing to give.
+        """
+        for room in places:
+            at_most = self._at_most.get(room.node_id)
+            free_bytes = self._free[room.node_id]
+            if at_most is not None and free_bytes + at_most[running] >= self._taken(model, room.node_id):
+                yield room.node_id
 
     def _victims(self, model: HubModel, node_id: str) -> list[_Victim] | None:
         """Idle models whose sleep frees what the model lacks, longest idle first; when that is not
@@ -270,7 +282,6 @@ class _Plan:
 
     def _may_go(self, model: HubModel, node_id: str) -> Iterator[_Victim]:
         here = [one for one in self._on_node.get(node_id, ()) if one is not model]
-        here.sort(key=lambda one: one.last_used_ns)
         idle = [one for one in here if self._is_idle(one)]
         asleep = [one for one in here if one.residence is Residence.ASLEEP and one.model_id not in self._going]
         asleep.sort(key=lambda one: one.model_id in self._wanted)  # for younger requests than this model's
@@ -291,13 +302,9 @@ class _Plan:
         """
         if self._now_ns - oldest.since_ns < self._turn_ns:
             return
-        best: tuple[int, str, list[HubModel]] | None = None
-        for room in places:
-            due = self._due(model, room.node_id)
-            if due is not None:
-                newest = max((one.awake_since_ns for one in due), default=0)
-                if best is None or (newest, room.node_id) < best[:2]:
-                    best = newest, room.node_id, due
+        found = ((self._due(model, node_id), node_id) for node_id in self._hopeful(model, places, running=True))
+        newest_of = ((due[-1].awake_since_ns if due else 0, node_id, due) for due, node_id in found if due is not None)
+        best = min(newest_of, key=lambda it: it[:2], default=None)
         if best is None:
             return
         newest, node_id, due = best

@@ -122,6 +122,9 @@ CASES = {
         [model("a", ABSENT), model("b", n_open=1, awake_s=50)], [ticket("a", 61), ticket("b", 5)], [room(2)],
         [Grant("b1")],
     ),
+    "the process of one that wakes is in nobody's way": (
+        [model("a", ASLEEP), model("c", ABSENT)], [ticket("a", 9), ticket("c", 5)], [room(18)], [Wake("a", "n1")],
+    ),
     "nothing new wakes where one waits for its turn": (
         [model("a", ABSENT, need=20), model("b", n_open=1, awake_s=50), model("c", ABSENT)],
         [ticket("a", 61), ticket("c", 5)], [room(10)], [],
