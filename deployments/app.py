@@ -5,9 +5,11 @@
 One ingress (HTTP, rendering, tokenising) holds a handle to each model's deployment. Models of the hub
 are applications of their own, which the manager ("hub") makes when requests name them.
 
-Serve hashes `args`: any change of them replaces every process of the application, models included,
-one after the other. With `max_surge_percent` 0 the old process goes first and requests wait for the
-new one; with 100 the new one comes first, which takes twice the memory. The ingress always surges.
+A change of `args` replaces the ingress, the scheduler and the manager, which take seconds and break
+no stream, and those models that depend on what has changed (`versions`). A model's `num_cpus: auto`
+is a share of the node, so that one more model changes it. With `max_surge_percent` 0 the old process
+goes first and requests wait for the new one; with 100 the new one comes first, which takes twice the
+memory. The ingress always surges.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -341,15 +342,28 @@ class BuildArgs(_Strict):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    hub: HubSpec = HubSpec()
+    models: Annotated[tuple[ModelSpec, ...], Field(validate_default=True)] = ()
     store: StoreSpec = StoreSpec()
     policy: CachePolicy = CachePolicy()
     failover: FailoverPolicy = FailoverPolicy()
     routing: RoutingSpec = RoutingSpec()
     http: HttpSpec = HttpSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-    hub: HubSpec = HubSpec()
     default_model: str | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _some(cls, value: tuple[ModelSpec, ...], info: ValidationInfo) -> tuple[ModelSpec, ...]:
+        hub = info.data.get("hub")
+        if not value and not (hub is not None and hub.enabled):
+            raise ValueError("must name a model, unless hub.enabled is true")
+        return value
+
+    @property
+    def drain_s(self) -> float:
+        """How long what runs may go on when all goes."""
+        return max((spec.drain_s for spec in self.models), default=ModelSpec.drain_s)
 
     @field_validator("policy", mode="wrap")
     @classmethod

@@ -17,8 +17,16 @@ Clock = Callable[[], float]
 class Progress:
     """Compares states with those that were told last."""
 
-    def __init__(self, models: Sequence[tuple[str, str, str]], url: str, clock: Clock = time.monotonic) -> None:
-        """`models`: application, deployment and id of each."""
+    def __init__(
+        self,
+        models: Sequence[tuple[str, str, str]],
+        url: str,
+        clock: Clock = time.monotonic,
+        *,
+        apps: Sequence[str] = (),
+    ) -> None:
+        """`models`: application, deployment and id of each. `apps`: applications that may have none."""
+        self._apps = dict.fromkeys([*apps, *(app for app, _, _ in models)])
         self._models = models
         self._url = url
         self._clock = clock
@@ -30,7 +38,7 @@ class Progress:
         """What is new, for people."""
         now = {model: self._state(applications, app, name) for app, name, model in self._models}
         lines = [self._line(model, state) for model, state in now.items() if self._told.get(model) != state]
-        fronts = {app: self._state(applications, app, "ingress") for app, _, _ in self._models}
+        fronts = {app: self._state(applications, app, "ingress") for app in self._apps}
         settled = all(state.phase != Phase.LOADING for state in (*now.values(), *fronts.values()))
         if settled and not self._settled and any(state.phase == Phase.READY for state in fronts.values()):
             failed = [model for model, state in now.items() if state.phase == Phase.FAILED]

@@ -16,6 +16,7 @@ from deployments.config import Autoscaling, BuildArgs, ModelSpec, deployment_nam
 from deployments.model.deployment import Replica
 from deployments.model.load_limit import MAX_LOADS
 from deployments.routing.router import router_config
+from deployments.versions import model_version, pin_version
 
 MAX_ONGOING = 10_000  # no limit in practice: the engine's own queue refuses first
 HEALTH_PERIOD_S = 5.0  # a check costs next to nothing, and clients wait for a broken replica to be replaced
@@ -29,8 +30,8 @@ def make_deployment(of: type[Any], name: str, **options: Any) -> serve.Deploymen
 
 
 def model_app(spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: int) -> serve.Application:
-    """One model. `num_cpus` are asked of Ray for each replica; `n_threads` is what it computes with where
-    its configuration does not say.
+    """One model, whose replicas are replaced when what they depend on changes. `num_cpus` are asked of
+    Ray for each; `n_threads` is what it computes with where its configuration does not say.
     """
     actor_options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": spec.num_gpus, "resources": spec.resources}
     if spec.memory is not None:
@@ -41,7 +42,7 @@ def model_app(spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: i
     router = router_config(spec, args.routing, args.store.config(), args.policy)
     if router is not None:
         options["request_router_config"] = router
-    return make_deployment(
+    deployment = make_deployment(
         Replica,
         deployment_name(spec.id),
         graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
@@ -51,7 +52,8 @@ def model_app(spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: i
         max_constructor_retry_count=MAX_LOADS,
         ray_actor_options=actor_options,
         **options,
-    ).bind(
+    )
+    return pin_version(deployment, model_version(spec, args)).bind(
         spec,
         args.store,
         args.policy,
@@ -82,7 +84,7 @@ def cpu_share(args: BuildArgs, node_cpus: int) -> int:
     n_replicas = sum(
         max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models
     )
-    return max(1, node_cpus // n_replicas)
+    return max(1, node_cpus // max(1, n_replicas))
 
 
 def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Service:
     def watch(self, signals: StopSignals) -> None:
         """Tell the console how the models are, until a signal comes."""
         models = [(app, deployment_name(spec.id), spec.id) for app, args in self._apps.items() for spec in args.models]
-        progress = Progress(models, self._url())
+        progress = Progress(models, self._url(), apps=list(self._apps))
         while not signals.stop.wait(_WATCH_S):
             for line in progress.lines(serve.status().applications):
                 log.info(line)
@@ -108,7 +108,7 @@ class Service:
             await shutdown
 
     async def _drain(self, signals: StopSignals) -> None:
-        drain_s = max(spec.drain_s for args in self._apps.values() for spec in args.models)
+        drain_s = max(args.drain_s for args in self._apps.values())
         fronts = [(app, "ingress") for app in self._apps]
         streams = asyncio.create_task(_all_leave(fronts, drain_s, _TOLD_S))
         while not streams.done() and not signals.hurry.is_set():

@@ -85,6 +85,10 @@ class ModelLibrary(Protocol):
     names for one that is not there, and any other `ErllamaError`. One event loop.
     """
 
+    @property
+    def is_there(self) -> bool:
+        """Whether this server has a hub."""
+
     def find(self, name: str, tenant: Tenant) -> ServedModel | None:
         """The model of a name, None for one that is not here. Its client loads it when it is asked to
         generate. Raises `ModelPulling` while it is being pulled, which a `tenant` may begin who may
@@ -138,6 +142,8 @@ class EmptyLibrary:
     """The `ModelLibrary` of a server without a hub: it has nothing, and what would change it is
     refused.
     """
+
+    is_there = False
 
     def find(self, name: str, tenant: Tenant) -> ServedModel | None:
         return None

@@ -1,7 +1,8 @@
 """Models of the hub as applications of Serve: the real `Launcher` of the manager.
 
-An application is named after the one that serves HTTP, its model, and a digest of all that its
-process depends on: what has changed is seen by the name.
+An application is named after the one that serves HTTP, its model, a digest of all that its process
+depends on, so that what has changed is seen by the name, and the moment of its start: handles of
+one that has ended are of no use for the next.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class ServeLauncher:
         if not names:
             return []
         known = {self._name(loadable): loadable for loadable in (await asyncio.to_thread(self._known)).values()}
-        return [running for name in names if (running := await self._found(name, known.get(name))) is not None]
+        found = [await self._found(name, known.get(name.rpartition(".")[0])) for name in names]
+        return [running for running in found if running is not None]
 
     async def _found(self, name: str, loadable: Loadable | None) -> Running | None:
         if loadable is None:  # not what its name means now, or deleted
@@ -90,7 +92,7 @@ class ServeLauncher:
         return running
 
     async def start(self, loadable: Loadable, node_id: str) -> str:
-        name = self._name(loadable)
+        name = f"{self._name(loadable)}.{time.time_ns():x}"
         self._deployments[name] = deployment_name(loadable.model_id)
         await asyncio.to_thread(self._start, loadable, node_id, name)
         return name
@@ -137,6 +139,7 @@ class ServeLauncher:
         return self._groups[app_name]
 
     def _name(self, loadable: Loadable) -> str:
+        """Without the moment."""
         slug = deployment_name(loadable.model_id).removeprefix("model-")
         return f"{hub_prefix(self._app_name)}{slug}.{loadable.build}"
 

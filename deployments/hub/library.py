@@ -41,6 +41,8 @@ class _Card:
 class HubLibrary:
     """`configured` tells the file of a configured model, which `create` may take as a base."""
 
+    is_there = True
+
     def __init__(self, hub: Hub, link: HubLink, make: MakeServed, configured: Mapping[str, str]) -> None:
         self._hub = hub
         self._link = link

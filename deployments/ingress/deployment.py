@@ -62,7 +62,7 @@ class Ingress:
         config = BuildArgs.model_validate(args)
         self._options = config.http
         self._default_model = config.default_model
-        self._drain_s = max(spec.drain_s for spec in config.models)
+        self._drain_s = config.drain_s
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
         self._documents = _response_documents(config.store, config.http)
@@ -137,7 +137,8 @@ def _going() -> EngineStopped:
 
 
 def ingress_grace_s(args: BuildArgs) -> float:
-    return max(spec.graceful_shutdown_timeout_s for spec in args.models)
+    own = (spec.graceful_shutdown_timeout_s for spec in args.models)
+    return max(own, default=ModelSpec.graceful_shutdown_timeout_s)
 
 
 def _transcript_book(store: StoreSpec) -> TranscriptBook:

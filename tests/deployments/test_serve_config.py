@@ -19,6 +19,7 @@ from deployments.config import (
     BuildArgs,
     FailoverPolicy,
     HttpSpec,
+    HubSpec,
     ModelSpec,
     RoutingSpec,
     SchedulerSpec,
@@ -62,6 +63,8 @@ def test_the_shipped_config_names_every_knob_and_only_defaults():
     assert FailoverPolicy.model_validate(shipped_args()["failover"]) == FailoverPolicy()
     assert set(shipped_args()["scheduler"]) == set(SchedulerSpec.model_fields)
     assert SchedulerSpec.model_validate(shipped_args()["scheduler"]) == SchedulerSpec()
+    assert set(shipped_args()["hub"]) == set(HubSpec.__dataclass_fields__)
+    assert HubSpec(**shipped_args()["hub"]) == HubSpec()
     assert set(shipped_args()) == set(BuildArgs.model_fields)
 
 

@@ -44,7 +44,7 @@ class ServeProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
-        config = folder / "serve.yaml"
+        self.config = config = folder / "serve.yaml"
         application = {"name": "erllama", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
         http = {"host": "127.0.0.1", "port": self.port}
         config.write_text(
@@ -75,10 +75,10 @@ class ServeProcess:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                states = httpx.get(f"{self.url}/health/ready", timeout=10).json()["models"]
+                states: dict[str, str] | None = httpx.get(f"{self.url}/health/ready", timeout=10).json()["models"]
             except (httpx.HTTPError, ValueError, KeyError):
-                states = {}
-            if all(states.get(model) == state for model in models):
+                states = None
+            if states is not None and all(states.get(model) == state for model in models):
                 return
             time.sleep(0.25)  # a poll of another process, not a wait for our own threads
         raise RuntimeError(f"serve is not ready; its log ends with:\n{self.log.read_text()[-4000:]}")

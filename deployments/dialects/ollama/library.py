@@ -4,7 +4,7 @@ would need (push, blobs), which this server is not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -25,6 +25,7 @@ from erllama.errors import ErllamaError, RequestError
 from erllama.hub.events import PullEvent
 
 _ELSEWHERE = {"/push": "POST", "/blobs/{digest}": "GET POST HEAD"}
+_CHANGES = {"/pull": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE"}
 
 
 class ManagedElsewhere(RequestError):
@@ -35,7 +36,11 @@ class ManagedElsewhere(RequestError):
 
 
 def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
-    router = APIRouter()
+    if not models.library.is_there:
+        return _refusing(
+            _ELSEWHERE | _CHANGES, "which models are served stands in the server's configuration (hub.enabled)"
+        )
+    router = _refusing(_ELSEWHERE, "this server is no registry")
     library = models.library
 
     @router.post("/api/pull")
@@ -82,12 +87,17 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         await library.delete(body.named)
         return Response()
 
-    async def elsewhere(request: Request) -> Response:
-        what = route_path(request.scope).split("/")[2]
-        raise ManagedElsewhere(f"{what} is not supported: this server is no registry")
+    return router
 
-    for path, methods in _ELSEWHERE.items():
-        router.add_api_route(f"/api{path}", elsewhere, methods=methods.split(), include_in_schema=False)
+
+def _refusing(paths: Mapping[str, str], why: str) -> APIRouter:
+    router = APIRouter()
+
+    async def refuse(request: Request) -> Response:
+        raise ManagedElsewhere(f"{route_path(request.scope).split('/')[2]} is not supported: {why}")
+
+    for path, methods in paths.items():
+        router.add_api_route(f"/api{path}", refuse, methods=methods.split(), include_in_schema=False)
     return router
 
 

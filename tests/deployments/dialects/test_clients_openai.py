@@ -194,9 +194,10 @@ async def test_oa_10_models_are_listed_with_their_context():
     async with http_client(app) as client:
         listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"
-    extras = (".meta", ".max_model_len", ".context_length")
+    extras = (".meta", ".max_model_len", ".context_length", ".status")
     for model in listed["data"]:
         check_strictly(types.Model, model, extras)
     first, second = listed["data"]
     assert (first["meta"]["n_ctx"], first["max_model_len"], first["context_length"]) == (2048, 2048, 2048)
-    assert set(second) == {"id", "object", "created", "owned_by"}
+    assert set(second) == {"id", "object", "created", "owned_by", "status"}
+    assert second["status"] == {"value": "loaded"}

@@ -148,7 +148,7 @@ async def test_a_listed_model_tells_its_context():
     ) as client:
         known, unknown = (await client.get("/v1/models")).json()["data"]
     assert (known["meta"], known["max_model_len"], known["context_length"]) == ({"n_ctx": 512}, 512, 512)
-    assert set(unknown) == {"id", "object", "created", "owned_by"}
+    assert set(unknown) == {"id", "object", "created", "owned_by", "status"}
 
 
 @pytest.mark.parametrize("stream", [False, True])

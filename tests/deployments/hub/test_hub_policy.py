@@ -95,7 +95,7 @@ CASES = {
         [model("a", ABSENT), model("b", need=3, idle_s=9), model("c", need=17, idle_s=5)], [ticket("a")], [room(0)],
         [Sleep("c", PRESSURE)],
     ),
-    "its own process is not in its way": (
+    "nor does it end when there is no other": (
         [model("a", ASLEEP), model("b", n_open=1, need=11)], [ticket("a")], [room(8)], [],
     ),
     "what leaves already is enough": (
@@ -110,6 +110,9 @@ CASES = {
     ),
     "idle ones end when their sleep is not enough": (
         [model("a", ABSENT, need=20), model("b", need=20)], [ticket("a")], [room(0)], [Remove("b")],
+    ),
+    "its own process is not in its way": (
+        [model("a", ASLEEP), model("b", n_open=1), model("c", ASLEEP)], [ticket("a")], [room(8)], [Remove("c")],
     ),
     "a turn ends: no more grants": (
         [model("a", ABSENT), model("b", n_open=1, awake_s=70)], [ticket("a", 61), ticket("b", 5)], [room(2)], [],
