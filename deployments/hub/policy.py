@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+_LOAD_BYTES = 6 << 30  # what any load costs beside its bytes: as much as to read these (3 s at 2 GiB/s)
 _LEAST_IDLE_NS = 10**9  # idle times below it are alike: requests of one burst end within it
 
 
@@ -290,10 +291,11 @@ class _Plan:
         yield from (_Victim(one, True, one.process_bytes) for one in idle)  # beyond what their sleep gives
 
     def _cost(self, victim: _Victim) -> float:
-        """Loads per second that its going will cause: who was idle for t is wanted again after about as
-        long. Its bytes are no part of it: to spare small models' bytes evicts those that many ask for.
+        """Bytes to read again per ns: who was idle for t is wanted again after about as long. By bytes
+        alone small models would go that many ask for, by loads alone large ones whose loads are long.
         """
-        return 1e9 / max(self._idle_ns(victim.model), _LEAST_IDLE_NS)
+        n_bytes = victim.model.gain_bytes if victim.model.residence is Residence.AWAKE else 0
+        return (_LOAD_BYTES + n_bytes) / max(self._idle_ns(victim.model), _LEAST_IDLE_NS)
 
     def _end_turns(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
         """All run. When that has gone on for long enough, the node where this model can be soonest is

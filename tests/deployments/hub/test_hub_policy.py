@@ -91,6 +91,10 @@ CASES = {
          model("d", node="n2", need=11, idle_s=6)],
         [ticket("a")], [room(0), room(0, node="n2")], [Sleep("d", PRESSURE)],
     ),
+    "where the load that it will cost is short": (
+        [model("a", ABSENT), model("b", need=40 << 30, idle_s=9), model("c", node="n2", need=1 << 30, idle_s=8)],
+        [ticket("a")], [room(0, 1 << 40), room(0, 1 << 40, node="n2")], [Sleep("c", PRESSURE)],
+    ),
     "no more than needed: a small one stays when the next is enough alone": (
         [model("a", ABSENT), model("b", need=3, idle_s=9), model("c", need=17, idle_s=5)], [ticket("a")], [room(0)],
         [Sleep("c", PRESSURE)],
