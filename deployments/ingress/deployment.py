@@ -24,10 +24,11 @@ from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ServedModel
 from deployments.hub.client import OnDemandClient
+from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
-from deployments.hub.specs import reply_ends, spec_of
+from deployments.hub.specs import spec_of
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
@@ -199,8 +200,10 @@ class _Served:
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             # the engine alone knows how much of the context was made
             spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
-            stop, max_tokens = reply_ends(manifest)
-            client = OnDemandClient(model_id, manifest.digest, link, connect, stop=stop, max_tokens=max_tokens)
+            given = defaults_of(manifest.parameters)
+            client = OnDemandClient(
+                model_id, manifest.digest, link, connect, stop=given.stop, max_tokens=given.max_tokens
+            )
             prompts = self._prompts(spec, manifest.system)
             created = int(manifest.created.timestamp())
             return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)

@@ -8,8 +8,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
+from deployments.dialects.ollama.options import NEUTRAL, Options
 from deployments.dialects.ollama.wire import Wire
+from deployments.http.body import parse_value
 from erllama.errors import InvalidParameter
+from erllama.request import SamplingParams
 
 _LINE = re.compile(r"^\s*([A-Za-z]+)\s+(.*)$")
 _NUMBERS = (int, float)
@@ -75,6 +78,24 @@ class CreateBody(NamedBody):
     def base(self) -> str:
         return _required(self.from_, "from")
 
+    def check_parameters(self) -> None:
+        """Raises `InvalidParameter` for a value that no server could take: a wrong type, or out of range.
+        What only this server cannot do is passed over when the model is loaded.
+        """
+        given = {name: value for name, value in (self.parameters or {}).items() if name not in NEUTRAL}
+        options = parse_value(Options, given, "parameters")
+        try:
+            options.sampling(SamplingParams())
+        except InvalidParameter as error:
+            name = (error.param or "").replace("options.", "parameters.", 1)
+            raise InvalidParameter(error.message.replace("options.", "parameters.", 1), param=name) from None
+        n_ctx = given.get("num_ctx")
+        if n_ctx is not None and (type(n_ctx) is not int or n_ctx < 1):
+            raise InvalidParameter(
+                f"parameters.num_ctx must be a whole number of at least 1, got {n_ctx!r:.60}",
+                param="parameters.num_ctx",
+            )
+
 
 def created(body: CreateBody) -> CreateBody:
     """The body with what its modelfile says. Raises `InvalidParameter`."""
@@ -93,7 +114,7 @@ def created(body: CreateBody) -> CreateBody:
             case _:
                 raise InvalidParameter(f"modelfile: {instruction} is not supported by this server", param="modelfile")
     known = {name: value for name, value in body.model_dump(by_alias=True).items() if value is not None}
-    return CreateBody.model_validate({**known, **given, "modelfile": None})
+    return parse_value(CreateBody, {**known, **given, "modelfile": None}, "modelfile")
 
 
 def _instructions(modelfile: str) -> list[tuple[str, str]]:
