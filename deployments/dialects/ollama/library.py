@@ -27,7 +27,7 @@ from erllama.hub.events import PullEvent
 
 _CHANGES = {"/pull": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE"}
 _BLOBS = "/blobs/{digest}"
-_ELSEWHERE = {"/push": "POST", _BLOBS: "GET POST"}
+_ELSEWHERE = {"/push": "POST", _BLOBS: "POST"}
 
 
 class ManagedElsewhere(RequestError):
@@ -40,7 +40,7 @@ class ManagedElsewhere(RequestError):
 def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     if not models.library.is_there:
         return _refusing(
-            _ELSEWHERE | _CHANGES | {_BLOBS: "GET POST HEAD"},
+            _ELSEWHERE | _CHANGES | {_BLOBS: "GET POST"},
             "which models are served stands in the server's configuration (hub.enabled)",
         )
     router = _refusing(_ELSEWHERE, "this server is no registry")
@@ -91,7 +91,7 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         await library.delete(body.named)
         return Response()
 
-    @router.head(f"/api{_BLOBS}")
+    @router.get(f"/api{_BLOBS}")  # HEAD arrives as GET
     async def blob(request: Request, digest: str) -> Response:
         require_admin(request)
         return Response(status_code=200 if await library.has_blob(digest) else 404)
