@@ -41,7 +41,7 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
     if given.n_ctx is not None:  # more than it was trained with is of no use
         known["n_ctx"] = min(given.n_ctx, manifest.details.n_ctx_train or given.n_ctx)
     if manifest.template is not None:
-        known["chat_template"] = manifest.template
+        known["chat_template"] = _source(manifest.template)
     if adapters := hub.paths_of(manifest.name, Role.ADAPTER):
         known["adapters"] = [{"path": str(path)} for path in adapters]
     try:
@@ -78,6 +78,13 @@ def loadable_of(hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others:
         process_bytes=PROCESS_BYTES,
         build=_build(manifest, configured, others),
     )
+
+
+def _source(template: str) -> str:
+    """A template that is never taken for the path of a file, as text without any Jinja would be: whoever
+    may create models may not read files.
+    """
+    return template if "{{" in template or "{%" in template else template + "{{ '' }}"
 
 
 def _build(manifest: Manifest, spec: ModelSpec, others: str) -> str:

@@ -11,11 +11,13 @@ from pydantic import BeforeValidator, Field
 from deployments.dialects.ollama.options import NEUTRAL, Options
 from deployments.dialects.ollama.wire import Wire
 from deployments.http.body import parse_value
+from erllama.chat.template import ChatTemplate
 from erllama.errors import InvalidParameter
 from erllama.request import SamplingParams
 
 _LINE = re.compile(r"^\s*([A-Za-z]+)\s+(.*)$")
 _NUMBERS = (int, float)
+_GO = re.compile(r"\{\{-?\s*[.$]")
 
 
 class NamedBody(Wire):
@@ -49,9 +51,16 @@ class CopyBody(Wire):
         return _required(self.source, "source"), _required(self.destination, "destination")
 
 
-def _go_template(value: Any) -> Any:
-    if isinstance(value, str) and re.search(r"\{\{-?\s*[.$]", value):
+def _jinja(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value or None
+    if _GO.search(value):
         raise ValueError("is a template of Go; chat templates are Jinja here")
+    if "{{" not in value and "{%" not in value:
+        raise ValueError("must be a chat template in Jinja, and has no Jinja in it")
+    problem = ChatTemplate(value, bos="", eos="").problem
+    if problem is not None:
+        raise ValueError(f"is no chat template in Jinja: {problem}")
     return value
 
 
@@ -69,7 +78,7 @@ class CreateBody(NamedBody):
     }
 
     from_: Annotated[str | None, Field(alias="from")] = None
-    template: Annotated[str | None, BeforeValidator(_go_template)] = None
+    template: Annotated[str | None, BeforeValidator(_jinja)] = None
     system: str | None = None
     parameters: dict[str, Any] | None = None
     modelfile: str | None = None
