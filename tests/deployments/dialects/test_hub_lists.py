@@ -83,6 +83,7 @@ LISTS = {
     "/v1/models?client_version=1": lambda told: [model["slug"] for model in told["models"]],
     "/v1beta/models": lambda told: [model["baseModelId"] for model in told["models"]],
     "/api/tags": lambda told: [model["name"].removesuffix(":latest") for model in told["models"]],
+    "/api/v0/models": lambda told: [model["id"] for model in told["data"]],
     "anthropic": lambda told: [model["id"] for model in told["data"]],
 }
 
@@ -112,11 +113,19 @@ async def test_a_list_has_what_its_key_may_use(place):
     assert await listed(FakeLibrary(manifest("a"), manifest("b")), place, api_keys=keys) == ["b"]
 
 
-@pytest.mark.parametrize("place", sorted(set(LISTS) - {"/api/tags"}))  # which reads manifests alone
+@pytest.mark.parametrize("place", sorted(set(LISTS) - {"/api/tags", "/api/v0/models"}))  # these read manifests alone
 async def test_one_model_that_cannot_be_served_does_not_empty_a_list(place):
     library = FakeLibrary(manifest("a"), manifest("b"))
     library.broken = {"a": InvalidParameter("a cannot be configured", param="model")}
     assert await listed(library, place) == ["demo", "b"]
+
+
+async def test_lm_studios_list_has_what_is_loaded_and_with_how_much():
+    library = FakeLibrary(manifest("a"), manifest("b"))
+    library.standings = {"a": LOADED, "b": replace(LOADED, phase=ModelPhase.SLEEPING)}
+    a, b = (await ask(library, "GET", "/api/v0/models")).json()["data"]
+    assert (a["state"], a["max_context_length"], a["loaded_context_length"]) == ("loaded", 32768, 2048)
+    assert (b["state"], b["loaded_context_length"], b["quantization"]) == ("not-loaded", None, "Q4_K_M")
 
 
 # --- names that are not there -----------------------------------------------------------------------

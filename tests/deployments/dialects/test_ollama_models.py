@@ -207,7 +207,7 @@ async def test_copy_and_delete_answer_with_nothing():
 
 async def test_a_configured_model_may_be_the_base_under_the_name_that_tags_has():
     library = FakeLibrary()
-    app = site(library, served(FakeModel(), aliases=("nick",)))
+    app = site(library, served(FakeModel(), aliases=("nick", "dem*")))
     bases = []
     library.create = lambda name, base, **rest: _noted(bases, base)
     async with http_client(app) as client:

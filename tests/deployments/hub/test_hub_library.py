@@ -85,7 +85,12 @@ async def test_a_model_is_found_listed_and_shown_by_its_name(library):
     assert library.is_there
 
 
-@pytest.mark.parametrize("digest", ["", "sha256:00", "sha256:" + "0" * 64, "sha256:../../x", "md5:" + "0" * 64])
+NO_DIGEST = "../manifests/tiny@v1.json"  # a file of the hub
+
+
+@pytest.mark.parametrize(
+    "digest", ["", NO_DIGEST, "sha256:00", "sha256:" + "0" * 64, "sha256:../../x", "md5:" + "0" * 64]
+)
 async def test_what_is_no_blob_is_not_there(library, digest):
     assert not await library.has_blob(digest)
 
