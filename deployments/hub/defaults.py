@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from deployments.dialects.ollama.options import Options
 from erllama.errors import InvalidParameter
-from erllama.request import SamplingParams
+from erllama.request import GenerationRequest, Prompt, SamplingParams
 
 _CONTEXT = "num_ctx"
 
@@ -50,7 +50,9 @@ def _is_good(name: str, value: Any) -> bool:
     if name not in Options.model_fields:
         return False
     try:
-        Options.model_validate({name: value}).sampling(SamplingParams())
+        options = Options.model_validate({name: value})
+        options.sampling(SamplingParams())
+        GenerationRequest("-", Prompt.of([0]), stop=options.stop)
     except (ValidationError, InvalidParameter):
         return False
     return True

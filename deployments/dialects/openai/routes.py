@@ -202,8 +202,8 @@ class OpenAI(Dialect):
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            headers, sampling = request.headers, model.prompts.defaults.sampling
-            requests = completion_requests(body, prompts, grammar, identity.stream, headers, sampling)
+            headers, defaults = request.headers, model.prompts.defaults
+            requests = completion_requests(body, prompts, grammar, identity.stream, headers, defaults)
             head, n = _head("cmpl", model, identity), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests, identity=identity)

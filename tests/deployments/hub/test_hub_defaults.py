@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.dialects.ollama.options import NEUTRAL, Options
+from deployments.dialects.ollama.options import NEUTRAL, NO_LIMIT, Options
 from deployments.hub.defaults import ManifestDefaults, defaults_of
 from erllama.request import SamplingParams
 
@@ -23,13 +23,14 @@ NOTHING = ManifestDefaults(SamplingParams(), (), None, None, ())
         ({"repeat_penalty": 1.5, "repeat_last_n": 9}, {"repetition_penalty": 1.5, "repeat_last_n": 9}, {}),
         ({"seed": -1}, {}, {}),
         ({"seed": 7, "num_predict": 9, "num_ctx": 8192}, {"seed": 7}, {"max_tokens": 9, "n_ctx": 8192}),
-        ({"num_predict": -1}, {}, {}),
+        ({"num_predict": -1}, {}, {"max_tokens": NO_LIMIT}),
         ({"stop": "<end>"}, {}, {"stop": ("<end>",)}),
         ({"stop": ["a", "b"]}, {}, {"stop": ("a", "b")}),
         # each for itself: what is impossible takes nothing else with it
         ({"temperature": 0.25, "mirostat": 2, "num_gpu": 3}, {"temperature": 0.25}, {"ignored": ("mirostat", "num_gpu")}),
         ({"temperature": "hot", "top_p": 0.5}, {"top_p": 0.5}, {"ignored": ("temperature",)}),
         ({"temperature": -4, "stop": "x"}, {}, {"stop": ("x",), "ignored": ("temperature",)}),
+        ({"stop": [f"<{i}>" for i in range(1000)]}, {}, {"ignored": ("stop",)}),
         ({"stop": [1], "seed": 3}, {"seed": 3}, {"ignored": ("stop",)}),
         ({"num_ctx": "8192"}, {}, {"ignored": ("num_ctx",)}),
         ({"num_ctx": 0}, {}, {"ignored": ("num_ctx",)}),

@@ -8,9 +8,10 @@ import pytest
 
 from deployments.access.tenant import ANONYMOUS, Tenant
 from deployments.config import HubSpec
+from deployments.dialects.ollama.options import NO_LIMIT
 from deployments.http.errors import AdminKeyRequired
 from deployments.http.model_library import EmptyLibrary, ModelInUse, ModelPhase
-from deployments.http.ports import ServedModel
+from deployments.http.ports import ReplyDefaults, ServedModel
 from deployments.hub.client import OnDemandClient
 from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
@@ -20,10 +21,9 @@ from erllama.chat.variants import override_source
 from erllama.errors import EngineStopped, InvalidParameter, ModelNotFound, NotSupported
 from erllama.hub.errors import SourceRefused
 from erllama.hub.hub import Hub
-from erllama.request import GenerationRequest, Prompt
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
-from tests.support.http_fakes import FakeModel, FakePrompts
+from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client
 from tests.support.hub_fakes import LOADED, FakeLibrary, FakeLink, events_of, manifest, names_of
 
 pytestmark = pytest.mark.anyio
@@ -49,16 +49,10 @@ class Site:
         self.library = HubLibrary(self.hub, self.link, self.served, {"demo": str(tiny)})
 
     def served(self, model_id, manifest):
-        given = defaults_of(manifest.parameters)
-        client = OnDemandClient(
-            model_id,
-            manifest.digest,
-            self.link,
-            lambda granted: self.model,
-            stop=given.stop,
-            max_tokens=given.max_tokens,
-        )
-        return ServedModel(model_id, client, FakePrompts(None), 0, on_demand=True)
+        client = OnDemandClient(model_id, manifest.digest, self.link, lambda granted: self.model)
+        given, prompts = defaults_of(manifest.parameters), FakePrompts(None)
+        prompts.defaults = ReplyDefaults(given.sampling, None, given.stop, given.max_tokens)
+        return ServedModel(model_id, client, prompts, 0, on_demand=True)
 
 
 @pytest.fixture
@@ -186,21 +180,6 @@ async def test_a_model_is_found_anew_when_its_manifest_changes(site):
     assert site.library.find("tiny:v1", GUEST) is not found
 
 
-async def test_where_a_reply_ends_is_the_models_unless_the_request_says(site):
-    await site.library.create("x", "tiny:v1", parameters={"num_predict": 7, "stop": ["<end>"]})
-    client = site.library.find("x", GUEST).client
-    for given in ({}, {"max_tokens": 3}, {"stop": ("a",)}, {"max_tokens": 0}):
-        request = GenerationRequest(request_id="r", prompt=Prompt.of([1]), **given)
-        async for _ in client.generate(request):
-            pass
-    assert [(request.max_tokens, request.stop) for request in site.model.requests] == [
-        (7, ("<end>",)),
-        (3, ("<end>",)),
-        (7, ("a",)),
-        (0, ("<end>",)),
-    ]
-
-
 async def test_who_may_pull_fetches_by_naming(site, monkeypatch):
     begun = []
 
@@ -243,3 +222,13 @@ async def test_a_template_is_never_the_path_of_a_file(site, tmp_path):
     site.hub.create("x", "tiny:v1", template=str(secret))
     spec = spec_of(site.hub, site.spec, "x", site.hub.show("x"))
     assert "the secret" not in override_source(spec.chat_template)
+
+
+async def test_a_request_that_wants_no_limit_gets_none(site):
+    """Ollama's num_predict -1, against what the model says."""
+    await site.library.create("x", "tiny:v1", parameters={"num_predict": 7})
+    async with http_client(app_of(library=site.library)) as client:
+        for options in ({}, {"num_predict": -1}, {"num_predict": 5}):
+            body = {"model": "x", "messages": [{"role": "user", "content": "hi"}], "options": options, "stream": False}
+            assert (await client.post("/api/chat", json=body)).status_code == 200
+    assert [request.max_tokens for request in site.model.requests] == [7, NO_LIMIT, 5]
