@@ -11,6 +11,7 @@ from erllama.demo import demo_model_path
 from erllama.errors import InvalidParameter, check, check_int, check_number, check_type
 
 CTX_PAD = 256  # llama.cpp pads the context of a sequence to a multiple of this
+MAX_UBATCH = 512  # tokens of one pass through the layers at most; a decode of more makes several
 
 MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}\Z")  # as long as a name of the hub may be
 

@@ -123,6 +123,13 @@ class LoadFailedForNow(ModelLoadError):
     code = "model_load_failed"
 
 
+class DoesNotFit(ModelLoadError):
+    """The model needs more memory than it may have, however short its context is."""
+
+    http_status = 503
+    code = "model_does_not_fit"
+
+
 class EngineStopped(ErllamaError):
     """The engine takes no more requests: it is shutting down, or its thread died of a bug."""
 

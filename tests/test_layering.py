@@ -37,6 +37,7 @@ ORDER = {
             "demo",
             "config",
             "fit",
+            "footprint",
             "cache",
             "stream",
         ),

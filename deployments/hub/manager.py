@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 HEARD_S = 20.0  # an ingress that is silent for so long is gone
 _ROUND_S = 1.0
 _FAILED_S = 10  # for how long a load that failed is not tried again
+_READ_S = 5.0  # how often the nodes are looked at while nobody waits for memory
+_LOST = 3  # readings without a node after which it is gone
 _GIB = 1 << 30
 
 
@@ -98,6 +100,7 @@ class HubManager:
         self._failed: dict[str, tuple[ErllamaError, int]] = {}
         self._readings: list[NodeReading] = []
         self._heard_all_ns = clock() + int(HEARD_S * 1e9)  # by then every ingress has told what it has open
+        self._read_ns = 0
         self._learning = asyncio.Lock()
         self._changed = asyncio.Event()
         self._recovered = asyncio.Event()
@@ -167,6 +170,7 @@ class HubManager:
         running = self._processes.get(self._leases.drop(ingress_id, ticket_id) or "")
         if running is not None:
             running.last_used_ns = self._clock()
+            running.n_running = 0  # it may be that of this request; if others run, it refuses to sleep
         self._changed.set()
 
     async def renew(self, ingress_id: str, tickets: Mapping[str, str]) -> None:
@@ -238,10 +242,22 @@ class HubManager:
         self._leases.expire(now_ns)
         self._waiting.expire(now_ns)
         await self._processes.look()
-        if any(not self._processes.is_awake(model_id) for model_id in self._waiting.by_model()):
-            self._readings = await self._nodes.read()
+        wanted = any(not self._processes.is_awake(model_id) for model_id in self._waiting.by_model())
+        if wanted or now_ns - self._read_ns >= int(_READ_S * 1e9):
+            self._readings, self._read_ns = await self._nodes.read(), now_ns
+            self._end_lost()
         for action in self._plan():
             self._carry_out(action)
+
+    def _end_lost(self) -> None:
+        """A model whose node is gone would wait for it for ever: it may wake elsewhere."""
+        nodes = {reading.node_id for reading in self._readings}
+        for running in self._processes:
+            known = not running.node_id or running.node_id in nodes
+            running.n_missed = 0 if known else running.n_missed + 1
+            if running.n_missed >= _LOST and running.residence is not Residence.LEAVING:
+                log.warning("event=hub_node_lost model=%s node=%s", running.model_id, running.node_id)
+                self._processes.begin_end(running)
 
     def _plan(self) -> tuple[Action, ...]:
         n_open, n_waiting = Counter(self._leases.models()), self._waiting.by_model()

@@ -121,6 +121,7 @@ class Processes:
         except Exception:  # the next look says what is in memory
             log.exception("event=hub_sleep_failed model=%s", running.model_id)
         running.residence = Residence.ASLEEP if slept else Residence.AWAKE
+        running.n_running = 0 if slept else max(1, running.n_running)  # it is asked again after the next look
         if slept:
             running.settled_ns = self._clock()
             self.swaps[f"sleep {reason}"] += 1

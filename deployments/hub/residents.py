@@ -43,6 +43,7 @@ class Running:
     last_used_ns: int
     settled_ns: int | None = None
     n_running: int = 0  # as the replica told last
+    n_missed: int = 0  # readings in a row that its node was not among
     stale: bool = False  # it is what the name meant before: it goes as soon as nothing runs
 
     @property

@@ -18,6 +18,7 @@ from deployments.hub.manager import HubManager
 from deployments.hub.nodes import ClusterNodes
 from deployments.hub.residents import Loadable
 from deployments.hub.specs import loadable_of
+from deployments.memory.sources import NvidiaMemory
 from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.model.ray_errors import mapped_errors
 from deployments.serve_log import share_serve_log
@@ -47,13 +48,15 @@ class ModelManager(HubManager):
             "erllama_hub_swaps", "Times that models of the hub were woken, put to sleep or removed.", tag_keys=("what",)
         )
         self._in_memory = Gauge("erllama_hub_models_in_memory", "Models of the hub that are in memory.")
-        hub = Hub(config.hub)
+        hub, gpu_memory = Hub(config.hub), NvidiaMemory()
         app_name = serve.get_replica_context().app_name
         others = repr((config.store, config.policy, config.scheduler, config.routing))
         memory_bytes = None if config.hub.memory_bytes is None else parse_bytes(config.hub.memory_bytes)
 
         def load(model_id: str, room_bytes: int) -> Loadable:
-            return loadable_of(hub, config.hub, model_id, room_bytes, others)
+            gpus = [reading.total_bytes for reading in gpu_memory.read("")]
+            gpu_bytes = int(config.scheduler.high * min(gpus)) if gpus else None
+            return loadable_of(hub, config.hub, model_id, room_bytes, others, gpu_bytes=gpu_bytes)
 
         async def loadable(model_id: str, room_bytes: int) -> Loadable:
             return await asyncio.to_thread(load, model_id, room_bytes)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,10 +15,16 @@ from deployments.config import HubSpec, ModelSpec
 from deployments.hub.defaults import defaults_of
 from deployments.hub.residents import Loadable
 from erllama.errors import InvalidParameter
-from erllama.fit import fit
+from erllama.fit import GpuRoom, NeedOf, fit
+from erllama.footprint.copies import row_groups
+from erllama.footprint.estimate import estimate
+from erllama.footprint.shape import MemoryShape
+from erllama.gguf.check import split_paths
+from erllama.gguf.header import read_header
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Manifest
 from erllama.hub.sources.remote import Role
+from erllama.llama.library import build_info
 from erllama.llama.memory_probe import measure_need
 
 log = logging.getLogger(__name__)
@@ -52,22 +59,29 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
         raise InvalidParameter(f"{model_id} cannot be configured: {where}: {first['msg']}", param="model") from None
 
 
-def loadable_of(hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others: str = "") -> Loadable:
+def loadable_of(
+    hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others: str = "", *, gpu_bytes: int | None = None
+) -> Loadable:
     """The model of a name as it would be loaded into `room_bytes`. `others` is what else its process
-    depends on. Blocks: it may ask llama.cpp in a child process. Raises `ErllamaError`.
+    depends on. With `num_gpus` as many layers as fit into that share of `gpu_bytes`, what a GPU can
+    give, go there; None where that is not known. Blocks: it may ask llama.cpp in a child process.
+    Raises `ErllamaError`.
     """
     manifest = hub.show(model_id)
     configured = spec_of(hub, spec, model_id, manifest)
     if configured.n_ctx == 0:
         configured = replace(configured, n_ctx=manifest.details.n_ctx_train)
+    need_of, gpu_room = _needs(configured, gpu_bytes)
     fitted = fit(
         configured,
-        measure_need,
+        need_of,
         max(0, room_bytes - PROCESS_BYTES),
         min_ctx=spec.min_ctx,
         min_parallel=spec.min_parallel,
+        gpu_room=gpu_room,
     )
-    ours = replace(configured, n_ctx=fitted.config.n_ctx, n_parallel=fitted.config.n_parallel)
+    found = fitted.config
+    ours = replace(configured, n_ctx=found.n_ctx, n_parallel=found.n_parallel, n_gpu_layers=found.n_gpu_layers)
     if ours != configured:
         log.info("event=hub_shrunk model=%s n_ctx=%d n_parallel=%d", model_id, ours.n_ctx, ours.n_parallel)
     return Loadable(
@@ -76,6 +90,7 @@ def loadable_of(hub: Hub, spec: HubSpec, model_id: str, room_bytes: int, others:
         spec=ours,
         need_bytes=PROCESS_BYTES + fitted.need.total_bytes,
         process_bytes=PROCESS_BYTES,
+        gpu_bytes=fitted.need.gpu.total_bytes,
         build=_build(manifest, configured, others),
     )
 
@@ -85,6 +100,17 @@ def _source(template: str) -> str:
     may create models may not read files.
     """
     return template if "{{" in template or "{%" in template else template + "{{ '' }}"
+
+
+def _needs(spec: ModelSpec, gpu_bytes: int | None) -> tuple[NeedOf, GpuRoom | None]:
+    """llama.cpp tells what a model takes in RAM; with GPUs its header has to."""
+    if not spec.num_gpus:
+        return measure_need, None
+    shape = MemoryShape.of([read_header(part) for part in split_paths(spec.path)], row_groups(build_info()))
+    if gpu_bytes is None:
+        return partial(estimate, shape), None
+    share = int(gpu_bytes * min(1.0, spec.num_gpus))
+    return partial(estimate, shape), GpuRoom(share, shape.n_layer + 1)
 
 
 def _build(manifest: Manifest, spec: ModelSpec, others: str) -> str:

@@ -6,9 +6,7 @@ from typing import Any
 
 import llama_cpp
 
-from erllama.config import EngineConfig
-
-MAX_UBATCH = 512
+from erllama.config import MAX_UBATCH, EngineConfig
 
 
 def context_params(config: EngineConfig, n_ctx: int) -> Any:

@@ -37,6 +37,8 @@ class FakeLauncher:
     found: list[Running] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     in_use: set[str] = field(default_factory=set)
+    node: str = "n1"
+    n_refused: int = 0
     log: list[str] = field(default_factory=list)
 
     async def find(self):
@@ -56,10 +58,11 @@ class FakeLauncher:
         return LoadState(Phase.FAILED, "the file is broken") if failed else LoadState(Phase.LOADING)
 
     async def look(self, app_name):
-        return None if app_name in self.failing else ("n1", self.apps[app_name])
+        return None if app_name in self.failing else (self.node, self.apps[app_name])
 
     async def sleep(self, app_name):
         if app_name in self.in_use:
+            self.n_refused += 1
             return False
         self.log.append(f"sleep {app_name}")
         self.apps[app_name] = self.memory(loaded=False)
@@ -76,9 +79,10 @@ class FakeLauncher:
 @dataclass
 class FakeNodes:
     total: int = 10_000
+    names: tuple[str, ...] = ("n1",)
 
     async def read(self):
-        return [NodeReading("n1", 0, self.total, 0)]
+        return [NodeReading(name, 0, self.total, 0) for name in self.names]
 
 
 async def loads(model_id, room_bytes):
@@ -88,11 +92,11 @@ async def loads(model_id, room_bytes):
 
 
 @asynccontextmanager
-async def managed(launcher, *, room=2 * NEED + 3 * PROCESS, loadable_of=loads, **spec):
+async def managed(launcher, *, room=2 * NEED + 3 * PROCESS, loadable_of=loads, nodes=None, **spec):
     manager = HubManager(
         HubSpec(**{"max_models": 5, "keep_alive_s": None, **spec}),
         launcher,
-        FakeNodes(),
+        nodes or FakeNodes(),
         loadable_of,
         high=1.0,
         memory_bytes=room,
@@ -190,8 +194,9 @@ async def test_a_model_that_is_in_use_after_all_stays():
         await use(manager, "a", "ta")
         asked = asyncio.ensure_future(manager.acquire(wanted("b", "tb")))
         assert isinstance(await asked, Waiting)
+        assert launcher.n_refused == 1  # it is not asked again and again
         launcher.in_use.clear()
-        assert isinstance(await manager.acquire(wanted("b", "tb")), Granted)
+        assert isinstance(await use(manager, "b", "tb"), Granted)
 
 
 async def test_who_leaves_while_it_waits_leaves_no_trace():
@@ -277,5 +282,18 @@ async def test_a_new_manager_takes_over_what_runs_and_learns_who_uses_it():
         assert not [line for line in launcher.log if line.startswith("sleep")]
         launcher.in_use.clear()
         await manager.release("i", "ta")
-        assert isinstance(await manager.acquire(wanted("b", "tb")), Granted)
+        assert isinstance(await use(manager, "b", "tb"), Granted)
         assert launcher.log == ["sleep a.build-d1", "start b.build-d1"]
+
+
+async def test_a_model_whose_node_is_gone_wakes_on_another():
+    launcher, nodes = FakeLauncher(), FakeNodes()
+    async with managed(launcher, nodes=nodes) as manager:
+        await use(manager, "a", "ta")
+        nodes.names = ("n2",)
+        for number in range(3):  # requests of others have the nodes read
+            await use(manager, f"b{number}", f"tb{number}")
+        await until(lambda: "end a.build-d1" in launcher.log)
+        launcher.node = "n2"
+        await use(manager, "a", "ta2")
+        assert launcher.log.count("start a.build-d1") == 2
