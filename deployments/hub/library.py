@@ -17,6 +17,7 @@ from deployments.hub.client import OnDemandClient
 from deployments.hub.link import HubLink
 from deployments.hub.messages import ModelPulling
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.gguf.header import read_header
 from erllama.hub.events import PullEvent
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Manifest
@@ -91,8 +92,23 @@ class HubLibrary:
         manifest = await asyncio.to_thread(self._hub.show, name)
         return self._told(manifest, await self._standings())
 
+    async def metadata(self, name: str) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            return read_header(self._hub.path_of(name)).plain()
+
+        return await asyncio.to_thread(read)
+
+    async def has_blob(self, digest: str) -> bool:
+        return self._hub.has_blob(digest)
+
     async def keep(self, name: str, seconds: float | None) -> None:
-        await self._link.ask("keep", self._id(name), seconds)
+        """A manager that is just being replaced costs the wish, and not the reply that comes with it."""
+        model_id = self._id(name)
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                await self._link.ask("keep", model_id, seconds)
+        except (TimeoutError, ErllamaError) as error:
+            log.warning("event=hub_keep_alive_lost model=%s error=%r", model_id, error)
 
     async def load(self, name: str) -> None:
         await self._client(name).load()
@@ -108,7 +124,10 @@ class HubLibrary:
         return _read(self._hub.pull(source, name, trusted=False, cancel=cancel), cancel)
 
     async def copy(self, source: str, target: str) -> None:
-        await asyncio.to_thread(self._hub.copy, source, target)
+        def work() -> None:
+            self._hub.copy(self._based(target, source), target)
+
+        await asyncio.to_thread(work)
 
     async def create(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from erllama.hub.sources.remote import Role
 from erllama.hub.sources.source import name_of, parse_source
 
 logger = logging.getLogger(__name__)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Hub:
@@ -96,6 +99,10 @@ class Hub:
         """The files of a role: adapters, the projector."""
         manifest = self._linked(name)
         return tuple(self._links.path_of(manifest, file) for file in manifest.of(role))
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether a whole file with the digest "sha256:<hex>" is here."""
+        return _DIGEST.fullmatch(digest) is not None and self._blobs.path(digest).is_file()
 
     def copy(self, source: str, target: str) -> Manifest:
         """Give a model another name; what had that name before loses it."""
