@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,16 @@ class Hub:
         *,
         trusted: bool = True,
         cancel: threading.Event | None = None,
+        accept: Callable[[Prospect], None] | None = None,
     ) -> Iterator[PullEvent]:
         """Fetch a model; a name without a scheme is one of the Ollama registry.
 
         `trusted` False is for pulls that were asked for over HTTP (see `safety`). What is wrong
         with the arguments is raised at once, the rest while the events are read: nothing happens
-        before. Setting `cancel`, or closing the iterator, ends the pull; the next one goes on.
+        before. Setting `cancel`, or closing the iterator, ends the pull; the next one goes on. `accept`
+        is asked before anything but the header is fetched, and refuses by raising.
         """
-        return self._pull(source, as_name, trusted, cancel).run()
+        return self._pull(source, as_name, trusted, cancel, accept).run()
 
     def inspect(self, source: str, *, trusted: bool = True) -> Prospect:
         """What a pull would fetch, how much, and what the model is; refuses what a pull refuses."""
@@ -138,7 +140,14 @@ class Hub:
         with self._locks.hub():
             return self._collect()
 
-    def _pull(self, source: str, as_name: str | None, trusted: bool, cancel: threading.Event | None) -> Pull:
+    def _pull(
+        self,
+        source: str,
+        as_name: str | None,
+        trusted: bool,
+        cancel: threading.Event | None,
+        accept: Callable[[Prospect], None] | None = None,
+    ) -> Pull:
         parsed = parse_source(source)
         name = ModelName.parse(as_name) if as_name is not None else name_of(parsed)
         return Pull(
@@ -151,6 +160,7 @@ class Hub:
             links=self._links,
             reach=Reach.of(self.config, trusted),
             cancel=cancel,
+            accept=accept,
         )
 
     def _collect(self) -> Freed:

@@ -18,9 +18,10 @@ from deployments.hub.library import HubLibrary
 from deployments.hub.messages import ModelPulling
 from deployments.hub.specs import spec_of
 from erllama.chat.variants import override_source
-from erllama.errors import EngineStopped, InvalidParameter, ModelNotFound, NotSupported
+from erllama.errors import DoesNotFit, EngineStopped, InvalidParameter, ModelNotFound, NotSupported
 from erllama.hub.errors import SourceRefused
 from erllama.hub.hub import Hub
+from erllama.hub.name import ModelName
 from erllama.testing.random_gguf import write_random_model
 from erllama.testing.random_shape import SHAPES
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client
@@ -183,7 +184,7 @@ async def test_a_model_is_found_anew_when_its_manifest_changes(site):
 async def test_who_may_pull_fetches_by_naming(site, monkeypatch):
     begun = []
 
-    def pull(source, name, *, trusted):
+    def pull(source, name, *, trusted, accept):
         begun.append((source, name, trusted))
         raise_when_read = InvalidParameter("it is no model", param="model")
         yield from ()
@@ -203,6 +204,31 @@ async def test_a_pull_over_http_reaches_no_address_of_this_machine(site):
     for source in ("file:///etc/passwd", "/etc/passwd", "http://127.0.0.1:1/x.gguf", "http://169.254.169.254/x.gguf"):
         with pytest.raises(SourceRefused):
             await events_of(site.library.pull(source, "x", ANONYMOUS))
+
+
+async def test_a_model_that_has_room_nowhere_is_not_fetched(site, tiny):
+    site.link.raises["check_room"] = DoesNotFit("its files have 9 GiB, and there are 8", param="model")
+
+    def pull(source, name, *, trusted, cancel, accept):  # a file of this machine, for once
+        return Hub(site.spec).pull(source, name, cancel=cancel, accept=accept)
+
+    site.hub.pull = pull
+    with pytest.raises(DoesNotFit, match="9 GiB"):
+        await events_of(site.library.pull(str(tiny), "huge", ANONYMOUS))
+    assert site.hub.version(ModelName.parse("huge")) is None
+    assert site.link.asked[-1] == ("check_room", tiny.stat().st_size)
+    del site.link.raises["check_room"]
+    assert (await events_of(site.library.pull(str(tiny), "huge", ANONYMOUS)))[-1] == "success"
+
+
+async def test_a_url_that_a_request_names_is_found_once_it_has_been_fetched(site, tiny):
+    url = "https://example.com/models/Tiny-Other.gguf"
+    with pytest.raises(ModelPulling):
+        site.library.find(url, FETCHER)
+    for task in list(site.library._pulls.values()):
+        task.cancel()
+    list(site.hub.pull(str(tiny), "tiny-other"))
+    assert site.library.find(url, FETCHER).id == "tiny-other"
 
 
 # --- what is loaded ---------------------------------------------------------------------------------
