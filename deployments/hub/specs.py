@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -41,7 +42,7 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
     """
     trained = {"n_ctx": min(DEFAULT_CTX, manifest.details.n_ctx_train or DEFAULT_CTX)}
     path = str(hub.path_of(manifest.name))
-    given = defaults_of(manifest.parameters, spec.model_spec(model_id, path, {}, {}).sampling)
+    given = defaults_of(manifest.parameters, _configured(spec, model_id, path, {}, {}).sampling)
     if given.ignored:
         log.warning("event=hub_parameters_ignored model=%s parameters=%s", model_id, ",".join(given.ignored))
     known: dict[str, Any] = {"sampling": given.sampling}
@@ -51,8 +52,15 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
         known["chat_template"] = _source(manifest.template)
     if adapters := hub.paths_of(manifest.name, Role.ADAPTER):
         known["adapters"] = [{"path": str(path)} for path in adapters]
+    return _configured(spec, model_id, path, trained, known)
+
+
+def _configured(
+    spec: HubSpec, model_id: str, path: str, below: Mapping[str, Any], above: Mapping[str, Any]
+) -> ModelSpec:
+    """`HubSpec.model_spec`. Raises `InvalidParameter`."""
     try:
-        return spec.model_spec(model_id, path, trained, known)
+        return spec.model_spec(model_id, path, below, above)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
