@@ -246,8 +246,9 @@ class HubManager:
         if wanted or now_ns - self._read_ns >= int(_READ_S * 1e9):
             self._readings, self._read_ns = await self._nodes.read(), now_ns
             self._end_lost()
-        for action in self._plan():
-            self._carry_out(action)
+        if self._readings:  # else no node answered in time, which is no reason to refuse anybody
+            for action in self._plan():
+                self._carry_out(action)
 
     def _end_lost(self) -> None:
         """A model whose node is gone would wait for it for ever: it may wake elsewhere."""
