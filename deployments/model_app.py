@@ -58,7 +58,8 @@ def model_app(spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: i
         args.store,
         args.policy,
         n_cpus=n_threads,
-        routing=None if router is None else args.routing,
+        # also without a router: with a second replica there is one, and the first must not restart for it
+        routing=args.routing if args.routing.enabled else None,
         scheduler=args.scheduler,
         salts=args.http.salts(spec.id),
     )

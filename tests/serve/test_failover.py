@@ -281,7 +281,8 @@ def test_an_update_loses_no_request_and_what_runs_fails_over(server, both, args,
     with ThreadPoolExecutor(4) as pool:
         load = [pool.submit(work, name) for work in (short, long) for name in range(2)]
         old = set(replica_pids(REPLICAS))
-        serve.run(build_app({**args, "failover": {"max_attempts": 4}}), name="erllama", route_prefix="/")
+        changed = {**args, "models": [{**MODEL, "drain_s": 0.3}]}  # what its replicas depend on, and all others
+        serve.run(build_app(changed), name="erllama", route_prefix="/")
         wait_until(lambda: old.isdisjoint(replica_pids(REPLICAS)), "the old replicas are gone")
         over.set()
         assert [problem for work in load for problem in work.result(90)] == []

@@ -1,5 +1,5 @@
 """Models that ran and cannot be loaded again, because their file has gone: they stay failed with the
-reason, who still runs goes on, and a new deployment begins anew.
+reason, who still runs goes on, and a change of the model's own settings begins anew.
 
 The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
 machine.
@@ -104,9 +104,10 @@ def test_a_replica_that_is_left_goes_on_alone(server, logs, folder):
     wait_until(lambda: "two: ready, but not all of it: " in server.log.read_text(), "the console tells")
 
 
-def test_a_new_deployment_begins_anew(server, logs, folder, args):
+def test_a_model_whose_own_settings_change_begins_anew(server, logs, folder, args):
     for name in ("one", "two"):
         shutil.copy(folder / "spare.gguf", folder / f"{name}.gguf")
-    serve.run(build_app({**args, "failover": {"max_attempts": 4}}), name="erllama", route_prefix="/")
+    changed = {**args, "models": [{**model, "drain_s": 0.3} for model in args["models"]]}
+    serve.run(build_app(changed), name="erllama", route_prefix="/")
     for name in ("one", "two"):
         assert complete(server, name).status_code == 200
