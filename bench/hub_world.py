@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -59,6 +60,7 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class _State:
+    number: int
     kind: Kind
     residence: Residence = Residence.ABSENT
     node: int = -1
@@ -75,6 +77,8 @@ class Outcome:
     n_wakes: int = 0
     n_refused: int = 0
     worst_s: float = 0.0
+    n_plans: int = 0
+    plan_s: float = 0.0  # processor time of all plans
 
 
 class World:
@@ -88,13 +92,15 @@ class World:
         keep_s: float | None = None,
         checked: bool = False,
     ) -> None:
-        self._states = [_State(kind) for kind in kinds]
+        self._states = [_State(number, kind) for number, kind in enumerate(kinds)]
         self._free = list(node_bytes)
         self._total = list(node_bytes)
         self._policy = policy
         self._max_models = max_models
         self._keep_ns = None if keep_s is None else int(keep_s * NS)
         self._checked = checked
+        self._alive: dict[int, HubModel] = {}  # as the policy sees those that have a process
+        self._rooms = [Room(str(node), free, free) for node, free in enumerate(node_bytes)]
         self._waiting: dict[int, tuple[Ticket, Arrival]] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -141,11 +147,13 @@ class World:
         self.outcome.worst_s = max(self.outcome.worst_s, wait_s)
         state.n_open += 1
         state.used_s = self.now_s
+        self._changed(state)
         self._at(max(self.now_s, state.ready_s) + arrival.run_s, lambda: self._finish(state))
 
     def _finish(self, state: _State) -> None:
         state.n_open -= 1
         state.used_s = self.now_s
+        self._changed(state)
         if self._keep_ns is not None:
             self._at(self.now_s + self._keep_ns / NS, self._nothing)
 
@@ -153,15 +161,12 @@ class World:
 
     def _decide(self) -> None:
         for _ in range(10_000):
-            actions = self._policy.plan(
-                [self._shown(number) for number in self._interesting()],
-                [ticket for ticket, _ in self._waiting.values()],
-                [
-                    Room(str(n), free, total)
-                    for n, (free, total) in enumerate(zip(self._free, self._total, strict=True))
-                ],
-                int(self.now_s * NS),
-            )
+            models = self._models()
+            tickets = [ticket for ticket, _ in self._waiting.values()]
+            began = time.process_time()
+            actions = self._policy.plan(models, tickets, list(self._rooms), int(self.now_s * NS))
+            self.outcome.plan_s += time.process_time() - began
+            self.outcome.n_plans += 1
             for action in actions:
                 self._carry_out(action)
             if not any(isinstance(action, Wake | Remove) for action in actions):
@@ -171,15 +176,26 @@ class World:
         if self._waiting and not self._events:
             self._at(self.now_s + 1.0, self._nothing)
 
-    def _interesting(self) -> list[int]:
+    def _models(self) -> list[HubModel]:
+        """Those that have a process, and those that somebody waits for."""
         wanted = {arrival.model for _, arrival in self._waiting.values()}
-        alive = (n for n, state in enumerate(self._states) if state.residence is not Residence.ABSENT)
-        return sorted(wanted.union(alive))
+        return [*self._alive.values(), *(self._shown(self._states[n]) for n in sorted(wanted - self._alive.keys()))]
 
-    def _shown(self, number: int) -> HubModel:
-        state = self._states[number]
+    def _changed(self, state: _State) -> None:
+        """What the policy sees of a model is made anew only when it changed: plans are many."""
+        if state.residence is Residence.ABSENT:
+            self._alive.pop(state.number, None)
+        else:
+            self._alive[state.number] = self._shown(state)
+
+    def _reserve(self, node: int, n_bytes: int) -> None:
+        """Negative: give back."""
+        self._free[node] -= n_bytes
+        self._rooms[node] = Room(str(node), self._free[node], self._total[node])
+
+    def _shown(self, state: _State) -> HubModel:
         return HubModel(
-            model_id=str(number),
+            model_id=str(state.number),
             residence=state.residence,
             node_id="" if state.node < 0 else str(state.node),
             need_bytes=state.kind.need_bytes,
@@ -209,7 +225,7 @@ class World:
     def _wake(self, state: _State, node: int) -> None:
         kind, absent = state.kind, state.residence is Residence.ABSENT
         assert absent or (state.residence is Residence.ASLEEP and state.node == node)
-        self._free[node] -= kind.need_bytes if absent else kind.need_bytes - kind.process_bytes
+        self._reserve(node, kind.need_bytes if absent else kind.need_bytes - kind.process_bytes)
         if self._checked:
             assert self._free[node] >= 0, "memory is reserved twice"
             assert sum(one.residence is not Residence.ABSENT for one in self._states) + absent <= self._max_models
@@ -217,6 +233,7 @@ class World:
         state.awake_since_s = state.used_s = self.now_s
         state.ready_s = self.now_s + kind.load_s + (kind.start_s if absent else 0.0)
         self.outcome.n_wakes += 1
+        self._changed(state)
 
     def _leave(self, state: _State, then: Residence) -> None:
         assert state.n_open == 0, "what runs must not go"
@@ -224,12 +241,14 @@ class World:
         kind = state.kind
         was_awake = state.residence is Residence.AWAKE
         state.residence = Residence.LEAVING
+        self._changed(state)
 
         def left() -> None:
             gain = kind.need_bytes - kind.process_bytes if was_awake else 0
             gone = then is Residence.ABSENT
-            self._free[state.node] += gain + (kind.process_bytes if gone else 0)
+            self._reserve(state.node, -(gain + (kind.process_bytes if gone else 0)))
             state.residence = then
             state.node = -1 if gone else state.node
+            self._changed(state)
 
         self._at(self.now_s + (kind.save_s if was_awake else 0.1), left)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from deployments.generation.pins import PrefixMark, marked_pin
-from deployments.generation.reply import check_fits
+from deployments.generation.reply import check_fits, with_ends
 from deployments.http.ports import ChatPrompt, PromptPort, Record
 from deployments.noise.canonical import canonical_messages
 from deployments.noise.filter import NoiseFilter
@@ -146,7 +146,7 @@ class ReadyChat:
         prompts, reasoning = self.prompts, None
         if thinking_budget is not None:
             reasoning = prompts.reasoning_budget(thinking_budget, in_reasoning=self.chat.in_reasoning)
-        return GenerationRequest(
+        request = GenerationRequest(
             request_id=engine_id,
             prompt=self.chat.prompt,
             sampling=sampling,
@@ -164,6 +164,7 @@ class ReadyChat:
             pin=self.pin,
             report_progress=report_progress,
         )
+        return with_ends(request, prompts.defaults)
 
 
 def _check_counts(ask: ChatAsk) -> None:

@@ -24,7 +24,7 @@ from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
 from deployments.http.middleware import TokenUsage, token_usage
-from deployments.http.ports import PromptPort, Record, RecordedReply, ServedModel
+from deployments.http.ports import PromptPort, Record, RecordedReply, ReplyDefaults, ServedModel
 from deployments.http.stream import StreamResponse
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter
 from erllama.events import Completion, CompletionParts, Done, Event, Progress
@@ -73,6 +73,15 @@ async def prepare(prompts: PromptPort, n_chars: int, work: Callable[P, T], *args
     if prompts.loaded and n_chars <= INLINE_CHARS:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def with_ends(request: GenerationRequest, defaults: ReplyDefaults) -> GenerationRequest:
+    """The request, which ends where its model does unless it says something of its own."""
+    stop = request.stop or defaults.stop
+    max_tokens = defaults.max_tokens if request.max_tokens is None else request.max_tokens
+    if (stop, max_tokens) == (request.stop, request.max_tokens):
+        return request
+    return replace(request, stop=stop, max_tokens=max_tokens)
 
 
 def check_fits(prompt: Prompt, n_ctx: int | None, param: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
-from deployments.http.model_library import ModelPhase
+from deployments.http.model_library import LibraryModel, ModelPhase
 from deployments.http.ports import ServedModel
-from deployments.http.registry import TenantModels
 from erllama.errors import ErllamaError
 from erllama.stats import EngineStats, ModelInfo
 
@@ -25,21 +25,32 @@ async def engine_stats(model: ServedModel, timeout_s: float) -> list[EngineStats
     return await _answer(model, model.client.stats, timeout_s) or []
 
 
-async def phases_of(models: Iterable[ServedModel], known: TenantModels, timeout_s: float) -> list[ModelPhase]:
-    """Where each is: those of the hub as its manager tells, configured ones as they answer."""
-    of_hub = {model.id: model.standing.phase for model in await known.of_library()}
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """Where a model is; `of_library` is what is known of one of the hub."""
 
-    async def phase(model: ServedModel) -> ModelPhase:
+    phase: ModelPhase
+    of_library: LibraryModel | None = None
+
+
+async def states_of(
+    models: Iterable[ServedModel], of_library: Iterable[LibraryModel], timeout_s: float
+) -> list[ModelState]:
+    """Where each is: those of the hub as its manager has told, configured ones as they answer."""
+    known = {model.id: model for model in of_library}
+
+    async def state(model: ServedModel) -> ModelState:
         if model.on_demand:
-            return of_hub.get(model.id, ModelPhase.UNLOADED)
+            found = known.get(model.id)
+            return ModelState(ModelPhase.UNLOADED if found is None else found.standing.phase, found)
         try:
             async with asyncio.timeout(timeout_s):
                 ready = await model.client.ready()
         except (TimeoutError, ErllamaError):
-            return ModelPhase.FAILED
-        return ModelPhase.SLEEPING if ready is None else ModelPhase.LOADED if ready else ModelPhase.LOADING
+            return ModelState(ModelPhase.FAILED)
+        return ModelState(ModelPhase.SLEEPING if ready is None else ModelPhase.LOADED if ready else ModelPhase.LOADING)
 
-    return await asyncio.gather(*map(phase, models))
+    return await asyncio.gather(*map(state, models))
 
 
 async def _answer(model: ServedModel, ask: Callable[[], Awaitable[T]], timeout_s: float) -> T | None:

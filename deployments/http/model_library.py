@@ -104,9 +104,17 @@ class ModelLibrary(Protocol):
     async def show(self, name: str) -> LibraryModel:
         """One of them."""
 
+    async def metadata(self, name: str) -> dict[str, Any]:
+        """What the header of a model's file says, by its keys: numbers, texts, and lists of them. It may
+        be as long as a vocabulary.
+        """
+
+    async def has_blob(self, digest: str) -> bool:
+        """Whether the hub has a file with the digest "sha256:<hex>". False for what is no digest."""
+
     async def keep(self, name: str, seconds: float | None) -> None:
         """For how long the model stays in memory after its last request, from now on: 0 not at all,
-        None until others need the memory. It is not loaded for that.
+        None until others need the memory. It is not loaded for that. No error where nobody can be told.
         """
 
     async def load(self, name: str) -> None:
@@ -121,7 +129,7 @@ class ModelLibrary(Protocol):
         """
 
     async def copy(self, source: str, target: str) -> None:
-        """Another name for a model."""
+        """Another name for a model of the hub, or for a configured one that lies in a file."""
 
     async def create(
         self,
@@ -156,6 +164,12 @@ class EmptyLibrary:
 
     async def show(self, name: str) -> LibraryModel:
         raise _no_hub()
+
+    async def metadata(self, name: str) -> dict[str, Any]:
+        raise _no_hub()
+
+    async def has_blob(self, digest: str) -> bool:
+        return False
 
     async def keep(self, name: str, seconds: float | None) -> None:
         raise _no_hub()

@@ -49,12 +49,14 @@ class RecordedReply:
 
 @dataclass(frozen=True, slots=True)
 class ReplyDefaults:
-    """What a model's configuration says of replies where a request does not: how they are drawn, and
-    what those of chats follow.
+    """What a model's configuration says of replies where a request does not: how they are drawn, what
+    those of chats follow, and where they end (`max_tokens` None: with the context).
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     grammar: Constraint | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from deployments.http.model_library import EmptyLibrary, LibraryModel, ModelLibr
 from deployments.http.model_names import ModelNames
 from deployments.http.ports import ServedModel
 from deployments.http.tenant_client import TenantClient, Timeouts
-from erllama.errors import InvalidParameter, ModelNotFound
+from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+
+log = logging.getLogger(__name__)
 
 
 class ModelRegistry:
@@ -81,38 +84,68 @@ class TenantModels:
         models = await self._library.models()
         return [model for model in models if self._access.tenant.may_use(model.id) and model.id not in self._models]
 
-    async def listed(self) -> list[ServedModel]:
-        """The configured models, and those of the hub."""
-        found = [self._library.find(model.id, self._access.tenant) for model in await self.of_library()]
-        return [*self, *(self._own(model) for model in found if model is not None)]
+    async def listed(self, of_library: Iterable[LibraryModel] | None = None) -> list[ServedModel]:
+        """The configured models, and those `of_library`, which has been asked before or is now. One that
+        cannot be served is left out.
+        """
+        models = await self.of_library() if of_library is None else of_library
+        return [*self, *(self._own(found) for model in models if (found := self._servable(model.id)) is not None)]
 
-    def resolve(self, name: str | None) -> ServedModel:
+    def named(self, name: str) -> ServedModel:
+        """The model that has this name, configured or of the hub: neither a pattern nor the default stands
+        for it. Raises as `resolve` does.
+        """
+        model_id = self._names.exact(name)
+        found = self._library_model(name, fetch=False) if model_id is None else self._models[model_id]
+        if found is None:
+            raise self._not_found(name)
+        return self._own(found)
+
+    def resolve(self, name: str | None, *, fetch: bool = True) -> ServedModel:
         """The model that a request means: a configured one, one of the hub, the default; without a name
-        the default, or the only one there is. Raises `ModelNotFound` or `InvalidParameter`, and what
-        the library raises.
+        the default, or the only one there is. Without `fetch` a name that is nowhere is not pulled,
+        whatever the tenant may do. Raises `ModelNotFound` or `InvalidParameter`, and what the library
+        raises.
         """
         asked = name or ""
         model_id = self._names.exact(asked)
         if model_id is None and asked:
-            found = self._library_model(asked)
+            found = self._library_model(asked, fetch=fetch)
             if found is not None:
                 return self._own(found)
         if model_id is None:
             model_id = self._names.find(asked)
         if model_id is not None:
             return self._own(self._models[model_id])
-        served = ", ".join(self._models) or "none"
         if not asked:
             if len(self._models) == 1:
                 return next(iter(self))
-            raise InvalidParameter(f"you must provide a model parameter; served are: {served}", param="model")
-        near = ", ".join(self._library.near(asked, self._access.tenant))
-        also = f"; the hub has names like it: {near}" if near else ""
-        raise ModelNotFound(f"The model '{asked[:200]}' does not exist; served are: {served}{also}", param="model")
+            raise InvalidParameter(
+                f"you must provide a model parameter; served are: {', '.join(self._models) or 'none'}", param="model"
+            )
+        raise self._not_found(asked)
 
-    def _library_model(self, name: str) -> ServedModel | None:
-        found = self._library.find(name, self._access.tenant)
-        return found if found is not None and self._access.tenant.may_use(found.id) else None
+    def near(self, name: str) -> list[str]:
+        """Names of the hub that somebody who wrote `name` may have meant."""
+        return self._library.near(name, self._access.tenant)
+
+    def _not_found(self, name: str) -> ModelNotFound:
+        near = ", ".join(self.near(name))
+        also = f"; the hub has names like it: {near}" if near else ""
+        served = ", ".join(self._models) or "none"
+        return ModelNotFound(f"The model '{name[:200]}' does not exist; served are: {served}{also}", param="model")
+
+    def _library_model(self, name: str, *, fetch: bool) -> ServedModel | None:
+        tenant = self._access.tenant
+        found = self._library.find(name, tenant if fetch else replace(tenant, pull=False))
+        return found if found is not None and tenant.may_use(found.id) else None
+
+    def _servable(self, model_id: str) -> ServedModel | None:
+        try:
+            return self._library_model(model_id, fetch=False)
+        except ErllamaError as error:  # its files are damaged, or its parameters impossible
+            log.warning("event=hub_model_left_out model=%s error=%s", model_id, error.message)
+            return None
 
     def _own(self, model: ServedModel) -> ServedModel:
         client = TenantClient(model.client, self._access, self._timeouts)

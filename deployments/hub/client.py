@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
 from deployments.http.ports import RecordedReply
 from deployments.hub.link import HubLink
@@ -27,17 +26,11 @@ class OnDemandClient:
         digest: str,
         link: HubLink,
         connect: Callable[[Granted], ModelClient],
-        *,
-        stop: tuple[str, ...] = (),
-        max_tokens: int | None = None,
     ) -> None:
-        """`stop` and `max_tokens` stand where a request says nothing of its own."""
         self._model_id = model_id
         self._digest = digest
         self._link = link
         self._connect = connect
-        self._stop = stop
-        self._max_tokens = max_tokens
         self._granted: Granted | None = None
         self._client: ModelClient | None = None
         self._closing: ErllamaError | None = None
@@ -48,7 +41,7 @@ class OnDemandClient:
         """
         async with (
             self._link.admitted(self._model_id, self._digest) as granted,
-            aclosing(self._of(granted).generate(self._completed(request))) as lists,
+            aclosing(self._of(granted).generate(request)) as lists,
         ):
             async for events in lists:
                 yield events
@@ -115,13 +108,6 @@ class OnDemandClient:
         self._closing = error
         if self._client is not None:
             self._client.end_all(error)
-
-    def _completed(self, request: GenerationRequest) -> GenerationRequest:
-        stop, max_tokens = request.stop or self._stop, request.max_tokens
-        max_tokens = self._max_tokens if max_tokens is None else max_tokens
-        if (stop, max_tokens) == (request.stop, request.max_tokens):
-            return request
-        return replace(request, stop=stop, max_tokens=max_tokens)
 
     def _of(self, granted: Granted) -> ModelClient:
         if self._closing is not None:

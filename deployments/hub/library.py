@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,10 +18,12 @@ from deployments.hub.client import OnDemandClient
 from deployments.hub.link import HubLink
 from deployments.hub.messages import ModelPulling
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.gguf.header import read_header
 from erllama.hub.events import PullEvent
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Manifest
 from erllama.hub.name import ModelName
+from erllama.hub.pull import Prospect
 from erllama.hub.sources.source import name_of, parse_source
 
 log = logging.getLogger(__name__)
@@ -55,19 +58,16 @@ class HubLibrary:
 
     def find(self, name: str, tenant: Tenant) -> ServedModel | None:
         """See `ModelLibrary`."""
-        try:
-            parsed = ModelName.parse(name)
-        except InvalidParameter:  # a URL, or nobody's
-            parsed = None
+        parsed = _named(name)
         version = None if parsed is None else self._hub.version(parsed)
         if parsed is None or version is None:
-            if tenant.pull:
+            if tenant.pull and parsed is not None:
                 self._fetch(name, parsed)
             return None
         card = self._cards.get(parsed.short)
         if card is None or card.version != version:
             try:
-                manifest = self._hub.show(name)
+                manifest = self._hub.show(str(parsed))
             except ModelNotFound:  # deleted since
                 return None
             card = self._cards[parsed.short] = _Card(version, self._make(parsed.short, manifest))
@@ -91,8 +91,23 @@ class HubLibrary:
         manifest = await asyncio.to_thread(self._hub.show, name)
         return self._told(manifest, await self._standings())
 
+    async def metadata(self, name: str) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            return read_header(self._hub.path_of(name)).plain()
+
+        return await asyncio.to_thread(read)
+
+    async def has_blob(self, digest: str) -> bool:
+        return self._hub.has_blob(digest)
+
     async def keep(self, name: str, seconds: float | None) -> None:
-        await self._link.ask("keep", self._id(name), seconds)
+        """A manager that is just being replaced costs the wish, and not the reply that comes with it."""
+        model_id = self._id(name)
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                await self._link.ask("keep", model_id, seconds)
+        except (TimeoutError, ErllamaError) as error:
+            log.warning("event=hub_keep_alive_lost model=%s error=%r", model_id, error)
 
     async def load(self, name: str) -> None:
         await self._client(name).load()
@@ -105,10 +120,13 @@ class HubLibrary:
         if not (tenant.admin or tenant.pull):
             raise AdminKeyRequired("This API key may not pull models: it needs pull: true or admin: true.")
         cancel = threading.Event()
-        return _read(self._hub.pull(source, name, trusted=False, cancel=cancel), cancel)
+        return _read(self._hub.pull(source, name, trusted=False, cancel=cancel, accept=self._acceptor()), cancel)
 
     async def copy(self, source: str, target: str) -> None:
-        await asyncio.to_thread(self._hub.copy, source, target)
+        def work() -> None:
+            self._hub.copy(self._based(target, source), target)
+
+        await asyncio.to_thread(work)
 
     async def create(
         self,
@@ -167,9 +185,22 @@ class HubLibrary:
         model_id = ModelName.parse(manifest.name).short
         return LibraryModel(model_id, manifest, standings.get(model_id, ModelStanding()))
 
+    def _acceptor(self) -> Callable[[Prospect], None]:
+        """What refuses, in the thread of a pull, a model that has room nowhere."""
+        loop = asyncio.get_running_loop()
+
+        def accept(prospect: Prospect) -> None:
+            asked = asyncio.run_coroutine_threadsafe(self._link.ask("check_room", prospect.total_bytes), loop)
+            try:
+                asked.result(_RETRY_S)
+            except TimeoutError:  # the manager is just being replaced: the load will tell
+                asked.cancel()
+
+        return accept
+
     # --- pulled because a request names it ----------------------------------------------------------
 
-    def _fetch(self, name: str, as_name: ModelName | None) -> None:
+    def _fetch(self, name: str, as_name: ModelName) -> None:
         """Begin to fetch the model of a name, or say how far that is. Raises `ModelPulling`, and once
         what a fetch that failed has raised.
         """
@@ -177,7 +208,7 @@ class HubLibrary:
         if failed is not None:
             raise failed
         if name not in self._pulls:
-            events = self._hub.pull(name, str(as_name or name_of(parse_source(name))), trusted=False)
+            events = self._hub.pull(name, str(as_name), trusted=False, accept=self._acceptor())
             self._pulls[name] = asyncio.get_running_loop().create_task(self._fetched(name, events))
         event = self._progress.get(name)
         share = f": {event.completed / event.total:.0%} of a file" if event is not None and event.total else ""
@@ -192,6 +223,14 @@ class HubLibrary:
         finally:
             self._pulls.pop(name, None)
             self._progress.pop(name, None)
+
+
+def _named(text: str) -> ModelName | None:
+    """The name of a model, or of what a source would be called; None for what is neither."""
+    for parse in (ModelName.parse, lambda source: name_of(parse_source(source))):
+        with suppress(InvalidParameter):
+            return parse(text)
+    return None
 
 
 async def _read(events: Iterator[PullEvent], cancel: threading.Event) -> AsyncGenerator[PullEvent, None]:

@@ -47,7 +47,7 @@ from deployments.hub.residents import (
 from deployments.hub.rooms import NodeReading, rooms_of
 from deployments.hub.waiting import ANSWER_S, WaitingRequests
 from deployments.model.ray_errors import ModelUnavailable
-from erllama.errors import ErllamaError
+from erllama.errors import DoesNotFit, ErllamaError
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class HubManager:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._keep_alive_s = spec.keep_alive_s
+        self._ram_alone = not any(own.get("num_gpus") for own in (spec.defaults, *spec.models.values()))
         self._processes = Processes(launcher, clock, self._wake_up, self._load_failed)
         self._nodes = nodes
         self._loadable_of = loadable_of
@@ -202,6 +203,16 @@ class HubManager:
         for state in (self._known, self._keep_s, self._failed):
             state.pop(model_id, None)
 
+    async def check_room(self, n_bytes: int) -> None:
+        """Raises `DoesNotFit` for files that are larger than what any node could give; not where GPUs may
+        take a part.
+        """
+        await self._recovered.wait()
+        most = self._most_bytes()
+        if self._ram_alone and self._readings and n_bytes > most:
+            room = f"no node has more than {most / _GIB:.2f} GiB for models of the hub"
+            raise DoesNotFit(f"its files have {n_bytes / _GIB:.2f} GiB, and {room}", param="model")
+
     async def standings(self) -> dict[str, ModelStanding]:
         """Of each model that has a process, is waited for, or could not be loaded."""
         n_open, n_waiting = Counter(self._leases.models()), self._waiting.by_model()
@@ -227,8 +238,7 @@ class HubManager:
             self._failed.pop(model_id, None)
             return
         self._failed.pop(model_id, None)
-        rooms = rooms_of(self._readings, (), high=self._high, memory_bytes=self._memory_bytes)
-        loadable = await self._loadable_of(model_id, max((room.total_bytes for room in rooms), default=0))
+        loadable = await self._loadable_of(model_id, self._most_bytes())
         self._known[model_id] = loadable
         running = self._processes.get(model_id)
         if running is not None and running.loadable.digest != loadable.digest:
@@ -246,8 +256,9 @@ class HubManager:
         if wanted or now_ns - self._read_ns >= int(_READ_S * 1e9):
             self._readings, self._read_ns = await self._nodes.read(), now_ns
             self._end_lost()
-        for action in self._plan():
-            self._carry_out(action)
+        if self._readings:  # else no node answered in time, which is no reason to refuse anybody
+            for action in self._plan():
+                self._carry_out(action)
 
     def _end_lost(self) -> None:
         """A model whose node is gone would wait for it for ever: it may wake elsewhere."""
@@ -325,6 +336,11 @@ class HubManager:
 
     def _kept_s(self, model_id: str) -> float | None:
         return self._keep_s.get(model_id, self._keep_alive_s)
+
+    def _most_bytes(self) -> int:
+        """What some node can give to one model, as things stand without the hub's."""
+        rooms = rooms_of(self._readings, (), high=self._high, memory_bytes=self._memory_bytes)
+        return max((room.total_bytes for room in rooms), default=0)
 
     def _why(self, model_id: str) -> str:
         if self._processes.is_awake(model_id):

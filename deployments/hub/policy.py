@@ -3,9 +3,10 @@ its I/O.
 
     a model in memory        -> its requests are granted, oldest first
     memory or idle models    -> the oldest request's model wakes first: where its process sleeps, else
-                                where most is free, else where the fewest bytes of idle models go
-    all run                  -> it waits; after `max_turn_s` the models that have been in memory longest
-                                get no more requests until they have ended theirs and gone
+                                where most is free, else where idle models go that were idle for long
+    all run                  -> it waits; after `max_turn_s` a node is kept for it, and the models that
+                                have been in memory there for longer than that get no more requests
+                                until they have ended theirs and gone
     idle for `keep_ns`       -> it sleeps
 
 Invariants: nothing here waits, logs or does I/O; time comes in as monotonic ns. What runs never goes.
@@ -19,6 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+_LOAD_BYTES = 6 << 30  # what any load costs beside its bytes: as much as to read these (3 s at 2 GiB/s)
+_LEAST_IDLE_NS = 10**9  # idle times below it are alike: requests of one burst end within it
 
 
 class Residence(StrEnum):
@@ -135,6 +139,19 @@ class HubPolicy:
         return tuple(plan.actions())
 
 
+def _age(ticket: Ticket) -> tuple[int, str]:
+    return ticket.since_ns, ticket.ticket_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Victim:
+    """A model that may go. `ended`: its process, too."""
+
+    model: HubModel
+    ended: bool
+    gain_bytes: int
+
+
 class _Plan:
     """One plan in the making: what is free, and who has been told to go, as it changes."""
 
@@ -149,16 +166,23 @@ class _Plan:
     ) -> None:
         self._models = {model.model_id: model for model in models}
         self._wanted: dict[str, list[Ticket]] = {}  # by model, the model of the oldest ticket first
-        for ticket in sorted(tickets, key=lambda ticket: (ticket.since_ns, ticket.ticket_id)):
+        for ticket in sorted(tickets, key=_age):
             self._wanted.setdefault(ticket.model_id, []).append(ticket)
         self._rooms = rooms
         self._free = {room.node_id: room.free_bytes for room in rooms}
         self._now_ns = now_ns
         self._turn_ns = turn_ns
-        self._on_node: dict[str, list[HubModel]] = {}
-        for model in self._models.values():
+        self._on_node: dict[str, list[HubModel]] = {}  # the longest unused first
+        for model in sorted(self._models.values(), key=lambda one: one.last_used_ns):
             if model.residence is not Residence.ABSENT:
                 self._on_node.setdefault(model.node_id, []).append(model)
+        self._at_most = {  # bytes that could get free on a node, now and by the end of all that runs
+            node_id: (
+                sum(one.need_bytes for one in here if not (one.n_open and one.residence is Residence.AWAKE)),
+                sum(one.need_bytes for one in here),
+            )
+            for node_id, here in self._on_node.items()
+        }
         self._n_left = max_models - sum(map(len, self._on_node.values()))  # processes that may still start
         self._going: set[str] = {one.model_id for one in self._models.values() if one.residence is Residence.LEAVING}
         self._over: set[str] = set()  # models whose turn is over
@@ -167,11 +191,15 @@ class _Plan:
         yield from self._idle_too_long()
         for model_id, tickets in self._wanted.items():
             model = self._models[model_id]
-            if model.residence in (Residence.ABSENT, Residence.ASLEEP) and model_id not in self._going:
+            if model.residence is Residence.LEAVING:
+                self._hold(model)
+            elif model.residence is not Residence.AWAKE and model_id not in self._going:
                 yield from self._wake(model, tickets)
+        granted: list[Ticket] = []
         for model_id, tickets in self._wanted.items():
             if self._models[model_id].residence is Residence.AWAKE and not {model_id} & (self._over | self._going):
-                yield from (Grant(ticket.ticket_id) for ticket in tickets)
+                granted += tickets
+        yield from (Grant(ticket.ticket_id) for ticket in sorted(granted, key=_age))
 
     def _idle_too_long(self) -> Iterator[Action]:
         for model in self._models.values():
@@ -201,74 +229,110 @@ class _Plan:
             return
         yield from self._make_room(model, tickets[0], places)
 
+    def _hold(self, model: HubModel) -> None:
+        """Keep memory for a model that has to leave before it can wake: younger requests must not
+        take it meanwhile.
+        """
+        roomy = max(self._free, key=self._free.__getitem__, default=None)
+        if roomy is not None and self._free[roomy] >= model.need_bytes:
+            self._free[roomy] -= model.need_bytes
+
     def _make_room(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
         """Send idle models away where that costs least, and keep what gets free for this one."""
-        best: tuple[int, str, list[tuple[HubModel, bool]]] | None = None
-        for room in places:
-            victims = self._victims(model, room.node_id)
-            if victims is not None:
-                cost = sum(victim.gain_bytes for victim, _ in victims)
-                if best is None or (cost, room.node_id) < best[:2]:
-                    best = cost, room.node_id, victims
+        found = ((self._victims(model, node_id), node_id) for node_id in self._hopeful(model, places, running=False))
+        costs = ((sum(map(self._cost, victims)), node_id, victims) for victims, node_id in found if victims is not None)
+        best = min(costs, key=lambda it: it[:2], default=None)
         if best is None:
             yield from self._end_turns(model, oldest, places)
             return
         _, node_id, victims = best
-        for victim, ended in victims:
-            yield self._removed(victim) if ended else self._sleep(victim, SleepReason.PRESSURE)
+        for victim in victims:
+            yield self._removed(victim.model) if victim.ended else self._sleep(victim.model, SleepReason.PRESSURE)
         self._free[node_id] -= self._taken(model, node_id)
 
-    def _victims(self, model: HubModel, node_id: str) -> list[tuple[HubModel, bool]] | None:
-        """Idle models whose sleep frees what is lacking, longest idle first; when that is not enough,
-        sleepers whose process ends, and then idle models whose process ends, too (True). None when all
-        that is not enough; empty when what leaves already is.
+    def _hopeful(self, model: HubModel, places: Sequence[Room], *, running: bool) -> Iterator[str]:
+        """Nodes with processes on which there could be enough, at best. A cheap look that spares the
+        exact one: with hundreds of models and nodes most have nothing to give.
+        """
+        for room in places:
+            at_most = self._at_most.get(room.node_id)
+            free_bytes = self._free[room.node_id]
+            if at_most is not None and free_bytes + at_most[running] >= self._taken(model, room.node_id):
+                yield room.node_id
+
+    def _victims(self, model: HubModel, node_id: str) -> list[_Victim] | None:
+        """Idle models whose sleep frees what the model lacks, longest idle first; when that is not
+        enough, sleepers whose process ends, and then idle models whose process ends, too. None when
+        all that is not enough; empty when what leaves already is.
         """
         lacking = self._lacking(model, node_id)
-        others = (one for one in self._on_node.get(node_id, ()) if one is not model)
-        here = sorted(others, key=lambda one: one.last_used_ns)
+        chosen: dict[tuple[str, bool], _Victim] = {}
+        for victim in self._may_go(model, node_id) if lacking > 0 else ():
+            chosen[victim.model.model_id, victim.ended] = victim
+            lacking -= victim.gain_bytes
+            if lacking <= 0:
+                break
+        if lacking > 0:
+            return None
+        for (model_id, ended), victim in reversed(list(chosen.items())):
+            # larger ones that came after it may have made it needless; its process cannot end alone
+            if victim.gain_bytes <= -lacking and (ended or (model_id, True) not in chosen):
+                del chosen[model_id, ended]
+                lacking += victim.gain_bytes
+        return [one for (model_id, ended), one in chosen.items() if ended or (model_id, True) not in chosen]
+
+    def _may_go(self, model: HubModel, node_id: str) -> Iterator[_Victim]:
+        here = [one for one in self._on_node.get(node_id, ()) if one is not model]
         idle = [one for one in here if self._is_idle(one)]
         asleep = [one for one in here if one.residence is Residence.ASLEEP and one.model_id not in self._going]
         asleep.sort(key=lambda one: one.model_id in self._wanted)  # for younger requests than this model's
-        gains = [(one, False, one.gain_bytes) for one in idle]
-        gains += [(one, True, one.process_bytes) for one in asleep]
-        gains += [(one, True, one.process_bytes) for one in idle]  # beyond what their sleep gives
-        victims: dict[str, tuple[HubModel, bool]] = {}
-        for victim, ended, gain_bytes in gains:
-            if lacking <= 0:
-                break
-            victims[victim.model_id] = victim, ended
-            lacking -= gain_bytes
-        return list(victims.values()) if lacking <= 0 else None
+        yield from (_Victim(one, False, one.gain_bytes) for one in idle)
+        yield from (_Victim(one, True, one.process_bytes) for one in asleep)
+        yield from (_Victim(one, True, one.process_bytes) for one in idle)  # beyond what their sleep gives
+
+    def _cost(self, victim: _Victim) -> float:
+        """Bytes to read again per ns: who was idle for t is wanted again after about as long. By bytes
+        alone small models would go that many ask for, by loads alone large ones whose loads are long.
+        """
+        n_bytes = victim.model.gain_bytes if victim.model.residence is Residence.AWAKE else 0
+        return (_LOAD_BYTES + n_bytes) / max(self._idle_ns(victim.model), _LEAST_IDLE_NS)
 
     def _end_turns(self, model: HubModel, oldest: Ticket, places: Sequence[Room]) -> Iterator[Action]:
-        """All run. When that has gone on for long enough, those that have been in memory longest get no
-        more requests: as many as it takes on the node where that is soonest.
+        """All run. When that has gone on for long enough, the node where this model can be soonest is
+        kept for it: nothing else wakes there, and once all that have to go there are past their turn,
+        they get no more requests.
         """
         if self._now_ns - oldest.since_ns < self._turn_ns:
             return
-        best: tuple[int, str, list[str]] | None = None
-        for room in places:
-            here = self._on_node.get(room.node_id, ())
-            lacking = self._lacking(model, room.node_id)
-            lacking -= sum(one.process_bytes for one in here if one.residence is Residence.ASLEEP)
-            chosen: list[str] = []
-            newest = 0
-            for other in sorted(here, key=lambda one: one.awake_since_ns):
-                if lacking <= 0 or self._now_ns - other.awake_since_ns < self._turn_ns:
-                    break
-                if other.residence is Residence.AWAKE and other.model_id not in self._going:
-                    chosen.append(other.model_id)
-                    lacking -= other.need_bytes
-                    newest = other.awake_since_ns
-            if lacking <= 0 and (best is None or (newest, room.node_id) < best[:2]):
-                best = newest, room.node_id, chosen
+        found = ((self._due(model, node_id), node_id) for node_id in self._hopeful(model, places, running=True))
+        newest_of = ((due[-1].awake_since_ns if due else 0, node_id, due) for due, node_id in found if due is not None)
+        best = min(newest_of, key=lambda it: it[:2], default=None)
         if best is None:
             return
-        self._over.update(best[2])
-        for model_id in best[2]:
-            if self._is_idle(self._models[model_id]):  # but for its own requests, which have to wait now
-                yield self._sleep(self._models[model_id], SleepReason.PRESSURE)
-        self._free[best[1]] -= self._taken(model, best[1])
+        newest, node_id, due = best
+        self._free[node_id] -= self._taken(model, node_id)
+        if due and self._now_ns - newest < self._turn_ns:
+            return
+        self._over.update(one.model_id for one in due)
+        for one in due:
+            if self._is_idle(one):  # but for its own requests, which have to wait now
+                yield self._sleep(one, SleepReason.PRESSURE)
+
+    def _due(self, model: HubModel, node_id: str) -> list[HubModel] | None:
+        """The models that have been in memory longest, as many as have to go for this one; None when
+        not even all of them are enough.
+        """
+        here = [one for one in self._on_node.get(node_id, ()) if one is not model]
+        lacking = self._lacking(model, node_id)
+        lacking -= sum(one.process_bytes for one in here if one.residence is Residence.ASLEEP)
+        due: list[HubModel] = []
+        for one in sorted(here, key=lambda one: one.awake_since_ns):
+            if lacking <= 0:
+                break
+            if one.residence is Residence.AWAKE and one.model_id not in self._going:
+                due.append(one)
+                lacking -= one.need_bytes
+        return due if lacking <= 0 else None
 
     def _free_a_process(self, oldest: Ticket) -> Iterator[Action]:
         """There are as many processes as may be: the longest unused one that nobody wants ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deployments.config import HubSpec, ModelSpec
-from deployments.dialects.ollama.options import Options
+from deployments.hub.defaults import defaults_of
 from deployments.hub.residents import Loadable
 from erllama.errors import InvalidParameter
 from erllama.fit import GpuRoom, NeedOf, fit
@@ -26,7 +27,6 @@ from erllama.hub.manifest import Manifest
 from erllama.hub.sources.remote import Role
 from erllama.llama.library import build_info
 from erllama.llama.memory_probe import measure_need
-from erllama.request import SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,26 @@ def spec_of(hub: Hub, spec: HubSpec, model_id: str, manifest: Manifest) -> Model
     hub's for this one. Raises what `Hub.path_of` raises, and `InvalidParameter`.
     """
     trained = {"n_ctx": min(DEFAULT_CTX, manifest.details.n_ctx_train or DEFAULT_CTX)}
-    known = _parameters(model_id, manifest)
+    path = str(hub.path_of(manifest.name))
+    given = defaults_of(manifest.parameters, _configured(spec, model_id, path, {}, {}).sampling)
+    if given.ignored:
+        log.warning("event=hub_parameters_ignored model=%s parameters=%s", model_id, ",".join(given.ignored))
+    known: dict[str, Any] = {"sampling": given.sampling}
+    if given.n_ctx is not None:  # more than it was trained with is of no use
+        known["n_ctx"] = min(given.n_ctx, manifest.details.n_ctx_train or given.n_ctx)
     if manifest.template is not None:
-        known["chat_template"] = manifest.template
+        known["chat_template"] = _source(manifest.template)
     if adapters := hub.paths_of(manifest.name, Role.ADAPTER):
         known["adapters"] = [{"path": str(path)} for path in adapters]
+    return _configured(spec, model_id, path, trained, known)
+
+
+def _configured(
+    spec: HubSpec, model_id: str, path: str, below: Mapping[str, Any], above: Mapping[str, Any]
+) -> ModelSpec:
+    """`HubSpec.model_spec`. Raises `InvalidParameter`."""
     try:
-        return spec.model_spec(model_id, str(hub.path_of(manifest.name)), trained, known)
+        return spec.model_spec(model_id, path, below, above)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -90,13 +103,11 @@ def loadable_of(
     )
 
 
-def reply_ends(manifest: Manifest) -> tuple[tuple[str, ...], int | None]:
-    """What a manifest says of where replies end: texts, and a number of tokens."""
-    try:
-        options = Options.model_validate(manifest.parameters)
-    except ValidationError:  # `spec_of` has logged it
-        return (), None
-    return options.stop, options.max_tokens
+def _source(template: str) -> str:
+    """A template that is never taken for the path of a file, as text without any Jinja would be: whoever
+    may create models may not read files.
+    """
+    return template if "{{" in template or "{%" in template else template + "{{ '' }}"
 
 
 def _needs(spec: ModelSpec, gpu_bytes: int | None) -> tuple[NeedOf, GpuRoom | None]:
@@ -116,18 +127,3 @@ def _build(manifest: Manifest, spec: ModelSpec, others: str) -> str:
     """
     text = json.dumps([manifest.digest, repr(spec), others])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _parameters(model_id: str, manifest: Manifest) -> dict[str, Any]:
-    """What a manifest's parameters (by Ollama's names) say of loading and sampling; what this server
-    cannot do is passed over.
-    """
-    known: dict[str, Any] = {}
-    n_ctx = manifest.parameters.get("num_ctx")
-    if isinstance(n_ctx, int) and not isinstance(n_ctx, bool) and n_ctx > 0:
-        known["n_ctx"] = n_ctx
-    try:
-        known["sampling"] = Options.model_validate(manifest.parameters).sampling(SamplingParams())
-    except (ValidationError, InvalidParameter) as error:
-        log.warning("event=hub_parameters_ignored model=%s error=%s", model_id, str(error).splitlines()[0])
-    return known

@@ -22,12 +22,13 @@ from cache_store.documents.store import DocumentStore
 from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
-from deployments.http.ports import ServedModel
+from deployments.http.ports import ReplyDefaults, ServedModel
 from deployments.hub.client import OnDemandClient
+from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
-from deployments.hub.specs import reply_ends, spec_of
+from deployments.hub.specs import spec_of
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
@@ -182,7 +183,7 @@ class _Served:
         return ServedModel(
             id=spec.id,
             client=self._client(handle, app_name, deployment_name(spec.id), scales_to_zero=scales_to_zero),
-            prompts=self._prompts(spec),
+            prompts=self._prompts(spec, spec.reply_defaults()),
             created=int(time.time()),
             aliases=spec.aliases,
         )
@@ -199,9 +200,10 @@ class _Served:
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             # the engine alone knows how much of the context was made
             spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
-            stop, max_tokens = reply_ends(manifest)
-            client = OnDemandClient(model_id, manifest.digest, link, connect, stop=stop, max_tokens=max_tokens)
-            prompts = self._prompts(spec, manifest.system)
+            given = defaults_of(manifest.parameters)
+            defaults = replace(spec.reply_defaults(), stop=given.stop, max_tokens=given.max_tokens)
+            client = OnDemandClient(model_id, manifest.digest, link, connect)
+            prompts = self._prompts(spec, defaults, manifest.system)
             created = int(manifest.created.timestamp())
             return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)
 
@@ -211,12 +213,12 @@ class _Served:
         why = partial(load_state, app_name, deployment)
         return ModelClient(handle, scales_to_zero=scales_to_zero, failover=self._config.failover, load_state=why)
 
-    def _prompts(self, spec: ModelSpec, system: str | None = None) -> PromptSource:
+    def _prompts(self, spec: ModelSpec, defaults: ReplyDefaults, system: str | None = None) -> PromptSource:
         return PromptSource(
             spec,
             root=transcript_root(spec.id, self._config.store.salt),
             book=self._book,
-            defaults=spec.reply_defaults(),
+            defaults=defaults,
             pins_from=self._pins_from,
             system=system,
         )

@@ -113,8 +113,22 @@ class GgufHeader:
             raise self.error(f"{key} is of type {value.type.name}, expected an integer")
         return int(value.data)
 
+    def plain(self) -> dict[str, Any]:
+        """The metadata as numbers, texts and lists of them; a number that is none is None."""
+        return {key: _plain(value.data) for key, value in self.metadata.items()}
+
     def error(self, message: str) -> ModelLoadError:
         return ModelLoadError(f"{self.path}: {message}")
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, bytes):
+        return data.decode("utf-8", errors="replace")
+    if isinstance(data, np.ndarray):
+        data = data.tolist()
+    if isinstance(data, list):
+        return [_plain(item) for item in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def until_nul(text: bytes) -> bytes:

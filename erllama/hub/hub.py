@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from erllama.hub.sources.remote import Role
 from erllama.hub.sources.source import name_of, parse_source
 
 logger = logging.getLogger(__name__)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Hub:
@@ -49,14 +52,16 @@ class Hub:
         *,
         trusted: bool = True,
         cancel: threading.Event | None = None,
+        accept: Callable[[Prospect], None] | None = None,
     ) -> Iterator[PullEvent]:
         """Fetch a model; a name without a scheme is one of the Ollama registry.
 
         `trusted` False is for pulls that were asked for over HTTP (see `safety`). What is wrong
         with the arguments is raised at once, the rest while the events are read: nothing happens
-        before. Setting `cancel`, or closing the iterator, ends the pull; the next one goes on.
+        before. Setting `cancel`, or closing the iterator, ends the pull; the next one goes on. `accept`
+        is asked before anything but the header is fetched, and refuses by raising.
         """
-        return self._pull(source, as_name, trusted, cancel).run()
+        return self._pull(source, as_name, trusted, cancel, accept).run()
 
     def inspect(self, source: str, *, trusted: bool = True) -> Prospect:
         """What a pull would fetch, how much, and what the model is; refuses what a pull refuses."""
@@ -97,6 +102,10 @@ class Hub:
         manifest = self._linked(name)
         return tuple(self._links.path_of(manifest, file) for file in manifest.of(role))
 
+    def has_blob(self, digest: str) -> bool:
+        """Whether a whole file with the digest "sha256:<hex>" is here."""
+        return _DIGEST.fullmatch(digest) is not None and self._blobs.path(digest).is_file()
+
     def copy(self, source: str, target: str) -> Manifest:
         """Give a model another name; what had that name before loses it."""
         return self._write(source, target, {})
@@ -131,7 +140,14 @@ class Hub:
         with self._locks.hub():
             return self._collect()
 
-    def _pull(self, source: str, as_name: str | None, trusted: bool, cancel: threading.Event | None) -> Pull:
+    def _pull(
+        self,
+        source: str,
+        as_name: str | None,
+        trusted: bool,
+        cancel: threading.Event | None,
+        accept: Callable[[Prospect], None] | None = None,
+    ) -> Pull:
         parsed = parse_source(source)
         name = ModelName.parse(as_name) if as_name is not None else name_of(parsed)
         return Pull(
@@ -144,6 +160,7 @@ class Hub:
             links=self._links,
             reach=Reach.of(self.config, trusted),
             cancel=cancel,
+            accept=accept,
         )
 
     def _collect(self) -> Freed:

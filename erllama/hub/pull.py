@@ -65,7 +65,9 @@ class Pull:
         links: Links,
         reach: Reach,
         cancel: threading.Event | None = None,
+        accept: Callable[[Prospect], None] | None = None,
     ) -> None:
+        """`accept` may raise when it has seen what would be fetched."""
         reach.check_source(source)
         self._source = source
         self._name = name
@@ -76,6 +78,7 @@ class Pull:
         self._links = links
         self._reach = reach
         self._cancel = cancel or threading.Event()
+        self._accept = accept
 
     def run(self) -> Iterator[PullEvent]:
         """The events of the pull; the last one is "success". Raises what the hub's errors say.
@@ -107,6 +110,8 @@ class Pull:
             lease = stack.enter_context(self._locks.lease())
             prospect = self._look(client, lease)
             model = prospect.model
+            if self._accept is not None:
+                self._accept(prospect)
             self._blobs.check_space(model.files)
             digests = []
             for file in model.files:

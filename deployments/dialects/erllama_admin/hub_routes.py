@@ -14,6 +14,7 @@ from deployments.dialects.erllama_admin.wire import PullBody
 from deployments.generation.reply import read_body
 from deployments.http.body import encode, parse_json
 from deployments.http.dialect import SSE
+from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import require_admin, tenant_of
 from deployments.http.model_library import LibraryModel
 from deployments.http.openai_error import error_body
@@ -41,9 +42,7 @@ def hub_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         if body.stream:
             first = await anext(events)
             return StreamingResponse(_frames(first, events), media_type=SSE.media_type)
-        async with aclosing(events):
-            async for _ in events:
-                pass
+        await unless_disconnected(request.receive, _to_the_end(events))
         return JSONResponse({"object": "hub.pull", "status": "success"})
 
     @router.delete(HUB + "/{name:path}")
@@ -68,6 +67,12 @@ def hub_card(model: LibraryModel) -> dict[str, Any]:
         "parameters": manifest.parameters,
         "standing": asdict(model.standing),
     }
+
+
+async def _to_the_end(events: AsyncGenerator[PullEvent, None]) -> None:
+    async with aclosing(events):
+        async for _ in events:
+            pass
 
 
 async def _frames(first: PullEvent, events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[bytes, None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.dialects.llama_server.knobs import NEUTRAL, check_knobs
 from deployments.dialects.llama_server.wire import SAMPLERS, CompletionBody, Parts
-from deployments.generation.reply import check_fits
+from deployments.generation.reply import check_fits, with_ends
 from deployments.http.ports import PromptPort
 from erllama.errors import InvalidParameter
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
@@ -86,7 +86,7 @@ def ready_completion(body: CompletionBody, prompts: PromptPort, engine_id: str) 
             line_time_ms=body.line_time_ms,
             report_progress=bool(body.stream and (body.return_progress or body.timings_per_token)),
         )
-        choices = _choices(one, body.n_cmpl or 1)
+        choices = _choices(with_ends(one, prompts.defaults), body.n_cmpl or 1)
         requests += choices
         texts += [text_of(ids, prompts)] * len(choices)
     return ReadyCompletion(tuple(requests), tuple(texts), settings(body, sampling))

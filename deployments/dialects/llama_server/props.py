@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.dialects.llama_server.params import settings
 from deployments.dialects.llama_server.wire import CompletionBody
+from deployments.http.model_library import LibraryModel
 from deployments.http.ports import ServedModel, VocabFacts
 from erllama.stats import EngineStats, ModelInfo
 
@@ -76,4 +77,22 @@ def lm_studio_card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]
         "max_context_length": n_ctx,
         "loaded_context_length": None if info is None else info.context_size,
         "capabilities": [] if embeds_alone else ["tool_use"],
+    }
+
+
+def lm_studio_library_card(model: LibraryModel) -> dict[str, Any]:
+    """The same for a model of the hub."""
+    details, standing = model.manifest.details, model.standing
+    return {
+        "id": model.id,
+        "object": "model",
+        "type": "llm",
+        "publisher": "erllama",
+        "arch": details.architecture,
+        "compatibility_type": "gguf",
+        "quantization": details.file_type,
+        "state": "loaded" if standing.in_memory else "not-loaded",
+        "max_context_length": details.n_ctx_train,
+        "loaded_context_length": standing.n_ctx or None if standing.in_memory else None,
+        "capabilities": ["tool_use"],
     }

@@ -34,7 +34,7 @@ def router_mode_routes(dialect: Dialect, models: ModelRegistry, options: HttpOpt
     async def named(request: Request) -> ServedModel:
         require_admin(request)
         body = parse_json(ModelBody, await read_body(request, options.max_body_bytes))
-        model = models.of(request).resolve(body.model)
+        model = models.of(request).resolve(body.model, fetch=False)
         if not model.on_demand:
             raise NotSupported(f"{model.id} is loaded as the server's configuration says", param="model")
         return model

@@ -19,7 +19,14 @@ from starlette.responses import JSONResponse, Response
 from deployments.dialects.llama_server.errors import error_body
 from deployments.dialects.llama_server.infill import InfillBody, parse_infill, ready_infill
 from deployments.dialects.llama_server.params import prompt_ids, ready_completion
-from deployments.dialects.llama_server.props import lm_studio_card, load_body, props_body, server_version, slots_body
+from deployments.dialects.llama_server.props import (
+    lm_studio_card,
+    lm_studio_library_card,
+    load_body,
+    props_body,
+    server_version,
+    slots_body,
+)
 from deployments.dialects.llama_server.reply import CompletionWriter, ReplyForm, completion_body
 from deployments.dialects.llama_server.router_mode import router_mode_routes
 from deployments.dialects.llama_server.tokens import checked_chat, detokenize_body, template_body, tokenize_body
@@ -221,6 +228,7 @@ def _told(dialect: Dialect, models: ModelRegistry, options: HttpOptions) -> APIR
         served = list(models.of(request))
         told = await infos(served, options.ready_timeout_s)
         cards = [lm_studio_card(model, info) for model, info in zip(served, told, strict=True)]
+        cards += [lm_studio_library_card(model) for model in await models.of(request).of_library()]
         return JSONResponse({"object": "list", "data": cards})
 
     return router

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from deployments.dialects.ollama.models import named_model
 from deployments.dialects.ollama.reply import error_body
 from deployments.dialects.ollama.wire import parse_body
 from deployments.dialects.ollama.wire_models import CopyBody, CreateBody, DeleteBody, PullBody, created
@@ -24,8 +25,9 @@ from deployments.http.registry import ModelRegistry
 from erllama.errors import ErllamaError, RequestError
 from erllama.hub.events import PullEvent
 
-_ELSEWHERE = {"/push": "POST", "/blobs/{digest}": "GET POST HEAD"}
 _CHANGES = {"/pull": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE"}
+_BLOBS = "/blobs/{digest}"
+_ELSEWHERE = {"/push": "POST", _BLOBS: "POST"}
 
 
 class ManagedElsewhere(RequestError):
@@ -38,7 +40,8 @@ class ManagedElsewhere(RequestError):
 def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     if not models.library.is_there:
         return _refusing(
-            _ELSEWHERE | _CHANGES, "which models are served stands in the server's configuration (hub.enabled)"
+            _ELSEWHERE | _CHANGES | {_BLOBS: "GET POST"},
+            "which models are served stands in the server's configuration (hub.enabled)",
         )
     router = _refusing(_ELSEWHERE, "this server is no registry")
     library = models.library
@@ -56,14 +59,14 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     async def create(request: Request) -> Response:
         require_admin(request)
         body = parse_body(CreateBody, await read_body(request, options.max_body_bytes))
-        body.check_refused()
         body = created(body)
+        body.check_refused()
+        body.check_parameters()
+        name, base = body.named, named_model(models.of(request), body.base)
 
         async def steps() -> AsyncGenerator[dict[str, Any], None]:
             yield {"status": "using existing layer"}
-            await library.create(
-                body.named, body.base, template=body.template, system=body.system, parameters=body.parameters
-            )
+            await library.create(name, base.id, template=body.template, system=body.system, parameters=body.parameters)
             yield {"status": "writing manifest"}
             yield {"status": "success"}
 
@@ -77,7 +80,8 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     async def copy(request: Request) -> Response:
         require_admin(request)
         body = parse_body(CopyBody, await read_body(request, options.max_body_bytes))
-        await library.copy(*body.pair)
+        source, target = body.pair
+        await library.copy(named_model(models.of(request), source).id, target)
         return Response()
 
     @router.delete("/api/delete")
@@ -86,6 +90,11 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(DeleteBody, await read_body(request, options.max_body_bytes))
         await library.delete(body.named)
         return Response()
+
+    @router.get(f"/api{_BLOBS}")  # HEAD arrives as GET
+    async def blob(request: Request, digest: str) -> Response:
+        require_admin(request)
+        return Response(status_code=200 if await library.has_blob(digest) else 404)
 
     return router
 

@@ -6,6 +6,8 @@ of models that run; asking one that sleeps would wake it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,24 +20,41 @@ from erllama.hub.manifest import Manifest
 from erllama.stats import ModelInfo
 
 _TAG = ":latest"
+_NOT_INFO = ("general.name", "tokenizer.chat_template")
 _NEVER = "2300-01-01T00:00:00Z"  # models stay as long as the server's configuration keeps them
 _SIZES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def find_model(models: TenantModels, name: str | None) -> ServedModel:
+def find_model(models: TenantModels, name: str | None, *, fetch: bool = True) -> ServedModel:
     """The model that a request means. Raises `ModelNotFound` in Ollama's words, `InvalidParameter`
-    without a name where there are several.
+    without a name where there are several. `fetch`: see `TenantModels.resolve`.
     """
-    known = {given for model in models for given in (model.id, *model.aliases)}
-    asked = name or ""
-    if asked not in known and asked.endswith(_TAG):
-        asked = asked.removesuffix(_TAG)
-    elif asked not in known and f"{asked}{_TAG}" in known:
-        asked += _TAG
     try:
-        return models.resolve(asked)
+        return models.resolve(_known_name(models, name or ""), fetch=fetch)
     except ModelNotFound:
-        raise ModelNotFound(f"model '{(name or '')[:200]}' not found", param="model") from None
+        raise _not_found(models, name or "") from None
+
+
+def named_model(models: TenantModels, name: str) -> ServedModel:
+    """The model that has this name: see `TenantModels.named`. Raises as `find_model`."""
+    try:
+        return models.named(_known_name(models, name))
+    except ModelNotFound:
+        raise _not_found(models, name) from None
+
+
+def _known_name(models: TenantModels, asked: str) -> str:
+    """The name as configured models have it, with its tag or without."""
+    known = {given for model in models for given in (model.id, *model.aliases)}
+    if asked not in known and asked.endswith(_TAG):
+        return asked.removesuffix(_TAG)
+    return asked + _TAG if asked not in known and f"{asked}{_TAG}" in known else asked
+
+
+def _not_found(models: TenantModels, name: str) -> ModelNotFound:
+    near = ", ".join(models.near(name)) if name else ""
+    hint = f"; did you mean {near}?" if near else ""
+    return ModelNotFound(f"model '{name[:200]}' not found{hint}", param="model")
 
 
 def shown_name(model: ServedModel) -> str:
@@ -136,28 +155,54 @@ def loaded_card(model: LibraryModel) -> dict[str, Any]:
     }
 
 
-def show_library_body(model: LibraryModel, capabilities: list[str]) -> dict[str, Any]:
-    """The answer of `/api/show` for a model of the hub: what its manifest says."""
-    manifest, details = model.manifest, model.manifest.details
+def show_library_body(
+    model: LibraryModel, capabilities: list[str], template: str, metadata: Mapping[str, Any], *, verbose: bool
+) -> dict[str, Any]:
+    """The answer of `/api/show` for a model of the hub: what its manifest and the header of its file
+    say. `template` is the one that holds.
+    """
+    manifest = model.manifest
     parameters = [(name, value) for name, given in manifest.parameters.items() for value in _each(given)]
+    return {
+        "modelfile": _modelfile(model, parameters),
+        "parameters": "\n".join(f"{name:<30} {_quoted(value)}" for name, value in parameters),
+        "template": template,
+        **({"system": manifest.system} if manifest.system else {}),
+        "details": _manifest_details(manifest),
+        "model_info": _model_info(manifest, metadata, verbose=verbose),
+        "capabilities": capabilities,
+        "modified_at": rfc3339(manifest.created),
+    }
+
+
+def _modelfile(model: LibraryModel, parameters: list[tuple[str, Any]]) -> str:
+    """What `create` would make the model from."""
+    manifest = model.manifest
     remote = "://" in manifest.source and not manifest.source.startswith("file:")
     lines = [f"FROM {manifest.source if remote else model.id}"]  # where files lie here is nobody's business
     lines += [f'SYSTEM """{manifest.system}"""'] if manifest.system else []
     lines += [f'TEMPLATE """{manifest.template}"""'] if manifest.template else []
-    lines += [f"PARAMETER {name} {value}" for name, value in parameters]
+    lines += [f"PARAMETER {name} {_quoted(value)}" for name, value in parameters]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _model_info(manifest: Manifest, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:
+    """The header's keys as Ollama shows them: lists only with `verbose`, and no template."""
+    told = {
+        key: value if verbose or not isinstance(value, list) else []
+        for key, value in metadata.items()
+        if key not in _NOT_INFO and not key.startswith("split.")
+    }
+    details = manifest.details
     return {
-        "modelfile": "\n".join(lines) + "\n",
-        "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters),
-        "template": manifest.template or "",
-        **({"system": manifest.system} if manifest.system else {}),
-        "details": _manifest_details(manifest),
-        "model_info": {
-            "general.architecture": details.architecture,
-            "general.parameter_count": details.n_params,
-            f"{details.architecture}.context_length": details.n_ctx_train,
-        },
-        "capabilities": capabilities,
-        "modified_at": rfc3339(manifest.created),
+        **told,
+        "general.architecture": details.architecture,
+        "general.parameter_count": details.n_params,
+        f"{details.architecture}.context_length": details.n_ctx_train,
     }
 
 

@@ -24,6 +24,9 @@ NEUTRAL: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {"mirostat": (0,), "tfs_z": (1,), "typical_p": (1,), "dry_multiplier": (0,), "xtc_probability": (0,)}
 )
 
+NO_LIMIT = 2**31 - 1
+"""Tokens of a reply, which no context has."""
+
 
 def _stop(value: Any) -> Any:
     if value is None or isinstance(value, str):
@@ -44,7 +47,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    num_predict: Annotated[Whole, Field(le=2**31 - 1)] | None = None
+    num_predict: Annotated[Whole, Field(le=NO_LIMIT)] | None = None
     temperature: float | None = None
     top_k: TopK | None = None
     top_p: float | None = None
@@ -69,8 +72,10 @@ class Options(BaseModel):
 
     @property
     def max_tokens(self) -> int | None:
-        """None runs to the end of the context, which Ollama writes as -1, -2 or 0."""
-        return None if self.num_predict is None or self.num_predict <= 0 else self.num_predict
+        """None leaves it to the model. A reply that runs to the end of the context, which Ollama writes as
+        -1, -2 or 0, has more than any context.
+        """
+        return NO_LIMIT if self.num_predict is not None and self.num_predict <= 0 else self.num_predict
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
         """`defaults` stand for what the options do not say. Raises `InvalidParameter` with Ollama's names."""

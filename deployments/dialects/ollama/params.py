@@ -9,7 +9,7 @@ from typing import Any
 from deployments.dialects.ollama.wire import ChatBody, GenerateBody, GenerationBody
 from deployments.dialects.ollama.wire_messages import Message, offered_tools, template_messages
 from deployments.generation.chat import ChatAsk, ReadyChat, ready_chat, thinking_variables
-from deployments.generation.reply import check_fits, prepare_cost
+from deployments.generation.reply import check_fits, prepare_cost, with_ends
 from deployments.http.ports import PromptPort
 from deployments.noise.filter import NoiseFilter
 from erllama.chat.template import Ending
@@ -114,7 +114,7 @@ def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> Gene
     check_fits(prompt, prompts.n_ctx, "prompt")
     if constraint is not None:
         prompts.check_constraint(constraint)
-    return GenerationRequest(
+    request = GenerationRequest(
         request_id=engine_id,
         prompt=prompt,
         sampling=options.sampling(prompts.defaults.sampling),
@@ -123,6 +123,7 @@ def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> Gene
         grammar=constraint,
         logprobs=_logprobs(body),
     )
+    return with_ends(request, prompts.defaults)
 
 
 def _raw_prompt(body: GenerateBody, prompts: PromptPort) -> Prompt:

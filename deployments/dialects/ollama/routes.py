@@ -87,11 +87,14 @@ def _texts(body: EmbeddingsBody) -> tuple[str, ...]:
     return (body.prompt,) if body.prompt else ()
 
 
-async def _show_library(models: ModelRegistry, model: ServedModel) -> dict[str, Any]:
-    thinks = await asyncio.to_thread(can_think, model.prompts)
-    inserts = await asyncio.to_thread(can_insert, model.prompts)
-    can = capabilities(None, thinks=thinks, inserts=inserts)
-    return show_library_body(await models.library.show(model.id), can)
+async def _show_library(models: ModelRegistry, model: ServedModel, *, verbose: bool) -> dict[str, Any]:
+    def look() -> tuple[list[str], str]:
+        can = capabilities(None, thinks=can_think(model.prompts), inserts=can_insert(model.prompts))
+        return can, model.prompts.facts().chat_template
+
+    can, template = await asyncio.to_thread(look)
+    metadata = await models.library.metadata(model.id)
+    return show_library_body(await models.library.show(model.id), can, template, metadata, verbose=verbose)
 
 
 class Ollama(Dialect):
@@ -125,9 +128,12 @@ class Ollama(Dialect):
 
         async def load(request: Request, body: GenerationBody, model: ServedModel, head: ReplyHead) -> Response:
             if body.unloads:
-                if model.on_demand:
+                if model.on_demand:  # one that is in use goes after its last reply: `keep` has said so
                     await models.library.unload(model.id)
                 return _json(loaded_body(head, "unload"))
+            if model.on_demand:
+                await unless_disconnected(request.receive, models.library.load(model.id))
+                return _json(loaded_body(head, "load"))
             asked = await prepare(model.prompts, 0, load_request, model.prompts, engine_id(request))
             await whole_replies(request, model, [asked])
             return _json(loaded_body(head, "load"))
@@ -214,6 +220,7 @@ class Ollama(Dialect):
             raw = await read_body(request, options.max_body_bytes)
             body = parse_body(EmbeddingsBody, raw)
             model = find_model(models.of(request), body.model)
+            await keep(model, body)
             found, _ = await vectors(request, model, raw, _texts(body), truncate=True)
             return _json(embedding_body(found))
 
@@ -237,9 +244,9 @@ class Ollama(Dialect):
         @router.post("/api/show")
         async def show(request: Request) -> Response:
             body = parse_body(ShowBody, await read_body(request, options.max_body_bytes))
-            model = find_model(models.of(request), body.model or body.name)
+            model = find_model(models.of(request), body.model or body.name, fetch=False)
             if model.on_demand:
-                return JSONResponse(await _show_library(models, model))
+                return JSONResponse(await _show_library(models, model, verbose=bool(body.verbose)))
             [info] = await infos([model], options.ready_timeout_s)
             thinks = await asyncio.to_thread(can_think, model.prompts)
             inserts = await asyncio.to_thread(can_insert, model.prompts)

@@ -8,11 +8,16 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
+from deployments.dialects.ollama.options import NEUTRAL, Options
 from deployments.dialects.ollama.wire import Wire
+from deployments.http.body import parse_value
+from erllama.chat.template import ChatTemplate
 from erllama.errors import InvalidParameter
+from erllama.request import SamplingParams
 
 _LINE = re.compile(r"^\s*([A-Za-z]+)\s+(.*)$")
 _NUMBERS = (int, float)
+_GO = re.compile(r"\{\{-?\s*[.$]")
 
 
 class NamedBody(Wire):
@@ -46,9 +51,16 @@ class CopyBody(Wire):
         return _required(self.source, "source"), _required(self.destination, "destination")
 
 
-def _go_template(value: Any) -> Any:
-    if isinstance(value, str) and re.search(r"\{\{-?\s*[.$]", value):
+def _jinja(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        return value or None
+    if _GO.search(value):
         raise ValueError("is a template of Go; chat templates are Jinja here")
+    if "{{" not in value and "{%" not in value:
+        raise ValueError("must be a chat template in Jinja, and has no Jinja in it")
+    problem = ChatTemplate(value, bos="", eos="").problem
+    if problem is not None:
+        raise ValueError(f"is no chat template in Jinja: {problem}")
     return value
 
 
@@ -66,7 +78,7 @@ class CreateBody(NamedBody):
     }
 
     from_: Annotated[str | None, Field(alias="from")] = None
-    template: Annotated[str | None, BeforeValidator(_go_template)] = None
+    template: Annotated[str | None, BeforeValidator(_jinja)] = None
     system: str | None = None
     parameters: dict[str, Any] | None = None
     modelfile: str | None = None
@@ -74,6 +86,24 @@ class CreateBody(NamedBody):
     @property
     def base(self) -> str:
         return _required(self.from_, "from")
+
+    def check_parameters(self) -> None:
+        """Raises `InvalidParameter` for a value that no server could take: a wrong type, or out of range.
+        What only this server cannot do is passed over when the model is loaded.
+        """
+        given = {name: value for name, value in (self.parameters or {}).items() if name not in NEUTRAL}
+        options = parse_value(Options, given, "parameters")
+        try:
+            options.sampling(SamplingParams())
+        except InvalidParameter as error:
+            name = (error.param or "").replace("options.", "parameters.", 1)
+            raise InvalidParameter(error.message.replace("options.", "parameters.", 1), param=name) from None
+        n_ctx = given.get("num_ctx")
+        if n_ctx is not None and (type(n_ctx) is not int or n_ctx < 1):
+            raise InvalidParameter(
+                f"parameters.num_ctx must be a whole number of at least 1, got {n_ctx!r:.60}",
+                param="parameters.num_ctx",
+            )
 
 
 def created(body: CreateBody) -> CreateBody:
@@ -93,7 +123,7 @@ def created(body: CreateBody) -> CreateBody:
             case _:
                 raise InvalidParameter(f"modelfile: {instruction} is not supported by this server", param="modelfile")
     known = {name: value for name, value in body.model_dump(by_alias=True).items() if value is not None}
-    return CreateBody.model_validate({**known, **given, "modelfile": None})
+    return parse_value(CreateBody, {**known, **given, "modelfile": None}, "modelfile")
 
 
 def _instructions(modelfile: str) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ from deployments.dialects.openai.tools import offered_tools, tool_choice
 from deployments.dialects.openai.wire import ChatBody, CompletionBody, GenerationBody
 from deployments.dialects.openai.wire_messages import Message
 from deployments.generation.chat import ChatAsk, ReadyChat, thinking_variables
-from deployments.generation.reply import affinity_of
+from deployments.generation.reply import affinity_of, with_ends
+from deployments.http.ports import ReplyDefaults
 from erllama.chat.template import Ending
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
@@ -124,17 +125,20 @@ def completion_requests(
     grammar: Constraint | None,
     engine_id: str,
     headers: Mapping[str, str],
-    defaults: SamplingParams,
+    defaults: ReplyDefaults,
 ) -> list[GenerationRequest]:
-    """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them."""
-    sampling = sampling_params(body, defaults)
+    """Choice i of prompt p is request `p * n + i`, as OpenAI numbers them. OpenAI's limit holds where
+    neither the request nor the model has one.
+    """
+    sampling = sampling_params(body, defaults.sampling)
+    ends = replace(defaults, max_tokens=defaults.max_tokens or DEFAULT_COMPLETION_TOKENS)
     requests: list[GenerationRequest] = []
     for p, prompt in enumerate(prompts):
         base = GenerationRequest(
             request_id=engine_id if len(prompts) == 1 else f"{engine_id}.p{p}",
             prompt=prompt,
             sampling=sampling,
-            max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else _limit(body.max_tokens),
+            max_tokens=None if body.max_tokens is None else _limit(body.max_tokens),
             stop=body.stop,
             grammar=grammar,
             logprobs=body.logprobs,
@@ -142,7 +146,7 @@ def completion_requests(
             affinity=_affinity(body, headers),
             report_progress=body.extras.report_progress,
         )
-        requests += _choices(base, body.n or 1)
+        requests += _choices(with_ends(base, ends), body.n or 1)
     return requests
 
 

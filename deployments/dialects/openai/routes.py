@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.openai.chat import ChatWriter, ReplyForm, chat_body
-from deployments.dialects.openai.codex_models import codex_model
 from deployments.dialects.openai.completions import CompletionWriter, completion_body
+from deployments.dialects.openai.models import codex_model, model_card
 from deployments.dialects.openai.normal import normal_chat, normal_completion
 from deployments.dialects.openai.params import (
     chat_ask,
@@ -36,10 +36,9 @@ from deployments.dialects.openai.wire import (
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
-from deployments.generation.running import phases_of
+from deployments.generation.running import states_of
 from deployments.http.dialect import SSE, Dialect, own_routes
 from deployments.http.disconnect import unless_disconnected
-from deployments.http.model_library import ModelPhase
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -50,22 +49,6 @@ from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.grammar.constraint import Constraint
 from erllama.prompts.infill import Gap
 from erllama.request import Prompt
-
-
-def _model_card(model: ServedModel, phase: ModelPhase) -> dict[str, Any]:
-    """OpenAI's, the context of one sequence under the names of llama.cpp, vLLM and others, and the
-    `status` of llama.cpp's router.
-    """
-    n_ctx = model.prompts.n_ctx
-    known = {} if n_ctx is None else {"meta": {"n_ctx": n_ctx}, "max_model_len": n_ctx, "context_length": n_ctx}
-    return {
-        "id": model.id,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "erllama",
-        **known,
-        "status": {"value": phase},
-    }
 
 
 def _head(prefix: str, model: ServedModel, identity: ReplyIdentity) -> ReplyHead:
@@ -156,9 +139,10 @@ class OpenAI(Dialect):
 
         @router.get("/models")
         async def list_models(request: Request) -> Response:
-            own = await models.of(request).listed()
-            phases = await phases_of(own, models.of(request), options.ready_timeout_s)
-            cards = [_model_card(model, phase) for model, phase in zip(own, phases, strict=True)]
+            of_hub = await models.of(request).of_library()
+            own = await models.of(request).listed(of_hub)
+            states = await states_of(own, of_hub, options.ready_timeout_s)
+            cards = [model_card(model, state) for model, state in zip(own, states, strict=True)]
             listed: dict[str, Any] = {"object": "list", "data": cards}
             if "client_version" in request.query_params:
                 listed["models"] = [codex_model(model, number) for number, model in enumerate(own)]
@@ -166,9 +150,10 @@ class OpenAI(Dialect):
 
         @router.get("/models/{model_id:path}")
         async def get_model(request: Request, model_id: str) -> Response:
-            model = models.of(request).resolve(model_id)
-            [phase] = await phases_of([model], models.of(request), options.ready_timeout_s)
-            return JSONResponse(_model_card(model, phase))
+            model = models.of(request).resolve(model_id, fetch=False)
+            of_hub = await models.of(request).of_library() if model.on_demand else ()
+            [state] = await states_of([model], of_hub, options.ready_timeout_s)
+            return JSONResponse(model_card(model, state))
 
         @router.post("/chat/completions")
         async def chat_completions(request: Request) -> Response:
@@ -217,8 +202,8 @@ class OpenAI(Dialect):
             identity = await reply_identity(request, model, raw, options.resume_grace_s)
             cost = _cost(raw, body, model.prompts)
             prompts, echoes, grammar = await prepare(model.prompts, cost, _prepare_completion, body, model.prompts)
-            headers, sampling = request.headers, model.prompts.defaults.sampling
-            requests = completion_requests(body, prompts, grammar, identity.stream, headers, sampling)
+            headers, defaults = request.headers, model.prompts.defaults
+            requests = completion_requests(body, prompts, grammar, identity.stream, headers, defaults)
             head, n = _head("cmpl", model, identity), body.n or 1
             if not body.stream:
                 replies = await whole_replies(request, model, requests, identity=identity)

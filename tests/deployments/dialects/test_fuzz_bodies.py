@@ -20,6 +20,7 @@ from deployments.ingress.prompts import PromptSource
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.config import EngineConfig
 from tests.support.http_fakes import FakeModel, app_of, replies, served
+from tests.support.hub_fakes import FakeLibrary, manifest
 from tests.support.json_mutations import mutated
 
 PATIENCE_S = 30
@@ -164,6 +165,16 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/embed": {"model": "demo", "input": ["a", "b"], "truncate": True, "dimensions": 3},
     "/api/embeddings": {"model": "demo", "prompt": "a"},
     "/api/show": {"model": "demo", "name": "demo", "verbose": True},
+    "/api/pull": {"model": "hf.co/me/tiny:Q4_K_M", "name": "x", "insecure": True, "stream": True},
+    "/api/create": {
+        "model": "pirate", "from": "tiny:v1", "system": "Arr.", "template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "parameters": {**SAMPLING, "num_ctx": 4096, "stop": ["x"], "mirostat": 0}, "stream": False, "messages": [], "files": {},
+        "modelfile": "FROM tiny:v1\nSYSTEM \"\"\"Arr.\"\"\"\nPARAMETER stop x\nTEMPLATE {{ messages }}",
+    },
+    "/api/copy": {"source": "tiny:v1", "destination": "me/other"},
+    "/models/load": {"model": "tiny:v1"},
+    "/models/unload": {"model": "tiny:v1"},
+    "/erllama/v1/hub/pull": {"source": "hf.co/me/tiny", "name": "tiny", "stream": True},
     "/completion": {
         "prompt": ["Hi", 5, "there"], "n_predict": 4, "stream": True, "n_probs": 2, "post_sampling_probs": True, "seed": -1,
         "logit_bias": [[5, 1.0], ["a", False]], "stop": ["x"], "samplers": ["top_k", "temperature"], "json_schema": SCHEMA,
@@ -182,6 +193,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/score": {"model": "demo", "text_1": "a", "text_2": ["b", "c"], "truncate_prompt_tokens": -1},
     "/erllama/v1/prefixes": {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "pin": {"ttl_s": 60, "name": "p"}},
 }  # fmt: skip
+_LLAMA_SERVER = {
+    "/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/embedding", "/models/load", "/models/unload",
+}  # fmt: skip
 _NOT_HERE = {
     "/infill",
     "/v1/rerank",
@@ -196,7 +210,7 @@ BODIES["/v1/responses/input_tokens"] = BODIES["/v1/responses"]
 def app() -> Iterator[Any]:
     source = PromptSource(EngineConfig(path="demo", n_ctx=8192), root=root_key("fuzz"), book=TranscriptBook())
     source.load()
-    yield app_of(served(FakeModel(replies('{"path": "a"}')), source))
+    yield app_of(served(FakeModel(replies('{"path": "a"}')), source), library=FakeLibrary(manifest("tiny:v1")))
     source.close()
 
 
@@ -208,7 +222,7 @@ async def answer(app: Any, path: str, body: bytes) -> httpx.Response:
 def check_error(path: str, reply: httpx.Response) -> None:
     """It has the shape that this dialect's clients read."""
     body = reply.json()
-    if path in ("/completion", "/infill", "/tokenize", "/detokenize", "/apply-template", "/embedding"):
+    if path in _LLAMA_SERVER:
         assert set(body["error"]) >= {"code", "message", "type"}
     elif path.startswith("/api"):
         assert isinstance(body["error"], str)

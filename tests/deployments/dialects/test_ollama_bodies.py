@@ -8,6 +8,7 @@ import json
 import pytest
 
 from deployments.dialects.ollama.models import human_number
+from deployments.dialects.ollama.options import NO_LIMIT
 from deployments.dialects.ollama.params import chat_ask
 from deployments.dialects.ollama.wire import ChatBody, GenerateBody, parse_body
 from deployments.http.ports import ChatPrompt
@@ -78,7 +79,8 @@ async def test_what_is_left_out_or_off_keeps_the_defaults():
             CHAT, body | {"think": None, "format": "", "tools": [], "shift": True, "logprobs": False}, model
         )
         assert reply.status_code == 200, reply.text
-        assert (model.requests[-1].sampling, model.requests[-1].max_tokens) == (SamplingParams(), None)
+        limit = NO_LIMIT if (options or {}).get("num_predict") is not None else None  # said, or left to the model
+        assert (model.requests[-1].sampling, model.requests[-1].max_tokens) == (SamplingParams(), limit)
         assert (model.requests[-1].stop, model.requests[-1].grammar, model.requests[-1].logprobs) == ((), None, None)
 
 

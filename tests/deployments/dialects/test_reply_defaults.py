@@ -25,14 +25,27 @@ CHATS = {
     GEMINI: {"contents": [{"parts": [{"text": "Hi"}]}]},
 }
 RAW = {"/v1/completions": {"prompt": "Hi"}, "/api/generate": {"prompt": "Hi", "raw": True}}
+RAW["/completion"] = {"prompt": "Hi"}
 BODIES = {**CHATS, **RAW}
+DRAWN = ReplyDefaults(SAMPLING, GRAMMAR)
+ENDS = ReplyDefaults(stop=("<end>",), max_tokens=7)
+LIMITS = {  # how each says a limit and a stop text of its own
+    "/v1/chat/completions": {"max_tokens": 5, "stop": ["x"]},
+    "/v1/responses": {"max_output_tokens": 16},
+    "/v1/messages": {"max_tokens": 5, "stop_sequences": ["x"]},
+    "/api/chat": {"options": {"num_predict": 5, "stop": ["x"]}},
+    "/api/generate": {"options": {"num_predict": 5, "stop": ["x"]}},
+    GEMINI: {"generationConfig": {"maxOutputTokens": 5, "stopSequences": ["x"]}},
+    "/v1/completions": {"max_tokens": 5, "stop": ["x"]},
+    "/completion": {"n_predict": 5, "stop": ["x"]},
+}
 TOOL = {"name": "look", "parameters": {"type": "object", "properties": {}}}
 
 
-async def asked(path, **more):
+async def asked(path, defaults=DRAWN, **more):
     """The engine's request that a body of `path` with `more` becomes."""
     prompts, model = FakePrompts(), FakeModel()
-    prompts.defaults = ReplyDefaults(SAMPLING, GRAMMAR)
+    prompts.defaults = defaults
     async with http_client(app_of(served(model, prompts))) as client:
         reply = await client.post(path, json={"model": "demo", "stream": False, **BODIES[path], **more})
     assert reply.status_code == 200, reply.text
@@ -87,3 +100,23 @@ async def test_a_form_that_a_request_asks_for_wins(more):
     constraint = (await asked("/v1/chat/completions", **more)).constraint
     assert constraint is not None
     assert constraint != GRAMMAR
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_reply_ends_where_its_model_does(path):
+    request = await asked(path, ENDS)
+    asks_itself = path == "/v1/messages"  # its bodies must
+    assert (request.stop, request.max_tokens) == (("<end>",), 9 if asks_itself else 7)
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_request_that_says_where_it_ends_ends_there(path):
+    request = await asked(path, ENDS, **LIMITS[path])
+    says_no_stop = path == "/v1/responses"  # its bodies cannot
+    assert (request.stop, request.max_tokens) == ((("<end>",), 16) if says_no_stop else (("x",), 5))
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_model_that_says_nothing_of_ends_leaves_them_to_the_dialect(path):
+    known = {"/v1/messages": 9, "/v1/completions": 16}
+    assert ((request := await asked(path)).stop, request.max_tokens) == ((), known.get(path))

@@ -17,7 +17,7 @@ from deployments.hub.residents import Loadable, Running
 from deployments.hub.rooms import NodeReading
 from deployments.model.ray_errors import ModelUnavailable
 from deployments.model.states import LoadState, Phase
-from erllama.errors import ModelNotFound
+from erllama.errors import DoesNotFit, ModelNotFound
 from erllama.stats import ModelMemory
 
 pytestmark = pytest.mark.anyio
@@ -229,6 +229,15 @@ async def test_what_is_not_there_or_fits_nowhere_is_refused():
             await manager.acquire(wanted("gone"))
         with pytest.raises(ModelUnavailable, match="no node has"):
             await manager.acquire(wanted("a"))
+
+
+async def test_files_that_are_larger_than_any_node_are_refused_unless_gpus_take_a_part():
+    async with managed(FakeLauncher()) as manager:
+        await manager.check_room(2 * NEED)
+        with pytest.raises(DoesNotFit, match="no node has more"):
+            await manager.check_room(10 * NEED)
+    async with managed(FakeLauncher(), defaults={"num_gpus": 1}) as manager:
+        await manager.check_room(10 * NEED)
 
 
 async def test_a_name_that_means_another_file_now_is_started_anew():

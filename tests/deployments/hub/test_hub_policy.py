@@ -82,9 +82,25 @@ CASES = {
         [model("a", ABSENT, need=20), model("b", idle_s=5), model("c", idle_s=9)], [ticket("a")], [room(2, 30)],
         [Sleep("c", PRESSURE), Sleep("b", PRESSURE)],
     ),
-    "where the fewest bytes go": (
-        [model("a", ABSENT), model("b", idle_s=9, need=12), model("c", node="n2", need=11)], [ticket("a")],
-        [room(0), room(0, node="n2")], [Sleep("c", PRESSURE)],
+    "where the longest idle go, though they are larger": (
+        [model("a", ABSENT), model("b", idle_s=9, need=12), model("c", node="n2", need=11, idle_s=2)], [ticket("a")],
+        [room(0), room(0, node="n2")], [Sleep("b", PRESSURE)],
+    ),
+    "one that was idle for less goes before two that cause more loads": (
+        [model("a", ABSENT), model("b", need=6, idle_s=9), model("c", need=6, idle_s=8),
+         model("d", node="n2", need=11, idle_s=6)],
+        [ticket("a")], [room(0), room(0, node="n2")], [Sleep("d", PRESSURE)],
+    ),
+    "where the load that it will cost is short": (
+        [model("a", ABSENT), model("b", need=40 << 30, idle_s=9), model("c", node="n2", need=1 << 30, idle_s=8)],
+        [ticket("a")], [room(0, 1 << 40), room(0, 1 << 40, node="n2")], [Sleep("c", PRESSURE)],
+    ),
+    "no more than needed: a small one stays when the next is enough alone": (
+        [model("a", ABSENT), model("b", need=3, idle_s=9), model("c", need=17, idle_s=5)], [ticket("a")], [room(0)],
+        [Sleep("c", PRESSURE)],
+    ),
+    "nor does it end when there is no other": (
+        [model("a", ASLEEP), model("b", n_open=1, need=11)], [ticket("a")], [room(8)], [],
     ),
     "what leaves already is enough": (
         [model("a", ABSENT), model("b", LEAVING), model("c")], [ticket("a")], [room(2, 30)], [],
@@ -112,6 +128,29 @@ CASES = {
     "a turn does not end before its time": (
         [model("a", ABSENT), model("b", n_open=1, awake_s=50)], [ticket("a", 61), ticket("b", 5)], [room(2)],
         [Grant("b1")],
+    ),
+    "the process of one that wakes is in nobody's way": (
+        [model("a", ASLEEP), model("c", ABSENT)], [ticket("a", 9), ticket("c", 5)], [room(18)], [Wake("a", "n1")],
+    ),
+    "nothing new wakes where one waits for its turn": (
+        [model("a", ABSENT, need=20), model("b", n_open=1, awake_s=50), model("c", ABSENT)],
+        [ticket("a", 61), ticket("c", 5)], [room(10)], [],
+    ),
+    "before that, small ones may": (
+        [model("a", ABSENT, need=20), model("b", n_open=1, awake_s=50), model("c", ABSENT)],
+        [ticket("a", 59), ticket("c", 5)], [room(10)], [Wake("c", "n1")],
+    ),
+    "one node is kept, not all": (
+        [model("a", ABSENT, need=20), model("b", n_open=1, awake_s=50), model("c", ABSENT),
+         model("d", node="n2", n_open=1, awake_s=9)],
+        [ticket("a", 61), ticket("c", 5)], [room(10), room(10, node="n2")], [Wake("c", "n2")],
+    ),
+    "memory is kept while a process moves": (
+        [model("a", LEAVING), model("c", ABSENT)], [ticket("a", 9), ticket("c", 5)], [room(0), room(15, node="n2")], [],
+    ),
+    "grants are in the order of age over all models": (
+        [model("a"), model("b", node="n2")], [ticket("a", 3, 1), ticket("b", 2), ticket("a", 1, 2)], [room(0)],
+        [Grant("a1"), Grant("b1"), Grant("a2")],
     ),
     "memory that gets free is for the oldest": (
         [model("a", ABSENT, need=20), model("b", LEAVING), model("c", ABSENT, need=5)],
@@ -188,6 +227,15 @@ def test_fifty_requests_for_five_models_that_fit_two_at_a_time():
     outcome = world.run([Arrival(rng.uniform(0, 3), n % 5, 4.0) for n in range(50)])
     assert len(outcome.waits_s) == 50
     assert outcome.n_wakes == 5  # each once: it runs its queue before it goes
+
+
+def test_small_models_of_short_turns_do_not_starve_a_large_one():
+    kinds = [Kind(20, 0, 1.0, 1.0, 0.5), *[Kind(10, 0, 1.0, 1.0, 0.5)] * 4]
+    small = [Arrival(number * 15.0, 1 + number % 4, 20.0) for number in range(400)]
+    policy = HubPolicy(HubPolicyOptions(max_models=9, max_turn_s=TURN_S))
+    outcome = World(kinds, [20], policy, max_models=9, checked=True).run([Arrival(40.0, 0, 5.0), *small])
+    assert len(outcome.waits_s) == 401
+    assert outcome.worst_s < 2 * TURN_S + 30  # it waits a turn, others end theirs, and 20 s of requests drain
 
 
 def test_a_model_that_is_always_busy_lets_others_in():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deployments.config import HubSpec
-from deployments.hub.specs import PROCESS_BYTES, loadable_of, reply_ends, spec_of
+from deployments.hub.defaults import defaults_of
+from deployments.hub.specs import PROCESS_BYTES, loadable_of, spec_of
 from erllama.demo import demo_model_path
 from erllama.fit import DoesNotFit
 from erllama.hub.config import HubConfig
@@ -40,16 +41,17 @@ def test_a_manifests_own_settings_stand_above_the_defaults_and_below_the_models_
     own = spec(hub)
     assert (own.sampling.temperature, own.chat_template, own.id) == (0.5, "{{ messages }}", "own")
     assert Path(own.path).is_file()
-    assert reply_ends(hub.show("own")) == (("END",), 9)
+    ends = defaults_of(hub.show("own").parameters)
+    assert (ends.stop, ends.max_tokens) == (("END",), 9)
 
 
 def test_a_model_is_not_given_more_context_than_it_was_trained_with(hub):
     assert spec(hub, "tiny:a").n_ctx == min(4096, hub.show("tiny:a").details.n_ctx_train)
 
 
-def test_parameters_that_cannot_be_done_are_passed_over(hub):
+def test_parameters_that_cannot_be_done_are_passed_over_and_take_no_other_with_them(hub):
     hub.create("odd", "tiny:a", parameters={"mirostat": 2, "temperature": 0.5, "num_ctx": "large"})
-    assert spec(hub, "odd").sampling.temperature == 0.8
+    assert (spec(hub, "odd").sampling.temperature, spec(hub, "odd").n_ctx) == (0.5, spec(hub, "tiny:a").n_ctx)
 
 
 def test_what_does_not_fit_shrinks_to_its_least_and_then_is_refused_with_the_numbers(hub):

@@ -62,9 +62,9 @@ def vocab(monkeypatch):
 HI = [{"role": "user", "content": "hi"}]
 
 
-def prompt_source(path="x", **more):
+def prompt_source(path="x", system=None, **more):
     config = EngineConfig(path=path, **more)
-    return PromptSource(config, root=root_key("test"), book=TranscriptBook())
+    return PromptSource(config, root=root_key("test"), book=TranscriptBook(), system=system)
 
 
 def test_the_file_is_opened_once_however_many_threads_ask(vocab):
@@ -87,6 +87,23 @@ def test_a_prompt_gets_exactly_one_bos(vocab, monkeypatch):
     assert prompt_source().tokenize("hi", add_special=False) == [*b"hi"]
     monkeypatch.setattr(vocab, "chat_template", "{{ messages[0].content }}")
     assert prompt_source().render_chat(HI, None, {}).prompt.tokens == (1, *b"hi")
+
+
+@pytest.mark.parametrize(
+    ("system", "before", "prompt"),
+    [
+        ("SYS ", [], b"SYS hi"),
+        ("SYS ", [{"role": "system", "content": "own "}], b"own hi"),
+        ("SYS ", [{"role": "developer", "content": "own "}], b"own hi"),
+        ("", [], b"hi"),
+        (None, [], b"hi"),
+    ],
+)
+def test_a_models_system_text_stands_before_a_chat_that_has_none(vocab, system, before, prompt):
+    source = prompt_source(system=system)
+    assert source.render_chat([*before, *HI], None, {}).prompt.tokens == (1, *prompt)
+    assert source.render_text([*before, *HI], None, {}) == prompt.decode()
+    assert source.of_tenant("salt").render_chat([*before, *HI], None, {}).prompt.tokens == (1, *prompt)
 
 
 def test_a_template_that_does_not_compile_refuses_chats_and_nothing_else(vocab, monkeypatch):
