@@ -20,7 +20,8 @@ from erllama.footprint.shape import LayerShape, MemoryShape
 _F32_BYTES, _F16_BYTES = 4, 2
 PROCESS_BYTES = 98 << 20
 """What a process takes with Python, erllama and llama.cpp, but no model: before one was loaded, and of
-one that was unloaded all but the vocabulary. Measured by `bench/fit.py`; Ray comes on top."""
+one that was unloaded all but the vocabulary. Measured by `bench/fit.py`; an installation without
+compiled Python files has 30 MiB more. Ray comes on top."""
 TOKEN_BYTES = 315
 """What a token of the vocabulary takes, which stays when the model is unloaded (`LlamaVocab`)."""
 
