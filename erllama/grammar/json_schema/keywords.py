@@ -175,12 +175,10 @@ def _property_names(schema: dict[str, Any], where: str, root: SchemaRoot) -> Ite
     rule = schema.pop("propertyNames")
     if isinstance(rule, dict) and isinstance(rule.get("$ref"), str):
         rule = root.resolve(rule["$ref"], where)
-    if rule is False:
+    if rule is False or (isinstance(rule, dict) and not _takes_texts(rule)):
         yield {"maxProperties": 0}
         return
     if not isinstance(rule, dict) or not rule.keys() - {"type", "description", "title"}:
-        if isinstance(rule, dict) and rule.get("type", "string") != "string":
-            yield {"maxProperties": 0}
         return
     names = _values(rule, root, where)
     other = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
@@ -197,6 +195,12 @@ def _property_names(schema: dict[str, Any], where: str, root: SchemaRoot) -> Ite
     if pattern is not None and not closed:
         schema["patternProperties"] = {pattern: other}
     schema["additionalProperties"] = False
+
+
+def _takes_texts(rule: SchemaObject) -> bool:
+    """Whether a name, which is always a text, may have the type that `rule` wants."""
+    types = rule.get("type", "string")
+    return "string" in (types if isinstance(types, list) else [types])
 
 
 def _name_pattern(rule: SchemaObject) -> str | None:
