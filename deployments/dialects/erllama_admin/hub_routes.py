@@ -8,19 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.erllama_admin.wire import PullBody
 from deployments.generation.reply import read_body
-from deployments.http.body import encode, parse_json
-from deployments.http.dialect import SSE
+from deployments.generation.steps import to_the_end, watched
+from deployments.http.body import parse_json
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import require_admin, tenant_of
 from deployments.http.model_library import LibraryModel
-from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
 from deployments.http.registry import ModelRegistry
-from erllama.errors import ErllamaError
 from erllama.hub.events import PullEvent
 
 HUB = "/erllama/v1/hub"
@@ -40,9 +38,8 @@ def hub_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_json(PullBody, await read_body(request, options.max_body_bytes))
         events = models.library.pull(body.source, body.name, tenant_of(request))
         if body.stream:
-            first = await anext(events)
-            return StreamingResponse(_frames(first, events), media_type=SSE.media_type)
-        await unless_disconnected(request.receive, _to_the_end(events))
+            return await watched(request, _told(events))
+        await unless_disconnected(request.receive, to_the_end(events))
         return JSONResponse({"object": "hub.pull", "status": "success"})
 
     @router.delete(HUB + "/{name:path}")
@@ -69,21 +66,7 @@ def hub_card(model: LibraryModel) -> dict[str, Any]:
     }
 
 
-async def _to_the_end(events: AsyncGenerator[PullEvent, None]) -> None:
+async def _told(events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[dict[str, Any], None]:
     async with aclosing(events):
-        async for _ in events:
-            pass
-
-
-async def _frames(first: PullEvent, events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[bytes, None]:
-    yield _frame(first)
-    try:
-        async with aclosing(events):
-            async for event in events:
-                yield _frame(event)
-    except ErllamaError as error:
-        yield SSE.frame(error_body(error), "error")
-
-
-def _frame(event: PullEvent) -> bytes:
-    return SSE.frame(encode(asdict(event)).encode(), "")
+        async for event in events:
+            yield asdict(event)

@@ -4,25 +4,24 @@ would need (push, blobs), which this server is not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.ollama.models import named_model
-from deployments.dialects.ollama.reply import error_body
 from deployments.dialects.ollama.wire import parse_body
 from deployments.dialects.ollama.wire_models import CopyBody, CreateBody, DeleteBody, PullBody, created
 from deployments.generation.reply import read_body
-from deployments.http.body import encode
-from deployments.http.dialect import NDJSON, route_path
+from deployments.generation.steps import to_the_end, watched
+from deployments.http.dialect import route_path
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import require_admin, tenant_of
 from deployments.http.options import HttpOptions
 from deployments.http.registry import ModelRegistry
-from erllama.errors import ErllamaError, RequestError
+from erllama.errors import RequestError
 from erllama.hub.events import PullEvent
 
 _CHANGES = {"/pull": "POST", "/create": "POST", "/copy": "POST", "/delete": "DELETE"}
@@ -51,9 +50,9 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
         body = parse_body(PullBody, await read_body(request, options.max_body_bytes))
         events = library.pull(body.named, None, tenant_of(request))
         if body.stream is False:
-            await unless_disconnected(request.receive, _last(events))
+            await unless_disconnected(request.receive, to_the_end(events))
             return JSONResponse({"status": "success"})
-        return await _lines(_told(events))
+        return await watched(request, _told(events))
 
     @router.post("/api/create")
     async def create(request: Request) -> Response:
@@ -71,10 +70,9 @@ def library_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
             yield {"status": "success"}
 
         if body.stream is False:
-            async for _ in steps():
-                pass
+            await to_the_end(steps())
             return JSONResponse({"status": "success"})
-        return await _lines(steps())
+        return await watched(request, steps())
 
     @router.post("/api/copy")
     async def copy(request: Request) -> Response:
@@ -119,25 +117,3 @@ async def _told(events: AsyncGenerator[PullEvent, None]) -> AsyncGenerator[dict[
             if event.total:
                 told |= {"total": event.total, "completed": event.completed}
             yield told
-
-
-async def _last(events: AsyncGenerator[PullEvent, None]) -> None:
-    async with aclosing(events):
-        async for _ in events:
-            pass
-
-
-async def _lines(objects: AsyncGenerator[dict[str, Any], None]) -> Response:
-    """A stream of lines. What fails before the first one has a status, later it is a line."""
-    first = await anext(objects)
-
-    async def lines() -> AsyncIterator[bytes]:
-        yield encode(first).encode() + b"\n"
-        try:
-            async with aclosing(objects):
-                async for one in objects:
-                    yield encode(one).encode() + b"\n"
-        except ErllamaError as error:
-            yield error_body(error) + b"\n"
-
-    return StreamingResponse(lines(), media_type=NDJSON.media_type)
