@@ -155,8 +155,10 @@ class HubManager:
         Raises what makes it impossible.
         """
         await self._recovered.wait()
-        async with self._learning:
-            await self._learn(wanted)
+        if not self._knows(wanted):
+            async with self._learning:  # of many that ask for a model at once one reads its header
+                await self._learn(wanted)
+        self._check_failed(wanted.model_id)
         self._changed.set()
         try:
             granted = await self._waiting.answer(wanted, self._clock())
@@ -227,16 +229,22 @@ class HubManager:
         """How often models were woken, put to sleep and removed, by what was done and why."""
         return dict(self._processes.swaps)
 
+    def _check_failed(self, model_id: str) -> None:
+        """Raises what a load that has just failed left."""
+        error, until_ns = self._failed.get(model_id, (None, 0))
+        if error is not None and self._clock() < until_ns:
+            raise error
+        self._failed.pop(model_id, None)
+
+    def _knows(self, wanted: Wanted) -> bool:
+        known = self._known.get(wanted.model_id)
+        return known is not None and known.digest == wanted.digest
+
     async def _learn(self, wanted: Wanted) -> None:
-        """Have `_known` what the model's name means now. Raises what a load that has just failed left."""
-        model_id = wanted.model_id
-        known = self._known.get(model_id)
-        if known is not None and known.digest == wanted.digest:
-            error, until_ns = self._failed.get(model_id, (None, 0))
-            if error is not None and self._clock() < until_ns:
-                raise error
-            self._failed.pop(model_id, None)
+        """Have `_known` what the model's name means now."""
+        if self._knows(wanted):  # somebody else was first
             return
+        model_id = wanted.model_id
         self._failed.pop(model_id, None)
         loadable = await self._loadable_of(model_id, self._most_bytes())
         self._known[model_id] = loadable

@@ -306,3 +306,22 @@ async def test_a_model_whose_node_is_gone_wakes_on_another():
         launcher.node = "n2"
         await use(manager, "a", "ta2")
         assert launcher.log.count("start a.build-d1") == 2
+
+
+async def test_a_model_that_is_known_waits_for_no_other_to_be_read():
+    reading, read = asyncio.Event(), asyncio.Event()
+
+    async def slowly(model_id, room_bytes):
+        if model_id == "new":
+            reading.set()
+            await read.wait()
+        return loadable(model_id)
+
+    async with managed(FakeLauncher(), loadable_of=slowly) as manager:
+        await use(manager, "a", "t1")
+        asked = asyncio.ensure_future(use(manager, "new", "t2"))
+        await reading.wait()
+        assert isinstance(await manager.acquire(wanted("a", "t3")), Granted)
+        assert not asked.done()
+        read.set()
+        assert isinstance(await asked, Granted)
