@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 3.0
 _SAVE_SLACK_S = 30.0  # beyond the bound of a save
+_MODEL = "model-"  # how deployments of models begin
 _PIN = 0.001  # of a node's own resource, by which Ray is told where
 
 
@@ -55,23 +56,25 @@ def hub_models(app_name: str) -> list[tuple[str, str]]:
 
 
 class ServeLauncher:
-    """`known` gives what each model of the hub would be loaded as, for what runs already."""
+    """`known` gives what those models of the hub would be loaded as whose deployments have these names:
+    for what runs already. It blocks.
+    """
 
     def __init__(
-        self, app_name: str, args: BuildArgs, node_cpus: int, known: Callable[[], dict[str, Loadable]]
+        self, app_name: str, args: BuildArgs, node_cpus: int, known: Callable[[Collection[str]], list[Loadable]]
     ) -> None:
         self._app_name = app_name
         self._args = args
         self._node_cpus = node_cpus
         self._known = known
-        self._deployments: dict[str, str] = {}
         self._groups: dict[str, ServeGroup] = {}
 
     async def find(self) -> list[Running]:
         names = await asyncio.to_thread(hub_apps, self._app_name)
         if not names:
             return []
-        known = {self._name(loadable): loadable for loadable in (await asyncio.to_thread(self._known)).values()}
+        loadables = await asyncio.to_thread(self._known, {self.deployment(name) for name in names})
+        known = {self._name(loadable): loadable for loadable in loadables}
         found = [await self._found(name, known.get(name.rpartition(".")[0])) for name in names]
         return [running for running in found if running is not None]
 
@@ -80,7 +83,6 @@ class ServeLauncher:
             log.info("event=hub_outdated app=%s", name)
             await asyncio.to_thread(serve.delete, name, False)  # it drains, as one that is redeployed does
             return None
-        self._deployments[name] = deployment_name(loadable.model_id)
         seen, now_ns = await self.look(name), time.monotonic_ns()
         running = Running(loadable, name, "", Residence.AWAKE, now_ns, now_ns)
         if seen is not None:
@@ -93,7 +95,6 @@ class ServeLauncher:
 
     async def start(self, loadable: Loadable, node_id: str) -> str:
         name = f"{self._name(loadable)}.{time.time_ns():x}"
-        self._deployments[name] = deployment_name(loadable.model_id)
         await asyncio.to_thread(self._start, loadable, node_id, name)
         return name
 
@@ -107,7 +108,7 @@ class ServeLauncher:
         serve.run_many([target], wait_for_applications_running=False)
 
     async def state(self, app_name: str) -> LoadState:
-        return await asyncio.to_thread(load_state, app_name, self._deployments[app_name])
+        return await asyncio.to_thread(load_state, app_name, self.deployment(app_name))
 
     async def look(self, app_name: str) -> tuple[str, ModelMemory] | None:
         answers = await self._ask(app_name, "look", timeout_s=_LOOK_S)
@@ -123,25 +124,26 @@ class ServeLauncher:
         await asyncio.to_thread(serve.delete, app_name)
 
     def deployment(self, app_name: str) -> str:
-        return self._deployments[app_name]
+        name = app_name.rsplit(".", 2)[0].removeprefix(hub_prefix(self._app_name))  # models' names may have dots
+        return f"{_MODEL}{name}"
 
     async def _ask(self, app_name: str, method: str, *, timeout_s: float) -> list[Any]:
         try:
             return await self._group(app_name).ask(method, timeout_s=timeout_s)
-        except (ErllamaError, KeyError) as error:  # Serve does not know it yet, or any more
+        except ErllamaError as error:  # Serve does not know it yet, or any more
             log.debug("event=hub_cannot_ask app=%s error=%r", app_name, error)
             return []
 
     def _group(self, app_name: str) -> ServeGroup:
         if app_name not in self._groups:
-            handle: Any = serve.get_deployment_handle(self._deployments[app_name], app_name, _check_exists=False)
+            handle: Any = serve.get_deployment_handle(self.deployment(app_name), app_name, _check_exists=False)
             self._groups[app_name] = ServeGroup(handle)
         return self._groups[app_name]
 
     def _name(self, loadable: Loadable) -> str:
         """Without the moment."""
-        slug = deployment_name(loadable.model_id).removeprefix("model-")
-        return f"{hub_prefix(self._app_name)}{slug}.{loadable.build}"
+        name = deployment_name(loadable.model_id).removeprefix(_MODEL)
+        return f"{hub_prefix(self._app_name)}{name}.{loadable.build}"
 
 
 def _address(node_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import psutil
@@ -12,7 +12,7 @@ from ray import serve
 from ray.util.metrics import Counter, Gauge
 
 from cache_store.config import parse_bytes
-from deployments.config import BuildArgs
+from deployments.config import BuildArgs, deployment_name
 from deployments.hub.launcher import ServeLauncher, hub_apps
 from deployments.hub.manager import HubManager
 from deployments.hub.nodes import ClusterNodes
@@ -61,9 +61,10 @@ class ModelManager(HubManager):
         async def loadable(model_id: str, room_bytes: int) -> Loadable:
             return await asyncio.to_thread(load, model_id, room_bytes)
 
-        def known() -> dict[str, Loadable]:
+        def known(deployments: Collection[str]) -> list[Loadable]:
             most = int(config.scheduler.high * psutil.virtual_memory().total) if memory_bytes is None else memory_bytes
-            return _known(hub, load, most)
+            names = [ModelName.parse(one.name).short for one in hub.list() if isinstance(one, Manifest)]
+            return _loadable([name for name in names if deployment_name(name) in deployments], load, most)
 
         super().__init__(
             config.hub,
@@ -109,16 +110,14 @@ class ModelManager(HubManager):
             self.close()
 
 
-def _known(hub: Hub, load: Callable[[str, int], Loadable], room_bytes: int) -> dict[str, Loadable]:
-    """What each model of the hub would be loaded as; without those that cannot be."""
-    found: dict[str, Loadable] = {}
-    for manifest in hub.list():
-        if isinstance(manifest, Manifest):
-            model_id = ModelName.parse(manifest.name).short
-            try:
-                found[model_id] = load(model_id, room_bytes)
-            except ErllamaError as error:
-                log.info("event=hub_not_loadable model=%s error=%s", model_id, error.message)
+def _loadable(model_ids: Iterable[str], load: Callable[[str, int], Loadable], room_bytes: int) -> list[Loadable]:
+    """What each would be loaded as; without those that cannot be."""
+    found: list[Loadable] = []
+    for model_id in model_ids:
+        try:
+            found.append(load(model_id, room_bytes))
+        except ErllamaError as error:
+            log.info("event=hub_not_loadable model=%s error=%s", model_id, error.message)
     return found
 
 
