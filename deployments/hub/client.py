@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 
 from deployments.http.ports import RecordedReply
 from deployments.hub.link import HubLink
@@ -39,19 +39,13 @@ class OnDemandClient:
         """As `ModelPort.generate`; the wait for the model is part of it. Raises what keeps the model
         from being loaded.
         """
-        async with (
-            self._link.admitted(self._model_id, self._digest) as granted,
-            aclosing(self._of(granted).generate(request)) as lists,
-        ):
+        async with self._loaded() as client, aclosing(client.generate(request)) as lists:
             async for events in lists:
                 yield events
 
     async def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.resume`: the model runs, or has just run."""
-        async with (
-            self._link.admitted(self._model_id, self._digest) as granted,
-            aclosing(self._of(granted).resume(recorded, request)) as lists,
-        ):
+        async with self._loaded() as client, aclosing(client.resume(recorded, request)) as lists:
             async for events in lists:
                 yield events
 
@@ -63,17 +57,16 @@ class OnDemandClient:
         return None if self._client is None else await self._client.cancel(ref)
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        async with self._link.admitted(self._model_id, self._digest) as granted:
-            return await self._of(granted).embed(inputs)
+        async with self._loaded() as client:
+            return await client.embed(inputs)
 
     async def rank(self, inputs: list[list[int]]) -> list[float]:
-        async with self._link.admitted(self._model_id, self._digest) as granted:
-            return await self._of(granted).rank(inputs)
+        async with self._loaded() as client:
+            return await client.rank(inputs)
 
     async def load(self) -> None:
         """Returns when its weights are in memory: a token is computed, since what computes loads."""
-        async with self._link.admitted(self._model_id, self._digest) as granted:
-            client = self._of(granted)
+        async with self._loaded() as client:
             info = await client.model_info()
             if info.generates:
                 await client.prefill_only([0])
@@ -97,8 +90,8 @@ class OnDemandClient:
         return await self._client.stats()
 
     async def model_info(self) -> ModelInfo:
-        async with self._link.admitted(self._model_id, self._digest) as granted:
-            return await self._of(granted).model_info()
+        async with self._loaded() as client:
+            return await client.model_info()
 
     def current(self) -> ModelClient | None:
         """See `LoadsOnDemand`."""
@@ -109,9 +102,12 @@ class OnDemandClient:
         if self._client is not None:
             self._client.end_all(error)
 
-    def _of(self, granted: Granted) -> ModelClient:
-        if self._closing is not None:
-            raise self._closing
-        if self._client is None or granted != self._granted:
-            self._client, self._granted = self._connect(granted), granted
-        return self._client
+    @asynccontextmanager
+    async def _loaded(self) -> AsyncIterator[ModelClient]:
+        """The client of what runs, which stays in memory until the end of the block."""
+        async with self._link.admitted(self._model_id, self._digest) as granted:
+            if self._closing is not None:
+                raise self._closing
+            if self._client is None or granted != self._granted:
+                self._client, self._granted = self._connect(granted), granted
+            yield self._client

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from deployments.access.tenant import Tenant
 from deployments.http.errors import AdminKeyRequired
@@ -28,7 +28,6 @@ from erllama.hub.sources.source import name_of, parse_source
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _RETRY_S = 5  # when to ask again for a model that is being fetched
 
 MakeServed = Callable[[str, Manifest], ServedModel]
@@ -236,12 +235,8 @@ def _named(text: str) -> ModelName | None:
 async def _read(events: Iterator[PullEvent], cancel: threading.Event) -> AsyncGenerator[PullEvent, None]:
     """The events of a pull, which blocks, on an event loop. Closing it cancels the pull."""
     try:
-        while (event := await _shielded(asyncio.to_thread(next, events, None))) is not None:
+        # a thread that reads the pull cannot be stopped; it ends soon after the pull is cancelled
+        while (event := await asyncio.shield(asyncio.to_thread(next, events, None))) is not None:
             yield event
     finally:
         cancel.set()
-
-
-async def _shielded(work: Awaitable[T]) -> T:
-    """A thread that reads the pull cannot be stopped; it ends soon after the pull is cancelled."""
-    return await asyncio.shield(work)

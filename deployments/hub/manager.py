@@ -40,11 +40,10 @@ from deployments.hub.residents import (
     Running,
     absent_model,
     absent_standing,
-    as_resident,
     policy_model,
     standing,
 )
-from deployments.hub.rooms import NodeReading, rooms_of
+from deployments.hub.rooms import NodeReading, Resident, rooms_of
 from deployments.hub.waiting import ANSWER_S, WaitingRequests
 from deployments.model.ray_errors import ModelUnavailable
 from erllama.errors import DoesNotFit, ErllamaError
@@ -87,7 +86,8 @@ class HubManager:
     ) -> None:
         self._keep_alive_s = spec.keep_alive_s
         self._ram_alone = not any(own.get("num_gpus") for own in (spec.defaults, *spec.models.values()))
-        self._processes = Processes(launcher, clock, self._wake_up, self._load_failed)
+        self._changed = asyncio.Event()  # there is something to decide
+        self._processes = Processes(launcher, clock, self._changed.set, self._load_failed)
         self._nodes = nodes
         self._loadable_of = loadable_of
         self._high = high
@@ -103,7 +103,6 @@ class HubManager:
         self._heard_all_ns = clock() + int(HEARD_S * 1e9)  # by then every ingress has told what it has open
         self._read_ns = 0
         self._learning = asyncio.Lock()
-        self._changed = asyncio.Event()
         self._recovered = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -144,7 +143,7 @@ class HubManager:
 
     async def _recover(self) -> None:
         await self._processes.recover()
-        self._known |= {running.model_id: running.loadable for running in self._processes if not running.stale}
+        self._known |= {running.model_id: running.loadable for running in self._processes}
         self._readings = await self._nodes.read()
         self._recovered.set()
 
@@ -286,7 +285,7 @@ class HubManager:
             if running.stale and not (n_open[one] or running.n_running or running.residence is Residence.LEAVING):
                 self._processes.begin_end(running)
             models.append(policy_model(running, n_open[one], self._kept_s(one)))
-            residents.append(as_resident(running, models[-1]))
+            residents.append(Resident(models[-1], running.settled_ns))
         models += [absent_model(self._known[one]) for one in n_waiting if self._processes.get(one) is None]
         stale = {running.model_id for running in self._processes if running.stale}
         tickets = [ticket for ticket in self._waiting.tickets() if ticket.model_id not in stale]
@@ -329,10 +328,6 @@ class HubManager:
         self._waiting.fail(self._waiting.of(model_id), error)
 
     # --- bookkeeping ------------------------------------------------------------------------------
-
-    def _wake_up(self) -> None:
-        """There is something to decide."""
-        self._changed.set()
 
     def _process(self, model_id: str) -> Running:
         running = self._processes.get(model_id)

@@ -65,7 +65,7 @@ class Processes:
         self._failed = failed
         self._running: dict[str, Running] = {}
         self._looked_ns = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self.swaps = Counter[str]()
 
     def __iter__(self) -> Iterator[Running]:
@@ -194,10 +194,6 @@ class Processes:
         self.begin_end(running)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(_done(work))
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _done(work: Coroutine[Any, Any, object]) -> None:
-    await work

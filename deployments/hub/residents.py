@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from deployments.config import ModelSpec
 from deployments.http.model_library import ModelPhase, ModelStanding
 from deployments.hub.policy import HubModel, Residence
-from deployments.hub.rooms import Resident
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +113,6 @@ def absent_model(loadable: Loadable) -> HubModel:
         process_bytes=loadable.process_bytes,
         last_used_ns=0,
     )
-
-
-def as_resident(running: Running, model: HubModel) -> Resident:
-    return Resident(model, running.settled_ns)
 
 
 def standing(running: Running, n_open: int, n_waiting: int, keep_s: float | None, now_ns: int) -> ModelStanding:

@@ -30,7 +30,6 @@ import llama_cpp
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import ModelLoadError
 from erllama.fit import MemoryNeed
-from erllama.gguf.check import GgufInfo
 from erllama.gguf.fingerprint import file_identity, user_cache_dir
 from erllama.gguf.json_memory import JsonMemory
 from erllama.llama.context_params import context_params
@@ -64,11 +63,6 @@ def measure_need(config: EngineConfig, memory_path: Path | None = None) -> Memor
         known = _ask(settings) | {"parts": parts}
         memory.add(key, known)
     return MemoryNeed(info.size_bytes, int(known["kv"]), int(known["compute"]))
-
-
-def describe(config: EngineConfig) -> GgufInfo:
-    """What the file is, for who has no llama.cpp of its own to ask. Raises `ModelLoadError`."""
-    return check_model(config.path)[0]
 
 
 def _ask(settings: Mapping[str, Any]) -> dict[str, int]:
