@@ -63,36 +63,52 @@ def load_body(stats: Sequence[EngineStats]) -> dict[str, int]:
 
 def lm_studio_card(model: ServedModel, info: ModelInfo | None) -> dict[str, Any]:
     """An entry of LM Studio's `/api/v0/models`."""
-    n_ctx = model.prompts.n_ctx or (None if info is None else info.context_size)
-    embeds_alone = info is not None and not info.generates
-    return {
-        "id": model.id,
-        "object": "model",
-        "type": "embeddings" if embeds_alone else "llm",
-        "publisher": "erllama",
-        "arch": None if info is None else info.architecture,
-        "compatibility_type": "gguf",
-        "quantization": None if info is None else info.quant_type,
-        "state": "not-loaded" if info is None else "loaded",
-        "max_context_length": n_ctx,
-        "loaded_context_length": None if info is None else info.context_size,
-        "capabilities": [] if embeds_alone else ["tool_use"],
-    }
+    if info is None:
+        return _lm_studio(model.id, max_context=model.prompts.n_ctx)
+    return _lm_studio(
+        model.id,
+        arch=info.architecture,
+        quantization=info.quant_type,
+        max_context=model.prompts.n_ctx or info.context_size,
+        is_loaded=True,
+        loaded_context=info.context_size,
+        generates=info.generates,
+    )
 
 
 def lm_studio_library_card(model: LibraryModel) -> dict[str, Any]:
     """The same for a model of the hub."""
     details, standing = model.manifest.details, model.standing
+    return _lm_studio(
+        model.id,
+        arch=details.architecture,
+        quantization=details.file_type,
+        max_context=details.n_ctx_train,
+        is_loaded=standing.in_memory,
+        loaded_context=standing.n_ctx or None if standing.in_memory else None,
+    )
+
+
+def _lm_studio(
+    model_id: str,
+    *,
+    arch: str | None = None,
+    quantization: str | None = None,
+    max_context: int | None,
+    is_loaded: bool = False,
+    loaded_context: int | None = None,
+    generates: bool = True,
+) -> dict[str, Any]:
     return {
-        "id": model.id,
+        "id": model_id,
         "object": "model",
-        "type": "llm",
+        "type": "llm" if generates else "embeddings",
         "publisher": "erllama",
-        "arch": details.architecture,
+        "arch": arch,
         "compatibility_type": "gguf",
-        "quantization": details.file_type,
-        "state": "loaded" if standing.in_memory else "not-loaded",
-        "max_context_length": details.n_ctx_train,
-        "loaded_context_length": standing.n_ctx or None if standing.in_memory else None,
-        "capabilities": ["tool_use"],
+        "quantization": quantization,
+        "state": "loaded" if is_loaded else "not-loaded",
+        "max_context_length": max_context,
+        "loaded_context_length": loaded_context,
+        "capabilities": ["tool_use"] if generates else [],
     }

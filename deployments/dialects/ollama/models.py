@@ -66,15 +66,25 @@ def _tagged(model_id: str) -> str:
     return model_id if ":" in model_id.rpartition("/")[2] else model_id + _TAG
 
 
-def _details(info: ModelInfo | None) -> dict[str, Any]:
-    family = "" if info is None else info.architecture
+def _details(told: ModelInfo | Manifest | None) -> dict[str, Any]:
+    """By what a replica tells, or a manifest; empty without either."""
+    match told:
+        case ModelInfo():
+            return _details_of(told.architecture, human_number(told.n_params), told.quant_type)
+        case Manifest(details=details):
+            return _details_of(details.architecture, human_number(details.n_params), details.file_type)
+        case None:
+            return _details_of("", "", "")
+
+
+def _details_of(family: str, parameter_size: str, quantization: str) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family] if family else [],
-        "parameter_size": "" if info is None else human_number(info.n_params),
-        "quantization_level": "" if info is None else info.quant_type,
+        "parameter_size": parameter_size,
+        "quantization_level": quantization,
     }
 
 
@@ -136,7 +146,7 @@ def library_card(model: LibraryModel) -> dict[str, Any]:
         "model": _tagged(model.id),
         "size": manifest.size,
         "digest": manifest.digest.removeprefix("sha256:"),
-        "details": _manifest_details(manifest),
+        "details": _details(manifest),
         "modified_at": rfc3339(manifest.created),
     }
 
@@ -168,7 +178,7 @@ def show_library_body(
         "parameters": "\n".join(f"{name:<30} {_quoted(value)}" for name, value in parameters),
         "template": template,
         **({"system": manifest.system} if manifest.system else {}),
-        "details": _manifest_details(manifest),
+        "details": _details(manifest),
         "model_info": _model_info(manifest, metadata, verbose=verbose),
         "capabilities": capabilities,
         "modified_at": rfc3339(manifest.created),
@@ -208,18 +218,6 @@ def _model_info(manifest: Manifest, metadata: Mapping[str, Any], *, verbose: boo
 
 def _each(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _manifest_details(manifest: Manifest) -> dict[str, Any]:
-    family = manifest.details.architecture
-    return {
-        "parent_model": "",
-        "format": "gguf",
-        "family": family,
-        "families": [family],
-        "parameter_size": human_number(manifest.details.n_params),
-        "quantization_level": manifest.details.file_type,
-    }
 
 
 def can_think(prompts: PromptPort) -> bool:
