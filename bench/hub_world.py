@@ -68,6 +68,7 @@ class _State:
     ready_s: float = 0.0
     awake_since_s: float = 0.0
     used_s: float = 0.0
+    leaving_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -204,6 +205,7 @@ class World:
             last_used_ns=int(state.used_s * NS),
             awake_since_ns=int(state.awake_since_s * NS),
             keep_ns=self._keep_ns,
+            leaving_bytes=state.leaving_bytes,
         )
 
     def _carry_out(self, action: Action) -> None:
@@ -240,14 +242,14 @@ class World:
         assert state.residence in (Residence.AWAKE, Residence.ASLEEP)
         kind = state.kind
         was_awake = state.residence is Residence.AWAKE
-        state.residence = Residence.LEAVING
+        gone = then is Residence.ABSENT
+        gain = kind.need_bytes - kind.process_bytes if was_awake else 0
+        state.residence, state.leaving_bytes = Residence.LEAVING, gain + (kind.process_bytes if gone else 0)
         self._changed(state)
 
         def left() -> None:
-            gain = kind.need_bytes - kind.process_bytes if was_awake else 0
-            gone = then is Residence.ABSENT
-            self._reserve(state.node, -(gain + (kind.process_bytes if gone else 0)))
-            state.residence = then
+            self._reserve(state.node, -state.leaving_bytes)
+            state.residence, state.leaving_bytes = then, 0
             state.node = -1 if gone else state.node
             self._changed(state)
 

@@ -29,11 +29,16 @@ def make_deployment(of: type[Any], name: str, **options: Any) -> serve.Deploymen
     return deployment
 
 
-def model_app(spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: int) -> serve.Application:
+def model_app(
+    spec: ModelSpec, args: BuildArgs, *, num_cpus: float, n_threads: int, node_id: str | None = None
+) -> serve.Application:
     """One model, whose replicas are replaced when what they depend on changes. `num_cpus` are asked of
-    Ray for each; `n_threads` is what it computes with where its configuration does not say.
+    Ray for each; `n_threads` is what it computes with where its configuration does not say. `node_id` is
+    the node that it must run on, None for any.
     """
     actor_options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": spec.num_gpus, "resources": spec.resources}
+    if node_id is not None:
+        actor_options["label_selector"] = {"ray.io/node-id": node_id}
     if spec.memory is not None:
         actor_options["memory"] = spec.memory
     options: dict[str, Any] = {"num_replicas": spec.num_replicas}

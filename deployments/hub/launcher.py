@@ -11,10 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import Any
 
-import ray
 from ray import serve
 
 from deployments.config import BuildArgs, deployment_name
@@ -31,7 +29,6 @@ log = logging.getLogger(__name__)
 _LOOK_S = 3.0
 _SAVE_SLACK_S = 30.0  # beyond the bound of a save
 _MODEL = "model-"  # how deployments of models begin
-_PIN = 0.001  # of a node's own resource, by which Ray is told where
 
 
 def hub_prefix(app_name: str) -> str:
@@ -100,10 +97,9 @@ class ServeLauncher:
 
     def _start(self, loadable: Loadable, node_id: str, name: str) -> None:
         spec = loadable.spec
-        spec = replace(spec, resources={**spec.resources, f"node:{_address(node_id)}": _PIN})
         # a model that sleeps holds no CPU: those that run share the node's
         num_cpus = 0.0 if spec.num_cpus == "auto" else spec.num_cpus
-        app = model_app(spec, self._args, num_cpus=num_cpus, n_threads=self._node_cpus)
+        app = model_app(spec, self._args, num_cpus=num_cpus, n_threads=self._node_cpus, node_id=node_id)
         target = serve.RunTarget(target=app, name=name, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 
@@ -144,8 +140,3 @@ class ServeLauncher:
         """Without the moment."""
         name = deployment_name(loadable.model_id).removeprefix(_MODEL)
         return f"{hub_prefix(self._app_name)}{name}.{loadable.build}"
-
-
-def _address(node_id: str) -> str:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return str(next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == node_id))

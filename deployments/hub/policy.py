@@ -41,7 +41,8 @@ class SleepReason(StrEnum):
 class HubModel:
     """One model. `node_id` is where its process is, "" without one. It takes `need_bytes` awake, its
     process included, and `process_bytes` asleep. `n_open` granted requests have not ended. It sleeps
-    when it was idle for `keep_ns`; None: when others need its memory.
+    when it was idle for `keep_ns`; None: when others need its memory. Once what is leaving has left,
+    `leaving_bytes` more are free.
     """
 
     model_id: str
@@ -53,6 +54,7 @@ class HubModel:
     last_used_ns: int
     awake_since_ns: int = 0
     keep_ns: int | None = None
+    leaving_bytes: int = 0
 
     @property
     def gain_bytes(self) -> int:
@@ -185,6 +187,7 @@ class _Plan:
         }
         self._n_left = max_models - sum(map(len, self._on_node.values()))  # processes that may still start
         self._going: set[str] = {one.model_id for one in self._models.values() if one.residence is Residence.LEAVING}
+        self._leaving = {one.model_id: one.leaving_bytes for one in self._models.values() if one.leaving_bytes}
         self._over: set[str] = set()  # models whose turn is over
 
     def actions(self) -> Iterator[Action]:
@@ -339,7 +342,9 @@ class _Plan:
         self._n_left -= 1  # what ends is meant for this model, and the next needs another
         if -self._n_left <= sum(1 for one in self._going if self._models[one].residence is Residence.LEAVING):
             return
-        unwanted = [one for one in self._models.values() if self._is_unwanted_sleeper(one) or self._is_idle(one)]
+        asleep = (one for one in self._models.values() if one.residence is Residence.ASLEEP)
+        unwanted = [one for one in asleep if one.model_id not in self._wanted.keys() | self._going]
+        unwanted += [one for one in self._models.values() if self._is_idle(one)]
         if unwanted:
             yield self._removed(min(unwanted, key=lambda one: (one.residence is Residence.AWAKE, one.last_used_ns)))
         elif self._now_ns - oldest.since_ns >= self._turn_ns:
@@ -360,10 +365,13 @@ class _Plan:
 
     def _sleep(self, model: HubModel, reason: SleepReason) -> Sleep:
         self._going.add(model.model_id)
+        self._leaving[model.model_id] = model.gain_bytes
         return Sleep(model.model_id, reason)
 
     def _removed(self, model: HubModel) -> Remove:
         self._going.add(model.model_id)
+        awake = model.residence is Residence.AWAKE
+        self._leaving[model.model_id] = model.need_bytes if awake else model.process_bytes
         return Remove(model.model_id)
 
     # --- what is --------------------------------------------------------------------------------
@@ -373,10 +381,6 @@ class _Plan:
         if model.residence is not Residence.AWAKE or model.n_open or model.model_id in self._going:
             return False
         return model.model_id not in self._wanted or model.model_id in self._over
-
-    def _is_unwanted_sleeper(self, model: HubModel) -> bool:
-        wanted = model.model_id in self._wanted or model.model_id in self._going
-        return model.residence is Residence.ASLEEP and not wanted
 
     def _idle_ns(self, model: HubModel) -> int:
         return self._now_ns - model.last_used_ns
@@ -388,9 +392,5 @@ class _Plan:
 
     def _lacking(self, model: HubModel, node_id: str) -> int:
         """Bytes that must get free beyond what is leaving already."""
-        leaving = sum(
-            one.gain_bytes
-            for one in self._on_node.get(node_id, ())
-            if one.residence is Residence.LEAVING or (one.residence is Residence.AWAKE and one.model_id in self._going)
-        )
+        leaving = sum(self._leaving.get(one.model_id, 0) for one in self._on_node.get(node_id, ()))
         return self._taken(model, node_id) - self._free[node_id] - leaving

@@ -109,7 +109,7 @@ class Processes:
         self._spawn(self.sleep(running, reason))
 
     def begin_end(self, running: Running) -> None:
-        running.residence = Residence.LEAVING
+        running.residence, running.ends = Residence.LEAVING, True
         self._spawn(self.end(running))
 
     async def sleep(self, running: Running, reason: str) -> bool:
@@ -131,13 +131,13 @@ class Processes:
 
     async def end(self, running: Running) -> None:
         """Returns when the process is gone."""
-        running.residence = Residence.LEAVING
+        running.residence, running.ends = Residence.LEAVING, True
         try:
             if running.app_name:
                 await self._launcher.end(running.app_name)
         except Exception:  # a later plan ends it again
             log.exception("event=hub_end_failed model=%s", running.model_id)
-            running.residence = Residence.ASLEEP
+            running.residence, running.ends = Residence.ASLEEP, False
         else:
             if self._running.get(running.model_id) is running:
                 del self._running[running.model_id]

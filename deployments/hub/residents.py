@@ -43,6 +43,7 @@ class Running:
     settled_ns: int | None = None
     n_running: int = 0  # as the replica told last
     n_missed: int = 0  # readings in a row that its node was not among
+    ends: bool = False  # LEAVING: its process, too
     stale: bool = False  # it is what the name meant before: it goes as soon as nothing runs
 
     @property
@@ -101,7 +102,15 @@ def policy_model(running: Running, n_open: int, keep_s: float | None) -> HubMode
         last_used_ns=running.last_used_ns,
         awake_since_ns=running.awake_since_ns,
         keep_ns=None if keep_s is None else int(keep_s * 1e9),
+        leaving_bytes=_leaving_bytes(running),
     )
+
+
+def _leaving_bytes(running: Running) -> int:
+    if running.residence is not Residence.LEAVING:
+        return 0
+    loadable = running.loadable
+    return loadable.need_bytes - (0 if running.ends else loadable.process_bytes)
 
 
 def absent_model(loadable: Loadable) -> HubModel:

@@ -34,7 +34,9 @@ NOW = 1000 * NS
 ABSENT, ASLEEP, AWAKE, LEAVING = Residence
 
 
-def model(name, residence=AWAKE, node="n1", *, need=10, process=1, n_open=0, idle_s=0.0, awake_s=0.0, keep_s=None):
+def model(
+    name, residence=AWAKE, node="n1", *, need=10, process=1, n_open=0, idle_s=0.0, awake_s=0.0, keep_s=None, ends=False
+):
     return HubModel(
         model_id=name,
         residence=residence,
@@ -45,6 +47,7 @@ def model(name, residence=AWAKE, node="n1", *, need=10, process=1, n_open=0, idl
         last_used_ns=NOW - int(idle_s * NS),
         awake_since_ns=NOW - int(awake_s * NS),
         keep_ns=None if keep_s is None else int(keep_s * NS),
+        leaving_bytes=(need - (0 if ends else process)) if residence is LEAVING else 0,
     )
 
 
@@ -104,6 +107,18 @@ CASES = {
     ),
     "what leaves already is enough": (
         [model("a", ABSENT), model("b", LEAVING), model("c")], [ticket("a")], [room(2, 30)], [],
+    ),
+    "what ends leaves its process's memory, too": (
+        [model("a", ABSENT), model("b", LEAVING, process=9, ends=True), model("c", process=9)],
+        [ticket("a")], [room(0, 30)], [],
+    ),
+    "what sleeps does not": (
+        [model("a", ABSENT), model("b", LEAVING, process=9), model("c", process=1)],
+        [ticket("a")], [room(0, 30)], [Sleep("c", PRESSURE)],
+    ),
+    "one that ends is enough for one that wakes": (
+        [model("a", ABSENT), model("b", idle_s=9, process=9), model("c", idle_s=5, process=9)],
+        [ticket("a")], [room(0, 30)], [Remove("b")],
     ),
     "what runs never goes": ([model("a", ABSENT), model("b", n_open=1)], [ticket("a", 10)], [room(2)], []),
     "whom somebody waits for does not go, either": (

@@ -80,7 +80,7 @@ class State:
             if n_ended:
                 self.change(model_id, n_open=model.n_open - n_ended, last_used_ns=self.now_ns)
             if model.residence is LEAVING:
-                self.change(model_id, residence=ASLEEP)
+                self.change(model_id, residence=ASLEEP, leaving_bytes=0)
 
 
 @st.composite
@@ -104,6 +104,7 @@ def states(draw):
             last_used_ns=NOW - ages[0] * NS,
             awake_since_ns=NOW - ages[1] * NS,
             keep_ns=draw(st.sampled_from([None, None, 0, 30 * NS])),
+            leaving_bytes=need - process if residence is LEAVING else 0,
         )
     for number in range(draw(st.integers(0, 10))):
         model_id = draw(st.sampled_from(sorted(state.models)))
