@@ -9,8 +9,9 @@ from deployments.http.ports import RecordedReply
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
 from deployments.model.client import ModelClient
+from deployments.model.states import ModelEnded
 from erllama.errors import EngineStopped, ErllamaError
-from erllama.events import Event
+from erllama.events import Event, Failed
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats, ModelInfo
 
@@ -37,11 +38,19 @@ class OnDemandClient:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.generate`; the wait for the model is part of it. Raises what keeps the model
-        from being loaded.
+        from being loaded. A model that ends before it has answered (its node is gone, or its name means
+        another file now) is asked for once more.
         """
-        async with self._loaded() as client, aclosing(client.generate(request)) as lists:
-            async for events in lists:
-                yield events
+        for tries_left in (1, 0):
+            async with self._loaded() as client, aclosing(client.generate(request)) as lists:
+                silent = True
+                async for events in lists:
+                    if tries_left and silent and _has_ended(events):
+                        break
+                    silent = False
+                    yield events
+                else:
+                    return
 
     async def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """As `ModelPort.resume`: the model runs, or has just run."""
@@ -111,3 +120,7 @@ class OnDemandClient:
             if self._client is None or granted != self._granted:
                 self._client, self._granted = self._connect(granted), granted
             yield self._client
+
+
+def _has_ended(events: list[Event]) -> bool:
+    return isinstance(last := events[-1], Failed) and isinstance(last.error, ModelEnded)

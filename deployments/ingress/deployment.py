@@ -178,11 +178,12 @@ class _Served:
         self._pins_from = policy.min_tokens if policy.pin_from_requests and book.has_store else None
 
     def configured(self, spec: ModelSpec, handle: Any) -> ServedModel:
-        app_name = serve.get_replica_context().app_name
+        why = partial(load_state, serve.get_replica_context().app_name, deployment_name(spec.id))
         scales_to_zero = spec.autoscaling is not None and spec.autoscaling.min_replicas == 0
+        failover = self._config.failover
         return ServedModel(
             id=spec.id,
-            client=self._client(handle, app_name, deployment_name(spec.id), scales_to_zero=scales_to_zero),
+            client=ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why),
             prompts=self._prompts(spec, spec.reply_defaults()),
             created=int(time.time()),
             aliases=spec.aliases,
@@ -194,8 +195,9 @@ class _Served:
         link = HubLink(manager, self._config.hub.load_timeout_s)
 
         def connect(granted: Granted) -> ModelClient:
-            handle = serve.get_deployment_handle(granted.deployment, granted.app_name, _check_exists=False)
-            return self._client(handle, granted.app_name, granted.deployment)
+            handle: Any = serve.get_deployment_handle(granted.deployment, granted.app_name, _check_exists=False)
+            why = partial(load_state, granted.app_name, granted.deployment, was_there=True)
+            return ModelClient(handle, failover=self._config.failover, load_state=why)
 
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             # the engine alone knows how much of the context was made
@@ -208,10 +210,6 @@ class _Served:
             return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)
 
         return HubLibrary(hub, link, make, {spec.id: _file(spec) for spec in self._config.models})
-
-    def _client(self, handle: Any, app_name: str, deployment: str, *, scales_to_zero: bool = False) -> ModelClient:
-        why = partial(load_state, app_name, deployment)
-        return ModelClient(handle, scales_to_zero=scales_to_zero, failover=self._config.failover, load_state=why)
 
     def _prompts(self, spec: ModelSpec, defaults: ReplyDefaults, system: str | None = None) -> PromptSource:
         return PromptSource(

@@ -324,7 +324,7 @@ class ModelClient(PrefixCalls):
             async with asyncio.timeout(attempts.left_s):
                 while not (await asyncio.wait([first], timeout=self._ask_every_s))[0]:
                     state = await self._recent_state.get()
-                    if state.phase == Phase.FAILED:
+                    if state.phase in (Phase.FAILED, Phase.ENDED):
                         raise cannot_load(state)
                     if state.phase != Phase.READY:
                         silent_since = time.monotonic()

@@ -33,6 +33,7 @@ class Phase(Enum):
     READY = "ready"
     ASLEEP = "asleep"  # scaled to zero
     FAILED = "failed"  # it is not tried again
+    ENDED = "ended"  # its application was there and is not any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,17 @@ class LoadState:
     reason: str = ""
 
 
-def load_state(app_name: str, deployment: str) -> LoadState:
+def load_state(app_name: str, deployment: str, *, was_there: bool = False) -> LoadState:
     """The state of one deployment. Asks the controller, so it blocks; what cannot be asked is taken
-    to be loading."""
+    to be loading, and so is an application that is not there, unless it `was_there`."""
     try:
         application = serve.status().applications.get(app_name)
     except Exception as error:  # the controller restarts, or goes
         log.info("the state of %s is unknown: %r", deployment, error)
-        application = None
-    return LoadState(Phase.LOADING) if application is None else state_in(application, deployment)
+        return LoadState(Phase.LOADING)
+    if application is None:
+        return LoadState(Phase.ENDED, "its process has ended") if was_there else LoadState(Phase.LOADING)
+    return state_in(application, deployment)
 
 
 def state_in(application: ApplicationStatusOverview, deployment: str) -> LoadState:
@@ -114,6 +117,12 @@ def unknown_state() -> LoadState:
     return LoadState(Phase.LOADING)
 
 
+class ModelEnded(ModelUnavailable):
+    """The model's application is gone. One of the hub may be asked for anew."""
+
+
 def cannot_load(state: LoadState) -> ModelUnavailable:
-    """What a caller is told of a model whose loading has failed."""
+    """What a caller is told of a model whose loading has failed, or that has ended."""
+    if state.phase is Phase.ENDED:
+        return ModelEnded(f"the model is gone: {state.reason}", retry_after_s=1)
     return ModelUnavailable(f"the model cannot be loaded: {state.reason}", retry_after_s=1)

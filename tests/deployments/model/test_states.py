@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
-from deployments.model.states import LoadState, Phase, RecentState, one_line, state_in
+from deployments.model import states
+from deployments.model.states import (
+    LoadState,
+    ModelEnded,
+    Phase,
+    RecentState,
+    cannot_load,
+    load_state,
+    one_line,
+    state_in,
+)
 from tests.support.serve_states import application, deployment
 
 PAGE = """The deployment failed to start 3 times in a row. This may be due to a problem with its constructor or initial \
@@ -87,3 +98,19 @@ def test_many_who_wait_ask_once():
     assert len(asked) == 1
     asyncio.run(story(kept_s=0))
     assert len(asked) == 21
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_an_application_that_is_not_there_is_to_come_or_has_ended(monkeypatch, was_there):
+    monkeypatch.setattr(states.serve, "status", lambda: SimpleNamespace(applications={}))
+    state = load_state("erllama.hub.x", "model-x", was_there=was_there)
+    assert state.phase is (Phase.ENDED if was_there else Phase.LOADING)
+    assert isinstance(cannot_load(state), ModelEnded) is was_there
+
+
+def test_a_controller_that_cannot_be_asked_has_ended_nothing(monkeypatch):
+    def fails():
+        raise RuntimeError("the controller restarts")
+
+    monkeypatch.setattr(states.serve, "status", fails)
+    assert load_state("erllama.hub.x", "model-x", was_there=True) == LoadState(Phase.LOADING)
