@@ -126,20 +126,22 @@ def test_models_come_and_go_by_name_and_nothing_is_forgotten(args, tmp_path: Pat
 
 def manage_with_ollama(server: ServeProcess, client: OpenAI, first: str) -> None:
     """Ollama's own client makes a model, lets it go, and deletes it."""
-    own = ollama.Client(server.url)
-    own.create("pirate", from_="tiny:a", system="You are a pirate.", parameters={"temperature": 0, "num_predict": 7})
-    assert own.show("pirate").modelfile.count("pirate") == 2
-    told = own.chat("pirate", [{"role": "user", "content": QUESTION}], keep_alive="10m")
-    assert told.eval_count == 7
-    assert told.message.content != first
-    [running_one] = [model for model in own.ps().models if model.model == "pirate:latest"]
-    assert running_one.context_length == DEFAULTS["n_ctx"]
-    own.generate("pirate", keep_alive=0)
-    wait_until(lambda: standings(server)["pirate"]["phase"] == "sleeping", "keep_alive 0")
-    listed = {model.id: json.loads(model.model_dump_json())["status"]["value"] for model in client.models.list()}
-    assert listed["pirate"] == "sleeping"
-    assert httpx.post(f"{server.url}/models/load", json={"model": "pirate"}, timeout=60).json() == {"success": True}
-    assert standings(server)["pirate"]["phase"] == "loaded"
-    own.delete("pirate")
-    with pytest.raises(ollama.ResponseError, match="not found"):
-        own.chat("pirate", [{"role": "user", "content": "Ahoy"}])
+    with ollama.Client(server.url) as own:
+        own.create(
+            "pirate", from_="tiny:a", system="You are a pirate.", parameters={"temperature": 0, "num_predict": 7}
+        )
+        assert own.show("pirate").modelfile.count("pirate") == 2
+        told = own.chat("pirate", [{"role": "user", "content": QUESTION}], keep_alive="10m")
+        assert told.eval_count == 7
+        assert told.message.content != first
+        [running_one] = [model for model in own.ps().models if model.model == "pirate:latest"]
+        assert running_one.context_length == DEFAULTS["n_ctx"]
+        own.generate("pirate", keep_alive=0)
+        wait_until(lambda: standings(server)["pirate"]["phase"] == "sleeping", "keep_alive 0")
+        listed = {model.id: json.loads(model.model_dump_json())["status"]["value"] for model in client.models.list()}
+        assert listed["pirate"] == "sleeping"
+        assert httpx.post(f"{server.url}/models/load", json={"model": "pirate"}, timeout=60).json() == {"success": True}
+        assert standings(server)["pirate"]["phase"] == "loaded"
+        own.delete("pirate")
+        with pytest.raises(ollama.ResponseError, match="not found"):
+            own.chat("pirate", [{"role": "user", "content": "Ahoy"}])
