@@ -74,7 +74,7 @@ async def site(
 
     replicas = [await asyncio.to_thread(start) for _ in range(n)]
     handle = LocalHandle(*replicas, *[HANGS] * hangs)
-    model = ServedModel("demo", ModelClient(handle), FakePrompts(), 1_700_000_000)
+    model = ServedModel("demo", ModelClient.of(handle), FakePrompts(), 1_700_000_000)
     try:
         async with http_client(app_of(model, **options), **(headers or {})) as http:
             yield Site(http, replicas, handle)
