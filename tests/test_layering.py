@@ -59,6 +59,7 @@ ORDER = {
             "routing",
             "model",
             "versions",
+            "cpu_shares",
             "model_app",
             "hub",
         ),
