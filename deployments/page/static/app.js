@@ -37,8 +37,8 @@ function askKey() {
 }
 
 const views = {
-  chat: new ChatView(document.getElementById("chat"), askKey),
-  cluster: new ClusterView(document.getElementById("cluster"), askKey),
+  chat: new ChatView(document.getElementById("chat-view"), askKey),
+  cluster: new ClusterView(document.getElementById("cluster-view"), askKey),
 };
 let current = "";
 
@@ -47,7 +47,7 @@ function route() {
   if (name === current) return;
   if (current) views[current].left?.();
   current = name;
-  for (const view of Object.keys(views)) document.getElementById(view).hidden = view !== name;
+  for (const view of Object.keys(views)) document.getElementById(`${view}-view`).hidden = view !== name;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
