@@ -22,12 +22,24 @@ let asking = null; // one question for a key at a time, however many requests we
 function askKey() {
   asking ??= dialog("API key", (close) => {
     const input = el("input", { type: "password", autocomplete: "off", value: apiKey(), name: "key" });
-    return el("form", { method: "dialog", onsubmit: (event) => (event.preventDefault(), close(input.value.trim())) },
+    return el(
+      "form",
+      { method: "dialog", onsubmit: (event) => (event.preventDefault(), close(input.value.trim())) },
       el("h2", {}, "API key"),
-      el("p", { class: "small" }, "It is kept in this tab until you close it, and sent to this server alone. The cluster view needs an admin's key."),
+      el(
+        "p",
+        { class: "small" },
+        "It is kept until you close this tab, and sent to this server alone. The cluster view needs an admin's key.",
+      ),
       field("Key", input),
-      el("div", { class: "row end" }, button("Cancel", () => close(null)), button("Forget it", () => close("")),
-        el("button", { type: "submit", class: "primary" }, "Use it")));
+      el(
+        "div",
+        { class: "row end" },
+        button("Cancel", () => close(null)),
+        button("Forget it", () => close("")),
+        el("button", { type: "submit", class: "primary" }, "Use it"),
+      ),
+    );
   }).then((key) => {
     asking = null;
     if (key !== null) setApiKey(key);
@@ -59,8 +71,23 @@ function route() {
 function help() {
   dialog("Keyboard shortcuts", (close) => [
     el("h2", {}, "Keyboard shortcuts"),
-    el("dl", { class: "keys" }, SHORTCUTS.map(([keys, what]) => [el("dt", {}, keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, what)])),
-    el("div", { class: "row end" }, button("Close", () => close(null))),
+    el(
+      "dl",
+      { class: "keys" },
+      SHORTCUTS.map(([keys, what]) => [
+        el(
+          "dt",
+          {},
+          keys.split(" ").map((key) => el("kbd", {}, key)),
+        ),
+        el("dd", {}, what),
+      ]),
+    ),
+    el(
+      "div",
+      { class: "row end" },
+      button("Close", () => close(null)),
+    ),
   ]);
 }
 

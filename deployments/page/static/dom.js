@@ -56,6 +56,29 @@ export function download(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
+/** A button that copies what `text()` gives, and says so for a moment. */
+export function copyButton(text, attributes) {
+  const control = button("Copy", () => copy(text()).then(told, told), attributes);
+  const told = (done) => {
+    control.textContent = done === true ? "Copied" : "Not copied";
+    setTimeout(() => (control.textContent = "Copy"), 1500);
+  };
+  return control;
+}
+
+async function copy(text) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return true;
+  }
+  const area = el("textarea", { class: "unseen", value: text }); // plain HTTP has no clipboard but the user's own
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
+}
+
 /** Asks and resolves to what `build(close)` closes with, or null when the dialog is left. */
 export function dialog(label, build) {
   return new Promise((resolve) => {

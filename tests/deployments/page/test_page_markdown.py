@@ -98,11 +98,25 @@ def test_nothing_but_text_and_safe_links_comes_out(blank):
     assert {"a", "https:", "code", "table", "blockquote"} <= set(found)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    ["*", "_a ", " _a", "`", "[", "[a](", "> ", "- ", "  - ", "|", "**a", "~~", "\\", "http", "a\n", "a|b\n-|-\n"],
-)
-def test_a_hostile_text_ends(blank, piece):
+def test_a_hostile_text_ends(blank):
     """It would take minutes or overflow the stack if some mark were looked for from every other one."""
-    text = piece * (200_000 // len(piece))
-    assert blank.evaluate(SHOWN, [text])[0]
+    pieces = [
+        "*",
+        "_a ",
+        " _a",
+        "`",
+        "[",
+        "[a](",
+        "> ",
+        "- ",
+        "  - ",
+        "|",
+        "**a",
+        "~~",
+        "\\",
+        "http",
+        "a\n",
+        "a|b\n-|-\n",
+    ]
+    for piece in pieces:
+        assert blank.evaluate(SHOWN, [piece * (100_000 // len(piece))])[0]

@@ -10,17 +10,40 @@ export class Composer {
   constructor({ send, stop }) {
     this.attachments = [];
     this.send = send;
-    this.input = el("textarea", { id: "prompt", rows: 1, placeholder: "Message", "aria-label": "Message",
-      onkeydown: (event) => this.onKey(event), oninput: () => this.grow(), onpaste: (event) => this.onPaste(event) });
+    this.input = el("textarea", {
+      id: "prompt",
+      rows: 1,
+      placeholder: "Message",
+      "aria-label": "Message",
+      onkeydown: (event) => this.onKey(event),
+      oninput: () => this.grow(),
+      onpaste: (event) => this.onPaste(event),
+    });
     this.files = el("div", { class: "files" });
     this.note = el("p", { class: "small error", role: "alert" });
-    this.picker = el("input", { type: "file", multiple: true, hidden: true, onchange: () => this.attach([...this.picker.files]) });
+    this.picker = el("input", {
+      type: "file",
+      multiple: true,
+      hidden: true,
+      onchange: () => this.attach([...this.picker.files]),
+    });
     this.go = button("Send", () => this.submit(), { class: "primary", id: "send" });
     this.halt = button("Stop", stop, { class: "primary", id: "stop", hidden: true });
-    this.node = el("div", { class: "composer", ondragover: (event) => event.preventDefault(), ondrop: (event) => this.onDrop(event) },
-      this.files, this.note,
-      el("div", { class: "row" }, button("Attach", () => this.picker.click(), { class: "quiet", title: "Attach files as text" }),
-        this.picker, this.input, this.go, this.halt));
+    this.node = el(
+      "div",
+      { class: "composer", ondragover: (event) => event.preventDefault(), ondrop: (event) => this.onDrop(event) },
+      this.files,
+      this.note,
+      el(
+        "div",
+        { class: "row" },
+        button("Attach", () => this.picker.click(), { class: "quiet", title: "Attach files as text" }),
+        this.picker,
+        this.input,
+        this.go,
+        this.halt,
+      ),
+    );
   }
 
   onKey(event) {
@@ -72,13 +95,24 @@ export class Composer {
       else this.attachments.push({ name: file.name, text });
     }
     this.picker.value = "";
-    this.note.textContent = refused.length ? `Not attached: ${refused.join(", ")} (up to ${MAX_FILES} text files of 1 MiB).` : "";
+    this.note.textContent = refused.length
+      ? `Not attached: ${refused.join(", ")} (up to ${MAX_FILES} text files of 1 MiB).`
+      : "";
     this.drawFiles();
   }
 
   drawFiles() {
-    redraw(this.files, this.attachments.map((file, index) =>
-      el("span", { class: "chip" }, file.name, button("×", () => this.detach(index), { "aria-label": `Remove ${file.name}` }))));
+    redraw(
+      this.files,
+      this.attachments.map((file, index) =>
+        el(
+          "span",
+          { class: "chip" },
+          file.name,
+          button("×", () => this.detach(index), { "aria-label": `Remove ${file.name}` }),
+        ),
+      ),
+    );
   }
 
   detach(index) {

@@ -81,7 +81,11 @@ function wire(message) {
   if (message.role === "tool") return { role: "tool", tool_call_id: message.callId, content: message.content };
   if (message.role === "user") return { role: "user", content: textOf(message) };
   const calls = message.calls?.length
-    ? message.calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }))
+    ? message.calls.map(({ id, name, arguments: text }) => ({
+        id,
+        type: "function",
+        function: { name, arguments: text },
+      }))
     : undefined;
   const thoughts = message.reasoning ? { reasoning_content: message.reasoning } : {};
   return { role: "assistant", content: message.content, ...thoughts, ...(calls && { tool_calls: calls }) };

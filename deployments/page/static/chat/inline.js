@@ -61,8 +61,7 @@ function codeSpan(text, at) {
   return { node: el("code", {}, text.slice(at + mark.length, end).replace(/^ (.+) $/, "$1")), end: end + mark.length };
 }
 
-const anchor = (href, children) =>
-  el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
+const anchor = (href, children) => el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
 
 function bareLink(text, at) {
   if (at > 0 && /\w/.test(text[at - 1])) return null;
@@ -78,7 +77,10 @@ function link(text, at, depth) {
   const middle = find(text, "](", open);
   const end = middle < 0 ? -1 : find(text, ")", middle + 2);
   if (end < 0 || text.slice(open + 1, middle).includes("\n\n")) return null;
-  const href = text.slice(middle + 2, end).trim().split(/\s/)[0];
+  const href = text
+    .slice(middle + 2, end)
+    .trim()
+    .split(/\s/)[0];
   const label = text.slice(open + 1, middle);
   const children = inline(label || href, depth + 1);
   return { node: SAFE_LINK.test(href) ? anchor(href, children) : el("span", {}, children), end: end + 1 };

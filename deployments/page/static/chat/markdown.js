@@ -1,7 +1,7 @@
 // Markdown of replies as DOM nodes: never through HTML, so nothing in a reply can become more than text,
 // and links lead to http, https and mailto alone. The common part of CommonMark and tables.
 
-import { button, el } from "../dom.js";
+import { copyButton, el } from "../dom.js";
 import { inline } from "./inline.js";
 
 const MAX_DEPTH = 8;
@@ -26,7 +26,10 @@ export function render(container, text) {
     else container.append(node);
   });
   while (container.children.length > sources.length) container.lastChild.remove();
-  rendered.set(container, sources.map((lines) => lines.join("\n")));
+  rendered.set(
+    container,
+    sources.map((lines) => lines.join("\n")),
+  );
 }
 
 /** Lines as blocks: each a list of the lines that are one paragraph, fence, list, table, quote or heading. */
@@ -76,7 +79,8 @@ function endOfList(lines, at) {
     const line = lines[end];
     if (!line.trim()) {
       const next = lines[end + 1];
-      if (next === undefined || !(/^\s{2,}\S/.test(next) || (ITEM.test(next) && numbered(next) === isNumbered))) return end;
+      if (next === undefined || !(/^\s{2,}\S/.test(next) || (ITEM.test(next) && numbered(next) === isNumbered)))
+        return end;
     } else if (!/^\s/.test(line) && startsBlock(lines, end) && !(ITEM.test(line) && numbered(line) === isNumbered)) {
       return end;
     }
@@ -90,7 +94,14 @@ const isTable = (lines, at) => lines[at].includes("|") && at + 1 < lines.length 
 
 function startsBlock(lines, at) {
   const line = lines[at];
-  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || ITEM.test(line) || isTable(lines, at);
+  return (
+    FENCE.test(line) ||
+    HEADING.test(line) ||
+    RULE.test(line) ||
+    QUOTE.test(line) ||
+    ITEM.test(line) ||
+    isTable(lines, at)
+  );
 }
 
 function block(lines, depth) {
@@ -100,7 +111,15 @@ function block(lines, depth) {
   if (heading) return el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2]));
   if (RULE.test(lines[0])) return el("hr");
   if (depth < MAX_DEPTH) {
-    if (QUOTE.test(lines[0])) return el("blockquote", {}, inner(lines.map((line) => line.replace(QUOTE, "")), depth));
+    if (QUOTE.test(lines[0]))
+      return el(
+        "blockquote",
+        {},
+        inner(
+          lines.map((line) => line.replace(QUOTE, "")),
+          depth,
+        ),
+      );
     if (ITEM.test(lines[0])) return list(lines, depth);
   }
   if (isTable(lines, 0)) return table(lines);
@@ -112,11 +131,7 @@ const inner = (lines, depth) => blocks(lines).map((found) => block(found, depth 
 function code(lines, [, mark, language]) {
   const last = lines.length > 1 && lines.at(-1).trim().startsWith(mark) ? -1 : undefined;
   const text = lines.slice(1, last).join("\n");
-  const copy = button("Copy", async () => {
-    await navigator.clipboard.writeText(text);
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  }, { class: "quiet copy" });
+  const copy = copyButton(() => text, { class: "quiet copy" });
   const head = el("div", { class: "code-head" }, el("span", {}, language.trim().split(/\s/)[0] || "text"), copy);
   return el("div", { class: "code" }, head, el("pre", { tabindex: "0" }, el("code", {}, text)));
 }
@@ -143,12 +158,21 @@ function tight(item, depth) {
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  return line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((cell) => cell.trim());
 }
 
 function table(lines) {
   const head = cells(lines[0]);
-  const row = (tag, texts) => el("tr", {}, head.map((_, index) => el(tag, {}, inline(texts[index] || ""))));
+  const row = (tag, texts) =>
+    el(
+      "tr",
+      {},
+      head.map((_, index) => el(tag, {}, inline(texts[index] || ""))),
+    );
   const body = lines.slice(2).map((line) => row("td", cells(line)));
   return el("div", { class: "wide" }, el("table", {}, el("thead", {}, row("th", head)), el("tbody", {}, body)));
 }

@@ -1,6 +1,6 @@
 // One message as it is shown: text, files, reasoning and calls folded, what it cost, what can be done with it.
 
-import { button, el, redraw } from "../dom.js";
+import { button, copyButton, el, redraw } from "../dom.js";
 import { count, seconds, share } from "../format.js";
 import { render } from "./markdown.js";
 
@@ -22,8 +22,16 @@ export class MessageView {
     this.note = el("div", { class: "note" });
     this.foot = el("div", { class: "foot" });
     this.head = el("div", { class: "who" });
-    this.node = el("li", { class: `message ${message.role}`, "data-id": message.id },
-      this.head, this.thoughts, this.text, this.calls, this.note, this.foot);
+    this.node = el(
+      "li",
+      { class: `message ${message.role}`, "data-id": message.id },
+      this.head,
+      this.thoughts,
+      this.text,
+      this.calls,
+      this.note,
+      this.foot,
+    );
     this.update();
   }
 
@@ -61,24 +69,31 @@ export class MessageView {
   buttons() {
     const { message, actions } = this;
     const { all, index } = actions.siblings(message);
-    const sideways = all.length > 1 && el("span", { class: "siblings", role: "group", "aria-label": "Branches" },
-      button("‹", () => actions.step(message, -1), { "aria-label": "Previous branch", disabled: index === 0, "data-focus": "before" }),
-      el("span", { "aria-label": `Branch ${index + 1} of ${all.length}` }, `${index + 1}/${all.length}`),
-      button("›", () => actions.step(message, 1), { "aria-label": "Next branch", disabled: index === all.length - 1, "data-focus": "after" }));
+    const sideways =
+      all.length > 1 &&
+      el(
+        "span",
+        { class: "siblings", role: "group", "aria-label": "Branches" },
+        button("‹", () => actions.step(message, -1), {
+          "aria-label": "Previous branch",
+          disabled: index === 0,
+          "data-focus": "before",
+        }),
+        el("span", { "aria-label": `Branch ${index + 1} of ${all.length}` }, `${index + 1}/${all.length}`),
+        button("›", () => actions.step(message, 1), {
+          "aria-label": "Next branch",
+          disabled: index === all.length - 1,
+          "data-focus": "after",
+        }),
+      );
     const own = {
       user: () => button("Edit", () => actions.edit(message), { "data-focus": "edit" }),
       assistant: () => button("Regenerate", () => actions.regenerate(message), { "data-focus": "again" }),
       tool: () => null,
     }[message.role]();
-    const copy = message.content && button("Copy", (event) => copyText(event.currentTarget, message.content), { "data-focus": "copy" });
+    const copy = message.content && copyButton(() => message.content, { "data-focus": "copy" });
     return el("span", { class: "actions" }, sideways, own, copy);
   }
-}
-
-async function copyText(control, text) {
-  await navigator.clipboard.writeText(text);
-  control.textContent = "Copied";
-  setTimeout(() => (control.textContent = "Copy"), 1500);
 }
 
 function folded(label, content) {
@@ -87,7 +102,8 @@ function folded(label, content) {
 
 const callView = () => folded("", el("pre", { tabindex: "0" }, el("code")));
 
-const fileOf = ({ name, text }) => folded(`${name} (${count(text.length)} characters)`, el("pre", { tabindex: "0" }, text));
+const fileOf = ({ name, text }) =>
+  folded(`${name} (${count(text.length)} characters)`, el("pre", { tabindex: "0" }, text));
 
 function pretty(text) {
   try {
@@ -102,24 +118,52 @@ function noteOf(message, actions) {
   if (message.state === "streaming") return progressOf(message);
   if (message.role !== "assistant") return null;
   if (message.state === "failed") {
-    return el("p", { class: "error", role: "alert" }, message.error.text, " ", button("Try again", () => actions.retry(message)));
+    return el(
+      "p",
+      { class: "error", role: "alert" },
+      message.error.text,
+      " ",
+      button("Try again", () => actions.retry(message)),
+    );
   }
   if (message.state in ENDS) {
     const again = button("Go on", () => actions.goOn(message), { "data-focus": "on" });
     const isLost = message.state === "lost";
-    return el("p", isLost ? { class: "error", role: "alert" } : {}, ENDS[message.state], " ", !message.calls?.length && again);
+    return el(
+      "p",
+      isLost ? { class: "error", role: "alert" } : {},
+      ENDS[message.state],
+      " ",
+      !message.calls?.length && again,
+    );
   }
   const unanswered = message.calls?.length && actions.isLast(message);
-  if (unanswered) return el("p", {}, button("Give the results of the calls", () => actions.answerCalls(message)));
-  return message.finish === "length" ? el("p", {}, "The reply ended at its limit of tokens. ", button("Go on", () => actions.goOn(message))) : null;
+  if (unanswered)
+    return el(
+      "p",
+      {},
+      button("Give the results of the calls", () => actions.answerCalls(message)),
+    );
+  return message.finish === "length"
+    ? el(
+        "p",
+        {},
+        "The reply ended at its limit of tokens. ",
+        button("Go on", () => actions.goOn(message)),
+      )
+    : null;
 }
 
 function progressOf({ progress, content, reasoning }) {
   if (content || reasoning) return null;
   if (!progress) return el("p", { class: "waiting" }, "Waiting for the model…");
   const done = `${count(progress.processed)} of ${count(progress.total)} tokens`;
-  return el("p", { class: "waiting" }, `Reading the prompt: ${done}, ${count(progress.cache)} from the cache.`,
-    el("progress", { max: progress.total, value: progress.processed, "aria-label": "Prompt" }));
+  return el(
+    "p",
+    { class: "waiting" },
+    `Reading the prompt: ${done}, ${count(progress.cache)} from the cache.`,
+    el("progress", { max: progress.total, value: progress.processed, "aria-label": "Prompt" }),
+  );
 }
 
 /** One line: cached and computed tokens of the prompt, time to the first token, pace. */
@@ -129,8 +173,12 @@ function statsOf({ stats }) {
   const bar = el("span", { class: "bar-cached", "aria-hidden": "true" }, el("span", {}));
   bar.firstChild.style.width = `${(100 * cached) / prompt}%`;
   const items = [
-    el("span", { class: "cached", title: `${share(cached, prompt)} of the prompt was taken over${tier ? ` from ${tier}` : ""}` },
-      bar, `${count(cached)} cached`),
+    el(
+      "span",
+      { class: "cached", title: `${share(cached, prompt)} of the prompt was taken over${tier ? ` from ${tier}` : ""}` },
+      bar,
+      `${count(cached)} cached`,
+    ),
     el("span", {}, `${count(prompt - cached)} computed`),
     el("span", {}, `${count(completion)} generated`),
     ttft !== undefined && el("span", { title: "Time to the first token" }, `${seconds(ttft)} to first token`),

@@ -5,19 +5,27 @@ import { el } from "../dom.js";
 
 const REFRESH_MS = 15_000;
 
-/** A `select` of the server's models. `chosen(id)` is called when the user picks one. */
+/** A `select` of the server's models. `chosen(id)` is called when the user picks one,
+ * `told(error)` each time that the server was asked, with null where it answered. */
 export class ModelChoice {
-  constructor({ chosen, failed }) {
-    this.failed = failed;
+  constructor({ chosen, told }) {
+    this.told = told;
     this.models = [];
     this.wanted = "";
-    this.select = el("select", { id: "model", "aria-label": "Model", onchange: () => {
-      this.wanted = this.select.value;
-      chosen(this.wanted);
-    } });
+    this.select = el("select", {
+      id: "model",
+      "aria-label": "Model",
+      onchange: () => {
+        this.wanted = this.select.value;
+        chosen(this.wanted);
+      },
+    });
     this.state = el("span", { class: "badge" });
     this.node = el("span", { class: "model" }, this.select, this.state);
-    setInterval(() => document.visibilityState === "visible" && !this.node.closest("[hidden]") && this.refresh(), REFRESH_MS);
+    setInterval(
+      () => document.visibilityState === "visible" && !this.node.closest("[hidden]") && this.refresh(),
+      REFRESH_MS,
+    );
   }
 
   /** The model for the next reply, "" while none is known. */
@@ -35,8 +43,9 @@ export class ModelChoice {
       const { data } = await json("v1/models");
       this.models = data.map((model) => ({ id: model.id, state: stateOf(model), context: model.context_length }));
       this.draw();
+      this.told(null);
     } catch (error) {
-      this.failed(error);
+      this.told(error);
     }
   }
 

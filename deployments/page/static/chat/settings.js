@@ -11,11 +11,22 @@ const NUMBERS = [
 
 /** A form that changes `settings` in place, and calls `changed` when it has. Empty fields are not sent. */
 export function settingsForm(settings, changed) {
-  const system = el("textarea", { rows: 4, value: settings.system || "", "data-setting": "system",
-    oninput: () => set("system", system.value) });
-  const tools = el("textarea", { rows: 4, class: "code-input", spellcheck: "false", value: settings.tools || "",
-    placeholder: '[{"type": "function", "function": {"name": …}}]', "data-setting": "tools", "aria-describedby": "tools-note",
-    oninput: () => setTools(tools) });
+  const system = el("textarea", {
+    rows: 4,
+    value: settings.system || "",
+    "data-setting": "system",
+    oninput: () => set("system", system.value),
+  });
+  const tools = el("textarea", {
+    rows: 4,
+    class: "code-input",
+    spellcheck: "false",
+    value: settings.tools || "",
+    placeholder: '[{"type": "function", "function": {"name": …}}]',
+    "data-setting": "tools",
+    "aria-describedby": "tools-note",
+    oninput: () => setTools(tools),
+  });
   const note = el("p", { class: "small", id: "tools-note", role: "status" });
 
   function set(name, value) {
@@ -32,13 +43,24 @@ export function settingsForm(settings, changed) {
   }
 
   function number([name, label, attributes]) {
-    const input = el("input", { type: "number", ...attributes, "data-setting": name, value: settings[name] ?? "",
-      oninput: () => input.validity.valid && set(name, input.value === "" ? "" : input.valueAsNumber) });
+    const input = el("input", {
+      type: "number",
+      ...attributes,
+      "data-setting": name,
+      value: settings[name] ?? "",
+      oninput: () => input.validity.valid && set(name, input.value === "" ? "" : input.valueAsNumber),
+    });
     return field(label, input);
   }
 
-  return el("form", { class: "settings", onsubmit: (event) => event.preventDefault() },
-    field("System text", system), el("div", { class: "numbers" }, NUMBERS.map(number)), field("Tools (JSON)", tools), note);
+  return el(
+    "form",
+    { class: "settings", onsubmit: (event) => event.preventDefault() },
+    field("System text", system),
+    el("div", { class: "numbers" }, NUMBERS.map(number)),
+    field("Tools (JSON)", tools),
+    note,
+  );
 }
 
 /** Why a text is no list of tools, "" if it is one or empty. */

@@ -43,7 +43,9 @@ export function save(conversation) {
       localStorage.setItem(PREFIX + conversation.id, text);
       break;
     } catch {
-      const oldest = list().filter(({ id }) => id !== conversation.id).at(-1);
+      const oldest = list()
+        .filter(({ id }) => id !== conversation.id)
+        .at(-1);
       if (!oldest) return false;
       remove(oldest.id);
     }

@@ -1,12 +1,13 @@
 // The chat: conversations, the messages of one of them, and the replies that are being made.
 
-import { announce, button, dialog, download, el, field, redraw } from "../dom.js";
+import { announce, button, download, el, redraw } from "../dom.js";
 import { count } from "../format.js";
 import { Composer } from "./composer.js";
 import { ROOT, append, lineage, newConversation, path, requestBody, siblings, step } from "./conversation.js";
 import { asJson, asMarkdown, fileName } from "./export.js";
 import { MessageView } from "./message.js";
 import { ModelChoice } from "./models.js";
+import { askEdit, askFormat, askResults } from "./questions.js";
 import { run } from "./reply.js";
 import { settingsForm } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -21,19 +22,44 @@ export class ChatView {
     this.askKey = askKey;
     this.running = new Map(); // id of a conversation -> its reply that is being made
     this.views = new Map();
-    this.models = new ModelChoice({ chosen: (model) => this.setModel(model), failed: (error) => this.refused(error) });
-    this.sidebar = new Sidebar({ open: (id) => this.open(id), create: () => this.create(), removed: (id) => this.removed(id) });
+    this.models = new ModelChoice({ chosen: (model) => this.setModel(model), told: (error) => this.told(error) });
+    this.sidebar = new Sidebar({
+      open: (id) => this.open(id),
+      create: () => this.create(),
+      removed: (id) => this.removed(id),
+    });
     this.composer = new Composer({ send: (text, files) => this.send(text, files), stop: () => this.stop() });
     this.list = el("ol", { class: "messages", "aria-label": "Messages" });
     this.scroller = el("div", { class: "scroller", tabindex: "-1" }, this.list);
     this.panel = el("div", { class: "panel", id: "settings-panel", hidden: true });
-    this.toggle = button("Settings", () => this.togglePanel(), { class: "quiet", "aria-expanded": "false", "aria-controls": "settings-panel", title: "Settings (s)" });
+    this.toggle = button("Settings", () => this.togglePanel(), {
+      class: "quiet",
+      "aria-expanded": "false",
+      "aria-controls": "settings-panel",
+      title: "Settings (s)",
+    });
     this.problem = el("p", { class: "notice", role: "alert", hidden: true });
     this.aside = button("Chats", () => this.toggleSidebar(), { class: "quiet only-narrow", "aria-expanded": "false" });
-    root.append(this.sidebar.node, el("div", { class: "chat" },
-      el("div", { class: "toolbar" }, this.aside, this.models.node, el("span", { class: "grow" }),
-        button("Export", () => this.export(), { class: "quiet" }), this.toggle),
-      this.problem, this.panel, this.scroller, this.composer.node));
+    root.append(
+      this.sidebar.node,
+      el(
+        "div",
+        { class: "chat" },
+        el(
+          "div",
+          { class: "toolbar" },
+          this.aside,
+          this.models.node,
+          el("span", { class: "grow" }),
+          button("Export", () => this.export(), { class: "quiet" }),
+          this.toggle,
+        ),
+        this.problem,
+        this.panel,
+        this.scroller,
+        this.composer.node,
+      ),
+    );
     addEventListener("pagehide", () => this.saveAll());
     setInterval(() => this.saveAll(), SAVE_MS);
     const last = storage.list()[0];
@@ -69,7 +95,10 @@ export class ChatView {
   show(conversation) {
     this.conversation = conversation;
     this.models.choose(conversation.settings.model);
-    redraw(this.panel, settingsForm(conversation.settings, () => this.settingsChanged()));
+    redraw(
+      this.panel,
+      settingsForm(conversation.settings, () => this.settingsChanged()),
+    );
     this.views.clear();
     this.draw();
     this.scroller.scrollTop = this.scroller.scrollHeight;
@@ -83,7 +112,15 @@ export class ChatView {
     }
     const nodes = shown.map((message) => this.views.get(message.id).node);
     if (nodes.length) redraw(this.list, nodes);
-    else redraw(this.list, el("li", { class: "empty" }, "Ask something. What the model has read once is kept, and costs nothing the next time."));
+    else
+      redraw(
+        this.list,
+        el(
+          "li",
+          { class: "empty" },
+          "Ask something. What the model has read once is kept, and costs nothing the next time.",
+        ),
+      );
     this.composer.busy = this.running.has(this.conversation.id);
     this.sidebar.draw(this.conversation.id);
   }
@@ -113,7 +150,11 @@ export class ChatView {
   send(text, attachments) {
     if (this.running.has(this.conversation.id) || !this.models.value) return false;
     const parent = path(this.conversation).at(-1)?.id || ROOT;
-    const message = append(this.conversation, parent, { role: "user", content: text, ...(attachments.length && { attachments }) });
+    const message = append(this.conversation, parent, {
+      role: "user",
+      content: text,
+      ...(attachments.length && { attachments }),
+    });
     this.reply(message.id);
     return true;
   }
@@ -130,7 +171,14 @@ export class ChatView {
   }
 
   retry(message) {
-    Object.assign(message, { content: "", reasoning: undefined, calls: undefined, stats: undefined, eventId: undefined, continuedFrom: undefined });
+    Object.assign(message, {
+      content: "",
+      reasoning: undefined,
+      calls: undefined,
+      stats: undefined,
+      eventId: undefined,
+      continuedFrom: undefined,
+    });
     this.start(message);
   }
 
@@ -165,7 +213,12 @@ export class ChatView {
     this.follow();
     announce("The reply begins.");
     const headers = { "x-session-id": conversation.id };
-    await run(message, this.bodyOf(conversation, message), { headers, signal: controller.signal, lastId, changed: () => this.changed(message) });
+    await run(message, this.bodyOf(conversation, message), {
+      headers,
+      signal: controller.signal,
+      lastId,
+      changed: () => this.changed(message),
+    });
     this.running.delete(conversation.id);
     conversation.updated = Date.now();
     this.save(conversation);
@@ -175,7 +228,10 @@ export class ChatView {
 
   async ended(message) {
     const { stats, state } = message;
-    if (state === "done" && stats) announce(`The reply is complete: ${count(stats.completion)} tokens, ${count(stats.cached)} of ${count(stats.prompt)} of the prompt cached.`);
+    if (state === "done" && stats) {
+      const cached = `${count(stats.cached)} of ${count(stats.prompt)} of the prompt cached`;
+      announce(`The reply is complete: ${count(stats.completion)} tokens, ${cached}.`);
+    }
     if (state === "stopped") announce("The reply was stopped.");
     if (state === "failed" && message.error.status === 401 && (await this.askKey())) this.retry(message);
   }
@@ -224,31 +280,20 @@ export class ChatView {
   }
 
   async edit(message) {
-    const input = el("textarea", { rows: 8, value: message.content, "aria-label": "Message" });
-    const text = await dialog("Edit message", (close) => [
-      el("h2", {}, "Edit message"),
-      el("p", { class: "small" }, "This makes a branch: what was said before stays, and you can go back to it."),
-      input,
-      el("div", { class: "row end" }, button("Cancel", () => close(null)), button("Send", () => close(input.value), { class: "primary" })),
-    ]);
-    if (!text?.trim() || this.running.has(this.conversation.id)) return;
+    const content = await askEdit(message.content);
+    if (!content?.trim() || this.running.has(this.conversation.id)) return;
     const { attachments } = message;
-    const edited = append(this.conversation, message.parent, { role: "user", content: text, ...(attachments && { attachments }) });
-    this.reply(edited.id);
+    const fields = { role: "user", content, ...(attachments && { attachments }) };
+    this.reply(append(this.conversation, message.parent, fields).id);
   }
 
-  /** The user is the tool: one result per call, and the conversation goes on. */
+  /** The conversation goes on with a result for each call. */
   async answerCalls(message) {
-    const inputs = message.calls.map(() => el("textarea", { rows: 3 }));
-    const sent = await dialog("Results of the calls", (close) => [
-      el("h2", {}, "Results of the calls"),
-      message.calls.map((call, index) => field(`${call.name}(${call.arguments.slice(0, 200)})`, inputs[index])),
-      el("div", { class: "row end" }, button("Cancel", () => close(false)), button("Send", () => close(true), { class: "primary" })),
-    ]);
-    if (!sent) return;
+    const results = await askResults(message.calls);
+    if (!results) return;
     let parent = message.id;
-    message.calls.forEach((call, index) => {
-      parent = append(this.conversation, parent, { role: "tool", callId: call.id, content: inputs[index].value }).id;
+    message.calls.forEach(({ id }, index) => {
+      parent = append(this.conversation, parent, { role: "tool", callId: id, content: results[index] }).id;
     });
     this.reply(parent);
   }
@@ -268,18 +313,17 @@ export class ChatView {
 
   async export() {
     const name = fileName(this.conversation);
-    const kind = await dialog("Export", (close) => [
-      el("h2", {}, "Export this conversation"),
-      el("p", { class: "small" }, "Markdown has the branch that is shown, JSON all of them."),
-      el("div", { class: "row end" }, button("Cancel", () => close(null)), button("Markdown", () => close("md")), button("JSON", () => close("json"))),
-    ]);
-    if (kind === "md") download(`${name}.md`, "text/markdown", asMarkdown(this.conversation));
-    if (kind === "json") download(`${name}.json`, "application/json", asJson(this.conversation));
+    const format = await askFormat();
+    if (format === "md") download(`${name}.md`, "text/markdown", asMarkdown(this.conversation));
+    if (format === "json") download(`${name}.json`, "application/json", asJson(this.conversation));
   }
 
-  async refused(error) {
-    if (error.status === 401 && (await this.askKey())) this.models.refresh();
-    else this.tell(error.message);
+  /** What became of asking for the models: `error` is null when they came. The key is asked for once. */
+  async told(error) {
+    this.tell(error ? error.message : "");
+    if (error?.status !== 401 || this.declined) return;
+    this.declined = !(await this.askKey());
+    if (!this.declined) this.models.refresh();
   }
 
   tell(text) {

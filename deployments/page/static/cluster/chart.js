@@ -16,18 +16,37 @@ const MAX_BAR = 12; // units
  */
 export function chart({ title, kind, series, times, format, told = (one) => format(one.values.at(-1) ?? 0) }) {
   const legend = series.map((one, index) =>
-    el("li", {}, el("span", { class: `swatch ${colour(one, index)}`, "aria-hidden": "true" }), one.name, " ", el("b", {}, told(one))));
+    el(
+      "li",
+      {},
+      el("span", { class: `swatch ${colour(one, index)}`, "aria-hidden": "true" }),
+      one.name,
+      " ",
+      el("b", {}, told(one)),
+    ),
+  );
   const shown = kind === "bars" ? series.map((one) => ({ ...one, values: binned(one.values, MAX_BARS) })) : series;
   const top = topOf(shown, kind !== "line");
   const span = times.length > 1 ? times.at(-1) - times[0] : 0;
   const summary = `${title}: ${series.map((one) => `${one.name} ${told(one)}`).join(", ") || "nothing yet"}`;
-  return el("figure", { class: "chart" },
+  return el(
+    "figure",
+    { class: "chart" },
     el("figcaption", {}, title, el("span", { class: "small" }, top ? `up to ${format(top)}` : "")),
-    svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": summary },
+    svg(
+      "svg",
+      { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": summary },
       svg("path", { class: "grid", d: `M0 ${HEIGHT - 0.5}H${WIDTH}M0 ${HEIGHT / 2}H${WIDTH}M0 .5H${WIDTH}` }),
-      top ? DRAW[kind](shown, top) : []),
-    el("div", { class: "axis small", "aria-hidden": "true" }, el("span", {}, span ? ago(0, span) : "collecting…"), el("span", {}, "now")),
-    el("ul", { class: "legend" }, legend));
+      top ? DRAW[kind](shown, top) : [],
+    ),
+    el(
+      "div",
+      { class: "axis small", "aria-hidden": "true" },
+      el("span", {}, span ? ago(0, span) : "collecting…"),
+      el("span", {}, "now"),
+    ),
+    el("ul", { class: "legend" }, legend),
+  );
 }
 
 /** What had to be computed is grey in every chart; the rest has the colours in turn. */
@@ -73,13 +92,18 @@ function bars(series, top) {
   const slot = WIDTH / series[0].values.length;
   const width = Math.min(0.8 * slot, MAX_BAR);
   return stacked(series).flatMap((pairs, index) =>
-    pairs.map(([low, high], at) => high > low && svg("rect", {
-      class: `fill ${colour(series[index], index)}`,
-      x: ((at + 0.5) * slot - width / 2).toFixed(1),
-      y: y(high, top).toFixed(1),
-      width: width.toFixed(1),
-      height: (y(low, top) - y(high, top)).toFixed(1),
-    })));
+    pairs.map(
+      ([low, high], at) =>
+        high > low &&
+        svg("rect", {
+          class: `fill ${colour(series[index], index)}`,
+          x: ((at + 0.5) * slot - width / 2).toFixed(1),
+          y: y(high, top).toFixed(1),
+          width: width.toFixed(1),
+          height: (y(low, top) - y(high, top)).toFixed(1),
+        }),
+    ),
+  );
 }
 
 const DRAW = { area: areas, line: lines, bars };

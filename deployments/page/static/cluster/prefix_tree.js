@@ -58,6 +58,9 @@ export function sumOf(node) {
     return { tokens, bytes, hits, n: 1 };
   }
   return node.children.map(sumOf).reduce((a, b) => ({
-    tokens: Math.max(a.tokens, b.tokens), bytes: a.bytes + b.bytes, hits: a.hits + b.hits, n: a.n + b.n,
+    tokens: Math.max(a.tokens, b.tokens),
+    bytes: a.bytes + b.bytes,
+    hits: a.hits + b.hits,
+    n: a.n + b.n,
   }));
 }

@@ -19,17 +19,27 @@ export class Samples {
     const now = new Map(replicas.map((replica) => [`${replica.model} ${replica.id}`, replica]));
     const deltas = this.counters ? deltasOf(now, this.counters) : empty();
     this.counters = now;
-    this.points.push({ time: snapshot.time ?? Date.now() / 1000, memory: memoryOf(snapshot), tiers: tiersOf(snapshot), deltas });
+    this.points.push({
+      time: snapshot.time ?? Date.now() / 1000,
+      memory: memoryOf(snapshot),
+      tiers: tiersOf(snapshot),
+      deltas,
+    });
     if (this.points.length > MAX_POINTS) this.points.shift();
   }
 }
 
 /** All replicas, each with the id of its model. */
 export function replicasOf(snapshot) {
-  return (snapshot.models || []).flatMap((model) => (model.replicas || []).map((replica) => ({ ...replica, model: model.id })));
+  return (snapshot.models || []).flatMap((model) =>
+    (model.replicas || []).map((replica) => ({ ...replica, model: model.id })),
+  );
 }
 
-const empty = () => ({ ...Object.fromEntries(SUMS.map((name) => [name, 0])), ...Object.fromEntries(MAPS.map((name) => [name, {}])) });
+const empty = () => ({
+  ...Object.fromEntries(SUMS.map((name) => [name, 0])),
+  ...Object.fromEntries(MAPS.map((name) => [name, {}])),
+});
 
 const grown = (now, before) => (now >= before ? now - before : now);
 
@@ -86,6 +96,7 @@ export function series(points, pick) {
 export function binned(values, n) {
   const size = Math.max(1, Math.ceil(values.length / n));
   const bins = [];
-  for (let at = 0; at < values.length; at += size) bins.push(values.slice(at, at + size).reduce((sum, value) => sum + value, 0));
+  for (let at = 0; at < values.length; at += size)
+    bins.push(values.slice(at, at + size).reduce((sum, value) => sum + value, 0));
   return bins;
 }

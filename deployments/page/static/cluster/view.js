@@ -23,7 +23,14 @@ export class ClusterView {
     this.charts = el("div", { class: "charts" });
     this.tables = el("div", { class: "tables" });
     this.prefixes = new PrefixPanel((error) => this.refused(error));
-    this.body = el("div", { class: "cluster-body", hidden: true }, this.tiles, this.charts, this.tables, this.prefixes.node);
+    this.body = el(
+      "div",
+      { class: "cluster-body", hidden: true },
+      this.tiles,
+      this.charts,
+      this.tables,
+      this.prefixes.node,
+    );
     root.append(el("div", { class: "cluster" }, this.status, this.body));
   }
 
@@ -48,7 +55,9 @@ export class ClusterView {
       const snapshot = await json("erllama/v1/cluster");
       this.samples.add(snapshot);
       this.draw(snapshot);
-      this.tell((snapshot.unanswered || []).length ? [`Not all parts answered: ${snapshot.unanswered.join("; ")}`] : []);
+      this.tell(
+        (snapshot.unanswered || []).length ? [`Not all parts answered: ${snapshot.unanswered.join("; ")}`] : [],
+      );
       await this.slowly(snapshot);
     } catch (error) {
       this.refused(error);
@@ -65,7 +74,10 @@ export class ClusterView {
 
   refused(error) {
     if (error.wantsKey) {
-      this.tell([error.status === 403 ? "The cluster is shown to an admin's key. " : "The cluster needs an API key. ", button("Enter a key", () => this.changeKey())]);
+      this.tell([
+        error.status === 403 ? "The cluster is shown to an admin's key. " : "The cluster needs an API key. ",
+        button("Enter a key", () => this.changeKey()),
+      ]);
       this.left(); // no more is asked until there is one
     } else if (error.status === 404) this.tell(["This server tells nothing of its cluster."]);
     else this.tell([`${error.message} Asked again every ${POLL_MS / 1000} s.`]);
@@ -88,8 +100,12 @@ export class ClusterView {
     redraw(this.charts, this.chartsOf());
     const { saves, hits } = counters(snapshot);
     redraw(this.tables, [
-      card("Models and replicas", models(snapshot), "wide-card"), card("Nodes", nodes(snapshot), "wide-card"),
-      card("Requests by hit", hits), card("Saves by reason", saves), card("Evictions by the scheduler", evictions(snapshot)), card("Hub", hub(this.hub)),
+      card("Models and replicas", models(snapshot), "wide-card"),
+      card("Nodes", nodes(snapshot), "wide-card"),
+      card("Requests by hit", hits),
+      card("Saves by reason", saves),
+      card("Evictions by the scheduler", evictions(snapshot)),
+      card("Hub", hub(this.hub)),
     ]);
   }
 
@@ -99,22 +115,63 @@ export class ClusterView {
     const rates = points.slice(1); // the first has no difference to one before it
     const sum = (one) => count(one.values.reduce((a, b) => a + b, 0));
     const budget = points.at(-1).tiers;
-    const ofBudget = ({ name, values }) => `${bytes(values.at(-1))}${budget[name]?.budget ? ` of ${bytes(budget[name].budget)}` : ""}`;
+    const ofBudget = ({ name, values }) =>
+      `${bytes(values.at(-1))}${budget[name]?.budget ? ` of ${bytes(budget[name].budget)}` : ""}`;
     let saved = 0;
     const savings = [{ name: "prefill", values: points.map(({ deltas }) => (saved += deltas.prefill_seconds_saved)) }];
     return [
-      chart({ title: "KV in the tiers", kind: "area", format: bytes, times, told: ofBudget,
-        series: series(points, ({ tiers }) => Object.fromEntries(Object.entries(tiers).map(([name, tier]) => [name, tier.bytes]))) }),
-      chart({ title: "Memory used", kind: "line", format: bytes, times, series: series(points, ({ memory }) => memory) }),
-      chart({ title: "Requests by hit", kind: "bars", format: count, times, told: sum, series: series(rates, ({ deltas }) => deltas.hits) }),
-      chart({ title: "Prompt tokens", kind: "bars", format: count, times, told: sum,
-        series: series(rates, ({ deltas }) => ({ cached: deltas.cached_tokens, computed: deltas.prompt_tokens - deltas.cached_tokens })) }),
+      chart({
+        title: "KV in the tiers",
+        kind: "area",
+        format: bytes,
+        times,
+        told: ofBudget,
+        series: series(points, ({ tiers }) =>
+          Object.fromEntries(Object.entries(tiers).map(([name, tier]) => [name, tier.bytes])),
+        ),
+      }),
+      chart({
+        title: "Memory used",
+        kind: "line",
+        format: bytes,
+        times,
+        series: series(points, ({ memory }) => memory),
+      }),
+      chart({
+        title: "Requests by hit",
+        kind: "bars",
+        format: count,
+        times,
+        told: sum,
+        series: series(rates, ({ deltas }) => deltas.hits),
+      }),
+      chart({
+        title: "Prompt tokens",
+        kind: "bars",
+        format: count,
+        times,
+        told: sum,
+        series: series(rates, ({ deltas }) => ({
+          cached: deltas.cached_tokens,
+          computed: deltas.prompt_tokens - deltas.cached_tokens,
+        })),
+      }),
       chart({ title: "Time saved since opened", kind: "line", format: seconds, times, series: savings }),
-      chart({ title: "Saves by reason", kind: "bars", format: count, times, told: sum, series: series(rates, ({ deltas }) => deltas.saves) }),
+      chart({
+        title: "Saves by reason",
+        kind: "bars",
+        format: count,
+        times,
+        told: sum,
+        series: series(rates, ({ deltas }) => deltas.saves),
+      }),
     ];
   }
 }
 
 function card(title, content, kind = "") {
-  return content && el("section", { class: `card ${kind}`, "aria-label": title }, el("header", {}, el("h2", {}, title)), content);
+  return (
+    content &&
+    el("section", { class: `card ${kind}`, "aria-label": title }, el("header", {}, el("h2", {}, title)), content)
+  );
 }
