@@ -17,11 +17,12 @@ CLUSTER: dict[str, Any] = {
     "nodes": [
         {
             "id": "n1", "address": "10.0.0.1", "alive": True, "cpus": 16, "gpus": 1, "memory_bytes": 64 * GIB,
-            "memory_used_bytes": 40 * GIB, "gpu_memory_bytes": 24 * GIB, "pressure": "none",
+            "memory_used_bytes": 40 * GIB, "gpu_memory_bytes": 24 * GIB,
+            "gpu_memory_used_bytes": 9 * GIB, "pressure": "none",
         },
         {
             "id": "n2", "address": "10.0.0.2", "alive": True, "cpus": 16, "gpus": 0, "memory_bytes": 64 * GIB,
-            "memory_used_bytes": 58 * GIB, "gpu_memory_bytes": None, "pressure": "low memory",
+            "memory_used_bytes": 58 * GIB, "gpu_memory_bytes": None, "pressure": "high",
         },
     ],
     "models": [
@@ -55,32 +56,47 @@ CLUSTER: dict[str, Any] = {
 }  # fmt: skip
 
 
+WHY = {
+    "object": "request.why", "id": "req-1", "model": "demo", "tenant": None, "time": 1_790_000_000.0, "prompt_tokens": 900,
+    "cached_tokens": 300, "computed_tokens": 600, "cached_share": 0.3333, "tier": "live", "cause": "noise:date", "position": 301,
+    "cost_ms": 1520.5, "detail": "Both sides have a day there.", "known_in": "ram_file",
+    "before": {"text": "Today's date: ", "tokens": [1]},
+    "prompt": {"text": "Tuesday, and <b>more</b>", "tokens": [2]},
+    "stored": {"text": "Monday, and <b>more</b>", "tokens": [3]},
+}  # fmt: skip
+REQUESTS = {"object": "list", "data": [WHY, WHY | {"id": "req-2", "cause": "extended", "cost_ms": None}]}
+
+
 class WithCluster:
     """An app that answers `GET /erllama/v1/cluster` with the `snapshot` of now, if a `key` is set to its bearer
-    alone.
+    alone, and other paths as `answers` has them.
     """
 
-    def __init__(self, app: Any, snapshot: dict[str, Any], *, key: str = "") -> None:
+    def __init__(self, app: Any, snapshot: dict[str, Any], *, key: str = "", **answers: dict[str, Any]) -> None:
         self._app = app
         self.snapshot = snapshot
         self._key = key
+        self._answers = {f"/erllama/v1/{name}": answer for name, answer in answers.items()}
         self.n_polls = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and (answer := self._answers.get(scope["path"])) is not None:
+            await _answer(send, 200, answer)
+            return
         if scope["type"] != "http" or scope["path"] != "/erllama/v1/cluster":
             await self._app(scope, receive, send)
             return
         self.n_polls += 1
         given = dict(scope["headers"]).get(b"authorization", b"").decode()
         refused = bool(self._key) and given != f"Bearer {self._key}"
-        body = (
-            {"error": {"message": "It needs an admin's key.", "code": "admin_key_required"}}
-            if refused
-            else self.snapshot
-        )
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 403 if refused else 200, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        refusal = {"error": {"message": "It needs an admin's key.", "code": "admin_key_required"}}
+        await _answer(send, 403 if refused else 200, refusal if refused else self.snapshot)
+
+
+async def _answer(send: Any, status: int, body: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
 class StubSite:
@@ -118,10 +134,11 @@ def after_eviction() -> dict[str, Any]:
         tier["bytes"] //= 2
     later["scheduler"] = {
         "evictions": 3, "evicted_bytes": GIB,
-        "last": [{"time": later["time"] - 1, "model": "demo", "reason": "pressure", "bytes": GIB}],
+        "last": [{"time": later["time"] - 1, "model": "demo", "reason": "pressure", "kind": "store", "bytes": GIB, "outcome": "done"}],
     }  # fmt: skip
     replica = later["models"][0]["replicas"][0]
     replica["hits"]["exact:live"] += 5
     replica["saves"]["evict"] = 2
+    replica["evicted"] = {"budget": 7}
     replica |= {"prompt_tokens": 9900, "cached_tokens": 7800, "prefill_seconds_saved": 43.5}
     return later

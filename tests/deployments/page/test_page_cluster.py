@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.http_fakes import FakeModel, app_of, served
-from tests.support.page_cluster import CLUSTER, StubSite, WithCluster, after_eviction
+from tests.support.page_cluster import CLUSTER, REQUESTS, WHY, StubSite, WithCluster, after_eviction
 from tests.support.page_site import serving
 
 POLL_MS = 2100  # a little more than the page waits between two snapshots
@@ -41,7 +41,7 @@ def test_an_eviction_between_two_polls_is_seen(page):
         expect(tile(page, "Evictions")).to_have_text("31.0 GiB given back")
         expect(tiers).to_have_attribute("aria-label", "KV in the tiers: ram_file 1.0 GiB of 4.0 GiB, s3 5.0 GiB")
         expect(page.get_by_role("region", name="Evictions by the scheduler").locator("tbody tr")).to_have_text(
-            ["1 s agodemopressure1.0 GiB"]
+            ["1 s agodemopressurestore1.0 GiB"]
         )
         expect(chart(page, "Requests by hit").locator(".legend li")).to_have_text(
             ["cold 0", "exact:live 5", "partial:disk 0"]
@@ -50,7 +50,7 @@ def test_an_eviction_between_two_polls_is_seen(page):
         expect(chart(page, "Time saved").locator(".legend li")).to_have_text(["prefill 1.50 s"])
         expect(chart(page, "Saves by reason").locator(".legend li")).to_have_text(["cold 0", "evict 2", "final 0"])
         expect(tile(page, "Prompt tokens cached")).to_have_text("79 %7,800 of 9,900")
-        expect(tile(page, "Pressure")).to_contain_text("low memory")
+        expect(tile(page, "Pressure")).to_have_text("highon 1 node")
         models = page.get_by_role("region", name="Models and replicas")
         expect(models.locator("tr", has_text="a on n1")).to_contain_text("2 of 4")
         expect(models.locator(".sequences li")).to_have_text(
@@ -184,3 +184,22 @@ def test_prefixes_fold_without_loss(page):
             }"""
         )
     assert lost == []
+
+
+def test_a_request_tells_why_its_prompt_was_computed(page):
+    answers = {"requests": REQUESTS, "requests/req-1/why": WHY}
+    with serving(WithCluster(app_of(served(FakeModel())), CLUSTER, **answers)) as url:
+        show(page, url)
+        panel = page.get_by_role("region", name="Recent requests")
+        expect(panel.locator("tbody tr")).to_have_count(2)
+        expect(panel.locator("tbody tr").first).to_contain_text("33 %")
+        panel.get_by_role("button", name="Why: request req-1").click()
+        box = page.get_by_role("dialog", name="Why it was computed")
+        expect(box).to_contain_text("the rule date is off")
+        expect(box).to_contain_text("300 of 900 tokens cached from live · known up to token 301 (ram_file) · 1.52 s")
+        expect(box.locator("pre")).to_have_text(
+            ["Today's date: ", "Tuesday, and <b>more</b>", "Monday, and <b>more</b>"]
+        )
+        page.keyboard.press("Escape")
+        panel.get_by_role("button", name="Why: request req-2").click()
+        expect(box).to_contain_text("Nothing is remembered of this request.")

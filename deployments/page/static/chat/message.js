@@ -2,6 +2,7 @@
 
 import { button, copyButton, el, redraw } from "../dom.js";
 import { count, seconds, share } from "../format.js";
+import { showWhy } from "../why.js";
 import { render } from "./markdown.js";
 
 const WHO = { user: "You", assistant: "Assistant", tool: "Tool result" };
@@ -92,9 +93,13 @@ export class MessageView {
       tool: () => null,
     }[message.role]();
     const copy = message.content && copyButton(() => message.content, { "data-focus": "copy" });
-    return el("span", { class: "actions" }, sideways, own, copy);
+    const why = message.requestId && message.stats?.prompt && whyButton(message.requestId);
+    return el("span", { class: "actions" }, sideways, why, own, copy);
   }
 }
+
+const whyButton = (id) =>
+  button("Why", () => showWhy(id), { title: "Why tokens of the prompt were computed", "data-focus": "why" });
 
 function folded(label, content) {
   return el("details", { class: "folded" }, el("summary", {}, label), content);

@@ -5,7 +5,7 @@
 
 const MAX_POINTS = 1800; // an hour of polls every two seconds
 const SUMS = ["prompt_tokens", "cached_tokens", "completion_tokens", "evictions", "prefill_seconds_saved"];
-const MAPS = ["hits", "saves"];
+const MAPS = ["hits", "saves", "evicted"];
 const NODE_LOCAL = /^(ram|disk|memory)/; // other tiers are one place for all nodes
 
 export class Samples {
@@ -72,7 +72,9 @@ export function tiersOf(snapshot) {
   const nodeOf = new Map(replicasOf(snapshot).map((replica) => [replica.id, replica.node]));
   const places = new Map();
   for (const tier of snapshot.tiers || []) {
-    const place = NODE_LOCAL.test(tier.name) ? `${tier.name} ${nodeOf.get(tier.replica) ?? ""}` : tier.name;
+    const place = NODE_LOCAL.test(tier.name)
+      ? `${tier.name} ${tier.node ?? nodeOf.get(tier.replica) ?? ""}`
+      : tier.name;
     if (!(places.get(place)?.bytes >= tier.bytes)) places.set(place, tier);
   }
   const found = {};

@@ -38,6 +38,7 @@ export function tiles(snapshot) {
   const sum = (name) => replicas.reduce((all, replica) => all + (replica[name] || 0), 0);
   const evictions = snapshot.scheduler?.evictions ?? total.evictions;
   const pressed = (snapshot.nodes || []).filter(({ pressure }) => pressure && pressure !== "none");
+  pressed.sort((a, b) => (b.pressure === "exhausted") - (a.pressure === "exhausted")); // the worst first
   const items = [
     [
       "Prompt tokens cached",
@@ -84,15 +85,16 @@ export function nodes(snapshot) {
       numeric(count(node.cpus)),
       numeric(count(node.gpus)),
       el("td", {}, meter(node.memory_used_bytes, node.memory_bytes)),
-      numeric(node.gpu_memory_bytes ? bytes(node.gpu_memory_bytes) : "–"),
+      el("td", {}, meter(node.gpu_memory_used_bytes, node.gpu_memory_bytes)),
     ),
   );
-  return table("Nodes", ["Node", "Pressure", "#CPUs", "#GPUs", "Memory", "#GPU memory"], rows);
+  return table("Nodes", ["Node", "Pressure", "#CPUs", "#GPUs", "Memory", "GPU memory"], rows);
 }
 
 function meter(used, total) {
   if (!total) return "–";
-  const value = used ?? 0;
+  if (used === null || used === undefined) return bytes(total);
+  const value = used;
   return [
     el("meter", { min: 0, max: total, value, high: 0.9 * total, "aria-label": "Memory used" }),
     ` ${bytes(used)} of ${bytes(total)}`,
@@ -180,11 +182,13 @@ export function counters(snapshot) {
   const total = totalsOf(snapshot);
   const rows = (map) =>
     Object.entries(map)
+      .filter(([, n]) => n > 0)
       .sort((a, b) => b[1] - a[1])
       .map(([name, n]) => el("tr", {}, el("td", {}, name), numeric(count(n))));
   return {
-    saves: table("Saves by reason", ["Reason", "#Saves"], rows(total.saves)),
     hits: table("Hits by kind", ["Kind", "#Requests"], rows(total.hits)),
+    saves: table("Saves by reason", ["Reason", "#Saves"], rows(total.saves)),
+    evicted: table("Evictions by the stores", ["Cause", "#Objects"], rows(total.evicted)),
   };
 }
 
@@ -198,10 +202,12 @@ export function evictions(snapshot) {
       el("td", {}, ago(one.time, now)),
       el("td", {}, one.model),
       el("td", {}, one.reason),
+      el("td", {}, one.kind || ""),
       numeric(bytes(one.bytes)),
+      el("td", { class: "small" }, one.outcome && one.outcome !== "done" ? one.outcome : ""),
     ),
   );
-  return table("The scheduler's last evictions", ["When", "Model", "Reason", "#Bytes"], rows);
+  return table("The scheduler's last evictions", ["When", "Model", "Reason", "Released", "#Bytes", ""], rows);
 }
 
 /** Models of the hub, loaded or not. */

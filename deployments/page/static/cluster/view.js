@@ -5,6 +5,7 @@ import { button, el, redraw } from "../dom.js";
 import { bytes, count, seconds } from "../format.js";
 import { chart } from "./chart.js";
 import { PrefixPanel } from "./prefixes.js";
+import { RequestPanel } from "./requests.js";
 import { Samples, series } from "./samples.js";
 import { counters, evictions, hub, models, nodes, tiles } from "./tables.js";
 
@@ -22,6 +23,7 @@ export class ClusterView {
     this.tiles = el("dl", { class: "tiles" });
     this.charts = el("div", { class: "charts" });
     this.tables = el("div", { class: "tables" });
+    this.requests = new RequestPanel();
     this.prefixes = new PrefixPanel((error) => this.refused(error));
     this.body = el(
       "div",
@@ -29,6 +31,7 @@ export class ClusterView {
       this.tiles,
       this.charts,
       this.tables,
+      this.requests.node,
       this.prefixes.node,
     );
     root.append(el("div", { class: "cluster" }, this.status, this.body));
@@ -69,6 +72,7 @@ export class ClusterView {
     if (performance.now() < this.slowAt) return;
     this.slowAt = performance.now() + SLOW_MS;
     this.hub = await optionalJson("erllama/v1/hub");
+    await this.requests.refresh();
     await this.prefixes.refresh();
   }
 
@@ -98,13 +102,14 @@ export class ClusterView {
     this.body.hidden = false;
     redraw(this.tiles, tiles(snapshot));
     redraw(this.charts, this.chartsOf());
-    const { saves, hits } = counters(snapshot);
+    const { saves, hits, evicted } = counters(snapshot);
     redraw(this.tables, [
       card("Models and replicas", models(snapshot), "wide-card"),
       card("Nodes", nodes(snapshot), "wide-card"),
       card("Requests by hit", hits),
       card("Saves by reason", saves),
-      card("Evictions by the scheduler", evictions(snapshot)),
+      card("Evictions by the stores", evicted),
+      card("Evictions by the scheduler", evictions(snapshot), "wide-card"),
       card("Hub", hub(this.hub)),
     ]);
   }
