@@ -39,7 +39,7 @@ from harness import Figures, make_parser, percentile, say
 from servers import Ours, component
 from stream_client import Connection, Raw, Reply, Truncated, encode_request, parse_reply, parse_stream
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.stats import EngineStats, ModelStatus
 
 MODEL_ID = "crowd"

@@ -128,7 +128,7 @@ async def journeys(folder: str) -> dict[str, list[str]]:
         EngineConfig(path="demo", n_ctx=2048), root=transcript_root("demo", ""), book=TranscriptBook(None)
     )
     prompts.load()
-    model = ServedModel(id="demo", client=ModelClient(Handle(replica)), prompts=prompts, created=0)
+    model = ServedModel(id="demo", client=ModelClient.of(Handle(replica)), prompts=prompts, created=0)
     app = make_http_app([model])
     passed: dict[str, list[str]] = {}
     try:

@@ -44,7 +44,7 @@ from servers import Ours, in_new_process
 from shared_prefix import all_up
 from stream_client import Connection, Stream, encode_request, parse_reply, parse_stream
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.demo import demo_model_path
 
 MODEL_ID = "bench"

@@ -39,7 +39,7 @@ from harness import Figures, PromptMaker, add_place_options, int_list, make_pars
 from servers import Ours, Peer, ServerFailed, in_new_process
 from stream_client import Stream
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.demo import demo_model_path
 from erllama.gguf.check import inspect_gguf
 from erllama.stats import EngineStats

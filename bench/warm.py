@@ -59,7 +59,7 @@ from harness import Figures, PromptMaker, add_place_options, int_list, make_pars
 from servers import Ours, Peer, S3Server, ServerFailed, in_new_process
 from store_speed import measure_lookups, measure_reads, upload
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.demo import demo_model_path
 from erllama.gguf.check import inspect_gguf
 

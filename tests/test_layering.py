@@ -60,6 +60,7 @@ ORDER = {
             "routing",
             "model",
             "versions",
+            "cpu_shares",
             "model_app",
             "hub",
         ),

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from deployments.access.tenant import Tenant
-from deployments.http.ports import ModelPort, ServedModel
+from deployments.http.ports import ServedModel
 from erllama.errors import NotSupported, RequestError
 from erllama.hub.events import PullEvent
 from erllama.hub.manifest import Manifest
@@ -62,14 +62,6 @@ class LibraryModel:
     id: str
     manifest: Manifest
     standing: ModelStanding
-
-
-@runtime_checkable
-class LoadsOnDemand(Protocol):
-    """A `ModelPort` that is there before its model is."""
-
-    def current(self) -> ModelPort | None:
-        """The client of what runs; None while nothing does, or nobody here has asked for it yet."""
 
 
 class ModelInUse(RequestError):

@@ -1,9 +1,4 @@
-"""Models of the hub as applications of Serve: the real `Launcher` of the manager.
-
-An application is named after the one that serves HTTP, its model, a digest of all that its process
-depends on, so that what has changed is seen by the name, and the moment of its start: handles of
-one that has ended are of no use for the next.
-"""
+"""Models of the hub as applications of Serve: the real `Launcher` of the manager."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from deployments.config import BuildArgs, deployment_name
+from deployments.hub.app_name import HubAppName, hub_prefix
 from deployments.hub.policy import Residence
 from deployments.hub.residents import Loadable, Running
 from deployments.memory.service import ServeGroup
@@ -29,11 +25,6 @@ log = logging.getLogger(__name__)
 _LOOK_S = 3.0
 _SAVE_SLACK_S = 30.0  # beyond the bound of a save
 _MODEL = "model-"  # how deployments of models begin
-
-
-def hub_prefix(app_name: str) -> str:
-    """How the applications of the hub's models begin, of the application that serves HTTP."""
-    return f"{app_name}.hub."
 
 
 def hub_apps(app_name: str) -> list[str]:
@@ -71,19 +62,22 @@ class ServeLauncher:
         if not names:
             return []
         loadables = await asyncio.to_thread(self._known, {self.deployment(name) for name in names})
-        known = {self._name(loadable): loadable for loadable in loadables}
-        found = [await self._found(name, known.get(name.rpartition(".")[0])) for name in names]
+        known = {(_model(loadable), loadable.build): loadable for loadable in loadables}
+        found = []
+        for name in names:
+            parsed = self._parsed(name)
+            found.append(await self._found(name, parsed.node_id, known.get((parsed.model, parsed.build))))
         return [running for running in found if running is not None]
 
-    async def _found(self, name: str, loadable: Loadable | None) -> Running | None:
+    async def _found(self, name: str, node_id: str, loadable: Loadable | None) -> Running | None:
         if loadable is None:  # not what its name means now, or deleted
             log.info("event=hub_outdated app=%s", name)
             await asyncio.to_thread(serve.delete, name, False)  # it drains, as one that is redeployed does
             return None
         seen, now_ns = await self.look(name), time.monotonic_ns()
-        running = Running(loadable, name, "", Residence.AWAKE, now_ns, now_ns)
+        running = Running(loadable, name, node_id, Residence.AWAKE, now_ns, now_ns)
         if seen is not None:
-            running.node_id, memory = seen
+            _, memory = seen
             running.settled_ns = now_ns
             running.n_running = memory.n_running + memory.n_queued
             awake = memory.weights_loaded or memory.has_context
@@ -91,7 +85,7 @@ class ServeLauncher:
         return running
 
     async def start(self, loadable: Loadable, node_id: str) -> str:
-        name = f"{self._name(loadable)}.{time.time_ns():x}"
+        name = HubAppName(_model(loadable), loadable.build, node_id, f"{time.time_ns():x}").text_for(self._app_name)
         await asyncio.to_thread(self._start, loadable, node_id, name)
         return name
 
@@ -120,8 +114,10 @@ class ServeLauncher:
         await asyncio.to_thread(serve.delete, app_name)
 
     def deployment(self, app_name: str) -> str:
-        name = app_name.rsplit(".", 2)[0].removeprefix(hub_prefix(self._app_name))  # models' names may have dots
-        return f"{_MODEL}{name}"
+        return f"{_MODEL}{self._parsed(app_name).model}"
+
+    def _parsed(self, app_name: str) -> HubAppName:
+        return HubAppName.parse(app_name, self._app_name)
 
     async def _ask(self, app_name: str, method: str, *, timeout_s: float) -> list[Any]:
         try:
@@ -136,7 +132,7 @@ class ServeLauncher:
             self._groups[app_name] = ServeGroup(handle)
         return self._groups[app_name]
 
-    def _name(self, loadable: Loadable) -> str:
-        """Without the moment."""
-        name = deployment_name(loadable.model_id).removeprefix(_MODEL)
-        return f"{hub_prefix(self._app_name)}{name}.{loadable.build}"
+
+def _model(loadable: Loadable) -> str:
+    """As names of applications and deployments have it."""
+    return deployment_name(loadable.model_id).removeprefix(_MODEL)

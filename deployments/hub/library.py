@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.access.tenant import Tenant
 from deployments.http.errors import AdminKeyRequired
 from deployments.http.model_library import LibraryModel, ModelStanding
-from deployments.http.ports import ServedModel
-from deployments.hub.client import OnDemandClient
+from deployments.http.ports import ModelPort, ServedModel
 from deployments.hub.link import HubLink
 from deployments.hub.messages import ModelPulling
 from erllama.errors import ErllamaError, InvalidParameter, ModelNotFound
+from erllama.events import Failed
 from erllama.gguf.header import read_header
 from erllama.hub.events import PullEvent
 from erllama.hub.hub import Hub
@@ -25,13 +26,14 @@ from erllama.hub.manifest import Manifest
 from erllama.hub.name import ModelName
 from erllama.hub.pull import Prospect
 from erllama.hub.sources.source import name_of, parse_source
+from erllama.request import build_request
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 5  # when to ask again for a model that is being fetched
 
 MakeServed = Callable[[str, Manifest], ServedModel]
-"""The model of an id and its manifest, as the ingress serves it. Its client is an `OnDemandClient`."""
+"""The model of an id and its manifest, as the ingress serves it. Its client loads it."""
 
 
 @dataclass(slots=True)
@@ -75,11 +77,9 @@ class HubLibrary:
     def near(self, name: str, tenant: Tenant) -> list[str]:
         return [known for known in self._hub.near(name) if tenant.may_use(known)]
 
-    def clients(self) -> Iterator[OnDemandClient]:
+    def clients(self) -> Iterator[ModelPort]:
         """Of the models that somebody has asked for."""
-        for card in self._cards.values():
-            assert isinstance(card.served.client, OnDemandClient)
-            yield card.served.client
+        return (card.served.client for card in self._cards.values())
 
     async def models(self) -> list[LibraryModel]:
         manifests = await asyncio.to_thread(self._hub.list)
@@ -109,7 +109,7 @@ class HubLibrary:
             log.warning("event=hub_keep_alive_lost model=%s error=%r", model_id, error)
 
     async def load(self, name: str) -> None:
-        await self._client(name).load()
+        await _have_loaded(self._client(name))
 
     async def unload(self, name: str) -> bool:
         done: bool = await self._link.ask("unload", self._id(name))
@@ -162,12 +162,11 @@ class HubLibrary:
         """Raises `ModelNotFound` with near names."""
         return self._hub.resolve(name).short
 
-    def _client(self, name: str) -> OnDemandClient:
+    def _client(self, name: str) -> ModelPort:
         served = self.find(name, Tenant("-"))
         if served is None:
             self._hub.show(name)  # raises what there is to say
             raise ModelNotFound(f"model {name[:200]!r} is not in the hub", param="model")
-        assert isinstance(served.client, OnDemandClient)
         return served.client
 
     async def _standings(self) -> dict[str, ModelStanding]:
@@ -222,6 +221,20 @@ class HubLibrary:
         finally:
             self._pulls.pop(name, None)
             self._progress.pop(name, None)
+
+
+async def _have_loaded(client: ModelPort) -> None:
+    """Returns when the model's weights are in memory: a token is computed, since what computes loads."""
+    info = await client.model_info()
+    if info.generates:
+        async with aclosing(client.generate(build_request(uuid.uuid4().hex, [0], {"response_tokens": 0}))) as lists:
+            async for events in lists:
+                if isinstance(last := events[-1], Failed):
+                    raise last.error
+    elif info.embeds:
+        await client.embed([[0]])
+    else:
+        await client.rank([[0]])
 
 
 def _named(text: str) -> ModelName | None:

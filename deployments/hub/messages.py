@@ -29,6 +29,15 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A name of the hub, as requests for it have to know it."""
+
+    model_id: str
+    digest: str
+    load_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Not yet: ask again with the same ticket. `reason` is for people."""
 

@@ -15,6 +15,7 @@ from cache_store.config import parse_bytes
 from deployments.config import BuildArgs, deployment_name
 from deployments.hub.launcher import ServeLauncher, hub_apps
 from deployments.hub.manager import HubManager
+from deployments.hub.messages import FoundModel, Granted
 from deployments.hub.nodes import ClusterNodes
 from deployments.hub.residents import Loadable
 from deployments.hub.specs import loadable_of
@@ -48,7 +49,8 @@ class ModelManager(HubManager):
             "erllama_hub_swaps", "Times that models of the hub were woken, put to sleep or removed.", tag_keys=("what",)
         )
         self._in_memory = Gauge("erllama_hub_models_in_memory", "Models of the hub that are in memory.")
-        hub, gpu_memory = Hub(config.hub), NvidiaMemory()
+        self._hub, self._load_timeout_s = Hub(config.hub), config.hub.load_timeout_s
+        hub, gpu_memory = self._hub, NvidiaMemory()
         app_name = serve.get_replica_context().app_name
         others = repr((config.store, config.policy, config.scheduler, config.routing))
         memory_bytes = None if config.hub.memory_bytes is None else parse_bytes(config.hub.memory_bytes)
@@ -77,6 +79,24 @@ class ModelManager(HubManager):
         self.start()
         watch_drain(lambda: _end_models(app_name))
 
+    async def names(self) -> list[str]:
+        """What is in the hub, by the names that requests use."""
+        manifests = await asyncio.to_thread(self._hub.list)
+        return [ModelName.parse(one.name).short for one in manifests if isinstance(one, Manifest)]
+
+    async def find(self, name: str) -> FoundModel:
+        """Raises `ModelNotFound` with near names."""
+        manifest = await asyncio.to_thread(self._hub.show, name)
+        return FoundModel(ModelName.parse(manifest.name).short, manifest.digest, self._load_timeout_s)
+
+    async def processes(self) -> dict[str, Granted]:
+        """Where the models are that have a process."""
+        return {
+            running.model_id: Granted(running.app_name, self._processes.deployment(running))
+            for running in self._processes
+            if running.app_name
+        }
+
     async def _round(self) -> None:
         await super()._round()
         self._count()
@@ -91,9 +111,7 @@ class ModelManager(HubManager):
 
     async def _tell_scheduler(self) -> None:
         apps = {
-            running.model_id: (running.app_name, self._processes.deployment(running))
-            for running in self._processes
-            if running.app_name
+            model_id: (granted.app_name, granted.deployment) for model_id, granted in (await self.processes()).items()
         }
         if self._scheduler is None or apps == self._watched:
             return

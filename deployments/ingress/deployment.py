@@ -23,17 +23,18 @@ from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deploy
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ReplyDefaults, ServedModel
-from deployments.hub.client import OnDemandClient
 from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
+from deployments.hub.place import HubPlace
 from deployments.hub.specs import spec_of
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
+from deployments.model.handles import ModelHandles
 from deployments.model.states import load_state
 from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
@@ -183,7 +184,7 @@ class _Served:
         failover = self._config.failover
         return ServedModel(
             id=spec.id,
-            client=ModelClient(handle, scales_to_zero=scales_to_zero, failover=failover, load_state=why),
+            client=ModelClient.of(handle, sleeps=scales_to_zero, failover=failover, load_state=why),
             prompts=self._prompts(spec, spec.reply_defaults()),
             created=int(time.time()),
             aliases=spec.aliases,
@@ -194,17 +195,18 @@ class _Served:
         hub = Hub(self._config.hub)
         link = HubLink(manager, self._config.hub.load_timeout_s)
 
-        def connect(granted: Granted) -> ModelClient:
+        def connect(granted: Granted) -> ModelHandles:
             handle: Any = serve.get_deployment_handle(granted.deployment, granted.app_name, _check_exists=False)
             why = partial(load_state, granted.app_name, granted.deployment, was_there=True)
-            return ModelClient(handle, failover=self._config.failover, load_state=why)
+            return ModelHandles(handle, why)
 
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             # the engine alone knows how much of the context was made
             spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
             given = defaults_of(manifest.parameters)
             defaults = replace(spec.reply_defaults(), stop=given.stop, max_tokens=given.max_tokens)
-            client = OnDemandClient(model_id, manifest.digest, link, connect)
+            place = HubPlace(model_id, manifest.digest, link, connect)
+            client = ModelClient(place, sleeps=True, failover=self._config.failover)
             prompts = self._prompts(spec, defaults, manifest.system)
             created = int(manifest.created.timestamp())
             return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)

@@ -25,10 +25,13 @@ from ray import serve
 
 from cache_store import StoreStats
 from deployments.config import deployment_name
+from deployments.http.model_library import ModelStanding
 from deployments.http.model_names import ModelNames
-from deployments.model.blocking import RemoteModel, blocking_handle
-from deployments.model.client import APP_NAME
-from deployments.model.loop_thread import LoopThread
+from deployments.hub.messages import FoundModel
+from deployments.jobs.hub_models import HUB, HubModels
+from deployments.jobs.loop_thread import LoopThread
+from deployments.jobs.remote_model import RemoteModel, blocking_handle
+from deployments.model.client import APP_NAME, ModelClient
 from deployments.model.ray_errors import mapped_errors
 from deployments.model.states import load_state
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
@@ -98,7 +101,8 @@ class Cluster:
         self._app = app_name
         self._joined = joined
         self._loop = LoopThread()
-        self._clients: dict[tuple[str, float | None], RemoteModel] = {}
+        self._clients: dict[tuple[object, ...], RemoteModel] = {}
+        self._hub_models: HubModels | None = None
         self._handles: dict[str, Any] = {}
 
     @classmethod
@@ -130,34 +134,42 @@ class Cluster:
         self.close()
 
     def models(self) -> tuple[str, ...]:
-        """Ids of the models that the application serves, in the order of its config."""
-        return tuple(self._served())
+        """Ids of the models that the application serves: those of its config in their order, then those
+        of its hub."""
+        configured = tuple(self._served())
+        hub = self._hub()
+        names = [] if hub is None else self._loop.run(hub.names())
+        return (*configured, *(name for name in names if name not in configured))
 
     def model(self, name: str, *, timeout_s: float | None = None) -> RemoteModel:
-        """The client of a model by its id or an alias. Raises `ModelNotFound`, which names what is
-        served.
+        """The client of a model by its id or an alias, or by its name in the hub: then it is loaded when
+        it is called. Raises `ModelNotFound`, which names what is served.
 
         A call ends with `ModelUnavailable` when no replica has answered after `timeout_s`; None
         waits as long as a model takes to start.
         """
-        return self._client(self._resolve(name), timeout_s)
+        found = self._resolve(name)
+        return self._client(found, timeout_s) if isinstance(found, str) else self._hub_client(found, timeout_s)
 
     def status(self) -> tuple[ModelState, ...]:
-        """Every model with its replicas and what their engines count."""
+        """Every configured model with its replicas and what their engines count, and of the hub those
+        that have a process, or are waited for."""
         served, application = self._served(), self._application()
-        return tuple(self._state(model_id, aliases, application) for model_id, aliases in served.items())
+        configured = [self._state(model_id, aliases, application) for model_id, aliases in served.items()]
+        hub = self._hub()
+        standings = {} if hub is None else self._loop.run(hub.standings())
+        return (*configured, *(self._hub_state(model_id, standing) for model_id, standing in standings.items()))
 
     def evict(self, name: str) -> list[EvictResult]:
         """Save and release the context of every running replica of a model; none for one that is
-        scaled to zero."""
-        model_id = self._resolve(name)
-        return self._client(model_id).evict() if self._n_running(model_id, self._application()) else []
+        scaled to zero, or of which nothing runs."""
+        found = self._resolve(name)
+        running = self._running(found if isinstance(found, str) else found.model_id)
+        return [] if running is None else running.evict()
 
     def store_stats(self) -> dict[str, list[StoreStats | None]]:
         """By model id, one snapshot per running replica; None for a replica without a store."""
-        application = self._application()
-        running = [model_id for model_id in self.models() if self._n_running(model_id, application)]
-        return {model_id: self._client(model_id).store_stats() for model_id in running}
+        return {state.id: running.store_stats() for state in self.status() if (running := self._running(state.id))}
 
     def scheduler_status(self) -> Any | None:
         """What the memory scheduler says of itself; None when the application runs none."""
@@ -176,52 +188,88 @@ class Cluster:
         served: Mapping[str, tuple[str, ...]] = self._ask(INGRESS, "served")
         return served
 
-    def _resolve(self, name: str) -> str:
+    def _resolve(self, name: str) -> str | FoundModel:
+        """The id of a configured model, or what the hub has of that name."""
         served = self._served()
         model_id = ModelNames(served).find(name)
         if model_id is not None:
             return model_id
+        hub = self._hub()
+        if hub is not None:
+            return self._loop.run(hub.find(name))
         raise ModelNotFound(f"the model {name!r} does not exist; served are: {', '.join(served)}", param="model")
+
+    def _hub(self) -> HubModels | None:
+        """None where the application has no hub."""
+        if HUB not in self._application().deployments:
+            return None
+        if self._hub_models is None:
+            self._hub_models = HubModels(self._app, partial(_answered, self._handle(HUB)))
+        return self._hub_models
 
     def _state(self, model_id: str, aliases: tuple[str, ...], application: Any) -> ModelState:
         deployment = application.deployments[deployment_name(model_id)]
-        engines: list[EngineStats] = []
-        if self._n_running(model_id, application):
-            with suppress(EngineStopped):  # it went away since we looked: what Serve says is what there is to say
-                engines = self._client(model_id).stats()
+        engines = self._engines(model_id)
         state = str(deployment.status.value)
-        return ModelState(model_id, aliases, state, deployment.message, len(engines), tuple(engines))
+        return ModelState(model_id, aliases, state, deployment.message, len(engines), engines)
 
-    @staticmethod
-    def _n_running(model_id: str, application: Any) -> int:
-        return int(application.deployments[deployment_name(model_id)].replica_states.get("RUNNING", 0))
+    def _hub_state(self, model_id: str, standing: ModelStanding) -> ModelState:
+        engines = self._engines(model_id)
+        return ModelState(model_id, (), str(standing.phase), standing.reason, len(engines), engines)
+
+    def _engines(self, model_id: str) -> tuple[EngineStats, ...]:
+        running = self._running(model_id)
+        with suppress(EngineStopped):  # it went away since we looked: what Serve says is what there is to say
+            return () if running is None else tuple(running.stats())
+        return ()
+
+    def _running(self, model_id: str) -> RemoteModel | None:
+        """The client of a model that runs, through which nothing is loaded; None when it does not run."""
+        configured = self._application().deployments.get(deployment_name(model_id))
+        if configured is not None:
+            return self._client(model_id) if configured.replica_states.get("RUNNING", 0) else None
+        hub = self._hub()
+        client = None if hub is None else self._loop.run(hub.running(model_id))
+        return None if client is None else RemoteModel(client, loop=self._loop)
 
     def _client(self, model_id: str, timeout_s: float | None = None) -> RemoteModel:
         key = (model_id, timeout_s)
         if key not in self._clients:
             name = deployment_name(model_id)
-            why = partial(load_state, self._app, name)
-            self._clients[key] = RemoteModel(
-                blocking_handle(name, self._app), timeout_s=timeout_s, loop=self._loop, load_state=why
-            )
+            handle, why = blocking_handle(name, self._app), partial(load_state, self._app, name)
+            client = ModelClient.of(handle, timeout_s=timeout_s, load_state=why)
+            self._clients[key] = RemoteModel(client, loop=self._loop)
+        return self._clients[key]
+
+    def _hub_client(self, found: FoundModel, timeout_s: float | None) -> RemoteModel:
+        key = (found.model_id, found.digest, timeout_s)
+        if key not in self._clients:
+            hub = self._hub()
+            assert hub is not None  # it has found the model
+            self._clients[key] = RemoteModel(hub.client(found, timeout_s), loop=self._loop)
         return self._clients[key]
 
     def _ask(self, deployment: str, method: str) -> Any:
+        return self._loop.run(_answered(self._handle(deployment), method))
+
+    def _handle(self, deployment: str) -> Any:
         app = self._app
         if deployment not in self._application().deployments:
             raise ClusterUnavailable(f"the application {app!r} has no deployment {deployment!r}: is it erllama's?")
         if deployment not in self._handles:
             self._handles[deployment] = blocking_handle(deployment, app)
-        try:
-            return self._loop.run(_answer(self._handles[deployment], method))
-        except TimeoutError:
-            raise ClusterUnavailable(f"the {deployment} of {app!r} has not answered for {_ANSWER_S:.0f} s") from None
+        return self._handles[deployment]
 
 
-async def _answer(handle: Any, method: str) -> Any:
-    async with asyncio.timeout(_ANSWER_S):
-        with mapped_errors():
-            return await getattr(handle, method).remote()
+async def _answered(handle: Any, method: str, *args: Any) -> Any:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            with mapped_errors():
+                return await getattr(handle, method).remote(*args)
+    except TimeoutError:
+        raise ClusterUnavailable(
+            f"the {handle.deployment_name} of {handle.app_name!r} has not answered for {_ANSWER_S:.0f} s"
+        ) from None
 
 
 def _join(address: str) -> None:

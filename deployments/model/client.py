@@ -1,8 +1,7 @@
-"""Typed access to a model deployment for asyncio, wherever in the cluster. `blocking.py` has the
-same client for plain code.
+"""Typed access to a model deployment for asyncio, wherever in the cluster. `RemoteModel` of
+`deployments.jobs` is the same client for plain code.
 
-The names are those of `erllama.Model`. Handles are made once and kept: every `.options()` variant
-of a Serve handle costs a metrics pusher and a long poll.
+The names are those of `erllama.Model`.
 
 A call whose replica is gone, or hangs, goes on from another one, see `FailoverCall`: generation
 without a lost or repeated token, calls that change nothing by asking again. Not so calls about a
@@ -13,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -29,12 +27,13 @@ from deployments.config import FailoverPolicy, deployment_name
 from deployments.http.answers import Answer
 from deployments.http.errors import StreamNotResumable
 from deployments.http.ports import RecordedReply
-from deployments.model.broadcast import ask_each
+from deployments.model.calls import StreamCalls, explained_errors
 from deployments.model.failover import Attempts, FailoverCall
+from deployments.model.handles import ASK_EVERY_S, FixedPlace, ModelHandles, ModelPlace
 from deployments.model.prefixes import PrefixCalls
-from deployments.model.ray_errors import ModelUnavailable, mapped_errors, silent, unanswered
+from deployments.model.ray_errors import ModelUnavailable, unanswered
 from deployments.model.replica import ModelReplica
-from deployments.model.states import LoadState, Phase, RecentState, cannot_load, load_state, unknown_state
+from deployments.model.states import LoadState, Phase, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
 from erllama.request import GenerationRequest, build_request
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 APP_NAME = "erllama"
 FIND_S = 3.0  # what a replica that hangs costs who looks for a recording
 _MAX_ELSEWHERE = 16  # where no router of ours brings a call to the replica that it names, chance has to
-_ASK_EVERY_S = 1.0  # whether a replica runs, while a call has no answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,34 +74,43 @@ def _of_all(
 
 
 class ModelClient(PrefixCalls):
-    """Async client of one model deployment. Use it on one event loop.
+    """Async client of one model. Use it on one event loop.
 
-    While no replica runs, because the model is scaled to zero or starts, Serve holds a call back.
-    `timeout_s` bounds how long a call waits for its first answer, that and a full queue included;
-    then it ends with `ModelUnavailable`. None waits as long as it takes. Calls to all replicas
-    never wait for one to start. `load_state`, which may block, tells why there is no replica.
+    While no replica runs, because the model is scaled to zero or starts, Serve holds a call back; a
+    model of the hub is waited for likewise. `timeout_s` bounds how long a call waits for its first
+    answer, that and a full queue included; then it ends with `ModelUnavailable`. None waits as long as
+    it takes. Calls to all replicas never wait for one to start. `sleeps`: that no replica runs is no
+    failure, and asking must not wake the model.
     """
 
     def __init__(
         self,
+        place: ModelPlace,
+        *,
+        sleeps: bool = False,
+        failover: FailoverPolicy | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._place = place
+        self._sleeps = sleeps
+        self._failover = failover or FailoverPolicy()
+        self._timeout_s = timeout_s
+        self._calls = StreamCalls(place, self._failover.silence_s)
+
+    @classmethod
+    def of(
+        cls,
         handle: DeploymentHandle[Any],
         *,
-        scales_to_zero: bool = False,
+        sleeps: bool = False,
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
         load_state: Callable[[], LoadState] | None = None,
-    ) -> None:
-        self._all = handle
-        self._stream = handle.options(stream=True)
-        self._scales_to_zero = scales_to_zero
-        self._failover = failover or FailoverPolicy()
-        self._timeout_s = timeout_s
-        self._load_state = load_state or unknown_state
-        self._ask_every_s = min(_ASK_EVERY_S, self._failover.silence_s)
-        self._recent_state = RecentState(self._load_state, self._ask_every_s)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._running: set[Any] = set()
-        self._closing: ErllamaError | None = None
+    ) -> ModelClient:
+        """The client of a deployment. `load_state`, which may block, tells why there is no replica."""
+        failover = failover or FailoverPolicy()
+        handles = ModelHandles(handle, load_state, min(ASK_EVERY_S, failover.silence_s))
+        return cls(FixedPlace(handles), sleeps=sleeps, failover=failover, timeout_s=timeout_s)
 
     @classmethod
     def connect(
@@ -114,10 +121,10 @@ class ModelClient(PrefixCalls):
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
     ) -> ModelClient:
-        """The client of a model of a running application."""
+        """The client of a configured model of a running application."""
         name = deployment_name(model_id)
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, app_name)
-        return cls(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
+        return cls.of(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         """Events in lists of one or more; the last one is `Done` or `Failed`. Closing the generator
@@ -137,7 +144,7 @@ class ModelClient(PrefixCalls):
     async def find(self, request_id: str) -> RecordedReply | None:
         """What the replicas keep of a request: its last attempt. One that hangs is not waited for."""
         try:
-            answers: list[Answer[RecordedReply | None]] = await ask_each(self._all, FIND_S, "recorded", request_id)
+            answers: list[Answer[RecordedReply | None]] = await self._each(FIND_S, "recorded", request_id)
         except EngineStopped:  # no replica runs, so none keeps anything
             return None
         found = [answer.value for answer in answers if answer.value is not None]
@@ -154,7 +161,7 @@ class ModelClient(PrefixCalls):
         error: ErllamaError | None = None
         while True:
             try:
-                async with aclosing(self._events(run.attempts, *call)) as lists:
+                async with aclosing(self._calls.events(run.attempts, *call)) as lists:
                     async for arrived in lists:
                         events, error = run.take(arrived)
                         if events:
@@ -171,8 +178,8 @@ class ModelClient(PrefixCalls):
             if isinstance(error, StreamNotResumable) and n_elsewhere < _MAX_ELSEWHERE:
                 n_elsewhere += 1
                 continue
-            if self._closing is not None or not await _goes_on(run.attempts, request.request_id, error):
-                yield [Failed(self._closing or error)]
+            if self._calls.closing is not None or not await _goes_on(run.attempts, request.request_id, error):
+                yield [Failed(self._calls.closing or error)]
                 return
             call = ("generate", run.request, *([run.delivered] if run.delivered else []))
 
@@ -243,25 +250,18 @@ class ModelClient(PrefixCalls):
         scaled to zero. Raises `ModelUnavailable` with the reason when Serve has stopped trying to
         load it, or still tries after a failure."""
         try:
-            with mapped_errors():
-                await self._ask_all("status")
+            await self._place.current().all("status")
         except EngineStopped:
-            state = await asyncio.to_thread(self._load_state)
-            if state.reason:
+            state = await self._state()
+            if state.reason and state.phase is not Phase.ENDED:
                 raise ModelUnavailable(state.reason, retry_after_s=1) from None
-            return None if self._scales_to_zero else False
+            return None if self._sleeps else False
         return True
 
     def end_all(self, error: ErllamaError) -> None:
         """End what runs with `error` and refuse what comes, calls that change nothing included: the
         process of this client is going away. Any thread; returns at once."""
-        self._closing = error
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel_running)
-
-    def _cancel_running(self) -> None:
-        for response in list(self._running):
-            response.cancel()
+        self._calls.end_all(error)
 
     async def _singly(self, stream: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Event, None]:
         async with aclosing(stream) as lists:
@@ -275,79 +275,12 @@ class ModelClient(PrefixCalls):
     async def _session_events(self, *args: Any) -> AsyncGenerator[list[Event], None]:
         attempts = self._attempts()
         try:
-            async with aclosing(self._events(attempts, "continue_", *args)) as lists:
+            async with aclosing(self._calls.events(attempts, "continue_", *args)) as lists:
                 async for events in lists:
                     attempts.progressed()
                     yield events
         except TimeoutError:
             raise unanswered() from None
-
-    def _events(self, attempts: Attempts, method: str, *args: Any) -> AsyncGenerator[list[Event], None]:
-        return self._lists(attempts, lambda events: isinstance(events[-1], Done | Failed), method, *args)
-
-    async def _lists(
-        self, attempts: Attempts, ends: Callable[[list[T]], bool], method: str, *args: Any
-    ) -> AsyncGenerator[list[T], None]:
-        """One attempt, up to the list that `ends` it; without heartbeats. Raises `TimeoutError`
-        when `attempts` have no time left; whatever else ends it early raises an `ErllamaError`."""
-        if self._closing is not None:
-            raise self._closing
-        self._loop = asyncio.get_running_loop()
-        ended = False
-        async with self._explained_errors():
-            response: Any = getattr(self._stream, method).remote(*args)
-            self._running.add(response)
-            try:
-                items: list[T] | None = await self._first(response, attempts)
-                while items is not None:
-                    if items:  # else a heartbeat
-                        ended = ends(items)
-                        yield items
-                    if ended:
-                        break
-                    items = await self._next(response, attempts)
-            finally:
-                self._running.discard(response)
-                if not ended:
-                    response.cancel()
-        if not ended:
-            raise EngineStopped("the model's replica ended a reply in the middle", retry_after_s=1)
-
-    async def _first(self, response: Any, attempts: Attempts) -> list[Any] | None:
-        """The first list of a stream. A replica sends one soon, so that silence means that none
-        runs, in which case Serve holds the call back, or that the one which got it hangs. Raises
-        `ModelUnavailable` for a model that is not loaded again: Serve would hold back for ever.
-        """
-        silent_since = time.monotonic()
-        first = asyncio.ensure_future(anext(response, None))
-        try:
-            async with asyncio.timeout(attempts.left_s):
-                while not (await asyncio.wait([first], timeout=self._ask_every_s))[0]:
-                    state = await self._recent_state.get()
-                    if state.phase in (Phase.FAILED, Phase.ENDED):
-                        raise cannot_load(state)
-                    if state.phase != Phase.READY:
-                        silent_since = time.monotonic()
-                    elif time.monotonic() - silent_since >= self._failover.silence_s:
-                        raise silent()
-                items: list[Any] | None = await first
-                return items
-        finally:
-            first.cancel()
-
-    async def _next(self, response: Any, attempts: Attempts) -> list[Any] | None:
-        """The next list, which may be empty, or None at the end. Raises `EngineStopped` when none
-        comes for `silence_s`, `TimeoutError` when `attempts` have no time left.
-        """
-        left_s, silence_s = attempts.left_s, self._failover.silence_s
-        try:
-            async with asyncio.timeout(silence_s if left_s is None else min(left_s, silence_s)):
-                items: list[Any] | None = await anext(response, None)
-                return items
-        except TimeoutError:
-            if left_s is None or silence_s < left_s:
-                raise silent() from None
-            raise
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         error: ErllamaError | None = None
@@ -359,36 +292,28 @@ class ModelClient(PrefixCalls):
                 raise error or unanswered() from None
             except ErllamaError as failed:
                 error = failed
-                if self._closing is not None:
-                    raise self._closing from None
+                if self._calls.closing is not None:
+                    raise self._calls.closing from None
                 if not await _goes_on(attempts, method, failed):
                     raise
 
     async def _answer(self, attempts: Attempts, ref: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """One attempt, as a stream: its heartbeats tell a replica that computes from one that
         hangs. By `ref` the router knows where earlier ones failed."""
-        lists: AsyncGenerator[list[Any], None] = self._lists(attempts, bool, "answer", ref, method, args, kwargs)
+        lists: AsyncGenerator[list[Any], None] = self._calls.lists(attempts, bool, "answer", ref, method, args, kwargs)
         async with aclosing(lists):
             return (await anext(lists))[0]
 
-    @asynccontextmanager
-    async def _explained_errors(self) -> AsyncIterator[None]:
-        """`mapped_errors`, and why there is no replica."""
-        try:
-            with mapped_errors():
-                yield
-        except ModelUnavailable:
-            state = await asyncio.to_thread(self._load_state)
-            if state.reason:
-                raise cannot_load(state) from None
-            raise
-
     async def _broadcast(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        async with self._explained_errors():
-            return await self._ask_all(method, *args, **kwargs)
+        handles = self._place.current()
+        async with explained_errors(handles):
+            return await handles.all(method, *args, **kwargs)
 
-    async def _ask_all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return list(await self._all.broadcast(method, *args, **kwargs).results_async())
+    async def _state(self) -> LoadState:
+        try:
+            return await self._place.current().state()
+        except EngineStopped:  # it was never loaded
+            return LoadState(Phase.ASLEEP)
 
 
 async def _goes_on(attempts: Attempts, name: str, error: ErllamaError) -> bool:

@@ -12,12 +12,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from ray.serve.handle import DeploymentHandle
-
 from cache_store import BadTransfer, CachedPrefix, EntryReader, ImportReport, ImportState, PinInfo
 from cache_store.transfer import CHUNK_BYTES, Entry, packed_entry, packed_head
 from deployments.http.answers import Answer, values
-from deployments.model.broadcast import ask_each
+from deployments.model.handles import ModelPlace
 from deployments.model.replica import ReplicaState
 from erllama.errors import InvalidParameter, StoreUnavailable
 
@@ -32,10 +30,10 @@ class PrefixCalls:
     meant: those of the requests that have it.
     """
 
-    _all: DeploymentHandle[Any]
+    _place: ModelPlace
 
     async def _each(self, deadline_s: float, method: str, *args: Any) -> list[Answer[Any]]:
-        return await ask_each(self._all, deadline_s, method, *args)
+        return await self._place.current().each(deadline_s, method, *args)
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError

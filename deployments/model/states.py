@@ -118,7 +118,9 @@ def unknown_state() -> LoadState:
 
 
 class ModelEnded(ModelUnavailable):
-    """The model's application is gone. One of the hub may be asked for anew."""
+    """The model's application is gone. It is one of the hub, and the next attempt has it loaded anew."""
+
+    resumable = True
 
 
 def cannot_load(state: LoadState) -> ModelUnavailable:

@@ -24,7 +24,7 @@ from ray import serve
 
 from deployments.app import build_app
 from deployments.config import FailoverPolicy
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.errors import EngineStopped
 from erllama.events import Done, Event, Failed, Tokens
 from erllama.request import GenerationRequest, SamplingParams

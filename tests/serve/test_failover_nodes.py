@@ -1,5 +1,5 @@
-"""A whole node dies, with every process on it: the stream goes on from the other node. Two Ray
-nodes on this machine.
+"""A whole node dies, with every process on it: the stream goes on from another node, of a configured
+model, and of one of the hub, which is loaded there first. Three Ray nodes on this machine.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ def test_a_killed_nodes_stream_goes_on_from_another_node(tmp_path):
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=150)
+            output, _ = process.communicate(timeout=270)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     assert process.returncode == 0, (tmp_path / "log").read_text()[-4000:]
-    seen = json.loads(output.splitlines()[-1])
+    seen, hub = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # beside Ray's own
     assert seen["same"], seen
     assert seen["resumed"] >= seen["killed_at"], seen
     assert seen["computed"] <= 64 + 256, seen
+    assert hub["same"], hub
+    assert hub["moved"], hub
+    assert hub["killed_at"] < hub["n_tokens"] == 5000, hub

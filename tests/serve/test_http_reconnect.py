@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from deployments.config import FailoverPolicy
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from erllama.errors import EngineStopped
 from tests.support.bounds import MOVES_S
 from tests.support.driver import driver

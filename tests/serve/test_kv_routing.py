@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from deployments.routing import router as kv_router
 from erllama.errors import EngineStopped
 from tests.support.serve_process import ServeProcess, running

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.remote_model import RemoteModel
 from deployments.model.client import ModelClient
 from erllama import Model
 from erllama.errors import ContextOverflow, InvalidParameter, NotSupported

@@ -76,7 +76,7 @@ async def site(
 
     replicas = [await asyncio.to_thread(start) for _ in range(n)]
     handle = LocalHandle(*replicas, *[HANGS] * hangs)
-    model = ServedModel("demo", ModelClient(handle), FakePrompts(), 1_700_000_000)
+    model = ServedModel("demo", ModelClient.of(handle), FakePrompts(), 1_700_000_000)
     try:
         app = app_of(model, **options)
         async with http_client(app, **(headers or {})) as http:

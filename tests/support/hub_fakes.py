@@ -155,13 +155,17 @@ class FakeLibrary:
 
 @dataclass
 class FakeLink:
-    """A `HubLink` whose manager grants at once. `raises` is raised in place of its answers by method."""
+    """A `HubLink` whose manager grants at once. `raises` is raised in place of its answers by method.
+    With `moves` a model is another application each time.
+    """
 
     standings: dict[str, ModelStanding] = field(default_factory=dict)
     in_use: set[str] = field(default_factory=set)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     raises: dict[str, ErllamaError] = field(default_factory=dict)
     n_admitted: int = 0
+    n_released: int = 0
+    moves: bool = False
 
     async def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self.asked.append((method, *args))
@@ -180,7 +184,10 @@ class FakeLink:
         self.n_admitted += 1
         standing = replace(self.standings.get(model_id, ModelStanding()), phase=ModelPhase.LOADED)
         self.standings[model_id] = standing
-        yield Granted(f"app-{model_id}", model_id)
+        try:
+            yield Granted(f"app-{model_id}-{self.n_admitted if self.moves else 1}", model_id)
+        finally:
+            self.n_released += 1
 
 
 async def events_of(pull: AsyncGenerator[PullEvent, None]) -> list[str]:

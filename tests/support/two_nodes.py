@@ -1,7 +1,7 @@
 """`python -m tests.support.two_nodes FOLDER`: two Ray nodes with a replica each; the one that
-serves a stream dies with all its processes.
+serves a stream dies with all its processes. Then the other one, under a stream of a model of the hub.
 
-Prints one JSON object. Under Serve's defaults, in a process of its own: a process can be the driver
+Prints one JSON object for each. Under Serve's defaults, in a process of its own: a process can be the driver
 of one cluster only.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,13 +19,21 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 from deployments.app import build_app
-from deployments.model.blocking import RemoteModel
-from erllama.events import Done, Tokens
+from deployments.config import HubSpec, deployment_name
+from deployments.hub.specs import loadable_of
+from deployments.jobs.cluster import Cluster as AppCluster
+from deployments.jobs.remote_model import RemoteModel
+from erllama.demo import demo_model_path
+from erllama.events import Done, Event, Tokens
+from erllama.hub.config import HubConfig
+from erllama.hub.hub import Hub
 from erllama.request import GenerationRequest, SamplingParams
 from tests.support.serve_process import free_port
 from tests.support.streams import busiest, replica_pids
 
 N_TOKENS = 5000
+HUB_MODELS = ("tiny:a", "tiny:b")
+HUB_DEFAULTS = {"n_ctx": 8192, "n_parallel": 1, "n_threads": 1, "type_k": "q8_0", "type_v": "q8_0"}
 
 
 def main(folder: str) -> None:
@@ -36,6 +45,7 @@ def main(folder: str) -> None:
         serve.start(http_options={"host": "127.0.0.1", "port": free_port()}, proxy_location="HeadOnly")
         serve.run(build_app(args(folder)), name="erllama", route_prefix="/")
         print(json.dumps(kill_a_node(cluster, nodes)), flush=True)
+        print(json.dumps(kill_the_hubs_node(cluster, nodes)), flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -53,7 +63,54 @@ def args(folder: str) -> dict[str, Any]:
         "boundary_trim_tokens": 0,
         "restore_always": True,
     }
-    return {"models": [model], "store": {"tiers": [{"url": folder}]}, "policy": policy}
+    hub = Hub(HubConfig(dir=Path(folder) / "hub"))
+    list(hub.pull(str(demo_model_path()), HUB_MODELS[0]))
+    hub.copy(*HUB_MODELS)
+    spec = HubSpec(dir=Path(folder) / "hub", enabled=True, defaults=HUB_DEFAULTS)
+    need = loadable_of(hub, spec, HUB_MODELS[0], 8 << 30)
+    one_each = need.need_bytes + need.process_bytes // 2
+    return {
+        "models": [model],
+        "store": {"tiers": [{"url": f"{folder}/kv"}]},
+        "policy": policy,
+        "hub": {"enabled": True, "dir": str(spec.dir), "defaults": HUB_DEFAULTS, "memory_bytes": one_each},
+    }
+
+
+def kill_the_hubs_node(cluster: Cluster, nodes: list[Any]) -> dict[str, Any]:
+    """Two models of the hub, one on the head and one on the node that is left, which dies."""
+    request = GenerationRequest(
+        "h", tuple(range(300, 700)), SamplingParams(temperature=0.9, seed=4), max_tokens=N_TOKENS, ignore_eos=True
+    )
+    app = AppCluster.connect()
+    assert set(HUB_MODELS) < set(app.models())
+    for name in HUB_MODELS:
+        app.model(name).complete([5], response_tokens=1)
+    [(name, node)] = [(name, node) for name in HUB_MODELS for node in nodes if node.node_id == hub_node(name)]
+    model = app.model(name)
+    ids: list[int] = []
+    killed_at = 0
+    for events in model.generate(request):
+        ids += ids_in(events)
+        if len(ids) > 2000 and not killed_at:
+            killed_at = len(ids)
+            cluster.remove_node(node, allow_graceful=False)
+    same = ids == [token for events in model.generate(request) for token in ids_in(events)]
+    return {"same": same, "killed_at": killed_at, "n_tokens": len(ids), "moved": hub_node(name) != node.node_id}
+
+
+def ids_in(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Tokens) for token in event.ids]
+
+
+def hub_node(name: str) -> str:
+    """The id of the node where a model of the hub runs."""
+    applications = _get_global_client().get_serve_details()["applications"]
+    deployment = deployment_name(name)
+    [replicas] = [
+        app["deployments"][deployment]["replicas"] for app in applications.values() if deployment in app["deployments"]
+    ]
+    return str(replicas[0]["node_id"])
 
 
 def kill_a_node(cluster: Cluster, nodes: list[Any]) -> dict[str, Any]:
@@ -66,14 +123,13 @@ def kill_a_node(cluster: Cluster, nodes: list[Any]) -> dict[str, Any]:
     model = RemoteModel.connect("demo")
     for events in model.generate(request):
         pause_s, last = max(pause_s, time.monotonic() - last), time.monotonic()
-        ids += [token for event in events if isinstance(event, Tokens) for token in event.ids]
+        ids += ids_in(events)
         done = events[-1]
         if len(ids) > 2000 and not killed_at:
             killed_at = len(ids)
             cluster.remove_node(node_of(nodes, busiest(replica_pids("model-demo"))), allow_graceful=False)
     assert isinstance(done, Done), done
-    whole = [event for events in model.generate(request) for event in events]
-    same = ids == [token for event in whole if isinstance(event, Tokens) for token in event.ids]
+    same = ids == [token for events in model.generate(request) for token in ids_in(events)]
     stats = done.stats
     return {
         "same": same,

@@ -9,7 +9,6 @@ from cache_store import CachedPrefix, ImportReport, PinInfo
 from deployments.access.tenant import Tenant
 from deployments.dialects.erllama_admin.admin import PrefixPort
 from deployments.http.answers import Answer
-from deployments.http.model_library import LoadsOnDemand
 from deployments.http.ports import ServedModel
 from deployments.http.tenant_client import TenantClient
 from erllama.errors import NotSupported
@@ -66,9 +65,7 @@ def prefixes_of(model: ServedModel) -> TenantPrefixes:
 def _client_of(model: ServedModel) -> tuple[PrefixPort, Tenant]:
     client = model.client
     if isinstance(client, TenantClient):
-        port: object = client.shared
-        if isinstance(port, LoadsOnDemand) and (port := port.current()) is None:
-            raise NotSupported(f"{model.id} is not loaded: a request loads it", param="model")
+        port = client.shared
         if isinstance(port, PrefixPort):
             return port, client.tenant
     raise NotSupported(f"the stored prefixes of {model.id} cannot be managed", param="model")

@@ -223,7 +223,7 @@ async def test_an_admin_meets_its_own_models_also_for_a_tenant_that_may_use_none
 
 async def test_the_python_client_has_the_salt_of_all_calls(tmp_path):
     async with site(tmp_path, n=2) as one:
-        client = ModelClient(one.handle)
+        client = ModelClient.of(one.handle)
         key = (await client.prefill_only(list(TEXT.encode()), session_id="old", salt="s")).finish_key
         for replica in one.replicas:
             await replica.evict()
@@ -233,7 +233,7 @@ async def test_the_python_client_has_the_salt_of_all_calls(tmp_path):
         assert await client.list_cached_prefixes() == ()
         assert await client.fork_session("old", "new", salt="s") is False  # its KV was evicted
         home = next(replica for replica in one.replicas if replica._model.stats().sessions)
-        alone = ModelClient(LocalHandle(home))
+        alone = ModelClient.of(LocalHandle(home))
         events = [event async for event in alone.continue_("new", [1], salt="s", response_tokens=2)]
         assert events[-1].stats.prompt_tokens == 901
         await asyncio.gather(home.end_session("new"), home.reset_session("old"))

@@ -12,7 +12,6 @@ from deployments.dialects.ollama.options import NO_LIMIT
 from deployments.http.errors import AdminKeyRequired
 from deployments.http.model_library import EmptyLibrary, ModelInUse, ModelPhase
 from deployments.http.ports import ReplyDefaults, ServedModel
-from deployments.hub.client import OnDemandClient
 from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
 from deployments.hub.messages import ModelPulling
@@ -50,10 +49,9 @@ class Site:
         self.library = HubLibrary(self.hub, self.link, self.served, {"demo": str(tiny)})
 
     def served(self, model_id, manifest):
-        client = OnDemandClient(model_id, manifest.digest, self.link, lambda granted: self.model)
         given, prompts = defaults_of(manifest.parameters), FakePrompts(None)
         prompts.defaults = ReplyDefaults(given.sampling, None, given.stop, given.max_tokens)
-        return ServedModel(model_id, client, prompts, 0, on_demand=True)
+        return ServedModel(model_id, self.model, prompts, 0, on_demand=True)
 
 
 @pytest.fixture

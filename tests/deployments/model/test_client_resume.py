@@ -68,7 +68,7 @@ def singly(events: list[Event]) -> list[list[Event]]:
 
 def resumed(handle: Handle) -> list[Event]:
     async def story() -> list[Event]:
-        lists = ModelClient(handle, failover=LIMITS).resume(FOUND, request())
+        lists = ModelClient.of(handle, failover=LIMITS).resume(FOUND, request())
         return [event async for events in lists for event in events]
 
     return asyncio.run(story())
@@ -109,7 +109,7 @@ def test_the_next_attempt_of_a_reply_that_is_kept_gets_the_events_of_the_first_a
 
     async def story() -> None:
         one = GenerationRequest("r", (1,), SamplingParams(), keep_s=keep_s)
-        async for _ in ModelClient(handle, failover=LIMITS).generate(one):
+        async for _ in ModelClient.of(handle, failover=LIMITS).generate(one):
             pass
 
     asyncio.run(story())
@@ -164,5 +164,5 @@ class Answer:
 def test_the_last_attempt_is_found_whatever_hangs_or_dies(answers, expected, monkeypatch):
     monkeypatch.setattr(client_module, "FIND_S", 0.05)
     handle = Broadcast(*answers)
-    assert asyncio.run(ModelClient(handle).find("r")) == expected
+    assert asyncio.run(ModelClient.of(handle).find("r")) == expected
     assert handle.asked == [("recorded", "r")]

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 import grpc
@@ -16,9 +15,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments.config import FailoverPolicy
 from deployments.generation.fan_out import fan_out
-from deployments.model.blocking import RemoteModel
+from deployments.jobs.loop_thread import LoopThread
+from deployments.jobs.remote_model import RemoteModel
 from deployments.model.client import ModelClient
-from deployments.model.loop_thread import LoopThread
 from deployments.model.ray_errors import ModelUnavailable
 from deployments.model.states import LoadState, Phase
 from deployments.routing.prompt import prompt_of
@@ -133,7 +132,7 @@ def breaking(*cuts: int, by: Callable[[], BaseException]) -> Callable[[Generatio
 
 
 async def collect(handle: Handle, limits: FailoverPolicy = LIMITS, **more: Any) -> list[Event]:
-    async with aclosing(ModelClient(handle, failover=limits).generate(request(**more))) as lists:
+    async with aclosing(ModelClient.of(handle, failover=limits).generate(request(**more))) as lists:
         return [event async for events in lists for event in events]
 
 
@@ -141,7 +140,11 @@ async def collect(handle: Handle, limits: FailoverPolicy = LIMITS, **more: Any) 
 def remote() -> Iterator[Callable[..., RemoteModel]]:
     """Makes blocking clients."""
     loop = LoopThread()
-    yield partial(RemoteModel, failover=LIMITS, loop=loop)
+
+    def of(handle: Handle, **options: Any) -> RemoteModel:
+        return RemoteModel(ModelClient.of(handle, **{"failover": LIMITS, **options}), loop=loop)
+
+    yield of
     loop.close()
 
 
@@ -190,7 +193,7 @@ def test_a_replica_that_falls_silent_is_left_for_another_one(n_before):
 
     async def story() -> None:
         handle = Handle(script)
-        client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
+        client = ModelClient.of(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
         async with aclosing(client.generate(request())) as lists:
             events = [event async for events in lists for event in events]
         assert reply(events) == WHOLE
@@ -220,7 +223,7 @@ def test_a_call_that_serve_holds_back_is_no_silence():
 
         loop = asyncio.get_running_loop()
         handle = Handle(lambda sent, n: ["hang"])
-        client = ModelClient(handle, failover=QUICK, load_state=load_state)
+        client = ModelClient.of(handle, failover=QUICK, load_state=load_state)
         lists = client.generate(request())
         waiting = asyncio.ensure_future(anext(lists))
         await asked.wait()
@@ -303,7 +306,7 @@ def test_a_consumer_that_is_cancelled_cancels_the_attempt_that_runs(dies_first):
 def test_leaving_the_generator_cancels_the_attempt_that_runs(remote):
     async def story() -> None:
         handle = Handle(breaking(2, by=ActorDiedError))
-        async with aclosing(ModelClient(handle, failover=LIMITS).generate(request())) as lists:
+        async with aclosing(ModelClient.of(handle, failover=LIMITS).generate(request())) as lists:
             for _ in range(4):
                 await anext(lists)
         assert len(handle.requests) == 2
@@ -321,7 +324,7 @@ def test_leaving_the_generator_cancels_the_attempt_that_runs(remote):
 
 def test_complete_and_prefill_go_on_elsewhere_as_well(remote):
     assert remote(Handle(breaking(5, by=ActorDiedError))).complete([1, 2, 3], response_tokens=12).tokens == REPLY
-    client = ModelClient(Handle(breaking(5, by=ActorDiedError)), failover=LIMITS)
+    client = ModelClient.of(Handle(breaking(5, by=ActorDiedError)), failover=LIMITS)
     assert asyncio.run(client.complete([1, 2, 3], response_tokens=12)).text == WHOLE[1]
     handle = Handle(lambda sent, n: [ActorDiedError()] if n == 1 else [[done(0)]])
     assert remote(handle).prefill_only([1, 2]).tokens == ()
@@ -333,21 +336,21 @@ def test_a_wrong_parameter_is_refused_before_anything_is_sent(remote):
     with pytest.raises(InvalidParameter, match="temperature"):
         remote(handle).complete([1], temperature=-1)
     with pytest.raises(InvalidParameter, match="temperature"):
-        asyncio.run(ModelClient(handle).complete([1], temperature=-1))
+        asyncio.run(ModelClient.of(handle).complete([1], temperature=-1))
     assert handle.requests == []
 
 
 @pytest.mark.parametrize("by", GONE, ids=NAMES)
 def test_calls_that_change_nothing_are_made_again(by, remote):
     assert remote(Handle(answers=[by(), [[0.5]]])).embed([1]) == [0.5]
-    assert asyncio.run(ModelClient(Handle(answers=[by(), [[0.5]]]), failover=LIMITS).embed([[1]])) == [[0.5]]
+    assert asyncio.run(ModelClient.of(Handle(answers=[by(), [[0.5]]]), failover=LIMITS).embed([[1]])) == [[0.5]]
 
 
 @pytest.mark.parametrize("first", ["hang", "mute"])
 def test_a_call_whose_replica_falls_silent_is_made_again_elsewhere(first):
     async def story() -> None:
         handle = Handle(answers=[first, [[0.5]]])
-        client = ModelClient(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
+        client = ModelClient.of(handle, failover=QUICK, load_state=lambda: LoadState(Phase.READY))
         assert await client.embed([[1]]) == [[0.5]]
         assert [response.cancelled for response in handle.responses] == [True, False]
         tried = [prompt_of("answer", (ref, "embed", (), {}), 8) for ref in handle.refs]
@@ -361,12 +364,12 @@ def test_calls_that_change_nothing_are_not_made_forever(remote):
     with pytest.raises(EngineStopped):
         remote(Handle(answers=[ActorDiedError()] * 4)).embed([1])
     with pytest.raises(EngineStopped):
-        asyncio.run(ModelClient(Handle(answers=[ActorDiedError()] * 4), failover=LIMITS).embed([[1]]))
+        asyncio.run(ModelClient.of(Handle(answers=[ActorDiedError()] * 4), failover=LIMITS).embed([[1]]))
 
 
 def test_a_reply_whose_first_answer_does_not_come_in_time_ends_as_unavailable(remote):
     async def story(handle: Handle) -> list[Event]:
-        lists = ModelClient(handle, failover=LIMITS, timeout_s=0.01).generate(request())
+        lists = ModelClient.of(handle, failover=LIMITS, timeout_s=0.01).generate(request())
         return [event async for events in lists for event in events]
 
     for run in (
@@ -386,7 +389,7 @@ def test_a_reply_whose_first_answer_does_not_come_in_time_ends_as_unavailable(re
 def test_calls_whose_answer_does_not_come_in_time_end_as_unavailable(remote):
     handle = Handle(answers=["hang"])
     with pytest.raises(ModelUnavailable):
-        asyncio.run(ModelClient(handle, timeout_s=0.01).tokenize("x"))
+        asyncio.run(ModelClient.of(handle, timeout_s=0.01).tokenize("x"))
     assert handle.responses[0].cancelled
     handle = Handle(answers=["hang"])
     with pytest.raises(ModelUnavailable):
@@ -419,7 +422,7 @@ def test_a_blocking_client_serves_many_threads_at_once(remote):
 def test_both_clients_have_the_same_methods():
     """But for what only the ingress asks."""
     methods = {name for name in vars(ModelClient) if not name.startswith("_")}
-    assert methods - set(vars(RemoteModel)) == {"ready", "end_all", "find", "resume"}
+    assert methods - set(vars(RemoteModel)) == {"of", "ready", "end_all", "find", "resume"}
 
 
 def test_a_session_ends_with_its_replica(remote):
@@ -434,7 +437,7 @@ def test_every_choice_goes_on_elsewhere_on_its_own():
 
     async def story() -> None:
         texts = ["", ""]
-        client = ModelClient(handle, failover=LIMITS)
+        client = ModelClient.of(handle, failover=LIMITS)
         async with aclosing(fan_out(client, [request(), GenerationRequest("q", (1,))])) as items:
             async for index, events in items:
                 texts[index] += reply(events)[1]
@@ -446,7 +449,7 @@ def test_every_choice_goes_on_elsewhere_on_its_own():
 def test_a_front_that_goes_away_ends_its_streams_with_an_error():
     async def story() -> None:
         handle = Handle(lambda sent, n: [[Tokens((1,), "x")], TaskCancelledError()] if n == 1 else rest(sent))
-        client = ModelClient(handle, failover=LIMITS)
+        client = ModelClient.of(handle, failover=LIMITS)
         lists = client.generate(request())
         await anext(lists)
         bye = EngineStopped("bye")
@@ -463,7 +466,7 @@ def test_a_front_that_goes_away_ends_its_streams_with_an_error():
 def test_a_front_that_goes_away_ends_its_calls_as_well():
     async def story() -> None:
         handle = Handle(answers=["hang"])
-        client = ModelClient(handle, failover=LIMITS)
+        client = ModelClient.of(handle, failover=LIMITS)
         call = asyncio.create_task(client.embed([[1]]))
         await turn()
         bye = EngineStopped("bye")
@@ -485,13 +488,13 @@ def test_why_there_is_no_replica_is_in_every_error():
 
     async def story(state: LoadState, expected: str) -> None:
         handle = Handle(no_replica, answers=no_replica())
-        client = ModelClient(handle, failover=LIMITS, load_state=lambda: state)
+        client = ModelClient.of(handle, failover=LIMITS, load_state=lambda: state)
         ((failed,),) = [events async for events in client.generate(request())]
         assert isinstance(failed, Failed)
         assert expected in failed.error.message
         handle = Handle(answers=no_replica())
         with pytest.raises(ModelUnavailable, match=expected):
-            await ModelClient(handle, failover=LIMITS, load_state=lambda: state).embed([[1]])
+            await ModelClient.of(handle, failover=LIMITS, load_state=lambda: state).embed([[1]])
 
     asyncio.run(story(LoadState(Phase.FAILED, "the disk is gone"), "cannot be loaded: the disk is gone"))
     asyncio.run(story(LoadState(Phase.LOADING), "has no replica"))
@@ -500,13 +503,13 @@ def test_why_there_is_no_replica_is_in_every_error():
 def test_a_call_that_serve_would_hold_back_for_ever_ends_with_the_reason():
     async def story() -> None:
         why = LoadState(Phase.FAILED, "the file is gone")
-        client = ModelClient(Handle(lambda sent, n: ["hang"]), failover=QUICK, load_state=lambda: why)
+        client = ModelClient.of(Handle(lambda sent, n: ["hang"]), failover=QUICK, load_state=lambda: why)
         ((failed,),) = [events async for events in client.generate(request())]
         assert isinstance(failed, Failed)
         assert failed.error.message == "the model cannot be loaded: the file is gone"
         handle = Handle(answers=["mute"])
         with pytest.raises(ModelUnavailable, match="cannot be loaded: the file is gone"):
-            await ModelClient(handle, failover=QUICK, load_state=lambda: why).embed([[1]])
+            await ModelClient.of(handle, failover=QUICK, load_state=lambda: why).embed([[1]])
         assert handle.responses[0].cancelled
 
     asyncio.run(story())
@@ -525,7 +528,7 @@ def test_an_error_of_ours_arrives_as_itself_and_not_as_rays_wrapper(remote):
 
 def post(handle: Handle, **more: Any) -> Any:
     async def story() -> Any:
-        client = ModelClient(handle, failover=LIMITS)
+        client = ModelClient.of(handle, failover=LIMITS)
         async with http_client(app_of(served(client))) as http:  # type: ignore[arg-type]
             return await http.post("/v1/completions", json={"model": "demo", "prompt": "abc", "max_tokens": 12, **more})
 

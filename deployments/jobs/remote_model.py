@@ -1,6 +1,6 @@
 """Blocking access to a model deployment from plain code: Ray jobs, tasks, threads.
 
-    from deployments.model.blocking import RemoteModel
+    from deployments.jobs.remote_model import RemoteModel
     model = RemoteModel.connect("demo")
     print(model.complete("Once upon a time", response_tokens=16, temperature=0).text)
 
@@ -18,9 +18,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import FailoverPolicy, deployment_name
+from deployments.jobs.loop_thread import LoopThread
 from deployments.model.client import APP_NAME, ModelClient
-from deployments.model.loop_thread import LoopThread
-from deployments.model.states import LoadState, load_state
+from deployments.model.states import load_state
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,23 +47,13 @@ def _streaming(
 
 
 class RemoteModel:
-    """Blocking client of one model deployment. Any thread, but not on an event loop. `timeout_s` is
-    `ModelClient`'s; several clients may share one `loop`.
-    """
+    """Blocking client of one model. Any thread, but not on an event loop. Several may share one `loop`."""
 
-    def __init__(
-        self,
-        handle: DeploymentHandle[Any],
-        *,
-        failover: FailoverPolicy | None = None,
-        timeout_s: float | None = None,
-        loop: LoopThread | None = None,
-        load_state: Callable[[], LoadState] | None = None,
-    ) -> None:
-        """`handle` is one of `blocking_handle`'s."""
+    def __init__(self, client: ModelClient, *, loop: LoopThread | None = None) -> None:
+        """The handles of `client` are `blocking_handle`'s; nobody else uses it."""
         self._loop = loop or LoopThread()
         self._shares_loop = loop is not None
-        self._client = ModelClient(handle, failover=failover, timeout_s=timeout_s, load_state=load_state)
+        self._client = client
 
     @classmethod
     def connect(
@@ -74,11 +64,11 @@ class RemoteModel:
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
     ) -> RemoteModel:
-        """The client of a model of a running application; needs a driver or worker that is
-        connected to the cluster."""
+        """The client of a configured model of a running application, with the `timeout_s` of
+        `ModelClient`; needs a driver or worker that is connected to the cluster."""
         name = deployment_name(model_id)
-        why = partial(load_state, app_name, name)
-        return cls(blocking_handle(name, app_name), failover=failover, timeout_s=timeout_s, load_state=why)
+        handle, why = blocking_handle(name, app_name), partial(load_state, app_name, name)
+        return cls(ModelClient.of(handle, failover=failover, timeout_s=timeout_s, load_state=why))
 
     def close(self) -> None:
         """End what runs, and the client's thread unless it is shared. Idempotent; a client that
@@ -113,16 +103,16 @@ class RemoteModel:
     stats = _waiting(ModelClient.stats)
 
 
-def blocking_handle(deployment: str, app_name: str) -> DeploymentHandle[Any]:
+def blocking_handle(deployment: str, app_name: str, *, check: bool = True) -> DeploymentHandle[Any]:
     """A handle that works on any event loop. Raises `RayServeException` when there is no such
-    deployment.
+    deployment, if that is to be checked.
 
     With the launcher's switches, which a Ray job's driver inherits, a handle's router runs on the
     loop that first uses the handle, and Serve wants that loop to run as long as the process: else
     the router's long poll disables itself with an error. A client's loop ends with the client, so
     the router gets Serve's own background loop.
     """
-    handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app_name)
+    handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app_name, _check_exists=check)
     if not handle.is_initialized:
         handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
     return handle

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from deployments.model.loop_thread import LoopThread
+from deployments.jobs.loop_thread import LoopThread
 from erllama.errors import EngineStopped
 
 WAIT_S = 20.0
