@@ -52,7 +52,7 @@ def test_an_eviction_between_two_polls_is_seen(page):
         expect(tile(page, "Prompt tokens cached")).to_have_text("79 %7,800 of 9,900")
         expect(tile(page, "Pressure")).to_have_text("highon 1 node")
         models = page.get_by_role("region", name="Models and replicas")
-        expect(models.locator("tr", has_text="a on n1")).to_contain_text("2 of 4")
+        expect(models.locator("tr", has_text="a on 10.0.0.1")).to_contain_text("2 of 4")
         expect(models.locator(".sequences li")).to_have_text(
             ["generating 812 tokens, 700 cached", "prefilling 90 tokens"]
         )

@@ -102,6 +102,7 @@ function meter(used, total) {
 }
 
 export function models(snapshot) {
+  const names = nodeNames(snapshot);
   const rows = (snapshot.models || []).flatMap((model) => {
     const replicas = model.replicas || [];
     const head = el(
@@ -120,7 +121,7 @@ export function models(snapshot) {
         model.reason || (replicas.length ? "" : `from the ${model.from || "config"}, no replica`),
       ),
     );
-    return [head, ...replicas.map(replicaRow)];
+    return [head, ...replicas.map((replica) => replicaRow(replica, names))];
   });
   return table(
     "Models and replicas",
@@ -139,7 +140,12 @@ export function models(snapshot) {
   );
 }
 
-function replicaRow(replica) {
+/** Addresses by id: the ids of Ray's nodes are long and say nothing. */
+function nodeNames(snapshot) {
+  return new Map((snapshot.nodes || []).map(({ id, address }) => [id, address]));
+}
+
+function replicaRow(replica, names) {
   const known = (value, format) => numeric(value === null || value === undefined ? "–" : format(value));
   return el(
     "tr",
@@ -148,7 +154,9 @@ function replicaRow(replica) {
       "td",
       { class: "replica" },
       el("span", {}, replica.id),
-      replica.node ? el("span", { class: "small" }, ` on ${replica.node}`) : null,
+      replica.node
+        ? el("span", { class: "small", title: replica.node }, ` on ${names.get(replica.node) || replica.node}`)
+        : null,
     ),
     el("td", {}, badge(replica.state || "unknown")),
     numeric(`${count(replica.n_running)}${replica.n_parallel ? ` of ${replica.n_parallel}` : ""}`),
