@@ -53,6 +53,7 @@ ORDER = {
             "http",
             "generation",
             "dialects",
+            "page",
             "config",
             "serve_log",
             "memory",
