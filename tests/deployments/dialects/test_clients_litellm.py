@@ -5,15 +5,13 @@ with tools. Aider, OpenHands and SWE-agent speak through it.
 import asyncio
 import gc
 import json
-import threading
 import warnings
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
+from tests.support.http_site import served_over_http
 
 # what it warns of is its own affair
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -53,25 +51,6 @@ def litellm():
         for loop in idle_loops() - others:
             loop.close()
         gc.collect()
-
-
-@contextmanager
-def served_over_http(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    started = threading.Event()
-    server_startup = server.startup
-
-    async def startup(sockets=None):
-        await server_startup(sockets)
-        started.set()
-
-    server.startup = startup
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert started.wait(30)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
 
 
 @pytest.fixture(params=["openai", "anthropic"])
