@@ -34,10 +34,10 @@ class Agent:
 AGENTS = {
     agent.name: agent
     for agent in (
-        Agent("claude", clients.claude, "npm install -g @anthropic-ai/claude-code", 19_500),
-        Agent("codex", clients.codex, "npm install -g @openai/codex", 9_000),
+        Agent("claude", clients.claude, "npm install -g @anthropic-ai/claude-code", 19_000),
+        Agent("codex", clients.codex, "npm install -g @openai/codex", 5_000),
         Agent("opencode", clients.opencode, "npm install -g opencode-ai", 7_500),
-        Agent("qwen", clients.qwen, "npm install -g @qwen-code/qwen-code", 15_500),
+        Agent("qwen", clients.qwen, "npm install -g @qwen-code/qwen-code", 15_000),
         Agent("gemini", clients.gemini, "npm install -g @google/gemini-cli"),
         Agent("aider", clients.aider, "python -m pip install aider-install && aider-install"),
         Agent("continue", clients.continue_cli, "npm install -g @continuedev/cli"),
