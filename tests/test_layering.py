@@ -62,7 +62,7 @@ ORDER = {
             "model_app",
             "hub",
         ),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run", "doctor"),
     ),
 }
 PACKAGES = tuple(ORDER)

@@ -38,7 +38,7 @@ AGENTS = {
         Agent("codex", clients.codex, "npm install -g @openai/codex", 5_000),
         Agent("opencode", clients.opencode, "npm install -g opencode-ai", 7_500),
         Agent("qwen", clients.qwen, "npm install -g @qwen-code/qwen-code", 15_000),
-        Agent("gemini", clients.gemini, "npm install -g @google/gemini-cli"),
+        Agent("gemini", clients.gemini, "npm install -g @google/gemini-cli", 9_000),
         Agent("aider", clients.aider, "python -m pip install aider-install && aider-install"),
         Agent("continue", clients.continue_cli, "npm install -g @continuedev/cli"),
         Agent(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from erllama.api_keys import NAME, key_hash, new_key
+from erllama.cli.doctor import doctor_app
 from erllama.cli.failures import clear_errors
 from erllama.cli.launch import launch_app
 from erllama.cli.models import models
@@ -28,6 +29,7 @@ key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
 app.add_typer(models)
 app.add_typer(launch_app)
+app.add_typer(doctor_app)
 
 ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the embedded model.")]
 
