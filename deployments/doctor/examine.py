@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from deployments.config import BuildArgs, ModelSpec
+from deployments.cpu_shares import CpuSupply, cpu_shares
 from deployments.doctor.build import build_findings, collect_build
 from deployments.doctor.finding import Finding, Level, fail
 from deployments.doctor.machine import (
@@ -26,24 +26,18 @@ from deployments.doctor.models import ModelFacts, collect_model, model_findings
 from deployments.doctor.network import collect_network, network_findings
 from deployments.doctor.tiers import collect_tiers, tier_findings
 from deployments.launch import ConfigError, load_args
-from deployments.model_app import cpu_share, replica_cpus
 
 _SHM = "/dev/shm"
 
 
-def examine(path: Path | None) -> Iterator[Finding]:
-    """Findings as they come. Without a path: the machine, and the demo model as it is served by
-    default. A config that cannot be read leaves the machine's own checks.
-    """
-    applications, http = [BuildArgs(models=(ModelSpec(id="demo", path="demo"),))], dict[str, Any]()
-    if path is not None:
-        try:
-            applications, http = load_args(path), _http_options(path)
-        except ConfigError as error:
-            yield fail(
-                "config", str(error), "nothing of it can be served", "mend it; serve_config.yaml shows every key"
-            )
-            applications = []
+def examine(path: Path) -> Iterator[Finding]:
+    """Findings as they come. A config that cannot be read leaves the machine's own checks."""
+    applications, http = list[BuildArgs](), dict[str, Any]()
+    try:
+        applications, http = load_args(path), _http_options(path)
+    except ConfigError as error:
+        todo = "mend it; the serve_config.yaml of the repository has every key"
+        yield fail("config", str(error), "nothing of it can be served", todo)
     machine = collect_machine()
     specs = [spec for args in applications for spec in args.models]
     build = list(build_findings(collect_build(spec.id for spec in specs if spec.num_gpus)))
@@ -82,12 +76,12 @@ def n_replicas(spec: ModelSpec) -> int:
 
 def replicas(args: BuildArgs, node_cpus: int) -> list[ReplicaCpus]:
     """What the replicas of each model ask for and run, on a node with so many CPUs."""
-    share = cpu_share(args, node_cpus)
+    shares = cpu_shares(args, CpuSupply(node_cpus))
     found = []
     for spec in args.models:
-        n_cpus = replica_cpus(spec, share)
-        threads = spec.engine_config(n_threads=max(1, math.floor(n_cpus))).n_threads
-        found.append(ReplicaCpus(spec.id, n_replicas(spec), n_cpus, threads if threads != "auto" else share))
+        share = shares[spec.id]
+        n_threads = share.n_threads if spec.n_threads == "auto" else spec.n_threads
+        found.append(ReplicaCpus(spec.id, n_replicas(spec), share.num_cpus, n_threads))
     return found
 
 

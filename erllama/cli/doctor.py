@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from erllama.cli.output import AsJson
+
 doctor_app = typer.Typer()
 
 
@@ -15,9 +17,9 @@ doctor_app = typer.Typer()
 def doctor(
     config: Annotated[
         str | None,
-        typer.Argument(help="A Serve config file; serve_config.yaml if it is there, else the machine alone."),
+        typer.Argument(help="A Serve config file; by default what `erllama serve` takes."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what usually goes wrong on this machine, and say what to do. Exits with 1 when a check fails.
 

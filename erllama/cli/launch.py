@@ -18,7 +18,8 @@ from erllama.agents.listing import choose_model, codex_catalog, listed_models
 from erllama.agents.setup import AgentSetup, Endpoint, state_dir, write_files
 from erllama.agents.table import AGENTS, Agent, short_of_context
 from erllama.cli.failures import clear_errors
-from erllama.cli.server_url import Host, get_json, key_of_environment, root_url
+from erllama.cli.server import Key, Server
+from erllama.cli.server_url import Host, key_of_environment
 from erllama.errors import InvalidParameter
 
 launch_app = typer.Typer()
@@ -32,6 +33,7 @@ def launch(
     arguments: Annotated[list[str] | None, typer.Argument(help="The agent's own arguments, behind --.")] = None,
     model: Annotated[str | None, typer.Option(help="The model; the server's only one by default.")] = None,
     host: Host = None,
+    api_key: Key = None,
     show: Annotated[
         bool, typer.Option("--print", help="Only show the environment, the files and the command.")
     ] = False,
@@ -44,7 +46,7 @@ def launch(
     """
     with clear_errors():
         known = _agent(agent)
-        endpoint = _endpoint(root_url(host), model)
+        endpoint = _endpoint(host, api_key or key_of_environment(), model)
         too_small = short_of_context(known, endpoint.context)
         if too_small and not (force or show or as_json):
             raise InvalidParameter(f"{too_small}; n_ctx in the server's configuration sets it", param="model")
@@ -66,11 +68,11 @@ def _agent(name: str) -> Agent:
         raise InvalidParameter(f"AGENT: {name!r} is none of {', '.join(AGENTS)}", param="agent") from None
 
 
-def _endpoint(url: str, model: str | None) -> Endpoint:
-    key = key_of_environment()
-    body = get_json(f"{url}/v1/models?client_version=1", key)
+def _endpoint(host: str | None, key: str | None, model: str | None) -> Endpoint:
+    with Server(host, key) as server:
+        body = server.get("/v1/models", client_version=1)
     chosen = choose_model(listed_models(body), model)
-    return Endpoint(url, chosen.id, key, chosen.context, codex_catalog(body))
+    return Endpoint(server.url, chosen.id, key, chosen.context, codex_catalog(body))
 
 
 def _start(agent: Agent, setup: AgentSetup) -> NoReturn:
