@@ -42,7 +42,7 @@ ORDER = {
             "stream",
         ),
         *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model"),
-        *("__init__", "cli", "testing"),
+        *("__init__", "agents", "cli", "testing"),
     ),
     "deployments": (
         *(
@@ -64,7 +64,7 @@ ORDER = {
             "model_app",
             "hub",
         ),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run", "doctor"),
     ),
 }
 PACKAGES = tuple(ORDER)
