@@ -17,6 +17,7 @@ from rich.table import Table
 from erllama.api_keys import NAME, key_hash, new_key
 from erllama.cli.failures import clear_errors
 from erllama.cli.models import models
+from erllama.cli.why import why_app
 
 app = typer.Typer(
     help="Serve GGUF models on a Ray cluster and never compute a prefix twice.",
@@ -26,6 +27,7 @@ app = typer.Typer(
 key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
 app.add_typer(key_app, name="key")
 app.add_typer(models)
+app.add_typer(why_app)
 
 ModelPath = Annotated[str, typer.Argument(help="A GGUF file, or 'demo' for the embedded model.")]
 
