@@ -266,7 +266,7 @@ class CacheFlow:
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
         if self.prompt_log is not None:
-            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :])
+            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self._prefill_rate)
         job = self._jobs.pop(sequence, None)
         if job is not None:
             job.cancelled.set()

@@ -84,7 +84,7 @@ def _told(card: dict[str, Any]) -> Table:
     table.add_row("cause", Text.assemble((card["cause"], "bold"), f": {card['detail']}"))
     table.add_row("cached tokens", f"{cached} from {card['tier']}" if card["tier"] else cached)
     table.add_row("computed", f"{card['computed_tokens']} tokens, {_cost(card)}")
-    table.add_row("left what was known", f"at token {card['position']}")
+    table.add_row("known before", f"its first {card['position']} tokens; there it goes on otherwise:")
     if card["before"]["text"]:
         table.add_row("before", Text(repr(card["before"]["text"])[1:-1], "dim"))
     table.add_row("this prompt", _side(card["prompt"]["text"], "green"))

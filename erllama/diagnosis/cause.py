@@ -56,7 +56,7 @@ def cause_of(facts: Facts) -> tuple[str, str]:
     is_rounding = facts.n_cached > 0 and n_lost <= ROUNDING_TOKENS
     if n_lost > 1 and not is_rounding and n_lost >= n_new:
         return _loss(facts)
-    return _divergence(facts)
+    return _divergence(facts, n_new)
 
 
 def _loss(facts: Facts) -> tuple[Cause, str]:
@@ -76,7 +76,7 @@ def _loss(facts: Facts) -> tuple[Cause, str]:
     return Cause.EVICTED, "it was computed before, and neither the context nor the store has it any more"
 
 
-def _divergence(facts: Facts) -> tuple[str, str]:
+def _divergence(facts: Facts, n_new: int) -> tuple[str, str]:
     if facts.n_known == 0:
         return Cause.FIRST_SEEN, "nothing like it was known"
     if facts.ends or facts.n_known >= facts.n_prompt or facts.place is None:
@@ -87,7 +87,8 @@ def _divergence(facts: Facts) -> tuple[str, str]:
         return Cause.DATE_OR_ID, "a time, a number or an id changed, and the text behind it did not"
     if facts.place is Place.OPENING:
         return Cause.TEMPLATE_CHANGED, "what the template writes where a reply begins changed"
-    if facts.similar:
+    is_mostly_known = facts.place in (Place.SYSTEM, Place.TOOLS) and facts.n_known >= n_new
+    if facts.similar or is_mostly_known:
         return _CHANGED[facts.place]
     if facts.has_reply:
         return Cause.EDITED_HISTORY, "the conversation branched behind an earlier reply"

@@ -31,6 +31,7 @@ _NAMES = {
 }  # fmt: skip
 _TOOLS_BEGIN = ("<tools>", '"type": "function"', '"type":"function"', "namespace functions {", "<|tool>")
 _TOOLS_END = ("</tools>", "} // namespace functions", "<tool|>")
+_CONTROL = re.compile(r"<[^<>\s]{1,40}>")  # a control token by its name
 _HEADER_CHARS = 60  # no marker is longer
 _INTRODUCTION_CHARS = 800  # what a template says before it lists the tools
 
@@ -73,14 +74,22 @@ def find_place(common: str, a: str, b: str) -> Placed:
         place = Place.SYSTEM if "system" in split else Place.TOOLS if "tools" in split else Place.MESSAGE
         return Placed(place, "", has_reply or (last is not None and last.name == "assistant"))
     if last is None:
-        return Placed(Place.HEAD if _first(a, pattern) or _first(b, pattern) else Place.TEXT, common, False)
+        return Placed(_place_before_messages(common + a, common + b, pattern), common, False)
     return Placed(_place_in(last.name, common[last.end :], a, b), common[last.end : cut], has_reply)
+
+
+def _place_before_messages(a: str, b: str, pattern: re.Pattern[str]) -> Place:
+    """Some templates write the system text there, without a marker of its own."""
+    heads = [text[: found.start()] for text in (a, b) if (found := pattern.search(text)) is not None]
+    if not heads:
+        return Place.TEXT
+    return Place.SYSTEM if any(re.search(r"\w", _CONTROL.sub("", head)) for head in heads) else Place.HEAD
 
 
 def _place_in(role: str, part: str, a: str, b: str) -> Place:
     if role == "tools" or (role in ("system", "user") and _in_tools(part, a, b)):
         return Place.TOOLS
-    if role == "system":
+    if role == "system" or part.rfind("<<SYS>>") > part.rfind("<</SYS>>"):
         return Place.SYSTEM
     return Place.OPENING if role == "assistant" and not part.strip() else Place.MESSAGE
 
@@ -97,10 +106,6 @@ def _roles(text: str, pattern: re.Pattern[str]) -> Iterator[_Role]:
     for match in pattern.finditer(text):
         name = next(group for group in match.groups() if group).lower()
         yield _Role(_NAMES.get(name, name), match.start(), match.end())
-
-
-def _first(text: str, pattern: re.Pattern[str]) -> bool:
-    return pattern.search(text[: 4 * _HEADER_CHARS]) is not None
 
 
 def _split_role(common: str, side: str, pattern: re.Pattern[str]) -> _Role | None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from cache_store import BLOCK_TOKENS, ChainKey, TokenChain
@@ -61,7 +61,7 @@ def lookup_of(sequence: Sequence, answer: StoreAnswer | None, prefill_rate: floa
     return Lookup(request.request_id, request.salt, sequence.given, n_cached, tier, answer, prefill_rate)
 
 
-_Item = Lookup | tuple[TokenChain, list[int]]
+_Item = Lookup | tuple[TokenChain, list[int], float]
 
 
 class PromptLog:
@@ -87,6 +87,7 @@ class PromptLog:
         self._queue: SimpleQueue[_Item | threading.Event | None] = SimpleQueue()
         self._lock = threading.Lock()  # of what follows
         self._history = PromptHistory()
+        self._prefill_rate = 0.0
         self._records: deque[PromptRecord] = deque(maxlen=MAX_RECORDS)
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -99,10 +100,10 @@ class PromptLog:
         if self._queue.qsize() < _MAX_QUEUED:
             self._put(lookup)
 
-    def ended(self, given: TokenChain, reply: list[int]) -> None:
+    def ended(self, given: TokenChain, reply: list[int], prefill_rate: float) -> None:
         """A sequence has ended: its prompt and reply may come back as history."""
-        if reply and self._queue.qsize() < _MAX_QUEUED:
-            self._put((given, reply))
+        if self._queue.qsize() < _MAX_QUEUED:
+            self._put((given, reply, prefill_rate))
 
     def _put(self, item: _Item) -> None:
         if self._thread is None and not self._closed:
@@ -113,11 +114,13 @@ class PromptLog:
     # --- any thread -------------------------------------------------------------------------------
 
     def records(self, limit: int, salt: str | None = None) -> list[PromptRecord]:
-        """Of the last requests with this salt (None: with any), newest first."""
+        """Of the last requests with this salt (None: with any), newest first. Those that came before any
+        rate was measured have the one that was measured since.
+        """
         self._settle()
         with self._lock:
-            mine = [record for record in reversed(self._records) if salt in (None, record.salt)]
-        return mine[:limit]
+            mine, rate = [one for one in reversed(self._records) if salt in (None, one.salt)], self._prefill_rate
+        return [one if one.prefill_tokens_per_s else replace(one, prefill_tokens_per_s=rate) for one in mine[:limit]]
 
     def record(self, ref: str, salt: str | None = None) -> PromptRecord | None:
         """That of a request, by the id that its client saw or the engine's; of several (choices, attempts)
@@ -166,9 +169,11 @@ class PromptLog:
                 self._records.append(record)
             self._count(record)
         else:
-            given, reply = item
+            given, reply, rate = item
             with self._lock:
-                self._history.add(given.extended(reply), self._clock())
+                self._prefill_rate = rate or self._prefill_rate
+                if reply:
+                    self._history.add(given.extended(reply), self._clock())
 
     def _count(self, record: PromptRecord) -> None:
         before = self.causes.get(record.cause, CauseCount())

@@ -29,7 +29,10 @@ LOST = {"n_cached": 0, "n_prompt": 4100}
         ({"place": Place.MESSAGE, "generated": True, "similar": True}, "date_or_id"),
         ({"place": Place.MESSAGE, "generated": True, "has_reply": True}, "edited_history"),  # a number somebody wrote
         ({"place": Place.SYSTEM, "similar": True}, "system_changed"),
-        ({"place": Place.SYSTEM}, "first_seen"),  # another agent
+        ({"place": Place.SYSTEM, "n_cached": 900, "n_known": 900}, "first_seen"),  # another agent
+        ({"place": Place.TOOLS, "n_cached": 900, "n_known": 900}, "first_seen"),
+        ({"place": Place.SYSTEM}, "system_changed"),  # most of it is the same, whatever is asked then
+        ({"place": Place.TOOLS}, "tools_changed"),
         ({"place": Place.TOOLS, "similar": True}, "tools_changed"),
         ({"place": Place.HEAD, "similar": True}, "template_changed"),
         ({"place": Place.OPENING}, "template_changed"),

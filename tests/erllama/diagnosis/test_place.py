@@ -56,6 +56,10 @@ def test_the_part_is_told_by_the_markers_of_each_family(family):
         ("[AVAILABLE_TOOLS][1][/AVAILABLE_TOOLS][INST]Hi[/INST]", "[AVAILABLE_TOOLS][2][/AVAILABLE_TOOLS][INST]Hi[/INST]",
          Place.TOOLS),
         ("[SYSTEM_PROMPT]a[/SYSTEM_PROMPT][INST]Hi[/INST]", "[SYSTEM_PROMPT]b[/SYSTEM_PROMPT][INST]Hi[/INST]", Place.SYSTEM),
+        ("<｜bos｜>Be kind.<｜User｜>Hi<｜Assistant｜>", "<｜bos｜>Be rude.<｜User｜>Hi<｜Assistant｜>", Place.SYSTEM),  # noqa: RUF001
+        ("<｜bos｜>Be kind.<｜User｜>Hi<｜Assistant｜>", "<｜bos｜>Be kind.<｜User｜>Ho<｜Assistant｜>", Place.MESSAGE),  # noqa: RUF001
+        ("[INST] <<SYS>>\na\n<</SYS>>\n\nHi [/INST]", "[INST] <<SYS>>\nb\n<</SYS>>\n\nHi [/INST]", Place.SYSTEM),
+        ("[INST] <<SYS>>\na\n<</SYS>>\n\nHi [/INST]", "[INST] <<SYS>>\na\n<</SYS>>\n\nHo [/INST]", Place.MESSAGE),
         ("Once upon a time", "Once upon a hill", Place.TEXT),
     ],
 )  # fmt: skip
