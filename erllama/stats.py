@@ -124,6 +124,8 @@ class CacheCounters:
     the labels of the store's. `parent_hits` of them named a parent key, `misses` were cold.
     `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is
     the longest one. `pins` counts requests whose prefix the store was asked to pin.
+    `prefill_tokens_per_s` is how fast prompts are computed, a moving mean, 0 before it was measured;
+    `saved_prefill_ms` is what the tokens that were taken over would have taken at that speed.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
@@ -136,6 +138,8 @@ class CacheCounters:
     stall_ms: float = 0.0
     max_stall_ms: float = 0.0
     pins: int = 0
+    prefill_tokens_per_s: float = 0.0
+    saved_prefill_ms: float = 0.0
     last_problem: str = ""
 
     def note_stall(self, ms: float) -> None:
@@ -166,6 +170,21 @@ class Counters:
     decode_aborts: int = 0
 
 
+@dataclass(slots=True)
+class SequenceInfo:
+    """A sequence that runs. `state` is restoring, prefilling or generating; `n_given` tokens it was
+    given, of which `n_cached` were taken over; the context holds `n_kv` of its `n_tokens`. Never
+    changed: one is made per sequence and step, and a frozen one costs three times as much.
+    """
+
+    request_id: str
+    state: str
+    n_given: int
+    n_cached: int
+    n_kv: int
+    n_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Gauges of this moment, and the counters (`counts`) of it.
@@ -173,7 +192,7 @@ class EngineStats:
     `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of
     running sequences and `idle_kv_tokens` of finished ones are in the context. `has_context` is
     False after an evict, `weights_loaded` after an unload, until the next request. `kv_bytes` is
-    what the context holds for KV. `sessions` counts known sessions.
+    what the context holds for KV. `sessions` counts known sessions. `running` are the sequences.
     """
 
     n_parallel: int
@@ -191,6 +210,7 @@ class EngineStats:
     requests_refused: int = 0
     last_cache_hit: str = "cold"
     adapters: tuple[AdapterInfo, ...] = ()
+    running: tuple[SequenceInfo, ...] = ()
     counts: Counters = field(default_factory=Counters)
     cache: CacheCounters = field(default_factory=CacheCounters)
 

@@ -29,6 +29,7 @@ from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
 from deployments.hub.place import HubPlace
 from deployments.hub.specs import spec_of
+from deployments.ingress.cluster import RayCluster
 from deployments.ingress.http_app import all_dialects, make_http_app
 from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
@@ -57,8 +58,8 @@ class Ingress:
     def __init__(
         self, args: dict[str, Any], handles: dict[str, Any], scheduler: Any | None = None, hub: Any | None = None
     ) -> None:
-        """`scheduler` makes it part of the application; nothing here asks it. `hub` is the manager of
-        the hub's models.
+        """`scheduler` makes it part of the application; it is asked for its status alone. `hub` is the
+        manager of the hub's models.
         """
         share_serve_log()
         config = BuildArgs.model_validate(args)
@@ -67,6 +68,7 @@ class Ingress:
         self._drain_s = config.drain_s
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
+        self._cluster = RayCluster(scheduler, config.scheduler.high)
         self._documents = _response_documents(config.store, config.http)
         self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
         served = _Served(config, _transcript_book(config.store))
@@ -120,7 +122,7 @@ class Ingress:
             self._models,
             self._options,
             default_model=self._default_model,
-            dialects=all_dialects(ResponseStore(self._documents)),
+            dialects=all_dialects(ResponseStore(self._documents), self._cluster),
             echo_request_id=False,  # Serve does
             open_requests=self._open,
             noise=self._noise,

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from deployments.access.key_book import KeyBook
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.erllama_admin.cluster import ClusterPort
 from deployments.dialects.erllama_admin.routes import ErllamaAdmin
 from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.llama_server.routes import LlamaServer
@@ -53,9 +54,12 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
-def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
-    """Every dialect; `responses` keeps those of the Responses API."""
-    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
+def all_dialects(responses: ResponseStore | None = None, cluster: ClusterPort | None = None) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API, `cluster` knows the machines."""
+    own: dict[type[Dialect], Dialect] = {ErllamaAdmin: ErllamaAdmin(cluster)}
+    if responses is not None:
+        own[Responses] = Responses(responses)
+    return tuple(own.get(type(dialect), dialect) for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines

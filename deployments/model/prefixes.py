@@ -15,8 +15,8 @@ from typing import Any
 from cache_store import BadTransfer, CachedPrefix, EntryReader, ImportReport, ImportState, PinInfo
 from cache_store.transfer import CHUNK_BYTES, Entry, packed_entry, packed_head
 from deployments.http.answers import Answer, values
+from deployments.http.ports import ReplicaState
 from deployments.model.handles import ModelPlace
-from deployments.model.replica import ReplicaState
 from erllama.errors import InvalidParameter, StoreUnavailable
 
 _READ_S = 10.0  # until a replica must have said what it knows
@@ -76,9 +76,9 @@ class PrefixCalls:
         copied: bool = values(answers)[0]
         return copied
 
-    async def states(self) -> list[Answer[ReplicaState]]:
-        """What each replica does, and counts."""
-        return await self._each(_READ_S, "state")
+    async def states(self, deadline_s: float = _READ_S) -> list[Answer[ReplicaState]]:
+        """What each replica says within `deadline_s` of what it does, holds and counts."""
+        return await self._each(deadline_s, "state")
 
     async def export_prefix(self, key: str, *, salt: str = "") -> AsyncGenerator[bytes, None]:
         """A stored prefix as one file (`cache_store.transfer`), in pieces of at most 1 MiB. Raises

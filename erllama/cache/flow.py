@@ -65,7 +65,7 @@ class CacheFlow:
         self._waiting: dict[Sequence, Upcoming] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
-        self._prefill_rate = 0.0  # tokens per second, 0: not measured yet
+        self._n_unpriced = 0  # tokens taken over before a prefill was measured
 
     def __repr__(self) -> str:
         n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
@@ -83,7 +83,7 @@ class CacheFlow:
         """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
         self._take_live(sequence, choice)
         if self._reader is not None and sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens:
-            job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)
+            job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self.counts.prefill_tokens_per_s)
             self._jobs[sequence] = job
             self._reading.add(sequence)
             self._reader.start(job)
@@ -225,6 +225,7 @@ class CacheFlow:
         if sequence.n_kv == 0:
             self.counts.misses += 1
             return
+        self._note_saved(sequence.n_kv)
         hit = f"{sequence.cache_hit_kind}:{sequence.hit_tier}"
         self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
         self.counts.parent_hits += sequence.request.parent_key is not None
@@ -240,9 +241,17 @@ class CacheFlow:
     def prefilled(self, sequence: Sequence, n_tokens: int, seconds: float) -> None:
         """A slice of a prompt was computed."""
         if n_tokens >= _RATE_MIN_TOKENS and seconds > 0:
-            rate = n_tokens / seconds
-            self._prefill_rate += (rate - self._prefill_rate) * (_RATE_WEIGHT if self._prefill_rate else 1.0)
+            mean = self.counts.prefill_tokens_per_s
+            self.counts.prefill_tokens_per_s += (n_tokens / seconds - mean) * (_RATE_WEIGHT if mean else 1.0)
+            self._note_saved(0)
         self.progressed(sequence)
+
+    def _note_saved(self, n_tokens: int) -> None:
+        """`n_tokens` need not be computed."""
+        self._n_unpriced += n_tokens
+        if (rate := self.counts.prefill_tokens_per_s) > 0:
+            self.counts.saved_prefill_ms += 1e3 * self._n_unpriced / rate
+            self._n_unpriced = 0
 
     def progressed(self, sequence: Sequence) -> None:
         """More of `sequence` is in the context: a save may be due."""
