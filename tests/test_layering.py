@@ -48,6 +48,8 @@ ORDER = {
         *(
             "__init__",
             "attempt_id",
+            "metrics",
+            "telemetry",
             "access",
             "noise",
             "http",

@@ -31,7 +31,6 @@ from deployments.hub.place import HubPlace
 from deployments.hub.specs import spec_of
 from deployments.ingress.cluster import RayCluster
 from deployments.ingress.http_app import all_dialects, make_http_app
-from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
@@ -39,6 +38,7 @@ from deployments.model.handles import ModelHandles
 from deployments.model.states import load_state
 from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
+from deployments.telemetry.ray_recorder import RayRecorder
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.demo import demo_model_path
@@ -61,8 +61,8 @@ class Ingress:
         """`scheduler` makes it part of the application; it is asked for its status alone. `hub` is the
         manager of the hub's models.
         """
-        share_serve_log()
         config = BuildArgs.model_validate(args)
+        share_serve_log(config.http.log.format)
         self._options = config.http
         self._default_model = config.default_model
         self._drain_s = config.drain_s
@@ -70,7 +70,8 @@ class Ingress:
         self._open = OpenRequests()
         self._cluster = RayCluster(scheduler, config.scheduler.high)
         self._documents = _response_documents(config.store, config.http)
-        self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
+        self._recorder = RayRecorder()
+        self._noise = Noise(config.http.noise, self._count_noise)
         served = _Served(config, _transcript_book(config.store))
         self._models = [served.configured(spec, handles[spec.id]) for spec in config.models]
         self._library = None if hub is None else served.library(hub)
@@ -87,6 +88,10 @@ class Ingress:
                 model.prompts.load()
             except ErllamaError as error:  # told to whoever asks for this model
                 log.warning("prompts of %s cannot be loaded: %s", model.id, error)
+
+    def _count_noise(self, rule: str, n: int) -> None:
+        """`rule` did what it says `n` times; NAME.left is a text that it found no place for."""
+        self._recorder.inc("erllama_prompt_noise", n, {"rule": rule})
 
     def served(self) -> dict[str, tuple[str, ...]]:
         """Model ids with their aliases: what `Cluster` asks."""
@@ -127,6 +132,8 @@ class Ingress:
             open_requests=self._open,
             noise=self._noise,
             library=self._library,
+            cluster=self._cluster,
+            recorder=self._recorder,
         )
 
 
