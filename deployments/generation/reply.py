@@ -224,7 +224,7 @@ def streamed_reply(
         if resumable:
             writer = NumberedWriter(writer, identity.stream, identity.n_seen)
     facts = request_facts(request)
-    facts.ask(model.id)
+    facts.ask(model.id, streamed=True)
     chunks = _chunks(client, requests, writer, record, facts)
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
 
@@ -252,5 +252,5 @@ def detached_chunks(
     """The stream of a reply that belongs to no connection: whoever reads it decides when it ends."""
     request = replace(request, keep_s=identity.keep_s, head=identity.head if identity.keep_s else "")
     client: Generates = model.client if identity.recorded is None else _Resumed(model, identity.recorded)
-    facts.ask(model.id)
+    facts.ask(model.id, streamed=True)
     return _chunks(client, [request], writer, record, facts)

@@ -163,7 +163,11 @@ class RequestScope:
         state["facts"] = facts
         access = self._keys.find(_presented(dialect, scope)) or NOBODY
         state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
-        facts.dialect, facts.tenant = dialect.name, access.tenant.name
+        claimed = dialect.claim(route_path(scope), scope) > 0
+        facts.dialect, facts.tenant = dialect.name if claimed else "none", access.tenant.name
+        facts.traceparent, facts.tracestate = (
+            _header(scope, name).decode("latin-1") for name in (b"traceparent", b"tracestate")
+        )
         state["slow_reader_s"] = self._slow_reader_s
         id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
         id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]

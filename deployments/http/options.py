@@ -12,6 +12,7 @@ from cache_store.config import parse_bytes
 from deployments.access.keys import ApiKey
 from deployments.noise.options import NoiseOptions
 from deployments.telemetry.slow import SlowLimits
+from deployments.telemetry.trace_options import TraceOptions
 
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -74,7 +75,7 @@ class HttpOptions:
     noise: rules against what clients write into prompts that changes though nothing was said.
     responses: how many of the Responses API are kept, and for how long. metrics: who may read
     `/metrics`, an "admin", which is everybody without keys, or everybody ("open"). log: what log lines
-    look like, and what is slow.
+    look like, and what is slow. traces: where OpenTelemetry spans go; None: nowhere.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -91,3 +92,4 @@ class HttpOptions:
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     metrics: Literal["admin", "open"] = "admin"
     log: LogOptions = field(default_factory=LogOptions)
+    traces: TraceOptions | None = None

@@ -20,6 +20,7 @@ from ray import serve
 from cache_store import ObjectReader, StoreError
 from cache_store.documents.store import DocumentStore
 from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.dialects.llama_server.props import server_version
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ReplyDefaults, ServedModel
@@ -39,6 +40,7 @@ from deployments.model.states import load_state
 from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
 from deployments.telemetry.ray_recorder import RayRecorder
+from deployments.telemetry.watch import Spans
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.demo import demo_model_path
@@ -71,6 +73,7 @@ class Ingress:
         self._cluster = RayCluster(scheduler, config.scheduler.high)
         self._documents = _response_documents(config.store, config.http)
         self._recorder = RayRecorder()
+        self._spans = _request_spans(config.http)
         self._noise = Noise(config.http.noise, self._count_noise)
         served = _Served(config, _transcript_book(config.store))
         self._models = [served.configured(spec, handles[spec.id]) for spec in config.models]
@@ -117,6 +120,8 @@ class Ingress:
             await self._open.all_ended(_GOODBYE_S)  # a client that does not read is left behind
         if self._documents is not None:
             await asyncio.to_thread(self._documents.flush, _GOODBYE_S)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     def _tell_all(self) -> None:
         for client in (*(model.client for model in self._models), *(self._library.clients() if self._library else ())):
@@ -134,6 +139,7 @@ class Ingress:
             library=self._library,
             cluster=self._cluster,
             recorder=self._recorder,
+            spans=self._spans,
         )
 
 
@@ -174,6 +180,15 @@ def _response_documents(store: StoreSpec, http: HttpSpec) -> DocumentStore | Non
     except StoreError as error:
         log.warning("responses are kept in this process alone: %s", error)
     return None
+
+
+def _request_spans(http: HttpSpec) -> Spans | None:
+    """What makes spans of requests. Its packages are optional."""
+    if http.traces is None:
+        return None
+    from deployments.telemetry.spans import RequestSpans
+
+    return RequestSpans.exported(http.traces, server_version())
 
 
 class _Served:

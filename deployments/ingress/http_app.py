@@ -42,7 +42,7 @@ from deployments.ingress.metrics import metrics_route
 from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
 from deployments.telemetry.recorder import PrometheusRecorder, Recorder, Recorders
-from deployments.telemetry.watch import RequestWatch
+from deployments.telemetry.watch import RequestWatch, Spans
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -99,6 +99,7 @@ def make_http_app(
     library: ModelLibrary | None = None,
     cluster: ClusterPort | None = None,
     recorder: Recorder | None = None,
+    spans: Spans | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
@@ -106,14 +107,14 @@ def make_http_app(
     under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
     stop admission, and whoever passes `noise` can read what its rules did. `library`: models beside
     the configured ones. `cluster` knows machines and scheduler; `recorder` gets the numbers, too, that
-    `/metrics` tells.
+    `/metrics` tells, `spans` each request.
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
     timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
     registry = ModelRegistry(models, default_model, timeouts=timeouts, library=library)
     own = PrometheusRecorder()
-    watch = RequestWatch(own if recorder is None else Recorders(own, recorder), options.log.limits)
+    watch = RequestWatch(own if recorder is None else Recorders(own, recorder), options.log.limits, spans)
     cluster_watch = ClusterWatch(registry, cluster or NoCluster(), options.ready_timeout_s)
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
     bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}

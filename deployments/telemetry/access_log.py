@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from deployments.telemetry.facts import RequestFacts
 from deployments.telemetry.slow import SlowReason
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 FIELDS = "fields"
 """The attribute of a log record that holds what its message says, by name."""
 
@@ -28,6 +30,7 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, An
         "dialect": facts.dialect,
         "route": facts.route,
         "model": facts.model,
+        "trace_id": trace_id(facts.traceparent),
     }
     if facts.computed:
         fields |= {
@@ -42,6 +45,12 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, An
             "completion_tokens": facts.completion,
         }
     return fields
+
+
+def trace_id(traceparent: str) -> str:
+    """The trace that a W3C header names, "" for none."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return "" if match is None else match[1]
 
 
 def as_text(fields: Mapping[str, Any]) -> str:
@@ -66,6 +75,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
         }
         fields = getattr(record, FIELDS, None)
+        if request_id := getattr(record, "request_id", None):  # Serve's, of the request that is being answered
+            line["request_id"] = request_id
         line |= fields if isinstance(fields, dict) else {"message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

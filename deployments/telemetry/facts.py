@@ -19,7 +19,7 @@ _NS_PER_MS = 1e6
 class RequestFacts:
     """`prompt`, `cached` and `completion` are the tokens of all choices that have ended; of prompts,
     each choice's own counts. Times are those of the choice that had to wait longest for its first
-    token. `model` is "" where none was asked.
+    token. `model` is "" where none was asked; `traceparent` and `tracestate` are the client's headers.
     """
 
     request_id: str = ""
@@ -30,7 +30,10 @@ class RequestFacts:
     started_ns: int = 0
     route: str = ""
     status: int = 0
+    traceparent: str = ""
+    tracestate: str = ""
     model: str = ""
+    streamed: bool = False
     prompt: int = 0
     cached: int = 0
     completion: int = 0
@@ -46,9 +49,9 @@ class RequestFacts:
     finish_reasons: list[str] = field(default_factory=list)
     clock: Callable[[], int] = time.monotonic_ns
 
-    def ask(self, model_id: str) -> None:
+    def ask(self, model_id: str, *, streamed: bool = False) -> None:
         """The request is ready and goes to this model."""
-        self.model = model_id
+        self.model, self.streamed = model_id, streamed
         self.asked_ns = self.clock()
 
     def saw(self, events: Iterable[Event]) -> None:

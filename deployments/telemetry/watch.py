@@ -1,4 +1,4 @@
-"""Watches the HTTP requests of one ingress: their log lines, and what is counted of them.
+"""Watches the HTTP requests of one ingress: their log lines, what is counted of them, their spans.
 
 One event loop. Nothing that goes wrong here reaches a request.
 """
@@ -6,22 +6,36 @@ One event loop. Nothing that goes wrong here reaches a request.
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 from deployments.telemetry.access_log import FIELDS, as_text, request_fields
 from deployments.telemetry.facts import RequestFacts
 from deployments.telemetry.recorder import PrometheusRecorder, Recorder
 from deployments.telemetry.request_metrics import record_request
-from deployments.telemetry.slow import SlowLimits, slow_reason
+from deployments.telemetry.slow import SlowLimits, SlowReason, slow_reason
 
 logger = logging.getLogger("deployments.http")
+
+
+class Spans(Protocol):
+    """Where requests become spans."""
+
+    def record(self, facts: RequestFacts, slow: SlowReason | None) -> None:
+        """A request that has ended."""
+
+    def close(self) -> None:
+        """Send what is left. Blocks, for seconds where nobody answers. Idempotent."""
 
 
 class RequestWatch:
     """`begin` and `end` are called once for each request, in this order."""
 
-    def __init__(self, recorder: Recorder | None = None, limits: SlowLimits | None = None) -> None:
+    def __init__(
+        self, recorder: Recorder | None = None, limits: SlowLimits | None = None, spans: Spans | None = None
+    ) -> None:
         self._recorder = recorder or PrometheusRecorder()
         self._limits = limits or SlowLimits()
+        self._spans = spans
         self._n_open = 0
 
     def begin(self) -> None:
@@ -39,6 +53,8 @@ class RequestWatch:
         logger.info("%s", as_text(fields), extra={FIELDS: fields})
         try:
             record_request(self._recorder, facts, slow)
+            if self._spans is not None:
+                self._spans.record(facts, slow)
         except Exception:  # a metrics system that has gone costs numbers
             logger.exception("event=request_not_counted request_id=%s", facts.request_id)
 
