@@ -53,7 +53,7 @@ TAGS: Mapping[str, Tag] = {
     "state": _only("prefilling", "generating", "queued", "free"),
     "outcome": _only("finished", "failed", "cancelled", "refused"),
     "direction": _only("read", "written"),
-    "cause": Tag(None, "the store's words of why something was dropped or evicted"),
+    "cause": Tag(None, "fixed words of why the store dropped something, or a prompt was computed; rules"),
     "damage": Tag(None, "the store's words of what is wrong with an object"),
     "what": Tag(None, "the words of a fixed set: of what failed, of swaps"),
 }
@@ -122,6 +122,8 @@ METRICS: tuple[Metric, ...] = (
     _replica("cached_tokens", C, "Tokens of prompts that were taken over instead of computed.", unit="tokens"),
     _replica("completion_tokens", C, "Tokens that were generated.", unit="tokens"),
     _replica("cache_hits", C, "Requests by how much of their prompt was kept, and where.", "kind", "tier"),
+    _replica("computed_prompts", C, "Requests whose prompts were computed, by why.", "cause"),
+    _replica("computed_prompt_tokens", C, "Tokens of prompts that were computed, by why.", "cause", unit="tokens"),
     _replica("cache_saves", C, "Saves to the store, by why.", "reason"),
     _replica("cache_failures", C, "Saves and reads that failed, restores that would not have paid.", "what"),
     _replica("prefill_saved_seconds", C, "What the cached tokens would have taken to compute.", unit="seconds"),

@@ -7,6 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+_RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
+_RATE_WEIGHT = 0.25
+
 
 class ModelStatus(StrEnum):
     """Derived from the live sequences: none is `idle`, any that prefills (or restores) is
@@ -125,7 +128,8 @@ class CacheCounters:
     `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is
     the longest one. `pins` counts requests whose prefix the store was asked to pin.
     `prefill_tokens_per_s` is how fast prompts are computed, a moving mean, 0 before it was measured;
-    `saved_prefill_ms` is what the tokens that were taken over would have taken at that speed.
+    `saved_prefill_ms` is what the tokens that were taken over would have taken at that speed, without
+    the `unpriced_tokens` from before it was measured.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
@@ -140,7 +144,23 @@ class CacheCounters:
     pins: int = 0
     prefill_tokens_per_s: float = 0.0
     saved_prefill_ms: float = 0.0
+    unpriced_tokens: int = 0
     last_problem: str = ""
+
+    def note_prefill(self, n_tokens: int, seconds: float) -> None:
+        """A slice of a prompt was computed."""
+        if n_tokens < _RATE_MIN_TOKENS or seconds <= 0:
+            return
+        mean = self.prefill_tokens_per_s
+        self.prefill_tokens_per_s += (n_tokens / seconds - mean) * (_RATE_WEIGHT if mean else 1.0)
+        self.note_taken_over(0)
+
+    def note_taken_over(self, n_tokens: int) -> None:
+        """So many tokens need not be computed."""
+        self.unpriced_tokens += n_tokens
+        if self.prefill_tokens_per_s > 0:
+            self.saved_prefill_ms += 1e3 * self.unpriced_tokens / self.prefill_tokens_per_s
+            self.unpriced_tokens = 0
 
     def note_stall(self, ms: float) -> None:
         """Account for a save or restore that held the engine thread for `ms`."""
@@ -150,6 +170,14 @@ class CacheCounters:
     def snapshot(self) -> CacheCounters:
         """A copy that does not change any more."""
         return replace(self, hits=dict(self.hits), saves=dict(self.saves))
+
+
+@dataclass(frozen=True, slots=True)
+class CauseCount:
+    """Requests whose prompts were computed, as far as they were, for one cause, and the tokens of it."""
+
+    requests: int = 0
+    computed_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -193,6 +221,8 @@ class EngineStats:
     running sequences and `idle_kv_tokens` of finished ones are in the context. `has_context` is
     False after an evict, `weights_loaded` after an unload, until the next request. `kv_bytes` is
     what the context holds for KV. `sessions` counts known sessions. `running` are the sequences.
+    `causes` counts requests by why their prompts had to be computed: the names are those of
+    `erllama.diagnosis.record.Cause`, and `noise:<rule>`.
     """
 
     n_parallel: int
@@ -213,6 +243,7 @@ class EngineStats:
     running: tuple[SequenceInfo, ...] = ()
     counts: Counters = field(default_factory=Counters)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    causes: dict[str, CauseCount] = field(default_factory=dict)
 
     @property
     def n_running(self) -> int:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
-        *("tiers", "sharing", "write", "documents", "read", "transfer", "store", "__init__", "testing"),
+        *("tiers", "sharing", "write", "documents", "read", "transfer", "verify", "store", "__init__", "testing"),
     ),
     "erllama": (
         *(
@@ -38,11 +38,12 @@ ORDER = {
             "config",
             "fit",
             "footprint",
+            "diagnosis",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model"),
-        *("__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
+        *("__init__", "agents", "cli", "testing"),
     ),
     "deployments": (
         *(
@@ -55,16 +56,18 @@ ORDER = {
             "http",
             "generation",
             "dialects",
+            "page",
             "config",
             "serve_log",
             "memory",
             "routing",
             "model",
             "versions",
+            "cpu_shares",
             "model_app",
             "hub",
         ),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run", "doctor"),
     ),
 }
 PACKAGES = tuple(ORDER)

@@ -41,6 +41,7 @@ from deployments.ingress.metrics import PATH as METRICS
 from deployments.ingress.metrics import metrics_route
 from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
+from deployments.page.scope import PageScope
 from deployments.telemetry.recorder import PrometheusRecorder, Recorder, Recorders
 from deployments.telemetry.watch import RequestWatch, Spans
 from erllama.errors import ErllamaError
@@ -156,6 +157,7 @@ def make_http_app(
         watch=watch,
         open_paths=(METRICS,) if metrics_open else (),
     )
+    app.add_middleware(PageScope)
     if options.cors_origins:  # outermost, so that refusals carry the headers too
         app.add_middleware(
             CORSMiddleware,

@@ -7,7 +7,7 @@ from itertools import chain
 
 from cache_store import StoreStats
 from deployments.telemetry.recorder import Sample
-from erllama.stats import CacheCounters, Counters, EngineStats, ModelMemory
+from erllama.stats import CacheCounters, CauseCount, Counters, EngineStats, ModelMemory
 
 
 def replica_samples(
@@ -15,7 +15,8 @@ def replica_samples(
 ) -> Iterator[Sample]:
     """All numbers of one replica. A name comes once per set of tags."""
     own = {"model": model_id, "replica": replica_id}
-    rows = chain(_of_engine(stats, memory), _of_cache(stats.cache), _of_store(store) if store else ())
+    engine, cache, causes = _of_engine(stats, memory), _of_cache(stats.cache), _of_causes(stats.causes)
+    rows = chain(engine, cache, causes, _of_store(store) if store else ())
     for name, value, tags in rows:
         yield Sample(f"erllama_{name}", value, {**own, **tags})
 
@@ -62,6 +63,12 @@ def _of_cache(cache: CacheCounters) -> Iterator[_Row]:
     yield "prefill_saved_seconds", cache.saved_prefill_ms / 1e3, {}
     yield "prefill_tokens_per_second", cache.prefill_tokens_per_s, {}
     yield "cache_stall_seconds", cache.stall_ms / 1e3, {}
+
+
+def _of_causes(causes: Mapping[str, CauseCount]) -> Iterator[_Row]:
+    for cause, count in causes.items():
+        yield "computed_prompts", count.requests, {"cause": cause}
+        yield "computed_prompt_tokens", count.computed_tokens, {"cause": cause}
 
 
 def _of_store(store: StoreStats) -> Iterator[_Row]:

@@ -24,6 +24,7 @@ from erllama.cache.live import Choice, Held, LiveKv, Upcoming, upcoming
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.read import KvReader, ReadJob, Restored
 from erllama.cache.save import KvSaver
+from erllama.diagnosis.prompt_log import PromptLog, lookup_of
 from erllama.errors import ErllamaError
 from erllama.sequence.machine import Step
 from erllama.sequence.sampling import Logits
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 LIVE = "live"
 _WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
-_RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
-_RATE_WEIGHT = 0.25
 
 
 class CacheFlow:
@@ -52,12 +51,14 @@ class CacheFlow:
         reader: KvReader | None = None,
         saver: KvSaver | None = None,
         align: int = 1,
+        prompt_log: PromptLog | None = None,
     ) -> None:
         self._backend = backend
         self._policy = policy
         self.counts = counts
         self._reader = reader
         self._saver = saver
+        self.prompt_log = prompt_log
         self.live = LiveKv(align, cuttable=backend.kv_layout.kind.cuttable)
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
@@ -65,7 +66,6 @@ class CacheFlow:
         self._waiting: dict[Sequence, Upcoming] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
-        self._n_unpriced = 0  # tokens taken over before a prefill was measured
 
     def __repr__(self) -> str:
         n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
@@ -222,10 +222,15 @@ class CacheFlow:
     def _count_hit(self, sequence: Sequence) -> None:
         if sequence.request.restore_only:
             return
+        if self.prompt_log is not None:
+            job = self._jobs.get(sequence)
+            self.prompt_log.looked_up(
+                lookup_of(sequence, None if job is None else job.answer, self.counts.prefill_tokens_per_s)
+            )
         if sequence.n_kv == 0:
             self.counts.misses += 1
             return
-        self._note_saved(sequence.n_kv)
+        self.counts.note_taken_over(sequence.n_kv)
         hit = f"{sequence.cache_hit_kind}:{sequence.hit_tier}"
         self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
         self.counts.parent_hits += sequence.request.parent_key is not None
@@ -240,18 +245,8 @@ class CacheFlow:
 
     def prefilled(self, sequence: Sequence, n_tokens: int, seconds: float) -> None:
         """A slice of a prompt was computed."""
-        if n_tokens >= _RATE_MIN_TOKENS and seconds > 0:
-            mean = self.counts.prefill_tokens_per_s
-            self.counts.prefill_tokens_per_s += (n_tokens / seconds - mean) * (_RATE_WEIGHT if mean else 1.0)
-            self._note_saved(0)
+        self.counts.note_prefill(n_tokens, seconds)
         self.progressed(sequence)
-
-    def _note_saved(self, n_tokens: int) -> None:
-        """`n_tokens` need not be computed."""
-        self._n_unpriced += n_tokens
-        if (rate := self.counts.prefill_tokens_per_s) > 0:
-            self.counts.saved_prefill_ms += 1e3 * self._n_unpriced / rate
-            self._n_unpriced = 0
 
     def progressed(self, sequence: Sequence) -> None:
         """More of `sequence` is in the context: a save may be due."""
@@ -268,6 +263,8 @@ class CacheFlow:
         self._reading.discard(sequence)
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
+        if self.prompt_log is not None:
+            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self.counts.prefill_tokens_per_s)
         job = self._jobs.pop(sequence, None)
         if job is not None:
             job.cancelled.set()

@@ -386,6 +386,7 @@ class Engine:
             running=tuple([sequence.info() for sequence in running]),
             counts=copy(self._counts),
             cache=self._flow.counts.snapshot(),
+            causes={} if self._flow.prompt_log is None else self._flow.prompt_log.causes,
         )
 
     def check_integrity(self) -> None:

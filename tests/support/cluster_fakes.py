@@ -19,6 +19,7 @@ from deployments.http.ports import ReplicaState
 from erllama.errors import ErllamaError
 from erllama.stats import (
     CacheCounters,
+    CauseCount,
     Counters,
     EngineStats,
     ModelMemory,
@@ -86,7 +87,18 @@ def replica_state(replica_id: str = "r1", **counted: object) -> ReplicaState:
         requests_admitted=9, requests_finished=7, prompt_tokens=900, cached_tokens=600, completion_tokens=50
     )
     running = (SequenceInfo("req-1", "generating", 100, 60, 104, 105),)
-    stats = EngineStats(4, 3, ModelStatus.GENERATING, 1, 0, 1, running=running, counts=counts, cache=cache)
+    stats = EngineStats(
+        4,
+        3,
+        ModelStatus.GENERATING,
+        1,
+        0,
+        1,
+        running=running,
+        counts=counts,
+        cache=cache,
+        causes={"evicted": CauseCount(2, 300)},
+    )
     tier = TierStats("disk", 5000, 6, 10_000, 700, 800, 1e9, 0.001, 3, 0, True)
     store = StoreStats((tier,), 10, 1, {"finish": 5}, {"full": 1}, {"digest": 2}, {"budget": 3, "gone": 1})
     memory = ModelMemory(2000, 3000, 0, 1, 1, 0.0, True, True, False)

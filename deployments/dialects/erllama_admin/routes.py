@@ -13,6 +13,7 @@ from deployments.dialects.erllama_admin.cluster import ClusterPort, NoCluster
 from deployments.dialects.erllama_admin.cluster_snapshot import ClusterWatch
 from deployments.dialects.erllama_admin.hub_routes import HUB, hub_routes
 from deployments.dialects.erllama_admin.prefix_routes import PREFIXES, prefix_routes
+from deployments.dialects.erllama_admin.request_routes import request_routes
 from deployments.dialects.erllama_admin.shapes import state_card
 from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes_of
 from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody, PullBody
@@ -75,4 +76,5 @@ class ErllamaAdmin(Dialect):
 
         router.include_router(prefix_routes(models, options))
         router.include_router(hub_routes(models, options))
+        router.include_router(request_routes(models))
         return router
