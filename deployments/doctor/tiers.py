@@ -84,10 +84,11 @@ def _room(check: str, tier: TierFacts) -> Iterator[Finding]:
 
 
 def _order(tiers: Sequence[TierFacts]) -> Iterator[Finding]:
-    known = [(number, tier.read_bytes_s) for number, tier in enumerate(tiers) if tier.read_bytes_s]
+    """By writes: what was just written to a disk is read from memory."""
+    known = [(number, tier.write_bytes_s) for number, tier in enumerate(tiers) if tier.write_bytes_s]
     for (first, speed), (second, faster) in pairwise(known):
-        if faster > 2 * speed:
-            told = f"tier {second} reads {faster / speed:.1f} times as fast as tier {first}"
+        if faster > 3 * speed:
+            told = f"tier {second} takes writes {faster / speed:.1f} times as fast as tier {first}"
             why = "writes go to the first tier, and reads prefer it"
             yield warn("order of tiers", told, why, "list the fastest first")
 

@@ -51,9 +51,13 @@ class Turn:
 
     @property
     def seen_prefill_tok_s(self) -> float | None:
-        """By the time to the first text, so too low by network and queue."""
+        """By the time to the first text, so too low by network and queue. None for a prompt that was mostly
+        cached: its time is that of something else.
+        """
         ttft_s, n_computed = self.ttft_s, self.n_computed
-        return n_computed / ttft_s if ttft_s and n_computed else None
+        if not ttft_s or not n_computed or 2 * n_computed < (self.n_prompt or 0):
+            return None
+        return n_computed / ttft_s
 
     @property
     def seen_decode_tok_s(self) -> float | None:

@@ -34,8 +34,12 @@ def test_times_are_those_of_events_with_text():
     )
     assert (turn.ttft_s, turn.gaps_s, turn.text, turn.finish_reason) == (2.0, [0.5, 1.5], "abc", "stop")
     assert (turn.n_prompt, turn.n_cached, turn.n_computed, turn.n_reply) == (100, 60, 40, 8)
-    assert turn.seen_prefill_tok_s == 20.0
     assert turn.error is None
+
+
+@pytest.mark.parametrize(("n_cached", "rate"), [(0, 50.0), (50, 25.0), (51, None), (100, None), (None, None)])
+def test_a_prompt_that_was_mostly_cached_tells_no_rate_of_prefill(n_cached, rate):
+    assert Turn(1, 10.0, (12.0,), "a", n_prompt=100, n_cached=n_cached).seen_prefill_tok_s == rate
 
 
 def test_the_rate_of_decoding_counts_what_came_behind_the_first_event():
