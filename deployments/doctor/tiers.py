@@ -25,12 +25,13 @@ _SKEW_S = 30.0
 @dataclass(frozen=True, slots=True)
 class TierFacts:
     """A tier after its probe; speeds in bytes per second, `skew_s` by how much its clock is ahead of
-    ours, `free_bytes` of the file system, None for what is not known.
+    ours, `free_bytes` of the file system, None for what is not known. `unusable`: not even opened.
     """
 
     url: str
     label: str = ""
     problem: str = ""
+    unusable: bool = False
     write_bytes_s: float | None = None
     read_bytes_s: float | None = None
     delete_s: float | None = None
@@ -49,6 +50,8 @@ def tier_findings(tiers: Sequence[TierFacts], kv_bytes_per_token: dict[str, floa
         if tier.problem:
             todo = "look at its URL, credentials (storage_options, the environment of the driver) and permissions"
             why = "what is computed is not kept there; requests are served all the same"
+            if tier.unusable:
+                why = "no store can be opened with it, and models do not load"
             yield fail(check, f"{tier.url}: {tier.problem}", why, todo)
             continue
         yield _speed(check, tier, kv_bytes_per_token)
@@ -117,7 +120,7 @@ def probe_tier(config: TierConfig) -> TierFacts:
     try:
         tier = open_tier(config)
     except TierError as error:
-        return replace(facts, problem=str(error))
+        return replace(facts, problem=str(error), unusable=True)
     try:
         return _measured(tier, replace(facts, label=tier.label))
     except TierError as error:

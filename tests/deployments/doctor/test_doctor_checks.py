@@ -210,6 +210,12 @@ def test_a_tier_must_answer_be_fast_and_have_room(tier, expected):
     assert levels(tier_findings([tier], {})) == expected
 
 
+@pytest.mark.parametrize(("unusable", "why"), [(True, "models do not load"), (False, "requests are served")])
+def test_what_a_tier_without_an_answer_costs_depends_on_when_it_fails(unusable, why):
+    [one] = tier_findings([replace(TIER, problem="no", unusable=unusable)], {})
+    assert why in one.why
+
+
 def test_tiers_must_be_listed_fastest_first():
     slow = replace(TIER, write_bytes_s=3e8)
     assert levels(tier_findings([slow, TIER], {}))[-1] == ("order of tiers", WARN)

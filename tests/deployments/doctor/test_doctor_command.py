@@ -40,7 +40,8 @@ def test_an_object_store_is_probed_as_well():
 
 def test_a_tier_that_cannot_be_used_says_why(tmp_path):
     (tmp_path / "file").write_text("not a directory")
-    assert str(tmp_path) in probe_tier(TierConfig(f"file://{tmp_path}/file/kv")).problem
+    facts = probe_tier(TierConfig(f"file://{tmp_path}/file/kv"))
+    assert (str(tmp_path) in facts.problem, facts.unusable) == (True, True)
 
 
 def test_a_tier_that_returns_other_bytes_has_a_problem_and_is_cleaned(tmp_path, monkeypatch):
