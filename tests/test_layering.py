@@ -38,10 +38,11 @@ ORDER = {
             "config",
             "fit",
             "footprint",
+            "diagnosis",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model"),
+        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
         *("__init__", "agents", "benchmark", "cli", "testing"),
     ),
     "deployments": (

@@ -33,14 +33,21 @@ def _n_common(one: bytes, other: bytes) -> int:
     return sum(1 for _ in takewhile(bool, map(int.__eq__, one, other)))
 
 
-def held(script: Script, at: int, gate: threading.Event) -> Script:
-    """`script`, which waits before its item `at` until the test opens the `gate`."""
+def held(script: Script, at: int, gate: threading.Event, gone: threading.Event | None = None) -> Script:
+    """`script`, which waits before its item `at` until the test opens the `gate`; `gone` tells that it was
+    cancelled there.
+    """
 
     async def waiting(request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         n = 0
         async for item in script(request):
             if n == at:
-                await asyncio.to_thread(gate.wait, 30)
+                try:
+                    await asyncio.to_thread(gate.wait, 30)
+                except asyncio.CancelledError:
+                    if gone is not None:
+                        gone.set()
+                    raise
             n += 1
             yield item
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
-from tests.support.http_site import served_over_http
+from tests.support.http_site import serving
 
 # what it warns of is its own affair
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -57,7 +57,7 @@ def litellm():
 def served_model(request):
     """A model behind HTTP, what it saw, and how LiteLLM is told of it."""
     model, prompts = FakeModel(), FakePrompts(n_ctx=None)
-    with served_over_http(app_of(served(model, prompts))) as url:
+    with serving(app_of(served(model, prompts))) as url:
         base = f"{url}/v1" if request.param == "openai" else url
         told = {
             "model": f"{request.param}/demo",

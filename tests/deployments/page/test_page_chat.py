@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect
 
 from erllama.chat.tool_formats.json_format import HERMES
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
+from tests.support.http_site import serving
 from tests.support.page_models import Cutting, held, remembering
-from tests.support.page_site import serving
 from tests.support.recorded_model import RecordedModel
 
 BEGUN = "The first half of it"  # five items of the script
@@ -132,8 +132,8 @@ def test_an_edit_is_a_branch_and_a_new_reply_is_one_too(page):
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
 def test_a_reply_that_is_stopped_stays_and_can_go_on(page, way):
-    gate = threading.Event()
-    model = FakeModel(held(replies("One two three four.", per_item=4), 2, gate))
+    gate, gone = threading.Event(), threading.Event()
+    model = FakeModel(held(replies("One two three four.", per_item=4), 2, gate, gone))
     with serving(app_of(served(model))) as url:
         try:
             open_page(page, url)
@@ -147,6 +147,7 @@ def test_a_reply_that_is_stopped_stays_and_can_go_on(page, way):
             expect(page.locator(".message.assistant")).to_have_attribute("data-state", "stopped")
             expect(page.locator(".message.assistant .note")).to_contain_text("Stopped.")
             expect(page.locator("#send")).to_be_visible()
+            assert gone.wait(30), "the server stops computing, too"
         finally:
             gate.set()
         model.script = replies(" three.")

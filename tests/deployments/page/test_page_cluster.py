@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.http_fakes import FakeModel, app_of, served
+from tests.support.http_site import serving
 from tests.support.page_cluster import CLUSTER, REQUESTS, WHY, StubSite, WithCluster, after_eviction
-from tests.support.page_site import serving
 
 POLL_MS = 2100  # a little more than the page waits between two snapshots
 
@@ -203,3 +203,18 @@ def test_a_request_tells_why_its_prompt_was_computed(page):
         page.keyboard.press("Escape")
         panel.get_by_role("button", name="Why: request req-2").click()
         expect(box).to_contain_text("Nothing is remembered of this request.")
+
+
+def test_what_was_not_known_is_no_zero_in_a_line(page):
+    unknown = copy.deepcopy(CLUSTER)
+    unknown["nodes"][0]["memory_used_bytes"] = None
+    cluster = WithCluster(app_of(served(FakeModel())), unknown)
+    with serving(cluster) as url:
+        show(page, url)
+        lines = chart(page, "Memory used").locator("path.stroke")
+        expect(lines).to_have_count(1)
+        cluster.snapshot = after_eviction()
+        page.clock.fast_forward(POLL_MS)
+        expect(lines).to_have_count(2)
+        assert "L" not in lines.first.get_attribute("d"), "one point as yet"
+        assert "L" in lines.last.get_attribute("d")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from erllama.cli.app import app
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
-from tests.support.http_site import served_over_http
+from tests.support.http_site import serving
 
 REPLY = "and so on and so on and so on"
 
@@ -64,7 +64,7 @@ def invoke(url, *words):
 
 def test_a_run_tells_cached_tokens_by_turn():
     server = OtherServer()
-    with served_over_http(server.app()) as url:
+    with serving(server.app()) as url:
         done = invoke(url, "--prompt-tokens", "120", "--turns", "3", "--reply-tokens", "6", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -81,7 +81,7 @@ def test_a_run_tells_cached_tokens_by_turn():
 
 def test_conversations_run_at_once_with_prompts_of_their_own():
     server = OtherServer()
-    with served_over_http(server.app()) as url:
+    with serving(server.app()) as url:
         done = invoke(
             url, "--prompt-tokens", "60", "--turns", "2", "--concurrency", "3", "--reply-tokens", "4", "--json"
         )
@@ -93,7 +93,7 @@ def test_conversations_run_at_once_with_prompts_of_their_own():
 
 
 def test_people_are_told_what_is_not_known():
-    with served_over_http(OtherServer(tells_cached=False).app()) as url:
+    with serving(OtherServer(tells_cached=False).app()) as url:
         done = invoke(url, "--prompt-tokens", "60", "--turns", "1", "--reply-tokens", "4")
     assert done.exit_code == 0, done.output
     assert "does not tell cached tokens" in done.stderr
@@ -103,7 +103,7 @@ def test_people_are_told_what_is_not_known():
 
 
 def test_a_refusal_is_told_and_the_other_turns_count():
-    with served_over_http(OtherServer(fails_at=4).app()) as url:
+    with serving(OtherServer(fails_at=4).app()) as url:
         done = invoke(url, "--prompt-tokens", "60", "--turns", "3", "--reply-tokens", "4", "--json")
     told = json.loads(done.stdout)
     assert (done.exit_code, len(told["turns"])) == (1, 1)
@@ -113,7 +113,7 @@ def test_a_refusal_is_told_and_the_other_turns_count():
 
 def test_our_server_has_its_own_clock_and_its_context_is_kept():
     prompts = FakePrompts(n_ctx=4096)  # a token is a byte
-    with served_over_http(app_of(served(FakeModel(replies(REPLY)), prompts))) as url:
+    with serving(app_of(served(FakeModel(replies(REPLY)), prompts))) as url:
         done = invoke(url, "--prompt-tokens", "500", "--turns", "2", "--json")
         refused = invoke(url, "--prompt-tokens", "4000")
     assert done.exit_code == 0, done.output
@@ -127,7 +127,7 @@ def test_our_server_has_its_own_clock_and_its_context_is_kept():
 @pytest.mark.parametrize(("words", "exit_code"), [(["--turns", "0"], 1), (["--model", "nobody"], 1)])
 def test_what_is_wrong_is_told_before_anything_is_asked(words, exit_code):
     server = OtherServer()
-    with served_over_http(server.app()) as url:
+    with serving(server.app()) as url:
         refused = invoke(url, *words)
     assert (refused.exit_code, server.bodies) == (exit_code, [])
 

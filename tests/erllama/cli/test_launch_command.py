@@ -15,7 +15,7 @@ from deployments.access.keys import KeySpec
 from erllama.api_keys import key_hash
 from erllama.cli.app import app
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, served
-from tests.support.http_site import served_over_http
+from tests.support.http_site import serving
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "sk-of-alice"
@@ -31,14 +31,14 @@ def site():
         served(FakeModel(), FakePrompts(n_ctx=4096), id="small"),
         served(FakeModel(), FakePrompts(n_ctx=65536), id="large"),
     ]
-    with served_over_http(app_of(*models)) as url:
+    with serving(app_of(*models)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def keyed_site():
     keys = (KeySpec(name="alice", hash=key_hash(KEY)),)
-    with served_over_http(app_of(served(FakeModel()), api_keys=keys)) as url:
+    with serving(app_of(served(FakeModel()), api_keys=keys)) as url:
         yield url
 
 

@@ -1,9 +1,17 @@
 // Conversations in the browser's local storage: one entry each, so that two tabs do not overwrite each other's.
 // At most `MAX_CONVERSATIONS`, and what the browser's quota allows: the ones that were used longest ago go first.
+// One that is so large that all others would have to go is not kept.
 
 const PREFIX = "erllama.conversation.";
 const SETTINGS = "erllama.settings";
 const MAX_CONVERSATIONS = 200;
+const MAX_CHARS = 2_000_000; // of one conversation; browsers keep some five million for a site
+
+function keys() {
+  return Array.from({ length: localStorage.length }, (_, index) => localStorage.key(index)).filter((key) =>
+    key.startsWith(PREFIX),
+  );
+}
 
 function read(key) {
   try {
@@ -15,14 +23,10 @@ function read(key) {
 
 /** All of them as `{id, title, updated}`, the newest first. */
 export function list() {
-  const found = [];
-  for (let index = 0; index < localStorage.length; index += 1) {
-    const key = localStorage.key(index);
-    if (!key.startsWith(PREFIX)) continue;
-    const kept = read(key);
-    if (kept?.id) found.push({ id: kept.id, title: kept.title, updated: kept.updated });
-  }
-  return found.sort((a, b) => b.updated - a.updated);
+  const found = keys()
+    .map(read)
+    .filter((kept) => kept?.id);
+  return found.map(({ id, title, updated }) => ({ id, title, updated })).sort((a, b) => b.updated - a.updated);
 }
 
 /** One of them, or null. A reply that was being made when its page went away was lost. */
@@ -35,23 +39,27 @@ export function load(id) {
   return kept;
 }
 
-/** Whether there was room for it, others having made way. */
+/** Whether there was room for it, older ones having made way. */
 export function save(conversation) {
   const text = JSON.stringify(conversation);
-  for (;;) {
-    try {
-      localStorage.setItem(PREFIX + conversation.id, text);
-      break;
-    } catch {
-      const oldest = list()
-        .filter(({ id }) => id !== conversation.id)
-        .at(-1);
-      if (!oldest) return false;
-      remove(oldest.id);
-    }
+  if (text.length > MAX_CHARS) return false;
+  while (!put(PREFIX + conversation.id, text)) {
+    const oldest = list().findLast(({ id }) => id !== conversation.id);
+    if (!oldest) return false;
+    remove(oldest.id);
   }
-  for (const { id } of list().slice(MAX_CONVERSATIONS)) remove(id);
+  if (keys().length > MAX_CONVERSATIONS) for (const { id } of list().slice(MAX_CONVERSATIONS)) remove(id);
   return true;
+}
+
+/** Whether the quota allowed it. */
+function put(key, text) {
+  try {
+    localStorage.setItem(key, text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 export function remove(id) {
@@ -60,10 +68,5 @@ export function remove(id) {
 
 export const loadSettings = () => read(SETTINGS) || {};
 
-export function saveSettings(settings) {
-  try {
-    localStorage.setItem(SETTINGS, JSON.stringify(settings));
-  } catch {
-    // the quota is used up by conversations: the settings hold for this page alone
-  }
-}
+/** Where the quota is used up by conversations, the settings hold for this page alone. */
+export const saveSettings = (settings) => put(SETTINGS, JSON.stringify(settings));

@@ -76,6 +76,7 @@ export class ChatView {
 
   create() {
     this.show(newConversation(storage.loadSettings()));
+    this.toggleSidebar(false);
     this.composer.input.focus();
   }
 

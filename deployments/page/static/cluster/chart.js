@@ -79,10 +79,12 @@ function areas(series, top) {
   });
 }
 
+/** A value that is null was not known: the line begins behind it. */
 function lines(series, top) {
   return series.map((one, index) => {
-    const { values } = one;
-    const points = values.map((value, at) => point(x(at, values.length), y(value, top)));
+    const points = one.values.flatMap((value, at) =>
+      value === null ? [] : [point(x(at, one.values.length), y(value, top))],
+    );
     return svg("path", { class: `stroke ${colour(one, index)}`, d: `M${points.join("L")}` });
   });
 }

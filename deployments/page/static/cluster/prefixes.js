@@ -18,7 +18,7 @@ export class PrefixPanel {
   /** `failed(error)` takes what was refused. */
   constructor(failed) {
     this.failed = failed;
-    this.open = new Set(); // the beginnings that the user has unfolded
+    this.folds = new Map(); // beginning -> whether the user has unfolded it
     this.model = el("select", { "aria-label": "Model of the prefixes", onchange: () => this.refresh() });
     this.order = el(
       "select",
@@ -90,8 +90,8 @@ export class PrefixPanel {
     const details = el(
       "details",
       {
-        open: this.open.has(path) || above === "",
-        ontoggle: () => (details.open ? this.open.add(path) : this.open.delete(path)),
+        open: this.folds.get(path) ?? above === "",
+        ontoggle: () => this.folds.set(path, details.open),
       },
       el(
         "summary",

@@ -87,11 +87,11 @@ export function tiersOf(snapshot) {
   return found;
 }
 
-/** One line per name that any point has: `[{name, values}]`, zero where a point has none. */
-export function series(points, pick) {
+/** One line per name that any point has: `[{name, values}]`, `missing` where a point has none. */
+export function series(points, pick, missing = 0) {
   const picked = points.map(pick);
   const names = [...new Set(picked.flatMap(Object.keys))].sort();
-  return names.map((name) => ({ name, values: picked.map((values) => values[name] || 0) }));
+  return names.map((name) => ({ name, values: picked.map((values) => values[name] ?? missing) }));
 }
 
 /** Values of many points as sums of at most `n` groups of neighbours. */

@@ -140,7 +140,7 @@ export class ClusterView {
         kind: "line",
         format: bytes,
         times,
-        series: series(points, ({ memory }) => memory),
+        series: series(points, ({ memory }) => memory, null),
       }),
       chart({
         title: "Requests by hit",
