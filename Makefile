@@ -13,7 +13,7 @@ LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $
 serve: setup
 	$(BIN)/python -m deployments.launch $(CONFIG)
 
-test: setup
+test: setup check-browser
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup
@@ -53,6 +53,14 @@ check-tools:
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing$$missing =="; apt-get update -q && apt-get install -y -q $$missing; \
 	  else echo "missing:$$missing. On Debian: sudo apt-get install$$missing"; exit 1; fi; fi
+
+# The tests of the page drive the system's Chromium. Asked each time: it is no part of .venv, whose stamp says nothing of it.
+.PHONY: check-browser
+check-browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing chromium =="; \
+	  apt-get update -q && apt-get install -y -q --no-install-recommends chromium; \
+	else echo "missing: chromium, for the tests of the page. On Debian: sudo apt-get install chromium"; exit 1; fi; }
 
 # Passes on the build's own progress ("[12/193]"), one short line each, and the last lines of anything that fails.
 define SHOW_PROGRESS

@@ -17,16 +17,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import ray
 from ray import serve
 
 from deployments.config import BuildArgs
+from deployments.cpu_shares import cpu_shares, cpu_supply
 from deployments.hub.service import ModelManager
 from deployments.ingress.deployment import Ingress, ingress_grace_s
 from deployments.memory.service import MemoryScheduler
-from deployments.model_app import HEALTH_PERIOD_S, cpu_share, make_deployment, replica_cpus, static_model_app
-
-__all__ = ["build_app", "cluster_cpus", "cpu_share", "replica_cpus"]
+from deployments.model_app import HEALTH_PERIOD_S, make_deployment, static_model_app
 
 
 def build_app(config: dict[str, Any]) -> serve.Application:
@@ -37,12 +35,12 @@ def build_app(config: dict[str, Any]) -> serve.Application:
     postponed annotations.
     """
     args = BuildArgs.model_validate(config)
-    node_cpus = cluster_cpus()
-    share = cpu_share(args, node_cpus)
-    models = {spec.id: static_model_app(spec, args, share) for spec in args.models}
+    supply = cpu_supply([spec.id for spec in args.models], os.cpu_count() or 1)
+    shares = cpu_shares(args, supply)
+    models = {spec.id: static_model_app(spec, args, shares[spec.id]) for spec in args.models}
     dumped = args.model_dump(mode="json")
     scheduler = _single(MemoryScheduler, "scheduler").bind(dumped, models) if args.scheduler.enabled else None
-    hub = _single(ModelManager, "hub").bind(dumped, node_cpus, scheduler) if args.hub.enabled else None
+    hub = _single(ModelManager, "hub").bind(dumped, supply.node_cpus, scheduler) if args.hub.enabled else None
     return make_deployment(
         Ingress,
         "ingress",
@@ -59,11 +57,3 @@ def _single(of: type[Any], name: str) -> serve.Deployment:
     return make_deployment(
         of, name, num_replicas=1, health_check_period_s=HEALTH_PERIOD_S, ray_actor_options={"num_cpus": 0}
     )
-
-
-def cluster_cpus() -> int:
-    """CPUs of the smallest node that has any, as Ray counts them; this machine's when no cluster is
-    connected."""
-    nodes: list[dict[str, Any]] = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    return min(filter(None, cpus), default=os.cpu_count() or 1)

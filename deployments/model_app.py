@@ -7,12 +7,12 @@ stream running, a broadcast waited 3 s for the stream's end).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ray import serve
 
 from deployments.config import Autoscaling, BuildArgs, ModelSpec, deployment_name
+from deployments.cpu_shares import CpuShare
 from deployments.model.deployment import Replica
 from deployments.model.load_limit import MAX_LOADS
 from deployments.routing.router import router_config
@@ -70,27 +70,9 @@ def model_app(
     )
 
 
-def static_model_app(spec: ModelSpec, args: BuildArgs, share: int) -> serve.Application:
-    """A configured model; `share` is that of `cpu_share`."""
-    num_cpus = replica_cpus(spec, share)
-    return model_app(spec, args, num_cpus=num_cpus, n_threads=max(1, math.floor(num_cpus)))
-
-
-def replica_cpus(spec: ModelSpec, share: int) -> float:
-    """CPUs to ask Ray for: as configured, else as many as the configured threads, else the model's
-    share of a node."""
-    if spec.num_cpus != "auto":
-        return spec.num_cpus
-    return spec.n_threads if spec.n_threads != "auto" else share
-
-
-def cpu_share(args: BuildArgs, node_cpus: int) -> int:
-    """CPUs for each replica that names none: a node's CPUs divided by all replicas that start with
-    the app, at least one."""
-    n_replicas = sum(
-        max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas for spec in args.models
-    )
-    return max(1, node_cpus // max(1, n_replicas))
+def static_model_app(spec: ModelSpec, args: BuildArgs, share: CpuShare) -> serve.Application:
+    """A configured model."""
+    return model_app(spec, args, num_cpus=share.num_cpus, n_threads=share.n_threads)
 
 
 def _autoscaling(spec: ModelSpec, scaling: Autoscaling) -> dict[str, Any]:

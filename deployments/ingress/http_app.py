@@ -37,6 +37,7 @@ from deployments.http.registry import ModelRegistry
 from deployments.http.tenant_client import Timeouts
 from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
+from deployments.page.scope import PageScope
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -136,6 +137,7 @@ def make_http_app(
         echo_request_id=echo_request_id,
         open_requests=open_requests,
     )
+    app.add_middleware(PageScope)
     if options.cors_origins:  # outermost, so that refusals carry the headers too
         app.add_middleware(
             CORSMiddleware,

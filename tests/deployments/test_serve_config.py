@@ -14,7 +14,6 @@ import yaml
 from pydantic import ValidationError
 
 from cache_store import StoreConfig, TierConfig
-from deployments.app import cpu_share, replica_cpus
 from deployments.config import (
     BuildArgs,
     FailoverPolicy,
@@ -235,20 +234,6 @@ def test_without_a_gpu_no_layer_is_offloaded_and_a_configured_thread_count_wins(
     assert args().models[0].engine_config(n_threads=3).n_threads == 3
     assert args(n_threads=7).models[0].engine_config(n_threads=3).n_threads == 7
     assert args(num_gpus=1).models[0].engine_config(n_threads=3).n_gpu_layers == "auto"
-
-
-def test_replicas_share_the_cpus_of_a_node():
-    two = BuildArgs.model_validate({"models": [{"id": "a", "path": "a", "num_replicas": 2}, {"id": "b", "path": "b"}]})
-    assert cpu_share(two, 8) == 2
-    assert cpu_share(two, 1) == 1
-    assert replica_cpus(args().models[0], 4) == 4
-    assert replica_cpus(args(n_threads=3).models[0], 4) == 3
-    assert replica_cpus(args(num_cpus=0.5).models[0], 4) == 0.5
-
-
-def test_a_scaled_to_zero_model_counts_as_one_replica():
-    scaled = args(autoscaling={"min_replicas": 0, "max_replicas": 5})
-    assert cpu_share(scaled, 4) == 4
 
 
 def test_ids_with_a_tag_give_a_deployment_name_that_can_name_a_file():

@@ -16,6 +16,7 @@ from ray.serve.schema import ServeApplicationSchema
 
 from deployments import app
 from deployments.config import BuildArgs
+from deployments.cpu_shares import CpuShare, CpuSupply
 from deployments.memory.service import MemoryScheduler
 from deployments.model_app import make_deployment, static_model_app
 from deployments.versions import model_version, pin_version
@@ -103,7 +104,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Deploym
     """What Serve's controller knows of each deployment of a config file with these `args` and, of
     models, overrides under `deployments:`. Nodes have 8 CPUs.
     """
-    monkeypatch.setattr(app, "cluster_cpus", lambda: 8)
+    monkeypatch.setattr(app, "cpu_supply", lambda *_: CpuSupply(8))
     context = SimpleNamespace(get_job_id=lambda: "01000000")
     monkeypatch.setattr(deploy_utils, "ray", SimpleNamespace(get_runtime_context=lambda: context))
 
@@ -163,7 +164,7 @@ def test_overrides_in_a_config_file_keep_the_version(deployed):
 def test_a_second_replica_needs_nothing_that_the_first_was_not_made_with():
     def made_with(n: int) -> Any:
         args = BuildArgs.model_validate({"models": [{**A, "num_replicas": n}]})
-        kwargs = dict(static_model_app(args.models[0], args, 1)._bound_deployment.init_kwargs)
+        kwargs = dict(static_model_app(args.models[0], args, CpuShare(1, 1))._bound_deployment.init_kwargs)
         return {name: value for name, value in kwargs.items() if name != "salts"}
 
     assert made_with(1) == made_with(2)

@@ -1,5 +1,5 @@
 """A changed config restarts what it changes: one model of several, an added one, and no other; a stream
-of one that stays goes on.
+of one that stays goes on. The models share the node's CPUs, as they do where nothing is configured.
 
 The file comes before the tests that share one long-lived server: HAProxy allows one cluster per
 machine.
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 def model(name: str, **changes: Any) -> dict[str, Any]:
     return {
-        "id": name, "path": "demo", "n_ctx": 16384, "n_parallel": 1, "n_threads": 1, "num_cpus": 0.3, "drain_s": 1.0, **changes,
+        "id": name, "path": "demo", "n_ctx": 16384, "n_parallel": 1, "drain_s": 1.0, **changes,
     }  # fmt: skip
 
 

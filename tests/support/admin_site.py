@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -32,6 +33,7 @@ class Site:
     http: httpx.AsyncClient
     replicas: list[ModelReplica]
     handle: LocalHandle
+    app: Any
 
     async def kept(self, text: str = TEXT, **more: object) -> dict:
         """A prefix that was computed ahead."""
@@ -76,8 +78,9 @@ async def site(
     handle = LocalHandle(*replicas, *[HANGS] * hangs)
     model = ServedModel("demo", ModelClient.of(handle), FakePrompts(), 1_700_000_000)
     try:
-        async with http_client(app_of(model, **options), **(headers or {})) as http:
-            yield Site(http, replicas, handle)
+        app = app_of(model, **options)
+        async with http_client(app, **(headers or {})) as http:
+            yield Site(http, replicas, handle, app)
     finally:
         for replica in replicas:
             await asyncio.to_thread(replica.close)

@@ -63,6 +63,9 @@ class _Broadcast:
     async def _fetch_replica_results_async(self) -> list[_Result]:
         return self._results
 
+    async def results_async(self) -> list[Any]:
+        return [await result.get_async() for result in self._results]
+
 
 class _Method:
     def __init__(self, handle: LocalHandle, name: str) -> None:
