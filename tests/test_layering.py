@@ -51,6 +51,7 @@ ORDER = {
             "attempt_id",
             "access",
             "noise",
+            "capture",
             "http",
             "generation",
             "dialects",

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from cache_store.config import parse_bytes
 from deployments.access.keys import ApiKey
+from deployments.capture.options import CaptureOptions
 from deployments.noise.options import NoiseOptions
 
 Text = Annotated[str, Field(min_length=1)]
@@ -54,7 +55,8 @@ class HttpOptions:
     long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
     the stream is cancelled (up to twice as long goes by); None is for ever.
     noise: rules against what clients write into prompts that changes though nothing was said.
-    responses: how many of the Responses API are kept, and for how long.
+    responses: how many of the Responses API are kept, and for how long. capture: where requests are
+    kept for measuring.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -69,3 +71,4 @@ class HttpOptions:
     slow_reader_s: Seconds | None = 120.0
     responses: ResponsesOptions = field(default_factory=ResponsesOptions)
     noise: NoiseOptions = field(default_factory=NoiseOptions)
+    capture: CaptureOptions = field(default_factory=CaptureOptions)

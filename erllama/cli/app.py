@@ -17,7 +17,8 @@ from erllama.cli.cache import cache_app
 from erllama.cli.chat import chat_app
 from erllama.cli.models import models
 from erllama.cli.output import AsJson, print_fields, print_json
-from erllama.cli.requests.why import requests
+from erllama.cli.requests.replay import replay_app
+from erllama.cli.requests.why import why_app
 from erllama.cli.running import running
 from erllama.cli.server import Key, open_server
 from erllama.cli.server_url import Host
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
-for group in (chat_app, models, running, requests):
+for group in (chat_app, models, running, why_app, replay_app):
     app.add_typer(group)
 app.add_typer(key_app, name="key")
 app.add_typer(cache_app, name="cache")

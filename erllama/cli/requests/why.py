@@ -14,12 +14,12 @@ from erllama.cli.output import AsJson, print_json, print_table
 from erllama.cli.server import Key, Server, path_of
 from erllama.cli.server_url import Host
 
-requests = typer.Typer()
+why_app = typer.Typer()
 
 _REQUESTS = "/erllama/v1/requests"
 
 
-@requests.command(epilog="Example: erllama why 5f0c0a52-8a2c-4a57-9b47-2f1f6f1d8a11")
+@why_app.command(epilog="Example: erllama why 5f0c0a52-8a2c-4a57-9b47-2f1f6f1d8a11")
 def why(
     request_id: Annotated[
         str | None, typer.Argument(help="What x-request-id of the answer said; without one the last requests.")
