@@ -53,6 +53,7 @@ ORDER = {
             "telemetry",
             "access",
             "noise",
+            "capture",
             "http",
             "generation",
             "dialects",
