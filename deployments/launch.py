@@ -1,5 +1,5 @@
-"""`python -m deployments.launch [CONFIG | --env]`: check a config, then become `deployments.run`
-with the switches measured as best.
+"""`python -m deployments.launch [CONFIG | --default | --env]`: check a config, then become
+`deployments.run` with the switches measured as best.
 
 The switches must be in the environment of the process that starts Ray, because its workers inherit
 them. They are Ray's, not ours: our own configuration is the file alone. Everything is correct
@@ -25,6 +25,7 @@ from erllama.errors import ErllamaError
 from erllama.gguf.check import check_adapter, check_cache_types, inspect_gguf
 
 IMPORT_PATH = "deployments.app:build_app"
+DEFAULT_CONFIG = Path(__file__).with_name("default_config.yaml")
 SWITCHES: Mapping[str, str] = {
     # HTTP through the bundled HAProxy, gRPC between deployments, one event loop per replica: about
     # a fifth of the CPU per streamed token.
@@ -132,12 +133,12 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Exec `deployments.run`; exits with 2 when the config is wrong. `--env` prints the switches as
-    NAME=VALUE for `ray start`."""
+    """Exec `deployments.run`; exits with 2 when the config is wrong. `--default` is the config of this
+    package. `--env` prints the switches as NAME=VALUE for `ray start`."""
     if argv == ["--env"]:
         print("\n".join(f"{name}={value}" for name, value in environment({}).items()))
         return
-    config, *more = argv or ["serve_config.yaml"]
+    config, *more = [str(DEFAULT_CONFIG)] if argv == ["--default"] else argv or ["serve_config.yaml"]
     if more:
         print(f"one config at a time: {' '.join(more)!r} is too much", file=sys.stderr)
         sys.exit(2)

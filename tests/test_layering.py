@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "cache_store": (
         *("errors", "format", "index", "in_flight", "config", "records"),
-        *("tiers", "sharing", "write", "documents", "read", "transfer", "store", "__init__", "testing"),
+        *("tiers", "sharing", "write", "documents", "read", "transfer", "verify", "store", "__init__", "testing"),
     ),
     "erllama": (
         *(

@@ -1,14 +1,14 @@
-"""The commands for the hub: pull, list, rm, cp.
-
-Each imports the hub itself: with it come HTTP and huggingface_hub, which the other commands need not
-wait for.
+"""The commands for models by name: pull, list, show, create, cp, rm. They work on a server's hub, or on this
+machine's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,78 +22,176 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from erllama.cli.failures import clear_errors
-from erllama.hub.config import HubConfig
-from erllama.hub.events import PullEvent
-from erllama.hub.name import ModelName
+from erllama.cli.modelfile import parse_modelfile, parse_parameters
+from erllama.cli.output import AsJson, print_fields, print_json, print_table, size
+from erllama.cli.server import Key
+from erllama.cli.server_url import Host
+from erllama.errors import InvalidParameter
 
 models = typer.Typer()
 
 Directory = Annotated[
-    Path | None, typer.Option("--hub", help="The hub's directory; by default in the user's cache directory.")
+    Path | None, typer.Option("--hub", help="A hub's directory on this machine, whatever server runs.")
 ]
 Name = Annotated[str, typer.Argument(help="A model's name: [[host/]namespace/]model[:tag].")]
 SOURCE_HELP = (
     "hf://owner/repo[:quant | /file.gguf], ollama://model:tag, https://..., s3://... or another URL of fsspec, "
     "a file, or a name of the Ollama registry."
 )
+_COLUMNS = ("name", "digest", "size", "architecture", "type", "state")
 
 
-@models.command()
+@models.command(epilog="Example: erllama pull hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M --as qwen:0.5b")
 def pull(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     name: Annotated[str | None, typer.Option("--as", help="The model's name; by default made from the source.")] = None,
     hub: Directory = None,
+    host: Host = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a model into the hub. What was fetched before an interruption is not fetched again."""
-    from erllama.hub.hub import Hub
+    from erllama.cli.library import open_library
 
-    file = Path(source)
+    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+        events = library.pull(source, name)
+        if as_json:
+            for event in events:
+                print_json(asdict(event))
+        else:
+            _show_progress(events)
+
+
+@models.command("list", epilog="Example: erllama list --json | jq -r '.[].name'")
+def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, as_json: AsJson = False) -> None:
+    """The models that there are."""
+    from erllama.cli.library import open_library
+
+    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+        cards = library.list()
+        if as_json:
+            print_json(cards)
+            return
+        print_table(_COLUMNS, [[_cell(card, column) for column in _COLUMNS] for card in cards])
+        for card in cards:
+            if card.get("reason"):
+                typer.secho(f"warning: {card['name']}: {card['reason']}", fg="yellow", err=True)
+
+
+@models.command(epilog="Example: erllama show qwen:0.5b")
+def show(
+    model: Annotated[str, typer.Argument(help="A model's name, the path of a GGUF, or 'demo'.")] = "demo",
+    hub: Directory = None,
+    host: Host = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a model is: architecture, size, quantisation, context, chat template."""
+    from erllama.cli.library import open_library
+
     with clear_errors():
-        _show_progress(Hub(HubConfig(dir=hub)).pull(str(file.absolute()) if file.is_file() else source, name))
+        facts = _file_facts(model) if host is None else None
+        if facts is None:
+            with closing(open_library(host, api_key, hub)) as library:
+                facts = library.show(model)
+        if as_json:
+            print_json(facts)
+        else:
+            print_fields({name: _cell(facts, name) for name in facts if name != "chat_template"})
 
 
-@models.command("list")
-def list_models(hub: Directory = None) -> None:
-    """The models of the hub."""
-    from erllama.hub.hub import Hub
-    from erllama.hub.manifest import Damaged
+@models.command(epilog="Example: erllama create pirate --from qwen:0.5b --system 'You are a pirate.'")
+def create(
+    name: Name,
+    base: Annotated[str | None, typer.Option("--from", help="The model that it is made of.")] = None,
+    system: Annotated[str | None, typer.Option(help="Its system text, where a request has none.")] = None,
+    template: Annotated[Path | None, typer.Option(help="A file with its chat template, in Jinja.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, as in Ollama's PARAMETER.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A Modelfile.")] = None,
+    hub: Directory = None,
+    host: Host = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """A model with another system text, template or parameters. Takes no space."""
+    from erllama.cli.library import open_library
 
-    table = Table("name", "digest", "size", "architecture", "type", box=None)
     with clear_errors():
-        for entry in Hub(HubConfig(dir=hub)).list():
-            name = ModelName.parse(entry.name).short
-            if isinstance(entry, Damaged):
-                table.add_row(name, "", "", "damaged", "")
-                typer.secho(f"warning: {entry.reason}", fg="yellow", err=True)
-            else:
-                digest, details = entry.digest.removeprefix("sha256:")[:12], entry.details
-                table.add_row(name, digest, decimal(entry.size), details.architecture, details.file_type)
-        Console().print(table)
+        said = parse_modelfile(_text(file)) if file is not None else parse_modelfile("")
+        origin = base or said.base
+        if not origin:
+            raise InvalidParameter("which model is it made of? Give --from, or FROM in the Modelfile", param="from")
+        changes: dict[str, Any] = {
+            "system": system if system is not None else said.system,
+            "template": _text(template) if template is not None else said.template,
+            "parameters": {**said.parameters, **parse_parameters(parameter or [])} or None,
+        }
+        with closing(open_library(host, api_key, hub)) as library:
+            library.create(name, origin, changes)
+        _done(f"created {name}", as_json, name=name, base=origin)
 
 
-@models.command()
-def rm(name: Name, hub: Directory = None) -> None:
-    """Remove a model; files that others share stay."""
-    from erllama.hub.hub import Hub
-
-    with clear_errors():
-        freed = Hub(HubConfig(dir=hub)).delete(name)
-        typer.echo(f"removed {name}, {decimal(freed.n_bytes)} are free")
-
-
-@models.command()
-def cp(name: Name, target: Name, hub: Directory = None) -> None:
+@models.command(epilog="Example: erllama cp qwen:0.5b small")
+def cp(
+    name: Name, target: Name, hub: Directory = None, host: Host = None, api_key: Key = None, as_json: AsJson = False
+) -> None:
     """Give a model another name. Takes no space."""
-    from erllama.hub.hub import Hub
+    from erllama.cli.library import open_library
 
-    with clear_errors():
-        Hub(HubConfig(dir=hub)).copy(name, target)
+    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+        library.copy(name, target)
+        _done(f"{target} is {name}", as_json, name=target, base=name)
 
 
-def _show_progress(events: Iterable[PullEvent]) -> None:
+@models.command(epilog="Example: erllama rm small")
+def rm(
+    name: Name,
+    force: Annotated[bool, typer.Option(help="Also while requests for it run.")] = False,
+    hub: Directory = None,
+    host: Host = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a model; files that others share stay."""
+    from erllama.cli.library import open_library
+
+    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+        freed = library.delete(name, force=force)
+        text = f"removed {name}" if freed is None else f"removed {name}, {decimal(freed)} are free"
+        _done(text, as_json, name=name, deleted=True, freed_bytes=freed)
+
+
+def _done(text: str, as_json: bool, **facts: Any) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(text)
+
+
+def _cell(card: dict[str, Any], name: str) -> object:
+    value = card.get(name)
+    return size(value) if name in ("size", "size_bytes") and isinstance(value, int) else value
+
+
+def _file_facts(model: str) -> dict[str, Any] | None:
+    """Of a GGUF on this machine; None when that is no such file."""
+    from erllama.demo import demo_model_path
+    from erllama.gguf.check import inspect_gguf
+
+    path = demo_model_path() if model == "demo" else Path(model)
+    return asdict(inspect_gguf(str(path))) if path.is_file() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"cannot read {path}: {error}") from None
+
+
+def _show_progress(events: Iterable[Any]) -> None:
     """A bar for each file, a line for each step."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     bars: dict[str, TaskID] = {}

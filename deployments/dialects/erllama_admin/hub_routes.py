@@ -31,7 +31,8 @@ def hub_routes(models: ModelRegistry, options: HttpOptions) -> APIRouter:
     async def list_hub(request: Request) -> Response:
         require_admin(request)
         found = await models.of(request).of_library()
-        return JSONResponse({"object": "list", "data": [hub_card(model) for model in found]})
+        data = [hub_card(model) for model in found]
+        return JSONResponse({"object": "list", "enabled": models.library.is_there, "data": data})
 
     @router.post(f"{HUB}/pull")
     async def pull(request: Request) -> Response:
