@@ -18,7 +18,9 @@ class Plan:
 
     `ends` begins with the END object at n_tokens: the checkpoint of a model that needs one
     (`need_end`), before shorter choices, longest first; else stored logits for the whole prompt,
-    or nothing. `chain` is the whole prompt, of which the first n_tokens are stored.
+    or nothing. `chain` is the whole prompt, of which the first n_tokens are stored. `n_known` of it
+    are in the index, also those that no tier can be asked for now; `branch` are the ids that follow
+    them on the stored prefix that shares most, as far as they are known: none where it ends.
     """
 
     chain: TokenChain
@@ -27,6 +29,8 @@ class Plan:
     ends: tuple[BlockId, ...]
     estimated_s: float
     need_end: bool
+    n_known: int
+    branch: NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

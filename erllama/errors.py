@@ -91,6 +91,13 @@ class PrefixNotFound(RequestError):
     code = "prefix_not_found"
 
 
+class RequestNotFound(RequestError):
+    """Nothing is remembered of a request of that id: never, not any more, or not for who asks."""
+
+    http_status = 404
+    code = "request_not_found"
+
+
 class TranscriptMismatch(RequestError):
     """A session's tokens are not what the caller expects; they agree before index `diverges_at`."""
 

@@ -14,8 +14,9 @@ from cache_store import Store, StoreConfig, StoreStats
 from erllama.backend.base import ModelBackend
 from erllama.cache.live import LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
-from erllama.cache.setup import make_flow, make_root_of
+from erllama.cache.setup import make_flow, make_prompt_log, make_root_of
 from erllama.config import EngineConfig, make_config
+from erllama.diagnosis.prompt_log import Blame
 from erllama.engine.adapters import read_adapter
 from erllama.engine.engine import Engine
 from erllama.engine.loop import EngineLoop, Wake
@@ -27,6 +28,7 @@ from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
 from erllama.model_info import make_model_info, make_model_memory, make_templates
 from erllama.model_prefixes import PrefixMethods
+from erllama.model_requests import RequestMethods
 from erllama.pooled import PooledOutputs
 from erllama.request import GenerationRequest, build_request, session_name
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
@@ -35,7 +37,7 @@ from erllama.stream import InferStream, seconds_until
 log = logging.getLogger(__name__)
 
 
-class Model(PooledOutputs, PrefixMethods):
+class Model(PooledOutputs, PrefixMethods, RequestMethods):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:
@@ -60,6 +62,7 @@ class Model(PooledOutputs, PrefixMethods):
         store: Store | StoreConfig | None = None,
         policy: CachePolicy | None = None,
         make_backend: Callable[[EngineConfig], ModelBackend] | None = None,
+        blame: Blame | None = None,
         **settings: Any,
     ) -> None:
         """Load a model from an `EngineConfig`, from its fields as keywords, or from both.
@@ -68,7 +71,8 @@ class Model(PooledOutputs, PrefixMethods):
         to the model, a `Store` is the caller's to close. Without one, prefixes are shared within
         the context only. `policy` says what is saved when. `sink` receives, on the engine thread
         and once per step, the events of requests that `post` queued. `make_backend` loads the file,
-        by default through llama.cpp; tests pass `StubBackend.from_config`.
+        by default through llama.cpp; tests pass `StubBackend.from_config`. `blame` finds the client
+        noise that made a prompt computed (`why`).
 
         Raises `ModelLoadError` when the file is missing, malformed or not a model,
         `InvalidParameter` for a wrong setting.
@@ -86,6 +90,7 @@ class Model(PooledOutputs, PrefixMethods):
             self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._templates = make_templates(self._backend.vocab, config)
+            self._prompt_log = make_prompt_log(self._backend, self._policy, store, blame)
             self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them
@@ -333,6 +338,7 @@ class Model(PooledOutputs, PrefixMethods):
                 self._save_at_shutdown(give_up)
             self._closed = True  # llama.cpp's vocabulary goes with the model
             self._loop.stop(timeout_s)
+            self._prompt_log.close()
             if self._owned_store is not None:
                 self._owned_store.close(timeout_s=seconds_until(give_up))
             self._backend.close()
@@ -357,7 +363,7 @@ class Model(PooledOutputs, PrefixMethods):
     def _build(self, deliver: Deliver, wake: Wake) -> Engine:
         salt = "" if self.store is None else self.store.salt
         self._root_of = make_root_of(self._backend, self._config, self._fingerprint, salt)
-        flow = make_flow(self._backend, self._config, self._policy, self.store, wake)
+        flow = make_flow(self._backend, self._config, self._policy, self.store, wake, self._prompt_log)
         return Engine(self._backend, self._config, deliver, flow=flow, root_of=self._root_of)
 
     def _save_at_shutdown(self, give_up: float) -> None:

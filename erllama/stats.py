@@ -148,6 +148,14 @@ class CacheCounters:
         return replace(self, hits=dict(self.hits), saves=dict(self.saves))
 
 
+@dataclass(frozen=True, slots=True)
+class CauseCount:
+    """Requests whose prompts were computed, as far as they were, for one cause, and the tokens of it."""
+
+    requests: int = 0
+    computed_tokens: int = 0
+
+
 @dataclass(slots=True)
 class Counters:
     """What the engine thread has counted since the start. Only that thread writes; others see
@@ -173,7 +181,9 @@ class EngineStats:
     `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of
     running sequences and `idle_kv_tokens` of finished ones are in the context. `has_context` is
     False after an evict, `weights_loaded` after an unload, until the next request. `kv_bytes` is
-    what the context holds for KV. `sessions` counts known sessions.
+    what the context holds for KV. `sessions` counts known sessions. `causes` counts requests by why
+    their prompts had to be computed: the names are those of `erllama.diagnosis.record.Cause`, and
+    `noise:<rule>`.
     """
 
     n_parallel: int
@@ -193,6 +203,7 @@ class EngineStats:
     adapters: tuple[AdapterInfo, ...] = ()
     counts: Counters = field(default_factory=Counters)
     cache: CacheCounters = field(default_factory=CacheCounters)
+    causes: dict[str, CauseCount] = field(default_factory=dict)
 
     @property
     def n_running(self) -> int:

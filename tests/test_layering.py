@@ -38,11 +38,12 @@ ORDER = {
             "config",
             "fit",
             "footprint",
+            "diagnosis",
             "cache",
             "stream",
         ),
-        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model"),
-        *("__init__", "cli", "testing"),
+        *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
+        *("__init__", "agents", "cli", "testing"),
     ),
     "deployments": (
         *(
@@ -64,7 +65,7 @@ ORDER = {
             "model_app",
             "hub",
         ),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run", "doctor"),
     ),
 }
 PACKAGES = tuple(ORDER)

@@ -198,6 +198,11 @@ class Index:
         with self._lock:
             return Path(self._graph, chain)
 
+    def branch(self, path: Path) -> NDArray[np.uint32]:
+        """What follows a path on the stored prefix that shares most with its prompt: see `Path.branch`."""
+        with self._lock:
+            return np.frombuffer(path.branch(), ">u4").astype(np.uint32)
+
     def way_to(self, key: ChainKey) -> list[BlockId]:
         """The objects of the prefix `key` in order: ROWS from its root on, each with the END behind it;
         [] when it is not stored whole. For people: looks at every node.

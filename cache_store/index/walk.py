@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import islice
+from operator import attrgetter
 
 from cache_store.format.block import BlockId
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.radix import TOKEN_BYTES, Edge, Graph, Node
 
 MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
+MAX_BRANCH = 1024  # tokens of a stored prefix behind the point where a prompt leaves it
+_MAX_LOOKED_AT = 64  # edges of one node: there may be ten thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,23 @@ class Path:
             edges.append(edge)
             n -= edge.n_tokens
         return tuple(Hop(edge.id, edge.n_tokens) for edge in reversed(edges))
+
+    def branch(self) -> bytes:
+        """The tokens (big-endian uint32) behind the first `n_tokens` on the stored prefix that shares most
+        with the prompt, at most `MAX_BRANCH` and as far as they are known; b"" where nothing follows. Where
+        several prefixes go on, the one that was used most. The caller holds the lock of the graph's owner.
+        """
+        found, node = b"", self._reached[self.n_whole][0] if self._reached else None
+        if self._part is not None:
+            found = (self._part.tokens or b"")[(self.n_tokens - self._part.parent.depth) * TOKEN_BYTES :]
+            node = self._part.child
+        while node is not None and len(found) < MAX_BRANCH * TOKEN_BYTES:
+            known = (edge for edge in islice(node.children(), _MAX_LOOKED_AT) if edge.tokens)
+            edge = max(known, key=attrgetter("score"), default=None)
+            if edge is None:
+                break
+            found, node = found + (edge.tokens or b""), edge.child
+        return found[: MAX_BRANCH * TOKEN_BYTES]
 
     def _walk(self, graph: Graph, chain: TokenChain) -> int:
         """Fill `_reached` and `_part`; the length of the prefix."""

@@ -246,7 +246,8 @@ class PrefixSearch:
             readable = self._readable_in(found)
             if readable and self.stack.staged not in readable:
                 seconds += self.stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
-        return Plan(lookup.chain, n_tokens, hops, ends, seconds, lookup.need_end)
+        n_known, branch = lookup.path.n_tokens, self.stack.index.branch(lookup.path)
+        return Plan(lookup.chain, n_tokens, hops, ends, seconds, lookup.need_end, n_known, branch)
 
     def _readable_in(self, found: StoredObject) -> list[int]:
         """The memory, and the tiers whose circuit is closed."""

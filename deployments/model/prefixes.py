@@ -1,4 +1,4 @@
-"""The part of `ModelClient` that is about stored prefixes and sessions.
+"""The part of `ModelClient` that is about stored prefixes, sessions and the last requests.
 
 Pins and evictions go to all replicas: one on another node may have tiers of its own. A file is
 exported and imported object by object, each in a call of its own that any replica may answer, so that
@@ -17,6 +17,7 @@ from cache_store.transfer import CHUNK_BYTES, Entry, packed_entry, packed_head
 from deployments.http.answers import Answer, values
 from deployments.model.handles import ModelPlace
 from deployments.model.replica import ReplicaState
+from erllama.diagnosis.record import PromptRecord
 from erllama.errors import InvalidParameter, StoreUnavailable
 
 _READ_S = 10.0  # until a replica must have said what it knows
@@ -79,6 +80,20 @@ class PrefixCalls:
     async def states(self) -> list[Answer[ReplicaState]]:
         """What each replica does, and counts."""
         return await self._each(_READ_S, "state")
+
+    async def requests(self, limit: int, *, salt: str | None = "") -> list[Answer[list[PromptRecord]]]:
+        """The last requests of each replica, newest first; with `salt` None those of all tenants."""
+        return await self._each(_READ_S, "requests", limit, salt)
+
+    async def why(self, request_id: str, *, salt: str | None = "") -> PromptRecord:
+        """Why the prompt of a request was computed, as the replica that served it tells, unless
+        another one had seen more of the prompt before. Raises `RequestNotFound`."""
+        answers: list[Answer[PromptRecord]] = await self._each(_READ_S, "why", request_id, salt)
+        record = max(values(answers), key=lambda one: one.n_computed)
+        if len(answers) == 1 or not record.next_keys:
+            return record
+        seen: list[Answer[int]] = await self._each(_READ_S, "n_seen", *record.next_prefixes)
+        return record.seen_elsewhere(max((answer.value or 0 for answer in seen), default=0))
 
     async def export_prefix(self, key: str, *, salt: str = "") -> AsyncGenerator[bytes, None]:
         """A stored prefix as one file (`cache_store.transfer`), in pieces of at most 1 MiB. Raises

@@ -27,6 +27,7 @@ from deployments.memory.sources import MemorySource
 from deployments.model.recording import Reader, Recording, RecordingState
 from deployments.model.recordings import Recordings
 from deployments.model.stored_calls import StoredCalls
+from deployments.noise.blame import blamed_rule
 from deployments.routing.stats import RoutingStats
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
@@ -81,15 +82,15 @@ class ModelReplica(StoredCalls):
         salts: Sequence[str] = ("",),
         make_model: MakeModel = Model,
     ) -> None:
-        """Load the model. Raises what the load raises: Serve shows it in `serve status`. `routing`
-        None: no router wants to know. `salts` are those of the tenants, for what is prewarmed."""
+        """Load the model. Raises what the load raises: Serve shows it. `routing` None: no router wants
+        to know. `salts` are those of the tenants, for what is prewarmed."""
         self._spec = spec
         self._recordings = Recordings()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         config: EngineConfig = spec.engine_config(n_threads=n_cpus)
         started = time.monotonic()
-        self._model = make_model(config, sink=self._on_events, store=store, policy=policy)
+        self._model = make_model(config, sink=self._on_events, store=store, policy=policy, blame=blamed_rule)
         try:
             for adapter in spec.adapters:
                 handle = self._model.load_adapter(adapter.path)
@@ -275,8 +276,7 @@ class ModelReplica(StoredCalls):
         return await asyncio.to_thread(self._model.unload)
 
     async def cancel(self, ref: str) -> None:
-        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are
-        fine (another replica may know them)."""
+        """Cancel a request, whichever attempt of it runs here. Idempotent; unknown references are fine."""
         for engine_id in self._recordings.cancel(ref):
             self._model.cancel(engine_id)
 

@@ -1,5 +1,5 @@
-"""The calls of a replica that concern what it keeps: stored prefixes and sessions, for people and
-other nodes, and memory, for the scheduler. None of them computes, none blocks the event loop.
+"""The calls of a replica that concern what it keeps: stored prefixes, sessions and its last requests, for
+people and other nodes, and memory, for the scheduler. None of them computes, none blocks the event loop.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cache_store import CachedPrefix, GarbageReport, ImportState, IndexDelta, PinInfo
+from cache_store import CachedPrefix, ChainKey, GarbageReport, ImportState, IndexDelta, PinInfo
 from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResult, ReplicaReport
 from deployments.memory.replica import ReplicaMemory
+from erllama.diagnosis.record import PromptRecord
 from erllama.model import Model
 
 
@@ -58,6 +59,17 @@ class StoredCalls:
 
     async def fork_session(self, session_id: str, new_session_id: str, salt: str = "") -> bool:
         return await asyncio.to_thread(self._model.fork_session, session_id, new_session_id, salt=salt)
+
+    # --- the last requests: see `RequestMethods` --------------------------------------------------
+
+    async def requests(self, limit: int, salt: str | None = "") -> list[PromptRecord]:
+        return await asyncio.to_thread(self._model.requests, limit, salt=salt)
+
+    async def why(self, request_id: str, salt: str | None = "") -> PromptRecord:
+        return await asyncio.to_thread(self._model.why, request_id, salt=salt)
+
+    async def n_seen(self, keys: Sequence[ChainKey], first_at: int, before_s: float) -> int:
+        return await asyncio.to_thread(self._model.n_seen, keys, first_at, before_s)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 

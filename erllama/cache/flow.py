@@ -24,6 +24,7 @@ from erllama.cache.live import Choice, Held, LiveKv, Upcoming, upcoming
 from erllama.cache.policy import CachePolicy, SaveReason
 from erllama.cache.read import KvReader, ReadJob, Restored
 from erllama.cache.save import KvSaver
+from erllama.diagnosis.prompt_log import PromptLog, lookup_of
 from erllama.errors import ErllamaError
 from erllama.sequence.machine import Step
 from erllama.sequence.sampling import Logits
@@ -52,12 +53,14 @@ class CacheFlow:
         reader: KvReader | None = None,
         saver: KvSaver | None = None,
         align: int = 1,
+        prompt_log: PromptLog | None = None,
     ) -> None:
         self._backend = backend
         self._policy = policy
         self.counts = counts
         self._reader = reader
         self._saver = saver
+        self.prompt_log = prompt_log
         self.live = LiveKv(align, cuttable=backend.kv_layout.kind.cuttable)
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
@@ -222,6 +225,9 @@ class CacheFlow:
     def _count_hit(self, sequence: Sequence) -> None:
         if sequence.request.restore_only:
             return
+        if self.prompt_log is not None:
+            job = self._jobs.get(sequence)
+            self.prompt_log.looked_up(lookup_of(sequence, None if job is None else job.answer, self._prefill_rate))
         if sequence.n_kv == 0:
             self.counts.misses += 1
             return
@@ -259,6 +265,8 @@ class CacheFlow:
         self._reading.discard(sequence)
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
+        if self.prompt_log is not None:
+            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self._prefill_rate)
         job = self._jobs.pop(sequence, None)
         if job is not None:
             job.cancelled.set()

@@ -21,6 +21,7 @@ import numpy as np
 from cache_store import BLOCK_TOKENS, Block, ChainKey, Fetched, Plan, Store, TokenChain
 from erllama.backend.base import Backend
 from erllama.cache.policy import CachePolicy, worth_restoring
+from erllama.diagnosis.record import StoreAnswer
 from erllama.kv.layout import KvImage
 from erllama.request import GenerationRequest
 from erllama.sequence.sampling import Logits
@@ -47,7 +48,8 @@ class ReadJob:
     tokens per second, 0 unknown.
 
     Reader threads read everything but `sequence`, which belongs to the engine thread and is only
-    carried along. The engine thread sets `cancelled` when the sequence ends.
+    carried along. The engine thread sets `cancelled` when the sequence ends. A reader thread fills
+    `answer`, which the engine thread reads once the result is there.
     """
 
     sequence: Sequence
@@ -56,6 +58,7 @@ class ReadJob:
     n_live: int
     prefill_rate: float
     cancelled: threading.Event = field(default_factory=threading.Event)
+    answer: StoreAnswer = field(default_factory=StoreAnswer)
 
     @property
     def computes(self) -> bool:
@@ -171,6 +174,7 @@ class KvReader:
         except Exception as error:  # failing open: the prompt is computed
             log.exception("restore failed: request_id=%s", job.request.request_id)
             result = Restored(job, problem=repr(error))
+        job.answer.problem = result.problem
         self._done.append(result)
         self._wake()
 
@@ -182,9 +186,12 @@ class KvReader:
         plan = self._lookup(job, chain, share_until)
         if self._computes_rest(job, plan) and not self._claim(job, plan):
             plan = self._lookup(job, chain, share_until)  # someone was faster by a moment: wait for what they compute
+        answer = job.answer
+        answer.n_known, answer.n_readable, answer.branch = plan.n_known, plan.n_tokens, plan.branch
         if job.cancelled.is_set() or not self._gains(job, plan, len(chain)):
             return Restored(job)
         if not self._is_faster(job, plan):
+            answer.cheaper = True
             return Restored(job, skipped=True)
         with ExitStack() as unless_of_use:
             image = unless_of_use.enter_context(closing(self._backend.new_image(plan.n_tokens)))

@@ -20,6 +20,7 @@ from erllama.cache.policy import CachePolicy
 from erllama.cache.read import KvReader
 from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
+from erllama.diagnosis.prompt_log import Blame, PromptLog
 from erllama.kv.layout import KvKind, KvLayout
 from erllama.stats import AdapterSet, CacheCounters
 
@@ -40,7 +41,12 @@ def make_root_of(
 
 
 def make_flow(
-    backend: Backend, config: EngineConfig, policy: CachePolicy, store: Store | None, wake: Callable[[], None]
+    backend: Backend,
+    config: EngineConfig,
+    policy: CachePolicy,
+    store: Store | None,
+    wake: Callable[[], None],
+    prompt_log: PromptLog | None = None,
 ) -> CacheFlow:
     """The flow of one engine. Without a store, or with a model whose state cannot be stored,
     prefixes are shared in the context only.
@@ -48,7 +54,7 @@ def make_flow(
     counts = CacheCounters()
     align = config.prefill_slice if config.deterministic else 1
     if store is None or backend.kv_layout.kind is KvKind.OPAQUE:
-        return CacheFlow(backend, policy, counts, align=align)
+        return CacheFlow(backend, policy, counts, align=align, prompt_log=prompt_log)
     # a thread for each sequence that may be restoring, and one for what is released: who waits must
     # not hold up the others
     executor = ThreadPoolExecutor(config.n_parallel + 1, thread_name_prefix=f"erllama-{config.id}-kv")
@@ -62,7 +68,18 @@ def make_flow(
         transcript_root=transcript_root(config.id, store.salt),
         keeps_reasoning=config.keep_sampled_reasoning,
     )
-    return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align)
+    return CacheFlow(backend, policy, counts, reader=reader, saver=saver, align=align, prompt_log=prompt_log)
+
+
+def make_prompt_log(
+    backend: Backend, policy: CachePolicy, store: Store | None, blame: Blame | None = None
+) -> PromptLog:
+    """What one model remembers of its requests."""
+
+    def unavailable() -> tuple[str, ...]:
+        return () if store is None else tuple(tier.label for tier in store.stats().tiers if not tier.available)
+
+    return PromptLog(backend.token_text, min_tokens=policy.min_tokens, unavailable=unavailable, blame=blame)
 
 
 def namespace(

@@ -107,7 +107,7 @@ class ServerLibrary:
 
     def pull(self, source: str, name: str | None) -> Iterator[PullEvent]:
         body = {"source": source} | ({"name": name} if name else {})
-        for event in self._server.lines(f"{HUB}/pull", body):
+        for event in self._server.events(f"{HUB}/pull", body):
             fields = {key: value for key, value in event.items() if key in PullEvent.__dataclass_fields__}
             yield PullEvent(**fields)
 

@@ -64,13 +64,6 @@ class Server:
     def delete(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Any:
         return self._json("DELETE", path, body, params)
 
-    def lines(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """A stream of one JSON object per line. An object with an `error` is raised."""
-        with self._stream("POST", path, body) as reply:
-            for line in reply.iter_lines():
-                if line.strip():
-                    yield _checked(json.loads(line))
-
     def events(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """A stream of server-sent events: their data, up to `[DONE]`. Closing it cancels the request."""
         with self._stream("POST", path, body) as reply:

@@ -384,6 +384,7 @@ class Engine:
             adapters=self.adapters.list(),
             counts=copy(self._counts),
             cache=self._flow.counts.snapshot(),
+            causes={} if self._flow.prompt_log is None else self._flow.prompt_log.causes,
         )
 
     def check_integrity(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from cache_store import CachedPrefix, ImportReport, PinInfo
 from deployments.http.answers import Answer
+from erllama.diagnosis.record import PromptRecord
 from erllama.errors import RequestError
 
 
@@ -55,3 +56,16 @@ class PrefixPort(Protocol):
 
     async def states(self) -> list[Answer[Any]]:
         """What each replica does and counts: dataclasses."""
+
+
+@runtime_checkable
+class RequestPort(Protocol):
+    """What `ModelClient` offers for the last requests. Ends at a deadline and wakes no model. `salt` None
+    means the requests of all tenants.
+    """
+
+    async def requests(self, limit: int, *, salt: str | None = "") -> list[Answer[list[PromptRecord]]]:
+        """Those of each replica, newest first."""
+
+    async def why(self, request_id: str, *, salt: str | None = "") -> PromptRecord:
+        """One request. Raises `RequestNotFound`."""

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from deployments.dialects.erllama_admin.asked_tenant import asked_tenant
 from deployments.dialects.erllama_admin.hub_routes import HUB, hub_routes
 from deployments.dialects.erllama_admin.prefix_routes import PREFIXES, prefix_routes
+from deployments.dialects.erllama_admin.request_routes import request_routes
 from deployments.dialects.erllama_admin.shapes import state_card
 from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes_of
 from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody, PullBody
@@ -64,4 +65,5 @@ class ErllamaAdmin(Dialect):
 
         router.include_router(prefix_routes(models, options))
         router.include_router(hub_routes(models, options))
+        router.include_router(request_routes(models))
         return router

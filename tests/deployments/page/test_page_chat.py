@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect
 
 from erllama.chat.tool_formats.json_format import HERMES
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
+from tests.support.http_site import serving
 from tests.support.page_models import Cutting, held, remembering
-from tests.support.page_site import serving
 from tests.support.recorded_model import RecordedModel
 
 BEGUN = "The first half of it"  # five items of the script

@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.http_fakes import FakeModel, app_of, served
+from tests.support.http_site import serving
 from tests.support.page_cluster import CLUSTER, REQUESTS, WHY, StubSite, WithCluster, after_eviction
-from tests.support.page_site import serving
 
 POLL_MS = 2100  # a little more than the page waits between two snapshots
 

@@ -7,8 +7,8 @@ from playwright.sync_api import Page, expect
 
 from erllama.chat.tool_formats.json_format import HERMES
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
+from tests.support.http_site import serving
 from tests.support.page_cluster import WithCluster, after_eviction
-from tests.support.page_site import serving
 
 REPLY = """<think>Let me think about it.</think># A heading
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.support.http_fakes import FakeModel, app_of, served
-from tests.support.page_site import serving
+from tests.support.http_site import serving
 
 # Attributes and classes are left out.
 CASES = {

@@ -88,7 +88,10 @@ class ServerReplies:
     """Over OpenAI's API. `server` is closed with it."""
 
     def __init__(self, server: Server, model: str | None) -> None:
-        """Without a name, the server's only model. Raises `InvalidParameter` where there are others."""
+        """Without a name, the server's only model. Raises `InvalidParameter` where there are others, and
+        `NoServer` at once instead of with the first reply.
+        """
+        server.get("/health")
         self._server = server
         self.model = model or _only_model(server)
 
