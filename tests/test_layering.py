@@ -49,6 +49,8 @@ ORDER = {
         *(
             "__init__",
             "attempt_id",
+            "metrics",
+            "telemetry",
             "access",
             "noise",
             "http",
