@@ -2,71 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from erllama.cli.failures import clear_errors
+from erllama.cli.output import AsJson, print_json
+from erllama.cli.server import Key, Server, path_of
+from erllama.cli.server_url import Host
+
 why_app = typer.Typer()
 
-DEFAULT_HOST = "http://127.0.0.1:8000"
-_TIMEOUT_S = 30.0
 
-Host = Annotated[str, typer.Option("--host", envvar="ERLLAMA_HOST", help="The server.")]
-Key = Annotated[str | None, typer.Option("--api-key", envvar="ERLLAMA_API_KEY", help="The API key.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the server answered.")]
-
-
-@why_app.command()
+@why_app.command(epilog="Example: erllama why 5f0c0a52-8a2c-4a57-9b47-2f1f6f1d8a11")
 def why(
     request_id: Annotated[
         str | None, typer.Argument(help="What x-request-id of the answer said. Without one the last requests.")
     ] = None,
-    host: Host = DEFAULT_HOST,
+    host: Host = None,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Why a prompt was computed: where it left what was stored, what did that, and what it cost.
-
-    Example: erllama why 5f0c0a52-8a2c-4a57-9b47-2f1f6f1d8a11
-    """
-    path = "requests" if request_id is None else f"requests/{quote(request_id, safe='')}/why"
-    answer = _asked(host, path, api_key)
-    if as_json:
-        typer.echo(json.dumps(answer, indent=1, ensure_ascii=False))
-    elif request_id is None:
-        Console().print(_listed(answer["data"]))
-    else:
-        Console().print(_told(answer))
-
-
-def _asked(host: str, path: str, api_key: str | None) -> Any:
-    import httpx  # the other commands need not wait for it
-
-    base = (host if "://" in host else f"http://{host}").rstrip("/")
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
-        with httpx.Client(timeout=_TIMEOUT_S, headers=headers) as client:
-            reply = client.get(f"{base}/erllama/v1/{path}")
-            answer = reply.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _failed(f"{base} does not answer: {error}") from error
-    except ValueError as error:
-        raise _failed(f"{base} is no erllama server: status {reply.status_code}, and no JSON") from error
-    if reply.is_success:
-        return answer
-    detail = answer.get("error") if isinstance(answer, dict) else None
-    message = detail.get("message") if isinstance(detail, dict) else None
-    raise _failed(str(message or f"status {reply.status_code}"))
-
-
-def _failed(message: str) -> typer.Exit:
-    typer.secho(f"error: {message}", fg="red", err=True)
-    return typer.Exit(1)
+    """Why a prompt was computed: where it left what was stored, what did that, and what it cost."""
+    path = "/erllama/v1/requests" + ("" if request_id is None else path_of(request_id, "why"))
+    with clear_errors(), Server(host, api_key) as server:
+        answer = server.get(path)
+        if as_json:
+            print_json(answer)
+        else:
+            Console().print(_listed(answer["data"]) if request_id is None else _told(answer))
 
 
 def _listed(cards: list[dict[str, Any]]) -> Table:

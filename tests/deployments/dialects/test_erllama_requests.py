@@ -5,9 +5,7 @@ all tenants, to everybody else of the own.
 import asyncio
 
 import pytest
-from typer.testing import CliRunner
 
-from erllama.cli.app import app
 from tests.support.admin_site import TEXT, site
 from tests.support.http_fakes import FakeModel, app_of, http_client, served
 
@@ -147,15 +145,3 @@ async def test_a_model_that_keeps_no_requests_and_replicas_that_hang(tmp_path, m
         listed = (await one.http.get(URL)).json()
         assert ([card["id"] for card in listed["data"]], listed["replicas"]["answered"]) == (["r1"], 1)
         assert (await why(one, "r1"))["cause"] == "first_seen"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["why", "r1", "--host", "127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
-        (["why", "--host", "http://[", "--json"], "does not answer"),
-    ],
-)
-def test_the_command_says_in_one_line_what_went_wrong(words, said):
-    result = CliRunner().invoke(app, words)
-    assert (result.exit_code, said in result.output, len(result.output.splitlines())) == (1, True, 1), result.output
