@@ -103,14 +103,15 @@ def check_files(applications: Iterable[BuildArgs]) -> None:
     lines = []
     for spec in (spec for args in applications for spec in args.models):
         try:
-            _check_file(spec)
+            check_file(spec)
         except ErllamaError as error:
             lines.append(f"  model {spec.id}: {error.message}")
     if lines:
         raise ConfigError("\n".join(["cannot be served:", *lines]))
 
 
-def _check_file(spec: ModelSpec) -> None:
+def check_file(spec: ModelSpec) -> None:
+    """Raises `ErllamaError` for what cannot be served; a file that is not here passes."""
     if spec.chat_template is not None:
         override_source(spec.chat_template)
     path = demo_model_path() if spec.path == "demo" else Path(spec.path)

@@ -43,7 +43,7 @@ ORDER = {
             "stream",
         ),
         *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
-        *("__init__", "cli", "testing"),
+        *("__init__", "agents", "cli", "testing"),
     ),
     "deployments": (
         *(
@@ -66,7 +66,7 @@ ORDER = {
             "model_app",
             "hub",
         ),
-        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run"),
+        *("ingress", "app", "jobs", "launch", "stop_signals", "console", "service", "run", "doctor"),
     ),
 }
 PACKAGES = tuple(ORDER)

@@ -14,7 +14,9 @@ import typer
 
 from erllama.api_keys import NAME, key_hash, new_key
 from erllama.cli.cache import cache_app
-from erllama.cli.chat import chat_app
+from erllama.cli.chat.command import chat_app
+from erllama.cli.doctor import doctor_app
+from erllama.cli.launch import launch_app
 from erllama.cli.models import models
 from erllama.cli.output import AsJson, print_fields, print_json
 from erllama.cli.requests.replay import replay_app
@@ -30,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
-for group in (chat_app, models, running, why_app, replay_app):
+for group in (chat_app, models, running, launch_app, doctor_app, why_app, replay_app):
     app.add_typer(group)
 app.add_typer(key_app, name="key")
 app.add_typer(cache_app, name="cache")

@@ -1,18 +1,16 @@
-"""Where a server is that a command talks to, and one question to it."""
+"""Where a server is that a command talks to."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
 
-from erllama.errors import ErllamaError, InvalidParameter
+from erllama.errors import InvalidParameter
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-NO_SERVER = 3  # exit code
-_TIMEOUT_S = 15.0
 
 Host = Annotated[
     str | None,
@@ -38,20 +36,3 @@ def key_of_environment() -> str | None:
 
 def key_headers(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
-
-
-def get_json(url: str, key: str | None) -> Any:
-    """What a server answers. Raises `ErllamaError` with its refusal; exits with 3 where none answers."""
-    try:
-        reply = httpx.get(url, headers=key_headers(key), timeout=_TIMEOUT_S)
-    except httpx.TransportError as error:
-        typer.secho(f"error: no server answers at {url.split('/v1')[0]}: {error}", fg="red", err=True)
-        raise typer.Exit(NO_SERVER) from error
-    if reply.status_code == 401:
-        raise ErllamaError("the server asks for a key: set ERLLAMA_API_KEY")
-    if reply.status_code >= 400:
-        raise ErllamaError(f"the server refuses {reply.request.url.path} with {reply.status_code}: {reply.text[:300]}")
-    try:
-        return reply.json()
-    except ValueError:
-        raise ErllamaError(f"the server's answer to {reply.request.url.path} is not JSON") from None

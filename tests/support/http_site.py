@@ -22,7 +22,7 @@ def serving(app: Any, *, lifespan: Literal["on", "off"] = "off") -> Iterator[str
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="http-site")
         thread.start()
         try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(timeout=30)

@@ -18,13 +18,13 @@ from starlette.types import Scope
 from deployments.dialects.gemini.models import model_card, models_page
 from deployments.dialects.gemini.params import chat_ask, generation_requests
 from deployments.dialects.gemini.reply import ReplyHead, error_body, whole_body
-from deployments.dialects.gemini.stream import ContentWriter
+from deployments.dialects.gemini.stream import FRAMING, ContentWriter
 from deployments.dialects.gemini.wire import BatchEmbedBody, CountBody, EmbedBody, GenerateBody
 from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import encode, parse_json
-from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader, own_routes
+from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import RouteNotFound
 from deployments.http.noise_scope import noise_of
@@ -66,7 +66,7 @@ class Gemini(Dialect):
     """
 
     prefixes = ("/v1beta",)
-    framing = SSE
+    framing = FRAMING
     bodies: ClassVar[dict[str, type[BaseModel]]] = dict.fromkeys(
         (f"{version}/models/{{named}}" for version in _VERSIONS), GenerateBody
     )

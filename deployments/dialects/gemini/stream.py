@@ -10,10 +10,15 @@ from typing import Any
 from deployments.dialects.gemini.reply import PartWriter, ReplyHead, UsageMeter, candidate, error_body, finish_reason
 from deployments.generation.chat import ReadyChat
 from deployments.generation.logprobs import CoveredLogprobs, Placed
-from deployments.http.dialect import SSE
+from deployments.http.dialect import SSE, Framing
 from erllama.chat.tool_formats.base import ReplyPart, TextDelta
 from erllama.errors import ErllamaError
 from erllama.events import Done, Event, Tokens
+
+FRAMING = Framing(SSE.media_type, SSE.frame, b"\n")
+"""Google's client of JavaScript, which Gemini CLI has, reads nothing behind an event that begins with anything
+but blank space and `data: `: no ids, and no comments that keep a stream alive.
+"""
 
 
 class _Candidate:
@@ -61,10 +66,10 @@ class ContentWriter:
         return b""
 
     def fail(self, error: ErllamaError, request_id: str) -> bytes:
-        return SSE.frame(error_body(error), "")
+        return FRAMING.frame(error_body(error), "")
 
     def keepalive(self) -> bytes:
-        return SSE.keepalive
+        return FRAMING.keepalive
 
     def _piece(
         self,
@@ -74,4 +79,4 @@ class ContentWriter:
         usage: dict[str, Any] | None = None,
         logprobs: list[Placed] | None = None,
     ) -> bytes:
-        return SSE.frame(self._head.body([candidate(index, parts, reason, logprobs or ())], usage), "")
+        return FRAMING.frame(self._head.body([candidate(index, parts, reason, logprobs or ())], usage), "")

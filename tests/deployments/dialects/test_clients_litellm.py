@@ -5,15 +5,13 @@ with tools. Aider, OpenHands and SWE-agent speak through it.
 import asyncio
 import gc
 import json
-import threading
 import warnings
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
+from tests.support.http_site import serving
 
 # what it warns of is its own affair
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -55,30 +53,11 @@ def litellm():
         gc.collect()
 
 
-@contextmanager
-def served_over_http(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
-    started = threading.Event()
-    server_startup = server.startup
-
-    async def startup(sockets=None):
-        await server_startup(sockets)
-        started.set()
-
-    server.startup = startup
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert started.wait(30)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
-
-
 @pytest.fixture(params=["openai", "anthropic"])
 def served_model(request):
     """A model behind HTTP, what it saw, and how LiteLLM is told of it."""
     model, prompts = FakeModel(), FakePrompts(n_ctx=None)
-    with served_over_http(app_of(served(model, prompts))) as url:
+    with serving(app_of(served(model, prompts))) as url:
         base = f"{url}/v1" if request.param == "openai" else url
         told = {
             "model": f"{request.param}/demo",

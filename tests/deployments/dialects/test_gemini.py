@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 
+import anyio
 import httpx
 import pytest
 
@@ -14,7 +16,7 @@ from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import DecodeFailed, InvalidParameter, QueueFull
 from erllama.events import FinishReason
 from erllama.reasoning import ReasoningBudget
-from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, replies, served
+from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, http_client, replies, served
 from tests.support.tool_replies import admits
 
 pytestmark = pytest.mark.anyio
@@ -268,6 +270,36 @@ async def test_a_stream_has_the_text_in_pieces_and_its_end_in_the_last():
     assert last["candidates"][0]["finishReason"] == "STOP"
     assert last["usageMetadata"]["candidatesTokenCount"] == 13
     assert len({piece["responseId"] for piece in (*some, last)}) == 1
+
+
+@pytest.mark.parametrize("options", [{"resume_grace_s": 30.0}, {"keepalive_s": 0.001}], ids=["recorded", "silent"])
+async def test_googles_client_finds_every_piece_of_a_stream(options):
+    """It takes events off the front of what has come by an expression of its own; what does not begin with one
+    is an error at the end.
+    """
+    told = anyio.Event()
+
+    async def script(request):
+        if "keepalive_s" in options:
+            await told.wait()
+        async for item in replies("Hello", per_item=1)(request):
+            yield item
+
+    async with exchange(
+        app_of(served(FakeModel(script)), **options),
+        "/v1beta/models/demo:streamGenerateContent?alt=sse",
+        {"contents": HI},
+    ) as talk:
+        await talk.start()
+        text = (await talk.chunk() if "keepalive_s" in options else b"").decode()
+        told.set()
+        text += (await talk.rest()).decode()
+    found = []
+    while event := re.match(r"\s*data: (.*)(?:\n\n|\r\r|\r\n\r\n)", text):
+        found.append(json.loads(event[1]))
+        text = text[event.end() :]
+    assert text.strip() == ""
+    assert found[-1]["candidates"][0]["finishReason"] == "STOP"
 
 
 async def test_without_sse_a_stream_is_an_array():

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.http_fakes import FakeModel, app_of, served
-from tests.support.page_site import serving
+from tests.support.http_site import serving
 
 KEEP = """async ([sizes, started]) => {
     const storage = await import("/page/chat/storage.js");

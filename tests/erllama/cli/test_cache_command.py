@@ -88,6 +88,17 @@ def test_a_prefix_is_listed_pinned_exported_evicted_and_imported(stored, tmp_pat
     assert "no stored prefix" in run("cache", "pin", "ffffff", url=url, status=1)
 
 
+def test_why_names_the_cause_of_each_of_the_last_requests(stored):
+    url, *_ = stored
+    [line] = run("why", url=url).splitlines()[1:]
+    assert "first_seen" in line
+    [card] = json.loads(run("why", "--json", url=url))["data"]
+    told = run("why", card["id"], url=url)
+    assert "first_seen" in told
+    assert "900 tokens" in told
+    assert "nobody" in run("why", "nobody", url=url, status=1)
+
+
 def test_a_tier_is_verified_and_what_is_damaged_is_named_and_deleted(stored):
     _, _, folder = stored
     objects = [

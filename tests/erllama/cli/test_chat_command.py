@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from erllama.cli.app import app
-from erllama.cli.chat import Chat
-from erllama.cli.chat_commands import COMMANDS, HELP, Next, run_command
-from erllama.cli.conversation import Conversation
-from erllama.cli.prompt_input import messages, terminal_reader
-from erllama.cli.replies import Piece, Usage, whole
+from erllama.cli.chat.command import Chat
+from erllama.cli.chat.conversation import Conversation
+from erllama.cli.chat.prompt_input import messages, terminal_reader
+from erllama.cli.chat.replies import Piece, Usage, whole
+from erllama.cli.chat.slash_commands import COMMANDS, HELP, Next, run_command
 from erllama.errors import EngineStopped
 
 USAGE = Usage(9, 4, 2, 0.1, 20.0, "stop")

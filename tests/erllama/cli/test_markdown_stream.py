@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from erllama.cli.markdown_stream import MarkdownStream, split_finished
+from erllama.cli.chat.markdown_stream import MarkdownStream, split_finished
 
 LINES = st.lists(st.sampled_from(["a", "", "- b", "```", "~~~", "  c", "# d"])).map("\n".join)
 

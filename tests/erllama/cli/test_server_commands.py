@@ -68,12 +68,18 @@ def test_a_reply_that_breaks_off_shows_what_came_and_fails(command, site):
     assert "gone" in command("run", "demo", "Hi", status=1, said="")
 
 
-@pytest.mark.parametrize("words", [("run", "demo", "Hi"), ("ps",), ("list",), ("cache", "ls"), ("chat", "demo")])
+@pytest.mark.parametrize(
+    "words", [("run", "demo", "Hi"), ("ps",), ("why", "r1"), ("list",), ("cache", "ls"), ("chat", "demo")]
+)
 def test_no_server_is_an_exit_code_of_its_own(command, words):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
         assert "no server answers at" in command(*words, status=3, said="hi\n", host=host)
+
+
+def test_an_address_that_is_none_is_refused_by_name(command):
+    assert "--host" in command("why", "--json", status=1, host="ftp://x")
 
 
 def test_models_are_listed_with_their_state(command):

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from erllama.cli.chat_commands import COMMANDS, Next, run_command
-from erllama.cli.conversation import Conversation
+from erllama.cli.chat.conversation import Conversation
+from erllama.cli.chat.markdown_stream import MarkdownStream
+from erllama.cli.chat.prompt_input import is_terminal, line_reader, messages, terminal_reader
+from erllama.cli.chat.replies import LocalReplies, Piece, Replies, Reply, ServerReplies, Usage, whole
+from erllama.cli.chat.slash_commands import COMMANDS, Next, run_command
 from erllama.cli.failures import clear_errors
-from erllama.cli.markdown_stream import MarkdownStream
 from erllama.cli.output import AsJson, note, print_json
-from erllama.cli.prompt_input import is_terminal, line_reader, messages, terminal_reader
-from erllama.cli.replies import LocalReplies, Piece, Replies, Reply, ServerReplies, Usage, whole
 from erllama.cli.server import Key, open_server
 from erllama.cli.server_url import Host
 from erllama.errors import ErllamaError, InvalidParameter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from erllama.cli.conversation import SETTINGS, Conversation
+from erllama.cli.chat.conversation import SETTINGS, Conversation
 from erllama.errors import InvalidParameter
 
 

@@ -1,0 +1,1 @@
+"""Answers and conversations: `run` and `chat`, with a server or in this process."""
