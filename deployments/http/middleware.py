@@ -30,7 +30,7 @@ from deployments.http.errors import (
     error_response,
 )
 from deployments.http.open_requests import OpenRequests
-from deployments.telemetry.facts import RequestFacts
+from deployments.telemetry.facts import NO_DIALECT, RequestFacts
 from deployments.telemetry.watch import RequestWatch
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
@@ -164,7 +164,7 @@ class RequestScope:
         access = self._keys.find(_presented(dialect, scope)) or NOBODY
         state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
         claimed = dialect.claim(route_path(scope), scope) > 0
-        facts.dialect, facts.tenant = dialect.name if claimed else "none", access.tenant.name
+        facts.dialect, facts.tenant = dialect.name if claimed else NO_DIALECT, access.tenant.name
         facts.traceparent, facts.tracestate = (
             _header(scope, name).decode("latin-1") for name in (b"traceparent", b"tracestate")
         )

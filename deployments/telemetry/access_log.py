@@ -17,8 +17,10 @@ FIELDS = "fields"
 """The attribute of a log record that holds what its message says, by name."""
 
 
-def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, Any]:
-    """What is told of a request. Times of the model, and tokens, only where it has computed."""
+def request_fields(facts: RequestFacts, slow: SlowReason | None, trace: str = "") -> dict[str, Any]:
+    """What is told of a request, which belongs to a `trace`. Times of the model, and tokens, only where
+    it has computed.
+    """
     fields: dict[str, Any] = {
         "event": "request",
         "request_id": facts.request_id,
@@ -30,7 +32,7 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, An
         "dialect": facts.dialect,
         "route": facts.route,
         "model": facts.model,
-        "trace_id": trace_id(facts.traceparent),
+        "trace_id": trace,
     }
     if facts.computed:
         fields |= {

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from erllama.events import Event, RequestStats, Tokens
 
 _NS_PER_MS = 1e6
+NO_DIALECT = "none"  # of probes, scrapes and paths that nobody knows
 
 
 @dataclass(slots=True)

@@ -119,6 +119,8 @@ async def test_requests_are_counted_by_dialect_and_status():
         await client.post(CHAT, json={**HI, "model": "full"})
         await client.post("/v1/messages", json={**HI, "model": "demo", "max_tokens": 9})
         await client.post("/api/chat", json={**HI, "model": "nobody"})
+        await client.get("/health")
+        await client.get("/nowhere")
         told = await scraped(client)
     counted = {key[1:]: value for key, value in told.items() if key[0] == "erllama_requests_total"}
     assert counted == {
@@ -126,6 +128,8 @@ async def test_requests_are_counted_by_dialect_and_status():
         ("openai", "429"): 1,
         ("anthropic", "2xx"): 1,
         ("ollama", "4xx"): 1,
+        ("none", "2xx"): 1,
+        ("none", "4xx"): 1,
     }
     assert told["erllama_time_to_first_token_seconds_count", "openai", "demo"] == 3
     assert told["erllama_time_per_output_token_seconds_count", "demo"] == 4
