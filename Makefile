@@ -25,18 +25,34 @@ types: setup
 
 setup: $(STAMP) $(SOURCE)/models
 
+$(STAMP): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory llama
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+# An environment with llama.cpp alone. The images and release-check build theirs with it, too:  make llama VENV=/opt/erllama
 # -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
 # pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
-$(STAMP): pyproject.toml constraints.txt
-	@$(MAKE) --no-print-directory check-tools
+.PHONY: llama
+llama: check-tools
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="
 	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)"; \
 	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
 	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@
+	@$(BIN)/python -m pip show --quiet llama-cpp-python  # a pipe ends with the status of its last command
+
+# What a release must pass: the wheel has what it should, and installed into an environment of nothing else it serves. One cluster per
+# machine: RAY_LOCK=FILE waits for those who lock the same file.
+RELEASE := build/release
+.PHONY: release-check
+release-check: setup
+	rm -rf $(RELEASE)
+	$(BIN)/python -m release.wheel $(RELEASE)
+	@$(MAKE) --no-print-directory llama VENV=$(RELEASE)/venv
+	$(RELEASE)/venv/bin/python -m pip install --quiet -c constraints.txt $(RELEASE)/*.whl
+	$(if $(RAY_LOCK),flock $(RAY_LOCK)) $(BIN)/python -m release.first_answer $(RELEASE)/venv
 
 # Chat templates and vocabularies of real models, for the tests: they lie in the package that llama.cpp was built from.
 $(SOURCE)/models: constraints.txt | $(STAMP)

@@ -43,7 +43,7 @@ ORDER = {
             "stream",
         ),
         *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
-        *("__init__", "agents", "cli", "testing"),
+        *("__init__", "agents", "benchmark", "cli", "testing"),
     ),
     "deployments": (
         *(
@@ -53,6 +53,7 @@ ORDER = {
             "telemetry",
             "access",
             "noise",
+            "capture",
             "http",
             "generation",
             "dialects",

@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.capture.scope import KEPT_BODY
 from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.event_ids import NumberedWriter
 from deployments.generation.fan_out import Generates, fan_out
@@ -57,9 +58,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
     except ClientDisconnect as exc:
         raise ClientDisconnected("The client closed the connection.") from exc
-    if not compressed:
-        return bytes(body)
-    return await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes)
+    whole = await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes) if compressed else bytes(body)
+    if (kept := request.scope["state"].get(KEPT_BODY)) is not None:
+        kept.append(whole)
+    return whole
 
 
 def prepare_cost(n_bytes: int, prompts: PromptPort, *, compiles: bool, has_replies: bool = False) -> int:

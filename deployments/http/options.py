@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from cache_store.config import parse_bytes
 from deployments.access.keys import ApiKey
+from deployments.capture.options import CaptureOptions
 from deployments.noise.options import NoiseOptions
 from deployments.telemetry.slow import SlowLimits
 from deployments.telemetry.trace_options import TraceOptions
@@ -76,6 +77,7 @@ class HttpOptions:
     responses: how many of the Responses API are kept, and for how long. metrics: who may read
     `/metrics`, an "admin", which is everybody without keys, or everybody ("open"). log: what log lines
     look like, and what is slow. traces: where OpenTelemetry spans go; None: nowhere.
+    capture: where requests are kept for measuring.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -93,3 +95,4 @@ class HttpOptions:
     metrics: Literal["admin", "open"] = "admin"
     log: LogOptions = field(default_factory=LogOptions)
     traces: TraceOptions | None = None
+    capture: CaptureOptions = field(default_factory=CaptureOptions)

@@ -16,6 +16,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deployments.access.key_book import KeyBook
+from deployments.capture.scope import CaptureScope
+from deployments.capture.writer import CaptureWriter
 from deployments.dialects.anthropic.routes import Anthropic
 from deployments.dialects.erllama_admin.cluster import ClusterPort, NoCluster
 from deployments.dialects.erllama_admin.cluster_snapshot import ClusterWatch
@@ -147,6 +149,8 @@ def make_http_app(
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
     app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
+    if options.capture.dir is not None:
+        app.add_middleware(CaptureScope, writer=CaptureWriter(options.capture))
     app.add_middleware(
         RequestScope,
         dialects=dialects,

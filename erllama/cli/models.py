@@ -25,7 +25,7 @@ from rich.progress import (
 
 from erllama.cli.failures import clear_errors
 from erllama.cli.modelfile import parse_modelfile, parse_parameters
-from erllama.cli.output import AsJson, print_fields, print_json, print_table, size
+from erllama.cli.output import AsJson, note, print_fields, print_json, print_table, size
 from erllama.cli.server import Key
 from erllama.cli.server_url import Host
 from erllama.errors import InvalidParameter
@@ -74,6 +74,8 @@ def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, a
         if as_json:
             print_json(cards)
             return
+        if not cards:
+            note("there are no models yet: `erllama pull SOURCE` fetches one")
         print_table(_COLUMNS, [[_cell(card, column) for column in _COLUMNS] for card in cards])
         for card in cards:
             if card.get("reason"):
