@@ -9,6 +9,7 @@ clients would read "id, id".
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Collection, Sequence
@@ -194,11 +195,14 @@ class RequestScope:
                     access.rate_limit.admit()
             with nullcontext() if is_open else self._open.one_more():
                 await self._app(scope, receive, tagged_send)
+        except asyncio.CancelledError:  # by Serve, because the client has gone
+            facts.fail(ClientDisconnected("The client closed the connection."))
+            raise
         except Exception as exc:
             error = as_erllama_error(exc, rid)
+            facts.fail(error)
             if status == 0:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             facts.route = _route_of(scope)
-            # no status and no error: Serve cancelled us, because the client has gone
             self._watch.end(facts, status or ClientDisconnected.http_status)

@@ -33,6 +33,8 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None, trace: str = ""
         "route": facts.route,
         "model": facts.model,
         "trace_id": trace,
+        "error": facts.error,
+        "slow": None if slow is None else str(slow),
     }
     if facts.computed:
         fields |= {
@@ -41,7 +43,6 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None, trace: str = ""
             "prefill_ms": round(facts.prefill_ms, 1),
             "ttft_ms": None if facts.ttft_ms is None else round(facts.ttft_ms, 1),
             "cache_tier": facts.tier,
-            "slow": None if slow is None else str(slow),
             "prompt_tokens": facts.prompt,
             "cached_tokens": facts.cached,
             "completion_tokens": facts.completion,

@@ -82,8 +82,8 @@ class RequestSpans:
         )
         if root.is_recording() and facts.asked_ns is not None:
             self._record_model(root, facts, slow, wall_ns, ended_ns)
-        if facts.status >= 500:
-            root.set_status(Status(StatusCode.ERROR))
+        if facts.outcome >= 500:
+            root.set_status(Status(StatusCode.ERROR, facts.error))
         root.end(wall_ns + ended_ns)
         context = root.get_span_context()
         return format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
@@ -144,6 +144,7 @@ def _http_attributes(facts: RequestFacts) -> dict[str, Any]:
         "erllama.request_id": facts.request_id,
         "erllama.tenant": facts.tenant,
         "erllama.dialect": facts.dialect,
+        **({"error.type": facts.error} if facts.error else {}),
     }
 
 
