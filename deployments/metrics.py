@@ -152,6 +152,13 @@ METRICS: tuple[Metric, ...] = (
         )
     ),
     Metric(
+        "erllama_memory_exhausted",
+        G,
+        Source.SCHEDULER,
+        "1 while a memory is too full and nothing idle is left to release.",
+        ("node", "resource"),
+    ),
+    Metric(
         "erllama_memory_releases",
         C,
         Source.SCHEDULER,

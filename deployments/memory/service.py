@@ -79,10 +79,11 @@ class RayMeter:
     def __init__(self, recorder: Recorder | None = None) -> None:
         self._recorder = recorder or RayRecorder()
 
-    def reading(self, reading: Reading) -> None:
+    def reading(self, reading: Reading, *, exhausted: bool) -> None:
         tags = {"node": reading.node_id, "resource": reading.resource}
         self._recorder.set("erllama_memory_used_bytes", reading.used_bytes, tags)
         self._recorder.set("erllama_memory_total_bytes", reading.total_bytes, tags)
+        self._recorder.set("erllama_memory_exhausted", float(exhausted), tags)
 
     def release(self, record: ReleaseRecord) -> None:
         order = record.order

@@ -70,7 +70,11 @@ class BenchClient:
         }
         sent_s = time.perf_counter()
         try:
-            events = [event async for event in self._events(body)]
+            try:
+                events = [event async for event in self._events(body)]
+            except httpx.RemoteProtocolError:  # the server closed a kept connection in the moment of asking
+                sent_s = time.perf_counter()
+                events = [event async for event in self._events(body)]
         except (httpx.HTTPError, ErllamaError) as error:
             return Turn(number, sent_s, (), "", error=str(error) or type(error).__name__)
         return read_turn(number, sent_s, events)

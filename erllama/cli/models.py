@@ -69,7 +69,7 @@ def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, a
     """The models that there are."""
     from erllama.cli.library import open_library
 
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+    with clear_errors(), closing(open_library(host, api_key, hub, changes=False)) as library:
         cards = library.list()
         if as_json:
             print_json(cards)
@@ -96,7 +96,7 @@ def show(
     with clear_errors():
         facts = _file_facts(model) if host is None else None
         if facts is None:
-            with closing(open_library(host, api_key, hub)) as library:
+            with closing(open_library(host, api_key, hub, changes=False)) as library:
                 facts = library.show(model)
         if as_json:
             print_json(facts)

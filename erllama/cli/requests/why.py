@@ -30,7 +30,7 @@ def why(
 ) -> None:
     """Why a prompt was computed: where it left what was known, what did that, and what it cost."""
     with clear_errors(), Server(host, api_key) as server:
-        answer = server.get(_REQUESTS if request_id is None else f"{_REQUESTS}{path_of(request_id)}/why")
+        answer = server.get(_REQUESTS if request_id is None else _REQUESTS + path_of(request_id, "why"))
     if as_json:
         print_json(answer)
     elif request_id is None:
