@@ -53,15 +53,22 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a model into the hub. What was fetched before an interruption is not fetched again."""
-    from erllama.cli.library import open_library
+    from erllama.cli.library import Library, LocalLibrary, open_library
 
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
-        events = library.pull(source, name)
-        if as_json:
-            for event in events:
-                print_json(asdict(event))
-        else:
-            _show_progress(events)
+    with clear_errors():
+        # no server takes files over HTTP, and one of this machine finds them in the hub that it shares
+        is_file = host is None and Path(source).is_file()
+        library: Library = LocalLibrary(hub) if is_file else open_library(host, api_key, hub)
+        with closing(library):
+            _pulled(library.pull(source, name), as_json=as_json)
+
+
+def _pulled(events: Iterable[Any], *, as_json: bool) -> None:
+    if as_json:
+        for event in events:
+            print_json(asdict(event))
+    else:
+        _show_progress(events)
 
 
 @models.command("list", epilog="Example: erllama list --json | jq -r '.[].name'")
