@@ -7,6 +7,8 @@ the square of it.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
@@ -14,16 +16,21 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-_FPS = 8
+_FRAME_S = 1 / 8
 
 
 class MarkdownStream:
-    """Use it as a context manager: at the end all is printed, whatever ended it. One thread."""
+    """Use it as a context manager: at the end all is printed, whatever ended it. One thread: rich's own
+    refreshing one may draw between what another prints and what that erases, and leaves lines behind.
+    `clock` is in seconds.
+    """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._open = ""
-        self._live = Live(console=console, refresh_per_second=_FPS, transient=True, vertical_overflow="crop")
+        self._drawn_s = float("-inf")
+        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -40,7 +47,11 @@ class MarkdownStream:
         done, self._open = split_finished(self._open + text)
         if done:
             self._live.console.print(Markdown(done))
-        self._live.update(Markdown(_tail(self._open, self._console.height)))
+        now_s = self._clock()
+        is_due = bool(done) or now_s - self._drawn_s >= _FRAME_S
+        self._live.update(Markdown(_tail(self._open, self._console.height)), refresh=is_due)
+        if is_due:
+            self._drawn_s = now_s
 
     def _print(self, text: str) -> None:
         if text.strip():
