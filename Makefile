@@ -23,6 +23,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# The documentation's pictures, but those that still say the same.
+.PHONY: pictures
+pictures: setup check-browser
+	$(BIN)/python -m docs.generate.pictures docs/pictures
+
 setup: $(STAMP) $(SOURCE)/models
 
 $(STAMP): pyproject.toml constraints.txt

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.support.local_handle import HANGS, LocalHandle
 POLICY = CachePolicy(min_tokens=64, cold_min_tokens=256, share_wait_s=0, restore_always=True)
 URL = "/erllama/v1/prefixes"
 TEXT = "".join(random.Random(1).choices("abcdefgh ", k=900))
+
+ENDLESS = partial(StubBackend, reply_tokens=0)  # what it writes never ends by itself
 
 
 @dataclass
@@ -58,6 +61,7 @@ async def site(
     n: int = 1,
     hangs: bool = False,
     store: str = "kv",
+    backend: Callable[[int, int], StubBackend] = ENDLESS,
     settings: dict | None = None,
     headers: dict[str, str] | None = None,
     **options: object,
@@ -69,7 +73,7 @@ async def site(
     config = StoreConfig(tiers=(tier,), retry_s=0.01, **(settings or {}))
 
     def make_model(config, **more):
-        return Model(config, make_backend=lambda c: StubBackend(c.n_ctx, c.n_parallel, reply_tokens=0), **more)
+        return Model(config, make_backend=lambda c: backend(c.n_ctx, c.n_parallel), **more)
 
     def start() -> ModelReplica:
         return ModelReplica(spec, n_cpus=1, store=config, policy=POLICY, make_model=make_model)

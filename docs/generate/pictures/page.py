@@ -1,0 +1,105 @@
+"""The page at the site, in the system's Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from playwright.sync_api import Browser, Page, expect
+
+from docs.generate.pictures.png import with_words
+from docs.generate.pictures.site import AGENT, MODEL, QUESTION, SNAPSHOT_S, snapshots
+from docs.generate.pictures.speaker import REPLIES
+from tests.support.page_cluster import WithCluster
+
+Scheme = Literal["light", "dark"]
+DESK, PHONE = (1120, 720), (390, 780)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window to be pictured: its width and height in pixels, and the colours that its user likes."""
+
+    size: tuple[int, int]
+    scheme: Scheme = "light"
+
+
+def page_pictures(browser: Browser, url: str, cluster: WithCluster) -> Iterator[tuple[str, bytes]]:
+    """The name of each picture, and its PNG with the words that it shows."""
+    with _window(browser, View(DESK)) as page:
+        _talk(page, url)
+        yield "page_chat.png", _taken(page)
+        page.emulate_media(color_scheme="dark")
+        yield "page_chat_dark.png", _taken(page)
+    with _window(browser, View(DESK)) as page:
+        _another_day(page, url)
+        yield "page_why.png", _taken(page)
+    with _window(browser, View(PHONE)) as page:
+        _talk(page, url)
+        yield "page_phone.png", _taken(page)
+    with _window(browser, View((1120, 880))) as page:
+        _watch(page, url, cluster)
+        yield "page_cluster.png", _taken(page)
+        page.emulate_media(color_scheme="dark")
+        yield "page_cluster_dark.png", _taken(page)
+
+
+@contextmanager
+def _window(browser: Browser, view: View) -> Iterator[Page]:
+    width, height = view.size
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=view.scheme, reduced_motion="reduce", locale="en-GB"
+    )
+    context.set_default_timeout(15_000)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def _taken(page: Page) -> bytes:
+    """The words are those of the page, whether they are in the window or not."""
+    return with_words(page.screenshot(animations="disabled", caret="hide"), page.locator("body").inner_text())
+
+
+def _talk(page: Page, url: str) -> None:
+    """Two turns; the second finds the first in the context."""
+    page.goto(url)
+    expect(page.locator("#model")).to_have_value(MODEL)
+    for n_asked, text in enumerate(REPLIES, 1):
+        _say(page, text, n_asked)
+
+
+def _say(page: Page, text: str, n_replies: int) -> None:
+    page.locator("#prompt").fill(text)
+    page.locator("#prompt").press("Enter")
+    expect(page.locator(".message.assistant[data-state=done]")).to_have_count(n_replies)
+
+
+def _another_day(page: Page, url: str) -> None:
+    """Two chats of one system text, in which the date changes; the page is asked why the second was computed."""
+    page.goto(url)
+    expect(page.locator("#model")).to_have_value(MODEL)
+    page.get_by_role("button", name="Settings").click()
+    for day in ("2026-11-23", "2026-11-24"):
+        page.get_by_role("button", name="New chat").click()
+        page.locator("[data-setting=system]").fill(AGENT.format(day=day))
+        _say(page, QUESTION, 1)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Why", exact=True).click()
+    expect(page.get_by_role("dialog", name="Why it was computed").locator("pre")).to_have_count(3)
+
+
+def _watch(page: Page, url: str, cluster: WithCluster) -> None:
+    """The cluster, a while after the page began to look."""
+    page.clock.install()
+    told = snapshots()
+    cluster.snapshot = next(told)
+    page.goto(f"{url}#cluster")
+    expect(page.locator("figure.chart")).to_have_count(6)
+    for cluster.snapshot in told:
+        with page.expect_response("**/erllama/v1/cluster"):
+            page.clock.fast_forward(SNAPSHOT_S * 1000)
+    expect(page.locator(".tile", has_text="Evictions")).to_contain_text("2")
