@@ -32,7 +32,8 @@ def test_no_picture_is_stale(now: Made):
     found, browser = now
     assert {path.name for path in COMMITTED.iterdir()} == set(found), "`make pictures` makes them"
     stale = {name: difference((COMMITTED / name).read_bytes(), picture, browser) for name, picture in found.items()}
-    assert {name: why for name, why in stale.items() if why} == {}, "`make pictures` makes them anew"
+    told = [f"{name}: {why}" for name, why in stale.items() if why]
+    assert not told, "\n".join([*told, "`make pictures` makes them anew"])
 
 
 def test_another_word_and_another_look_are_found(now: Made):

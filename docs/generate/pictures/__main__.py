@@ -23,19 +23,11 @@ def made() -> Iterator[tuple[dict[str, bytes], Browser]]:
     """The bytes of each picture's file by its name, and the browser, which may be used further. Commands run
     before the browser starts: its event loop counts as running in this thread, and they have their own.
     """
-    found = dict[str, bytes]()
-    with _folder() as kept, _folder() as here, picture_site(kept) as (url, _):
-        found |= {name: svg.encode() for name, svg in terminal_pictures(url, here)}
-    with _folder() as kept, chromium() as browser:
-        with picture_site(kept) as (url, cluster):
-            found |= page_pictures(browser, url, cluster)
+    with tempfile.TemporaryDirectory() as here, picture_site() as (url, _):
+        found = {name: svg.encode() for name, svg in terminal_pictures(url, Path(here))}
+    with chromium() as browser:
+        found |= page_pictures(browser)
         yield found, browser
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 def write(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from deployments.doctor import __main__ as doctor_command
 from deployments.doctor import examine
 from docs.generate.pictures.machine import CONFIG, facts
-from docs.generate.pictures.site import MODEL, ask, wait_stored
+from docs.generate.pictures.site import MODEL, ask_on_two_days, wait_stored
 from docs.generate.pictures.speaker import REPLIES
 from docs.generate.pictures.terminal import WIDTH, svg
 from erllama.cli.app import app
@@ -28,8 +28,7 @@ BENCH = ("bench", "--model", MODEL, "--prompt-tokens", "2000", "--turns", "3", "
 def terminal_pictures(url: str, folder: Path) -> Iterator[tuple[str, str]]:
     """The name of each picture, and its SVG. `folder` is for files that a command reads."""
     yield "chat.svg", _picture(url, f"erllama chat {MODEL}", reader=typed)
-    for name, day in (("monday", "2026-11-23"), ("tuesday", "2026-11-24")):
-        ask(url, name, day)
+    ask_on_two_days(url)
     wait_stored(url, 3)
     yield "ps.svg", _picture(url, "erllama ps")
     yield "cache_ls.svg", _picture(url, f"erllama cache ls --model {MODEL}")

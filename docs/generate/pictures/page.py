@@ -10,12 +10,22 @@ from typing import Literal
 from playwright.sync_api import Browser, Page, expect
 
 from docs.generate.pictures.png import with_words
-from docs.generate.pictures.site import AGENT, MODEL, QUESTION, SNAPSHOT_S, snapshots
+from docs.generate.pictures.site import (
+    AGENT,
+    DAYS,
+    MODEL,
+    QUESTION,
+    SNAPSHOT_S,
+    ask_on_two_days,
+    picture_site,
+    snapshots,
+    wait_stored,
+)
 from docs.generate.pictures.speaker import REPLIES
 from tests.support.page_cluster import WithCluster
 
 Scheme = Literal["light", "dark"]
-DESK, PHONE = (1120, 720), (390, 780)
+DESK, TALL, PHONE = (1120, 720), (1120, 880), (390, 780)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +36,24 @@ class View:
     scheme: Scheme = "light"
 
 
-def page_pictures(browser: Browser, url: str, cluster: WithCluster) -> Iterator[tuple[str, bytes]]:
-    """The name of each picture, and its PNG with the words that it shows."""
-    with _window(browser, View(DESK)) as page:
+def page_pictures(browser: Browser) -> Iterator[tuple[str, bytes]]:
+    """The name of each picture, and its PNG with the words that it shows. Each begins with a site of its own, so
+    that what is cached does not depend on the others.
+    """
+    with picture_site() as (url, _), _window(browser, View(DESK)) as page:
         _talk(page, url)
         yield "page_chat.png", _taken(page)
         page.emulate_media(color_scheme="dark")
         yield "page_chat_dark.png", _taken(page)
-    with _window(browser, View(DESK)) as page:
-        _another_day(page, url)
-        yield "page_why.png", _taken(page)
-    with _window(browser, View(PHONE)) as page:
+    with picture_site() as (url, _), _window(browser, View(PHONE)) as page:
         _talk(page, url)
         yield "page_phone.png", _taken(page)
-    with _window(browser, View((1120, 880))) as page:
+    with picture_site() as (url, _), _window(browser, View(DESK)) as page:
+        _another_day(page, url)
+        yield "page_why.png", _taken(page)
+    with picture_site() as (url, cluster), _window(browser, View(TALL)) as page:
+        ask_on_two_days(url)
+        wait_stored(url, 2)
         _watch(page, url, cluster)
         yield "page_cluster.png", _taken(page)
         page.emulate_media(color_scheme="dark")
@@ -75,7 +89,9 @@ def _talk(page: Page, url: str) -> None:
 def _say(page: Page, text: str, n_replies: int) -> None:
     page.locator("#prompt").fill(text)
     page.locator("#prompt").press("Enter")
-    expect(page.locator(".message.assistant[data-state=done]")).to_have_count(n_replies)
+    ended = page.locator(".message.assistant[data-state=done]", has_text="to first token")  # what it cost comes last
+    expect(ended).to_have_count(n_replies)
+    expect(page.locator("#announcer")).to_contain_text("The reply is complete")
 
 
 def _another_day(page: Page, url: str) -> None:
@@ -83,7 +99,7 @@ def _another_day(page: Page, url: str) -> None:
     page.goto(url)
     expect(page.locator("#model")).to_have_value(MODEL)
     page.get_by_role("button", name="Settings").click()
-    for day in ("2026-11-23", "2026-11-24"):
+    for day in DAYS:
         page.get_by_role("button", name="New chat").click()
         page.locator("[data-setting=system]").fill(AGENT.format(day=day))
         _say(page, QUESTION, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -18,6 +19,7 @@ from tests.support.hub_fakes import LOADED, FakeLibrary, manifest
 from tests.support.page_cluster import CLUSTER, GIB, WithCluster
 
 MODEL = "demo"
+DAYS = ("2026-11-23", "2026-11-24")
 QUESTION = "Which file has the defaults?"
 N_SNAPSHOTS = 14
 SNAPSHOT_S = 5
@@ -54,15 +56,21 @@ class LiveSite:
 
 
 @contextmanager
-def picture_site(folder: Path) -> Iterator[tuple[str, WithCluster]]:
-    """Its URL, and the cluster whose snapshot may be changed. `folder` holds what it stores."""
-    cluster = WithCluster(LiveSite(folder), CLUSTER)
-    with serving(cluster, lifespan="on") as url:
-        yield url, cluster
+def picture_site() -> Iterator[tuple[str, WithCluster]]:
+    """Its URL, and the cluster whose snapshot may be changed. Nothing is stored as yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = WithCluster(LiveSite(Path(folder)), CLUSTER)
+        with serving(cluster, lifespan="on") as url:
+            yield url, cluster
 
 
-def ask(url: str, request_id: str, day: str) -> None:
-    """A request of an agent whose system text has a date, under an id of ours."""
+def ask_on_two_days(url: str) -> None:
+    """The requests `monday` and `tuesday` of an agent whose system text has the date."""
+    for request_id, day in zip(("monday", "tuesday"), DAYS, strict=True):
+        _ask(url, request_id, day)
+
+
+def _ask(url: str, request_id: str, day: str) -> None:
     messages = [
         {"role": "system", "content": AGENT.format(day=day)},
         {"role": "user", "content": QUESTION},
