@@ -9,7 +9,10 @@ SOURCE := build/llama.cpp
 # Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
 
-.PHONY: serve test lint types setup clean
+# pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
+FLAGS_CACHE = llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)
+
+.PHONY: serve test lint types docs release-check setup clean
 serve: setup
 	$(BIN)/python -m deployments.launch $(CONFIG)
 
@@ -23,16 +26,27 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Into build/site; a warning is an error. mkdocs-material tells of its successor on each run: that is no warning of ours.
+docs: $(VENV)/.docs-done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.docs-done: pyproject.toml constraints.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+# The wheel, built, examined, installed into an empty environment, and asked there; no Ray may run meanwhile.
+release-check: setup
+	$(BIN)/python -m deploy.release_check --cache-dir "$$($(BIN)/python -m pip cache dir)/$(FLAGS_CACHE)"
+
 setup: $(STAMP) $(SOURCE)/models
 
 # -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
-# pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
 $(STAMP): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory check-tools
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="
-	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)"; \
+	cache="$$($(BIN)/python -m pip cache dir)/$(FLAGS_CACHE)"; \
 	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
 	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
