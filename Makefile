@@ -9,10 +9,7 @@ SOURCE := build/llama.cpp
 # Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
 
-# pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
-FLAGS_CACHE = llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)
-
-.PHONY: serve test lint types docs release-check setup clean
+.PHONY: serve test lint types docs setup clean
 serve: setup
 	$(BIN)/python -m deployments.launch $(CONFIG)
 
@@ -34,23 +31,36 @@ $(VENV)/.docs-done: pyproject.toml constraints.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
-# The wheel, built, examined, installed into an empty environment, and asked there; no Ray may run meanwhile.
-release-check: setup
-	$(BIN)/python -m deploy.release_check --cache-dir "$$($(BIN)/python -m pip cache dir)/$(FLAGS_CACHE)"
-
 setup: $(STAMP) $(SOURCE)/models
 
-# -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
 $(STAMP): pyproject.toml constraints.txt
-	@$(MAKE) --no-print-directory check-tools
+	@$(MAKE) --no-print-directory llama
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+# An environment with llama.cpp alone. The images and release-check build theirs with it, too:  make llama VENV=/opt/erllama
+# -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
+# pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
+.PHONY: llama
+llama: check-tools
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="
-	cache="$$($(BIN)/python -m pip cache dir)/$(FLAGS_CACHE)"; \
+	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)"; \
 	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
 	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@
+	@$(BIN)/python -m pip show --quiet llama-cpp-python  # a pipe ends with the status of its last command
+
+# What a release must pass: the wheel has what it should, and installed into an environment of nothing else it serves. One cluster per
+# machine: RAY_LOCK=FILE waits for those who lock the same file.
+RELEASE := build/release
+.PHONY: release-check
+release-check: setup
+	rm -rf $(RELEASE)
+	$(BIN)/python -m release.wheel $(RELEASE)
+	@$(MAKE) --no-print-directory llama VENV=$(RELEASE)/venv
+	$(RELEASE)/venv/bin/python -m pip install --quiet -c constraints.txt $(RELEASE)/*.whl
+	$(if $(RAY_LOCK),flock $(RAY_LOCK)) $(BIN)/python -m release.first_answer $(RELEASE)/venv
 
 # Chat templates and vocabularies of real models, for the tests: they lie in the package that llama.cpp was built from.
 $(SOURCE)/models: constraints.txt | $(STAMP)

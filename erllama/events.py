@@ -58,6 +58,9 @@ class RequestStats:
     """What a finished request cost. `prefill_ms` runs from admission to the first token,
     `generation_ms` from there to the last one.
 
+    `restore_ms` of `prefill_ms` went by until it was known what could be taken over: looking it up,
+    reading it, waiting for a neighbour that computed the same.
+
     `completion_tokens` is the length of the whole reply: the `resumed_tokens` of an earlier run,
     then those of this one. `cached_tokens` of the prompt were taken over instead of computed: from
     `cache_tier`, which is "live" (another sequence of this context), "staged" (the store had not
@@ -77,6 +80,7 @@ class RequestStats:
     cache_tier: str | None = None
     resumed_tokens: int = 0
     computed_tokens: int = 0
+    restore_ms: float = 0.0
 
     @property
     def cancelled(self) -> bool:

@@ -7,6 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+_RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
+_RATE_WEIGHT = 0.25
+
 
 class ModelStatus(StrEnum):
     """Derived from the live sequences: none is `idle`, any that prefills (or restores) is
@@ -124,6 +127,9 @@ class CacheCounters:
     the labels of the store's. `parent_hits` of them named a parent key, `misses` were cold.
     `stall_ms` sums the time that saves and restores took on the engine thread, `max_stall_ms` is
     the longest one. `pins` counts requests whose prefix the store was asked to pin.
+    `prefill_tokens_per_s` is how fast prompts are computed, a moving mean, 0 before it was measured;
+    `saved_prefill_ms` is what the tokens that were taken over would have taken at that speed, without
+    the `unpriced_tokens` from before it was measured.
     """
 
     hits: dict[str, int] = field(default_factory=dict)
@@ -136,7 +142,25 @@ class CacheCounters:
     stall_ms: float = 0.0
     max_stall_ms: float = 0.0
     pins: int = 0
+    prefill_tokens_per_s: float = 0.0
+    saved_prefill_ms: float = 0.0
+    unpriced_tokens: int = 0
     last_problem: str = ""
+
+    def note_prefill(self, n_tokens: int, seconds: float) -> None:
+        """A slice of a prompt was computed."""
+        if n_tokens < _RATE_MIN_TOKENS or seconds <= 0:
+            return
+        mean = self.prefill_tokens_per_s
+        self.prefill_tokens_per_s += (n_tokens / seconds - mean) * (_RATE_WEIGHT if mean else 1.0)
+        self.note_taken_over(0)
+
+    def note_taken_over(self, n_tokens: int) -> None:
+        """So many tokens need not be computed."""
+        self.unpriced_tokens += n_tokens
+        if self.prefill_tokens_per_s > 0:
+            self.saved_prefill_ms += 1e3 * self.unpriced_tokens / self.prefill_tokens_per_s
+            self.unpriced_tokens = 0
 
     def note_stall(self, ms: float) -> None:
         """Account for a save or restore that held the engine thread for `ms`."""
@@ -174,6 +198,21 @@ class Counters:
     decode_aborts: int = 0
 
 
+@dataclass(slots=True)
+class SequenceInfo:
+    """A sequence that runs. `state` is restoring, prefilling or generating; `n_given` tokens it was
+    given, of which `n_cached` were taken over; the context holds `n_kv` of its `n_tokens`. Never
+    changed: one is made per sequence and step, and a frozen one costs three times as much.
+    """
+
+    request_id: str
+    state: str
+    n_given: int
+    n_cached: int
+    n_kv: int
+    n_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Gauges of this moment, and the counters (`counts`) of it.
@@ -181,9 +220,9 @@ class EngineStats:
     `n_free_seq_ids` + running sequences == n_parallel always holds between steps. `kv_tokens` of
     running sequences and `idle_kv_tokens` of finished ones are in the context. `has_context` is
     False after an evict, `weights_loaded` after an unload, until the next request. `kv_bytes` is
-    what the context holds for KV. `sessions` counts known sessions. `causes` counts requests by why
-    their prompts had to be computed: the names are those of `erllama.diagnosis.record.Cause`, and
-    `noise:<rule>`.
+    what the context holds for KV. `sessions` counts known sessions. `running` are the sequences.
+    `causes` counts requests by why their prompts had to be computed: the names are those of
+    `erllama.diagnosis.record.Cause`, and `noise:<rule>`.
     """
 
     n_parallel: int
@@ -201,6 +240,7 @@ class EngineStats:
     requests_refused: int = 0
     last_cache_hit: str = "cold"
     adapters: tuple[AdapterInfo, ...] = ()
+    running: tuple[SequenceInfo, ...] = ()
     counts: Counters = field(default_factory=Counters)
     cache: CacheCounters = field(default_factory=CacheCounters)
     causes: dict[str, CauseCount] = field(default_factory=dict)

@@ -43,14 +43,17 @@ ORDER = {
             "stream",
         ),
         *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),
-        *("__init__", "agents", "cli", "testing"),
+        *("__init__", "agents", "benchmark", "cli", "testing"),
     ),
     "deployments": (
         *(
             "__init__",
             "attempt_id",
+            "metrics",
+            "telemetry",
             "access",
             "noise",
+            "capture",
             "http",
             "generation",
             "dialects",

@@ -12,6 +12,7 @@ from deployments.config import BuildArgs, ModelSpec
 from deployments.cpu_shares import CpuSupply, cpu_shares
 from deployments.doctor.build import build_findings, collect_build
 from deployments.doctor.finding import Finding, Level, fail
+from deployments.doctor.hub import collect_hub, hub_findings
 from deployments.doctor.machine import (
     MachineFacts,
     ReplicaCpus,
@@ -53,6 +54,8 @@ def examine(path: Path) -> Iterator[Finding]:
     for args in applications:
         store = args.store.config()
         yield from tier_findings(collect_tiers(store.tiers if store else ()), kv_bytes_per_token(models))
+        if args.hub.enabled:
+            yield from hub_findings(collect_hub(args.hub))
         keys = len(args.http.api_keys)
         yield from network_findings(collect_network(http.get("host", "127.0.0.1"), http.get("port", 8000), keys))
 

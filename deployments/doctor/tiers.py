@@ -25,12 +25,13 @@ _SKEW_S = 30.0
 @dataclass(frozen=True, slots=True)
 class TierFacts:
     """A tier after its probe; speeds in bytes per second, `skew_s` by how much its clock is ahead of
-    ours, `free_bytes` of the file system, None for what is not known.
+    ours, `free_bytes` of the file system, None for what is not known. `unusable`: not even opened.
     """
 
     url: str
     label: str = ""
     problem: str = ""
+    unusable: bool = False
     write_bytes_s: float | None = None
     read_bytes_s: float | None = None
     delete_s: float | None = None
@@ -49,6 +50,8 @@ def tier_findings(tiers: Sequence[TierFacts], kv_bytes_per_token: dict[str, floa
         if tier.problem:
             todo = "look at its URL, credentials (storage_options, the environment of the driver) and permissions"
             why = "what is computed is not kept there; requests are served all the same"
+            if tier.unusable:
+                why = "no store can be opened with it, and models do not load"
             yield fail(check, f"{tier.url}: {tier.problem}", why, todo)
             continue
         yield _speed(check, tier, kv_bytes_per_token)
@@ -84,10 +87,11 @@ def _room(check: str, tier: TierFacts) -> Iterator[Finding]:
 
 
 def _order(tiers: Sequence[TierFacts]) -> Iterator[Finding]:
-    known = [(number, tier.read_bytes_s) for number, tier in enumerate(tiers) if tier.read_bytes_s]
+    """By writes: what was just written to a disk is read from memory."""
+    known = [(number, tier.write_bytes_s) for number, tier in enumerate(tiers) if tier.write_bytes_s]
     for (first, speed), (second, faster) in pairwise(known):
-        if faster > 2 * speed:
-            told = f"tier {second} reads {faster / speed:.1f} times as fast as tier {first}"
+        if faster > 3 * speed:
+            told = f"tier {second} takes writes {faster / speed:.1f} times as fast as tier {first}"
             why = "writes go to the first tier, and reads prefer it"
             yield warn("order of tiers", told, why, "list the fastest first")
 
@@ -116,7 +120,7 @@ def probe_tier(config: TierConfig) -> TierFacts:
     try:
         tier = open_tier(config)
     except TierError as error:
-        return replace(facts, problem=str(error))
+        return replace(facts, problem=str(error), unusable=True)
     try:
         return _measured(tier, replace(facts, label=tier.label))
     except TierError as error:

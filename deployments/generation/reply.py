@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from deployments.capture.scope import KEPT_BODY
 from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.event_ids import NumberedWriter
 from deployments.generation.fan_out import Generates, fan_out
@@ -23,9 +24,10 @@ from deployments.generation.identity import ReplyIdentity, session_of, shared_re
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import BodyTooLarge, ClientDisconnected
-from deployments.http.middleware import TokenUsage, token_usage
+from deployments.http.middleware import request_facts
 from deployments.http.ports import PromptPort, Record, RecordedReply, ReplyDefaults, ServedModel
 from deployments.http.stream import StreamResponse
+from deployments.telemetry.facts import RequestFacts
 from erllama.errors import ContextOverflow, ErllamaError, InvalidParameter
 from erllama.events import Completion, CompletionParts, Done, Event, Progress
 from erllama.request import GenerationRequest, Prompt
@@ -56,9 +58,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 raise BodyTooLarge(f"The body has more than {max_bytes} bytes.")
     except ClientDisconnect as exc:
         raise ClientDisconnected("The client closed the connection.") from exc
-    if not compressed:
-        return bytes(body)
-    return await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes)
+    whole = await asyncio.to_thread(decompressed, bytes(body), encoding, max_bytes) if compressed else bytes(body)
+    if (kept := request.scope["state"].get(KEPT_BODY)) is not None:
+        kept.append(whole)
+    return whole
 
 
 def prepare_cost(n_bytes: int, prompts: PromptPort, *, compiles: bool, has_replies: bool = False) -> int:
@@ -133,7 +136,7 @@ async def whole_replies(
     """The reply to each of `requests`. A client that goes away cancels all of them at once; one that
     asks again then may go on with them, if the reply has an `identity`.
     """
-    requests, usage = of_one_session(request.headers, requests), token_usage(request)
+    requests, facts = of_one_session(request.headers, requests), request_facts(request)
     if identity is not None:
         if identity.recorded is not None:
             raise InvalidParameter("Last-Event-ID is for streams alone", param="Last-Event-ID")
@@ -142,11 +145,14 @@ async def whole_replies(
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
         replies: dict[int, Completion] = {}
+        facts.ask(model.id)
         async with aclosing(fan_out(model.client, requests)) as items:
             async for index, events in items:
+                if facts.first_ns is None:
+                    facts.saw(events)
                 if (reply := _ended(parts[index], events)) is not None:
                     replies[index] = reply
-                    usage.add(reply.stats)
+                    facts.add(reply.stats)
                     if record is not None:
                         record(reply)
         return [replies[index] for index in range(len(requests))]
@@ -159,14 +165,16 @@ async def _chunks(
     requests: Sequence[GenerationRequest],
     writer: ReplyWriter,
     record: Record | None,
-    usage: TokenUsage,
+    facts: RequestFacts,
 ) -> AsyncGenerator[bytes, None]:
     parts = [CompletionParts() for _ in requests]
     begun = False
     async with aclosing(fan_out(client, [_observed(request) for request in requests])) as items:
         async for index, events in items:
+            if facts.first_ns is None:
+                facts.saw(events)
             if isinstance(last := events[-1], Done):
-                usage.add(last.stats)
+                facts.add(last.stats)
             if record is not None and (reply := _ended(parts[index], events)) is not None:
                 record(reply)  # before its end leaves: the client may answer at once
             if begun or requests[index].report_progress or not isinstance(events[-1], Progress):
@@ -217,7 +225,9 @@ def streamed_reply(
         requests = shared_requests(request, identity, model, requests, resumable=resumable)
         if resumable:
             writer = NumberedWriter(writer, identity.stream, identity.n_seen)
-    chunks = _chunks(client, requests, writer, record, token_usage(request))
+    facts = request_facts(request)
+    facts.ask(model.id, streamed=True)
+    chunks = _chunks(client, requests, writer, record, facts)
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
 
 
@@ -239,9 +249,10 @@ def detached_chunks(
     writer: ReplyWriter,
     identity: ReplyIdentity,
     record: Record,
-    usage: TokenUsage,
+    facts: RequestFacts,
 ) -> AsyncGenerator[bytes, None]:
     """The stream of a reply that belongs to no connection: whoever reads it decides when it ends."""
     request = replace(request, keep_s=identity.keep_s, head=identity.head if identity.keep_s else "")
     client: Generates = model.client if identity.recorded is None else _Resumed(model, identity.recorded)
-    return _chunks(client, [request], writer, record, usage)
+    facts.ask(model.id, streamed=True)
+    return _chunks(client, [request], writer, record, facts)

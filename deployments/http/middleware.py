@@ -9,12 +9,10 @@ clients would read "id, id".
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.datastructures import QueryParams
@@ -32,9 +30,8 @@ from deployments.http.errors import (
     error_response,
 )
 from deployments.http.open_requests import OpenRequests
-from erllama.events import RequestStats
-
-logger = logging.getLogger("deployments.http")
+from deployments.telemetry.facts import RequestFacts
+from deployments.telemetry.watch import RequestWatch
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
 _MAX_QUERY_KEYS = 4  # each is hashed
@@ -75,32 +72,10 @@ def engine_id(request: Request) -> str:
     return str(state["request_id"]) + (f"~{uuid4().hex[:8]}" if state["request_id_given"] else "")
 
 
-@dataclass(slots=True)
-class TokenUsage:
-    """Tokens of the replies to one HTTP request, as far as they have ended; of prompts, each choice's
-    own counts.
-    """
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-
-    def add(self, stats: RequestStats) -> None:
-        self.prompt += stats.prompt_tokens
-        self.cached += stats.cached_tokens
-        self.completion += stats.completion_tokens
-
-    def __str__(self) -> str:
-        """The end of a log line, empty if nothing was computed."""
-        if not self.prompt:
-            return ""
-        return f" prompt_tokens={self.prompt} cached_tokens={self.cached} completion_tokens={self.completion}"
-
-
-def token_usage(request: Request) -> TokenUsage:
-    """Where a request's tokens are counted for its log line."""
-    usage: TokenUsage = request.scope["state"]["usage"]
-    return usage
+def request_facts(request: Request) -> RequestFacts:
+    """What is gathered of a request for log, metrics and traces."""
+    facts: RequestFacts = request.scope["state"]["facts"]
+    return facts
 
 
 def slow_reader_s(request: Request) -> float | None:
@@ -134,6 +109,14 @@ def _as_routed(scope: Scope) -> Scope:
     return scope if (path, scope["method"]) == (bare, method) else {**scope, "path": bare, "method": method}
 
 
+def _route_of(scope: Scope) -> str:
+    """The path of the route that took a request, with {names} of its parameters; "" for none. FastAPI
+    knows of an included router's route only its own part, and tells the whole elsewhere.
+    """
+    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    return str(getattr(route, "path_format", ""))
+
+
 class RequestScope:
     """Wraps the app; see the module's docstring. Nothing but a cancellation leaves it as an
     exception.
@@ -148,10 +131,13 @@ class RequestScope:
         slow_reader_s: float | None = None,
         echo_request_id: bool = True,
         open_requests: OpenRequests | None = None,
+        watch: RequestWatch | None = None,
+        open_paths: Collection[str] = (),
     ) -> None:
         """`dialects`: the first one answers for paths that nobody claims. Without `keys` everybody may
         do all. A stream whose client leaves a piece unread for `slow_reader_s` seconds ends.
-        `open_requests` counts all but the probes, and may refuse them.
+        `open_requests` counts all but the probes, and may refuse them. `watch` is told of all.
+        `open_paths` need no key, as those of probes.
         """
         self._app = app
         self._dialects = dialects
@@ -159,6 +145,8 @@ class RequestScope:
         self._open = open_requests or OpenRequests()
         self._keys = keys or KeyBook()
         self._slow_reader_s = slow_reader_s
+        self._watch = watch or RequestWatch()
+        self._open_paths = _OPEN_PATHS | set(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -167,19 +155,24 @@ class RequestScope:
         given = _header(scope, b"x-request-id")
         sane = bool(_SANE_ID.match(given))
         rid = given.decode("ascii") if sane else f"req-{uuid4().hex}"
-        method, path = scope["method"], scope["path"]
+        facts = RequestFacts(rid, method=scope["method"], path=scope["path"], started_ns=time.monotonic_ns())
         scope = _as_routed(scope)
         dialect = choose_dialect(self._dialects, scope)
         state = scope.setdefault("state", {})
         state["request_id"], state["request_id_given"], state["dialect"] = rid, sane, dialect
-        state["usage"] = usage = TokenUsage()
+        state["facts"] = facts
         access = self._keys.find(_presented(dialect, scope)) or NOBODY
         state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
+        claimed = dialect.claim(route_path(scope), scope) > 0
+        facts.dialect, facts.tenant = dialect.name if claimed else "none", access.tenant.name
+        facts.traceparent, facts.tracestate = (
+            _header(scope, name).decode("latin-1") for name in (b"traceparent", b"tracestate")
+        )
         state["slow_reader_s"] = self._slow_reader_s
         id_names = (*(("x-request-id",) if self._echo else ()), *dialect.id_headers)
         id_headers = [(name.encode(), rid.encode("ascii")) for name in id_names]
-        status, head = 0, method == "HEAD"
-        started_ns = time.monotonic_ns()
+        status, head = 0, facts.method == "HEAD"
+        is_open = route_path(scope) in self._open_paths
 
         async def tagged_send(message: Message) -> None:
             nonlocal status
@@ -192,27 +185,20 @@ class RequestScope:
                 message["body"] = b""
             await send(message)
 
+        self._watch.begin()
         try:
-            if route_path(scope) not in _OPEN_PATHS:
+            if not is_open:
                 if access is NOBODY:
                     raise Unauthorized(f"Incorrect or missing API key. Send it as '{dialect.keys[0]}'.")
                 if scope["method"] == "POST":  # to look at models, or at what is kept, costs next to nothing
                     access.rate_limit.admit()
-            with nullcontext() if route_path(scope) in _OPEN_PATHS else self._open.one_more():
+            with nullcontext() if is_open else self._open.one_more():
                 await self._app(scope, receive, tagged_send)
         except Exception as exc:
             error = as_erllama_error(exc, rid)
             if status == 0:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
-            logger.info(
-                "event=request request_id=%s method=%s path=%s status=%d ms=%.1f tenant=%s%s",
-                rid,
-                method,
-                path,
-                # no status and no error: Serve cancelled us, because the client has gone
-                status or ClientDisconnected.http_status,
-                (time.monotonic_ns() - started_ns) / 1e6,
-                access.tenant.name,
-                usage,
-            )
+            facts.route = _route_of(scope)
+            # no status and no error: Serve cancelled us, because the client has gone
+            self._watch.end(facts, status or ClientDisconnected.http_status)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from cache_store.config import parse_bytes
 from deployments.access.keys import ApiKey
+from deployments.capture.options import CaptureOptions
 from deployments.noise.options import NoiseOptions
+from deployments.telemetry.slow import SlowLimits
+from deployments.telemetry.trace_options import TraceOptions
 
 Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,6 +40,23 @@ class ResponsesOptions:
         return parse_bytes(self.max_bytes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class LogOptions:
+    """The log lines of the ingress: `format` text, or one JSON object per line. A request that takes
+    longer than `slow_first_token_s` to its first token, longer than `slow_token_s` from one token to
+    the next, or whose client takes `slow_reader_s` longer to read it, is logged with why.
+    """
+
+    format: Literal["text", "json"] = "text"
+    slow_first_token_s: Seconds = 2.0
+    slow_token_s: Seconds = 0.2
+    slow_reader_s: Seconds = 2.0
+
+    @property
+    def limits(self) -> SlowLimits:
+        return SlowLimits(self.slow_first_token_s * 1e3, self.slow_token_s * 1e3, self.slow_reader_s * 1e3)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
     """What the ingress needs to know besides the models. Raises pydantic's `ValidationError`.
@@ -56,7 +76,10 @@ class HttpOptions:
     slow_reader_s: how long a client may leave a piece of its stream unread before the stream is
         cancelled (up to twice as long goes by); None is for ever.
     noise: rules against what clients write into prompts that changes though nothing was said.
-    responses: how many of the Responses API are kept, and for how long.
+    responses: how many of the Responses API are kept, and for how long. metrics: who may read
+    `/metrics`, an "admin", which is everybody without keys, or everybody ("open"). log: what log lines
+    look like, and what is slow. traces: where OpenTelemetry spans go; None: nowhere.
+    capture: where requests are kept for measuring.
     """
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
@@ -71,3 +94,7 @@ class HttpOptions:
     slow_reader_s: Seconds | None = 120.0
     responses: ResponsesOptions = field(default_factory=ResponsesOptions)
     noise: NoiseOptions = field(default_factory=NoiseOptions)
+    metrics: Literal["admin", "open"] = "admin"
+    log: LogOptions = field(default_factory=LogOptions)
+    traces: TraceOptions | None = None
+    capture: CaptureOptions = field(default_factory=CaptureOptions)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from cache_store import StoreStats
 from erllama.chat.template import Ending
 from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError
@@ -20,7 +21,7 @@ from erllama.prompts.infill import Gap, Room
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt, SamplingParams
-from erllama.stats import EngineStats, ModelInfo
+from erllama.stats import EngineStats, ModelInfo, ModelMemory, ModelStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ class RecordedReply:
     head: str
     seed: int | None
     salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What one replica does, holds and has counted. `store` is None without one."""
+
+    status: ModelStatus
+    stats: EngineStats
+    store: StoreStats | None
+    replica_id: str
+    node_id: str
+    n_ctx: int
+    memory: ModelMemory
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 from ray import serve
-from ray.util.metrics import Counter, Gauge
 
 from cache_store.config import parse_bytes
 from deployments.config import BuildArgs, deployment_name
@@ -23,6 +22,8 @@ from deployments.memory.sources import NvidiaMemory
 from deployments.model.drain import app_is_deleted, watch_drain
 from deployments.model.ray_errors import mapped_errors
 from deployments.serve_log import share_serve_log
+from deployments.telemetry.ray_recorder import RayRecorder
+from deployments.telemetry.recorder import Sample, SampleFeed
 from erllama.errors import ErllamaError
 from erllama.hub.hub import Hub
 from erllama.hub.manifest import Manifest
@@ -44,11 +45,7 @@ class ModelManager(HubManager):
         config = BuildArgs.model_validate(args)
         self._scheduler = scheduler
         self._watched: dict[str, tuple[str, str]] = {}
-        self._counted: dict[str, int] = {}
-        self._swap_counter = Counter(
-            "erllama_hub_swaps", "Times that models of the hub were woken, put to sleep or removed.", tag_keys=("what",)
-        )
-        self._in_memory = Gauge("erllama_hub_models_in_memory", "Models of the hub that are in memory.")
+        self._numbers = SampleFeed(RayRecorder())
         self._hub, self._load_timeout_s = Hub(config.hub), config.hub.load_timeout_s
         hub, gpu_memory = self._hub, NvidiaMemory()
         app_name = serve.get_replica_context().app_name
@@ -103,11 +100,9 @@ class ModelManager(HubManager):
         await self._tell_scheduler()
 
     def _count(self) -> None:
-        for what, n in self._processes.swaps.items():
-            if n > self._counted.get(what, 0):
-                self._swap_counter.inc(n - self._counted.get(what, 0), {"what": what})
-                self._counted[what] = n
-        self._in_memory.set(sum(self._processes.is_awake(running.model_id) for running in self._processes))
+        n_awake = sum(self._processes.is_awake(running.model_id) for running in self._processes)
+        swaps = [Sample("erllama_hub_swaps", n, {"what": what}) for what, n in self._processes.swaps.items()]
+        self._numbers.feed([*swaps, Sample("erllama_hub_models_in_memory", n_awake)])
 
     async def _tell_scheduler(self) -> None:
         apps = {

@@ -20,6 +20,7 @@ from ray import serve
 from cache_store import ObjectReader, StoreError
 from cache_store.documents.store import DocumentStore
 from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.dialects.llama_server.props import server_version
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
 from deployments.http.ports import ReplyDefaults, ServedModel
@@ -29,8 +30,8 @@ from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
 from deployments.hub.place import HubPlace
 from deployments.hub.specs import spec_of
+from deployments.ingress.cluster import RayCluster
 from deployments.ingress.http_app import all_dialects, make_http_app
-from deployments.ingress.metrics import IngressMetrics
 from deployments.ingress.prompts import PromptSource
 from deployments.model.client import ModelClient
 from deployments.model.drain import app_is_deleted, watch_drain
@@ -38,6 +39,8 @@ from deployments.model.handles import ModelHandles
 from deployments.model.states import load_state
 from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
+from deployments.telemetry.ray_recorder import RayRecorder
+from deployments.telemetry.watch import Spans
 from erllama.cache.setup import transcript_root
 from erllama.chat.transcript_book import TranscriptBook
 from erllama.demo import demo_model_path
@@ -57,18 +60,21 @@ class Ingress:
     def __init__(
         self, args: dict[str, Any], handles: dict[str, Any], scheduler: Any | None = None, hub: Any | None = None
     ) -> None:
-        """`scheduler` makes it part of the application; nothing here asks it. `hub` is the manager of
-        the hub's models.
+        """`scheduler` makes it part of the application; it is asked for its status alone. `hub` is the
+        manager of the hub's models.
         """
-        share_serve_log()
         config = BuildArgs.model_validate(args)
+        share_serve_log(config.http.log.format)
         self._options = config.http
         self._default_model = config.default_model
         self._drain_s = config.drain_s
         self._grace_s = ingress_grace_s(config)
         self._open = OpenRequests()
+        self._cluster = RayCluster(scheduler, config.scheduler.high)
         self._documents = _response_documents(config.store, config.http)
-        self._noise = Noise(config.http.noise, IngressMetrics().count_noise)
+        self._recorder = RayRecorder()
+        self._spans = _request_spans(config.http)
+        self._noise = Noise(config.http.noise, self._count_noise)
         served = _Served(config, _transcript_book(config.store))
         self._models = [served.configured(spec, handles[spec.id]) for spec in config.models]
         self._library = None if hub is None else served.library(hub)
@@ -85,6 +91,10 @@ class Ingress:
                 model.prompts.load()
             except ErllamaError as error:  # told to whoever asks for this model
                 log.warning("prompts of %s cannot be loaded: %s", model.id, error)
+
+    def _count_noise(self, rule: str, n: int) -> None:
+        """`rule` did what it says `n` times; NAME.left is a text that it found no place for."""
+        self._recorder.inc("erllama_prompt_noise", n, {"rule": rule})
 
     def served(self) -> dict[str, tuple[str, ...]]:
         """Model ids with their aliases: what `Cluster` asks."""
@@ -110,6 +120,8 @@ class Ingress:
             await self._open.all_ended(_GOODBYE_S)  # a client that does not read is left behind
         if self._documents is not None:
             await asyncio.to_thread(self._documents.flush, _GOODBYE_S)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     def _tell_all(self) -> None:
         for client in (*(model.client for model in self._models), *(self._library.clients() if self._library else ())):
@@ -120,11 +132,14 @@ class Ingress:
             self._models,
             self._options,
             default_model=self._default_model,
-            dialects=all_dialects(ResponseStore(self._documents)),
+            dialects=all_dialects(ResponseStore(self._documents), self._cluster),
             echo_request_id=False,  # Serve does
             open_requests=self._open,
             noise=self._noise,
             library=self._library,
+            cluster=self._cluster,
+            recorder=self._recorder,
+            spans=self._spans,
         )
 
 
@@ -165,6 +180,15 @@ def _response_documents(store: StoreSpec, http: HttpSpec) -> DocumentStore | Non
     except StoreError as error:
         log.warning("responses are kept in this process alone: %s", error)
     return None
+
+
+def _request_spans(http: HttpSpec) -> Spans | None:
+    """What makes spans of requests. Its packages are optional."""
+    if http.traces is None:
+        return None
+    from deployments.telemetry.spans import RequestSpans
+
+    return RequestSpans.exported(http.traces, server_version())
 
 
 class _Served:

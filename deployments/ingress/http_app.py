@@ -16,7 +16,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deployments.access.key_book import KeyBook
+from deployments.capture.scope import CaptureScope
+from deployments.capture.writer import CaptureWriter
 from deployments.dialects.anthropic.routes import Anthropic
+from deployments.dialects.erllama_admin.cluster import ClusterPort, NoCluster
+from deployments.dialects.erllama_admin.cluster_snapshot import ClusterWatch
 from deployments.dialects.erllama_admin.routes import ErllamaAdmin
 from deployments.dialects.gemini.routes import Gemini
 from deployments.dialects.llama_server.routes import LlamaServer
@@ -35,9 +39,13 @@ from deployments.http.options import HttpOptions
 from deployments.http.ports import ServedModel
 from deployments.http.registry import ModelRegistry
 from deployments.http.tenant_client import Timeouts
+from deployments.ingress.metrics import PATH as METRICS
+from deployments.ingress.metrics import metrics_route
 from deployments.ingress.openapi import openapi_document
 from deployments.noise.filter import Noise
 from deployments.page.scope import PageScope
+from deployments.telemetry.recorder import PrometheusRecorder, Recorder, Recorders
+from deployments.telemetry.watch import RequestWatch, Spans
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -54,9 +62,12 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
-def all_dialects(responses: ResponseStore) -> tuple[Dialect, ...]:
-    """Every dialect; `responses` keeps those of the Responses API."""
-    return tuple(Responses(responses) if isinstance(dialect, Responses) else dialect for dialect in DIALECTS)
+def all_dialects(responses: ResponseStore | None = None, cluster: ClusterPort | None = None) -> tuple[Dialect, ...]:
+    """Every dialect; `responses` keeps those of the Responses API, `cluster` knows the machines."""
+    own: dict[type[Dialect], Dialect] = {ErllamaAdmin: ErllamaAdmin(cluster)}
+    if responses is not None:
+        own[Responses] = Responses(responses)
+    return tuple(own.get(type(dialect), dialect) for dialect in DIALECTS)
 
 
 # for who has no key, in place of an error's own words: those name files and machines
@@ -89,18 +100,25 @@ def make_http_app(
     open_requests: OpenRequests | None = None,
     noise: Noise | None = None,
     library: ModelLibrary | None = None,
+    cluster: ClusterPort | None = None,
+    recorder: Recorder | None = None,
+    spans: Spans | None = None,
 ) -> FastAPI:
     """The application for these models. Raises `InvalidParameter` when their names clash.
 
     The first of `dialects` answers for paths that none of them claims. `echo_request_id` is False
     under Ray Serve, which answers with the request id itself. Whoever passes `open_requests` can
     stop admission, and whoever passes `noise` can read what its rules did. `library`: models beside
-    the configured ones.
+    the configured ones. `cluster` knows machines and scheduler; `recorder` gets the numbers, too, that
+    `/metrics` tells, `spans` each request.
     """
     options = options or HttpOptions()
     open_requests = open_requests or OpenRequests()
     timeouts = Timeouts(options.prefill_timeout_s, options.token_timeout_s, options.total_timeout_s)
     registry = ModelRegistry(models, default_model, timeouts=timeouts, library=library)
+    own = PrometheusRecorder()
+    watch = RequestWatch(own if recorder is None else Recorders(own, recorder), options.log.limits, spans)
+    cluster_watch = ClusterWatch(registry, cluster or NoCluster(), options.ready_timeout_s)
     app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
     bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
@@ -125,10 +143,14 @@ def make_http_app(
     def openapi() -> Response:
         return JSONResponse(openapi_document(app.routes, bodies))
 
+    metrics_open = options.metrics == "open"
+    app.include_router(metrics_route(own.registry, cluster_watch, is_open=metrics_open))
     for dialect in dialects:
         app.include_router(dialect.routes(registry, options))
     install_error_handlers(app)
     app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
+    if options.capture.dir is not None:
+        app.add_middleware(CaptureScope, writer=CaptureWriter(options.capture))
     app.add_middleware(
         RequestScope,
         dialects=dialects,
@@ -136,6 +158,8 @@ def make_http_app(
         slow_reader_s=options.slow_reader_s,
         echo_request_id=echo_request_id,
         open_requests=open_requests,
+        watch=watch,
+        open_paths=(METRICS,) if metrics_open else (),
     )
     app.add_middleware(PageScope)
     if options.cors_origins:  # outermost, so that refusals carry the headers too

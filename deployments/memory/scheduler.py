@@ -61,9 +61,11 @@ class Group(Protocol):
 class Meter(Protocol):
     """Where numbers go that outlive a status: metrics."""
 
-    def reading(self, reading: Reading) -> None: ...
+    def reading(self, reading: Reading, *, exhausted: bool) -> None:
+        """How full a memory is; `exhausted`: too full, with nothing left to release."""
 
-    def release(self, record: ReleaseRecord) -> None: ...
+    def release(self, record: ReleaseRecord) -> None:
+        """An order that has ended."""
 
 
 class Scheduler:
@@ -183,7 +185,7 @@ class Scheduler:
         self._status.replicas = tuple(replace(report, delta=None) for report in reports)
         self._status.exhausted = tuple(f"{node_id} {resource}" for node_id, resource in plan.exhausted)
         for reading in plan.readings:
-            self._meter.reading(reading)
+            self._meter.reading(reading, exhausted=reading.memory in plan.exhausted)
             if reading.memory in plan.newly_exhausted:
                 log.warning(
                     "event=memory_exhausted node=%s resource=%s share=%.3f: nothing idle is left to release",

@@ -16,12 +16,13 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.util.metrics import Counter, Gauge
 
 from deployments.config import BuildArgs
 from deployments.memory.messages import Reading, ReleaseRecord, ReplicaLocation
 from deployments.memory.scheduler import Scheduler
 from deployments.serve_log import share_serve_log
+from deployments.telemetry.ray_recorder import RayRecorder
+from deployments.telemetry.recorder import Recorder
 
 _ORDER_SLACK_S = 30.0  # beyond the save: a context of gigabytes is freed, a queue of threads is waited for
 
@@ -73,28 +74,22 @@ async def gathered(answers: Sequence[Coroutine[Any, Any, Any]], *, first: bool) 
 
 
 class RayMeter:
-    """Gauges and counters at Ray's metrics endpoint."""
+    """Gauges and counters for a recorder, which is that of Ray's metrics endpoint."""
 
-    def __init__(self) -> None:
-        tags = ("node", "resource")
-        self._used = Gauge("erllama_memory_used_bytes", "Used bytes of a node's RAM or of a GPU.", tag_keys=tags)
-        self._total = Gauge("erllama_memory_total_bytes", "Bytes that a node's RAM or a GPU has.", tag_keys=tags)
-        why = ("reason", "kind", "model")
-        self._releases = Counter("erllama_memory_releases", "Times that a model or tier released memory.", tag_keys=why)
-        freed = "Bytes that went back to the system or the GPU."
-        self._freed = Counter("erllama_memory_freed_bytes", freed, tag_keys=why)
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder or RayRecorder()
 
-    def reading(self, reading: Reading) -> None:
+    def reading(self, reading: Reading, *, exhausted: bool) -> None:
         tags = {"node": reading.node_id, "resource": reading.resource}
-        self._used.set(reading.used_bytes, tags)
-        self._total.set(reading.total_bytes, tags)
+        self._recorder.set("erllama_memory_used_bytes", reading.used_bytes, tags)
+        self._recorder.set("erllama_memory_total_bytes", reading.total_bytes, tags)
+        self._recorder.set("erllama_memory_exhausted", float(exhausted), tags)
 
     def release(self, record: ReleaseRecord) -> None:
-        order, freed_bytes = record.order, record.result.freed_bytes
+        order = record.order
         tags = {"reason": str(order.reason), "kind": str(order.kind), "model": order.model_id}
-        self._releases.inc(1, tags)
-        if freed_bytes > 0:
-            self._freed.inc(freed_bytes, tags)
+        self._recorder.inc("erllama_memory_releases", 1, tags)
+        self._recorder.inc("erllama_memory_freed_bytes", max(0, record.result.freed_bytes), tags)
 
 
 def _group_of(app_name: str, deployment: str) -> ServeGroup:

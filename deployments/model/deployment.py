@@ -19,6 +19,9 @@ from deployments.model.load_limit import LoadLimit, deployment_status
 from deployments.model.replica import ModelReplica
 from deployments.model.sigterm import SigtermWatch
 from deployments.serve_log import share_serve_log
+from deployments.telemetry.ray_recorder import RayRecorder
+from deployments.telemetry.recorder import SampleFeed
+from deployments.telemetry.replica_samples import replica_samples
 from erllama.cache.policy import CachePolicy
 from erllama.errors import EngineStopped
 
@@ -47,6 +50,7 @@ class Replica(ModelReplica):
         salts: Sequence[str] = ("",),
     ) -> None:
         share_serve_log()
+        self._numbers = SampleFeed(RayRecorder())
         sources = make_sources(scheduler.sources, scheduler.total_bytes) if scheduler.enabled else ()
         load = partial(
             super().__init__,
@@ -73,6 +77,7 @@ class Replica(ModelReplica):
         failures, and its clients with it."""
         try:
             await super().check_health()
+            self._count()
         except EngineStopped as error:
             if self._draining:
                 raise
@@ -81,6 +86,15 @@ class Replica(ModelReplica):
             if store is not None:
                 await asyncio.to_thread(store.flush, _LAST_FLUSH_S)
             os._exit(1)  # a thread that hangs in llama.cpp would keep any gentler exit waiting
+
+    def _count(self) -> None:
+        """Tell Ray's metrics what was counted since the last check: every few seconds."""
+        model = self._model
+        stats, store = model.stats(), model.store_stats()
+        try:
+            self._numbers.feed(replica_samples(self._spec.id, self._replica_id, stats, store, model.memory()))
+        except Exception:  # whoever gathers numbers has gone: no reason to replace this replica
+            log.exception("event=replica_not_counted")
 
     def __del__(self) -> None:
         """How Serve stops a replica whose requests have ended."""

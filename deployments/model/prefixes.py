@@ -15,8 +15,8 @@ from typing import Any
 from cache_store import BadTransfer, CachedPrefix, EntryReader, ImportReport, ImportState, PinInfo
 from cache_store.transfer import CHUNK_BYTES, Entry, packed_entry, packed_head
 from deployments.http.answers import Answer, values
+from deployments.http.ports import ReplicaState
 from deployments.model.handles import ModelPlace
-from deployments.model.replica import ReplicaState
 from erllama.diagnosis.record import PromptRecord
 from erllama.errors import InvalidParameter, StoreUnavailable
 
@@ -77,9 +77,9 @@ class PrefixCalls:
         copied: bool = values(answers)[0]
         return copied
 
-    async def states(self) -> list[Answer[ReplicaState]]:
-        """What each replica does, and counts."""
-        return await self._each(_READ_S, "state")
+    async def states(self, deadline_s: float = _READ_S) -> list[Answer[ReplicaState]]:
+        """What each replica says within `deadline_s` of what it does, holds and counts."""
+        return await self._each(deadline_s, "state")
 
     async def requests(self, limit: int, *, salt: str | None = "") -> list[Answer[list[PromptRecord]]]:
         """The last requests of each replica, newest first; with `salt` None those of all tenants."""

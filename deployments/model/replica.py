@@ -13,14 +13,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from cache_store import StoreConfig, StoreStats
 from deployments.attempt_id import split_attempt
 from deployments.config import ModelSpec, RoutingSpec
 from deployments.http.errors import StreamNotResumable
-from deployments.http.ports import RecordedReply
+from deployments.http.ports import RecordedReply, ReplicaState
 from deployments.memory.messages import ReplicaLocation
 from deployments.memory.replica import ReplicaMemory
 from deployments.memory.sources import MemorySource
@@ -54,15 +53,6 @@ HEARTBEAT_S = 2.0  # well below `failover.silence_s`
 def stuck_after_s(decode_budget_s: float) -> float:
     """Seconds after which a replica whose decodes have this budget (0: none) is replaced."""
     return 2 * decode_budget_s + _STUCK_MARGIN_S if decode_budget_s else _STUCK_WITHOUT_BUDGET_S
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaState:
-    """What one replica does, and has counted. `store` is None without one."""
-
-    status: ModelStatus
-    stats: EngineStats
-    store: StoreStats | None
 
 
 class ModelReplica(StoredCalls):
@@ -334,7 +324,16 @@ class ModelReplica(StoredCalls):
         return self._model.store_stats()
 
     async def state(self) -> ReplicaState:
-        return ReplicaState(self._model.status(), self._model.stats(), self._model.store_stats())
+        model, memory = self._model, self._memory
+        return ReplicaState(
+            model.status(),
+            model.stats(),
+            model.store_stats(),
+            self._replica_id,
+            memory.node_id,
+            model.model_info().context_size,
+            model.memory(),
+        )
 
     # --- Serve's hooks ----------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ class Texts:
         if comment:
             return comment
         for owner in key.owner.__mro__[:-1]:
-            found = docstring_entries(inspect.getdoc(owner) or "").get(key.name)
+            doc = inspect.getdoc(owner) or ""
+            found = docstring_entries(doc).get(key.name) or sentence_about(key.name, doc)
             if found:
                 return found
         return ""
@@ -74,3 +75,9 @@ def docstring_entries(doc: str) -> dict[str, str]:
         else:
             names = []
     return found
+
+
+def sentence_about(name: str, doc: str) -> str:
+    """The sentences of a docstring that name a key in backquotes."""
+    sentences = re.split(r"(?<=[.;]) ", " ".join(doc.split()))
+    return " ".join(sentence for sentence in sentences if f"`{name}`" in sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from deployments.http.dialect import Dialect, choose_dialect
@@ -12,6 +13,7 @@ from deployments.ingress.openapi import openapi_document
 from docs.generate.config_reference import cell
 
 
+@cache
 def document() -> dict[str, Any]:
     """The OpenAPI document; models do not change it."""
     app = make_http_app(())

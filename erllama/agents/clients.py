@@ -1,7 +1,8 @@
 """How each agent is pointed at a server. Pure: from an endpoint, a folder of the agent's own and the
 user's arguments to an `AgentSetup`.
 
-Nothing of the user's own configuration is changed. Where an agent merges several configurations
+All but goose, whose documentation names the variables, were run as they are written here. Nothing of
+the user's own configuration is changed. Where an agent merges several configurations
 (Codex, opencode, Claude Code, Qwen Code) the user's own stays in force, and the endpoint stands
 above it; Gemini CLI gets a home of its own, because a sign-in that the user has chosen there would
 win over the environment.

@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 LIVE = "live"
 _WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
-_RATE_MIN_TOKENS = 32  # slices shorter than this say little about the speed of prefilling
-_RATE_WEIGHT = 0.25
 
 
 class CacheFlow:
@@ -68,7 +66,6 @@ class CacheFlow:
         self._waiting: dict[Sequence, Upcoming] = {}
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
-        self._prefill_rate = 0.0  # tokens per second, 0: not measured yet
 
     def __repr__(self) -> str:
         n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
@@ -86,7 +83,7 @@ class CacheFlow:
         """Take over what is live; ADMIT_COLD when nothing was found and nothing is waited for."""
         self._take_live(sequence, choice)
         if self._reader is not None and sequence.n_given - sequence.n_kv > self._policy.restore_min_tokens:
-            job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self._prefill_rate)
+            job = ReadJob(sequence, sequence.request, sequence.given, sequence.n_kv, self.counts.prefill_tokens_per_s)
             self._jobs[sequence] = job
             self._reading.add(sequence)
             self._reader.start(job)
@@ -227,10 +224,13 @@ class CacheFlow:
             return
         if self.prompt_log is not None:
             job = self._jobs.get(sequence)
-            self.prompt_log.looked_up(lookup_of(sequence, None if job is None else job.answer, self._prefill_rate))
+            self.prompt_log.looked_up(
+                lookup_of(sequence, None if job is None else job.answer, self.counts.prefill_tokens_per_s)
+            )
         if sequence.n_kv == 0:
             self.counts.misses += 1
             return
+        self.counts.note_taken_over(sequence.n_kv)
         hit = f"{sequence.cache_hit_kind}:{sequence.hit_tier}"
         self.counts.hits[hit] = self.counts.hits.get(hit, 0) + 1
         self.counts.parent_hits += sequence.request.parent_key is not None
@@ -245,9 +245,7 @@ class CacheFlow:
 
     def prefilled(self, sequence: Sequence, n_tokens: int, seconds: float) -> None:
         """A slice of a prompt was computed."""
-        if n_tokens >= _RATE_MIN_TOKENS and seconds > 0:
-            rate = n_tokens / seconds
-            self._prefill_rate += (rate - self._prefill_rate) * (_RATE_WEIGHT if self._prefill_rate else 1.0)
+        self.counts.note_prefill(n_tokens, seconds)
         self.progressed(sequence)
 
     def progressed(self, sequence: Sequence) -> None:
@@ -266,7 +264,7 @@ class CacheFlow:
         self._waiting.pop(sequence, None)
         self._due.pop(sequence, None)
         if self.prompt_log is not None:
-            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self._prefill_rate)
+            self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self.counts.prefill_tokens_per_s)
         job = self._jobs.pop(sequence, None)
         if job is not None:
             job.cancelled.set()

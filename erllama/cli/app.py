@@ -13,16 +13,18 @@ from typing import Annotated
 import typer
 
 from erllama.api_keys import NAME, key_hash, new_key
+from erllama.cli.bench import bench_app
 from erllama.cli.cache import cache_app
 from erllama.cli.chat.command import chat_app
 from erllama.cli.doctor import doctor_app
 from erllama.cli.launch import launch_app
 from erllama.cli.models import models
 from erllama.cli.output import AsJson, print_fields, print_json
+from erllama.cli.requests.replay import replay_app
+from erllama.cli.requests.why import why_app
 from erllama.cli.running import running
 from erllama.cli.server import Key, open_server
 from erllama.cli.server_url import Host
-from erllama.cli.why import why_app
 from erllama.errors import ErllamaError
 
 app = typer.Typer(
@@ -31,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 key_app = typer.Typer(help="API keys of a server.", no_args_is_help=True)
-for group in (chat_app, models, running, launch_app, doctor_app, why_app):
+for group in (chat_app, models, running, launch_app, doctor_app, bench_app, why_app, replay_app):
     app.add_typer(group)
 app.add_typer(key_app, name="key")
 app.add_typer(cache_app, name="cache")

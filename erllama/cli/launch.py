@@ -18,6 +18,7 @@ from erllama.agents.listing import choose_model, codex_catalog, listed_models
 from erllama.agents.setup import AgentSetup, Endpoint, state_dir, write_files
 from erllama.agents.table import AGENTS, Agent, short_of_context
 from erllama.cli.failures import clear_errors
+from erllama.cli.output import note
 from erllama.cli.server import Key, Server
 from erllama.cli.server_url import Host, key_of_environment
 from erllama.errors import InvalidParameter
@@ -52,6 +53,8 @@ def launch(
             raise InvalidParameter(f"{too_small}; n_ctx in the server's configuration sets it", param="model")
     if too_small:
         typer.secho(f"warning: {too_small}", fg="yellow", err=True)
+    elif endpoint.context is None and known.min_context is not None:  # a model of the hub that was never loaded
+        note(f"the server does not tell the context of {endpoint.model}; {known.name} needs {known.min_context} tokens")
     folder = state_dir(os.environ, Path.home()) / "launch" / known.name
     if show or as_json:  # the key is named, not shown
         shown = Endpoint(**asdict(endpoint) | ({"key": _SHOWN_KEY} if endpoint.key else {}))

@@ -126,14 +126,14 @@ class ServerLibrary:
         self._server.close()
 
 
-def open_library(host: str | None, key: str | None, directory: Path | None) -> Library:
-    """The server's that was named; else the directory's; else that of the server of this machine, if it
-    has a hub. Which one that is, is noted.
+def open_library(host: str | None, key: str | None, directory: Path | None, *, changes: bool = True) -> Library:
+    """The server's that was named; else the directory's; else that of the server of this machine, which
+    must have a hub for what `changes` it. Which one that is, is noted.
     """
     server = open_server(host, key) if directory is None else None
     if server is None:
         return LocalLibrary(directory)
-    if host is None and not _has_hub(server):
+    if host is None and changes and not _has_hub(server):
         server.close()
         return LocalLibrary(None)
     note(f"models of {server.url}")

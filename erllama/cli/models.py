@@ -25,7 +25,7 @@ from rich.progress import (
 
 from erllama.cli.failures import clear_errors
 from erllama.cli.modelfile import parse_modelfile, parse_parameters
-from erllama.cli.output import AsJson, print_fields, print_json, print_table, size
+from erllama.cli.output import AsJson, note, print_fields, print_json, print_table, size
 from erllama.cli.server import Key
 from erllama.cli.server_url import Host
 from erllama.errors import InvalidParameter
@@ -69,11 +69,13 @@ def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, a
     """The models that there are."""
     from erllama.cli.library import open_library
 
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+    with clear_errors(), closing(open_library(host, api_key, hub, changes=False)) as library:
         cards = library.list()
         if as_json:
             print_json(cards)
             return
+        if not cards:
+            note("there are no models yet: `erllama pull SOURCE` fetches one")
         print_table(_COLUMNS, [[_cell(card, column) for column in _COLUMNS] for card in cards])
         for card in cards:
             if card.get("reason"):
@@ -94,7 +96,7 @@ def show(
     with clear_errors():
         facts = _file_facts(model) if host is None else None
         if facts is None:
-            with closing(open_library(host, api_key, hub)) as library:
+            with closing(open_library(host, api_key, hub, changes=False)) as library:
                 facts = library.show(model)
         if as_json:
             print_json(facts)

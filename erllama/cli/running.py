@@ -66,4 +66,4 @@ def embed(
 
 def _until(card: dict[str, Any]) -> str:
     text = str(card.get("expires_at") or "")
-    return "needed elsewhere" if text.startswith("2300") or not text else text[:19].replace("T", " ")
+    return "it stays" if text.startswith("2300") or not text else text[:19].replace("T", " ")

@@ -222,6 +222,7 @@ class Engine:
     def _go_on_restored(self) -> None:
         for sequence, outcome, logits in self._flow.ready(self._admission.running):
             sequence.apply(outcome)
+            sequence.restored_ns = self._clock()
             if sequence.request.restore_only:
                 self._finish(sequence, Step.LENGTH)
                 continue
@@ -382,6 +383,7 @@ class Engine:
             kv_bytes=self._backend.kv_bytes,
             sessions=len(self.sessions),
             adapters=self.adapters.list(),
+            running=tuple([sequence.info() for sequence in running]),
             counts=copy(self._counts),
             cache=self._flow.counts.snapshot(),
             causes={} if self._flow.prompt_log is None else self._flow.prompt_log.causes,

@@ -23,7 +23,7 @@ from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step, apply
 from erllama.sequence.sampling import Logits, TokenSampler
 from erllama.sequence.text_stream import TextStream
-from erllama.stats import AdapterSet
+from erllama.stats import AdapterSet, SequenceInfo
 
 _NS_PER_MS = 1e6
 
@@ -54,6 +54,7 @@ class Sequence:
     n_cached: int = 0
     n_kv: int = 0
     admitted_ns: int | None = None
+    restored_ns: int | None = None
     first_token_ns: int | None = None
     n_saved: int = 0
     n_computed: int = 0
@@ -195,6 +196,13 @@ class Sequence:
             stop_sequence=self.text.stop_sequence,
             resumed_tokens=len(self.request.resumed),
             computed_tokens=self.n_computed,
+            restore_ms=0.0 if self.restored_ns is None else (self.restored_ns - admitted) / _NS_PER_MS,
+        )
+
+    def info(self) -> SequenceInfo:
+        """Where it is, for people. It runs."""
+        return SequenceInfo(
+            self.request.request_id, self.state, self.n_given, self.n_cached, self.n_kv, len(self.tokens)
         )
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from deployments.config import BuildArgs, ModelSpec
 from docs.generate.config_keys import Key, all_keys, describe
 from docs.generate.config_reference import CONFIG, by_section, config_reference
-from docs.generate.config_texts import Texts, docstring_entries, read_comments
+from docs.generate.config_texts import Texts, docstring_entries, read_comments, sentence_about
 
 KEYS = list(all_keys())
 TEXTS = Texts(read_comments(CONFIG.read_text()))
@@ -91,6 +91,12 @@ def test_a_comment_goes_to_its_key_and_goes_on_in_the_next_line():
 def test_entries_of_a_docstring():
     doc = "What it is. Such: no entry\n\none, two: said of both\n    at length\n\nurl      where\nNot: an entry"
     assert docstring_entries(doc) == {"one": "said of both at length", "two": "said of both at length", "url": "where"}
+
+
+def test_prose_that_names_a_key_stands_for_an_entry():
+    doc = "Where spans go: to `endpoint`. The share is\n`sample`; nothing else. The rest."
+    assert sentence_about("sample", doc) == "The share is `sample`;"
+    assert sentence_about("rest", doc) == ""
 
 
 def test_no_cell_breaks_its_table():

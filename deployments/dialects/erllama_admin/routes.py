@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from deployments.dialects.erllama_admin.asked_tenant import asked_tenant
+from deployments.dialects.erllama_admin.cluster import ClusterPort, NoCluster
+from deployments.dialects.erllama_admin.cluster_snapshot import ClusterWatch
 from deployments.dialects.erllama_admin.hub_routes import HUB, hub_routes
 from deployments.dialects.erllama_admin.prefix_routes import PREFIXES, prefix_routes
 from deployments.dialects.erllama_admin.request_routes import request_routes
@@ -38,11 +40,20 @@ class ErllamaAdmin(Dialect):
     }
     keys = (BEARER, KeyHeader("x-api-key"))
 
+    def __init__(self, cluster: ClusterPort | None = None) -> None:
+        self._cluster = cluster or NoCluster()
+
     def error_body(self, error: ErllamaError, request_id: str) -> bytes:
         return error_body(error)
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
+        watch = ClusterWatch(models, self._cluster, options.ready_timeout_s)
+
+        @router.get("/erllama/v1/cluster")
+        async def cluster(request: Request) -> Response:
+            require_admin(request)
+            return JSONResponse((await watch.snapshot()).card())
 
         @router.post(_FORK)
         async def fork(request: Request, session_id: str) -> Response:

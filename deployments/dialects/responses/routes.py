@@ -39,7 +39,7 @@ from deployments.generation.reply import (
     whole_replies,
 )
 from deployments.http.dialect import SSE, Dialect
-from deployments.http.middleware import engine_id, request_id, token_usage
+from deployments.http.middleware import engine_id, request_facts, request_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -154,7 +154,7 @@ class Responses(Dialect):
             request: Request, it: _Made, model: ServedModel, identity: ReplyIdentity
         ) -> BackgroundReply:
             numbered = NumberedWriter(it.writer, identity.stream)
-            chunks = detached_chunks(model, it.generation, numbered, identity, it.record, token_usage(request))
+            chunks = detached_chunks(model, it.generation, numbered, identity, it.record, request_facts(request))
             cancel = partial(model.client.cancel, identity.stream)
             return BackgroundReply(it.id, scope_of(request), it.writer, numbered, chunks, cancel)
 

@@ -152,7 +152,7 @@ async def test_a_replica_that_hangs_is_reported_and_waited_for_no_longer(tmp_pat
         assert "did not answer within 0.3 s" in reply["replicas"]["failed"][0]["error"]["message"]
         assert [result.cancelled for result in one.handle.results] == [False, True]
         state = (await one.http.get("/erllama/v1/models/demo/state")).json()["replicas"]
-        assert [sorted(replica)[0] for replica in state] == ["stats", "error"]
+        assert ["stats" in replica for replica in state] == [True, False]
 
 
 async def test_no_replica_is_an_answer_too(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from deployments.doctor.build import BuildFacts, build_findings, pins_of
 from deployments.doctor.finding import Level
+from deployments.doctor.hub import HubFacts, hub_findings
 from deployments.doctor.machine import (
     MachineFacts,
     ReplicaCpus,
@@ -209,11 +210,17 @@ def test_a_tier_must_answer_be_fast_and_have_room(tier, expected):
     assert levels(tier_findings([tier], {})) == expected
 
 
+@pytest.mark.parametrize(("unusable", "why"), [(True, "models do not load"), (False, "requests are served")])
+def test_what_a_tier_without_an_answer_costs_depends_on_when_it_fails(unusable, why):
+    [one] = tier_findings([replace(TIER, problem="no", unusable=unusable)], {})
+    assert why in one.why
+
+
 def test_tiers_must_be_listed_fastest_first():
-    slow = replace(TIER, read_bytes_s=3e8)
+    slow = replace(TIER, write_bytes_s=3e8)
     assert levels(tier_findings([slow, TIER], {}))[-1] == ("order of tiers", WARN)
     assert levels(tier_findings([TIER, slow], {})) == [("tier 0", OK), ("tier 1", OK)]
-    assert levels(tier_findings([replace(TIER, read_bytes_s=1.5e9), TIER], {})) == [("tier 0", OK), ("tier 1", OK)]
+    assert levels(tier_findings([replace(TIER, write_bytes_s=4e8), TIER], {})) == [("tier 0", OK), ("tier 1", OK)]
 
 
 def test_a_speed_is_told_in_tokens_of_the_models():
@@ -233,6 +240,20 @@ def test_a_speed_is_told_in_tokens_of_the_models():
 )
 def test_ports_must_be_free_and_open_ones_have_keys(facts, ports, access):
     assert levels(network_findings(facts)) == [("ports", ports), ("access", access)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, [OK]),
+        ({"problem": "cannot be written"}, [FAIL]),
+        ({"damaged": ("m: no JSON",)}, [WARN, OK]),
+        ({"free_bytes": GIB - 1}, [WARN]),
+    ],
+)
+def test_a_hub_must_be_readable_whole_and_have_room(changed, expected):
+    facts = replace(HubFacts("/hub", n_models=2, free_bytes=GIB, keep_free_bytes=GIB), **changed)
+    assert [finding.level for finding in hub_findings(facts)] == expected
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,13 @@ from cache_store import TierConfig
 from cache_store.tiers.local import LocalTier
 from deployments.config import ModelSpec
 from deployments.doctor.__main__ import main
+from deployments.doctor.hub import collect_hub
 from deployments.doctor.models import collect_model
 from deployments.doctor.network import collect_network
 from deployments.doctor.tiers import probe_tier
+from erllama.demo import demo_model_path
+from erllama.hub.config import HubConfig
+from erllama.hub.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -36,7 +40,8 @@ def test_an_object_store_is_probed_as_well():
 
 def test_a_tier_that_cannot_be_used_says_why(tmp_path):
     (tmp_path / "file").write_text("not a directory")
-    assert str(tmp_path) in probe_tier(TierConfig(f"file://{tmp_path}/file/kv")).problem
+    facts = probe_tier(TierConfig(f"file://{tmp_path}/file/kv"))
+    assert (str(tmp_path) in facts.problem, facts.unusable) == (True, True)
 
 
 def test_a_tier_that_returns_other_bytes_has_a_problem_and_is_cleaned(tmp_path, monkeypatch):
@@ -50,6 +55,25 @@ def test_a_tier_that_returns_other_bytes_has_a_problem_and_is_cleaned(tmp_path, 
     monkeypatch.setattr(LocalTier, "read", wrong)
     assert "not what is read" in probe_tier(TierConfig(str(tmp_path))).problem
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_hub_tells_what_is_damaged_and_what_has_lost_its_file(tmp_path):
+    assert collect_hub(HubConfig(dir=tmp_path / "later" / "hub")).problem == ""
+    source = tmp_path / "m.gguf"
+    source.write_bytes(demo_model_path().read_bytes())
+    hub = Hub(HubConfig(dir=tmp_path / "hub"))
+    for name in ("lost", "damaged"):
+        list(hub.pull(str(source), name))
+    assert (collect_hub(hub.config).n_models, collect_hub(hub.config).damaged) == (2, ())
+    [damaged] = (tmp_path / "hub" / "manifests").glob("damaged*")
+    damaged.write_text("no JSON")
+    for blob in (tmp_path / "hub" / "blobs").glob("sha256-*"):
+        blob.unlink()
+    told = sorted(collect_hub(hub.config).damaged)
+    assert ["missing" in line for line in told] == [False, True]
+    assert "lost" in told[1]
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in collect_hub(HubConfig(dir=tmp_path / "file" / "hub")).problem
 
 
 def test_a_port_that_somebody_listens_on_is_taken():

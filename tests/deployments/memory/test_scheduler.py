@@ -119,10 +119,12 @@ class Clock:
 class FakeMeter:
     def __init__(self) -> None:
         self.readings: list[Reading] = []
+        self.exhausted: list[bool] = []
         self.releases: list[ReleaseRecord] = []
 
-    def reading(self, reading: Reading) -> None:
+    def reading(self, reading: Reading, *, exhausted: bool) -> None:
         self.readings.append(reading)
+        self.exhausted.append(exhausted)
 
     def release(self, record: ReleaseRecord) -> None:
         self.releases.append(record)
@@ -175,6 +177,7 @@ def test_an_action_is_done_counted_shown_and_logged_in_one_line(caplog):
         assert (status.releases, status.freed_bytes) == ({"context": 1}, {"context": 20 * GB})
         assert it.meter.releases == [record]
         assert it.meter.readings == list(status.readings) == [Reading("node", RAM, 90 * GB, 100 * GB)]
+        assert it.meter.exhausted == [False]
         (line,) = [record.getMessage() for record in caplog.records]
         assert line.startswith(
             "event=memory_released reason=pressure kind=context model=m replica=m node=node resource=ram "
@@ -193,6 +196,7 @@ def test_a_memory_with_nothing_left_to_free_is_logged_once(caplog):
         for _ in range(5):
             status = await it.round()
         assert status.exhausted == ("node ram",)
+        assert it.meter.exhausted[-1]
 
     run(story)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["event=memory_exhausted"]

@@ -218,3 +218,15 @@ def test_what_was_not_known_is_no_zero_in_a_line(page):
         expect(lines).to_have_count(2)
         assert "L" not in lines.first.get_attribute("d"), "one point as yet"
         assert "L" in lines.last.get_attribute("d")
+
+
+def test_sums_over_time_lose_nothing_and_know_of_pauses(page):
+    with serving(app_of(served(FakeModel()))) as url:
+        page.goto(url)
+        found = page.evaluate(
+            """async () => {
+                const { binned } = await import("/page/cluster/samples.js");
+                return [binned([1, 2, 3], [0, 1, 10], 5), binned([4], [7], 1), binned([1, 1, 1, 1], [0, 1, 2, 3], 2), binned([], [], 0)];
+            }"""
+        )
+    assert found == [[3, 0, 0, 0, 3], [4], [2, 2], []]

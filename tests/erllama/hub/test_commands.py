@@ -29,7 +29,7 @@ def test_a_model_is_pulled_listed_copied_and_removed(run, tmp_path, tiny_bytes, 
     assert "llama" in listed
     assert "0 bytes" in run("rm", "tiny")
     assert "0 bytes" not in run("rm", "me/copy:v1")
-    assert len(run("list").splitlines()) == 1
+    assert "no models yet" in run("list")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ export function chart({ title, kind, series, times, format, told = (one) => form
       el("b", {}, told(one)),
     ),
   );
-  const shown = kind === "bars" ? series.map((one) => ({ ...one, values: binned(one.values, MAX_BARS) })) : series;
+  const nBars = Math.min(MAX_BARS, times.length);
+  const shown = kind === "bars" ? series.map((one) => ({ ...one, values: binned(one.values, times, nBars) })) : series;
   const top = topOf(shown, kind !== "line");
   const span = times.length > 1 ? times.at(-1) - times[0] : 0;
   const summary = `${title}: ${series.map((one) => `${one.name} ${told(one)}`).join(", ") || "nothing yet"}`;
@@ -37,7 +38,7 @@ export function chart({ title, kind, series, times, format, told = (one) => form
       "svg",
       { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": summary },
       svg("path", { class: "grid", d: `M0 ${HEIGHT - 0.5}H${WIDTH}M0 ${HEIGHT / 2}H${WIDTH}M0 .5H${WIDTH}` }),
-      top ? DRAW[kind](shown, top) : [],
+      top ? DRAW[kind](shown, top, times) : [],
     ),
     el(
       "div",
@@ -60,9 +61,14 @@ function topOf(series, stacked) {
   return Math.max(0, ...sums.map((values) => (stacked ? values.reduce((a, b) => a + b, 0) : Math.max(...values))));
 }
 
-const x = (index, n) => (n > 1 ? (index * WIDTH) / (n - 1) : 0);
 const y = (value, top) => HEIGHT - 1 - (value / top) * (HEIGHT - 4);
 const point = (px, py) => `${px.toFixed(1)} ${py.toFixed(1)}`;
+
+/** Where each of `times` stands: the view may have been left for a while between two of them. */
+function places(times) {
+  const span = times.at(-1) - times[0] || 1;
+  return times.map((time) => ((time - times[0]) / span) * WIDTH);
+}
 
 /** Values of a series stacked on those before it, as pairs of lower and upper. */
 function stacked(series) {
@@ -70,21 +76,20 @@ function stacked(series) {
   return series.map(({ values }) => values.map((value, index) => [below[index], (below[index] += value)]));
 }
 
-function areas(series, top) {
+function areas(series, top, times) {
+  const x = places(times);
   return stacked(series).map((pairs, index) => {
-    const n = pairs.length;
-    const upper = pairs.map(([, high], at) => point(x(at, n), y(high, top)));
-    const lower = pairs.map(([low], at) => point(x(at, n), y(low, top))).reverse();
+    const upper = pairs.map(([, high], at) => point(x[at], y(high, top)));
+    const lower = pairs.map(([low], at) => point(x[at], y(low, top))).reverse();
     return svg("path", { class: `fill ${colour(series[index], index)}`, d: `M${[...upper, ...lower].join("L")}Z` });
   });
 }
 
 /** A value that is null was not known: the line begins behind it. */
-function lines(series, top) {
+function lines(series, top, times) {
+  const x = places(times);
   return series.map((one, index) => {
-    const points = one.values.flatMap((value, at) =>
-      value === null ? [] : [point(x(at, one.values.length), y(value, top))],
-    );
+    const points = one.values.flatMap((value, at) => (value === null ? [] : [point(x[at], y(value, top))]));
     return svg("path", { class: `stroke ${colour(one, index)}`, d: `M${points.join("L")}` });
   });
 }
@@ -93,17 +98,17 @@ function lines(series, top) {
 function bars(series, top) {
   const slot = WIDTH / series[0].values.length;
   const width = Math.min(0.8 * slot, MAX_BAR);
-  return stacked(series).flatMap((pairs, index) =>
-    pairs.map(
-      ([low, high], at) =>
-        high > low &&
-        svg("rect", {
-          class: `fill ${colour(series[index], index)}`,
-          x: ((at + 0.5) * slot - width / 2).toFixed(1),
-          y: y(high, top).toFixed(1),
-          width: width.toFixed(1),
-          height: (y(low, top) - y(high, top)).toFixed(1),
-        }),
+  return stacked(series).map((pairs, index) =>
+    pairs.map(([low, high], at) =>
+      high > low
+        ? svg("rect", {
+            class: `fill ${colour(series[index], index)}`,
+            x: ((at + 0.5) * slot - width / 2).toFixed(1),
+            y: y(high, top).toFixed(1),
+            width: width.toFixed(1),
+            height: (y(low, top) - y(high, top)).toFixed(1),
+          })
+        : null,
     ),
   );
 }

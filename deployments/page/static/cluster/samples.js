@@ -94,11 +94,12 @@ export function series(points, pick, missing = 0) {
   return names.map((name) => ({ name, values: picked.map((values) => values[name] ?? missing) }));
 }
 
-/** Values of many points as sums of at most `n` groups of neighbours. */
-export function binned(values, n) {
-  const size = Math.max(1, Math.ceil(values.length / n));
-  const bins = [];
-  for (let at = 0; at < values.length; at += size)
-    bins.push(values.slice(at, at + size).reduce((sum, value) => sum + value, 0));
+/** Values of points as sums of `n` spans of equal time, from the first of `times` to the last. */
+export function binned(values, times, n) {
+  const bins = new Array(n).fill(0);
+  const span = times.at(-1) - times[0] || 1;
+  values.forEach((value, at) => {
+    bins[Math.min(n - 1, Math.floor(((times[at] - times[0]) / span) * n))] += value;
+  });
   return bins;
 }

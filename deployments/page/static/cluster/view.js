@@ -39,6 +39,7 @@ export class ClusterView {
 
   shown() {
     this.visible = true;
+    this.slowAt = 0;
     this.poll();
   }
 
@@ -117,7 +118,6 @@ export class ClusterView {
   chartsOf() {
     const { points } = this.samples;
     const times = points.map(({ time }) => time);
-    const rates = points.slice(1); // the first has no difference to one before it
     const sum = (one) => count(one.values.reduce((a, b) => a + b, 0));
     const budget = points.at(-1).tiers;
     const ofBudget = ({ name, values }) =>
@@ -148,7 +148,7 @@ export class ClusterView {
         format: count,
         times,
         told: sum,
-        series: series(rates, ({ deltas }) => deltas.hits),
+        series: series(points, ({ deltas }) => deltas.hits),
       }),
       chart({
         title: "Prompt tokens",
@@ -156,7 +156,7 @@ export class ClusterView {
         format: count,
         times,
         told: sum,
-        series: series(rates, ({ deltas }) => ({
+        series: series(points, ({ deltas }) => ({
           cached: deltas.cached_tokens,
           computed: deltas.prompt_tokens - deltas.cached_tokens,
         })),
@@ -168,7 +168,7 @@ export class ClusterView {
         format: count,
         times,
         told: sum,
-        series: series(rates, ({ deltas }) => deltas.saves),
+        series: series(points, ({ deltas }) => deltas.saves),
       }),
     ];
   }

@@ -1,1 +1,0 @@
-"""What brings erllama to other machines: images, manifests, and the check of a release."""
