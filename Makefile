@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 # -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
 # pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
 .PHONY: llama
-llama: check-tools
+llama: check-tools constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="

@@ -90,7 +90,7 @@ class Model(PooledOutputs, PrefixMethods, RequestMethods):
             self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._templates = make_templates(self._backend.vocab, config)
-            self._prompt_log = make_prompt_log(self._backend, self._policy, store, blame)
+            self._prompt_log = make_prompt_log(self._backend, config, self._policy, store, blame)
             self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
         except BaseException:
             self._backend.close()  # gigabytes; nobody else can free them

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ URL = "http://127.0.0.1:8000"
 COMMAND_S = 60.0
 START_S = 180.0  # Ray, and a demo model that is tried in a child process first
 STOP_S = 90.0
+POLL_S = 0.5
 REPLY_TOKENS = 16
 
 
@@ -58,21 +58,19 @@ class Home:
 
     @contextmanager
     def serving(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`erllama serve` in a process group of its own, which is killed at the end if it is still there."""
+        """`erllama serve`, which is told to stop at the end, and killed if it does not. What it started
+        goes with it only if it stops."""
         with self.log.open("wb") as log:
             process = subprocess.Popen(
-                [self._erllama, "serve"],
-                cwd=self._folder,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                [self._erllama, "serve"], cwd=self._folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            process.kill()
             process.wait()
 
 
@@ -90,7 +88,7 @@ def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> 
         with suppress(httpx.TransportError):
             if client.get("/health/ready").status_code == httpx.codes.OK:
                 return
-        time.sleep(0.5)
+        time.sleep(POLL_S)
     raise NotServed(f"no server is ready after {START_S:g} s; exit status {process.poll()}")
 
 
@@ -115,7 +113,7 @@ def check_page(client: httpx.Client) -> None:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, and its exit status. Raises `NotServed` unless that is 0."""
-    process.send_signal(signal.SIGTERM)
+    process.terminate()
     try:
         status = process.wait(STOP_S)
     except subprocess.TimeoutExpired:

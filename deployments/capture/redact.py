@@ -52,6 +52,7 @@ class Redactor:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._known: dict[str, str] = {}
+        self._short_numbers = _shuffled(key, 1) | _shuffled(key, 2)  # there are too few for different ones to differ
 
     def body(self, body: Any) -> Any:
         """A parsed body without its texts. Raises `ValueError` for one whose prompt is token ids, which are
@@ -119,10 +120,19 @@ class Redactor:
 
     def _made(self, word: str) -> str:
         digest = hashlib.blake2b(word.encode(errors="replace"), key=self._key).digest()
+        if word in self._short_numbers:
+            return self._short_numbers[word]
         if word.isdecimal():
             return "".join(str(byte % 10) for byte in (digest * (len(word) // len(digest) + 1))[: len(word)])
         made = _WORDS[int.from_bytes(digest[:4]) % len(_WORDS)]
         return made.capitalize() if word[0].isupper() else made
+
+
+def _shuffled(key: bytes, n_digits: int) -> dict[str, str]:
+    """Each number of so many digits, and another one for it."""
+    numbers = [f"{number:0{n_digits}}" for number in range(10**n_digits)]
+    order = sorted(numbers, key=lambda number: hashlib.blake2b(number.encode(), key=key).digest())
+    return dict(zip(numbers, order, strict=True))
 
 
 def _is_plain(value: Any) -> bool:

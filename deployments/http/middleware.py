@@ -9,6 +9,7 @@ clients would read "id, id".
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Collection, Sequence
@@ -30,7 +31,7 @@ from deployments.http.errors import (
     error_response,
 )
 from deployments.http.open_requests import OpenRequests
-from deployments.telemetry.facts import RequestFacts
+from deployments.telemetry.facts import NO_DIALECT, RequestFacts
 from deployments.telemetry.watch import RequestWatch
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}\Z")
@@ -164,7 +165,7 @@ class RequestScope:
         access = self._keys.find(_presented(dialect, scope)) or NOBODY
         state["access"], state["tenant"], state["key_book"] = access, access.tenant, self._keys
         claimed = dialect.claim(route_path(scope), scope) > 0
-        facts.dialect, facts.tenant = dialect.name if claimed else "none", access.tenant.name
+        facts.dialect, facts.tenant = dialect.name if claimed else NO_DIALECT, access.tenant.name
         facts.traceparent, facts.tracestate = (
             _header(scope, name).decode("latin-1") for name in (b"traceparent", b"tracestate")
         )
@@ -194,11 +195,14 @@ class RequestScope:
                     access.rate_limit.admit()
             with nullcontext() if is_open else self._open.one_more():
                 await self._app(scope, receive, tagged_send)
+        except asyncio.CancelledError:  # by Serve, because the client has gone
+            facts.fail(ClientDisconnected("The client closed the connection."))
+            raise
         except Exception as exc:
             error = as_erllama_error(exc, rid)
+            facts.fail(error)
             if status == 0:
                 await error_response(error, dialect, rid)(scope, receive, tagged_send)
         finally:
             facts.route = _route_of(scope)
-            # no status and no error: Serve cancelled us, because the client has gone
             self._watch.end(facts, status or ClientDisconnected.http_status)

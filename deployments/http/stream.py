@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.http.dialect import ReplyWriter, dialect_of
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import ClientDisconnected, SlowReader, as_erllama_error
-from deployments.http.middleware import request_id, slow_reader_s
+from deployments.http.middleware import request_facts, request_id, slow_reader_s
 from erllama.errors import ErllamaError
 
 logger = logging.getLogger("deployments.http")
@@ -61,6 +61,7 @@ class StreamResponse(StreamingResponse):
         self._chunks = chunks
         self._writer = writer
         self._request_id = request_id(request)
+        self._facts = request_facts(request)
         self._keepalive_s = keepalive_s
         bound_s = slow_reader_s(request)
         self._slow_reader_s = math.inf if bound_s is None else bound_s
@@ -77,7 +78,7 @@ class StreamResponse(StreamingResponse):
         except ClientDisconnected as exc:
             if not self._started:
                 raise
-            # the log line of the request will say 200
+            self._facts.fail(exc)  # the status has left: it was 200
             logger.info("event=client_left request_id=%s reason=%s", self._request_id, exc.code)
 
     async def _pump(self, send: Send) -> None:
@@ -104,7 +105,9 @@ class StreamResponse(StreamingResponse):
         except Exception as exc:
             if not self._started and not isinstance(exc, self._in_stream):
                 raise
-            await self._send(send, self._writer.fail(as_erllama_error(exc, self._request_id), self._request_id))
+            error = as_erllama_error(exc, self._request_id)
+            self._facts.fail(error)
+            await self._send(send, self._writer.fail(error, self._request_id))
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, chunk: bytes, *, more: bool = True) -> None:

@@ -17,8 +17,10 @@ FIELDS = "fields"
 """The attribute of a log record that holds what its message says, by name."""
 
 
-def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, Any]:
-    """What is told of a request. Times of the model, and tokens, only where it has computed."""
+def request_fields(facts: RequestFacts, slow: SlowReason | None, trace: str = "") -> dict[str, Any]:
+    """What is told of a request, which belongs to a `trace`. Times of the model, and tokens, only where
+    it has computed.
+    """
     fields: dict[str, Any] = {
         "event": "request",
         "request_id": facts.request_id,
@@ -30,7 +32,9 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, An
         "dialect": facts.dialect,
         "route": facts.route,
         "model": facts.model,
-        "trace_id": trace_id(facts.traceparent),
+        "trace_id": trace,
+        "error": facts.error,
+        "slow": None if slow is None else str(slow),
     }
     if facts.computed:
         fields |= {
@@ -39,7 +43,6 @@ def request_fields(facts: RequestFacts, slow: SlowReason | None) -> dict[str, An
             "prefill_ms": round(facts.prefill_ms, 1),
             "ttft_ms": None if facts.ttft_ms is None else round(facts.ttft_ms, 1),
             "cache_tier": facts.tier,
-            "slow": None if slow is None else str(slow),
             "prompt_tokens": facts.prompt,
             "cached_tokens": facts.cached,
             "completion_tokens": facts.completion,

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from erllama.errors import ErllamaError
 from erllama.events import Event, RequestStats, Tokens
 
 _NS_PER_MS = 1e6
+NO_DIALECT = "none"  # of probes, scrapes and paths that nobody knows
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class RequestFacts:
     started_ns: int = 0
     route: str = ""
     status: int = 0
+    error: str = ""
+    error_status: int = 0
     traceparent: str = ""
     tracestate: str = ""
     model: str = ""
@@ -71,9 +75,18 @@ class RequestFacts:
             self.tier = stats.cache_tier or ""
         self.generation_ms = max(self.generation_ms, stats.generation_ms)
 
+    def fail(self, error: ErllamaError) -> None:
+        """It ended with `error`: as its answer, or in a stream whose status had left."""
+        self.error, self.error_status = error.code, error.http_status
+
     def end(self, status: int) -> None:
         """The answer has left, or will not."""
         self.status, self.ended_ns = status, self.clock()
+
+    @property
+    def outcome(self) -> int:
+        """The status, or for a stream that ended with an error the one that it would have had."""
+        return self.error_status if self.error_status and self.status < 400 else self.status
 
     @property
     def computed(self) -> bool:

@@ -13,7 +13,7 @@ _MS = 1e-3
 def record_request(recorder: Recorder, facts: RequestFacts, slow: SlowReason | None) -> None:
     """Some ten numbers, whatever the length of the reply."""
     of_dialect, of_model = {"dialect": facts.dialect}, {"model": facts.model}
-    recorder.inc("erllama_requests", 1, {**of_dialect, "status": status_class(facts.status)})
+    recorder.inc("erllama_requests", 1, {**of_dialect, "status": status_class(facts.outcome)})
     recorder.observe("erllama_request_seconds", facts.duration_ms * _MS, of_dialect)
     if slow is not None:
         recorder.inc("erllama_slow_requests", 1, {"reason": str(slow)})

@@ -35,6 +35,8 @@ def slow_reason(facts: RequestFacts, limits: SlowLimits) -> SlowReason | None:
     """None for a request that was not slow, or of whose time nothing is known. What comes first, the
     wait for the first token, decides before what comes later.
     """
+    if facts.error == "slow_reader":
+        return SlowReason.SLOW_READER
     if not facts.computed:
         return None
     if (facts.ttft_ms or 0.0) >= limits.first_token_ms:

@@ -25,10 +25,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from deployments.telemetry.facts import RequestFacts
+from deployments.telemetry.facts import NO_DIALECT, RequestFacts
 from deployments.telemetry.slow import SlowReason
 from deployments.telemetry.trace_options import TraceOptions
 
@@ -64,8 +64,12 @@ class RequestSpans:
         closing.start()
         closing.join(_CLOSE_S)
 
-    def record(self, facts: RequestFacts, slow: SlowReason | None) -> None:
-        """A request that has ended."""
+    def record(self, facts: RequestFacts, slow: SlowReason | None) -> str:
+        """A request that has ended; the id of its trace, "" where none is kept. Probes, scrapes and
+        unknown paths, which are no dialect's, have none.
+        """
+        if facts.dialect == NO_DIALECT:
+            return ""
         wall_ns = time.time_ns() - facts.clock()  # spans have the time of day, and what was measured has not
         ended_ns = facts.clock() if facts.ended_ns is None else facts.ended_ns
         carrier = {"traceparent": facts.traceparent, "tracestate": facts.tracestate}
@@ -78,9 +82,11 @@ class RequestSpans:
         )
         if root.is_recording() and facts.asked_ns is not None:
             self._record_model(root, facts, slow, wall_ns, ended_ns)
-        if facts.status >= 500:
-            root.set_status(Status(StatusCode.ERROR))
+        if facts.outcome >= 500:
+            root.set_status(Status(StatusCode.ERROR, facts.error))
         root.end(wall_ns + ended_ns)
+        context = root.get_span_context()
+        return format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
 
     def _record_model(
         self, root: Span, facts: RequestFacts, slow: SlowReason | None, wall_ns: int, ended_ns: int
@@ -138,6 +144,7 @@ def _http_attributes(facts: RequestFacts) -> dict[str, Any]:
         "erllama.request_id": facts.request_id,
         "erllama.tenant": facts.tenant,
         "erllama.dialect": facts.dialect,
+        **({"error.type": facts.error} if facts.error else {}),
     }
 
 

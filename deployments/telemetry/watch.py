@@ -6,9 +6,11 @@ One event loop. Nothing that goes wrong here reaches a request.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from deployments.telemetry.access_log import FIELDS, as_text, request_fields
+from deployments.telemetry.access_log import FIELDS, as_text, request_fields, trace_id
 from deployments.telemetry.facts import RequestFacts
 from deployments.telemetry.recorder import PrometheusRecorder, Recorder
 from deployments.telemetry.request_metrics import record_request
@@ -20,8 +22,8 @@ logger = logging.getLogger("deployments.http")
 class Spans(Protocol):
     """Where requests become spans."""
 
-    def record(self, facts: RequestFacts, slow: SlowReason | None) -> None:
-        """A request that has ended."""
+    def record(self, facts: RequestFacts, slow: SlowReason | None) -> str:
+        """A request that has ended; the id of its trace, "" where none is kept."""
 
     def close(self) -> None:
         """Send what is left. Blocks, for seconds where nobody answers. Idempotent."""
@@ -49,17 +51,24 @@ class RequestWatch:
         self._count_open()
         facts.end(status)
         slow = slow_reason(facts, self._limits)
-        fields = request_fields(facts, slow)
-        logger.info("%s", as_text(fields), extra={FIELDS: fields})
-        try:
+        with self._costs_nothing(facts):
             record_request(self._recorder, facts, slow)
-            if self._spans is not None:
-                self._spans.record(facts, slow)
-        except Exception:  # a metrics system that has gone costs numbers
-            logger.exception("event=request_not_counted request_id=%s", facts.request_id)
+        trace = trace_id(facts.traceparent)
+        if self._spans is not None:
+            with self._costs_nothing(facts):
+                trace = self._spans.record(facts, slow) or trace
+        fields = request_fields(facts, slow, trace)
+        logger.info("%s", as_text(fields), extra={FIELDS: fields})
 
     def _count_open(self) -> None:
-        try:
+        with self._costs_nothing():
             self._recorder.set("erllama_requests_open", self._n_open)
+
+    @contextmanager
+    def _costs_nothing(self, facts: RequestFacts | None = None) -> Iterator[None]:
+        """Whoever gathers numbers may be gone: that costs numbers, and no request."""
+        try:
+            yield
         except Exception:
-            logger.exception("event=requests_not_counted")
+            request_id = "-" if facts is None else facts.request_id
+            logger.exception("event=request_not_counted request_id=%s", request_id)

@@ -13,13 +13,14 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from cache_store import ChainKey, Store, root_key
+from cache_store import BLOCK_TOKENS, ChainKey, Store, root_key
 from erllama.backend.base import Backend, ModelBackend
 from erllama.cache.flow import CacheFlow
 from erllama.cache.policy import CachePolicy
 from erllama.cache.read import KvReader
 from erllama.cache.save import KvSaver
 from erllama.config import EngineConfig
+from erllama.diagnosis.cause import Kept
 from erllama.diagnosis.prompt_log import Blame, PromptLog
 from erllama.kv.layout import KvKind, KvLayout
 from erllama.stats import AdapterSet, CacheCounters
@@ -72,14 +73,18 @@ def make_flow(
 
 
 def make_prompt_log(
-    backend: Backend, policy: CachePolicy, store: Store | None, blame: Blame | None = None
+    backend: Backend, config: EngineConfig, policy: CachePolicy, store: Store | None, blame: Blame | None = None
 ) -> PromptLog:
     """What one model remembers of its requests."""
 
     def unavailable() -> tuple[str, ...]:
         return () if store is None else tuple(tier.label for tier in store.stats().tiers if not tier.available)
 
-    return PromptLog(backend.token_text, min_tokens=policy.min_tokens, unavailable=unavailable, blame=blame)
+    cuttable = backend.kv_layout.kind.cuttable
+    step = max(BLOCK_TOKENS, config.prefill_slice if config.deterministic else 1)
+    rounding = (step if cuttable else max(step, policy.checkpoint_interval)) + policy.boundary_trim_tokens
+    kept = Kept(policy.min_tokens, rounding, cuttable)
+    return PromptLog(backend.token_text, kept=kept, unavailable=unavailable, blame=blame)
 
 
 def namespace(

@@ -128,15 +128,16 @@ class ServerLibrary:
 
 def open_library(host: str | None, key: str | None, directory: Path | None, *, changes: bool = True) -> Library:
     """The server's that was named; else the directory's; else that of the server of this machine, which
-    must have a hub for what `changes` it. Which one that is, is noted.
+    must have a hub for what `changes` it. What nobody named, and is changed, is noted.
     """
     server = open_server(host, key) if directory is None else None
     if server is None:
         return LocalLibrary(directory)
-    if host is None and changes and not _has_hub(server):
-        server.close()
-        return LocalLibrary(None)
-    note(f"models of {server.url}")
+    if host is None and changes:
+        if not _has_hub(server):
+            server.close()
+            return LocalLibrary(None)
+        note(f"models of {server.url}")
     return ServerLibrary(server)
 
 

@@ -53,15 +53,22 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Fetch a model into the hub. What was fetched before an interruption is not fetched again."""
-    from erllama.cli.library import open_library
+    from erllama.cli.library import Library, LocalLibrary, open_library
 
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
-        events = library.pull(source, name)
-        if as_json:
-            for event in events:
-                print_json(asdict(event))
-        else:
-            _show_progress(events)
+    with clear_errors():
+        # no server takes files over HTTP, and one of this machine finds them in the hub that it shares
+        is_file = host is None and Path(source).is_file()
+        library: Library = LocalLibrary(hub) if is_file else open_library(host, api_key, hub)
+        with closing(library):
+            _pulled(library.pull(source, name), as_json=as_json)
+
+
+def _pulled(events: Iterable[Any], *, as_json: bool) -> None:
+    if as_json:
+        for event in events:
+            print_json(asdict(event))
+    else:
+        _show_progress(events)
 
 
 @models.command("list", epilog="Example: erllama list --json | jq -r '.[].name'")
@@ -85,6 +92,7 @@ def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, a
 @models.command(epilog="Example: erllama show qwen:0.5b")
 def show(
     model: Annotated[str, typer.Argument(help="A model's name, the path of a GGUF, or 'demo'.")] = "demo",
+    verbose: Annotated[bool, typer.Option(help="With the chat template, whole.")] = False,
     hub: Directory = None,
     host: Host = None,
     api_key: Key = None,
@@ -101,7 +109,7 @@ def show(
         if as_json:
             print_json(facts)
         else:
-            print_fields({name: _cell(facts, name) for name in facts if name != "chat_template"})
+            print_fields({name: _shown(facts, name, verbose=verbose) for name in facts})
 
 
 @models.command(epilog="Example: erllama create pirate --from qwen:0.5b --system 'You are a pirate.'")
@@ -170,6 +178,13 @@ def _done(text: str, as_json: bool, **facts: Any) -> None:
         print_json(facts)
     else:
         typer.echo(text)
+
+
+def _shown(facts: dict[str, Any], name: str, *, verbose: bool) -> object:
+    value = _cell(facts, name)
+    if name not in ("template", "chat_template") or verbose or not value:
+        return value
+    return f"{len(str(value))} characters; --verbose shows it"
 
 
 def _cell(card: dict[str, Any], name: str) -> object:

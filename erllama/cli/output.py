@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -22,7 +23,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Without lines, so that it can be cut by columns; None is empty."""
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # texts may look like markup
     Console().print(table)
 
 
@@ -31,7 +32,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in fields.items():
         if value not in (None, "", (), [], {}):
-            table.add_row(name, str(value))
+            table.add_row(name, Text(str(value)))
     Console().print(table)
 
 

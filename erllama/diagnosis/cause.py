@@ -6,11 +6,9 @@ import re
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cache_store import BLOCK_TOKENS
 from erllama.diagnosis.place import Place
 from erllama.diagnosis.record import NOISE_PREFIX, Cause, StoreAnswer
 
-ROUNDING_TOKENS = BLOCK_TOKENS + 32  # whole blocks are stored while a prompt is computed, but for its end
 _ALIKE_CHARS = 4  # behind a changed word, for the rest to count as the same
 _WORD_CHARS = 80
 _NAMED = (
@@ -23,13 +21,25 @@ _EDGES = " \t\n\"'`()[]{}<>|,;"
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What can be taken over of a prompt that was seen: nothing of one shorter than `min_tokens` that has
+    left the context, and else all but `rounding` tokens, as blocks, slices or checkpoints end. `cuttable`:
+    at any token; else at checkpoints alone.
+    """
+
+    min_tokens: int = 0
+    rounding: int = 0
+    cuttable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Of one prompt of `n_prompt` tokens, of which `n_cached` were taken over and `n_known` were known;
     what was known has `n_branch` tokens and goes on differently, or `ends` there.
 
     `similar`: both sides go on mostly alike. `place`, `has_reply`: see `place`; None where nothing
     differs. `rule` would have made both sides equal, "" none. `generated`: see `looks_generated`.
-    `min_tokens` is what is stored at least, `answer` what the store said (None: it was not asked),
+    `kept` says what of a prompt this model keeps, `answer` what the store said (None: it was not asked),
     `unavailable` the tiers that are left alone now.
     """
 
@@ -43,7 +53,7 @@ class Facts:
     has_reply: bool = False
     rule: str = ""
     generated: bool = False
-    min_tokens: int = 0
+    kept: Kept = Kept()
     answer: StoreAnswer | None = None
     unavailable: tuple[str, ...] = ()
 
@@ -53,8 +63,9 @@ def cause_of(facts: Facts) -> tuple[str, str]:
     those that were known and not taken over, or those that were not known.
     """
     n_lost, n_new = facts.n_known - facts.n_cached, facts.n_prompt - facts.n_known
-    is_rounding = facts.n_cached > 0 and n_lost <= ROUNDING_TOKENS
-    if n_lost > 1 and not is_rounding and n_lost >= n_new:
+    is_rounding = facts.n_cached > 0 and n_lost <= facts.kept.rounding
+    is_between_checkpoints = not facts.kept.cuttable and not facts.ends and n_new > 0
+    if n_lost > 1 and not is_rounding and not is_between_checkpoints and n_lost >= n_new:
         return _loss(facts)
     return _divergence(facts, n_new)
 
@@ -63,14 +74,14 @@ def _loss(facts: Facts) -> tuple[Cause, str]:
     answer = facts.answer or StoreAnswer()
     if answer.problem:
         return Cause.STORE_UNAVAILABLE, f"reading it failed: {answer.problem}"
-    if answer.n_known - answer.n_readable > ROUNDING_TOKENS:
+    if answer.n_known - answer.n_readable > facts.kept.rounding:
         return Cause.STORE_UNAVAILABLE, "the tier that has it is left alone after failures"
     if answer.cheaper:
         return Cause.BELOW_THRESHOLD, "computing it was cheaper than reading it"
-    if answer.n_readable - facts.n_cached > ROUNDING_TOKENS:
+    if answer.n_readable - facts.n_cached > facts.kept.rounding:
         return Cause.STORE_UNAVAILABLE, "a tier did not give all of it in time"
-    if facts.n_branch < facts.min_tokens:
-        return Cause.BELOW_THRESHOLD, f"what has fewer than {facts.min_tokens} tokens is not stored"
+    if facts.n_branch < facts.kept.min_tokens:
+        return Cause.BELOW_THRESHOLD, f"what has fewer than {facts.kept.min_tokens} tokens is not stored"
     if facts.unavailable:
         return Cause.STORE_UNAVAILABLE, f"tiers are left alone after failures: {', '.join(facts.unavailable)}"
     return Cause.EVICTED, "it was computed before, and neither the context nor the store has it any more"

@@ -37,7 +37,9 @@ _INTRODUCTION_CHARS = 800  # what a template says before it lists the tools
 
 
 class Place(StrEnum):
-    """`text`: there are no messages. `head`: before the first one. `opening`: where a reply begins."""
+    """`text`: there are no messages. `head`: before the first one. `opening`: where a reply begins, and a
+    side has control tokens there, such as those of reasoning.
+    """
 
     TEXT = "text"
     HEAD = "head"
@@ -49,7 +51,9 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where a position lies, the text before it in the same part, and whether a reply stands before."""
+    """Where a position lies, the text before it in the same part, and whether it lies in a reply or behind
+    one: then the conversation is known, not only how it begins.
+    """
 
     place: Place
     part: str
@@ -75,7 +79,9 @@ def find_place(common: str, a: str, b: str) -> Placed:
         return Placed(place, "", has_reply or (last is not None and last.name == "assistant"))
     if last is None:
         return Placed(_place_before_messages(common + a, common + b, pattern), common, False)
-    return Placed(_place_in(last.name, common[last.end :], a, b), common[last.end : cut], has_reply)
+    place = _place_in(last.name, common[last.end :], a, b)
+    in_reply = last.name == "assistant" and place is Place.MESSAGE  # what it answers was known
+    return Placed(place, common[last.end : cut], has_reply or in_reply)
 
 
 def _place_before_messages(a: str, b: str, pattern: re.Pattern[str]) -> Place:
@@ -91,7 +97,8 @@ def _place_in(role: str, part: str, a: str, b: str) -> Place:
         return Place.TOOLS
     if role == "system" or part.rfind("<<SYS>>") > part.rfind("<</SYS>>"):
         return Place.SYSTEM
-    return Place.OPENING if role == "assistant" and not part.strip() else Place.MESSAGE
+    opens = role == "assistant" and not part.strip() and any(side.lstrip()[:1] in ("", "<", "[") for side in (a, b))
+    return Place.OPENING if opens else Place.MESSAGE
 
 
 def _in_tools(part: str, a: str, b: str) -> bool:

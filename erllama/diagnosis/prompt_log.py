@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from cache_store import BLOCK_TOKENS, ChainKey, TokenChain
-from erllama.diagnosis.cause import Facts, cause_of, looks_generated
+from erllama.diagnosis.cause import Facts, Kept, cause_of, looks_generated
 from erllama.diagnosis.divergence import Divergence, find_divergence, is_similar
 from erllama.diagnosis.history import PromptHistory
 from erllama.diagnosis.place import Place, Placed, find_place
@@ -65,22 +65,21 @@ _Item = Lookup | tuple[TokenChain, list[int], float]
 
 
 class PromptLog:
-    """`text_of` gives the bytes of a token, control tokens by their names. `min_tokens`: what is shorter
-    is not stored. `unavailable` names tiers that are left alone. The thread starts with the first
-    request and ends with `close`.
+    """`text_of` gives the bytes of a token, control tokens by their names. `unavailable` names tiers that
+    are left alone. The thread starts with the first request and ends with `close`.
     """
 
     def __init__(
         self,
         text_of: Callable[[int], bytes],
         *,
-        min_tokens: int = 0,
+        kept: Kept | None = None,
         unavailable: Callable[[], tuple[str, ...]] = tuple,
         blame: Blame | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._text_of = text_of
-        self._min_tokens = min_tokens
+        self._kept = kept or Kept()
         self._unavailable = unavailable
         self._blame = blame
         self._clock = clock
@@ -237,7 +236,7 @@ class PromptLog:
             has_reply=placed is not None and placed.has_reply,
             rule=rule,
             generated=generated,
-            min_tokens=self._min_tokens,
+            kept=self._kept,
             answer=lookup.answer,
             unavailable=self._unavailable() if lookup.n_cached < at else (),
         )

@@ -128,8 +128,9 @@ def test_the_wheel_is_whole_with_what_is_copied(tmp_path):
     subprocess.run([*pip, source], check=True, capture_output=True)
     (wheel,) = out.iterdir()
     with ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert packed == {path for path in tree_files(ROOT) if belongs(path)}
+        names = archive.namelist()
+    assert {name for name in names if ".dist-info/" not in name} == {path for path in tree_files(ROOT) if belongs(path)}
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
 
 
 def asked_by_make(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@ rules; here each of them is also shown to find what it is there for."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_nothing_of_training_tests_or_measurements_is_there(wheel):
             *("cache_store", "erllama", "deployments")
         }
         assert not [name for name in archive.namelist() if name.startswith(("erllama/testing", "demo_model"))]
+
+
+def test_nothing_needs_what_is_left_out(wheel):
+    with ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".py")]
+        assert not [
+            name for name in names if re.search(rb"(from|import) erllama(\.| import )testing", archive.read(name))
+        ]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,14 @@ def test_another_key_makes_other_words():
     assert Redactor(b"a" * 32).text(text) != Redactor(b"b" * 32).text(text)
 
 
+def test_different_short_numbers_stay_different():
+    redactor = Redactor(b"k" * 32)
+    numbers = [f"{i}" for i in range(10)] + [f"{i:02}" for i in range(100)]
+    made = [redactor.text(number) for number in numbers]
+    assert len(set(made)) == len(numbers)
+    assert [len(number) for number in made] == [len(number) for number in numbers]
+
+
 @pytest.mark.parametrize("body", [{"prompt": [1, 2]}, {"prompt": ["a", [1]]}, {"input": [[1]]}])
 def test_token_ids_cannot_be_replaced(body):
     with pytest.raises(ValueError, match="token ids"):

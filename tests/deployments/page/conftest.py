@@ -7,13 +7,16 @@ the same file may be async.
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.support.page_site import chromium
+
+TIMEOUT_MS = 20_000  # for what takes some ten on an idle machine
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=TIMEOUT_MS)
     with chromium() as browser:
         yield browser
 
@@ -35,7 +38,7 @@ def page(browser: Browser, viewport: dict[str, int]) -> Iterator[Page]:
             problems.append(message.text)
 
     context = browser.new_context(viewport=viewport, reduced_motion="reduce")
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(TIMEOUT_MS)
     try:
         page = context.new_page()
         page.on("console", told)

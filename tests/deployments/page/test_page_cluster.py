@@ -230,3 +230,31 @@ def test_sums_over_time_lose_nothing_and_know_of_pauses(page):
             }"""
         )
     assert found == [[3, 0, 0, 0, 3], [4], [2, 2], []]
+
+
+def test_what_a_real_replica_tells_is_shown(page, tmp_path):
+    with serving(StubSite(tmp_path), lifespan="on") as url:
+        show(page, url)
+        expect(tile(page, "Replicas")).to_contain_text("1")
+        models = page.get_by_role("region", name="Models and replicas")
+        expect(models.locator("tr", has_text="0 of 3")).to_contain_text("4,096")
+        expect(chart(page, "KV in the tiers").locator(".legend")).to_contain_text("of 1.0 GiB")
+        expect(page.get_by_role("region", name="Requests by hit").locator("tbody tr")).not_to_have_count(0)
+        requests = page.get_by_role("region", name="Recent requests")
+        expect(requests.locator("tbody tr")).to_have_count(2)
+        requests.get_by_role("button", name="Why").first.click()
+        expect(page.get_by_role("dialog")).to_contain_text("tokens cached")
+
+
+def test_models_of_the_hub_are_listed_with_their_state(page):
+    standing = {"phase": "failed", "memory_bytes": 0, "node": "", "reason": "no node has the memory"}
+    hub = {"object": "list", "data": [{"id": "qwen:0.5b", "size": 1 << 29, "standing": standing}, {"id": "bare"}]}
+    with serving(WithCluster(app_of(served(FakeModel())), CLUSTER, hub=hub)) as url:
+        show(page, url)
+        page.clock.fast_forward(POLL_MS)  # the list of the hub is asked for behind the snapshot
+        rows = page.get_by_role("region", name="Hub").locator("tbody tr")
+        expect(rows).to_contain_text(["qwen:0.5bfailed512 MiB", "bareunloaded"])
+        expect(rows.first).to_contain_text("no node has the memory")
+        page.keyboard.press("g")
+        page.keyboard.press("c")
+        expect(page.locator("#prompt")).to_be_visible()

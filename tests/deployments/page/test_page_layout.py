@@ -35,6 +35,14 @@ MEASURE = """() => {
     const clipped = (node) => node.closest(".unseen, .skip") !== null;
     const scrolls = (node) => ["auto", "scroll"].includes(getComputedStyle(node).overflowX) || getComputedStyle(node).overflowX === "hidden";
     const insideScroller = (node) => { for (let at = node.parentElement; at; at = at.parentElement) if (scrolls(at) && at !== document.body && at.tagName !== "HTML" && at.scrollWidth > at.clientWidth) return true; return false; };
+    const seen = (node) => { // what its scrolling boxes show of it
+        let { left, right, top, bottom } = node.getBoundingClientRect();
+        for (let at = node.parentElement; at; at = at.parentElement) if (scrolls(at)) {
+            const box = at.getBoundingClientRect();
+            [left, right, top, bottom] = [Math.max(left, box.left), Math.min(right, box.right), Math.max(top, box.top), Math.min(bottom, box.bottom)];
+        }
+        return { left, right, top, bottom };
+    };
     const name = (node) => `${node.tagName.toLowerCase()}.${node.className} ${node.textContent.slice(0, 40)}`;
     const all = [...document.querySelectorAll("body *")].filter((node) => visible(node) && !clipped(node));
     if (document.documentElement.scrollWidth > innerWidth) problems.push("the page scrolls sideways");
@@ -48,8 +56,8 @@ MEASURE = """() => {
     }
     const controls = all.filter((node) => node.matches("button, a, input, select, textarea, summary, b, dt, th, td, figcaption"));
     controls.forEach((a, index) => controls.slice(index + 1).forEach((b) => {
-        if (a.contains(b) || b.contains(a) || a.closest("section, header, .composer") !== b.closest("section, header, .composer")) return;
-        const [p, q] = [a.getBoundingClientRect(), b.getBoundingClientRect()];
+        if (a.contains(b) || b.contains(a) || a.closest("dialog") !== b.closest("dialog")) return;
+        const [p, q] = [seen(a), seen(b)];
         const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left), high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
         if (wide > 1 && high > 1) problems.push(`${name(a)} lies on ${name(b)}`);
     }));
@@ -108,6 +116,11 @@ def test_everything_has_its_place_and_can_be_read(page, scheme):
             assert unreadable == [], show.__name__
             assert n_texts > 20, "it has looked at something"
         page.get_by_role("link", name="Chat").click()
+        if page.get_by_role("button", name="Chats").is_visible():
+            page.get_by_role("button", name="Chats").click()
+            expect(page.get_by_role("button", name="New chat")).to_be_visible()
+            page.get_by_role("button", name="Back to the chat").click()
+            expect(page.get_by_role("button", name="New chat")).to_be_hidden()
         page.get_by_role("button", name="Settings").click()
         assert page.evaluate(MEASURE) == [], "with the settings"
         page.get_by_role("button", name="Keyboard shortcuts").click()

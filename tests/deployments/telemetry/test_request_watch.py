@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -12,10 +13,10 @@ from deployments.http.options import HttpOptions
 from deployments.ingress.http_app import make_http_app
 from deployments.metrics import METRICS, Source
 from deployments.telemetry.access_log import JsonFormatter, as_text
-from erllama.errors import QueueFull
+from erllama.errors import EngineStopped, QueueFull
 from erllama.events import CacheHitKind, Done, FinishReason, RequestStats, Tokens
 from tests.support.cluster_fakes import FakeCluster, WatchedModel
-from tests.support.http_fakes import FakeModel, app_of, http_client, replies, served
+from tests.support.http_fakes import FakeModel, app_of, exchange, http_client, replies, served
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +120,8 @@ async def test_requests_are_counted_by_dialect_and_status():
         await client.post(CHAT, json={**HI, "model": "full"})
         await client.post("/v1/messages", json={**HI, "model": "demo", "max_tokens": 9})
         await client.post("/api/chat", json={**HI, "model": "nobody"})
+        await client.get("/health")
+        await client.get("/nowhere")
         told = await scraped(client)
     counted = {key[1:]: value for key, value in told.items() if key[0] == "erllama_requests_total"}
     assert counted == {
@@ -126,6 +129,8 @@ async def test_requests_are_counted_by_dialect_and_status():
         ("openai", "429"): 1,
         ("anthropic", "2xx"): 1,
         ("ollama", "4xx"): 1,
+        ("none", "2xx"): 1,
+        ("none", "4xx"): 1,
     }
     assert told["erllama_time_to_first_token_seconds_count", "openai", "demo"] == 3
     assert told["erllama_time_per_output_token_seconds_count", "demo"] == 4
@@ -169,6 +174,43 @@ async def test_numbers_are_for_admins_unless_they_are_open(who, metrics, status)
     async with http_client(app, **({"authorization": f"Bearer {who}"} if who else {})) as client:
         assert (await client.get("/metrics")).status_code == status
         assert (await client.get("/erllama/v1/cluster")).status_code == {None: 401, "guest": 403, "ops": 200}[who]
+
+
+async def test_a_stream_that_fails_counts_as_what_it_would_have_been(caplog):
+    caplog.set_level(logging.INFO, logger="deployments.http")
+    model = FakeModel(replies("Hello", error=EngineStopped("gone")))
+    async with http_client(app_of(served(model))) as client:
+        reply = await client.post(CHAT, json={**HI, "stream": True})
+        told = await scraped(client)
+    assert reply.status_code == 200
+    assert " status=200 " in lines(caplog)[0].getMessage()
+    assert " error=engine_stopped" in lines(caplog)[0].getMessage()
+    assert told["erllama_requests_total", "openai", "5xx"] == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])  # as Serve does, or as ASGI says it
+async def test_a_client_that_leaves_its_stream_counts_as_one_that_left(cancelled, caplog):
+    caplog.set_level(logging.INFO, logger="deployments.http")
+
+    async def endless(request):
+        while True:
+            yield [Tokens((65,), "A")]
+            await asyncio.sleep(0)
+
+    app = app_of(served(FakeModel(endless)))
+    async with exchange(app, CHAT, {**HI, "stream": True}) as client:
+        assert (await client.start())[0] == 200
+        await client.chunk()
+        if cancelled:
+            client.task.cancel()
+        else:
+            client.disconnect()
+        await asyncio.gather(client.task, return_exceptions=True)
+    async with http_client(app) as other:
+        told = await scraped(other)
+    assert told["erllama_requests_total", "openai", "499"] == 1
+    assert " status=200 " in lines(caplog)[0].getMessage()
+    assert " error=client_disconnected" in lines(caplog)[0].getMessage()
 
 
 class Broken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deployments.http.errors import SlowReader
 from deployments.telemetry.facts import RequestFacts
 from deployments.telemetry.slow import SlowLimits, SlowReason, slow_reason
 from erllama.events import CacheHitKind, FinishReason, RequestStats, Tokens
@@ -76,6 +77,12 @@ def test_nothing_is_said_of_what_no_model_computed():
     facts = RequestFacts(clock=lambda: int(60e9))
     facts.end(200)
     assert slow_reason(facts, LIMITS) is None
+
+
+def test_a_client_that_was_cut_off_read_too_slowly():
+    facts = RequestFacts()
+    facts.fail(SlowReader("left unread"))
+    assert slow_reason(facts, LIMITS) is SlowReason.SLOW_READER
 
 
 def test_of_several_choices_the_one_that_waited_longest_tells():

@@ -105,13 +105,14 @@ async def test_attributes_are_those_of_the_conventions():
 
 async def test_what_fails_is_an_error_and_what_asks_no_model_has_one_span():
     failing = FakeModel(replies("", error=EngineStopped("gone")))
-    spans = await traced((CHAT, HI, {}), ("/v1/models", None, {}), ("/nowhere", None, {}), model=failing)
+    spans = await traced(
+        (CHAT, HI, {}), ("/v1/models", None, {}), ("/nowhere", None, {}), ("/health", None, {}), model=failing
+    )
     names = {span.name: span.status.status_code for span in spans}
     assert names == {
         f"POST {CHAT}": StatusCode.ERROR,
         "chat demo": StatusCode.UNSET,
         "GET /v1/models": StatusCode.UNSET,
-        "GET": StatusCode.UNSET,
     }
 
 
@@ -140,6 +141,32 @@ async def test_the_log_names_the_trace_of_the_client(header, told, caplog):
         await client.get("/v1/models", headers={"traceparent": header.encode("latin-1")})
     line = json.loads(JsonFormatter().format(caplog.records[-1]))
     assert line["trace_id"] == told
+
+
+async def test_the_log_names_the_trace_that_begins_here(caplog):
+    caplog.set_level(logging.INFO, logger="deployments.http")
+    [root, *_] = await traced((CHAT, HI, {}))
+    line = json.loads(JsonFormatter().format(caplog.records[-1]))
+    assert int(line["trace_id"], 16) == root.context.trace_id
+    caplog.clear()
+    await traced((CHAT, HI, {}), sample=0.0)
+    assert json.loads(JsonFormatter().format(caplog.records[-1]))["trace_id"] == ""
+
+
+class Broken:
+    def record(self, facts, slow):
+        raise RuntimeError("gone")
+
+    def close(self):
+        pass
+
+
+async def test_what_makes_spans_costs_no_request(caplog):
+    caplog.set_level(logging.INFO, logger="deployments.http")
+    async with http_client(make_http_app([served(FakeModel())], spans=Broken())) as client:
+        assert (await client.post(CHAT, json=HI)).status_code == 200
+    assert "event=request_not_counted" in caplog.text
+    assert "event=request " in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import socket
 
 import pytest
+from typer.main import get_command
 
+from erllama.cli.app import app
 from erllama.errors import QueueFull
 from erllama.hub.events import PullEvent
 from tests.support.http_fakes import replies
@@ -132,17 +134,23 @@ def test_embeddings_come_as_numbers(command):
     assert told["embeddings"] == [[3.0, 0.5, 0.5, 0.5], [1.0, 0.5, 0.5, 0.5]]
 
 
+def commands(group, name="erllama"):
+    for word, one in getattr(group, "commands", {}).items():
+        if hasattr(one, "commands"):
+            yield from commands(one, f"{name} {word}")
+        else:
+            yield f"{name} {word}", one
+
+
 def test_every_command_has_help_with_an_example():
-    from typer.main import get_command
-
-    from erllama.cli.app import app
-
-    def commands(group, name):
-        for word, one in getattr(group, "commands", {}).items():
-            if hasattr(one, "commands"):
-                yield from commands(one, f"{name} {word}")
-            else:
-                yield f"{name} {word}", one
-
-    missing = [name for name, one in commands(get_command(app), "erllama") if "Example: " not in (one.epilog or "")]
+    missing = [name for name, one in commands(get_command(app)) if "Example: " not in (one.epilog or "")]
     assert missing == []
+
+
+def test_every_command_prints_json_but_those_that_become_another_program_or_write_a_file():
+    missing = {
+        name
+        for name, one in commands(get_command(app))
+        if not any("--json" in parameter.opts for parameter in one.params)
+    }
+    assert missing == {"erllama serve", "erllama cache export"}

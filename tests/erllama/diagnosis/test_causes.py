@@ -2,14 +2,14 @@
 
 import pytest
 
-from erllama.diagnosis.cause import Facts, cause_of, looks_generated
+from erllama.diagnosis.cause import Facts, Kept, cause_of, looks_generated
 from erllama.diagnosis.place import Place
 from erllama.diagnosis.record import Cause, StoreAnswer
 
 
 def facts(**given):
     """A prompt of 5000 tokens that leaves a conversation of 6000 at token 4000, all of which was cached."""
-    usual = {"n_prompt": 5000, "n_cached": 4000, "n_known": 4000, "n_branch": 6000, "min_tokens": 512}
+    usual = {"n_prompt": 5000, "n_cached": 4000, "n_known": 4000, "n_branch": 6000, "kept": Kept(512, 288)}
     return Facts(**{**usual, **given})
 
 
@@ -47,6 +47,9 @@ LOST = {"n_cached": 0, "n_prompt": 4100}
         ({**LOST, "answer": StoreAnswer(problem="TierError")}, "store_unavailable"),
         ({**LOST, "unavailable": ("disk",)}, "store_unavailable"),
         ({"n_cached": 3000, "n_prompt": 4100, "ends": True}, "evicted"),  # its end alone
+        ({"n_cached": 2048, "n_prompt": 4100, "ends": True, "kept": Kept(512, 2080, False)}, "extended"),
+        ({**LOST, "has_reply": True, "place": Place.MESSAGE, "kept": Kept(512, 2080, False)}, "edited_history"),
+        ({**LOST, "ends": True, "kept": Kept(512, 2080, False)}, "evicted"),  # its last checkpoint has gone, too
         ({**LOST, "n_known": 40, "n_branch": 6000, "n_prompt": 5000, "place": Place.SYSTEM, "similar": True},
          "system_changed"),
     ],

@@ -36,7 +36,8 @@ def test_the_part_is_told_by_the_markers_of_each_family(family):
     for other, place, has_reply in [
         (text(family, ("system", "Be rude."), USER, reply, ("user", "More")), Place.SYSTEM, False),
         (text(family, SYSTEM, ("user", "Help"), reply, ("user", "More")), Place.MESSAGE, False),
-        (text(family, SYSTEM, USER, (reply[0], "Ho."), ("user", "More")), Place.MESSAGE, False),
+        (text(family, SYSTEM, USER, (reply[0], "Ho."), ("user", "More")), Place.MESSAGE, True),
+        (text(family, SYSTEM, USER, (reply[0], "No."), ("user", "More")), Place.MESSAGE, True),
         (text(family, SYSTEM, USER, reply, ("user", "Less")), Place.MESSAGE, True),
     ]:
         found = parted(whole, other)
@@ -70,7 +71,3 @@ def test_other_places(a, b, place):
 def test_the_text_of_the_part_up_to_the_point_is_told():
     a, b = (text(CHATML, ("system", f"Be {word}."), USER) for word in ("kind", "rude"))
     assert parted(a, b).part == "Be "
-
-
-def test_a_reply_that_is_being_written_is_none_yet():
-    assert not parted(text(CHATML, USER) + "Yes", text(CHATML, USER) + "No").has_reply

@@ -4,24 +4,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
+
 from cache_store import Store
 from cache_store.testing import Fault
+from erllama.cache.setup import make_prompt_log
+from erllama.config import EngineConfig
 from erllama.diagnosis.prompt_log import MAX_RECORDS, PromptLog
 from erllama.diagnosis.record import SIDE_TOKENS
+from erllama.kv.layout import KvKind
 from tests.support.engine_kit import Rig
-from tests.support.flow_kit import POLICY, WAIT_S, Faulty, ask, prompt, rig_of
+from tests.support.flow_kit import CHECKPOINT_KINDS, POLICY, WAIT_S, Faulty, ask, prompt, rig_of
 
 
 @contextmanager
 def logging(store: Store | None, **more: object) -> Iterator[tuple[Rig, PromptLog]]:
     """An engine, and what it records."""
 
-    def unavailable() -> tuple[str, ...]:
-        return () if store is None else tuple(tier.label for tier in store.stats().tiers if not tier.available)
-
     policy = replace(POLICY, min_tokens=256, cold_min_tokens=256, read_timeout_s=0.3)
     rig = rig_of(store, policy, **more)
-    log = PromptLog(lambda token: bytes([token]), min_tokens=policy.min_tokens, unavailable=unavailable)
+    log = make_prompt_log(rig.backend, EngineConfig(path="stub"), policy, store)
     rig.engine._flow.prompt_log = log
     try:
         yield rig, log
@@ -117,6 +119,16 @@ def test_without_a_store_what_left_the_context_is_gone():
         rig.engine.evict()
         ask(rig, "later", tokens)
         assert [cause(log, name) for name in ("same", "later")] == ["extended", "evicted"]
+
+
+@pytest.mark.parametrize("kind", CHECKPOINT_KINDS)
+def test_what_cannot_be_restored_in_the_middle_is_not_called_evicted(store: Store, kind: KvKind):
+    with logging(store, kind=kind) as (rig, log):
+        first = prompt(700)
+        ask(rig, "first", first)
+        ask(rig, "turn", [*first, *rig.ids("first"), *prompt(50, 2)])
+        ask(rig, "changed", changed(first, 600))
+        assert [cause(log, name) for name in ("turn", "changed")] == ["extended", "edited_history"]
 
 
 def test_tenants_are_kept_apart(store: Store):

@@ -56,6 +56,11 @@ def test_a_damaged_model_is_listed_with_a_warning(run, tmp_path):
     assert "the manifest of broken is damaged" in output
 
 
+def test_show_has_the_template_whole_only_when_asked_and_texts_are_no_markup(run):
+    assert "characters; --verbose shows it" in run("show", "demo")
+    assert "messages[0].role" in run("show", "demo", "--verbose")
+
+
 def test_what_a_command_does_not_need_is_not_imported():
     code = (
         "import sys; sys.modules |= dict.fromkeys(['huggingface_hub', 'pydantic', 'llama_cpp', 'ray', 'prompt_toolkit']); "

@@ -4,15 +4,16 @@ import { button, dialog, el, redraw } from "../dom.js";
 import { ago } from "../format.js";
 import * as storage from "./storage.js";
 
-/** `open(id)`, `create()` and `removed(id)` are called; `draw(current)` marks the one that is shown. */
+/** `open(id)`, `create()`, `removed(id)` and, where it lies over the chat, `close()` are called; `draw(current)` marks the one that is shown. */
 export class Sidebar {
-  constructor({ open, create, removed }) {
+  constructor({ open, create, removed, close }) {
     this.open = open;
     this.removed = removed;
     this.list = el("ul", { class: "conversations" });
     this.node = el(
       "aside",
       { class: "sidebar", "aria-label": "Conversations" },
+      button("Back to the chat", close, { class: "quiet only-narrow" }),
       button("New chat", create, { class: "wide-button", title: "New chat (n)", "data-focus": "new" }),
       this.list,
     );

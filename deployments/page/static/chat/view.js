@@ -27,6 +27,7 @@ export class ChatView {
       open: (id) => this.open(id),
       create: () => this.create(),
       removed: (id) => this.removed(id),
+      close: () => this.toggleSidebar(false),
     });
     this.composer = new Composer({ send: (text, files) => this.send(text, files), stop: () => this.stop() });
     this.list = el("ol", { class: "messages", "aria-label": "Messages" });
