@@ -9,7 +9,7 @@ SOURCE := build/llama.cpp
 # Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
 
-.PHONY: serve test lint types setup clean
+.PHONY: serve test lint types docs setup clean
 serve: setup
 	$(BIN)/python -m deployments.launch $(CONFIG)
 
@@ -23,10 +23,18 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# The documentation's pictures, but those that still say the same.
-.PHONY: pictures
-pictures: setup check-browser
-	$(BIN)/python -m docs.generate.pictures docs/pictures
+# Those of the page and the command in the documentation that do not say the same any more.
+.PHONY: screenshots
+screenshots: setup check-browser
+	$(BIN)/python -m docs.generate.screenshots docs/screenshots
+
+# Into build/site; a warning is an error. mkdocs-material tells of its successor on each run: that is no warning of ours.
+docs: $(VENV)/.docs-done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.docs-done: pyproject.toml constraints.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
 
 setup: $(STAMP) $(SOURCE)/models
 

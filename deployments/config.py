@@ -82,7 +82,15 @@ def _sampling(value: Any) -> Any:
 
 class Autoscaling(_Strict):
     """Ray Serve's autoscaling of one model; times in seconds. `min_replicas: 0` scales to zero and
-    wakes on the next request."""
+    wakes on the next request.
+
+    min_replicas: never fewer; 0: none while nobody asks.
+    max_replicas: never more.
+    target_ongoing_requests: of each replica; more of them call for another one, fewer let one go. None:
+        `n_parallel`.
+    upscale_delay_s: so long must they have been too many.
+    downscale_delay_s: so long must they have been too few.
+    """
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
@@ -98,7 +106,11 @@ class Autoscaling(_Strict):
 
 
 class AdapterSpec(_Strict):
-    """A LoRA adapter that every replica loads at start."""
+    """A LoRA adapter that every replica loads at start.
+
+    path: a GGUF file of the kind `adapter`, for this model.
+    scale: how much of it is added; 0: nothing.
+    """
 
     path: str
     scale: float = 1.0
@@ -108,7 +120,10 @@ class AdapterSpec(_Strict):
 class ModelSpec(EngineConfig):
     """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs
     to run it. `sampling` and `reply_grammar` (GBNF, for chats) hold where a request says nothing of
-    its own."""
+    its own.
+
+    num_replicas: processes that have this model loaded, each with `n_parallel` sequences.
+    """
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -193,8 +208,10 @@ def default_tiers() -> tuple[TierConfig, ...]:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class HttpSpec(HttpOptions):
-    """`HttpOptions`, and how many `ingress_replicas` share the work of rendering, tokenising and
-    encoding."""
+    """`HttpOptions`, and how many processes serve HTTP.
+
+    ingress_replicas: processes that share the work of rendering, tokenising and encoding.
+    """
 
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
 
@@ -247,6 +264,9 @@ class SchedulerSpec(_Strict):
     `sources` are "system", "nvidia", "none" or "module:function" (called with a node id, returns
     `memory.messages.Reading`s) and are read on every node. `total_bytes` makes "system" believe in
     less RAM than the machine has.
+
+    enabled: free memory when it is short; without it nothing is unloaded, and replicas learn of each
+        other's stores by listing them.
     """
 
     enabled: bool = True

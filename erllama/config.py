@@ -43,6 +43,10 @@ class EngineConfig:
         tokens takes, else long prompts cannot be computed.
     n_threads: "auto" is what the caller's environment grants (the CPUs that Ray gave a replica).
     n_gpu_layers: "auto" is all layers when this build has a GPU and a device is visible, else none.
+    use_mmap: the weights stay pages of the file, which processes share and the system may drop.
+    use_mlock: the weights are locked in RAM, where the system's limits allow it.
+    rope_freq_base, rope_freq_scale: rotary position embeddings, as llama.cpp means them; 0 is the
+        model's own.
     flash_attn, type_k, type_v: as llama.cpp means them; a quantised V cache needs flash attention.
     deterministic: sequences never share a decode, so that their numerics do not depend on their
         neighbours. Slower.

@@ -34,8 +34,20 @@ class SamplingParams:
     Defaults of temperature, top_k, top_p, min_p and repeat_last_n are those of llama.cpp's own
     tools (`common_params_sampling`), so that a model behaves as its users know it. `temperature` 0
     is greedy; 0, 1 and 0 turn `top_k`, `top_p` and `min_p` off. The draw for a position depends on
-    (seed, position) only; `seed` None draws a fresh seed at submission. `logit_bias` pairs (token
-    id, bias); a bias of -100 or less bans the token, as OpenAI documents.
+    (seed, position) only.
+
+    temperature: divides the logits; 0 takes the most probable token.
+    top_k: so many of the most probable tokens are left; 0: all.
+    top_p: of the most probable tokens as many as have this probability together; 1: all.
+    min_p: tokens less probable than this share of the most probable one are left out; 0: none.
+    repetition_penalty: what logits of tokens in the last `repeat_last_n` are divided by, or
+        multiplied with where they are negative.
+    frequency_penalty: is taken off a logit for each time that its token stands there.
+    presence_penalty: is taken off once.
+    repeat_last_n: tokens, of prompt and reply, that penalties look at; -1: all, 0: none.
+    seed: of the draws; None: a new one for each request.
+    logit_bias: pairs of a token id and what is added to its logit; -100 or less bans the token, as
+        OpenAI documents.
     """
 
     temperature: float = 0.8

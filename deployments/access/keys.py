@@ -21,10 +21,17 @@ Limit = Annotated[int, Field(ge=1, le=10**9)] | None
 class KeySpec(BaseModel):
     """One key. Give its `hash` ("sha256:..."), or the `key` itself, which is hashed at once.
 
-    `name` is that of its tenant in logs; keys of one name share what is kept of their requests,
-    unless a `salt` says otherwise. `models` are ids, None is all of them. Limits are this key's own,
-    per minute and per ingress process. `admin` opens the routes that look into the server. `pull`: a
-    request for a model that the hub does not have fetches it.
+    Limits are this key's own, per minute and per ingress process.
+
+    hash: of the key, as `erllama key new` prints it; `key` in its place is hashed when it is read.
+    name: of its tenant in logs; keys of one name share what is kept of their requests, unless a
+        `salt` says otherwise.
+    models: ids that it may use; None: all of them.
+    requests_per_minute: None: no limit.
+    tokens_per_minute: of prompts and replies; None: no limit.
+    admin: opens the routes that look into the server.
+    pull: a request for a model that the hub does not have fetches it.
+    salt: what keeps a tenant's KV apart; None: made of the name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

@@ -61,18 +61,20 @@ class LogOptions:
 class HttpOptions:
     """What the ingress needs to know besides the models. Raises pydantic's `ValidationError`.
 
-    Attributes ---------- max_body_bytes: a larger body is refused with 413. 32 MiB is a context of
-    several million tokens as text. keepalive_s: silence on a stream before a keep-alive is sent;
-    common proxies give up after 30 to 60 s. ready_timeout_s: how long `/health/ready` waits for a
-    model's answer. resume_grace_s: how long a reply is kept, after its connection ended, for a
-    client that comes back; 0 keeps none, and lets no identical requests share one. cors_origins:
-    origins of web pages that may call; "*" is any. Empty sends no
-    CORS headers. api_keys: accepted keys; empty accepts every request. The health routes are
-    always open, but tell an error's own words only to who has a key. A configuration gets logged,
-    without the keys. prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take
-    to its first token (waiting included), from one token to the next, and to its end; None is as
-    long as it likes. slow_reader_s: how long a client may leave a piece of its stream unread before
-    the stream is cancelled (up to twice as long goes by); None is for ever.
+    max_body_bytes: a larger body is refused with 413. 32 MiB is a context of several million tokens
+        as text.
+    keepalive_s: silence on a stream before a keep-alive is sent; common proxies give up after 30 to
+        60 s.
+    ready_timeout_s: how long `/health/ready` waits for a model's answer.
+    resume_grace_s: how long a reply is kept, after its connection ended, for a client that comes back;
+        0 keeps none, and lets no identical requests share one.
+    cors_origins: origins of web pages that may call; "*" is any. Empty sends no CORS headers.
+    api_keys: accepted keys; empty accepts every request. The health routes are always open, but tell
+        an error's own words only to who has a key. A configuration gets logged, without the keys.
+    prefill_timeout_s, token_timeout_s, total_timeout_s: how long a request may take to its first token
+        (waiting included), from one token to the next, and to its end; None is as long as it likes.
+    slow_reader_s: how long a client may leave a piece of its stream unread before the stream is
+        cancelled (up to twice as long goes by); None is for ever.
     noise: rules against what clients write into prompts that changes though nothing was said.
     responses: how many of the Responses API are kept, and for how long. metrics: who may read
     `/metrics`, an "admin", which is everybody without keys, or everybody ("open"). log: what log lines

@@ -10,9 +10,12 @@ from deployments.noise.rules import KeepRule, Rule, RuleName, check_names, packa
 
 
 class NoiseOptions(BaseModel):
-    """Which rules run. `rules` are one's own, behind the packaged ones; one that has the name of a
-    packaged rule stands for it. `opt_in` names rules that do nothing of themselves, `disabled` those
-    that shall not run. Raises pydantic's `ValidationError`.
+    """Which rules run. Raises pydantic's `ValidationError`.
+
+    enabled: run rules at all.
+    rules: one's own, behind the packaged ones; one that has the name of a packaged rule stands for it.
+    opt_in: names of rules that do nothing of themselves, and shall run.
+    disabled: names of those that shall not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -50,8 +50,14 @@ RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_le
 
 
 class _Rule(BaseModel):
-    """What all rules say. Without `dialects` a rule is for all of them, without `user_agent` for
-    every client; `opt_in`: it does nothing unless it is named.
+    """What all rules say.
+
+    name: lower-case words with hyphens; it stands in the header of answers.
+    about: for people.
+    opt_in: it does nothing unless `http.noise.opt_in` names it.
+    dialects: whose requests it is for; empty: all.
+    user_agent: a pattern of the clients that it is for; None: every client.
+    action: what the rule does with what it finds: `replace`, `drop`, `move`, `sort_tools` or `keep`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -69,8 +75,13 @@ class _Rule(BaseModel):
 
 
 class _TextRule(_Rule):
-    """A rule that looks for `pattern` in the first `search_chars` characters of messages of `role`:
-    of the first one, or of any. What does not end within them is not found.
+    """A rule that looks for a pattern in messages.
+
+    role: whose messages.
+    position: the first one of that role, or any.
+    search_chars: characters at the head of a message in which it looks; what does not end within them
+        is not found.
+    pattern: RE2's; it must not match the empty text.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -80,7 +91,10 @@ class _TextRule(_Rule):
 
 
 class ReplaceRule(_TextRule):
-    """What is found becomes the text `by`."""
+    """What is found becomes another text.
+
+    by: that text.
+    """
 
     action: Literal["replace"]
     by: Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_CHARS)]
@@ -102,6 +116,9 @@ class MoveRule(_TextRule):
 
     Only the first message of a role can give text away: what later ones say is history, and belongs
     to its place.
+
+    to: where it goes (`first_user` or `last`).
+    label: a text that stands before it there.
     """
 
     action: Literal["move"]

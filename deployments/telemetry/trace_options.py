@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class TraceOptions:
     """OpenTelemetry spans of requests, sent to `endpoint` (OTLP over HTTP: "http://host:4318/v1/traces")
-    with `headers`, which may hold a key and are not shown. `sample` is the share of traces that begin
+    with `headers`, which may hold a key and are not shown. `service_name` is what they call this
+    server. `sample` is the share of traces that begin
     here; of one that a client has begun, the client decides. Raises pydantic's `ValidationError`, also
     where `erllama[otel]` is not installed.
     """

@@ -31,8 +31,10 @@ class HubConfig:
         `connections`.
     connect_timeout_s, stall_timeout_s: bounds of making a connection, and of a time in which fewer
         than `stall_bytes` arrive over it.
-    attempts: tries of one range before the pull fails. Between them it waits `backoff_s`, twice as
-        long each time, at most `max_backoff_s`.
+    stall_bytes: as many must arrive in `stall_timeout_s`, else the connection is made anew.
+    attempts: tries of one range before the pull fails.
+    backoff_s, max_backoff_s: what it waits after the first failed try, twice as long each time; and at
+        most.
     max_redirects: hops of one request.
     max_header_bytes: what is fetched at most of a GGUF to see whether it can run.
     keep_free_bytes: what a pull leaves free on the disk.

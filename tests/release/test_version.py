@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from release.wheel import ROOT
 
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEADINGS = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
@@ -29,14 +30,14 @@ def test_the_newest_version_stands_first_and_each_stands_once():
     assert released() == sorted(set(released()), reverse=True)
 
 
-def test_no_image_and_no_page_of_the_readme_names_another_version():
-    named = re.findall(r"erllama-(\d[\w.]*?)-py3", (ROOT / "README.md").read_text())
+def test_no_page_names_another_version():
+    named = [name for page in PAGES for name in re.findall(r"erllama-(\d[\w.]*?)-py3", page.read_text())]
     assert named
     assert set(named) == {PROJECT["version"]}
 
 
 def test_every_extra_that_is_told_of_is_there():
-    told = [ROOT / "README.md", ROOT / "examples/serve_config_gpu.yaml", *(ROOT / "deploy").glob("*.Dockerfile")]
+    told = [*PAGES, ROOT / "examples/serve_config_gpu.yaml", *(ROOT / "deploy").glob("*.Dockerfile")]
     lists = [names for path in told for names in re.findall(r"(?:erllama|\.|\.whl)\[([a-z0-9,]+)\]", path.read_text())]
     assert {name for names in lists for name in names.split(",")} >= {"s3", "data", "gpu"}
     assert {name for names in lists for name in names.split(",")} <= PROJECT["optional-dependencies"].keys()

@@ -18,6 +18,7 @@ from deployments.model.ray_errors import ModelUnavailable
 from erllama.errors import ModelNotFound
 from erllama.stats import EvictResult
 from tests.support.serve_process import ROOT, ServeProcess
+from tests.support.snippets import Snippet, all_snippets
 
 pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.usefixtures("cluster")]
 
@@ -139,6 +140,18 @@ def test_the_example_jobs_run_on_the_cluster_and_a_shared_prompt_is_computed_onc
     after = state(app, "demo")
     computed = (after.prompt_tokens - after.cached_tokens) - (before.prompt_tokens - before.cached_tokens)
     assert computed <= shared + sum(row["prompt_tokens"] - shared for row in rows) + BLOCK_TOKENS
+
+
+ON_CLUSTER = [each for each in all_snippets() if each.language == "python" and "test_on_cluster" in each.not_run]
+
+
+@pytest.mark.parametrize("snippet", ON_CLUSTER, ids=str)
+def test_what_the_documentation_shows_of_the_cluster_runs_as_it_stands(snippet: Snippet):
+    """In a process of its own: a data set of Ray's stays for as long as its driver."""
+    command = [sys.executable, "-c", snippet.text]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) > 5
 
 
 def test_the_example_of_the_official_client_runs_as_it_stands(server: ServeProcess, client: OpenAI):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from docs.generate.pictures.terminal import settled
+from docs.generate.screenshots.terminal import settled
 from erllama.cli.chat.markdown_stream import MarkdownStream, split_finished
 
 LINES = st.lists(st.sampled_from(["a", "", "- b", "```", "~~~", "  c", "# d"])).map("\n".join)

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from deployments.doctor import __main__ as doctor_command
 from deployments.doctor import examine
-from docs.generate.pictures.machine import CONFIG, facts
-from docs.generate.pictures.site import MODEL, ask_on_two_days, wait_stored
-from docs.generate.pictures.speaker import REPLIES
-from docs.generate.pictures.terminal import WIDTH, svg
+from docs.generate.screenshots.machine import CONFIG, facts
+from docs.generate.screenshots.site import MODEL, ask_on_two_days, wait_stored
+from docs.generate.screenshots.speaker import REPLIES
+from docs.generate.screenshots.terminal import WIDTH, svg
 from erllama.cli.app import app
 from erllama.cli.chat import command as chat_command
 from erllama.cli.server_url import DEFAULT_URL

@@ -9,8 +9,8 @@ from typing import Literal
 
 from playwright.sync_api import Browser, Page, expect
 
-from docs.generate.pictures.png import with_words
-from docs.generate.pictures.site import (
+from docs.generate.screenshots.png import with_words
+from docs.generate.screenshots.site import (
     AGENT,
     DAYS,
     MODEL,
@@ -21,7 +21,7 @@ from docs.generate.pictures.site import (
     snapshots,
     wait_stored,
 )
-from docs.generate.pictures.speaker import REPLIES
+from docs.generate.screenshots.speaker import REPLIES
 from tests.support.page_cluster import WithCluster
 
 Scheme = Literal["light", "dark"]

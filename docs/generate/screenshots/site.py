@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from docs.generate.pictures.speaker import SpeakingBackend
+from docs.generate.screenshots.speaker import SpeakingBackend
 from tests.support.admin_site import site
 from tests.support.http_site import serving
 from tests.support.hub_fakes import LOADED, FakeLibrary, manifest

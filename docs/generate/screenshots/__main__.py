@@ -1,4 +1,4 @@
-"""`python -m docs.generate.pictures DIR` writes every picture into a directory, but those that still say the same."""
+"""`python -m docs.generate.screenshots DIR` writes all pictures into a directory, but those that still say the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from playwright.sync_api import Browser
 
-from docs.generate.pictures.commands import terminal_pictures
-from docs.generate.pictures.compare import difference
-from docs.generate.pictures.page import page_pictures
-from docs.generate.pictures.site import picture_site
+from docs.generate.screenshots.commands import terminal_pictures
+from docs.generate.screenshots.compare import difference
+from docs.generate.screenshots.page import page_pictures
+from docs.generate.screenshots.site import picture_site
 from tests.support.page_site import chromium
 
 
@@ -43,7 +43,7 @@ def write(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="docs.generate.pictures", description="Make the documentation's pictures.")
+    parser = argparse.ArgumentParser(prog="docs.generate.screenshots", description="Make the documentation's pictures.")
     parser.add_argument("folder", type=Path, help="where to")
     write(parser.parse_args(argv).folder)
     return 0

@@ -11,7 +11,7 @@ from itertools import groupby
 
 from playwright.sync_api import Browser
 
-from docs.generate.pictures.png import greys, words_of
+from docs.generate.screenshots.png import greys, words_of
 
 MEAN_TOLERANCE = 4.0  # of 255
 _SPOT_TOLERANCE = 64.0
