@@ -84,4 +84,4 @@ def test_what_was_drawn_again_stands_there_once(output: str, shown: str):
 
 def test_a_terminals_words_are_read_back_line_by_line_without_what_was_measured():
     output = "$ x\n\x1b[1m12 ms\x1b[0m, <b> & 3 tokens\n\n5.5 tok/s"
-    assert svg_lines(svg("x", output).encode()) == ["$ x", "# ms , <b> & 3 tokens", "# tok/s"]
+    assert svg_lines(svg("x", output).encode()) == ["$ x", "# , <b> & 3 tokens", "#"]

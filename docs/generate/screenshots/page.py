@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 from playwright.sync_api import Browser, Page, expect
 
@@ -24,34 +22,25 @@ from docs.generate.screenshots.site import (
 from docs.generate.screenshots.speaker import REPLIES
 from tests.support.page_cluster import WithCluster
 
-Scheme = Literal["light", "dark"]
-DESK, TALL, PHONE = (1120, 720), (1120, 880), (390, 780)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A window to be pictured: its width and height in pixels, and the colours that its user likes."""
-
-    size: tuple[int, int]
-    scheme: Scheme = "light"
+DESK, TALL, PHONE = (1120, 720), (1120, 880), (390, 780)  # pixels
 
 
 def page_pictures(browser: Browser) -> Iterator[tuple[str, bytes]]:
     """The name of each picture, and its PNG with the words that it shows. Each begins with a site of its own, so
     that what is cached does not depend on the others.
     """
-    with picture_site() as (url, _), _window(browser, View(DESK)) as page:
+    with picture_site() as (url, _), _window(browser, DESK) as page:
         _talk(page, url)
         yield "page_chat.png", _taken(page)
         page.emulate_media(color_scheme="dark")
         yield "page_chat_dark.png", _taken(page)
-    with picture_site() as (url, _), _window(browser, View(PHONE)) as page:
-        _talk(page, url)
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
         yield "page_phone.png", _taken(page)
-    with picture_site() as (url, _), _window(browser, View(DESK)) as page:
+    with picture_site() as (url, _), _window(browser, DESK) as page:
         _another_day(page, url)
         yield "page_why.png", _taken(page)
-    with picture_site() as (url, cluster), _window(browser, View(TALL)) as page:
+    with picture_site() as (url, cluster), _window(browser, TALL) as page:
         ask_on_two_days(url)
         wait_stored(url, 2)
         _watch(page, url, cluster)
@@ -61,10 +50,10 @@ def page_pictures(browser: Browser) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def _window(browser: Browser, view: View) -> Iterator[Page]:
-    width, height = view.size
+def _window(browser: Browser, size: tuple[int, int]) -> Iterator[Page]:
+    width, height = size
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=view.scheme, reduced_motion="reduce", locale="en-GB"
+        viewport={"width": width, "height": height}, color_scheme="light", reduced_motion="reduce", locale="en-GB"
     )
     context.set_default_timeout(15_000)
     try:

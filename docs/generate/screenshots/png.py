@@ -6,6 +6,7 @@ import base64
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BEFORE_WORDS = b"Description" + b"\0" * 5  # neither packed, nor in a language, nor translated
 _COLUMNS = 48
+_DATA_URL = "data:image/png;base64,"
 
 _GREY = """async ([source, columns]) => {
     const image = new Image();
@@ -58,12 +60,11 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def greys(browser: Browser, png: bytes) -> tuple[tuple[int, int], NDArray[np.float64]]:
-    """Width and height in pixels, and the mean brightness (0 to 255) of each of a few thousand places."""
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    page = browser.new_page()
-    try:
-        width, height, grey = page.evaluate(_GREY, [source, _COLUMNS])
-    finally:
-        page.close()
-    return (width, height), np.array(grey)
+Grey = tuple[tuple[int, int], NDArray[np.float64]]
+
+
+def greys(browser: Browser, *pngs: bytes) -> list[Grey]:
+    """Of each its width and height in pixels, and the mean brightness (0 to 255) of a few thousand places."""
+    with closing(browser.new_page()) as page:
+        found = [page.evaluate(_GREY, [_DATA_URL + base64.b64encode(png).decode(), _COLUMNS]) for png in pngs]
+    return [((width, height), np.array(grey)) for width, height, grey in found]
