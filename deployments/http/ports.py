@@ -268,7 +268,8 @@ class PromptPort(Protocol):
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """One entry of the ingress. `created` is unix seconds; `aliases` are accepted in requests but
-    not listed. `on_demand`: it is one of the hub, and its client loads it.
+    not listed. `on_demand`: it is one of the hub, and its client loads it, with a context of
+    `planned_ctx` tokens or, where that does not fit into memory, fewer.
     """
 
     id: str
@@ -277,3 +278,9 @@ class ServedModel:
     created: int
     aliases: tuple[str, ...] = ()
     on_demand: bool = False
+    planned_ctx: int | None = None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of one sequence, for lists: what is known before it runs."""
+        return self.prompts.n_ctx or self.planned_ctx

@@ -225,15 +225,16 @@ class _Served:
             return ModelHandles(handle, why)
 
         def make(model_id: str, manifest: Manifest) -> ServedModel:
-            # the engine alone knows how much of the context was made
-            spec = replace(spec_of(hub, self._config.hub, model_id, manifest), n_ctx=0)
+            planned = spec_of(hub, self._config.hub, model_id, manifest)
+            spec = replace(planned, n_ctx=0)  # the engine alone knows how much of the context was made
             given = defaults_of(manifest.parameters)
             defaults = replace(spec.reply_defaults(), stop=given.stop, max_tokens=given.max_tokens)
             place = HubPlace(model_id, manifest.digest, link, connect)
             client = ModelClient(place, sleeps=True, failover=self._config.failover)
             prompts = self._prompts(spec, defaults, manifest.system)
             created = int(manifest.created.timestamp())
-            return ServedModel(id=model_id, client=client, prompts=prompts, created=created, on_demand=True)
+            n_ctx = planned.n_ctx or manifest.details.n_ctx_train
+            return ServedModel(model_id, client, prompts, created, on_demand=True, planned_ctx=n_ctx)
 
         return HubLibrary(hub, link, make, {spec.id: _file(spec) for spec in self._config.models})
 

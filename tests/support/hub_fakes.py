@@ -73,7 +73,7 @@ class FakeLibrary:
         if parsed.short in self.broken:
             raise self.broken[parsed.short]
         created = int(self.manifests[parsed.short].created.timestamp())
-        return ServedModel(parsed.short, self.model, self.prompts, created, on_demand=True)
+        return ServedModel(parsed.short, self.model, self.prompts, created, on_demand=True, planned_ctx=8192)
 
     def near(self, name, tenant):
         return [known for known in near_names(name, self.manifests) if tenant.may_use(known)]

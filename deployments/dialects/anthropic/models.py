@@ -50,8 +50,8 @@ def model_card(listed: ListedModel) -> dict[str, Any]:
         "display_name": model.id if listed.id == model.id else f"{listed.id} ({model.id})",
         "created_at": created.isoformat().replace("+00:00", "Z"),
         "lifecycle": "active",
-        "max_input_tokens": model.prompts.n_ctx,
-        "max_tokens": model.prompts.n_ctx,
+        "max_input_tokens": model.context,
+        "max_tokens": model.context,
     }
 
 

@@ -13,7 +13,7 @@ MAX_SIZE = 1000
 
 
 def model_card(model: ServedModel) -> dict[str, Any]:
-    n_ctx = model.prompts.n_ctx
+    n_ctx = model.context
     limits = {} if n_ctx is None else {"inputTokenLimit": n_ctx, "outputTokenLimit": n_ctx}
     return {
         "name": f"models/{model.id}",

@@ -29,7 +29,7 @@ def model_card(model: ServedModel, state: ModelState) -> dict[str, Any]:
     """The context of one sequence has the names that llama.cpp, vLLM and others give it; `status` is
     that of llama.cpp's router.
     """
-    n_ctx = model.prompts.n_ctx or (state.of_library.standing.n_ctx if state.of_library else 0)
+    n_ctx = (state.of_library.standing.n_ctx if state.of_library else 0) or model.context or 0
     context = {"max_model_len": n_ctx, "context_length": n_ctx} if n_ctx else {}
     meta = ({"n_ctx": n_ctx} if n_ctx else {}) | (_file_facts(state.of_library) if state.of_library else {})
     return {
@@ -75,7 +75,7 @@ def codex_model(model: ServedModel, priority: int) -> dict[str, Any]:
         "apply_patch_tool_type": None,
         "truncation_policy": {"mode": "bytes", "limit": 10_000},
         "supports_parallel_tool_calls": True,
-        "context_window": model.prompts.n_ctx,
+        "context_window": model.context,
         "experimental_supported_tools": [],
         "input_modalities": ["text"],
     }

@@ -62,6 +62,8 @@ async def test_the_list_has_the_newest_first_and_no_text(tmp_path):
         assert all({"cause", "cached_share", "cost_ms"} <= card.keys() for card in listed["data"])
         assert not any({"before", "prompt", "stored"} & card.keys() for card in listed["data"])
         assert [card["id"] for card in (await one.http.get(URL, params={"limit": 1})).json()["data"]] == ["r3"]
+        assert len((await one.http.get(URL, params={"model": "demo"})).json()["data"]) == 3
+        assert (await one.http.get(URL, params={"model": "other"})).status_code == 404
         refused = await one.http.get(URL, params={"limit": "many"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limit")
 

@@ -36,7 +36,6 @@ BODIES = {
     "native": ("/completion", {"prompt": "hi", "n_predict": 999, "n_probs": 1}),
     "messages": ("/v1/messages", {"messages": MESSAGES, "max_tokens": 999, "tools": [{"name": "f", "input_schema": FUNCTION["parameters"]}]}),
     "response": ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **FUNCTION}]}),
-    "content": ("/v1beta/models/demo:streamGenerateContent?alt=sse", {"contents": [{"role": "user", "parts": [{"text": "hi"}]}], "tools": [{"functionDeclarations": [FUNCTION]}], "generationConfig": {"thinkingConfig": {"includeThoughts": True}}}),
 }  # fmt: skip
 DIALECTS = [pytest.param(*case, id=name) for name, case in BODIES.items()]
 ON = {"resume_grace_s": 60.0}
@@ -47,7 +46,7 @@ def app_with(model, **options):
 
 
 def streamed(body):
-    return body if "contents" in body else {"model": "demo", "stream": True, **body}
+    return {"model": "demo", "stream": True, **body}
 
 
 def events_of(data: bytes) -> list[bytes]:

@@ -1,6 +1,10 @@
 """Where in a prompt two texts part, by the markers of the templates."""
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from erllama.diagnosis.place import Place, find_place
 
@@ -71,3 +75,29 @@ def test_other_places(a, b, place):
 def test_the_text_of_the_part_up_to_the_point_is_told():
     a, b = (text(CHATML, ("system", f"Be {word}."), USER) for word in ("kind", "rude"))
     assert parted(a, b).part == "Be "
+
+
+pieces = st.lists(
+    st.sampled_from(
+        ["<|im_start|>", "<|", "system", "user", "\n", "[INST]", "<<SYS>>", "<tools>", "User: ", " ", "x", "1"]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(pieces, pieces, pieces)
+def test_any_text_has_a_place_and_the_part_is_the_end_of_what_both_share(common, a, b):
+    found = find_place(common, a, b)
+    assert common.endswith(found.part)
+    assert found.place is not Place.TEXT or not found.has_reply
+
+
+def test_a_hostile_text_takes_time_in_proportion_to_its_length():
+    def seconds(n):
+        text = ("<|" + " " * 50) * n + "<|im_start|>" * n + "\n" * n
+        started = time.process_time()
+        find_place(text, "a" * n, "b" * n)
+        return time.process_time() - started
+
+    seconds(2000)
+    assert seconds(16_000) < 50 * max(seconds(2000), 1e-3)  # 8 times as long
