@@ -20,7 +20,7 @@ def agent_table() -> str:
     for agent in AGENTS.values():
         first, least = agent.first_prompt, agent.min_context
         known = f"{first:,} | {least:,}" if first and least else "not measured | "
-        rows.append(f"| `{agent.name}` | `{cell(agent.install)}` | {known} |")
+        rows.append(f"| `{agent.name}` | {cell(f'`{agent.install}`')} | {known} |")
     return "\n".join(rows)
 
 
