@@ -31,6 +31,7 @@ screenshots: setup check-browser
 # Into build/site; a warning is an error. mkdocs-material tells of its successor on each run: that is no warning of ours.
 docs: $(VENV)/.docs-done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m docs.generate.site_check build/site
 
 $(VENV)/.docs-done: pyproject.toml constraints.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

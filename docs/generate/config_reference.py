@@ -57,5 +57,9 @@ def _default(key: Key) -> str:
 
 
 def cell(text: str) -> str:
-    """In a table of Markdown: no bar ends a cell, no angle bracket opens a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """In a table of Python-Markdown: outside of code no bar ends a cell, no bracket opens a tag, and no
+    star emphasises. Code stays as it is.
+    """
+    parts = text.split("`")
+    parts[::2] = [part.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(parts)

@@ -33,7 +33,7 @@ class Texts:
             doc = inspect.getdoc(owner) or ""
             found = docstring_entries(doc).get(key.name) or sentence_about(key.name, doc)
             if found:
-                return found
+                return re.sub(r"\bNone\b", "`null`", found)  # as a configuration writes it
         return ""
 
 

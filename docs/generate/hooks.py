@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from deployments.ingress.http_app import DIALECTS
-from docs.generate.agent_table import agent_table
+from docs.generate.agent_table import agent_setups, agent_table
 from docs.generate.command_reference import command_reference
 from docs.generate.config_reference import config_reference
 from docs.generate.error_table import error_table
@@ -22,6 +22,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "commands": command_reference,
     "errors": error_table,
     "agents": agent_table,
+    "agent-setups": agent_setups,
     **{f"result-{name}": partial(result, name) for name in (*WITH_PEERS, *WHOLE_FILES)},
 }
 

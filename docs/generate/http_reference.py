@@ -30,7 +30,9 @@ def http_part(name: str) -> str:
         return "\n".join(_routes([each for each in operations(told) if each.dialect is None]))
     dialect = next(dialect for dialect in DIALECTS if key(dialect) == name)
     own = [each for each in operations(told) if each.dialect is dialect]
-    return "\n".join([*_facts(dialect), *_routes(own), *_bodies(told, own)])
+    before = DIALECTS[: DIALECTS.index(dialect)]
+    shown = {each.body for each in operations(told) if each.dialect in before}
+    return "\n".join([*_facts(dialect), *_routes(own), *_bodies(told, [o for o in own if o.body not in shown])])
 
 
 def key(dialect: Dialect) -> str:

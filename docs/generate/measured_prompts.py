@@ -32,7 +32,7 @@ class Prompt:
     @classmethod
     def of(cls, label: str, stats: RequestStats) -> Prompt:
         where = stats.cache_tier or ""
-        tier = where if where in ("", "live", "staged") else "store"
+        tier = where if where in ("", "live") else "store"  # also what the store has accepted and not yet written
         return cls(label, stats.prompt_tokens, stats.cached_tokens, tier)
 
 
@@ -43,9 +43,10 @@ def measure() -> dict[str, list[Prompt]]:
 
 
 def model(folder: str) -> Model:
-    """Saves also what is short, so that small prompts show it."""
+    """Saves also what is short, so that small prompts show it; no busy machine changes what is found."""
     store = StoreConfig(tiers=(TierConfig(folder),), salt="pictures")
-    return Model(path="demo", n_threads=1, n_parallel=1, store=store, policy=CachePolicy(min_tokens=64))
+    policy = CachePolicy(min_tokens=64, restore_always=True, read_timeout_s=60, evict_save_timeout_s=60)
+    return Model(path="demo", n_threads=1, n_parallel=1, store=store, policy=policy)
 
 
 def conversation(folder: str) -> Iterator[Prompt]:

@@ -43,7 +43,7 @@ def draw(title: str, rows: list[Prompt]) -> str:
 
 def _row(row: Prompt, top: int, most: int) -> str:
     cached, whole = (round(_WIDTH * n / most, 1) for n in (row.cached_tokens, row.prompt_tokens))
-    where = {"": "", "live": " (in the context)", "staged": " (on its way)", "store": " (from the store)"}[row.tier]
+    where = {"": "", "live": " (in the context)", "store": " (from the store)"}[row.tier]
     told = f"{row.prompt_tokens - row.cached_tokens} computed{where}"
     return (
         f'<text x="{_LEFT - 10}" y="{top + 15}" text-anchor="end">{escape(row.label)}</text>'

@@ -65,3 +65,8 @@ def test_every_command_has_its_heading_and_a_row_for_each_option():
 def test_a_name_that_nothing_makes_is_an_error():
     with pytest.raises(KeyError):
         fill("<!-- generated: nonsense -->")
+
+
+def test_no_heading_stands_twice_in_a_page():
+    headings = re.findall(r"\{#([\w-]+)\}", fill((DOCS / "http.md").read_text()))
+    assert len(headings) == len(set(headings))

@@ -5,7 +5,10 @@ says why, in a comment before it: `<!-- not run: REASON -->`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import importlib.util
+import io
 import json
 import re
 import tomllib
@@ -15,11 +18,13 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from deployments.config import BuildArgs
 from deployments.launch import load_args
 from docs.generate.command_reference import commands as erllama_commands
 from docs.generate.config_keys import all_keys
+from erllama.cli.app import app as app_of_commands
 from tests.support.http_fakes import FakeModel, app_of, http_client, served
 from tests.support.http_site import serving
 from tests.support.snippets import PAGES, ROOT, Snippet, all_snippets, code_spans, commands
@@ -55,7 +60,10 @@ async def check_curl(words: list[str]) -> None:
     path = urlsplit(url if "://" in url else f"http://{url}").path
     async with http_client(app()) as client:
         reply = await (client.post(path, json=json.loads(body)) if body else client.get(path))
-    assert reply.status_code == 200, reply.text
+    if path.startswith("/erllama/v1"):  # the fake has no store; the route is there
+        assert reply.json()["error"]["code"] == "not_supported", reply.text
+    else:
+        assert reply.status_code == 200, reply.text
 
 
 def check_erllama(words: list[str]) -> None:
@@ -77,16 +85,22 @@ def check_pip(words: list[str]) -> None:
     check_files(words, behind="-c")
 
 
-def check_python(words: list[str], capsys) -> None:
+def run_example(words: list[str]) -> str:
+    """What a script of examples/ prints of the demo model."""
+    assert words[1] == "examples/memory_need.py", "other scripts need a check of their own"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        importlib.import_module("examples.memory_need").main(["demo" if w == "MODEL.gguf" else w for w in words[2:]])
+    return out.getvalue()
+
+
+def check_python(words: list[str]) -> None:
     if words[1] == "-m":
         assert importlib.util.find_spec(words[2])
-        return
-    assert words[1] == "examples/memory_need.py", "other scripts need a check of their own"
-    importlib.import_module("examples.memory_need").main(["demo" if w == "MODEL.gguf" else w for w in words[2:]])
-    assert "RAM, all together" in capsys.readouterr().out
+    else:
+        assert "RAM, all together" in run_example(words)
 
 
-async def check(words: list[str], capsys) -> None:
+async def check(words: list[str]) -> None:
     match words:
         case ["make", *targets]:
             assert {target for target in targets if "=" not in target} <= TARGETS
@@ -97,7 +111,7 @@ async def check(words: list[str], capsys) -> None:
         case ["pip", "install", *_]:
             check_pip(words)
         case ["python", *_]:
-            check_python(words, capsys)
+            check_python(words)
         case ["serve", "deploy" | "run", config]:
             assert load_args(ROOT / config)
         case ["ray", "job", "submit", "--", _, script, *_]:
@@ -112,9 +126,9 @@ async def check(words: list[str], capsys) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("snippet", of("sh") + of("sh", run=False), ids=str)
-async def test_shell(snippet: Snippet, capsys):
+async def test_shell(snippet: Snippet):
     for words in commands(snippet.text):
-        await check(words, capsys)
+        await check(words)
 
 
 def test_commands_are_taken_apart():
@@ -134,9 +148,9 @@ def test_commands_are_taken_apart():
     ["erllama complete Hello", "erllama run demo --loud", "erllama pull", "make coffee", "vim x", "pip install 'e[x]'"],
 )
 @pytest.mark.anyio
-async def test_what_is_wrong_is_found(line: str, capsys):
+async def test_what_is_wrong_is_found(line: str):
     with pytest.raises(BaseException):  # noqa: B017, PT011 - each check has its own way
-        await check(commands(line)[0], capsys)
+        await check(commands(line)[0])
 
 
 # --- configurations -------------------------------------------------------------------------------
@@ -204,9 +218,29 @@ def test_commands_keys_and_files_in_prose_exist(page: Path):
     assert not wrong
 
 
-def test_the_sizing_example_shows_what_the_script_prints(capsys):
-    importlib.import_module("examples.memory_need").main(["demo"])
-    printed = capsys.readouterr().out.splitlines()
-    (shown,) = [each.text.splitlines() for each in of("text") if "RAM, all together" in each.text]
-    assert [line[:18] for line in shown] == [line[:18] for line in printed]
-    assert shown[1] == printed[1]  # KV; the others depend on the processor
+@pytest.mark.model
+@pytest.mark.parametrize("snippet", of("text"), ids=str)
+def test_outputs_are_what_is_printed(snippet: Snippet, monkeypatch, tmp_path):
+    """Every block of text is one, so none can grow old. What depends on the processor, or is a path, is
+    written as "...".
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (words,) = commands(snippet.printed_by)
+    if words[0] == "python":
+        printed = run_example(words)
+    else:
+        result = CliRunner().invoke(app_of_commands, words[1:])
+        assert result.exit_code == 0, result.output
+        printed = result.output
+    shown = [re.escape(" ".join(line.split())).replace(r"\.\.\.", ".*") for line in snippet.text.strip().splitlines()]
+    printed_lines = [" ".join(line.split()) for line in printed.strip().splitlines()]
+    assert len(shown) == len(printed_lines), printed
+    for pattern, line in zip(shown, printed_lines, strict=True):
+        assert re.fullmatch(pattern, line), printed
+
+
+def test_links_of_the_readme_lead_somewhere():
+    """Those of docs/ are checked by `make docs`."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("https:") and not (ROOT / link).exists()] == []

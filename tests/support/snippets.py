@@ -11,20 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- not run: (.+?) -->\n+\Z")
+_MARK = re.compile(r"<!-- (not run|printed by): ([^\n]+) -->\n+\Z")
 _INNER = re.compile(r"\$\(([^()]*)\)")
 _BINARIES = (".venv/bin/", "/opt/erllama/bin/")
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """`not_run` is the reason why a block is only read, "" for one that is run."""
+    """`not_run` is the reason why a block is only read, "" for one that is run; `printed_by` is the
+    command whose output a block shows, or "".
+    """
 
     page: str
     line: int
     language: str
     text: str
     not_run: str
+    printed_by: str
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -35,7 +38,8 @@ def snippets(page: Path) -> Iterator[Snippet]:
     for match in _FENCE.finditer(text):
         mark = _MARK.search(text[: match.start()])
         line = text.count("\n", 0, match.start()) + 1
-        yield Snippet(page.name, line, match[1], match[2], mark[1] if mark else "")
+        said = {mark[1]: mark[2]} if mark else {}
+        yield Snippet(page.name, line, match[1], match[2], said.get("not run", ""), said.get("printed by", ""))
 
 
 def all_snippets() -> list[Snippet]:
