@@ -23,6 +23,8 @@ from docs.generate.screenshots.speaker import REPLIES
 from tests.support.page_cluster import WithCluster
 
 DESK, TALL, PHONE = (1120, 720), (1120, 880), (390, 780)  # pixels
+_SETTLED_MS = 150  # by then the page waits for its next look; the clock that is put forward would pass by it, and
+# it would look two seconds later
 
 
 def page_pictures(browser: Browser) -> Iterator[tuple[str, bytes]]:
@@ -105,6 +107,7 @@ def _watch(page: Page, url: str, cluster: WithCluster) -> None:
     page.goto(f"{url}#cluster")
     expect(page.locator("figure.chart")).to_have_count(6)
     for cluster.snapshot in told:
+        page.wait_for_timeout(_SETTLED_MS)
         with page.expect_response("**/erllama/v1/cluster"):
             page.clock.fast_forward(SNAPSHOT_S * 1000)
     expect(page.locator(".tile", has_text="Evictions")).to_contain_text("2")
