@@ -66,7 +66,7 @@ _Item = Lookup | tuple[TokenChain, list[int], float]
 
 class PromptLog:
     """`text_of` gives the bytes of a token, control tokens by their names. `unavailable` names tiers that
-    are left alone. The thread starts with the first request and ends with `close`.
+    are left alone. Its thread ends with `close`.
     """
 
     def __init__(
@@ -88,27 +88,23 @@ class PromptLog:
         self._history = PromptHistory()
         self._prefill_rate = 0.0
         self._records: deque[PromptRecord] = deque(maxlen=MAX_RECORDS)
-        self._thread: threading.Thread | None = None
-        self._closed = False
         self.causes: dict[str, CauseCount] = {}  # replaced, never changed: any thread may read it
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, name="erllama-prompt-log", daemon=True
+        )
+        self._thread.start()
 
     # --- engine thread ----------------------------------------------------------------------------
 
     def looked_up(self, lookup: Lookup) -> None:
         """It is known what a request takes over. Beyond what the thread can follow, records are lost."""
         if self._queue.qsize() < _MAX_QUEUED:
-            self._put(lookup)
+            self._queue.put(lookup)
 
     def ended(self, given: TokenChain, reply: list[int], prefill_rate: float) -> None:
         """A sequence has ended: its prompt and reply may come back as history."""
         if self._queue.qsize() < _MAX_QUEUED:
-            self._put((given, reply, prefill_rate))
-
-    def _put(self, item: _Item) -> None:
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._run, name="erllama-prompt-log", daemon=True)
-            self._thread.start()
-        self._queue.put(item)
+            self._queue.put((given, reply, prefill_rate))
 
     # --- any thread -------------------------------------------------------------------------------
 
@@ -136,7 +132,6 @@ class PromptLog:
 
     def close(self) -> None:
         """End the thread. Idempotent."""
-        self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
