@@ -76,6 +76,7 @@ def stats(host: Host = None, api_key: Key = None, as_json: AsJson = False) -> No
             (tier["model"], tier["name"], size(tier.get("bytes")), size(tier.get("budget_bytes")), tier.get("objects"))
             for tier in tiers
         ]
+        rows = list(dict.fromkeys(rows))  # replicas with the same tiers tell the same
         print_table(("model", "tier", "size", "budget", "objects"), rows)
 
 

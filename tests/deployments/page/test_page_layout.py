@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 from erllama.chat.tool_formats.json_format import HERMES
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, replies, served
 from tests.support.http_site import serving
+from tests.support.hub_fakes import FakeLibrary, manifest
 from tests.support.page_cluster import WithCluster, after_eviction
 
 REPLY = """<think>Let me think about it.</think># A heading
@@ -54,7 +55,7 @@ MEASURE = """() => {
         const box = node.getBoundingClientRect();
         if ((box.right > innerWidth + 1 || box.left < -1) && !insideScroller(node)) problems.push(`outside of the window: ${name(node)}`);
     }
-    const controls = all.filter((node) => node.matches("button, a, input, select, textarea, summary, b, dt, th, td, figcaption"));
+    const controls = all.filter((node) => node.matches("button, a, input, select, textarea, summary, b, dt, th, td, figcaption, .badge"));
     controls.forEach((a, index) => controls.slice(index + 1).forEach((b) => {
         if (a.contains(b) || b.contains(a) || a.closest("dialog") !== b.closest("dialog")) return;
         const [p, q] = [seen(a), seen(b)];
@@ -108,7 +109,8 @@ def cluster(page: Page, url: str) -> None:
 def test_everything_has_its_place_and_can_be_read(page, scheme):
     model = served(FakeModel(replies(REPLY, per_item=64)), FakePrompts(tool_format=HERMES))
     page.emulate_media(color_scheme=scheme)
-    with serving(WithCluster(app_of(model), after_eviction())) as url:
+    library = FakeLibrary(manifest("someones/model-with-a-long-name:of-many-parameters-q4_k_m"))
+    with serving(WithCluster(app_of(model, library=library), after_eviction())) as url:
         for show in (chat, cluster):
             show(page, url)
             assert page.evaluate(MEASURE) == [], show.__name__
