@@ -45,6 +45,16 @@ class ZeroBackend(StubBackend):
             time.sleep(self._step_s)
         return [(self._row,) * row.n_logits for row in plan.rows]
 
+    def cut(self, seq_id: int, n_tokens: int) -> bool:
+        """What it holds of a sequence is whatever the engine believes."""
+        return True
+
+    def copy_prefix(self, source: int, target: int, n_tokens: int) -> bool:
+        return True
+
+    def swap(self, a: int, b: int) -> None:
+        """There is nothing to exchange."""
+
 
 class ZeroReplica(ModelReplica):
     """What `deployments.model.deployment.Replica` is, with a `ZeroBackend`."""
