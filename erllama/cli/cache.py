@@ -136,12 +136,17 @@ def export(
     tenant: Tenant = None,
     host: Host = None,
     api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """A prefix as one file, which another server of the same model can import."""
     with clear_errors(), Server(host, api_key) as server:
         whole = _whole_key(server, key, model, tenant)
         pieces = server.download(f"{PREFIXES}{path_of(whole, 'export')}", model=model, tenant=tenant)
-        note(f"{size(_written(pieces, file)) or 'nothing'} in {file}")
+        n_bytes = _written(pieces, file)
+        if str(file) == "-":
+            note(f"{size(n_bytes)} written")
+        else:
+            _tell({"key": whole, "file": str(file), "bytes": n_bytes}, f"{size(n_bytes)} in {file}", as_json)
 
 
 @cache_app.command("import", epilog="Example: erllama cache import manual.kv")

@@ -27,6 +27,7 @@ from docs.generate.config_keys import all_keys
 from erllama.cli.app import app as app_of_commands
 from tests.support.http_fakes import FakeModel, app_of, http_client, served
 from tests.support.http_site import serving
+from tests.support.hub_fakes import FakeLibrary, manifest
 from tests.support.snippets import PAGES, ROOT, Snippet, all_snippets, code_spans, commands
 
 ALL = all_snippets()
@@ -34,6 +35,8 @@ COMMANDS = dict(erllama_commands())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 KEYS = {key.path.replace("[]", "") for key in all_keys()}
+# tests/serve and tests/deployments/doctor run those
+BECOMES_ANOTHER = {"erllama serve", "erllama doctor"}
 HASH = "sha256:" + "0" * 64
 
 
@@ -67,9 +70,17 @@ async def check_curl(words: list[str]) -> None:
 
 
 def check_erllama(words: list[str]) -> None:
-    """Options and arguments are parsed as the command parses them; nothing is called."""
+    """It is run, against the application with a fake model and a hub; of what becomes another program the
+    options are parsed alone.
+    """
     name = next(n for n in (" ".join(words[:length]) for length in (3, 2)) if n in COMMANDS)
     COMMANDS[name].make_context(name, list(words[len(name.split()) :]))
+    if name in BECOMES_ANOTHER:
+        return
+    with serving(app_of(served(FakeModel()), library=FakeLibrary(manifest("qwen:0.5b")))) as url:
+        result = CliRunner().invoke(app_of_commands, words[1:], input="Hello\n", env={"ERLLAMA_HOST": url})
+    assert result.exit_code == 0, result.output
+    assert result.output.strip()
 
 
 def check_files(words: list[str], *, behind: str) -> None:
@@ -145,7 +156,15 @@ def test_commands_are_taken_apart():
 
 @pytest.mark.parametrize(
     "line",
-    ["erllama complete Hello", "erllama run demo --loud", "erllama pull", "make coffee", "vim x", "pip install 'e[x]'"],
+    [
+        "erllama complete Hello",
+        "erllama run demo --loud",
+        "erllama pull",
+        "erllama run nemo Hello",
+        "make coffee",
+        "vim x",
+        "pip install 'e[x]'",
+    ],
 )
 @pytest.mark.anyio
 async def test_what_is_wrong_is_found(line: str):

@@ -79,7 +79,8 @@ def test_a_prefix_is_listed_pinned_exported_evicted_and_imported(stored, tmp_pat
     assert "pinned" in run("cache", "evict", key[:8], url=url, status=1)
     run("cache", "unpin", key[:8], "--name", "manual", url=url)
     file = tmp_path / "it.kv"
-    run("cache", "export", key[:8], str(file), url=url)
+    told = json.loads(run("cache", "export", key[:8], str(file), "--json", url=url))
+    assert (told["key"], told["bytes"]) == (key, file.stat().st_size)
     assert file.stat().st_size > 1000
     assert not list(tmp_path.glob("*.part"))
     assert json.loads(run("cache", "evict", key, "--json", url=url))["deleted"]
