@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any, Self
 
 from cache_store import Store, StoreConfig, StoreStats
@@ -84,19 +85,18 @@ class Model(PooledOutputs, PrefixMethods, RequestMethods):
         self._policy = policy or CachePolicy()
         self._backend = (make_backend or _load_with_llama_cpp)(config)
         self._owned_store: Store | None = None
-        try:
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self._backend.close)  # gigabytes; nobody else can free them
             if isinstance(store, StoreConfig):
                 store = self._owned_store = Store(store)
+                if_it_fails.callback(store.close, timeout_s=0)
             self.store = store  # public for whoever keeps its tiers in order
             self._fingerprint = fingerprint(config.path, FingerprintMode(config.fingerprint), default_cache_path())
             self._templates = make_templates(self._backend.vocab, config)
             self._prompt_log = make_prompt_log(self._backend, config, self._policy, store, blame)
+            if_it_fails.callback(self._prompt_log.close)
             self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
-        except BaseException:
-            self._backend.close()  # gigabytes; nobody else can free them
-            if self._owned_store is not None:
-                self._owned_store.close(timeout_s=0)
-            raise
+            if_it_fails.pop_all()
 
     # --- generating -------------------------------------------------------------------------------
 

@@ -162,6 +162,20 @@ def test_a_model_whose_file_cannot_be_digested_is_freed_again(tmp_path: Path, st
     assert stub.closed
 
 
+def test_a_start_that_fails_late_leaves_no_thread_and_frees_the_backend(tmp_path, monkeypatch):
+    """The fixture of all tests looks for threads."""
+    stub = StubBackend(256, 2)
+    (tmp_path / "m.gguf").touch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise EngineStopped("no thread to be had")
+
+    monkeypatch.setattr("erllama.model.EngineLoop", fail)
+    with pytest.raises(EngineStopped, match="no thread"):
+        Model(path=str(tmp_path / "m.gguf"), fingerprint="trusted", make_backend=lambda _: stub)
+    assert stub.closed
+
+
 @pytest.mark.parametrize("setting", ["n_context", "make_back_end"])
 def test_an_unknown_setting_is_refused_and_named(setting: str):
     with pytest.raises(InvalidParameter, match=f"unknown setting '{setting}'"):
