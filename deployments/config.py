@@ -8,14 +8,11 @@ layer a knob belongs to; the store's are `StoreConfig`'s, the HTTP front's `Http
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -30,16 +27,15 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from cache_store import StoreConfig, TierConfig
 from cache_store.config import parse_bytes
 from deployments.access.tenant import ANONYMOUS
 from deployments.http.model_names import ModelNames
 from deployments.http.options import HttpOptions
 from deployments.http.ports import ReplyDefaults
+from deployments.store_spec import STRICT, StoreSpec
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig
 from erllama.errors import InvalidParameter
-from erllama.gguf.fingerprint import user_cache_dir
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
 from erllama.grammar.tokenizer import AnyTable
@@ -54,15 +50,11 @@ def deployment_name(model_id: str) -> str:
     return f"model-{model_id.replace(':', '-').replace('/', '_')}"
 
 
-_SHM_BYTES = 2 << 30
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-_STRICT = ConfigDict(extra="forbid", protected_namespaces=())
-
-
 class _Strict(BaseModel):
-    model_config = ConfigDict(**_STRICT, frozen=True)
+    model_config = ConfigDict(**STRICT, frozen=True)
 
 
 @contextmanager
@@ -116,7 +108,7 @@ class AdapterSpec(_Strict):
     scale: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSpec(EngineConfig):
     """One model: one Serve deployment named `model-<id>`. An `EngineConfig`, and what Serve needs
     to run it. `sampling` and `reply_grammar` (GBNF, for chats) hold where a request says nothing of
@@ -174,39 +166,7 @@ class ModelSpec(EngineConfig):
         return replace(self, n_threads=threads, n_gpu_layers=self.n_gpu_layers if self.num_gpus else 0)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class StoreSpec(StoreConfig):
-    """The KV store of all models: a `StoreConfig` that may leave its tiers open. None stands for the
-    `default_tiers` of the machine where a process of ours starts, an empty list for no store."""
-
-    tiers: tuple[TierConfig, ...] | None = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self._with(self.tiers or default_tiers())  # raises for a wrong value
-
-    def config(self) -> StoreConfig | None:
-        """What the store takes here; None without tiers."""
-        tiers = default_tiers() if self.tiers is None else self.tiers
-        return self._with(tiers) if tiers else None
-
-    def _with(self, tiers: tuple[TierConfig, ...]) -> StoreConfig:
-        values = {name: getattr(self, name) for name in StoreConfig.__dataclass_fields__}
-        return StoreConfig(**{**values, "tiers": tiers})
-
-
-def default_tiers() -> tuple[TierConfig, ...]:
-    """What works on a laptop: memory of the machine that all its processes share, then the user's
-    cache directory."""
-    tiers: list[TierConfig] = []
-    shared = Path("/dev/shm")
-    if shared.is_dir() and os.access(shared, os.W_OK):
-        size = shutil.disk_usage(shared).total
-        tiers.append(TierConfig(f"file://{shared}/erllama-{os.getuid()}", max_bytes=min(_SHM_BYTES, size // 4)))
-    tiers.append(TierConfig(f"file://{user_cache_dir()}/kv", max_bytes="20GiB"))
-    return tuple(tiers)
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class HttpSpec(HttpOptions):
     """`HttpOptions`, and how many processes serve HTTP.
 
@@ -308,7 +268,7 @@ class SchedulerSpec(_Strict):
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class HubSpec(HubConfig):
     """The hub, and how models of it are served when a request names them. Seconds and bytes.
 

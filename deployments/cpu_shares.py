@@ -45,8 +45,8 @@ class CpuSupply:
 def cpu_shares(args: BuildArgs, supply: CpuSupply) -> dict[str, CpuShare]:
     """By model id. Pure."""
     running = supply.running or {}
-    added = sum(_n_replicas(spec) for spec in args.models if _is_auto(spec) and spec.id not in running)
-    even = max(1, supply.node_cpus // max(1, sum(map(_n_replicas, args.models))))
+    added = sum(n_replicas(spec) for spec in args.models if _is_auto(spec) and spec.id not in running)
+    even = max(1, supply.node_cpus // max(1, sum(map(n_replicas, args.models))))
     # some node has at least the average of what is free
     left = min(even, int(supply.free_cpus / (supply.n_nodes * max(1, added)))) if running else even
     return {spec.id: _share(spec, running.get(spec.id), even, left) for spec in args.models}
@@ -67,8 +67,8 @@ def _is_auto(spec: ModelSpec) -> bool:
     return spec.num_cpus == "auto" and spec.n_threads == "auto"
 
 
-def _n_replicas(spec: ModelSpec) -> int:
-    """That start with the application."""
+def n_replicas(spec: ModelSpec) -> int:
+    """As many as start with the application."""
     return max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas
 
 

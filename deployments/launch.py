@@ -70,6 +70,14 @@ class ConfigError(Exception):
     reason."""
 
 
+def usual_config() -> Path:
+    """What is served where nobody names a config: serve_config.yaml here, if it is there, else that of this
+    package.
+    """
+    here = Path("serve_config.yaml")
+    return here if here.is_file() else DEFAULT_CONFIG
+
+
 def load_args(path: Path) -> list[BuildArgs]:
     """The validated `args` of every erllama application in a serve config. Raises `ConfigError`."""
     try:
@@ -134,12 +142,12 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(argv: list[str]) -> None:
-    """Exec `deployments.run`; exits with 2 when the config is wrong. `--default` is the config of this
-    package. `--env` prints the switches as NAME=VALUE for `ray start`."""
+    """Exec `deployments.run`; exits with 2 when the config is wrong. `--default` is `usual_config`.
+    `--env` prints the switches as NAME=VALUE for `ray start`."""
     if argv == ["--env"]:
         print("\n".join(f"{name}={value}" for name, value in environment({}).items()))
         return
-    config, *more = [str(DEFAULT_CONFIG)] if argv == ["--default"] else argv or ["serve_config.yaml"]
+    config, *more = [str(usual_config())] if argv == ["--default"] else argv or ["serve_config.yaml"]
     if more:
         print(f"one config at a time: {' '.join(more)!r} is too much", file=sys.stderr)
         sys.exit(2)

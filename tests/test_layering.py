@@ -58,6 +58,7 @@ ORDER = {
             "generation",
             "dialects",
             "page",
+            "store_spec",
             "config",
             "serve_log",
             "memory",

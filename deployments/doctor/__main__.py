@@ -13,18 +13,18 @@ from rich.console import Console
 
 from deployments.doctor.examine import examine
 from deployments.doctor.report import as_json, has_failed, show
-from deployments.launch import DEFAULT_CONFIG
-
-_USUAL = Path("serve_config.yaml")
+from deployments.launch import usual_config
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="erllama doctor", description="What usually goes wrong, and what to do.")
-    parser.add_argument("config", nargs="?", type=Path, help=f"a Serve config file; by default {_USUAL} here, if any")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help="a Serve config file; by default serve_config.yaml here, if any"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     args = parser.parse_args(argv)
     with Console(stderr=True).status("looking ..."):
-        findings = list(examine(args.config or (_USUAL if _USUAL.is_file() else DEFAULT_CONFIG)))
+        findings = list(examine(args.config or usual_config()))
     if args.json:
         print(as_json(findings))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from deployments.config import BuildArgs, ModelSpec
-from deployments.cpu_shares import CpuSupply, cpu_shares
+from deployments.cpu_shares import CpuSupply, cpu_shares, n_replicas
 from deployments.doctor.build import build_findings, collect_build
 from deployments.doctor.finding import Finding, Level, fail
 from deployments.doctor.hub import collect_hub, hub_findings
@@ -70,11 +70,6 @@ def _memory(
     pairs = zip(specs, models, strict=True)
     locked = {spec.id: model.need.weights_bytes for spec, model in pairs if model.need and spec.use_mlock}
     yield from lock_findings(machine, locked)
-
-
-def n_replicas(spec: ModelSpec) -> int:
-    """As many as start with the application."""
-    return max(1, spec.autoscaling.min_replicas) if spec.autoscaling else spec.num_replicas
 
 
 def replicas(args: BuildArgs, node_cpus: int) -> list[ReplicaCpus]:

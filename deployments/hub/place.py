@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
 from deployments.model.handles import ModelHandles
+from deployments.model.states import load_state
 from erllama.errors import EngineStopped
 
 Connect = Callable[[Granted], ModelHandles]
 """Makes the handles of an application."""
+
+
+def handles_of(granted: Granted, handle: Any) -> ModelHandles:
+    """`handle` is that of the deployment that was granted."""
+    return ModelHandles(handle, partial(load_state, granted.app_name, granted.deployment, was_there=True))
 
 
 class HubPlace:

@@ -19,7 +19,7 @@ from ray import serve
 
 from cache_store import ObjectReader, StoreError
 from cache_store.documents.store import DocumentStore
-from deployments.config import BuildArgs, HttpSpec, ModelSpec, StoreSpec, deployment_name
+from deployments.config import BuildArgs, HttpSpec, ModelSpec, deployment_name
 from deployments.dialects.llama_server.props import server_version
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.http.open_requests import OpenRequests
@@ -28,7 +28,7 @@ from deployments.hub.defaults import defaults_of
 from deployments.hub.library import HubLibrary
 from deployments.hub.link import HubLink
 from deployments.hub.messages import Granted
-from deployments.hub.place import HubPlace
+from deployments.hub.place import HubPlace, handles_of
 from deployments.hub.specs import spec_of
 from deployments.ingress.cluster import RayCluster
 from deployments.ingress.http_app import all_dialects, make_http_app
@@ -39,6 +39,7 @@ from deployments.model.handles import ModelHandles
 from deployments.model.states import load_state
 from deployments.noise.filter import Noise
 from deployments.serve_log import share_serve_log
+from deployments.store_spec import StoreSpec
 from deployments.telemetry.ray_recorder import RayRecorder
 from deployments.telemetry.watch import Spans
 from erllama.cache.setup import transcript_root
@@ -221,8 +222,7 @@ class _Served:
 
         def connect(granted: Granted) -> ModelHandles:
             handle: Any = serve.get_deployment_handle(granted.deployment, granted.app_name, _check_exists=False)
-            why = partial(load_state, granted.app_name, granted.deployment, was_there=True)
-            return ModelHandles(handle, why)
+            return handles_of(granted, handle)
 
         def make(model_id: str, manifest: Manifest) -> ServedModel:
             planned = spec_of(hub, self._config.hub, model_id, manifest)

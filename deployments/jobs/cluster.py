@@ -33,7 +33,6 @@ from deployments.jobs.loop_thread import LoopThread
 from deployments.jobs.remote_model import RemoteModel, blocking_handle
 from deployments.model.client import APP_NAME, ModelClient
 from deployments.model.ray_errors import mapped_errors
-from deployments.model.states import load_state
 from erllama.errors import EngineStopped, ErllamaError, ModelNotFound
 from erllama.events import Completion
 from erllama.stats import EngineStats, EvictResult
@@ -137,7 +136,7 @@ class Cluster:
         """Ids of the models that the application serves: those of its config in their order, then those
         of its hub."""
         configured = tuple(self._served())
-        hub = self._hub()
+        hub = self._hub(self._application())
         names = [] if hub is None else self._loop.run(hub.names())
         return (*configured, *(name for name in names if name not in configured))
 
@@ -156,20 +155,23 @@ class Cluster:
         that have a process, or are waited for."""
         served, application = self._served(), self._application()
         configured = [self._state(model_id, aliases, application) for model_id, aliases in served.items()]
-        hub = self._hub()
-        standings = {} if hub is None else self._loop.run(hub.standings())
-        return (*configured, *(self._hub_state(model_id, standing) for model_id, standing in standings.items()))
+        standings = self._standings(application)
+        of_hub = [self._hub_state(model_id, standing, application) for model_id, standing in standings.items()]
+        return (*configured, *of_hub)
 
     def evict(self, name: str) -> list[EvictResult]:
         """Save and release the context of every running replica of a model; none for one that is
         scaled to zero, or of which nothing runs."""
         found = self._resolve(name)
-        running = self._running(found if isinstance(found, str) else found.model_id)
+        running = self._running(found if isinstance(found, str) else found.model_id, self._application())
         return [] if running is None else running.evict()
 
     def store_stats(self) -> dict[str, list[StoreStats | None]]:
         """By model id, one snapshot per running replica; None for a replica without a store."""
-        return {state.id: running.store_stats() for state in self.status() if (running := self._running(state.id))}
+        application = self._application()
+        known = (*self._served(), *self._standings(application))
+        clients = {model_id: self._running(model_id, application) for model_id in known}
+        return {model_id: client.store_stats() for model_id, client in clients.items() if client is not None}
 
     def scheduler_status(self) -> Any | None:
         """What the memory scheduler says of itself; None when the application runs none."""
@@ -194,57 +196,60 @@ class Cluster:
         model_id = ModelNames(served).find(name)
         if model_id is not None:
             return model_id
-        hub = self._hub()
+        hub = self._hub(self._application())
         if hub is not None:
             return self._loop.run(hub.find(name))
         raise ModelNotFound(f"the model {name!r} does not exist; served are: {', '.join(served)}", param="model")
 
-    def _hub(self) -> HubModels | None:
+    def _hub(self, application: Any) -> HubModels | None:
         """None where the application has no hub."""
-        if HUB not in self._application().deployments:
+        if HUB not in application.deployments:
             return None
         if self._hub_models is None:
             self._hub_models = HubModels(self._app, partial(_answered, self._handle(HUB)))
         return self._hub_models
 
+    def _standings(self, application: Any) -> dict[str, ModelStanding]:
+        """Of the models of the hub that have a process, or are waited for."""
+        hub = self._hub(application)
+        return {} if hub is None else self._loop.run(hub.standings())
+
     def _state(self, model_id: str, aliases: tuple[str, ...], application: Any) -> ModelState:
         deployment = application.deployments[deployment_name(model_id)]
-        engines = self._engines(model_id)
+        engines = self._engines(model_id, application)
         state = str(deployment.status.value)
         return ModelState(model_id, aliases, state, deployment.message, len(engines), engines)
 
-    def _hub_state(self, model_id: str, standing: ModelStanding) -> ModelState:
-        engines = self._engines(model_id)
+    def _hub_state(self, model_id: str, standing: ModelStanding, application: Any) -> ModelState:
+        engines = self._engines(model_id, application)
         return ModelState(model_id, (), str(standing.phase), standing.reason, len(engines), engines)
 
-    def _engines(self, model_id: str) -> tuple[EngineStats, ...]:
-        running = self._running(model_id)
+    def _engines(self, model_id: str, application: Any) -> tuple[EngineStats, ...]:
+        running = self._running(model_id, application)
         with suppress(EngineStopped):  # it went away since we looked: what Serve says is what there is to say
             return () if running is None else tuple(running.stats())
         return ()
 
-    def _running(self, model_id: str) -> RemoteModel | None:
+    def _running(self, model_id: str, application: Any) -> RemoteModel | None:
         """The client of a model that runs, through which nothing is loaded; None when it does not run."""
-        configured = self._application().deployments.get(deployment_name(model_id))
+        configured = application.deployments.get(deployment_name(model_id))
         if configured is not None:
             return self._client(model_id) if configured.replica_states.get("RUNNING", 0) else None
-        hub = self._hub()
+        hub = self._hub(application)
         client = None if hub is None else self._loop.run(hub.running(model_id))
         return None if client is None else RemoteModel(client, loop=self._loop)
 
     def _client(self, model_id: str, timeout_s: float | None = None) -> RemoteModel:
         key = (model_id, timeout_s)
         if key not in self._clients:
-            name = deployment_name(model_id)
-            handle, why = blocking_handle(name, self._app), partial(load_state, self._app, name)
-            client = ModelClient.of(handle, timeout_s=timeout_s, load_state=why)
+            client = ModelClient.connect(model_id, self._app, timeout_s=timeout_s, get_handle=blocking_handle)
             self._clients[key] = RemoteModel(client, loop=self._loop)
         return self._clients[key]
 
     def _hub_client(self, found: FoundModel, timeout_s: float | None) -> RemoteModel:
         key = (found.model_id, found.digest, timeout_s)
         if key not in self._clients:
-            hub = self._hub()
+            hub = self._hub_models
             assert hub is not None  # it has found the model
             self._clients[key] = RemoteModel(hub.client(found, timeout_s), loop=self._loop)
         return self._clients[key]

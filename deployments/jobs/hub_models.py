@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from deployments.http.model_library import ModelStanding
 from deployments.hub.link import HubLink
 from deployments.hub.messages import FoundModel, Granted
-from deployments.hub.place import HubPlace
+from deployments.hub.place import HubPlace, handles_of
 from deployments.jobs.remote_model import blocking_handle
 from deployments.model.client import ModelClient
 from deployments.model.handles import FixedPlace, ModelHandles
-from deployments.model.states import load_state
 
 HUB = "hub"
 
@@ -58,5 +56,4 @@ class HubModels:
 
 
 def _handles(granted: Granted) -> ModelHandles:
-    handle = blocking_handle(granted.deployment, granted.app_name, check=False)
-    return ModelHandles(handle, partial(load_state, granted.app_name, granted.deployment, was_there=True))
+    return handles_of(granted, blocking_handle(granted.deployment, granted.app_name, check=False))

@@ -11,16 +11,15 @@ name there and waits for it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config import FailoverPolicy, deployment_name
+from deployments.config import FailoverPolicy
 from deployments.jobs.loop_thread import LoopThread
 from deployments.model.client import APP_NAME, ModelClient
-from deployments.model.states import load_state
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,9 +65,9 @@ class RemoteModel:
     ) -> RemoteModel:
         """The client of a configured model of a running application, with the `timeout_s` of
         `ModelClient`; needs a driver or worker that is connected to the cluster."""
-        name = deployment_name(model_id)
-        handle, why = blocking_handle(name, app_name), partial(load_state, app_name, name)
-        return cls(ModelClient.of(handle, failover=failover, timeout_s=timeout_s, load_state=why))
+        return cls(
+            ModelClient.connect(model_id, app_name, failover=failover, timeout_s=timeout_s, get_handle=blocking_handle)
+        )
 
     def close(self) -> None:
         """End what runs, and the client's thread unless it is shared. Idempotent; a client that

@@ -120,10 +120,12 @@ class ModelClient(PrefixCalls):
         *,
         failover: FailoverPolicy | None = None,
         timeout_s: float | None = None,
+        get_handle: Callable[[str, str], DeploymentHandle[Any]] = serve.get_deployment_handle,
     ) -> ModelClient:
-        """The client of a configured model of a running application."""
+        """The client of a configured model of a running application. `get_handle` is asked for that of its
+        deployment."""
         name = deployment_name(model_id)
-        handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, app_name)
+        handle = get_handle(name, app_name)
         return cls.of(handle, failover=failover, timeout_s=timeout_s, load_state=partial(load_state, app_name, name))
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from functools import partial
 
-from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec, StoreSpec
+from deployments.config import ModelSpec, RoutingSpec, SchedulerSpec
 from deployments.memory.service import replica_location
 from deployments.memory.sources import make_sources
 from deployments.model.drain import watch_drain
@@ -19,6 +19,7 @@ from deployments.model.load_limit import LoadLimit, deployment_status
 from deployments.model.replica import ModelReplica
 from deployments.model.sigterm import SigtermWatch
 from deployments.serve_log import share_serve_log
+from deployments.store_spec import StoreSpec
 from deployments.telemetry.ray_recorder import RayRecorder
 from deployments.telemetry.recorder import SampleFeed
 from deployments.telemetry.replica_samples import replica_samples

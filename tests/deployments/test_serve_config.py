@@ -22,11 +22,11 @@ from deployments.config import (
     ModelSpec,
     RoutingSpec,
     SchedulerSpec,
-    StoreSpec,
     deployment_name,
 )
 from deployments.http.options import HttpOptions
 from deployments.launch import IMPORT_PATH, SWITCHES, ConfigError, check_files, environment, load_args, main
+from deployments.store_spec import StoreSpec
 from erllama.api_keys import key_hash
 from erllama.cache.policy import CachePolicy
 from erllama.config import EngineConfig

@@ -3,8 +3,9 @@
 import pytest
 
 from cache_store import TierConfig
-from deployments.config import HttpSpec, StoreSpec
+from deployments.config import HttpSpec
 from deployments.ingress.deployment import _response_documents
+from deployments.store_spec import StoreSpec
 
 
 def test_they_lie_in_the_stores_tiers_with_the_stores_salt_and_the_fronts_bounds(tmp_path):
