@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
 
 from deployments.noise.rules import ReplaceRule, Rule, SortToolsRule, TextRule, compiled, packaged_rules
+from erllama.diagnosis.cause import n_alike_chars
 
 _SEARCHED_CHARS = 4096  # before the point, and behind it
 _ALIKE_CHARS = 16
@@ -24,7 +24,7 @@ def blamed_rule(before: str, a: str, b: str, in_tools: bool, rules: Iterable[Rul
     where they part; None where none would. `before` is the text of the message up to there; `in_tools`:
     tools are listed there.
     """
-    n_alike = _n_alike(a, b)
+    n_alike = n_alike_chars(a, b)
     before, a, b = (before + a[:n_alike])[-_SEARCHED_CHARS:], a[n_alike:], b[n_alike:]
     for rule in packaged_rules() if rules is None else rules:
         if isinstance(rule, SortToolsRule):
@@ -74,7 +74,3 @@ def _same_tools(a: str, b: str) -> bool:
     """Whether both list the same tools in another order."""
     names_a, names_b = _TOOL_NAME.findall(a), _TOOL_NAME.findall(b)
     return names_a != names_b and len(names_a) > 1 and sorted(names_a) == sorted(names_b)
-
-
-def _n_alike(a: str, b: str) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.metrics import Kind, Metric
-from deployments.telemetry.recorder import Tags, declared
+from deployments.telemetry.recorder import Instruments, Tags
 
 _NO_TAGS: Tags = {}
 
@@ -17,27 +16,18 @@ class RayRecorder:
     """The `Recorder` of a process of the cluster. One per process."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-        self._lock = Lock()
+        self._instruments = Instruments(_make)
 
     def inc(self, name: str, n: float = 1.0, tags: Tags = _NO_TAGS) -> None:
-        metric = self._of(name, Kind.COUNTER, tags)
+        metric = self._instruments.of(name, Kind.COUNTER, tags)
         if n > 0:  # Ray refuses 0
             metric.inc(n, dict(tags))
 
     def set(self, name: str, value: float, tags: Tags = _NO_TAGS) -> None:
-        self._of(name, Kind.GAUGE, tags).set(value, dict(tags))
+        self._instruments.of(name, Kind.GAUGE, tags).set(value, dict(tags))
 
     def observe(self, name: str, value: float, tags: Tags = _NO_TAGS) -> None:
-        self._of(name, Kind.HISTOGRAM, tags).observe(value, dict(tags))
-
-    def _of(self, name: str, kind: Kind, tags: Tags) -> Any:
-        metric = declared(name, kind, tags)
-        with self._lock:
-            made = self._made.get(name)
-            if made is None:
-                made = self._made[name] = _make(metric)
-        return made
+        self._instruments.of(name, Kind.HISTOGRAM, tags).observe(value, dict(tags))
 
 
 def _make(metric: Metric) -> Any:

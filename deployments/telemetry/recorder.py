@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
@@ -47,13 +47,30 @@ def declared(name: str, kind: Kind, tags: Tags) -> Metric:
     return metric
 
 
+class Instruments:
+    """What a metrics library has for each metric: made when it is first used, by `make`. Any thread."""
+
+    def __init__(self, make: Callable[[Metric], Any]) -> None:
+        self._make = make
+        self._made: dict[str, Any] = {}
+        self._lock = Lock()
+
+    def of(self, name: str, kind: Kind, tags: Tags) -> Any:
+        """Raises as `declared` does."""
+        metric = declared(name, kind, tags)
+        with self._lock:
+            made = self._made.get(name)
+            if made is None:
+                made = self._made[name] = self._make(metric)
+        return made
+
+
 class PrometheusRecorder:
     """Keeps them in this process, for Prometheus' text format: see `registry`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._made: dict[str, Any] = {}
-        self._lock = Lock()
+        self._instruments = Instruments(self._make)
 
     def inc(self, name: str, n: float = 1.0, tags: Tags = _NO_TAGS) -> None:
         self._of(name, Kind.COUNTER, tags).inc(n)
@@ -65,12 +82,8 @@ class PrometheusRecorder:
         self._of(name, Kind.HISTOGRAM, tags).observe(value)
 
     def _of(self, name: str, kind: Kind, tags: Tags) -> Any:
-        metric = declared(name, kind, tags)
-        with self._lock:
-            made = self._made.get(name)
-            if made is None:
-                made = self._made[name] = self._make(metric)
-        return made.labels(**tags) if metric.tags else made
+        instrument = self._instruments.of(name, kind, tags)
+        return instrument.labels(**tags) if tags else instrument
 
     def _make(self, metric: Metric) -> Any:
         if metric.kind is Kind.HISTOGRAM:

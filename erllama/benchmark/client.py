@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from erllama.benchmark.turn import Turn, read_turn
+from erllama.benchmark.turn import Turn, event_data, read_turn
 from erllama.benchmark.workload import Message, Workload, first_messages, next_messages, words_for
 from erllama.errors import ErllamaError
 
@@ -85,6 +85,5 @@ class BenchClient:
                 told = (await reply.aread()).decode(errors="replace")
                 raise ErllamaError(f"the server answered {reply.status_code}: {told[:_MAX_REASON]}")
             async for line in reply.aiter_lines():
-                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                if data and data != "[DONE]":
+                if data := event_data(line):
                     yield time.perf_counter(), data

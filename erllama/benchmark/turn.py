@@ -15,6 +15,12 @@ TEXTS = ("content", "reasoning_content", "reasoning")
 """Fields of a delta that have text; reasoning has two names among servers."""
 
 
+def event_data(line: str) -> str:
+    """What a line of a stream of server-sent events carries; "" for one without data, and for `[DONE]`."""
+    data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+    return "" if data == "[DONE]" else data
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """`number` counts from 1 within its conversation. `arrived_s` are the events that had text, `text`

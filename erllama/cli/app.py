@@ -49,10 +49,8 @@ def serve(
 
     Without a config the demo model and the models of this machine's hub are served at port 8000.
     """
-    arguments = ["--default"] if config is None and not Path("serve_config.yaml").is_file() else []
-    if not arguments:
-        arguments = [str(config or "serve_config.yaml")]
-    os.execv(sys.executable, [sys.executable, "-m", "deployments.launch", *arguments])
+    named = "--default" if config is None else str(config)
+    os.execv(sys.executable, [sys.executable, "-m", "deployments.launch", named])
 
 
 @key_app.command("new", epilog="Example: erllama key new --name alice")

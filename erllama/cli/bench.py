@@ -19,7 +19,7 @@ from erllama.benchmark.workload import Workload
 from erllama.cli.failures import REFUSED, clear_errors
 from erllama.cli.output import AsJson, note, print_json, print_table
 from erllama.cli.server import Key, Server
-from erllama.cli.server_url import Host, key_headers, key_of_environment
+from erllama.cli.server_url import Host, key_headers
 
 bench_app = typer.Typer()
 _READ_S = 600.0  # silence of a server that computes a long prompt
@@ -46,8 +46,7 @@ def bench(
         with Server(host, api_key) as server:
             chosen = choose_model(listed_models(server.get("/v1/models")), model)
         workload.check_context(chosen.context)
-        key = api_key or key_of_environment()
-        found = asyncio.run(_measured(server.url, key, chosen, workload, quiet=as_json))
+        found = asyncio.run(_measured(server.url, api_key, chosen, workload, quiet=as_json))
     summary = summarise(found, workload)
     if as_json:
         print_json({"server": server.url, "model": chosen.id, "workload": asdict(workload), **asdict(summary)})

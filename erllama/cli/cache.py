@@ -4,7 +4,6 @@ store by its URL (verify, gc).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from erllama.cli.failures import REFUSED, clear_errors
+from erllama.cli.modelfile import named_values
 from erllama.cli.output import AsJson, note, print_json, print_table, size
 from erllama.cli.server import Key, Server, path_of
 from erllama.cli.server_url import Host
@@ -172,20 +172,16 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every object of a tier and check its digests. Exits with 1 when one is damaged."""
-    from cache_store.errors import StoreError
     from cache_store.verify import verify_tier
 
     n_objects = n_bytes = n_outdated = 0
     damaged: list[dict[str, str]] = []
     with clear_errors():
-        try:
-            for found in verify_tier(_tier(url, None, option), delete=delete):
-                n_objects, n_bytes, n_outdated = n_objects + 1, n_bytes + found.n_bytes, n_outdated + found.outdated
-                if found.problem:
-                    damaged.append({"name": found.name, "problem": found.problem})
-                    typer.secho(f"{found.name}: {found.problem}", fg="red", err=True)
-        except StoreError as error:
-            raise ErllamaError(str(error)) from None
+        for found in verify_tier(_tier(url, None, option), delete=delete):
+            n_objects, n_bytes, n_outdated = n_objects + 1, n_bytes + found.n_bytes, n_outdated + found.outdated
+            if found.problem:
+                damaged.append({"name": found.name, "problem": found.problem})
+                typer.secho(f"{found.name}: {found.problem}", fg="red", err=True)
     told = {"objects": n_objects, "bytes": n_bytes, "outdated": n_outdated, "damaged": damaged, "deleted": delete}
     _tell(
         told,
@@ -206,18 +202,14 @@ def gc(
     """Bring a tier down to nine tenths of a size, least worth first, and sweep what dead writers left. For when no
     server runs that does it."""
     from cache_store import Store, StoreConfig
-    from cache_store.errors import StoreError
 
     with clear_errors():
+        store = Store(StoreConfig((_tier(url, max_bytes, option),)))
         try:
-            store = Store(StoreConfig((_tier(url, max_bytes, option),)))
-            try:
-                store.wait_loaded(_LISTED_S)
-                report = store.collect_garbage(store.tier_labels[0], deadline_s=_COLLECTED_S)
-            finally:
-                store.close(timeout_s=10.0)
-        except StoreError as error:
-            raise ErllamaError(str(error)) from None
+            store.wait_loaded(_LISTED_S)
+            report = store.collect_garbage(store.tier_labels[0], deadline_s=_COLLECTED_S)
+        finally:
+            store.close(timeout_s=10.0)
         told = {
             "bytes": report.n_bytes, "target_bytes": report.target_bytes, "evicted": report.evicted,
             "evicted_bytes": report.evicted_bytes, "swept": report.swept, "failure": report.failure,
@@ -239,15 +231,7 @@ def _tier(url: str, max_bytes: str | None, options: list[str] | None) -> Any:
     """Raises `InvalidParameter`. A directory must be there: none is made for being looked at."""
     from cache_store.config import TierConfig
 
-    given: dict[str, Any] = {}
-    for pair in options or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InvalidParameter(f"--option must be NAME=VALUE, got {pair!r}")
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            given[name] = value
+    given = dict(named_values("--option", options or []))
     try:
         tier = TierConfig(url, max_bytes, storage_options=given)
     except ValueError as error:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import typer
 
+from cache_store import StoreError
 from erllama.errors import ErllamaError
 
 REFUSED = 1
@@ -29,5 +30,8 @@ def clear_errors() -> Iterator[None]:
     except ErllamaError as error:
         typer.secho(f"error: {error.message}", fg="red", err=True)
         raise typer.Exit(NO_SERVER if isinstance(error, NoServer) else REFUSED) from error
+    except StoreError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

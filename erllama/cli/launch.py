@@ -20,7 +20,7 @@ from erllama.agents.table import AGENTS, Agent, short_of_context
 from erllama.cli.failures import clear_errors
 from erllama.cli.output import note
 from erllama.cli.server import Key, Server
-from erllama.cli.server_url import Host, key_of_environment
+from erllama.cli.server_url import Host
 from erllama.errors import InvalidParameter
 
 launch_app = typer.Typer()
@@ -47,7 +47,7 @@ def launch(
     """
     with clear_errors():
         known = _agent(agent)
-        endpoint = _endpoint(host, api_key or key_of_environment(), model)
+        endpoint = _endpoint(host, api_key or None, model)
         too_small = short_of_context(known, endpoint.context)
         if too_small and not (force or show or as_json):
             raise InvalidParameter(f"{too_small}; n_ctx in the server's configuration sets it", param="model")

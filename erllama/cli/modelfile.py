@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ def parse_modelfile(text: str) -> Modelfile:
                 found.template = value
             case "PARAMETER":
                 name, _, given = value.partition(" ")
-                _add(found.parameters, name, given.strip())
+                _add(found.parameters, name, _value(given.strip()))
             case "LICENSE":
                 pass
             case _:
@@ -47,20 +47,29 @@ def parse_modelfile(text: str) -> Modelfile:
 def parse_parameters(pairs: Iterable[str]) -> dict[str, Any]:
     """Of `NAME=VALUE` each. Raises `InvalidParameter`."""
     found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise InvalidParameter(f"--parameter must be NAME=VALUE, got {pair!r}")
+    for name, value in named_values("--parameter", pairs):
         _add(found, name, value)
     return found
 
 
-def _add(parameters: dict[str, Any], name: str, text: str) -> None:
-    """A value may be JSON; else it is text."""
+def named_values(option: str, pairs: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Of an option that is given as `NAME=VALUE`, perhaps several times. Raises `InvalidParameter`."""
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InvalidParameter(f"{option} must be NAME=VALUE, got {pair!r}")
+        yield name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """JSON, else text."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
-        value = text
+        return text
+
+
+def _add(parameters: dict[str, Any], name: str, value: Any) -> None:
     if name in _LISTS:
         parameters.setdefault(name, []).append(value)
     else:

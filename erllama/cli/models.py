@@ -4,8 +4,8 @@ machine's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,9 +74,7 @@ def _pulled(events: Iterable[Any], *, as_json: bool) -> None:
 @models.command("list", epilog="Example: erllama list --json | jq -r '.[].name'")
 def list_models(hub: Directory = None, host: Host = None, api_key: Key = None, as_json: AsJson = False) -> None:
     """The models that there are."""
-    from erllama.cli.library import open_library
-
-    with clear_errors(), closing(open_library(host, api_key, hub, changes=False)) as library:
+    with _library(host, api_key, hub, changes=False) as library:
         cards = library.list()
         if as_json:
             print_json(cards)
@@ -99,12 +97,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """What a model is: architecture, size, quantisation, context, chat template."""
-    from erllama.cli.library import open_library
-
     with clear_errors():
         facts = _file_facts(model) if host is None else None
         if facts is None:
-            with closing(open_library(host, api_key, hub, changes=False)) as library:
+            with _library(host, api_key, hub, changes=False) as library:
                 facts = library.show(model)
         if as_json:
             print_json(facts)
@@ -126,8 +122,6 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """A model with another system text, template or parameters. Takes no space."""
-    from erllama.cli.library import open_library
-
     with clear_errors():
         said = parse_modelfile(_text(file)) if file is not None else parse_modelfile("")
         origin = base or said.base
@@ -138,7 +132,7 @@ def create(
             "template": _text(template) if template is not None else said.template,
             "parameters": {**said.parameters, **parse_parameters(parameter or [])} or None,
         }
-        with closing(open_library(host, api_key, hub)) as library:
+        with _library(host, api_key, hub) as library:
             library.create(name, origin, changes)
         _done(f"created {name}", as_json, name=name, base=origin)
 
@@ -148,9 +142,7 @@ def cp(
     name: Name, target: Name, hub: Directory = None, host: Host = None, api_key: Key = None, as_json: AsJson = False
 ) -> None:
     """Give a model another name. Takes no space."""
-    from erllama.cli.library import open_library
-
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+    with _library(host, api_key, hub) as library:
         library.copy(name, target)
         _done(f"{target} is {name}", as_json, name=target, base=name)
 
@@ -165,12 +157,21 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove a model; files that others share stay."""
-    from erllama.cli.library import open_library
-
-    with clear_errors(), closing(open_library(host, api_key, hub)) as library:
+    with _library(host, api_key, hub) as library:
         freed = library.delete(name, force=force)
         text = f"removed {name}" if freed is None else f"removed {name}, {decimal(freed)} are free"
         _done(text, as_json, name=name, deleted=True, freed_bytes=freed)
+
+
+@contextmanager
+def _library(host: str | None, key: str | None, hub: Path | None, *, changes: bool = True) -> Iterator[Any]:
+    """That of `open_library`, until the end of the block. With it come huggingface_hub and pydantic, which
+    other commands need not wait for.
+    """
+    from erllama.cli.library import open_library
+
+    with clear_errors(), closing(open_library(host, key, hub, changes=changes)) as library:
+        yield library
 
 
 def _done(text: str, as_json: bool, **facts: Any) -> None:

@@ -11,15 +11,16 @@ from urllib.parse import quote
 import httpx
 import typer
 
+from erllama.benchmark.turn import event_data
 from erllama.cli.failures import NoServer
-from erllama.cli.server_url import key_headers, key_of_environment, root_url
+from erllama.cli.server_url import key_headers, root_url
 from erllama.errors import ErllamaError
 
 _CONNECT_S = 5.0
 _PROBE_S = 0.5  # whether a server runs on this machine
 _MAX_REASON = 600
 
-Key = Annotated[str | None, typer.Option("--api-key", help="The server's key; by default ERLLAMA_API_KEY.")]
+Key = Annotated[str | None, typer.Option("--api-key", envvar="ERLLAMA_API_KEY", help="The server's key.")]
 
 
 class Server:
@@ -32,7 +33,7 @@ class Server:
         self.url = root_url(host)
         self._http = httpx.Client(
             base_url=self.url,
-            headers=key_headers(key or key_of_environment()),
+            headers=key_headers(key),
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             transport=transport,
         )
@@ -65,13 +66,10 @@ class Server:
         return self._json("DELETE", path, body, params)
 
     def events(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """A stream of server-sent events: their data, up to `[DONE]`. Closing it cancels the request."""
+        """A stream of server-sent events: their data, without `[DONE]`. Closing it cancels the request."""
         with self._stream("POST", path, body) as reply:
             for line in reply.iter_lines():
-                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                if data == "[DONE]":
-                    return
-                if data:
+                if data := event_data(line):
                     yield _checked(json.loads(data))
 
     def download(self, path: str, **params: Any) -> Generator[bytes, None, None]:

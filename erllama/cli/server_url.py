@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import httpx
@@ -28,10 +27,6 @@ def root_url(host: str | None) -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise InvalidParameter(f"--host: must be http://HOST:PORT or https://HOST:PORT, got {text!r}", param="host")
     return str(url.copy_with(query=None, fragment=None)).rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def key_of_environment() -> str | None:
-    return os.environ.get("ERLLAMA_API_KEY") or None
 
 
 def key_headers(key: str | None) -> dict[str, str]:

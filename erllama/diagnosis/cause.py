@@ -116,9 +116,14 @@ _CHANGED: dict[Place, tuple[Cause, str]] = {
 }
 
 
+def n_alike_chars(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
 def looks_generated(part: str, a: str, b: str) -> bool:
     """Whether behind `part` the two sides have times, numbers or ids in one place, and go on alike."""
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    alike = n_alike_chars(a, b)
     part, a, b = part + a[:alike], a[alike:], b[alike:]
     begun = re.split(r"\s", part[-_WORD_CHARS:])[-1]
     (word_a, rest_a), (word_b, rest_b) = _cut_word(a), _cut_word(b)

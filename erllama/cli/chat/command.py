@@ -15,7 +15,7 @@ from rich.console import Console
 from erllama.cli.chat.conversation import Conversation
 from erllama.cli.chat.markdown_stream import MarkdownStream
 from erllama.cli.chat.prompt_input import is_terminal, line_reader, messages, terminal_reader
-from erllama.cli.chat.replies import LocalReplies, Piece, Replies, Reply, ServerReplies, Usage, whole
+from erllama.cli.chat.replies import LocalReplies, Piece, Replies, Reply, ServerReplies, Usage, model_names, whole
 from erllama.cli.chat.slash_commands import COMMANDS, Next, run_command
 from erllama.cli.failures import clear_errors
 from erllama.cli.output import AsJson, note, print_json
@@ -250,7 +250,7 @@ def _model_names(host: str | None, key: str | None) -> list[str]:
     if server is None:
         return []
     with server:
-        return [str(model["id"]) for model in server.get("/v1/models")["data"]]
+        return model_names(server)
 
 
 def _question(prompt: str | None) -> str:

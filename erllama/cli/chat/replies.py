@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from erllama.agents.listing import listed_models
 from erllama.cli.server import Server
 from erllama.errors import ErllamaError, InvalidParameter
 from erllama.events import Done, Failed, RequestStats, Tokens
@@ -177,8 +178,12 @@ def local_path(model: str, hub_dir: Path | None) -> str:
     return str(Hub(HubConfig(dir=hub_dir)).path_of(model))
 
 
+def model_names(server: Server) -> list[str]:
+    return [model.id for model in listed_models(server.get("/v1/models"))]
+
+
 def _only_model(server: Server) -> str:
-    names = [str(model["id"]) for model in server.get("/v1/models")["data"]]
+    names = model_names(server)
     if len(names) == 1:
         return names[0]
     raise InvalidParameter(f"which model? The server has {', '.join(names[:20]) or 'none'}", param="model")

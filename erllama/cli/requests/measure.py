@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from erllama.benchmark.turn import event_data
 from erllama.cli.requests.captured import CapturedRequest
 
 # the first name that is found counts; llama.cpp's server counts the prompt without what was cached
@@ -79,8 +80,7 @@ def _events(reply: httpx.Response) -> Iterator[Any]:
     kind = reply.headers.get("content-type", "")
     if "event-stream" in kind or "ndjson" in kind:
         for line in reply.iter_lines():
-            data = line.removeprefix("data:").strip() if line.startswith("data:") else line if "ndjson" in kind else ""
-            if data and data != "[DONE]":
+            if data := line.strip() if "ndjson" in kind else event_data(line):
                 yield json.loads(data)
         return
     reply.read()

@@ -15,7 +15,7 @@ from erllama.cli.output import AsJson, note, print_json, print_table
 from erllama.cli.requests.captured import read_captured
 from erllama.cli.requests.measure import Measured, send
 from erllama.cli.server import Key
-from erllama.cli.server_url import Host, key_headers, key_of_environment, root_url
+from erllama.cli.server_url import Host, key_headers, root_url
 
 replay_app = typer.Typer()
 
@@ -40,7 +40,7 @@ def replay(
         url = root_url(host)
         measured: list[Measured] = []
         timeout = httpx.Timeout(None, connect=_CONNECT_S)
-        headers = key_headers(api_key or key_of_environment())
+        headers = key_headers(api_key)
         with httpx.Client(base_url=url, timeout=timeout, headers=headers) as http:
             for one in captured:
                 try:
