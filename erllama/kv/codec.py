@@ -203,12 +203,12 @@ class KvCodec:
 
     def columns(self, stream: Rows, n_cells: int) -> tuple[Rows, ...]:
         """Per column a view of its rows within a stream of the cache, in the order of the cells."""
-        if self.cache is None:
-            return ()
-        places = zip(self.cache.fields, self.cache.offsets(n_cells), strict=True)
-        return _by_layer(
-            [stream[at : at + n_cells * f.row_bytes].reshape(n_cells, f.row_bytes) for f, at in places], self.cache
-        )
+        places = zip(self.offsets(n_cells), self.layout.row_bytes, strict=True)
+        return tuple(stream[at : at + n_cells * size].reshape(n_cells, size) for at, size in places)
+
+    def offsets(self, n_cells: int) -> tuple[int, ...]:
+        """Where the rows of each column begin within a stream of the cache."""
+        return () if self.cache is None else _by_layer(self.cache.offsets(n_cells), self.cache)
 
     @property
     def empty_streams_bytes(self) -> int:

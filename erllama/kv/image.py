@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,12 +58,29 @@ class StateImage:
         self._filled = np.zeros(n_tokens, dtype=np.bool_)
         self._checkpoint_bytes = 0
         self._checkpoint_tokens = 0
+        self._offsets = codec.offsets(n_tokens)  # of the columns in the stream
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
         for target, source in zip(self.codec.columns(self._stream(), self._n_tokens), rows, strict=True):
             target[positions] = source
         self._filled[positions] = True
+
+    def memory(
+        self, start: int, n_tokens: int, columns: Sequence[str], row_bytes: Sequence[int]
+    ) -> Sequence[memoryview] | None:
+        layout = self.codec.layout
+        fits = start >= 0 and n_tokens > 0 and start + n_tokens <= self._n_tokens
+        if not fits or tuple(columns) != layout.columns or tuple(row_bytes) != layout.row_bytes:
+            return None
+        return [part.data for part in self._parts(start, n_tokens)]
+
+    def received(self, start: int, n_tokens: int) -> None:
+        self._filled[start : start + n_tokens] = True
+
+    def abandon(self) -> None:
+        """Copies all of it: what is not received yet is written again or never used."""
+        self._buffer = self._whole().copy()
 
     def put_checkpoint(self, data: Rows) -> None:
         try:
@@ -104,6 +122,14 @@ class StateImage:
     def _stream(self) -> Rows:
         return self._whole()[HEAD.size + U32.size :]
 
+    def _parts(self, start: int, n_tokens: int) -> list[Rows]:
+        """Of each column, in the order of the layout, the bytes of these positions."""
+        stream, cache = self._stream(), self.codec.cache
+        if cache is None:
+            return []
+        places = zip(self._offsets, self.codec.layout.row_bytes, strict=True)
+        return [stream[at + start * size : at + (start + n_tokens) * size] for at, size in places]
+
     def _shrink(self, n_tokens: int) -> None:
         """Every target lies at or before its source and ends before the next source: ascending
         moves overwrite nothing unread.
@@ -119,6 +145,7 @@ class StateImage:
         target, source = codec.checkpoint_at(n_tokens), codec.checkpoint_at(self._n_tokens)
         ctypes.memmove(base + target, base + source, self._checkpoint_bytes)
         self._n_tokens = n_tokens
+        self._offsets = codec.offsets(n_tokens)
 
     def _finish(self) -> Rows:
         """Write everything around rows and checkpoint."""

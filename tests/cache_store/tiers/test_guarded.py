@@ -204,7 +204,7 @@ def test_the_check_is_not_asked_where_there_is_nothing(guarded):
 def test_an_object_that_cannot_be_read_is_replaced(guarded, monkeypatch):
     """A bad sector under a good name must not keep its content out of the tier for good."""
     guarded.publish_now("r/one", sealed(b"x"))
-    monkeypatch.setattr(os, "readv", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
+    monkeypatch.setattr(os, "preadv", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
     guarded.publish_now("r/one", sealed(b"y"), verify=is_whole)
     with pytest.raises(TierError, match=r"read r/one in .*bad sector"):
         guarded.load("r/one")
