@@ -17,9 +17,9 @@ from cache_store.format.block import Block, BlockId
 from cache_store.format.file import (
     block_of,
     check_length,
+    prove_rest,
     proven_head,
     proven_parts,
-    prove_rest,
     tokens_of,
     unpack_into,
 )

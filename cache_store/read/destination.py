@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
@@ -39,10 +40,13 @@ class Destination(Protocol):
 
 
 class Lending:
-    """Lends a destination's memory until `end`."""
+    """Lends a destination's memory until `end`. `decoding` bounds how many threads of the process
+    decompress or copy at once: they take cores from whoever decodes.
+    """
 
-    def __init__(self, destination: Destination) -> None:
+    def __init__(self, destination: Destination, decoding: AbstractContextManager[object]) -> None:
         self.destination = destination
+        self.decoding = decoding
         self._changed = threading.Condition()
         self._n_writing = 0
         self._ended = False

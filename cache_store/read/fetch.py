@@ -49,6 +49,7 @@ class Fetch:
         self._lending = lending
         self._keeps = keeps
         self.placed = False
+        self.seconds = 0.0  # that the tier took
         self.id = id
         self.tier: GuardedTier | None = None
         self._staged: Staged | None = writer.borrow(id)
@@ -107,7 +108,7 @@ class Fetch:
         if arrived is None:
             self._stack.index.remove(self.id, tier.index)
             return None
-        self._loaded, self.placed = arrived.loaded, arrived.placed
+        self._loaded, self.placed, self.seconds = arrived.loaded, arrived.placed, arrived.loaded.seconds
         return arrived.block
 
 
@@ -184,7 +185,10 @@ def _load_into(tier: GuardedTier, id: BlockId, lending: Lending, keeps: bool) ->
         if loaded is None:
             return None
         try:
-            return _Arrived(decoder.block(loaded.data), loaded, bool(decoder.memory))
+            if decoder.memory:  # only the proof is left
+                return _Arrived(decoder.block(loaded.data), loaded, True)
+            with lending.decoding:
+                return _Arrived(decoder.block(loaded.data), loaded, bool(decoder.memory))
         except BaseException:
             loaded.free()
             raise

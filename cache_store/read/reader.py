@@ -11,6 +11,7 @@ Any thread; `consume` and all of a destination but its `memory` run on the calle
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -22,7 +23,7 @@ from cache_store.format.block import Block, BlockId
 from cache_store.index.walk import Hop
 from cache_store.read.destination import Destination, Lending
 from cache_store.read.fetch import Fetch
-from cache_store.read.read_ahead import ByteBudget, ReadAhead
+from cache_store.read.read_ahead import LOCAL_READS, ByteBudget, ReadAhead
 from cache_store.records import Fetched, Plan
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
@@ -43,6 +44,7 @@ class _Read:
     lending: Lending | None = None
     n_tokens: int = 0
     slowest: int = -1  # index of the slowest tier used; -1 for none
+    row_reads: dict[int, list[float]] = field(default_factory=dict)  # by tier index the seconds of each
     used: list[BlockId] = field(default_factory=list)
 
 
@@ -55,10 +57,11 @@ class Reader:
     promoter: TierCopier | None
     budget: ByteBudget
     reads_in_flight: int
+    decoding: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LOCAL_READS))
 
     def read(self, plan: Plan, consume: Consume, deadline_ns: int, destination: Destination | None = None) -> Fetched:
         began_ns = time.monotonic_ns()
-        read = _Read(plan, consume, deadline_ns, None if destination is None else Lending(destination))
+        read = _Read(plan, consume, deadline_ns, None if destination is None else Lending(destination, self.decoding))
         try:
             end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
         finally:
@@ -122,12 +125,21 @@ class Reader:
             is_whole = hop.n_use == hop.id.n_tokens and hop.id.start + hop.n_use <= n_tokens
             return Fetch(self.stack, self.writer, hop.id, None, read.lending if is_whole else None, self._promotes)
 
+        began_ns = time.monotonic_ns()
         with closing(ReadAhead(hops, self.stack, start, self.budget, self.reads_in_flight)) as ahead:
             for i, hop in enumerate(hops):
                 if not self._consume(read, ahead.next(), min(hop.n_use, n_tokens - hop.id.start)):
                     if not self.stack.index.has(hop.id):
                         self._disown([later.id for later in hops[i + 1 :]])
                     return
+        self._learn_overlap(read, (time.monotonic_ns() - began_ns) / 1e9)
+
+    def _learn_overlap(self, read: _Read, wall_s: float) -> None:
+        """From a series of reads of one tier."""
+        if len(read.row_reads) == 1:
+            ((index, seconds),) = read.row_reads.items()
+            if len(seconds) > 1:
+                self.stack.tiers[index].speed.observe_series(wall_s, sum(seconds))
 
     def _disown(self, ids: list[BlockId]) -> None:
         """What lies beyond a gap is not counted on any more: the next save hands all of it over
@@ -155,6 +167,8 @@ class Reader:
             read.lending.destination.received(fetch.id.start, n_use)
         else:
             read.consume(block, n_use)
+        if fetch.tier is not None:
+            read.row_reads.setdefault(fetch.tier.index, []).append(fetch.seconds)
         read.n_tokens = fetch.id.start + n_use
         self._use(read, fetch)
         return True

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 VOLATILE_LABELS = frozenset({"ram_file", "memory"})  # gone with the machine, or with the process
 _KEPT_BUFFERS = 6  # two readers, two hops ahead
-# local or not: latency in s, bytes per s; page cache and a plain object store
-_GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}
+# local or not: latency in s, bytes per s, overlap; page cache and a plain object store
+_GUESSES = {True: (0.0002, 2e9, 1.0), False: (0.05, 100e6, 0.25)}
 _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
 
 THRESHOLD = 3  # one failure is noise; three in a row is a file system that is gone
@@ -75,6 +75,7 @@ class Loaded:
     tier: GuardedTier
     data: memoryview
     buffer: ReadBuffer
+    seconds: float  # that reading it took
 
     def free(self) -> None:
         self.data = memoryview(b"")
@@ -190,9 +191,10 @@ class GuardedTier:
             self.give_back(buffer)
             return None
         n_bytes = data.nbytes + (0 if placer is None else sum(map(len, placer.memory)))
-        self.speed.observe(n_bytes, (time.monotonic_ns() - began_ns) / 1e9)
+        seconds = (time.monotonic_ns() - began_ns) / 1e9
+        self.speed.observe(n_bytes, seconds)
         self.count("read_bytes", n_bytes)
-        return Loaded(self, data, buffer)
+        return Loaded(self, data, buffer, seconds)
 
     def publish_now(self, name: str, data: memoryview, verify: Callable[[memoryview], bool] | None = None) -> None:
         """Nothing is written where an object is already that `verify` accepts."""
