@@ -50,7 +50,7 @@ from erllama.testing.random_shape import SHAPES
 HELD = "held"
 N_CTX = 16_384
 HELD_STEP_MS = 100
-OPEN_AT_ONCE = 50
+OPEN_AT_ONCE = 125
 SETTLE_S = 3.0
 
 
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each number")
     parser.add_argument("--idle", type=int_list, default=[0, 250, 500, 1000], help="streams that wait")
-    parser.add_argument("--keepalive-s", type=float, default=5.0)
+    parser.add_argument("--keepalive-s", type=float, default=2.0)
     parser.add_argument("--port", type=int, default=8210)
     args = parser.parse_args()
     figures, turns = Figures(), dict[int, list[dict[str, float]]]()

@@ -45,6 +45,7 @@ class RowsDecoder:
         self._lend = lend
         self._placed: _Placed | None = None
         self._digest = xxhash.xxh3_128()
+        self.seen: Callable[[memoryview], object] = self._digest.update  # see `Placer`
         self.memory: Sequence[memoryview] = ()
 
     def place(self, head: memoryview, n_bytes: int) -> int | None:
@@ -59,9 +60,6 @@ class RowsDecoder:
             return None
         self._placed = _Placed(header, seal, body_at)
         return start
-
-    def seen(self, piece: memoryview) -> None:
-        self._digest.update(piece)
 
     def block(self, data: memoryview) -> Block:
         """The object, proven. With `memory` its rows are there and not in the result. Raises like

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,8 +84,11 @@ class Placer(Protocol):
         or at its end. None: the object is wanted whole, as without a placer.
         """
 
-    def seen(self, piece: memoryview) -> None:
-        """A part of `memory` is filled; in order. Told at once: its bytes are in the core's cache."""
+    @property
+    def seen(self) -> Callable[[memoryview], object]:
+        """To be called with each part of `memory` that is filled, in order, and at once: its bytes are
+        in the core's cache.
+        """
 
 
 class Tier(Protocol):

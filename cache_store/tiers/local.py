@@ -43,8 +43,7 @@ from cache_store.tiers.base import (
 _RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # how some network file systems answer an fsync of a directory
 _HEAD_BYTES = 1 << 14  # what a `Placer` decides by
-# of a read that is placed: what stays in a core's cache until it was looked at, and half of that is
-# as fast
+# of a read that is placed: what stays in a core's cache until it was looked at
 _SLICE_BYTES = 1 << 18
 _MOST_PIECES = 512  # Linux takes 1024 for one read
 _ATTEMPTS = 5  # of a publish whose directory or temp file is removed under it
@@ -233,14 +232,14 @@ def _read_placed(descriptor: int, size: int, buffer: ReadBuffer, placer: Placer)
     head = buffer.take(min(size, _HEAD_BYTES))
     if _fill(descriptor, [head], 0) < len(head) or (start := placer.place(head, size)) is None:
         return None
-    at = start
+    at, seen = start, placer.seen
     for pieces in _slices(placer.memory):
         n_read = _fill(descriptor, pieces, at)
         at += n_read
         if n_read < sum(map(len, pieces)):
             return head[:start]
         for piece in pieces:
-            placer.seen(piece)
+            seen(piece)
     rest = bytearray(size - at)
     n_rest = _fill(descriptor, [memoryview(rest)], at)
     whole = buffer.take(start + n_rest)  # the memory that holds the head, or, if that is too small, new memory
@@ -251,17 +250,21 @@ def _read_placed(descriptor: int, size: int, buffer: ReadBuffer, placer: Placer)
 def _slices(memory: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     """The pieces in groups of about _SLICE_BYTES, large ones cut."""
     group: list[memoryview] = []
-    n_bytes = 0
+    n_left = _SLICE_BYTES
     for whole in memory:
-        for at in range(0, len(whole), _SLICE_BYTES):
-            piece = whole[at : at + _SLICE_BYTES]
-            if group and (n_bytes + len(piece) > _SLICE_BYTES or len(group) == _MOST_PIECES):
+        size = len(whole)
+        for piece in (whole,) if size <= _SLICE_BYTES else _cut(whole):
+            if group and (size > n_left or len(group) == _MOST_PIECES):
                 yield group
-                group, n_bytes = [], 0
+                group, n_left = [], _SLICE_BYTES
             group.append(piece)
-            n_bytes += len(piece)
+            n_left -= size
     if group:
         yield group
+
+
+def _cut(whole: memoryview) -> Iterator[memoryview]:
+    return (whole[at : at + _SLICE_BYTES] for at in range(0, len(whole), _SLICE_BYTES))
 
 
 def _fill(descriptor: int, views: list[memoryview], at: int) -> int:

@@ -203,12 +203,10 @@ class KvCodec:
 
     def columns(self, stream: Rows, n_cells: int) -> tuple[Rows, ...]:
         """Per column a view of its rows within a stream of the cache, in the order of the cells."""
-        places = zip(self.offsets(n_cells), self.layout.row_bytes, strict=True)
+        if self.cache is None:
+            return ()
+        places = zip(_by_layer(self.cache.offsets(n_cells), self.cache), self.layout.row_bytes, strict=True)
         return tuple(stream[at : at + n_cells * size].reshape(n_cells, size) for at, size in places)
-
-    def offsets(self, n_cells: int) -> tuple[int, ...]:
-        """Where the rows of each column begin within a stream of the cache."""
-        return () if self.cache is None else _by_layer(self.cache.offsets(n_cells), self.cache)
 
     @property
     def empty_streams_bytes(self) -> int:

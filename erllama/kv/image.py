@@ -58,7 +58,7 @@ class StateImage:
         self._filled = np.zeros(n_tokens, dtype=np.bool_)
         self._checkpoint_bytes = 0
         self._checkpoint_tokens = 0
-        self._offsets = codec.offsets(n_tokens)  # of the columns in the stream
+        self._columns: list[memoryview] | None = None
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
@@ -73,14 +73,15 @@ class StateImage:
         fits = start >= 0 and n_tokens > 0 and start + n_tokens <= self._n_tokens
         if not fits or tuple(columns) != layout.columns or tuple(row_bytes) != layout.row_bytes:
             return None
-        return [part.data for part in self._parts(start, n_tokens)]
+        lent = zip(self._lent(), row_bytes, strict=True)
+        return [column[start * size : (start + n_tokens) * size] for column, size in lent]
 
     def received(self, start: int, n_tokens: int) -> None:
         self._filled[start : start + n_tokens] = True
 
     def abandon(self) -> None:
         """Copies all of it: what is not received yet is written again or never used."""
-        self._buffer = self._whole().copy()
+        self._buffer, self._columns = self._whole().copy(), None
 
     def put_checkpoint(self, data: Rows) -> None:
         try:
@@ -111,7 +112,7 @@ class StateImage:
         return self._finish()
 
     def close(self) -> None:
-        buffer, self._buffer = self._buffer, None
+        buffer, self._buffer, self._columns = self._buffer, None, None
         if buffer is not None:
             self._pool.give(buffer)
 
@@ -122,13 +123,13 @@ class StateImage:
     def _stream(self) -> Rows:
         return self._whole()[HEAD.size + U32.size :]
 
-    def _parts(self, start: int, n_tokens: int) -> list[Rows]:
-        """Of each column, in the order of the layout, the bytes of these positions."""
-        stream, cache = self._stream(), self.codec.cache
-        if cache is None:
-            return []
-        places = zip(self._offsets, self.codec.layout.row_bytes, strict=True)
-        return [stream[at + start * size : at + (start + n_tokens) * size] for at, size in places]
+    def _lent(self) -> list[memoryview]:
+        """All of each column, in the order of the layout; made once, which two threads may both do."""
+        columns = self._columns
+        if columns is None:
+            of_rows = self.codec.columns(self._stream(), self._n_tokens)
+            columns = self._columns = [column.reshape(-1).data for column in of_rows]
+        return columns
 
     def _shrink(self, n_tokens: int) -> None:
         """Every target lies at or before its source and ends before the next source: ascending
@@ -144,8 +145,7 @@ class StateImage:
         base = self._whole().ctypes.data
         target, source = codec.checkpoint_at(n_tokens), codec.checkpoint_at(self._n_tokens)
         ctypes.memmove(base + target, base + source, self._checkpoint_bytes)
-        self._n_tokens = n_tokens
-        self._offsets = codec.offsets(n_tokens)
+        self._n_tokens, self._columns = n_tokens, None
 
     def _finish(self) -> Rows:
         """Write everything around rows and checkpoint."""

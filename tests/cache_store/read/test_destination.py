@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -178,8 +178,9 @@ class Slow:
             self._tier.go.wait(LONG_S)
         return start
 
-    def seen(self, piece: memoryview) -> None:
-        self._placer.seen(piece)
+    @property
+    def seen(self) -> Callable[[memoryview], object]:
+        return self._placer.seen
 
 
 def test_memory_that_a_hanging_read_may_still_write_to_is_given_up(tmp_path):
