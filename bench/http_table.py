@@ -134,7 +134,11 @@ class Waiting:
         self._open: list[tuple[Connection, asyncio.Task[Raw]]] = []
 
     async def grow_to(self, n: int) -> None:
-        """Open streams until there are `n`; back when the server has answered all of them."""
+        """Open streams until there are `n`; back when the server has answered all of them. The first one
+        holds the sequence.
+        """
+        if n and not self._open:
+            await self._begin(0)
         while len(self._open) < n:
             first = len(self._open)
             await asyncio.gather(*(self._begin(number) for number in range(first, min(first + OPEN_AT_ONCE, n))))
@@ -154,7 +158,10 @@ class Waiting:
         for connection, _ in self._open:
             connection.abort()
         ended = await asyncio.gather(*(task for _, task in self._open), return_exceptions=True)
-        assert all(isinstance(one, Truncated) for one in ended), "a stream ended by itself"
+        by_itself = [(n, one) for n, one in enumerate(ended) if not isinstance(one, Truncated)]
+        for number, one in by_itself[:3]:
+            say(f"stream {number}:", one.reads[-3:] if isinstance(one, Raw) else repr(one))
+        assert not by_itself, f"{len(by_itself)} streams ended by themselves"
         self._open.clear()
 
 
