@@ -179,7 +179,8 @@ class GenerationRequest:
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
-    many milliseconds after the first token is the last one. `salt` names whose KV this is:
+    many milliseconds after the first token is the last one. `prediction` is what the reply may be: where
+    it is, several tokens are computed in one decode. `salt` names whose KV this is:
     requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
     store should keep of the prompt, a hint.
     Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
@@ -211,6 +212,7 @@ class GenerationRequest:
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
+    prediction: tuple[int, ...] = ()
     join_key: str | None = None
     joins: bool = False
     keep_s: float = 0.0
@@ -253,6 +255,7 @@ class GenerationRequest:
         if self.session_id is not None:
             check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
+        _check_ids("prediction", "prediction", self.prediction)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
