@@ -14,6 +14,7 @@ RANGES = [
     ("n_batch", 32, 16_384),
     ("prefill_slice", 16, 16_384),
     ("max_queue", 0, 100_000),
+    ("long_prompt_tokens", 0, 16_777_216),
 ]
 WRONG = [
     ("path", ""),
