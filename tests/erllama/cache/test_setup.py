@@ -31,6 +31,7 @@ SAME = {
     "n_batch": 1024,
     "prefill_slice": 64,
     "max_queue": 1,
+    "long_prompt_tokens": 0,
     "stream_interval_ms": 0.0,
     "decode_budget_s": 0.0,
     "n_threads": 3,
