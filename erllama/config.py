@@ -32,6 +32,8 @@ class EngineConfig:
     prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their
         tokens take turns: a slice costs running streams its prefill time as a pause, so it trades
         their pace against the newcomer's time to first token.
+    idle_prefill: while no request runs or waits, compute the beginning of the next turn of a chat, as its
+        client will send it back.
     max_queue: requests that may wait; the next one is refused with `QueueFull`.
     stream_interval_ms: tokens of running replies leave together at this interval (the first and the
         last of a reply at once); 0: after every step. Each departure wakes half a dozen threads on
@@ -71,6 +73,7 @@ class EngineConfig:
     n_parallel: int = 4
     n_batch: int = 512
     prefill_slice: int = 256
+    idle_prefill: bool = True
     max_queue: int = 128
     stream_interval_ms: float = 50.0
     decode_budget_s: float = 120.0
@@ -114,7 +117,7 @@ class EngineConfig:
                 check_type(name, value, int, f"'auto' or at least {low}")
                 check_int(name, value, low)
         for name in (
-            *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
+            *("idle_prefill", "flash_attn", "use_mmap", "use_mlock", "deterministic"),
             *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning", "spm_infill"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")

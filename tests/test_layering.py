@@ -26,6 +26,7 @@ ORDER = {
             "grammar",
             "reasoning",
             "request",
+            "next_turn",
             "kv",
             "stats",
             "gguf",

@@ -22,6 +22,7 @@ from erllama.config import EngineConfig
 from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
+from erllama.engine.idle import IdlePrefill
 from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
 from erllama.engine.sessions import Sessions
 from erllama.engine.submission import check_request, new_sequence
@@ -66,6 +67,9 @@ class Engine:
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self.next_turns = IdlePrefill(
+            backend, self._flow, self._context, config, adapters=self.adapters.snapshot, root_of=self._root_of
+        )
         self.sessions = Sessions()
         self._counts = Counters()
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
@@ -87,10 +91,11 @@ class Engine:
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
+        busy = bool(plan) or (self.idle and self.next_turns.step())
         self.adapters.collect()
         self._publish()
         self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
-        return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
+        return busy or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
         """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
@@ -108,6 +113,7 @@ class Engine:
             return
         self._sequences[request.request_id] = sequence
         self._admission.enqueue(sequence)
+        self.next_turns.arrived(sequence)
         if request.resumed:
             self._end_if_complete(sequence)
 
