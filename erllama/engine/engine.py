@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from copy import copy
 
 from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
@@ -25,11 +24,12 @@ from erllama.engine.context import ContextOwner
 from erllama.engine.idle import IdlePrefill
 from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
 from erllama.engine.sessions import Sessions
+from erllama.engine.snapshot import take_snapshot
 from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Failed
 from erllama.request import GenerationRequest
-from erllama.sequence.machine import State, Step, model_status
+from erllama.sequence.machine import State, Step
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
 from erllama.stats import AdapterSet, CacheCounters, Counters, EngineStats, EvictResult
@@ -371,28 +371,8 @@ class Engine:
         self._outbox.deliver_due(idle=not self._sequences)
 
     def _snapshot(self) -> EngineStats:
-        running = self._admission.running
-        states = [s.state for s in running]
-        n_generating = states.count(State.GENERATING)
-        return EngineStats(
-            n_parallel=self._admission.n_parallel,
-            n_free_seq_ids=self._admission.n_free,
-            status=model_status(states),
-            n_queued=len(self._admission.waiting),
-            n_prefilling=len(states) - n_generating,
-            n_generating=n_generating,
-            last_cache_hit=self._last_cache_hit,
-            kv_tokens=sum(s.n_kv for s in running),
-            idle_kv_tokens=self._flow.live.n_tokens,
-            has_context=self._backend.has_context,
-            weights_loaded=self._backend.weights_loaded,
-            kv_bytes=self._backend.kv_bytes,
-            sessions=len(self.sessions),
-            adapters=self.adapters.list(),
-            running=tuple([sequence.info() for sequence in running]),
-            counts=copy(self._counts),
-            cache=self._flow.counts.snapshot(),
-            causes={} if self._flow.prompt_log is None else self._flow.prompt_log.causes,
+        return take_snapshot(
+            self._backend, self._admission, self._flow, self.sessions, self.adapters, self._counts, self._last_cache_hit
         )
 
     def check_integrity(self) -> None:
