@@ -240,7 +240,7 @@ def _follow_up(
         normal = _normal(longer, prompts, noise.unseen())
         return prompts.render_chat(normal.messages, normal.tools or None, ask.variables).prompt.tokens
 
-    return FollowUp(chat.prompt, ask.messages, splitter, render)
+    return FollowUp(chat.prompt, ask.messages, splitter, render, prompts.reply_piece)
 
 
 def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:

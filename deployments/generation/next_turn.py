@@ -36,13 +36,15 @@ _TEXTS = ("?", "1")  # which no text of a user or a tool has in common
 @dataclass(frozen=True, slots=True)
 class FollowUp:
     """What comes after the reply to `prompt`, of which the conversation is `messages`. `splitter` makes
-    what cuts a reply's text. `render` may take as long as the prompt did.
+    what cuts a reply's text. `render` may take as long as the prompt did. `piece_of` gives the bytes of a
+    token, b"" for one that no text runs into.
     """
 
     prompt: Prompt
     messages: Sequence[Message]
     splitter: Callable[[], ReplySplitter | None]
     render: Render
+    piece_of: Callable[[int], bytes]
 
     def turn(self, request_id: str, reply: Completion) -> NextTurn | None:
         """None where nothing is known beyond what the request has computed, or where the reply was cut
@@ -56,11 +58,21 @@ class FollowUp:
         ways = [replied(said, reasoning=tells) for tells in self._tells_reasoning(said)]
         prompts = [self.render([*way, *follow(said, text)]) for way in ways for text in _TEXTS]
         known = reduce(lambda one, other: one[: n_common(one, other)], prompts)
+        known = known[: self._n_settled(known)]
         answered = (*self.prompt.tokens, *reply.tokens)
         if len(known) <= (n_kept := n_common(known, answered)):
             return None
         n_kept = min(n_kept, len(answered) - 1)  # the KV of the last token need not be there
         return NextTurn(request_id, tuple(known), n_kept) if n_kept else None
+
+    def _n_settled(self, known: Sequence[int]) -> int:
+        """Without those that may become one token with the beginning of a text: white space, else a piece
+        of text.
+        """
+        n = len(known)
+        while n and self.piece_of(known[n - 1]).isspace():
+            n -= 1
+        return n - 1 if n and n == len(known) and self.piece_of(known[n - 1]) else n
 
     def _said(self, reply: Completion) -> SplitReply:
         splitter = self.splitter()
