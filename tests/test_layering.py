@@ -25,6 +25,7 @@ ORDER = {
             "events",
             "grammar",
             "reasoning",
+            "session_name",
             "request",
             "next_turn",
             "kv",

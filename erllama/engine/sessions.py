@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
-from erllama.request import shown_session
+from erllama.session_name import shown_session
 
 MAX_SESSIONS = 4096  # transcripts cost 4 bytes a token in arrays and some 30 here; the oldest go first
 
