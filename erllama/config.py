@@ -33,6 +33,8 @@ class EngineConfig:
     prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their
         tokens take turns: a slice costs running streams its prefill time as a pause, so it trades
         their pace against the newcomer's time to first token.
+    idle_prefill: while no request runs or waits, compute the beginning of the next turn of a chat, as its
+        client will send it back.
     max_queue: requests that may wait; the next one is refused with `QueueFull`. A tenant with a name
         may have three quarters of them, beside the `n_parallel` that run.
     long_prompt_tokens: prompts of which more tokens have to be computed never hold all sequence ids:
@@ -80,6 +82,7 @@ class EngineConfig:
     n_parallel: int = 4
     n_batch: int = 512
     prefill_slice: int = 256
+    idle_prefill: bool = True
     max_queue: int = 128
     long_prompt_tokens: int = 4096
     stream_interval_ms: float = 50.0
@@ -126,7 +129,7 @@ class EngineConfig:
                 check_type(name, value, int, f"'auto' or at least {low}")
                 check_int(name, value, low)
         for name in (
-            *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
+            *("idle_prefill", "flash_attn", "use_mmap", "use_mlock", "deterministic"),
             *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning", "spm_infill"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")

@@ -20,6 +20,7 @@ from deployments.access.tenant import ANONYMOUS, Tenant
 from deployments.http.ports import ModelPort, RecordedReply
 from erllama.errors import ErllamaError, InvalidParameter, RequestError
 from erllama.events import Event, Failed, Tokens
+from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo
 
@@ -95,6 +96,10 @@ class TenantClient:
 
     async def cancel(self, ref: str) -> object:
         return await self._client.cancel(ref)
+
+    async def expect(self, turn: NextTurn) -> None:
+        """As `ModelPort.expect`. Nobody asked for it, so that it counts for no limit."""
+        await self._client.expect(replace(turn, salt=self.tenant.salt))
 
     def _bounded(
         self, lists: AsyncGenerator[list[Event], None], request: GenerationRequest

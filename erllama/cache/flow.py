@@ -39,8 +39,7 @@ _WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
 
 class CacheFlow:
     """Lookup, restore and save for one engine. Without a store, which is `reader` and `saver`,
-    prefixes are shared within the context only.
-    """
+    prefixes are shared within the context only."""
 
     def __init__(
         self,
@@ -94,7 +93,8 @@ class CacheFlow:
 
     def _take_live(self, sequence: Sequence, choice: Choice) -> None:
         target, source, n = choice.seq_id, choice.source, choice.n_tokens
-        held = self._take_held(target)
+        self.counts.idle_used_tokens += self.live.note_taken_over(source, n)
+        held = self._take_held(target, goes_on=source == target)
         if source == target and held is not None:
             done = n == held.n_tokens or self._backend.cut(target, n)
         else:
@@ -282,6 +282,7 @@ class CacheFlow:
             stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
             save_due=self._saver is not None and sequence.n_kv >= self._policy.min_tokens,
             salt=sequence.request.salt,
+            request_id=sequence.request.request_id,
         )
         self.live.keep(seq_id, held)
 
@@ -301,7 +302,7 @@ class CacheFlow:
                 self._saver.progress(sequence)
         for held in self.live.held.values():
             if held.save_due:
-                self._save_held(held, SaveReason.FINISH)
+                self.save_held(held, SaveReason.FINISH)
         # once the store has what they computed: others look for it when a claim is gone
         ended, self._ended = self._ended, []
         for job in ended:
@@ -309,8 +310,7 @@ class CacheFlow:
 
     def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
         """Hand everything in the context that is worth it to the store. `waits`: for room in its
-        queue, within the policy's bound.
-        """
+        queue, within the policy's bound."""
         if self._saver is None or not self._backend.has_context:
             return
         self.save_due()
@@ -320,23 +320,25 @@ class CacheFlow:
             return max(0.0, give_up - time.monotonic())
 
         for held in self.live.held.values():
-            self._save_held(held, reason, left_s())
+            self.save_held(held, reason, left_s())
         for sequence in running:
             if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
                 self._saver.save(sequence.id, sequence.kv, sequence.n_kv, reason, wait_s=left_s())
 
-    def _save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
-        held.save_due = False
+    def save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
+        """Hand idle KV to the store, if it is worth it."""
+        held.save_due = held.idle_unsaved = False
         if self._saver is None or held.n_tokens < self._policy.min_tokens:
             return
         logits = held.prompt_logits if held.stores_logits else None
         self._saver.save(held.seq_id, held.chain, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
-    def _take_held(self, seq_id: int) -> Held | None:
-        """Forget what an idle id holds, for it will change; a save that is due comes first."""
+    def _take_held(self, seq_id: int, *, goes_on: bool = False) -> Held | None:
+        """Forget what an idle id holds, for it will change; a save that is due comes first. Who `goes_on`
+        from it saves at its end what was computed in idle time."""
         held = self.live.take(seq_id)
-        if held is not None and held.save_due:
-            self._save_held(held, SaveReason.FINISH)
+        if held is not None and (held.save_due or (held.idle_save_due and not goes_on)):
+            self.save_held(held, SaveReason.FINISH if held.save_due else SaveReason.IDLE)
         return held
 
     # --- the rest ---------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
 from erllama.engine.generation import Generation
+from erllama.engine.idle import IdlePrefill
 from erllama.engine.prefill_order import PrefillOrder
 from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
@@ -70,6 +71,9 @@ class Engine:
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self.next_turns = IdlePrefill(
+            backend, self._flow, self._context, config, adapters=self.adapters.snapshot, root_of=self._root_of
+        )
         self.sessions = Sessions()
         self._speculator = Speculator(backend, config.speculation, config.n_batch, self.sessions.texts_beside)
         self._counts = Counters()
@@ -94,10 +98,11 @@ class Engine:
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
+        busy = bool(plan) or (self.idle and self.next_turns.step())
         self.adapters.collect()
         self._publish()
         self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
-        return bool(plan) or self._flow.can_go_on or self._admission.next is not None
+        return busy or self._flow.can_go_on or self._admission.next is not None
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
         """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
@@ -116,6 +121,7 @@ class Engine:
         self._sequences[request.request_id] = sequence
         sequence.n_missing = self._flow.live.missing(sequence.given, self._admission.running)
         self._admission.enqueue(sequence)
+        self.next_turns.arrived(sequence)
         if request.resumed:
             self._generation.end_if_complete(sequence)
 

@@ -22,6 +22,7 @@ from erllama.engine.engine import Engine
 from erllama.engine.reply_events import Deliver
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import Done, Event, Failed
+from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats
 from erllama.stream import InferStream
@@ -116,6 +117,10 @@ class EngineLoop:
     def cancel(self, request_id: str) -> None:
         """End a request at its next token boundary. Returns at once; unknown ids are fine."""
         self._post(lambda: self._engine.cancel(request_id))
+
+    def expect(self, turn: NextTurn) -> None:
+        """See `IdlePrefill.expect`. Returns at once; it counts as no request and no use."""
+        self._post(lambda: self._engine.next_turns.expect(turn))
 
     def wake(self) -> None:
         """Make the thread step once more. Returns at once; a stopped engine is fine."""
