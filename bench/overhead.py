@@ -251,7 +251,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as directory:
         path = Path(directory, "vocab.gguf")
         write_random_model(path, SHAPES["tiny-qwen2"])
-        models = [{"id": model_id(step), "path": str(path), "n_ctx": N_CTX, "n_parallel": 64} for step in args.step_ms]
+        models = [
+            {"id": model_id(step), "path": str(path), "n_ctx": N_CTX, "n_parallel": 64, "speculation": "off"}
+            for step in args.step_ms
+        ]
         app_args = {"models": models, "step_ms": {model_id(step): step for step in args.step_ms}}
         for mode in ("default", "tuned") if args.mode == "both" else (args.mode,):
             with Ours(app_args, port=args.port, tuned=mode == "tuned", import_path="overhead_app:build_app") as server:

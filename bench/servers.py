@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,16 +186,26 @@ class Peer(Server):
     kind = "peer"
 
     def __init__(
-        self, binary: str, model: str, *, threads: int, slots: int, n_ctx: int, port: int, slot_dir: str | None = None
+        self,
+        binary: str,
+        model: str,
+        *,
+        threads: int,
+        slots: int,
+        n_ctx: int,
+        port: int,
+        slot_dir: str | None = None,
+        kv: str = "f16",
+        more: Sequence[str] = (),
     ) -> None:
         flags = {
             "-m": model, "--host": HOST, "--port": str(port), "-t": str(threads), "-tb": str(threads), "-np": str(slots),
-            "-c": str(n_ctx * slots), "-fa": "on", "-ctk": "f16", "-ctv": "f16", "-ngl": "0", "-fit": "off", "-cram": "0",
+            "-c": str(n_ctx * slots), "-fa": "on", "-ctk": kv, "-ctv": kv, "-ngl": "0", "-fit": "off", "-cram": "0",
         }  # fmt: skip
         switches = ["-no-kvu", "--no-context-shift", "--no-ui", "--offline", "--log-disable"]
         cache = ["--no-cache-prompt"] if slot_dir is None else ["--slot-save-path", slot_dir]
         super().__init__(
-            [binary, *(part for pair in flags.items() for part in pair), *switches, *cache], os.environ, port
+            [binary, *(part for pair in flags.items() for part in pair), *switches, *cache, *more], os.environ, port
         )
 
     def slot(self, action: str, filename: str, slot: int = 0) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -60,6 +61,7 @@ def write_random_model(
     chat_template: str | None = None,
     file_type: str = "Q4_0",
     seed: int = 0,
+    counts: bool = False,
 ) -> None:
     """Write a generative model. `vocab` is a GGUF whose tokenizer is copied, with
     `added` tokens and another `chat_template`; None makes a small synthetic one.
@@ -67,7 +69,13 @@ def write_random_model(
     Norms, biases and convolutions stay F32, as llama-quantize leaves them; so does the choice of
     Q8_0 for the embedding of a Q4_0 file (llama-quantize takes Q6_K where the width allows it, Q8_0
     otherwise).
+
+    One that `counts` costs what a random one does, and follows each token with that of the next id: its
+    layers change next to nothing, and its output is its embedding, moved by one. So a prompt can hold,
+    or not hold, what the reply will be.
     """
+    if counts:
+        shape = replace(shape, tied=False)
     writer = _writer(path, shape.arch, f"random {shape.arch} seed {seed}")
     if shape.ranks:
         writer.add_chat_template([{"name": "rerank", "template": RERANK_TEMPLATE}])
@@ -79,7 +87,8 @@ def write_random_model(
     writer.add_vocab_size(n_vocab)
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(2)
-    _write(writer, [(spec, _tensor_type(spec, file_type)) for spec in tensor_specs(shape, n_vocab)], seed)
+    specs = [_counting(spec) if counts else spec for spec in tensor_specs(shape, n_vocab)]
+    _write(writer, [(spec, _tensor_type(spec, file_type)) for spec in specs], seed)
 
 
 def write_random_encoder(path: str | Path, seed: int = 0, *, n_labels: int = 0) -> None:
@@ -171,6 +180,13 @@ def _lora_specs(base: GgufHeader, rank: int) -> list[TensorSpec]:
     return specs
 
 
+def _counting(spec: TensorSpec) -> TensorSpec:
+    """The tensor of a model that counts."""
+    if spec.name.endswith((".attn_output.weight", ".ffn_down.weight")):
+        return replace(spec, spread=1e-3 * spec.spread)
+    return replace(spec, moved_from="token_embd.weight") if spec.name == "output.weight" else spec
+
+
 def _tensor_type(spec: TensorSpec, file_type: str) -> GGMLQuantizationType:
     if not spec.matrix:
         return GGMLQuantizationType.F32
@@ -202,7 +218,7 @@ def _write(writer: GGUFWriter, plan: Sequence[tuple[TensorSpec, GGMLQuantization
 
 
 def _draw(spec: TensorSpec, kind: GGMLQuantizationType, seed: int) -> np.ndarray[Any, Any]:
-    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    rng = np.random.default_rng([seed, zlib.crc32((spec.moved_from or spec.name).encode())])
     rows, width = math.prod(spec.shape[:-1]), spec.shape[-1]
     step = max(1, CHUNK_ELEMENTS // width)
     pieces = []
@@ -211,7 +227,8 @@ def _draw(spec: TensorSpec, kind: GGMLQuantizationType, seed: int) -> np.ndarray
         values *= np.float32(spec.spread)
         values += np.float32(spec.centre)
         pieces.append(quantize(values, kind))
-    return np.concatenate(pieces)
+    whole = np.concatenate(pieces)
+    return np.roll(whole, 1, axis=0) if spec.moved_from else whole
 
 
 def main(
@@ -222,13 +239,14 @@ def main(
     ] = None,
     file_type: Annotated[str, typer.Option("--type", help=f"One of {', '.join(FILE_TYPES)}.")] = "Q4_0",
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    counts: Annotated[bool, typer.Option(help="Follow each token with that of the next id.")] = False,
 ) -> None:
     """Write a GGUF model with random weights."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("gguf").setLevel(logging.WARNING)
     if shape not in SHAPES or file_type not in FILE_TYPES:
         raise typer.BadParameter(f"shape must be one of {', '.join(SHAPES)} and type one of {', '.join(FILE_TYPES)}")
-    write_random_model(out, SHAPES[shape], vocab=vocab, file_type=file_type, seed=seed)
+    write_random_model(out, SHAPES[shape], vocab=vocab, file_type=file_type, seed=seed, counts=counts)
 
 
 if __name__ == "__main__":

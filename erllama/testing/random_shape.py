@@ -87,7 +87,7 @@ SHAPES = {
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor: `shape` in numpy's order (ggml's reversed), filled with `centre` + `spread` *
-    N(0, 1). `matrix`: may be quantised.
+    N(0, 1). `matrix`: may be quantised. With `moved_from` it has the rows of that tensor, each one further.
     """
 
     name: str
@@ -95,6 +95,7 @@ class TensorSpec:
     spread: float
     centre: float = 0.0
     matrix: bool = False
+    moved_from: str = ""
 
 
 def norm(name: str, width: int) -> TensorSpec:

@@ -34,8 +34,12 @@ class SpeakingBackend(StubBackend):
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
         time.sleep(STEP_S + sum(row.n_tokens for row in plan.rows) / PREFILL_TOKENS_PER_S)
         found = super().decode(plan)
-        rows = zip(plan.rows, found, strict=True)
-        return [tuple(_only(next_token(bytes(self.kv[row.seq_id]))) for _ in logits) for row, logits in rows]
+        return [self._said(self.kv[row.seq_id], len(logits)) for row, logits in zip(plan.rows, found, strict=True)]
+
+    def _said(self, tokens: list[int], n_logits: int) -> tuple[Logits, ...]:
+        """The logits after the last `n_logits` tokens."""
+        ends = range(len(tokens) - n_logits + 1, len(tokens) + 1)
+        return tuple(_only(next_token(bytes(tokens[:end]))) for end in ends)
 
 
 def next_token(text: bytes) -> int:
