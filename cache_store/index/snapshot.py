@@ -30,7 +30,7 @@ import xxhash
 from cache_store.errors import StoreError
 from cache_store.format.block import BlockId, Kind
 from cache_store.index.index import IndexRow, is_plausible
-from cache_store.index.radix import KEY_BYTES, key_of
+from cache_store.index.nodes import KEY_BYTES, key_of
 
 MAGIC = b"KVINDEX1"
 _HEAD = len(MAGIC) + 16

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
-from cache_store.index import radix as index_graph
+from cache_store.index import hot_tokens
 from cache_store.index.index import Index, IndexRow, StoredObject
 from cache_store.index.walk import MAX_UNKNOWN, Hop, Path
 
@@ -281,8 +281,8 @@ def test_a_node_with_ten_thousand_children_is_not_scanned(monkeypatch: pytest.Mo
         id = BlockId(ROOT, Kind.ROWS, key_of(system), key_of((*system, *suffix)), 300, 100)
         index.add(id, 0, 1, array(suffix))
     index.check_integrity()
-    compared, n_common = [], index_graph.n_common
-    monkeypatch.setattr(index_graph, "n_common", lambda a, b: compared.append(1) or n_common(a, b))
+    compared, n_common = [], hot_tokens.n_common
+    monkeypatch.setattr(hot_tokens, "n_common", lambda a, b: compared.append(1) or n_common(a, b))
     for trial in range(20):
         prompt = tuple(int(token) for token in generator.integers(0, 3, 100)) if trial % 2 else suffixes[trial * 17]
         shared = max(
