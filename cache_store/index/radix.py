@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.crowd import Crowd, Entries
-from cache_store.index.hot_tokens import UNKNOWN, HotTokens, fingerprint, most_in_common
+from cache_store.index.hot_tokens import TOKEN_BYTES, UNKNOWN, HotTokens, fingerprint, most_in_common
 from cache_store.index.nodes import LOOSE, NONE, NodeTable
 
 MAX_BYTES = (1 << 48) - 2  # of an object
@@ -209,27 +209,45 @@ class Graph:
 
     # --- prompts ----------------------------------------------------------------------------------
 
-    def whole(self, node: int, chain: TokenChain, depth: int, window: bytes) -> Iterator[int]:
+    def whole(self, node: int, chain: TokenChain, depth: int, window: bytes) -> list[int]:
         """The objects at a node that are the prompt's next tokens, `window`: named by its key at their
         end, and not known to have other tokens.
         """
-        for item in self._named(node, chain, depth):
-            tokens = self.tokens.get(item)
-            if tokens is None or window.startswith(tokens):
-                yield item
+        only = self.nodes.children[node]
+        if only == NONE:
+            return []
+        if only != _CROWD and self._next_child[only] == NONE:  # as at most nodes: its fingerprint would save little
+            return [only] if self._is_whole(only, chain, depth, window) else []
+        wanted = fingerprint(window)
+        return [
+            item
+            for item in self._perhaps_whole(node, chain, depth, wanted)
+            if (self.first[item] == wanted or most_in_common(self.first[item], wanted) is None)
+            and self._is_whole(item, chain, depth, window)
+        ]
 
-    def _named(self, node: int, chain: TokenChain, depth: int) -> Iterator[int]:
-        longest = len(chain) - depth
-        if self.nodes.children[node] == _CROWD:
-            for n_tokens in self._crowds[node].of_lengths(min(longest, BLOCK_TOKENS)):
-                child = self.node_at(chain, depth + n_tokens)
-                if child != NONE:
-                    yield from (item for item in self.into(child) if self.parent[item] == node)
-            return
-        for item in self.children(node):
-            end = depth + self.n_tokens[item]
-            if end <= len(chain) and self.nodes.has_key(self.child[item], bytes.fromhex(chain.key_at(end))):
-                yield item
+    def _is_whole(self, item: int, chain: TokenChain, depth: int, window: bytes) -> bool:
+        n_tokens = self.n_tokens[item]
+        if n_tokens * TOKEN_BYTES > len(window):
+            return False
+        tokens = self.tokens.get(item)
+        if tokens is not None and not window.startswith(tokens):
+            return False
+        return self.nodes.has_key(self.child[item], bytes.fromhex(chain.key_at(depth + n_tokens)))
+
+    def _perhaps_whole(self, node: int, chain: TokenChain, depth: int, wanted: int) -> Iterator[int]:
+        if self.nodes.children[node] != _CROWD:
+            return self.children(node)
+        short = wanted >> 16 << 16  # as objects have it that are shorter than what the rest of a fingerprint is of
+        ranges = [(first, first + 1) for first in {wanted, short, UNKNOWN}]
+        found = list(islice(self._of_crowd(node, ranges), _LOOKED_AT + 1))
+        return iter(found) if len(found) <= _LOOKED_AT else self._of_every_length(node, chain, depth)
+
+    def _of_every_length(self, node: int, chain: TokenChain, depth: int) -> Iterator[int]:
+        for n_tokens in self._crowds[node].of_lengths(min(len(chain) - depth, BLOCK_TOKENS)):
+            child = self.node_at(chain, depth + n_tokens)
+            if child != NONE:
+                yield from (item for item in self.into(child) if self.parent[item] == node)
 
     def unread(self, node: int, window: bytes) -> Iterator[tuple[int, int]]:
         """(an object at a node whose tokens are not known, how many of `window` it may share without
@@ -246,15 +264,17 @@ class Graph:
     def _likely(self, node: int, wanted: int) -> Iterator[int]:
         if self.nodes.children[node] != _CROWD:
             return self.children(node)
-        crowd, same_first = self._crowds[node], wanted >> 16 << 16
+        same_first = wanted >> 16 << 16
         ranges = [(wanted, wanted + 1), (UNKNOWN, UNKNOWN + 1), (same_first, same_first + (1 << 16))]
-        found = (
-            item
-            for low, high in ranges
-            for first, item in islice(crowd.between(low, high), _LOOKED_AT)
-            if self.kind[item] == ROWS and self.parent[item] == node and self.first[item] == first
-        )
+        found = (item for limits in ranges for item in islice(self._of_crowd(node, [limits]), _LOOKED_AT))
         return iter(dict.fromkeys(found))
+
+    def _of_crowd(self, node: int, ranges: list[tuple[int, int]]) -> Iterator[int]:
+        """Those of a crowd whose fingerprint lies in one of `ranges`; some may come twice."""
+        for low, high in ranges:
+            for first, item in self._crowds[node].between(low, high):
+                if self.parent[item] == node and self.first[item] == first:
+                    yield item
 
     def block_until(self, node: int) -> tuple[int, bytes] | None:
         """The node at which the block of `node` begins, and the tokens from there to `node`; None where

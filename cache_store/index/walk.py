@@ -21,6 +21,7 @@ from cache_store.index.radix import Graph
 
 MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
 MAX_BRANCH = 1024  # tokens of a stored prefix behind the point where a prompt leaves it
+_FOLLOWED_FAR = 2 * BLOCK_TOKENS
 _MAX_LOOKED_AT = 64  # edges of one node: there may be ten thousand
 
 
@@ -49,16 +50,17 @@ class Path:
     def __init__(self, graph: Graph, chain: TokenChain) -> None:
         """The caller holds the lock of whoever owns `graph`."""
         self._chain = chain
+        stream = chain.ids.astype(">u4").tobytes()
         # per length that of the last edge of the shortest way to it (0 at the root), and that way's
         # number of edges
         self._reached: dict[int, tuple[int, int]] = {}
         self._part: BlockId | None = None  # it shares its first tokens, and goes further than every node
-        nodes = self._walk(graph)
+        nodes = self._walk(graph, stream)
         self.n_whole = max(self._reached, default=0)
-        self.n_tokens = self._take_part(graph, nodes)
+        self.n_tokens = self._take_part(graph, nodes, stream)
         with_end = (depth for depth in sorted(nodes) if graph.nodes.end[nodes[depth]] != NONE)
         self.ends = tuple(BlockId.of_end(chain.prefix(depth)) for depth in with_end)
-        self.unknown = tuple(graph.id_of(item) for item in self._unknown_beyond(graph, nodes))
+        self.unknown = tuple(graph.id_of(item) for item in self._unknown_beyond(graph, nodes, stream))
 
     def __repr__(self) -> str:
         return f"<Path of {self.n_tokens} tokens, {self.n_whole} in whole objects, {len(self.ends)} ends>"
@@ -104,7 +106,7 @@ class Path:
             found, node = found + (graph.tokens.get(edge) or b""), graph.child[edge]
         return found[: MAX_BRANCH * TOKEN_BYTES]
 
-    def _walk(self, graph: Graph) -> dict[int, int]:
+    def _walk(self, graph: Graph, stream: bytes) -> dict[int, int]:
         """Fill `_reached`; the node of each length."""
         if (root := graph.node_at(self._chain, 0)) == NONE:
             return {}
@@ -112,8 +114,10 @@ class Path:
         nodes, todo = {0: root}, [0]
         while todo:
             depth = heappop(todo)
+            if depth == _FOLLOWED_FAR:  # all keys in one pass cost less than one at a time
+                self._chain.block_keys()
             n_hops = self._reached[depth][1] + 1
-            for edge in graph.whole(nodes[depth], self._chain, depth, self._window(depth)):
+            for edge in graph.whole(nodes[depth], self._chain, depth, _window(stream, depth)):
                 n_tokens = graph.n_tokens[edge]
                 end = depth + n_tokens
                 if end not in nodes:
@@ -123,12 +127,12 @@ class Path:
                     self._reached[end] = (n_tokens, n_hops)
         return nodes
 
-    def _take_part(self, graph: Graph, nodes: dict[int, int]) -> int:
+    def _take_part(self, graph: Graph, nodes: dict[int, int], stream: bytes) -> int:
         """Fill `_part`; the length of the prefix."""
         best, n_best = None, self.n_whole
         for depth, node in nodes.items():
             if depth + BLOCK_TOKENS > n_best:
-                part, n_part = graph.tokens.part(node, self._window(depth))
+                part, n_part = graph.tokens.part(node, _window(stream, depth))
                 if part is not None and depth + n_part > n_best:
                     best, n_best = part, depth + n_part
         if best is not None:
@@ -136,21 +140,22 @@ class Path:
             self._part = graph.id_of(best)
         return n_best
 
-    def _window(self, depth: int) -> bytes:
-        """The tokens of a prompt that an edge from there may have."""
-        return self._chain.ids[depth : depth + BLOCK_TOKENS].astype(">u4").tobytes()
-
-    def _unknown_beyond(self, graph: Graph, nodes: dict[int, int]) -> list[int]:
+    def _unknown_beyond(self, graph: Graph, nodes: dict[int, int], stream: bytes) -> list[int]:
         """Edges that might go further than the walk did, if only their tokens were known."""
         n_prompt, found = len(self._chain), list[tuple[int, int]]()
         for depth, node in nodes.items():
             if self.n_tokens < min(depth + BLOCK_TOKENS - 1, n_prompt):
-                for edge, at_most in graph.unread(node, self._window(depth)):
+                for edge, at_most in graph.unread(node, _window(stream, depth)):
                     # An edge that fits into the prompt and was not followed differs somewhere, so it
                     # shares less than all its tokens.
                     if (upto := min(depth + at_most, n_prompt)) > self.n_tokens:
                         found.append((-upto, edge))
         return [edge for _, edge in sorted(found)[:MAX_UNKNOWN]]
+
+
+def _window(stream: bytes, depth: int) -> bytes:
+    """The tokens of a prompt that an edge from there may have."""
+    return stream[depth * TOKEN_BYTES : (depth + BLOCK_TOKENS) * TOKEN_BYTES]
 
 
 def way_back(graph: Graph, node: int) -> list[BlockId]:
