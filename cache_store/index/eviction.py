@@ -81,6 +81,10 @@ class EvictionQueue:
         """It has left the tier: its number may become another object's."""
         self._scores.pop(item, None)
 
+    def reset(self) -> None:
+        """Forget what is queued: many objects came at once, and the next scan finds the worst."""
+        self._heap, self._scores, self._below = [], {}, _NOBODY
+
     def may_go(self, item: int) -> bool:
         """Whether nobody needs it in this tier."""
         return self._graph.is_in(item, self._tier_index) and self._now.is_leaf(item) and not self._is_pinned(item)
@@ -141,7 +145,7 @@ class EvictionQueue:
 
     def _put_back(self, popped: Collection[int]) -> None:
         if len(popped) > 2 * self._n_wanted():
-            self._heap, self._scores, self._below = [], {}, _NOBODY
+            self.reset()
         else:
             self.push_all(popped)
 

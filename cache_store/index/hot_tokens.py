@@ -77,6 +77,11 @@ class HotTokens:
         """What all of it takes, about."""
         return self._n_bytes
 
+    @property
+    def has_room(self) -> bool:
+        """Whether something can be kept without anything else being dropped."""
+        return self._n_bytes < self._max_bytes
+
     def get(self, edge: int) -> bytes | None:
         return self._tokens.get(edge)
 

@@ -28,15 +28,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BlockId, Kind
+from cache_store.format.block import BlockId
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain
-from cache_store.index import frecency
+from cache_store.index import bulk, frecency
+from cache_store.index.columns import Columns, IndexRow
 from cache_store.index.eviction import EvictionQueue
-from cache_store.index.hot_tokens import TOKEN_BYTES
 from cache_store.index.nodes import NONE
-from cache_store.index.radix import END, FREE, MAX_BYTES, MAX_USES, ROWS, Graph, fits_graph
+from cache_store.index.radix import END, FREE, MAX_BYTES, MAX_USES, ROWS, Graph
 from cache_store.index.walk import Path, way_back
 
+_BATCH = 65_536  # objects
 TOKENS_KEPT = 32 << 20  # bytes: of 25 000 whole blocks
 
 
@@ -47,30 +48,6 @@ class StoredObject:
     id: BlockId
     tier_indices: tuple[int, ...]
     n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexRow:
-    """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not
-    known.
-
-    `hits` does not count the creation. `last_used_s` (unix) is the moment at which creation and
-    hits at once would score what they do: of an object without hits the time of its creation, of
-    others never later than the last hit.
-    """
-
-    id: BlockId
-    n_bytes: int
-    tokens: bytes | None
-    hits: int
-    last_used_s: float
-
-
-def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
-    """Whether a save of ours makes such an object: only what can be deleted again is believed."""
-    if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
-        return False
-    return n_bytes <= MAX_BYTES and (fits_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
 
 
 class Index:
@@ -110,6 +87,16 @@ class Index:
         for n_loaded, row in enumerate(rows, 1):  # noqa: B007
             with self._lock:
                 self._put(row.id, tier_index, row.n_bytes, row.tokens, row.hits, row.last_used_s)
+                self._graph.learn_first(self._graph.find(row.id), row.first)
+        return n_loaded
+
+    def load_columns(self, columns: Iterable[Columns], tier_index: int) -> int:
+        """`load` for very many: a batch at a time."""
+        n_loaded = 0
+        for some in columns:
+            with self._lock:
+                self._put_many(some, tier_index)
+            n_loaded += len(some)
         return n_loaded
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
@@ -177,6 +164,14 @@ class Index:
                     continue
                 row = self._row_of(item, graph.bytes_in(item, tier_index), lead_s)
             yield row
+
+    def columns(self, tier_index: int) -> Iterator[Columns]:
+        """The same as `rows`, a batch at a time."""
+        for start in range(0, len(self._graph.kind), _BATCH):
+            with self._lock:
+                some = self._columns_of(start, start + _BATCH, tier_index)
+            if len(some):
+                yield some
 
     def row(self, id: BlockId) -> IndexRow | None:
         """An object as it is in its fastest tier."""
@@ -381,6 +376,21 @@ class Index:
         if graph.is_nowhere(item):
             graph.remove(item)
 
+    def _put_many(self, some: Columns, tier_index: int) -> None:
+        graph, now_s, lead_s = self._graph, self._time.now(), self._time.lead_s()
+        items = bulk.put_many(graph, some)
+        used_s = frecency.from_unix(some.last_used_s, now_s, lead_s)
+        bulk.raise_scores(graph, items, some.hits + np.uint64(1), frecency.scores_of(some.hits + np.uint64(1), used_s))
+        n_new, n_bytes = bulk.put_in(graph, items, tier_index, some.n_bytes)
+        self._objects[tier_index] += n_new
+        self._bytes[tier_index] += n_bytes
+        bulk.learn_many(graph, items, some)
+        self._queues[tier_index].reset()
+
+    def _columns_of(self, start: int, stop: int, tier_index: int) -> Columns:
+        self._time.now()
+        return bulk.columns_of(self._graph, start, stop, tier_index, self._time.lead_s())
+
     def _is_pinned(self, tier_index: int, item: int) -> bool:
         held = self._held[tier_index]
         if not (self._pins or held):
@@ -395,7 +405,7 @@ class Index:
     def _row_of(self, item: int, n_bytes: int, lead_s: float) -> IndexRow:
         graph, n_uses = self._graph, self._graph.n_uses[item]
         used_s = frecency.mean_use_s(n_uses, graph.score[item]) - lead_s
-        return IndexRow(graph.id_of(item), n_bytes, graph.tokens.get(item), n_uses - 1, used_s)
+        return IndexRow(graph.id_of(item), n_bytes, graph.tokens.get(item), n_uses - 1, used_s, graph.first[item])
 
 
 def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,10 @@ class Roots:
             self._keys[number] = key
         self._n_nodes[number] += 1
         return number
+
+    def add_nodes(self, number: int, n: int) -> None:
+        """So many nodes more are below a root that has some."""
+        self._n_nodes[number & ~LOOSE] += n
 
     def leave(self, number: int) -> None:
         """One node fewer."""
@@ -140,6 +145,25 @@ class NodeTable:
             self._split()
         return node
 
+    def make_many(
+        self, roots: NDArray[np.uint32], keys: NDArray[np.uint8], depths: NDArray[np.uint32]
+    ) -> NDArray[np.uint32]:
+        """`make` for each row. `roots` are numbers with their flags, of roots that have a node by now."""
+        nodes = self._find_many(roots, keys, depths)
+        missing = np.flatnonzero(nodes == NONE)
+        if not len(missing):
+            return nodes
+        marks = _hashed(keys[missing]) ^ depths[missing] * np.uint64(0x9E3779B97F4A7C15)
+        _, firsts = np.unique(marks, return_index=True)
+        new = missing[firsts]
+        self._append(roots[new], keys[new], depths[new])
+        nodes[missing] = self._find_many(roots[missing], keys[missing], depths[missing])
+        if (nodes == NONE).any():  # another one of the same mark has been made
+            left = np.flatnonzero(nodes == NONE)[:1]
+            self._append(roots[left], keys[left], depths[left])
+            return self.make_many(roots, keys, depths)
+        return nodes
+
     def drop_if_bare(self, node: int) -> None:
         """Forget a node that nothing leads to or from; its number becomes free."""
         if self.into[node] != NONE or self.end[node] != NONE or self.children[node] != NONE:
@@ -204,8 +228,78 @@ class NodeTable:
         if len(self._buckets) == 2 * self._base:
             self._base *= 2
 
+    def _find_many(
+        self, roots: NDArray[np.uint32], keys: NDArray[np.uint8], depths: NDArray[np.uint32]
+    ) -> NDArray[np.uint32]:
+        found = np.full(len(keys), NONE, np.uint32)
+        at = np.frombuffer(self._buckets, np.uint32)[self._buckets_of(keys)]
+        wanted, todo = keys.view(np.uint64), np.flatnonzero(at != NONE)
+        if not len(todo):
+            return found
+        columns = (np.frombuffer(column, np.uint32) for column in (self.root, self.depth, self._next))
+        root, depth, next_node = columns
+        all_keys = self.keys().view(np.uint64)
+        while len(todo):
+            nodes = at[todo]
+            same = (root[nodes] == roots[todo]) & (depth[nodes] == depths[todo])
+            same &= (all_keys[nodes] == wanted[todo]).all(axis=1)
+            found[todo[same]] = nodes[same]
+            at[todo] = next_node[nodes]
+            todo = todo[~same & (at[todo] != NONE)]
+        return found
+
+    def _append(self, roots: NDArray[np.uint32], keys: NDArray[np.uint8], depths: NDArray[np.uint32]) -> None:
+        """New nodes, all different, which are not there."""
+        first, n = len(self.depth), len(keys)
+        self.depth.frombytes(depths.tobytes())
+        self.root.frombytes(roots.tobytes())
+        self._keys += keys.tobytes()
+        for column in (self.into, self.end, self.children, self._next):
+            column.frombytes(b"\xff" * 4 * n)
+        for column in self.hanging:
+            column.frombytes(bytes(4 * n))
+        for root, count in zip(*np.unique(roots, return_counts=True), strict=True):
+            self.roots.add_nodes(int(root), int(count))
+        self.n += n
+        if self.n > len(self._buckets):
+            self._rebuild(max(self.n, len(self._buckets) * 5 // 4))
+        else:
+            self._put_into_buckets(np.arange(first, first + n, dtype=np.uint32), keys)
+
+    def _rebuild(self, n_buckets: int) -> None:
+        """All buckets anew, more of them than a split for each would make: for many nodes at once."""
+        self._buckets = array("I", [NONE]) * n_buckets
+        self._base = 1 << (n_buckets.bit_length() - 1)
+        nodes = np.flatnonzero(np.frombuffer(self.root, np.uint32) != NONE).astype(np.uint32)
+        self._put_into_buckets(nodes, self.keys()[nodes])
+
+    def _put_into_buckets(self, nodes: NDArray[np.uint32], keys: NDArray[np.uint8]) -> None:
+        link_many(nodes, self._buckets_of(keys), self._buckets, self._next)
+
+    def _buckets_of(self, keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        hashed = _hashed(keys) & np.uint64(2 * self._base - 1)
+        return np.where(hashed < len(self._buckets), hashed, hashed & np.uint64(self._base - 1))
+
     def _in_bucket(self, bucket: int) -> Iterator[int]:
         node = self._buckets[bucket]
         while node != NONE:
             yield node
             node = self._next[node]
+
+
+def _hashed(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(keys).view(">u8")[:, 0].astype(np.uint64)
+
+
+def link_many(
+    members: NDArray[np.uint32], lists: NDArray[np.integer[Any]], firsts: array[int], next_of: array[int]
+) -> None:
+    """Put each of `members` at the beginning of the linked list of its number in `lists`."""
+    order = np.argsort(lists, kind="stable")
+    members, lists = members[order], lists[order]
+    begins = np.append(True, lists[1:] != lists[:-1])[: len(lists)]
+    ends = np.append(begins[1:], True)[: len(lists)]
+    heads = np.frombuffer(firsts, np.uint32)
+    following = np.append(members[1:], np.uint32(NONE))[: len(lists)]
+    np.frombuffer(next_of, np.uint32)[members] = np.where(ends, heads[lists], following)
+    heads[lists[begins]] = members[begins]

@@ -31,7 +31,7 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.crowd import Crowd, Entries
 from cache_store.index.hot_tokens import TOKEN_BYTES, UNKNOWN, HotTokens, fingerprint, most_in_common
-from cache_store.index.nodes import LOOSE, NONE, NodeTable
+from cache_store.index.nodes import LOOSE, NONE, NodeTable, link_many
 
 MAX_BYTES = (1 << 48) - 2  # of an object
 MAX_TOKENS = (1 << 16) - 1
@@ -40,10 +40,10 @@ ROWS, END, REPLAY = range(3)
 OFF_PATH = 4  # added to the kind of an object that hangs on nothing
 FREE = 255
 _KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
-_KIND_MASK = 3
+KIND_MASK = 3
 _CROWD = NONE - 1  # as the first object at a node: there is a `Crowd`
 _MOST_LISTED = 16
-_LARGE = 0xFFFFFFFF  # as a size: one of 4 GB and more, kept aside
+LARGE = 0xFFFFFFFF  # as a size: one of 4 GB and more, kept aside
 _LOOKED_AT = 256  # objects of a crowd, for those whose tokens a prompt may share
 
 
@@ -76,7 +76,7 @@ class Graph:
 
     def id_of(self, item: int) -> BlockId:
         nodes, parent, child = self.nodes, self.parent[item], self.child[item]
-        kind = _KINDS[self.kind[item] & _KIND_MASK]
+        kind = _KINDS[self.kind[item] & KIND_MASK]
         root, start = nodes.root_key(parent), nodes.depth[parent]
         return BlockId(root, kind, nodes.key(parent), nodes.key(child), start, self.n_tokens[item])
 
@@ -86,15 +86,15 @@ class Graph:
     def bytes_in(self, item: int, tier_index: int) -> int:
         """Its size in a tier that it is in."""
         size = self.sizes[tier_index][item]
-        return size - 1 if size != _LARGE else self._large[item, tier_index]
+        return size - 1 if size != LARGE else self._large[item, tier_index]
 
     def resize(self, item: int, tier_index: int, n_bytes: int | None) -> None:
         """A tier has it in so many bytes, or (None) not any more."""
-        if self.sizes[tier_index][item] == _LARGE:
+        if self.sizes[tier_index][item] == LARGE:
             del self._large[item, tier_index]
-        if n_bytes is not None and n_bytes + 1 >= _LARGE:
+        if n_bytes is not None and n_bytes + 1 >= LARGE:
             self._large[item, tier_index] = n_bytes
-            n_bytes = _LARGE - 1
+            n_bytes = LARGE - 1
         self.sizes[tier_index][item] = 0 if n_bytes is None else n_bytes + 1
 
     def hangs_on(self, item: int) -> int:
@@ -111,7 +111,7 @@ class Graph:
 
     def learn_first(self, item: int, first: int) -> None:
         """The fingerprint of one whose tokens are not known, as another process knew it."""
-        if first != UNKNOWN and self.tokens.get(item) is None:
+        if first != UNKNOWN and self.kind[item] == ROWS and self.tokens.get(item) is None:
             self._set_first(item, first)
 
     def _set_first(self, item: int, first: int) -> None:
@@ -321,17 +321,29 @@ class Graph:
 
         return is_current
 
+    def append(self, n: int) -> None:
+        """So many numbers more, free ones that are not in the list of these: for the caller to use."""
+        self.kind.frombytes(bytes([FREE]) * n)
+        for column in (self.parent, self.child, self.next_into, self._next_child):
+            column.frombytes(b"\xff" * column.itemsize * n)
+        for column in (self.n_tokens, self.first, self.n_uses, *self.sizes):
+            column.frombytes(bytes(column.itemsize * n))
+        self.score.frombytes(np.full(n, -math.inf).tobytes())
+
+    def attach_many(self, items: NDArray[np.uint32], parents: NDArray[np.uint32]) -> None:
+        """Let new objects go on from their parents."""
+        _, group, sizes = np.unique(parents, return_inverse=True, return_counts=True)
+        alone = (np.frombuffer(self.nodes.children, np.uint32)[parents] == NONE) & (sizes[group] <= _MOST_LISTED)
+        if alone.any():
+            link_many(items[alone], parents[alone], self.nodes.children, self._next_child)
+        for item, parent in zip(items[~alone].tolist(), parents[~alone].tolist(), strict=True):
+            self._attach(item, parent)
+
     def _take_number(self) -> int:
         item = self._free
         if item == NONE:
-            item = len(self.kind)
-            self.kind.append(FREE)
-            for column in (self.parent, self.child, self.next_into, self._next_child):
-                column.append(NONE)
-            for column in (self.n_tokens, self.first, self.n_uses, *self.sizes):
-                column.append(0)
-            self.score.append(-math.inf)
-            return item
+            self.append(1)
+            return len(self.kind) - 1
         self._free = self.next_into[item]
         self.next_into[item] = NONE
         self.first[item], self.n_uses[item], self.score[item] = UNKNOWN, 0, -math.inf
@@ -355,7 +367,7 @@ class Graph:
             for at_node, column in zip(hanging, self.nodes.hanging, strict=True):
                 assert column[node] == at_node.get(node, 0), "number of objects on a node"
         assert set(self._crowds) == {node for node in self.nodes.numbers() if self.nodes.children[node] == _CROWD}
-        assert all(self.sizes[tier_index][item] == _LARGE for item, tier_index in self._large), "a large object"
+        assert all(self.sizes[tier_index][item] == LARGE for item, tier_index in self._large), "a large object"
 
     def _check_node(self, node: int) -> None:
         into, children, end = list(self.into(node)), list(self.children(node)), self.nodes.end[node]

@@ -137,7 +137,7 @@ class Maintenance:
 
     def write_snapshot(self, tier: GuardedTier) -> None:
         """Background. Raises `TierError`."""
-        data = snapshot.encode(self._stack.index.rows(tier.index))
+        data = snapshot.encode(self._stack.index.columns(tier.index))
         tier.publish_now(self._name, memoryview(data))
         for stat in self._snapshots(tier)[_KEPT_SNAPSHOTS:]:
             tier.delete_now(stat.name)
@@ -228,7 +228,7 @@ class Maintenance:
             if loaded is None:
                 continue
             try:
-                self._stack.index.load(snapshot.decode(loaded.data), tier.index)
+                self._stack.index.load_columns(snapshot.decode(loaded.data), tier.index)
             except BadSnapshot as error:
                 self._stack.tally.add("corrupt", "snapshot")
                 log.warning("tier=%s snapshot=%s ignored: %s", tier.label, stat.name, error)
