@@ -18,6 +18,7 @@ MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}\Z")  # as long as a 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES = get_args(KvType)
 Fingerprint = Literal["safe", "chunked", "trusted"]
+Speculation = Literal["exact", "always", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,10 @@ class EngineConfig:
         the way to the client, which take cores from the decode: on two cores 50 ms gave 5 to 10 %
         more tokens per second than 0. Twenty updates a second still read as a flow; ray.serve.llm
         batches by 50 ms too.
+    speculation: whether tokens that a reply will probably say next (it repeats the conversation, or its
+        grammar leaves no choice) are computed ahead, several in one decode. "exact": where llama.cpp
+        computes them bit for bit as one by one, so that the reply is the same; "always": also where
+        near ties may tip; "off": never.
     decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see
         `llama_abort` for which devices can); 0: never. Far above what a slice of `prefill_slice`
         tokens takes, else long prompts cannot be computed.
@@ -73,6 +78,7 @@ class EngineConfig:
     prefill_slice: int = 256
     max_queue: int = 128
     stream_interval_ms: float = 50.0
+    speculation: Speculation = "exact"
     decode_budget_s: float = 120.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
@@ -127,6 +133,7 @@ class EngineConfig:
             ("type_k", KV_TYPES),
             ("type_v", KV_TYPES),
             ("fingerprint", get_args(Fingerprint)),
+            ("speculation", get_args(Speculation)),
             ("template_clock", ("date", "time")),
         ):
             value = getattr(self, name)

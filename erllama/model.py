@@ -31,7 +31,8 @@ from erllama.model_info import make_model_info, make_model_memory, make_template
 from erllama.model_prefixes import PrefixMethods
 from erllama.model_requests import RequestMethods
 from erllama.pooled import PooledOutputs
-from erllama.request import GenerationRequest, build_request, session_name
+from erllama.request import GenerationRequest, build_request
+from erllama.session_name import session_name
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
 

@@ -27,7 +27,7 @@ from cache_store.read.prefixes import ORDERS
 from cache_store.transfer import Entry
 from erllama.errors import InvalidParameter, NotSupported, PrefixNotFound, StoreUnavailable, check
 from erllama.model_part import ModelPart
-from erllama.request import session_name
+from erllama.session_name import session_name
 
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 

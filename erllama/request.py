@@ -15,14 +15,13 @@ from typing import Any
 from erllama.errors import InvalidParameter, check_int, check_number, check_type
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.reasoning import ReasoningBudget
+from erllama.session_name import check_salt, check_session_id, session_name
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
 MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
-MAX_SESSION_CHARS = 256
 MAX_KEEP_S = 3600.0
-MAX_SALT_CHARS = 256
 SEED_BITS = 64
 
 
@@ -180,7 +179,8 @@ class GenerationRequest:
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
-    many milliseconds after the first token is the last one. `salt` names whose KV this is:
+    many milliseconds after the first token is the last one. `prediction` is what the reply may be: where
+    it is, several tokens are computed in one decode. `salt` names whose KV this is:
     requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
     store should keep of the prompt, a hint.
     Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
@@ -212,6 +212,7 @@ class GenerationRequest:
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
+    prediction: tuple[int, ...] = ()
     join_key: str | None = None
     joins: bool = False
     keep_s: float = 0.0
@@ -250,10 +251,11 @@ class GenerationRequest:
         check_type("join_key", self.join_key, str | None, "a string")
         check_type("head", self.head, str, "a string")
         check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
-        _check_salt(self.salt)
+        check_salt(self.salt)
         if self.session_id is not None:
             check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
+        _check_ids("prediction", "prediction", self.prediction)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
@@ -289,37 +291,6 @@ def _as_prompt(given: Any) -> Prompt:
 def _check_ids(name: str, what: str, ids: tuple[int, ...]) -> None:
     if not isinstance(ids, tuple) or set(map(type, ids)) - {int}:  # one pass in C: prompts are long
         raise InvalidParameter(f"{what} must be token ids, all of them integers", param=name)
-
-
-def check_session_id(name: str, session_id: str) -> None:
-    """Raise `InvalidParameter`, which names the field `name`, for what cannot name a session."""
-    check_type(name, session_id, str, "a string")
-    if not 1 <= len(session_id) <= MAX_SESSION_CHARS:
-        raise InvalidParameter(
-            f"{name} must have 1 to {MAX_SESSION_CHARS} characters, got {len(session_id)}", param=name
-        )
-    if "\0" in session_id:
-        raise InvalidParameter(f"{name} must not hold a NUL character", param=name)
-
-
-def session_name(session_id: str, salt: str, param: str = "session_id") -> str:
-    """A session among those of all salts. Raises `InvalidParameter`, which names the field `param`, for
-    what cannot name one: it might read as one of another salt.
-    """
-    check_session_id(param, session_id)
-    _check_salt(salt)
-    return f"{salt}\0{session_id}" if salt else session_id
-
-
-def shown_session(name: str) -> str:
-    """The id that a client gave: a salt is nobody's business."""
-    return name.rpartition("\0")[2]
-
-
-def _check_salt(salt: str) -> None:
-    check_type("salt", salt, str, "a string")
-    if len(salt) > MAX_SALT_CHARS or "\0" in salt:
-        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from deployments.access.tenant import DEFAULT_NAME, Tenant, owner_of, salt_of
 from erllama.api_keys import NAME, check_hash, key_hash
-from erllama.request import MAX_SALT_CHARS
+from erllama.session_name import MAX_SALT_CHARS
 
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Salt = Annotated[str, Field(max_length=MAX_SALT_CHARS, pattern=r"^[^\x00]*$")]

@@ -18,7 +18,7 @@ not to a sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
@@ -41,17 +41,30 @@ class PlanRow:
     """Compute `sequence.tokens[start : start + n_tokens]`, with the logits after the last
     `n_logits` of them.
 
-    One row of logits where that reaches the last known token, else none.
+    One row of logits where that reaches the last known token, else none. The last tokens may be a
+    `draft`, which follows what is known and may turn out wrong; then there are logits after the last
+    known token and each of the draft.
     """
 
     sequence: Sequence
     start: int
     n_tokens: int
     n_logits: int
+    draft: tuple[int, ...] = ()
+
+    def with_draft(self, draft: tuple[int, ...]) -> PlanRow:
+        """The row of a last known token, with what may follow it."""
+        n = len(draft)
+        return replace(self, n_tokens=self.n_tokens + n, n_logits=self.n_logits + n, draft=draft)
 
     @property
     def tokens(self) -> list[int]:
-        return self.sequence.tokens[self.start : self.start + self.n_tokens]
+        return [*self.sequence.tokens[self.start : self.start + self.n_known], *self.draft]
+
+    @property
+    def n_known(self) -> int:
+        """How many of the tokens are no draft."""
+        return self.n_tokens - len(self.draft)
 
     @property
     def seq_id(self) -> int:

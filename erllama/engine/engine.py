@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from copy import copy
 
 from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
@@ -22,15 +21,18 @@ from erllama.config import EngineConfig
 from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
-from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
+from erllama.engine.generation import Generation
+from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
+from erllama.engine.snapshot import take_snapshot
 from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Failed
 from erllama.request import GenerationRequest
-from erllama.sequence.machine import State, Step, model_status
+from erllama.sequence.machine import State, Step
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
+from erllama.speculation.speculator import Speculator
 from erllama.stats import AdapterSet, CacheCounters, Counters, EngineStats, EvictResult
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,9 @@ class Engine:
         self._last_cache_hit = CacheHitKind.COLD
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
         self.sessions = Sessions()
+        self._speculator = Speculator(backend, config.speculation, config.n_batch, self.sessions.texts_beside)
         self._counts = Counters()
+        self._generation = Generation(backend, self._outbox, self._counts, self._finish, clock)
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
 
     def __repr__(self) -> str:
@@ -84,6 +88,7 @@ class Engine:
         self._go_on_restored()
         self._close_gap()
         plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        plan = self._speculator.extend(plan)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
@@ -109,7 +114,7 @@ class Engine:
         self._sequences[request.request_id] = sequence
         self._admission.enqueue(sequence)
         if request.resumed:
-            self._end_if_complete(sequence)
+            self._generation.end_if_complete(sequence)
 
     def cancel(self, request_id: str) -> None:
         """End a request before its next token. Idempotent; unknown ids are fine."""
@@ -181,12 +186,6 @@ class Engine:
 
     # --- the parts of a step ----------------------------------------------------------------------
 
-    def _end_if_complete(self, sequence: Sequence, new_text: str = "") -> None:
-        if sequence.text.stopped:
-            self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated or sequence.ends_a_late_line(new_text, self._clock):
-            self._finish(sequence, Step.LENGTH)
-
     def _give_up_restores(self) -> None:
         """End restore-only requests without an empty id: such a request evicts no idle KV and takes
         no id that another one waits for.
@@ -230,7 +229,7 @@ class Engine:
             self._counts.cached_tokens += sequence.n_cached
             self._last_cache_hit = sequence.cache_hit_kind
             if logits is not None:
-                self._try_generate(sequence, logits)
+                self._generation.sample(sequence, logits)
 
     def _close_gap(self) -> None:
         """At most one exchange per step: it copies a sequence's KV once and saves a pass over the
@@ -260,6 +259,7 @@ class Engine:
         seconds = (self._clock() - started) / 1e9
         self._counts.steps += 1
         self._counts.decode_ms += seconds * 1e3
+        self._speculator.decoded(plan, seconds)
         for row in plan.rows:
             if row.sequence.state is State.PREFILLING:
                 self._flow.prefilled(row.sequence, row.n_tokens, seconds)
@@ -288,7 +288,7 @@ class Engine:
         sequence = row.sequence
         if not sequence.live:
             return
-        sequence.n_kv += row.n_tokens
+        sequence.n_kv += row.n_known
         if sequence.state is State.PREFILLING:
             sequence.n_computed += row.n_tokens
             sequence.apply(Step.PREFILLED if row.n_logits else Step.SLICE)
@@ -297,37 +297,10 @@ class Engine:
                 self._flow.keep_logits(sequence, logits[-1])
         else:
             self._flow.progressed(sequence)
-        if logits:
-            self._try_generate(sequence, logits[-1])
-
-    def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
-        try:
-            self._generate(sequence, logits)
-        except ErllamaError as error:  # no token can be chosen, or the grammar is too costly: no other one ends
-            self._finish(sequence, Step.ERROR, error)
-
-    def _generate(self, sequence: Sequence, logits: Logits) -> None:
-        """Sample one token and see whether it ends the sequence."""
-        if sequence.n_generated >= sequence.n_max_generated:  # max_tokens 0: a prefill
-            self._finish(sequence, Step.LENGTH)
-            return
-        raw = logits.copy() if sequence.request.logprobs is not None else None  # sampling changes the row
-        token = sequence.forced_token
-        if token is None:
-            token = sequence.sampler.sample(logits, position=sequence.n_tokens)
-        if sequence.first_token_ns is None:
-            sequence.first_token_ns = self._clock()
-            self._outbox.hurry()
-        if token in self._backend.eog_tokens:
-            self._finish(sequence, Step.STOP)
-            return
-        sequence.sampler.accept(token)
-        sequence.tokens.append(token)
-        sequence.apply(Step.TOKEN)
-        event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
-        self._outbox.put(sequence.request.request_id, event)
-        self._counts.completion_tokens += 1
-        self._end_if_complete(sequence, event.text)
+        if row.draft and logits:
+            self._generation.verify(sequence, row.draft, logits)
+        elif logits:
+            self._generation.sample(sequence, logits[-1])
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""
@@ -345,6 +318,8 @@ class Engine:
         else:
             self._counts.requests_failed += 1
         sequence.sampler.close()
+        self._speculator.forget(sequence)
+        self._generation.forget_ahead(sequence)
         seq_id = self._admission.release(sequence)
         if seq_id is not None:
             self._flow.ended(sequence, seq_id, intact=intact)
@@ -365,28 +340,8 @@ class Engine:
         self._outbox.deliver_due(idle=not self._sequences)
 
     def _snapshot(self) -> EngineStats:
-        running = self._admission.running
-        states = [s.state for s in running]
-        n_generating = states.count(State.GENERATING)
-        return EngineStats(
-            n_parallel=self._admission.n_parallel,
-            n_free_seq_ids=self._admission.n_free,
-            status=model_status(states),
-            n_queued=len(self._admission.waiting),
-            n_prefilling=len(states) - n_generating,
-            n_generating=n_generating,
-            last_cache_hit=self._last_cache_hit,
-            kv_tokens=sum(s.n_kv for s in running),
-            idle_kv_tokens=self._flow.live.n_tokens,
-            has_context=self._backend.has_context,
-            weights_loaded=self._backend.weights_loaded,
-            kv_bytes=self._backend.kv_bytes,
-            sessions=len(self.sessions),
-            adapters=self.adapters.list(),
-            running=tuple([sequence.info() for sequence in running]),
-            counts=copy(self._counts),
-            cache=self._flow.counts.snapshot(),
-            causes={} if self._flow.prompt_log is None else self._flow.prompt_log.causes,
+        return take_snapshot(
+            self._backend, self._admission, self._flow, self.sessions, self.adapters, self._counts, self._last_cache_hit
         )
 
     def check_integrity(self) -> None:

@@ -11,7 +11,8 @@ from erllama.engine.engine import Engine
 from erllama.errors import InvalidParameter, SessionNotFound
 from erllama.events import CacheHitKind
 from erllama.kv.layout import KvKind
-from erllama.request import MAX_SALT_CHARS, GenerationRequest
+from erllama.request import GenerationRequest
+from erllama.session_name import MAX_SALT_CHARS
 from tests.support.engine_kit import ROOT, TRANSCRIPT_ROOT, Rig, request
 from tests.support.flow_kit import CHECKPOINT_KINDS, LOGITS, ask, flushed, prompt, reply, rig_of
 
