@@ -8,14 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.index import frecency
-from cache_store.index.columns import Columns, Digests
+from cache_store.index.columns import Columns, Digests, IndexRow
 from cache_store.index.nodes import KEY_BYTES, LOOSE, NONE, key_of, link_many
 from cache_store.index.radix import END, KIND_MASK, LARGE, MAX_USES, OFF_PATH, ROWS, Graph
 
 Numbers = NDArray[np.uint32]
 
 
-def put_many(graph: Graph, some: Columns) -> Numbers:
+def put_many(graph: Graph, some: Columns, tier_index: int, now_s: float, lead_s: float) -> tuple[int, int]:
+    """A tier has these objects, which are plausible: (how many it had not, by how many bytes it has
+    more). `now_s` is the index's time, which leads the clock by `lead_s`.
+    """
+    items = _put_all(graph, some)
+    n_uses = some.hits + np.uint64(1)
+    used_s = frecency.from_unix(some.last_used_s, now_s, lead_s)
+    _raise_scores(graph, items, n_uses, frecency.scores_of(n_uses, used_s))
+    added = _put_in(graph, items, tier_index, some.n_bytes)
+    _learn_all(graph, items, some)
+    return added
+
+
+def _put_all(graph: Graph, some: Columns) -> Numbers:
     """The number of each row's object, which is made, in no tier and not used yet, where there is
     none. Rows are plausible; several may be of one object.
     """
@@ -104,13 +117,13 @@ def _append(
         graph.attach_many(items[edges], parent[edges])
 
 
-def raise_scores(graph: Graph, items: Numbers, n_uses: NDArray[np.uint64], scores: NDArray[np.float64]) -> None:
+def _raise_scores(graph: Graph, items: Numbers, n_uses: NDArray[np.uint64], scores: NDArray[np.float64]) -> None:
     """Uses and score of each object are at least these."""
     np.maximum.at(np.frombuffer(graph.n_uses, np.uint32), items, np.minimum(n_uses, MAX_USES).astype(np.uint32))
     np.maximum.at(np.frombuffer(graph.score), items, scores)
 
 
-def put_in(graph: Graph, items: Numbers, tier_index: int, n_bytes: NDArray[np.uint64]) -> tuple[int, int]:
+def _put_in(graph: Graph, items: Numbers, tier_index: int, n_bytes: NDArray[np.uint64]) -> tuple[int, int]:
     """A tier has these objects in so many bytes: (how many it had not, by how many bytes it has
     more).
     """
@@ -131,7 +144,7 @@ def put_in(graph: Graph, items: Numbers, tier_index: int, n_bytes: NDArray[np.ui
     return len(new), int(n_bytes[rows].sum()) - before
 
 
-def learn_many(graph: Graph, items: Numbers, some: Columns) -> None:
+def _learn_all(graph: Graph, items: Numbers, some: Columns) -> None:
     """Tokens, as far as there is room for them, and fingerprints."""
     kind = np.frombuffer(graph.kind, np.uint8)[items]
     other = np.flatnonzero((np.frombuffer(graph.first, np.uint32)[items] != some.first) & (kind == ROWS))
@@ -165,6 +178,13 @@ def columns_of(graph: Graph, start: int, stop: int, tier_index: int, lead_s: flo
         frecency.mean_uses_s(n_uses, np.frombuffer(graph.score)[items]) - lead_s,
         {i: tokens for i, tokens in known if tokens is not None},
     )
+
+
+def row_of(graph: Graph, item: int, n_bytes: int, lead_s: float) -> IndexRow:
+    """One object."""
+    n_uses = graph.n_uses[item]
+    used_s = frecency.mean_use_s(n_uses, graph.score[item]) - lead_s
+    return IndexRow(graph.id_of(item), n_bytes, graph.tokens.get(item), n_uses - 1, used_s, graph.first[item])
 
 
 def _root_keys(graph: Graph, nodes: Numbers) -> Digests:

@@ -25,6 +25,15 @@ Digests = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
+class StoredObject:
+    """Which tiers hold an object, fastest first, and its size in the first of them."""
+
+    id: BlockId
+    tier_indices: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class IndexRow:
     """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not
     known. `first` is their fingerprint (`hot_tokens.py`), which may be known where they are not.
@@ -121,3 +130,10 @@ class Columns:
 
 def _digests(keys: Sequence[ChainKey]) -> Digests:
     return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
+    """The tokens of an object as the index keeps them. `ValueError` where they are not as many as its own."""
+    if id.n_tokens and len(tokens) != id.n_tokens:
+        raise ValueError(f"{len(tokens)} tokens for an object of {id.n_tokens}")
+    return np.asarray(tokens, dtype=">u4").tobytes()

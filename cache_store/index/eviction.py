@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cache_store.format.keys import BLOCK_TOKENS
 from cache_store.index.nodes import NONE
-from cache_store.index.radix import ROWS, Graph
+from cache_store.index.radix import END, ROWS, Graph
 
 _MIN_QUEUED = 1024
 _SHARE = 64  # one of so many objects is queued by a scan
@@ -219,6 +219,25 @@ def _nearly_lowest(items: NDArray[np.int64], scores: NDArray[np.float64], n: int
     limit = np.partition(scores, n - 1)[n - 1]
     low = np.flatnonzero(scores <= limit)
     return low[np.lexsort((items[low], scores[low]))]
+
+
+def only_for(graph: Graph, items: Iterable[int], tier_index: int, is_pinned: Callable[[int], bool]) -> list[int]:
+    """Those of the objects of a prefix, from its end on, that nothing else in a tier hangs on and
+    nobody has pinned.
+    """
+    hanging = graph.nodes.hanging[tier_index]
+    chosen, at_node = list[int](), list[int]()  # at_node: what has been met of what hangs on the next edge
+    for item in items:
+        is_here = graph.is_in(item, tier_index)
+        if is_here and is_pinned(item):
+            break
+        if graph.kind[item] == ROWS:
+            if hanging[graph.child[item]] > len(at_node):
+                break
+            chosen += [other for other in at_node if graph.kind[other] == END] + [item] * is_here
+            at_node = []
+        at_node += [item] * is_here
+    return chosen
 
 
 class _Round:

@@ -22,32 +22,24 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain
+from cache_store.format.keys import ChainKey, TokenChain
 from cache_store.index import bulk, frecency
-from cache_store.index.columns import Columns, IndexRow
-from cache_store.index.eviction import EvictionQueue
+from cache_store.index.columns import Columns, IndexRow, StoredObject, packed
+from cache_store.index.eviction import EvictionQueue, only_for
+from cache_store.index.listing import Unnamed
 from cache_store.index.nodes import NONE
-from cache_store.index.radix import END, FREE, MAX_BYTES, MAX_USES, ROWS, Graph
-from cache_store.index.walk import Path, way_back
+from cache_store.index.radix import FREE, MAX_BYTES, MAX_USES, ROWS, Graph
+from cache_store.index.walk import Path, proves, way_back
 
 _BATCH = 65_536  # objects
 TOKENS_KEPT = 32 << 20  # bytes: of 25 000 whole blocks
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """Which tiers hold an object, fastest first, and its size in the first of them."""
-
-    id: BlockId
-    tier_indices: tuple[int, ...]
-    n_bytes: int
 
 
 class Index:
@@ -63,6 +55,7 @@ class Index:
         ]
         self._bytes, self._objects = [0] * n_tiers, [0] * n_tiers
         self._pins: Counter[BlockId] = Counter()
+        self._listings: list[list[Unnamed]] = [[] for _ in range(n_tiers)]
 
     def __len__(self) -> int:
         return self._graph.n_objects
@@ -75,9 +68,9 @@ class Index:
 
     def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
         """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
-        packed = None if tokens is None else _packed(id, tokens)
+        as_bytes = None if tokens is None else packed(id, tokens)
         with self._lock:
-            return self._put(id, tier_index, n_bytes, packed, 0, None)
+            return self._put(id, tier_index, n_bytes, as_bytes, 0, None)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
         """`add` what `rows` gave, in this process or another, with the best of the hits and times
@@ -95,7 +88,11 @@ class Index:
         n_loaded = 0
         for some in columns:
             with self._lock:
-                self._put_many(some, tier_index)
+                now_s, lead_s = self._time.now(), self._time.lead_s()
+                n_new, n_bytes = bulk.put_many(self._graph, some, tier_index, now_s, lead_s)
+                self._objects[tier_index] += n_new
+                self._bytes[tier_index] += n_bytes
+                self._queues[tier_index].reset()
             n_loaded += len(some)
         return n_loaded
 
@@ -104,7 +101,7 @@ class Index:
         with self._lock:
             item = self._graph.find(id)
             if item != NONE and self._graph.kind[item] == ROWS:
-                self._graph.learn(item, _packed(id, tokens))
+                self._graph.learn(item, packed(id, tokens))
 
     def remove(self, id: BlockId, tier_index: int) -> bool:
         """`id` is gone from a tier; True if it was known to be there."""
@@ -162,23 +159,44 @@ class Index:
             with self._lock:
                 if graph.kind[item] == FREE or not graph.is_in(item, tier_index):
                     continue
-                row = self._row_of(item, graph.bytes_in(item, tier_index), lead_s)
+                row = bulk.row_of(graph, item, graph.bytes_in(item, tier_index), lead_s)
             yield row
 
     def columns(self, tier_index: int) -> Iterator[Columns]:
         """The same as `rows`, a batch at a time."""
         for start in range(0, len(self._graph.kind), _BATCH):
             with self._lock:
-                some = self._columns_of(start, start + _BATCH, tier_index)
+                self._time.now()
+                some = bulk.columns_of(self._graph, start, start + _BATCH, tier_index, self._time.lead_s())
             if len(some):
                 yield some
+
+    @contextmanager
+    def listing(self, tier_index: int) -> Iterator[Callable[[BlockId, int], None]]:
+        """Give what this yields each object (and its bytes) that a listing of a tier names. In the end
+        what was known to be there when it began, and was not named, is forgotten, unless an exception
+        ends it. Takes a byte per object.
+        """
+        with self._lock:
+            unnamed = Unnamed(self._graph, tier_index)
+            self._listings[tier_index].append(unnamed)
+        try:
+            yield partial(self._named, tier_index, unnamed)
+            for item in unnamed.items():
+                with self._lock:
+                    if unnamed.has(item):
+                        self._take_out(item, tier_index)
+        finally:
+            with self._lock:
+                self._listings[tier_index].remove(unnamed)
 
     def row(self, id: BlockId) -> IndexRow | None:
         """An object as it is in its fastest tier."""
         with self._lock:
             self._time.now()
-            item = self._graph.find(id)
-            return None if item == NONE else self._row_of(item, self._stored(item, id).n_bytes, self._time.lead_s())
+            if (item := self._graph.find(id)) == NONE:
+                return None
+            return bulk.row_of(self._graph, item, self._stored(item, id).n_bytes, self._time.lead_s())
 
     # --- prefixes ---------------------------------------------------------------------------------
 
@@ -210,16 +228,8 @@ class Index:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so
         far, as far as that is known here.
         """
-        begin = id.parent
-        if id.start % BLOCK_TOKENS:
-            with self._lock:
-                node = self._node(id.root, id.parent, id.start)
-                before = None if node == NONE else self._graph.block_until(node)
-                if before is None:
-                    return False
-                begin = self._graph.nodes.key(before[0])
-            tokens = np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
-        return TokenChain(begin, tokens).key_at(len(tokens)) == id.key
+        with self._lock:
+            return proves(self._graph, id, tokens)
 
     # --- eviction ---------------------------------------------------------------------------------
 
@@ -267,19 +277,9 @@ class Index:
         """Those of the objects of a prefix (`way_to`), from its end on, that nothing else in a tier
         hangs on and nobody has pinned: deleted in this order, they leave no gap.
         """
-        graph, hanging = self._graph, self._graph.nodes.hanging[tier_index]
-        chosen, at_node = list[int](), list[int]()  # at_node: what has been met of what hangs on the next edge
         with self._lock:
-            for item in (item for item in map(graph.find, reversed(way)) if item != NONE):
-                is_here = graph.is_in(item, tier_index)
-                if is_here and self._is_pinned(tier_index, item):
-                    break
-                if graph.kind[item] == ROWS:
-                    if hanging[graph.child[item]] > len(at_node):
-                        break
-                    chosen += [other for other in at_node if graph.kind[other] == END] + [item] * is_here
-                    at_node = []
-                at_node += [item] * is_here
+            items = [item for item in map(self._graph.find, reversed(way)) if item != NONE]
+            chosen = only_for(self._graph, items, tier_index, partial(self._is_pinned, tier_index))
             return [self._stored(item, tier_index=tier_index) for item in chosen]
 
     def victims(
@@ -347,6 +347,16 @@ class Index:
             graph.learn(item, tokens)
         return self._put_in(item, tier_index, n_bytes)
 
+    def _named(self, tier_index: int, unnamed: Unnamed, id: BlockId, n_bytes: int) -> None:
+        with self._lock:
+            item = self._graph.find(id)
+            if item == NONE or not self._graph.is_in(item, tier_index):
+                self._put(id, tier_index, n_bytes, None, 0, None)
+                return
+            unnamed.discard(item)
+            if self._graph.bytes_in(item, tier_index) != n_bytes:
+                self._put_in(item, tier_index, n_bytes)
+
     def _put_in(self, item: int, tier_index: int, n_bytes: int) -> bool:
         graph = self._graph
         was_here = graph.is_in(item, tier_index)
@@ -367,6 +377,8 @@ class Index:
         self._objects[tier_index] -= 1
         graph.resize(item, tier_index, None)
         queue.forget(item)
+        for unnamed in self._listings[tier_index]:
+            unnamed.discard(item)
         node = graph.hangs_on(item)
         if node != NONE:
             hanging = graph.nodes.hanging[tier_index]
@@ -375,21 +387,6 @@ class Index:
                 queue.push_all(graph.into(node))
         if graph.is_nowhere(item):
             graph.remove(item)
-
-    def _put_many(self, some: Columns, tier_index: int) -> None:
-        graph, now_s, lead_s = self._graph, self._time.now(), self._time.lead_s()
-        items = bulk.put_many(graph, some)
-        used_s = frecency.from_unix(some.last_used_s, now_s, lead_s)
-        bulk.raise_scores(graph, items, some.hits + np.uint64(1), frecency.scores_of(some.hits + np.uint64(1), used_s))
-        n_new, n_bytes = bulk.put_in(graph, items, tier_index, some.n_bytes)
-        self._objects[tier_index] += n_new
-        self._bytes[tier_index] += n_bytes
-        bulk.learn_many(graph, items, some)
-        self._queues[tier_index].reset()
-
-    def _columns_of(self, start: int, stop: int, tier_index: int) -> Columns:
-        self._time.now()
-        return bulk.columns_of(self._graph, start, stop, tier_index, self._time.lead_s())
 
     def _is_pinned(self, tier_index: int, item: int) -> bool:
         held = self._held[tier_index]
@@ -401,14 +398,3 @@ class Index:
     def _pinned(self, tier_index: int) -> Iterator[int]:
         for ids in (self._pins, self._held[tier_index]):
             yield from (item for id in ids if (item := self._graph.find(id)) != NONE)
-
-    def _row_of(self, item: int, n_bytes: int, lead_s: float) -> IndexRow:
-        graph, n_uses = self._graph, self._graph.n_uses[item]
-        used_s = frecency.mean_use_s(n_uses, graph.score[item]) - lead_s
-        return IndexRow(graph.id_of(item), n_bytes, graph.tokens.get(item), n_uses - 1, used_s, graph.first[item])
-
-
-def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
-    if id.n_tokens and len(tokens) != id.n_tokens:
-        raise ValueError(f"{len(tokens)} tokens for an object of {id.n_tokens}")
-    return np.asarray(tokens, dtype=">u4").tobytes()

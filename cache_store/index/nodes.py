@@ -303,3 +303,14 @@ def link_many(
     following = np.append(members[1:], np.uint32(NONE))[: len(lists)]
     np.frombuffer(next_of, np.uint32)[members] = np.where(ends, heads[lists], following)
     heads[lists[begins]] = members[begins]
+
+
+def without(item: int, first: int, next_of: array[int]) -> int:
+    """The first of a linked list when `item` has left it."""
+    if first == item:
+        return next_of[item]
+    before = first
+    while next_of[before] != item:
+        before = next_of[before]
+    next_of[before] = next_of[item]
+    return first

@@ -31,7 +31,7 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.crowd import Crowd, Entries
 from cache_store.index.hot_tokens import TOKEN_BYTES, UNKNOWN, HotTokens, fingerprint, most_in_common
-from cache_store.index.nodes import LOOSE, NONE, NodeTable, link_many
+from cache_store.index.nodes import LOOSE, NONE, NodeTable, link_many, without
 
 MAX_BYTES = (1 << 48) - 2  # of an object
 MAX_TOKENS = (1 << 16) - 1
@@ -195,7 +195,7 @@ class Graph:
         if self.nodes.end[child] == item:
             self.nodes.end[child] = NONE
         else:
-            self.nodes.into[child] = _without(item, self.nodes.into[child], self.next_into)
+            self.nodes.into[child] = without(item, self.nodes.into[child], self.next_into)
             self.parent[item] = NONE  # it is not current in a crowd any more
             self._detach(item, parent)
         self.nodes.drop_if_bare(parent)
@@ -305,7 +305,7 @@ class Graph:
 
     def _detach(self, item: int, parent: int) -> None:
         if self.nodes.children[parent] != _CROWD:
-            self.nodes.children[parent] = _without(item, self.nodes.children[parent], self._next_child)
+            self.nodes.children[parent] = without(item, self.nodes.children[parent], self._next_child)
             return
         self._crowds[parent].remove()
         if self._crowds[parent].n == 0:
@@ -384,17 +384,6 @@ class Graph:
             crowd = self._crowds[node]
             assert crowd.n == len(children), "number of objects of a crowd"
             assert all(crowd.lengths >> self.n_tokens[item] & 1 for item in children), "a length of a crowd"
-
-
-def _without(item: int, first: int, next_of: array[int]) -> int:
-    """The first of a linked list when `item` has left it."""
-    if first == item:
-        return next_of[item]
-    before = first
-    while next_of[before] != item:
-        before = next_of[before]
-    next_of[before] = next_of[item]
-    return first
 
 
 def fits_graph(id: BlockId) -> bool:

@@ -13,6 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache_store.format.block import BlockId
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
 from cache_store.index.hot_tokens import TOKEN_BYTES
@@ -185,3 +188,15 @@ def _objects_from(graph: Graph, edge: int, came: dict[int, int]) -> list[BlockId
             ids.append(graph.id_of(end))
         edge = came[graph.child[edge]]
     return ids
+
+
+def proves(graph: Graph, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
+    """See `Index.proves`."""
+    begin, root = id.parent, graph.nodes.roots.find(id.root)
+    if id.start % BLOCK_TOKENS:
+        node = NONE if root is None else graph.nodes.find(root, bytes.fromhex(id.parent), id.start)
+        before = None if node == NONE else graph.block_until(node)
+        if before is None:
+            return False
+        begin, tokens = graph.nodes.key(before[0]), np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
+    return TokenChain(begin, tokens).key_at(len(tokens)) == id.key

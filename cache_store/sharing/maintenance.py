@@ -104,17 +104,14 @@ class Maintenance:
     def list_again(self, tier: GuardedTier) -> None:
         """Bring the index of a tier up to date. Background. Raises `TierError`."""
         began_ns = self._clock()
-        known = {entry.id: entry.n_bytes for entry in self._stack.index.rows(tier.index)}
         outdated: deque[str] = deque()
-        for stat in tier.list_now():
-            id = BlockId.parse(stat.name)
-            if id is None:
-                if BlockId.is_outdated(stat.name):
+        with self._stack.index.listing(tier.index) as is_there:
+            for stat in tier.list_now():
+                id = BlockId.parse(stat.name)
+                if id is not None:
+                    is_there(id, stat.n_bytes)
+                elif BlockId.is_outdated(stat.name):
                     outdated.append(stat.name)
-            elif known.pop(id, -1) != stat.n_bytes:
-                self._stack.index.add(id, tier.index, stat.n_bytes)
-        for id in known:
-            self._stack.index.remove(id, tier.index)
         self._outdated[tier.index] = outdated
         self._listed_ns[tier.index] = began_ns
 

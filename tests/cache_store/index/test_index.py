@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index import crowd, eviction, hot_tokens, radix
-from cache_store.index.columns import IndexRow
-from cache_store.index.index import Index, StoredObject
+from cache_store.index.columns import IndexRow, StoredObject
+from cache_store.index.index import Index
 from cache_store.index.walk import MAX_UNKNOWN, Hop, Path
 
 ROOT = root_key("namespace")
@@ -433,6 +433,46 @@ def test_what_is_not_known_may_be_touched_removed_and_learned():
     index.remove(id, 0)
     index.learn(id, array(tokens))
     assert (len(index), index.has(id)) == (0, False)
+
+
+def test_what_a_listing_does_not_name_is_forgotten_but_for_what_came_meanwhile():
+    index = make_index(2)
+    ids = add_chain(index, some_tokens(256 * 5))
+    index.add(ids[0], 1, 10)
+    with index.listing(0) as is_there:
+        is_there(ids[1], 10)
+        is_there(ids[3], 77)
+        index.remove(ids[4], 0)
+        index.add(end((1,)), 0, 5)  # in the place of the one that has just gone
+        index.add(end((2,)), 0, 5)
+        is_there(end((3,)), 5)
+    index.check_integrity()
+    assert index.sizes([*ids, end((1,)), end((2,)), end((3,))], 0) == {
+        ids[1]: 10,
+        ids[3]: 77,
+        end((1,)): 5,
+        end((2,)): 5,
+        end((3,)): 5,
+    }
+    assert index.tiers_of(ids[0]) == (1,)
+
+
+def test_a_listing_that_fails_forgets_nothing():
+    index = make_index()
+    ids = add_chain(index, some_tokens(600))
+
+    def fails_midway() -> None:
+        with index.listing(0) as is_there:
+            is_there(ids[0], 10)
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        fails_midway()
+    assert len(index) == 3
+    with index.listing(0):
+        pass
+    assert len(index) == 0
+    index.check_integrity()
 
 
 # Eviction
