@@ -11,6 +11,7 @@ N.add                   objects added per second, tokens known
 N.memory                bytes of resident memory per object, tokens of hot ones included; only where
                         the process's own noise does not show
 N.memory.tokens         how many of these are the bounded cache of tokens
+N.memory.keys           the same of an index that keeps no tokens at all
 N.lookup.CASE.p50, p99  microseconds for a prompt of 8192 tokens that is stored (full), stored up to
                         token 5000 (part), or not at all (none)
 N.lookup.CASE.cpu99     the p99 of CPU time in a second round: without the neighbours' turns on the
@@ -184,6 +185,17 @@ def measure(n_blocks: int) -> list[Figure]:
     return [Figure(f"{n_blocks}.{figure.name}", figure.value, figure.unit) for figure in out.figures]
 
 
+def measure_keys(n_blocks: int) -> list[Figure]:
+    """What the objects of one size take without any tokens."""
+    index, objects = Index(N_TIERS, time.time, token_bytes=0), Traffic(n_blocks).objects()
+    for _ in islice(objects, WARM_UP):
+        pass
+    before = resident_bytes()
+    fill(index, objects, n_blocks)
+    gc.collect()
+    return [Figure(f"{n_blocks}.memory.keys", (resident_bytes() - before) / n_blocks, "bytes")]
+
+
 def measure_lookups(out: Figures, index: Index, traffic: Traffic) -> None:
     stored = [traffic.samples[i % len(traffic.samples)] for i in range(ROUNDS)]
     cases = {
@@ -295,7 +307,10 @@ def main() -> None:
     args = parser.parse_args()
     out = Figures()
     context = multiprocessing.get_context("spawn")
-    jobs = [(measure, n) for n in args.blocks] + ([(measure_files, args.files)] if args.files else [])
+    jobs: list[tuple[Callable[[int], list[Figure]], int]] = [(measure, n) for n in args.blocks] + (
+        [(measure_files, args.files)] if args.files else []
+    )
+    jobs += [(measure_keys, n) for n in args.blocks if n >= MEMORY_FROM]
     for job, n in jobs:
         say(job.__name__, n)
         with context.Pool(1) as pool:  # freed memory of one size must not hide what the next one takes
