@@ -33,7 +33,13 @@ class EngineConfig:
     prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their
         tokens take turns: a slice costs running streams its prefill time as a pause, so it trades
         their pace against the newcomer's time to first token.
-    max_queue: requests that may wait; the next one is refused with `QueueFull`.
+    idle_prefill: while no request runs or waits, compute the beginning of the next turn of a chat, as its
+        client will send it back.
+    max_queue: requests that may wait; the next one is refused with `QueueFull`. A tenant with a name
+        may have three quarters of them, beside the `n_parallel` that run.
+    long_prompt_tokens: prompts of which more tokens have to be computed never hold all sequence ids:
+        one is left for shorter ones, which would else wait until a long one has been computed and
+        answered; 0: any prompt may have the last id.
     stream_interval_ms: tokens of running replies leave together at this interval (the first and the
         last of a reply at once); 0: after every step. Each departure wakes half a dozen threads on
         the way to the client, which take cores from the decode: on two cores 50 ms gave 5 to 10 %
@@ -76,7 +82,9 @@ class EngineConfig:
     n_parallel: int = 4
     n_batch: int = 512
     prefill_slice: int = 256
+    idle_prefill: bool = True
     max_queue: int = 128
+    long_prompt_tokens: int = 4096
     stream_interval_ms: float = 50.0
     speculation: Speculation = "exact"
     decode_budget_s: float = 120.0
@@ -110,6 +118,7 @@ class EngineConfig:
             ("n_batch", 32, 16_384),
             ("prefill_slice", 16, 16_384),
             ("max_queue", 0, 100_000),
+            ("long_prompt_tokens", 0, 16_777_216),
         ):
             check_int(name, getattr(self, name), low, high)
         enough = self.n_batch >= self.n_parallel
@@ -120,7 +129,7 @@ class EngineConfig:
                 check_type(name, value, int, f"'auto' or at least {low}")
                 check_int(name, value, low)
         for name in (
-            *("flash_attn", "use_mmap", "use_mlock", "deterministic"),
+            *("idle_prefill", "flash_attn", "use_mmap", "use_mlock", "deterministic"),
             *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning", "spm_infill"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")
@@ -142,6 +151,11 @@ class EngineConfig:
         check("type_v", self.flash_attn or not quantised_v, f"{self.type_v} needs flash_attn: true")
         for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s"):
             check_number(name, getattr(self, name), 0)
+
+    @property
+    def max_tenant(self) -> int:
+        """Requests of one tenant that may run or wait: the last quarter of the queue is for others."""
+        return self.n_parallel + self.max_queue - self.max_queue // 4
 
 
 def padded_context(n_ctx: int) -> int:

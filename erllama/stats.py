@@ -145,6 +145,10 @@ class CacheCounters:
     prefill_tokens_per_s: float = 0.0
     saved_prefill_ms: float = 0.0
     unpriced_tokens: int = 0
+    idle_tokens: int = 0
+    idle_turns: int = 0
+    idle_given_up: int = 0
+    idle_used_tokens: int = 0
     last_problem: str = ""
 
     def note_prefill(self, n_tokens: int, seconds: float) -> None:

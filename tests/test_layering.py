@@ -27,6 +27,7 @@ ORDER = {
             "reasoning",
             "session_name",
             "request",
+            "next_turn",
             "kv",
             "stats",
             "gguf",

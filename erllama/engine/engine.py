@@ -22,6 +22,8 @@ from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
 from erllama.engine.generation import Generation
+from erllama.engine.idle import IdlePrefill
+from erllama.engine.prefill_order import PrefillOrder
 from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
 from erllama.engine.snapshot import take_snapshot
@@ -63,11 +65,15 @@ class Engine:
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._context = ContextOwner(backend, self._flow, config.decode_budget_s)
         self.watchdog = self._context.watchdog
-        self._admission = Admission(config.n_parallel)
+        self._admission = Admission(config.n_parallel, config.prefill_slice, config.long_prompt_tokens)
+        self._prefills = PrefillOrder(config.prefill_slice, self._flow.waiting)
         self._sequences: dict[str, Sequence] = {}
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
         self.adapters = AdapterRegistry(backend, lambda: (s.adapters for s in self._sequences.values()))
+        self.next_turns = IdlePrefill(
+            backend, self._flow, self._context, config, adapters=self.adapters.snapshot, root_of=self._root_of
+        )
         self.sessions = Sessions()
         self._speculator = Speculator(backend, config.speculation, config.n_batch, self.sessions.texts_beside)
         self._counts = Counters()
@@ -87,15 +93,16 @@ class Engine:
         self._admit_waiting()
         self._go_on_restored()
         self._close_gap()
-        plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        plan = plan_batch(self._admission.running, self._limits, self._counts.steps, self._prefills.first)
         plan = self._speculator.extend(plan)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
+        busy = bool(plan) or (self.idle and self.next_turns.step())
         self.adapters.collect()
         self._publish()
         self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
-        return bool(plan) or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
+        return busy or self._flow.can_go_on or self._admission.next is not None
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
         """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
@@ -112,7 +119,9 @@ class Engine:
             self._outbox.hurry()
             return
         self._sequences[request.request_id] = sequence
+        sequence.n_missing = self._flow.live.missing(sequence.given, self._admission.running)
         self._admission.enqueue(sequence)
+        self.next_turns.arrived(sequence)
         if request.resumed:
             self._generation.end_if_complete(sequence)
 
@@ -221,7 +230,7 @@ class Engine:
     def _go_on_restored(self) -> None:
         for sequence, outcome, logits in self._flow.ready(self._admission.running):
             sequence.apply(outcome)
-            sequence.restored_ns = self._clock()
+            sequence.restored_ns, sequence.n_missing = self._clock(), sequence.n_given - sequence.n_cached
             if sequence.request.restore_only:
                 self._finish(sequence, Step.LENGTH)
                 continue
@@ -262,6 +271,7 @@ class Engine:
         self._speculator.decoded(plan, seconds)
         for row in plan.rows:
             if row.sequence.state is State.PREFILLING:
+                self._prefills.computed(row.sequence, row.n_tokens, self._admission.running)
                 self._flow.prefilled(row.sequence, row.n_tokens, seconds)
         return rows
 

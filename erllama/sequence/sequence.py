@@ -34,8 +34,9 @@ class Sequence:
     release; times are `monotonic_ns`.
 
     `given` is the chain of what it was given, under the root of its KV (model, settings, adapters,
-    tenant). `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of
-    the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
+    tenant). `n_missing` of it were held by no other id when it was queued, later: were not restored.
+    `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of the given
+    ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
     are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
     wants them, too. `pinned`: its pin has been seen to. `n_ahead` rows of a draft are in the
     context behind the first `n_kv`; of all `n_drafted` tokens that were drafted `n_accepted` were
@@ -55,6 +56,7 @@ class Sequence:
     seq_id: int | None = None
     n_cached: int = 0
     n_kv: int = 0
+    n_missing: int = 0
     admitted_ns: int | None = None
     restored_ns: int | None = None
     first_token_ns: int | None = None
@@ -81,6 +83,10 @@ class Sequence:
     def readable(self) -> bool:
         """Whether the context holds its first `n_kv` tokens."""
         return self.state in (State.RESTORING, State.PREFILLING, State.GENERATING)
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority or 0
 
     @property
     def restoring(self) -> bool:

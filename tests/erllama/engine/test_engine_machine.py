@@ -78,6 +78,7 @@ class EngineMachine(RuleBasedStateMachine):
             n_ctx=N_CTX,
             n_parallel=n_parallel,
             n_batch=32,
+            long_prompt_tokens=40,
             deterministic=deterministic,
             speculation=speculation,
         )
@@ -88,8 +89,17 @@ class EngineMachine(RuleBasedStateMachine):
         seed=st.integers(0, 5),
         extra=st.sampled_from("-sglepd"),
         session_id=st.sampled_from([None, None, "one", "two"]),
+        place=st.sampled_from([{}, {"tenant": "a"}, {"tenant": "b"}, {"priority": 1}, {"tenant": "a", "priority": -1}]),
     )
-    def submit(self, n_prompt: int, max_tokens: int | None, seed: int, extra: str, session_id: str | None) -> None:
+    def submit(
+        self,
+        n_prompt: int,
+        max_tokens: int | None,
+        seed: int,
+        extra: str,
+        session_id: str | None,
+        place: dict[str, object],
+    ) -> None:
         name = f"r{len(self.submitted)}"
         params = {
             "-": {},
@@ -103,7 +113,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.submitted.append(name)
         self.wanted[name] = max_tokens
         self.asked.append(
-            request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params)
+            request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params, **place)
         )
         self.rig.submit(self.asked[-1])
 
