@@ -1,15 +1,17 @@
 """What the index of the store costs: lookups, adds, evictions, memory, snapshots. No model, no
 server, no device.
 
-    python bench/index.py [--blocks 1000,100000,1000000] [--files 100000] [--json FILE]
+    python bench/index.py [--blocks 1000,100000,1000000,10000000] [--files 100000] [--json FILE]
 
 The objects are those of conversations of 1 to 60 blocks: a tenth of the system prompts serve most
 of them, every turn ends inside a block and leaves a tail, one conversation in five branches off an
 earlier one. Every size is measured in a process of its own.
 
 N.add                   objects added per second, tokens known
-N.memory                bytes of resident memory per object, 1024 of which are tokens; only where
+N.memory                bytes of resident memory per object, tokens of hot ones included; only where
                         the process's own noise does not show
+N.memory.tokens         how many of these are the bounded cache of tokens
+N.memory.keys           the same of an index that keeps no tokens at all
 N.lookup.CASE.p50, p99  microseconds for a prompt of 8192 tokens that is stored (full), stored up to
                         token 5000 (part), or not at all (none)
 N.lookup.CASE.cpu99     the p99 of CPU time in a second round: without the neighbours' turns on the
@@ -19,6 +21,7 @@ N.chain                 microseconds to hash the 32 blocks of such a prompt: wha
 N.touch                 microseconds to count a hit on its objects; N.pin: to pin and unpin them
 N.victims.one           microseconds to find what frees one block, and to remove it; 1000 objects
                         are pinned
+N.victims.first         milliseconds to find the first one, which scans all objects
 N.victims.percent       milliseconds to find what frees one percent of the bytes
 N.gc                    milliseconds of one full garbage collection: the pause that many objects can
                         cause
@@ -53,7 +56,7 @@ from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
-from cache_store.index.index import Index
+from cache_store.index.index import TOKENS_KEPT, Index
 from cache_store.index.snapshot import decode, encode
 from cache_store.index.walk import Hop
 
@@ -62,8 +65,10 @@ N_VOCAB = 151_936
 PROMPT_TOKENS = 8192
 PART_TOKENS = 5000
 BLOCK_BYTES = 3 << 20
+WARM_UP = 30_000  # objects
+N_TIERS = 3  # two, and what is staged in memory
 ROUNDS = 400
-MEMORY_FROM = 50_000  # objects: 80 MB
+MEMORY_FROM = 100_000  # objects: 50 MB with their hot tokens
 
 Tokens = NDArray[np.uint32]
 Object = tuple[BlockId, Tokens]
@@ -88,17 +93,13 @@ class Traffic:
         return np.concatenate([beginning, self._fresh(PROMPT_TOKENS - len(beginning))])
 
     def objects(self) -> Iterator[Object]:
-        seen: set[bytes] = set()
+        """Some come again: what a conversation shares with another."""
         while True:
             tokens, turns = self._conversation()
             if len(tokens) > PROMPT_TOKENS:
                 self.samples.append(tokens)
                 self.samples = self.samples[-200:]
-            for id, part in cut(tokens, turns):
-                name = bytes.fromhex(id.parent)[:16] + bytes.fromhex(id.key)[:16]
-                if name not in seen:
-                    seen.add(name)
-                    yield id, part
+            yield from cut(tokens, turns)
 
     def _conversation(self) -> tuple[Tokens, list[int]]:
         if self._earlier and self._random.random() < 0.2:
@@ -151,9 +152,10 @@ def size_of(id: BlockId) -> int:
 
 
 def fill(index: Index, objects: Iterator[Object], n_blocks: int) -> float:
-    """Add `n_blocks` objects; the seconds that `add` took."""
+    """Add objects until there are `n_blocks`; the seconds that `add` took."""
     spent = 0.0
     while batch := list(islice(objects, min(10_000, n_blocks - len(index)))):
+        batch = [(id, tokens) for id, tokens in batch if not index.has(id)]
         begun = time.perf_counter()
         for id, tokens in batch:
             index.add(id, 0, size_of(id), tokens)
@@ -165,18 +167,33 @@ def measure(n_blocks: int) -> list[Figure]:
     """All figures of one size."""
     out = Figures()
     traffic = Traffic(n_blocks)
-    index = Index(2, time.time)
+    index = Index(N_TIERS, time.time)
+    objects = traffic.objects()
+    for _ in islice(objects, WARM_UP):  # the stream has what it keeps of its own before memory is looked at
+        pass
     before = resident_bytes()
-    out.add("add", n_blocks / fill(index, traffic.objects(), n_blocks), "objects/s")
+    out.add("add", n_blocks / fill(index, objects, n_blocks), "objects/s")
     gc.collect()
     if n_blocks >= MEMORY_FROM:
         out.add("memory", (resident_bytes() - before) / n_blocks, "bytes")
+        out.add("memory.tokens", min(TOKENS_KEPT, 1500 * n_blocks) / n_blocks, "bytes")
     measure_lookups(out, index, traffic)
     measure_use(out, index, traffic)
     out.add("gc", seconds(gc.collect) * 1e3, "ms")
     index = measure_snapshot(out, index)
     measure_victims(out, index, traffic)
     return [Figure(f"{n_blocks}.{figure.name}", figure.value, figure.unit) for figure in out.figures]
+
+
+def measure_keys(n_blocks: int) -> list[Figure]:
+    """What the objects of one size take without any tokens."""
+    index, objects = Index(N_TIERS, time.time, token_bytes=0), Traffic(n_blocks).objects()
+    for _ in islice(objects, WARM_UP):
+        pass
+    before = resident_bytes()
+    fill(index, objects, n_blocks)
+    gc.collect()
+    return [Figure(f"{n_blocks}.memory.keys", (resident_bytes() - before) / n_blocks, "bytes")]
 
 
 def measure_lookups(out: Figures, index: Index, traffic: Traffic) -> None:
@@ -216,13 +233,13 @@ def measure_snapshot(out: Figures, index: Index) -> Index:
     """The index that came back: evictions are measured on it."""
     n_objects = len(index)
     begun = time.perf_counter()
-    data = encode(index.rows(0))
+    data = encode(index.columns(0))
     out.add("save", time.perf_counter() - begun, "s")
     out.add("size", len(data) / n_objects, "bytes")
-    again = Index(2, time.time)
+    again = Index(N_TIERS, time.time)
     del index
     gc.collect()
-    out.add("load", seconds(lambda: again.load(decode(data), 0)), "s")
+    out.add("load", seconds(lambda: again.load_columns(decode(data), 0)), "s")
     return again
 
 
@@ -230,7 +247,7 @@ def measure_victims(out: Figures, index: Index, traffic: Traffic) -> None:
     pinned = [hop.id for tokens in traffic.samples for hop in hops_of(index, tokens)]
     index.pin(pinned[:1000])
     percent = index.bytes_in(0) // 100
-    index.victims(0, 1)
+    out.add("victims.first", seconds(lambda: index.victims(0, 1)) * 1e3, "ms")
     out.add("victims.percent", seconds(lambda: index.victims(0, percent)) * 1e3, "ms")
 
     def evict_one() -> None:
@@ -254,14 +271,14 @@ def measure_files(n_files: int) -> list[Figure]:
             with open(path, "wb") as file:
                 file.write(tokens.tobytes())
         say(f"{n_files} files written")
-        index = Index(1, time.time)
+        index = Index(N_TIERS, time.time)
         out.add("listing", seconds(lambda: add_names(index, folder)), "s")
         times = each_us(partial(hops_of, index), [tokens[:PROMPT_TOKENS] for tokens in traffic.samples])
         out.add("lookup.unknown.p50", percentile(times, 50), "us")
         out.add("reading", seconds(lambda: read_tokens(index, folder)), "s")
-    data = encode(index.rows(0))
-    again = Index(1, time.time)
-    out.add("load", seconds(lambda: again.load(decode(data), 0)), "s")
+    data = encode(index.columns(0))
+    again = Index(N_TIERS, time.time)
+    out.add("load", seconds(lambda: again.load_columns(decode(data), 0)), "s")
     out.add_ratio("listing_and_reading/load", (out.get("listing") or 0) + (out.get("reading") or 0), out.get("load"))
     return [
         Figure(f"files.{n_files}.{figure.name}", figure.value, figure.unit) for figure in [*out.figures, *out.ratios]
@@ -285,12 +302,15 @@ def read_tokens(index: Index, folder: str) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--blocks", type=int_list, default=[1000, 100_000, 1_000_000])
+    parser.add_argument("--blocks", type=int_list, default=[1000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--files", type=int, default=100_000, help="0 leaves the directory out")
     args = parser.parse_args()
     out = Figures()
     context = multiprocessing.get_context("spawn")
-    jobs = [(measure, n) for n in args.blocks] + ([(measure_files, args.files)] if args.files else [])
+    jobs: list[tuple[Callable[[int], list[Figure]], int]] = [(measure, n) for n in args.blocks] + (
+        [(measure_files, args.files)] if args.files else []
+    )
+    jobs += [(measure_keys, n) for n in args.blocks if n >= MEMORY_FROM]
     for job, n in jobs:
         say(job.__name__, n)
         with context.Pool(1) as pool:  # freed memory of one size must not hide what the next one takes

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index.radix import KEY_BYTES, TOKEN_BYTES, key_of
+from cache_store.index.hot_tokens import TOKEN_BYTES
+from cache_store.index.nodes import KEY_BYTES, key_of
 
 _RECORD = struct.Struct(">HB32s32sIHQ")
 _KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)

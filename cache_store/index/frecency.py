@@ -25,6 +25,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 HALF_LIFE_S = 6 * 3600.0
 
 _SANE_S = 1e12  # 30 000 years: a moment beyond it is no reading of a clock, and sums of such ones would overflow
@@ -48,6 +51,24 @@ def mean_use_s(n_uses: int, score: float) -> float:
     never later than the last.
     """
     return (score - math.log2(n_uses)) * HALF_LIFE_S
+
+
+def scores_of(n_uses: NDArray[np.uint64], used_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`score_of` each."""
+    scores: NDArray[np.float64] = np.log2(n_uses.astype(np.float64)) + used_s / HALF_LIFE_S
+    return scores
+
+
+def mean_uses_s(n_uses: NDArray[np.uint64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`mean_use_s` of each."""
+    moments: NDArray[np.float64] = (scores - np.log2(n_uses.astype(np.float64))) * HALF_LIFE_S
+    return moments
+
+
+def from_unix(unix_s: NDArray[np.float64], now_s: float, lead_s: float) -> NDArray[np.float64]:
+    """`SteadyTime.from_unix` of each, where that time is `now_s` and leads by `lead_s`."""
+    moments = unix_s + lead_s
+    return np.where((moments < now_s) & (np.abs(unix_s) < _SANE_S), moments, now_s)
 
 
 def worth(score: float, now_s: float) -> float:

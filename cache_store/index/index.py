@@ -1,7 +1,8 @@
 """What one process knows about the objects in all tiers of its store: the longest stored prefix of
 a prompt, and who may be evicted.
 
-    Graph (radix.py)                what hangs on what; tokens
+    Graph (radix.py)                what hangs on what, in columns; a number for each object
+    HotTokens (hot_tokens.py)       the token ids of those that were used lately
     Path (walk.py)                  the way of a prompt through it
     EvictionQueue (eviction.py)     per tier, the leaves by score
     frecency.py                     the score
@@ -11,9 +12,9 @@ Any thread; every call is short, holds the index's lock and does no I/O. The clo
 deleted by someone else, which its reader finds out and reports with `remove`. Victims are proposed,
 not removed: the caller deletes them and then calls `remove`.
 
-An object takes about 1.4 kB, 1 kB of which are tokens. It is two objects to Python's garbage
-collector, and a full collection of a million such pairs takes the better part of a second: whoever
-loads that many calls `gc.freeze` afterwards.
+With three tiers an object takes about 130 bytes, in columns that Python's garbage collector does
+not look into. The tokens of hot objects take at most `token_bytes` beside them: where they are not
+known, `Path.unknown` names the objects whose heads a reader may look into.
 """
 
 from __future__ import annotations
@@ -21,78 +22,43 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain
-from cache_store.index import frecency
-from cache_store.index.eviction import EvictionQueue
-from cache_store.index.radix import (
-    MAX_FIELD,
-    TOKEN_BYTES,
-    Edge,
-    End,
-    Graph,
-    Item,
-    block_until,
-    field,
-    field_of,
-    fits_graph,
-)
-from cache_store.index.walk import Path, way_back
+from cache_store.format.block import BlockId
+from cache_store.format.keys import ChainKey, TokenChain
+from cache_store.index import bulk, frecency
+from cache_store.index.columns import Columns, IndexRow, StoredObject, packed
+from cache_store.index.eviction import EvictionQueue, only_for
+from cache_store.index.listing import Unnamed
+from cache_store.index.nodes import NONE
+from cache_store.index.radix import FREE, MAX_BYTES, MAX_USES, ROWS, Graph
+from cache_store.index.walk import Path, proves, way_back
 
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """Which tiers hold an object, fastest first, and its size in the first of them."""
-
-    id: BlockId
-    tier_indices: tuple[int, ...]
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexRow:
-    """What a snapshot keeps of an object in one tier. `tokens`: big-endian uint32, None where not
-    known.
-
-    `hits` does not count the creation. `last_used_s` (unix) is the moment at which creation and
-    hits at once would score what they do: of an object without hits the time of its creation, of
-    others never later than the last hit.
-    """
-
-    id: BlockId
-    n_bytes: int
-    tokens: bytes | None
-    hits: int
-    last_used_s: float
-
-
-def is_plausible(id: BlockId, n_bytes: int, tokens: bytes | None) -> bool:
-    """Whether a save of ours makes such an object: only what can be deleted again is believed."""
-    if tokens is not None and (id.kind is not Kind.ROWS or len(tokens) != id.n_tokens * TOKEN_BYTES):
-        return False
-    return n_bytes <= MAX_FIELD and (fits_graph(id) or (id.kind is Kind.REPLAY and id.n_tokens == 0))
+_BATCH = 65_536  # objects
+TOKENS_KEPT = 32 << 20  # bytes: of 25 000 whole blocks
 
 
 class Index:
     """See the module. Objects that no tier holds are forgotten."""
 
-    def __init__(self, n_tiers: int, clock: Callable[[], float]) -> None:
+    def __init__(self, n_tiers: int, clock: Callable[[], float], token_bytes: int = TOKENS_KEPT) -> None:
         self._lock = threading.Lock()
-        self._graph = Graph()
+        self._graph = Graph(n_tiers, token_bytes)
         self._time = frecency.SteadyTime(clock)
         self._held: list[frozenset[BlockId]] = [frozenset()] * n_tiers
-        self._queues = [EvictionQueue(i, partial(self._is_pinned, i)) for i in range(n_tiers)]
+        self._queues = [
+            EvictionQueue(self._graph, i, partial(self._is_pinned, i), partial(self._pinned, i)) for i in range(n_tiers)
+        ]
         self._bytes, self._objects = [0] * n_tiers, [0] * n_tiers
         self._pins: Counter[BlockId] = Counter()
+        self._listings: list[list[Unnamed]] = [[] for _ in range(n_tiers)]
 
     def __len__(self) -> int:
-        return self._graph.n_items
+        return self._graph.n_objects
 
     def __repr__(self) -> str:
         tiers = ", ".join(str(n_bytes) for n_bytes in self._bytes)
@@ -102,9 +68,9 @@ class Index:
 
     def add(self, id: BlockId, tier_index: int, n_bytes: int, tokens: NDArray[np.uint32] | None = None) -> bool:
         """A tier holds `id`; True if that was new. Size and tokens are the last ones told."""
-        packed = None if tokens is None else _packed(id, tokens)
+        as_bytes = None if tokens is None else packed(id, tokens)
         with self._lock:
-            return self._put(id, tier_index, n_bytes, packed, 0, None)
+            return self._put(id, tier_index, n_bytes, as_bytes, 0, None)
 
     def load(self, rows: Iterable[IndexRow], tier_index: int) -> int:
         """`add` what `rows` gave, in this process or another, with the best of the hits and times
@@ -114,53 +80,60 @@ class Index:
         for n_loaded, row in enumerate(rows, 1):  # noqa: B007
             with self._lock:
                 self._put(row.id, tier_index, row.n_bytes, row.tokens, row.hits, row.last_used_s)
+                self._graph.learn_first(self._graph.find(row.id), row.first)
+        return n_loaded
+
+    def load_columns(self, columns: Iterable[Columns], tier_index: int) -> int:
+        """`load` for very many: a batch at a time."""
+        n_loaded = 0
+        for some in columns:
+            with self._lock:
+                now_s, lead_s = self._time.now(), self._time.lead_s()
+                n_new, n_bytes = bulk.put_many(self._graph, some, tier_index, now_s, lead_s)
+                self._objects[tier_index] += n_new
+                self._bytes[tier_index] += n_bytes
+                self._queues[tier_index].reset()
+            n_loaded += len(some)
         return n_loaded
 
     def learn(self, id: BlockId, tokens: NDArray[np.uint32]) -> None:
         """The tokens of a ROWS object; nothing happens when it is not known, or not ROWS."""
         with self._lock:
             item = self._graph.find(id)
-            if isinstance(item, Edge):
-                self._learn(item, _packed(id, tokens))
+            if item != NONE and self._graph.kind[item] == ROWS:
+                self._graph.learn(item, packed(id, tokens))
 
     def remove(self, id: BlockId, tier_index: int) -> bool:
         """`id` is gone from a tier; True if it was known to be there."""
         with self._lock:
             item = self._graph.find(id)
-            if item is None or not item.is_in(tier_index):
+            if item == NONE or not self._graph.is_in(item, tier_index):
                 return False
-            self._bytes[tier_index] -= item.bytes_in(tier_index)
-            item.sizes -= field_of(item.bytes_in(tier_index) + 1, tier_index)
-            self._objects[tier_index] -= 1
-            node = item.hangs_on()
-            if node is not None:
-                node.hanging -= field_of(1, tier_index)
-                if field(node.hanging, tier_index) == 0:
-                    self._queues[tier_index].push_all(node.into)
-            if item.sizes == 0:
-                self._graph.remove(item)
+            self._take_out(item, tier_index)
             return True
 
     def has(self, id: BlockId) -> bool:
         with self._lock:
-            return self._graph.find(id) is not None
+            return self._graph.find(id) != NONE
 
     def tiers_of(self, id: BlockId) -> tuple[int, ...]:
         """The indices of the tiers that hold `id`, fastest first."""
         with self._lock:
             item = self._graph.find(id)
-            return () if item is None else self._tiers_of(item)
+            return () if item == NONE else self._tiers_of(item)
 
     def stored(self, ids: Iterable[BlockId]) -> list[StoredObject]:
         """Those of `ids` that some tier holds."""
         with self._lock:
-            return [self._stored(item) for id in ids if (item := self._graph.find(id)) is not None]
+            return [self._stored(item, id) for id in ids if (item := self._graph.find(id)) != NONE]
 
     def sizes(self, ids: Iterable[BlockId], tier_index: int) -> dict[BlockId, int]:
         """The bytes of those of `ids` that a tier holds."""
+        graph = self._graph
         with self._lock:
-            found = ((id, self._graph.find(id)) for id in ids)
-            return {id: item.bytes_in(tier_index) for id, item in found if item and item.is_in(tier_index)}
+            found = ((id, graph.find(id)) for id in ids)
+            here = ((id, item) for id, item in found if item != NONE and graph.is_in(item, tier_index))
+            return {id: graph.bytes_in(item, tier_index) for id, item in here}
 
     def bytes_in(self, tier_index: int) -> int:
         return self._bytes[tier_index]
@@ -172,24 +145,58 @@ class Index:
         """The tokens of a ROWS object (big-endian uint32); None where they are not known."""
         with self._lock:
             item = self._graph.find(id)
-            return item.tokens if isinstance(item, Edge) else None
+            return None if item == NONE else self._graph.tokens.get(item)
 
     def rows(self, tier_index: int) -> Iterator[IndexRow]:
-        """Everything in a tier: each object as it is when its turn comes."""
+        """Everything in a tier: each object as it is when its turn comes. One that comes or goes
+        meanwhile may be left out.
+        """
+        graph = self._graph
         with self._lock:
             self._time.now()
-            items, lead_s = list(self._graph.items()), self._time.lead_s()
-        for item in items:
-            size = field(item.sizes, tier_index)
-            if size:
-                yield _row_of(item, size - 1, lead_s)
+            lead_s = self._time.lead_s()
+        for item in range(len(graph.kind)):
+            with self._lock:
+                if graph.kind[item] == FREE or not graph.is_in(item, tier_index):
+                    continue
+                row = bulk.row_of(graph, item, graph.bytes_in(item, tier_index), lead_s)
+            yield row
+
+    def columns(self, tier_index: int) -> Iterator[Columns]:
+        """The same as `rows`, a batch at a time."""
+        for start in range(0, len(self._graph.kind), _BATCH):
+            with self._lock:
+                self._time.now()
+                some = bulk.columns_of(self._graph, start, start + _BATCH, tier_index, self._time.lead_s())
+            if len(some):
+                yield some
+
+    @contextmanager
+    def listing(self, tier_index: int) -> Iterator[Callable[[BlockId, int], None]]:
+        """Give what this yields each object (and its bytes) that a listing of a tier names. In the end
+        what was known to be there when it began, and was not named, is forgotten, unless an exception
+        ends it. Takes a byte per object.
+        """
+        with self._lock:
+            unnamed = Unnamed(self._graph, tier_index)
+            self._listings[tier_index].append(unnamed)
+        try:
+            yield partial(self._named, tier_index, unnamed)
+            for item in unnamed.items():
+                with self._lock:
+                    if unnamed.has(item):
+                        self._take_out(item, tier_index)
+        finally:
+            with self._lock:
+                self._listings[tier_index].remove(unnamed)
 
     def row(self, id: BlockId) -> IndexRow | None:
         """An object as it is in its fastest tier."""
         with self._lock:
             self._time.now()
-            item = self._graph.find(id)
-            return None if item is None else _row_of(item, self._stored(item).n_bytes, self._time.lead_s())
+            if (item := self._graph.find(id)) == NONE:
+                return None
+            return bulk.row_of(self._graph, item, self._stored(item, id).n_bytes, self._time.lead_s())
 
     # --- prefixes ---------------------------------------------------------------------------------
 
@@ -201,50 +208,42 @@ class Index:
     def branch(self, path: Path) -> NDArray[np.uint32]:
         """What follows a path on the stored prefix that shares most with its prompt: see `Path.branch`."""
         with self._lock:
-            return np.frombuffer(path.branch(), ">u4").astype(np.uint32)
+            return np.frombuffer(path.branch(self._graph), ">u4").astype(np.uint32)
 
     def way_to(self, key: ChainKey) -> list[BlockId]:
         """The objects of the prefix `key` in order: ROWS from its root on, each with the END behind it;
-        [] when it is not stored whole. For people: looks at every node.
+        [] when it is not stored whole.
         """
         with self._lock:
-            nodes = list(self._graph.nodes())
-        digest = bytes.fromhex(key)
-        here = [node for node in nodes if node.address.startswith(digest)]
-        with self._lock:
-            return next((way for node in here if (way := way_back(node))), [])
+            nodes = self._graph.nodes.all_of(bytes.fromhex(key))
+            return next((way for node in nodes if (way := way_back(self._graph, node))), [])
 
     def leads_to_end_of(self, id: BlockId, tier_index: int) -> bool:
         """Whether a tier has a ROWS object, this or another, that ends where `id` does."""
         with self._lock:
-            node = self._graph.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
-            return node is not None and any(edge.is_in(tier_index) for edge in node.into)
+            node = self._node(id.root, id.key, id.start + id.n_tokens)
+            return node != NONE and any(self._graph.is_in(edge, tier_index) for edge in self._graph.into(node))
 
     def proves(self, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
         """Whether `tokens` are those of the ROWS object `id`: a name is the hash of its block so
         far, as far as that is known here.
         """
-        begin = id.parent
-        if id.start % BLOCK_TOKENS:
-            with self._lock:
-                node = self._graph.node(id.root, bytes.fromhex(id.parent), id.start)
-                before = None if node is None else block_until(node)
-            if before is None:
-                return False
-            begin, tokens = before[0].key, np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
-        return TokenChain(begin, tokens).key_at(len(tokens)) == id.key
+        with self._lock:
+            return proves(self._graph, id, tokens)
 
     # --- eviction ---------------------------------------------------------------------------------
 
     def touch(self, ids: Iterable[BlockId], n_uses: int = 1) -> None:
         """`n_uses` hits, now, on each of `ids` that is known."""
+        graph = self._graph
         with self._lock:
             now_s = self._time.now()
             for id in ids:
-                item = self._graph.find(id)
-                if item is not None:
-                    item.n_uses += n_uses
-                    item.score = frecency.after_use(item.score, now_s, n_uses)
+                item = graph.find(id)
+                if item != NONE:
+                    graph.n_uses[item] = min(graph.n_uses[item] + n_uses, MAX_USES)
+                    graph.score[item] = frecency.after_use(graph.score[item], now_s, n_uses)
+                    graph.tokens.use(item)
 
     def pin(self, ids: Iterable[BlockId]) -> None:
         """Never evict `ids` until each pin has been taken back. A pin belongs to a name: it may
@@ -263,7 +262,7 @@ class Index:
             for id in given:
                 if not self._pins[id]:
                     del self._pins[id]
-                    self._push(id)
+                    self._push(id, self._queues)
 
     def hold(self, tier_index: int, ids: frozenset[BlockId]) -> None:
         """Never evict `ids` from a tier, until the next call names others. They may precede the
@@ -272,27 +271,16 @@ class Index:
         with self._lock:
             before, self._held[tier_index] = self._held[tier_index], ids
             for id in before - ids:
-                item = self._graph.find(id)
-                if item is not None:
-                    self._queues[tier_index].push(item)
+                self._push(id, self._queues[tier_index : tier_index + 1])
 
     def only_for(self, way: Sequence[BlockId], tier_index: int) -> list[StoredObject]:
         """Those of the objects of a prefix (`way_to`), from its end on, that nothing else in a tier
         hangs on and nobody has pinned: deleted in this order, they leave no gap.
         """
-        chosen, at_node = list[Item](), list[Item]()  # at_node: what has been met of what hangs on the next edge
         with self._lock:
-            for item in filter(None, map(self._graph.find, reversed(way))):
-                is_here = item.is_in(tier_index)
-                if is_here and self._is_pinned(tier_index, item):
-                    break
-                if isinstance(item, Edge):
-                    if field(item.child.hanging, tier_index) > len(at_node):
-                        break
-                    chosen += [other for other in at_node if isinstance(other, End)] + [item] * is_here
-                    at_node = []
-                at_node += [item] * is_here
-            return [self._stored(item, tier_index) for item in chosen]
+            items = [item for item in map(self._graph.find, reversed(way)) if item != NONE]
+            chosen = only_for(self._graph, items, tier_index, partial(self._is_pinned, tier_index))
+            return [self._stored(item, tier_index=tier_index) for item in chosen]
 
     def victims(
         self, tier_index: int, n_bytes: int, may_go: Callable[[StoredObject], bool] | None = None
@@ -305,82 +293,108 @@ class Index:
         tier. Does not remove: until the caller does, the next call names them again.
         """
         with self._lock:
-            asked = None if may_go is None else lambda item: may_go(self._stored(item, tier_index))
-            return [self._stored(item, tier_index) for item in self._queues[tier_index].victims(n_bytes, asked)]
+            asked = None if may_go is None else lambda item: may_go(self._stored(item, tier_index=tier_index))
+            found = self._queues[tier_index].victims(n_bytes, asked)
+            return [self._stored(item, tier_index=tier_index) for item in found]
 
     # --- inside -----------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Raise AssertionError where two parts of the bookkeeping disagree. O(n log n)."""
+        graph = self._graph
         with self._lock:
-            self._graph.check_integrity(len(self._bytes))
-            items = list(self._graph.items())
+            graph.check_integrity()
+            items = list(graph.items())
             for tier_index, queue in enumerate(self._queues):
-                here = [item for item in items if item.is_in(tier_index)]
+                here = [item for item in items if graph.is_in(item, tier_index)]
                 assert self._objects[tier_index] == len(here), "objects of a tier"
-                assert self._bytes[tier_index] == sum(item.bytes_in(tier_index) for item in here), "bytes of a tier"
+                n_bytes = sum(graph.bytes_in(item, tier_index) for item in here)
+                assert self._bytes[tier_index] == n_bytes, "bytes of a tier"
                 queue.check_integrity(here)
             assert all(n > 0 for n in self._pins.values()), "a count of pins"
 
-    def _tiers_of(self, item: Item) -> tuple[int, ...]:
-        return tuple(tier_index for tier_index in range(len(self._bytes)) if item.is_in(tier_index))
+    def _tiers_of(self, item: int) -> tuple[int, ...]:
+        return tuple(tier_index for tier_index in range(len(self._bytes)) if self._graph.is_in(item, tier_index))
 
-    def _stored(self, item: Item, tier_index: int | None = None) -> StoredObject:
+    def _stored(self, item: int, id: BlockId | None = None, tier_index: int | None = None) -> StoredObject:
         tier_indices = self._tiers_of(item)
-        return StoredObject(item.id, tier_indices, item.bytes_in(tier_indices[0] if tier_index is None else tier_index))
+        n_bytes = self._graph.bytes_in(item, tier_indices[0] if tier_index is None else tier_index)
+        return StoredObject(id or self._graph.id_of(item), tier_indices, n_bytes)
 
-    def _push(self, id: BlockId) -> None:
+    def _node(self, root: ChainKey, key: ChainKey, depth: int) -> int:
+        number = self._graph.nodes.roots.find(root)
+        return NONE if number is None else self._graph.nodes.find(number, bytes.fromhex(key), depth)
+
+    def _push(self, id: BlockId, queues: Iterable[EvictionQueue]) -> None:
         item = self._graph.find(id)
-        if item is not None:
-            for queue in self._queues:
+        if item != NONE:
+            for queue in queues:
                 queue.push(item)
 
     def _put(
         self, id: BlockId, tier_index: int, n_bytes: int, tokens: bytes | None, hits: int, last_used_s: float | None
     ) -> bool:
-        if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_FIELD or hits < 0:
+        if not 0 <= tier_index < len(self._bytes) or not 0 <= n_bytes <= MAX_BYTES or hits < 0:
             raise ValueError(f"tier {tier_index}, n_bytes {n_bytes}, hits {hits}: out of range")
-        item = self._graph.find(id)
-        if item is None or last_used_s is not None:
-            item = item or self._graph.add(id, tokens)
+        graph = self._graph
+        item = graph.find(id)
+        if item == NONE or last_used_s is not None:
+            item = graph.add(id) if item == NONE else item
             used_s = self._time.now() if last_used_s is None else self._time.from_unix(last_used_s)
-            item.n_uses = max(item.n_uses, 1 + hits)
-            item.score = max(item.score, frecency.score_of(1 + hits, used_s))
-        if tokens is not None and isinstance(item, Edge):
-            self._learn(item, tokens)
-        return self._hold(item, tier_index, n_bytes)
+            graph.n_uses[item] = min(max(graph.n_uses[item], 1 + hits), MAX_USES)
+            graph.score[item] = max(graph.score[item], frecency.score_of(1 + hits, used_s))
+        if tokens is not None and graph.kind[item] == ROWS:
+            graph.learn(item, tokens)
+        return self._put_in(item, tier_index, n_bytes)
 
-    def _hold(self, item: Item, tier_index: int, n_bytes: int) -> bool:
-        before = field(item.sizes, tier_index)
-        item.sizes += field_of(n_bytes + 1 - before, tier_index)
-        self._bytes[tier_index] += n_bytes + 1 - max(before, 1)
-        if before:
+    def _named(self, tier_index: int, unnamed: Unnamed, id: BlockId, n_bytes: int) -> None:
+        with self._lock:
+            item = self._graph.find(id)
+            if item == NONE or not self._graph.is_in(item, tier_index):
+                self._put(id, tier_index, n_bytes, None, 0, None)
+                return
+            unnamed.discard(item)
+            if self._graph.bytes_in(item, tier_index) != n_bytes:
+                self._put_in(item, tier_index, n_bytes)
+
+    def _put_in(self, item: int, tier_index: int, n_bytes: int) -> bool:
+        graph = self._graph
+        was_here = graph.is_in(item, tier_index)
+        self._bytes[tier_index] += n_bytes - (graph.bytes_in(item, tier_index) if was_here else 0)
+        graph.resize(item, tier_index, n_bytes)
+        if was_here:
             return False
         self._objects[tier_index] += 1
-        node = item.hangs_on()
-        if node is not None:
-            node.hanging += field_of(1, tier_index)
+        node = graph.hangs_on(item)
+        if node != NONE:
+            graph.nodes.hanging[tier_index][node] += 1
         self._queues[tier_index].push_new(item)
         return True
 
-    def _learn(self, edge: Edge, tokens: bytes) -> None:
-        if edge.tokens != tokens:
-            edge.parent.detach(edge)
-            edge.tokens = tokens
-            edge.parent.attach(edge)
+    def _take_out(self, item: int, tier_index: int) -> None:
+        graph, queue = self._graph, self._queues[tier_index]
+        self._bytes[tier_index] -= graph.bytes_in(item, tier_index)
+        self._objects[tier_index] -= 1
+        graph.resize(item, tier_index, None)
+        queue.forget(item)
+        for unnamed in self._listings[tier_index]:
+            unnamed.discard(item)
+        node = graph.hangs_on(item)
+        if node != NONE:
+            hanging = graph.nodes.hanging[tier_index]
+            hanging[node] -= 1
+            if hanging[node] == 0:
+                queue.push_all(graph.into(node))
+        if graph.is_nowhere(item):
+            graph.remove(item)
 
-    def _is_pinned(self, tier_index: int, item: Item) -> bool:
+    def _is_pinned(self, tier_index: int, item: int) -> bool:
         held = self._held[tier_index]
-        return bool(self._pins or held) and (item.id in self._pins or item.id in held)
+        if not (self._pins or held):
+            return False
+        id = self._graph.id_of(item)
+        return id in self._pins or id in held
 
-
-def _row_of(item: Item, n_bytes: int, lead_s: float) -> IndexRow:
-    n_uses, score = item.n_uses, item.score
-    tokens = item.tokens if isinstance(item, Edge) else None
-    return IndexRow(item.id, n_bytes, tokens, n_uses - 1, frecency.mean_use_s(n_uses, score) - lead_s)
-
-
-def _packed(id: BlockId, tokens: NDArray[np.uint32]) -> bytes:
-    if id.n_tokens and len(tokens) != id.n_tokens:
-        raise ValueError(f"{len(tokens)} tokens for an object of {id.n_tokens}")
-    return np.asarray(tokens, dtype=">u4").tobytes()
+    def _pinned(self, tier_index: int) -> Iterator[int]:
+        for ids in (self._pins, self._held[tier_index]):
+            yield from (item for id in ids if (item := self._graph.find(id)) != NONE)

@@ -5,372 +5,385 @@ A node is a prefix key *and* a length, so every edge leads to a longer prefix: w
 directory holds, there is no cycle. Two saves may have cut one block at different points; as no edge
 crosses a multiple of BLOCK_TOKENS, both paths meet again at its end.
 
-    Node  <-- parent  Edge  child -->  Node          ROWS
-    Node  <-- node    End                            END
-                      Loose                          REPLAY, and names that no save of ours makes:
-                                                     on no path, kept to be evicted
+    node  <-- parent  edge  child -->  node          ROWS
+    node  <-- parent  END   child -->  the same      END
+    node  <-- parent  other child -->  node          REPLAY, and names that no save of ours makes: on
+                                                     no path, kept to be evicted; their nodes are
+                                                     `nodes.LOOSE`
 
-Memory decides the representation, because tokens alone are 1 kB per block: slots, 32-byte keys, one
-int for small numbers per tier, ids built on demand. Tokens are kept as big-endian uint32 bytes:
-their order as bytes is their order as tokens, so that bisecting the sorted edges of a node finds
-the one that shares most with a prompt without looking at the others (there may be 10 000).
+Memory decides the representation: ten million objects are no rarity in a shared tier. An object is
+a number that indexes columns, like a node (`nodes.py`): 50 bytes with three tiers, and 68 for the
+node that it leads to. Names are built on demand, and tokens are those of hot objects
+(`hot_tokens.py`). The objects at a node are a linked list, or a `Crowd`.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
-from itertools import chain
-from operator import attrgetter
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey
+from cache_store.format.keys import BLOCK_TOKENS, TokenChain
+from cache_store.index.crowd import Crowd, Entries
+from cache_store.index.hot_tokens import TOKEN_BYTES, UNKNOWN, HotTokens, fingerprint, most_in_common
+from cache_store.index.nodes import LOOSE, NONE, NodeTable, link_many, without
 
-KEY_BYTES = 32
-TOKEN_BYTES = 4
-_FIELD_BITS = 48
-_FIELD_MASK = (1 << _FIELD_BITS) - 1
-MAX_FIELD = _FIELD_MASK - 1
-
-
-def field(packed: int, tier_index: int) -> int:
-    """The number of `tier_index` in an int that packs one per tier."""
-    return packed >> (_FIELD_BITS * tier_index) & _FIELD_MASK
-
-
-def field_of(value: int, tier_index: int) -> int:
-    """What to add to a packed int to add `value` to the number of `tier_index`."""
-    return value << (_FIELD_BITS * tier_index)
-
-
-def key_of(digest: bytes) -> ChainKey:
-    return ChainKey(digest.hex())
-
-
-class Item(ABC):
-    """One object. `sizes` packs its bytes + 1 per tier (0: not there), `queued` the tiers whose
-    eviction queue has it, as bits.
-    """
-
-    __slots__ = ("n_uses", "queued", "score", "sizes")
-
-    def __init__(self) -> None:
-        self.n_uses, self.score = 0, -math.inf
-        self.sizes = self.queued = 0
-
-    @property
-    @abstractmethod
-    def id(self) -> BlockId:
-        """The name, made from where the object hangs."""
-
-    def is_in(self, tier_index: int) -> bool:
-        return field(self.sizes, tier_index) != 0
-
-    def bytes_in(self, tier_index: int) -> int:
-        """Its size in a tier that it is in."""
-        return field(self.sizes, tier_index) - 1
-
-    def hangs_on(self) -> Node | None:
-        """The node that must be reachable for this object to be of use."""
-        return None
-
-
-class Loose(Item):
-    """An object that hangs on nothing."""
-
-    __slots__ = ("id",)
-    id: BlockId
-
-    def __init__(self, id: BlockId) -> None:
-        super().__init__()
-        self.id = id
-
-
-class End(Item):
-    """An END object: belongs to the point that its node stands for."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        self.node = node
-
-    @property
-    def id(self) -> BlockId:
-        key = self.node.key
-        return BlockId(self.node.root, Kind.END, key, key, self.node.depth)
-
-    def hangs_on(self) -> Node | None:
-        return self.node
-
-
-class Edge(Item):
-    """A ROWS object. `tokens` is None while they are not known."""
-
-    __slots__ = ("child", "n_tokens", "parent", "tokens")
-
-    def __init__(self, parent: Node, child: Node, n_tokens: int, tokens: bytes | None) -> None:
-        super().__init__()
-        self.parent, self.child, self.n_tokens, self.tokens = parent, child, n_tokens, tokens
-
-    @property
-    def id(self) -> BlockId:
-        parent = self.parent
-        return BlockId(parent.root, Kind.ROWS, parent.key, self.child.key, parent.depth, self.n_tokens)
-
-    def hangs_on(self) -> Node | None:
-        return self.parent
-
-
-_tokens_of = attrgetter("tokens")
-
-# Nearly every node has one edge in and one out. A list for each would be half of all there is for
-# the garbage collector to look at.
-_Edges = Edge | list[Edge] | None
-
-
-def _listed(edges: _Edges) -> list[Edge]:
-    """`edges` as a list: the list itself if it is one."""
-    if edges is None:
-        return []
-    return [edges] if isinstance(edges, Edge) else edges
-
-
-def _unlisted(edges: list[Edge]) -> _Edges:
-    return edges if len(edges) > 1 else edges[0] if edges else None
-
-
-class Node:
-    """A prefix. `address` is its key and its length; `hanging` packs per tier how many objects hang
-    on it there.
-    """
-
-    __slots__ = ("_into", "_known", "address", "end", "hanging", "root", "unknown")
-
-    def __init__(self, root: ChainKey, address: bytes) -> None:
-        self.root, self.address = root, address
-        self.hanging = 0
-        self.end: End | None = None
-        self._into: _Edges = None
-        self._known: _Edges = None  # sorted by tokens
-        self.unknown: dict[int, set[Edge]] | None = None  # by length: a prompt is hashed once for each
-
-    @property
-    def key(self) -> ChainKey:
-        return key_of(self.address[:KEY_BYTES])
-
-    @property
-    def depth(self) -> int:
-        return int.from_bytes(self.address[KEY_BYTES:])
-
-    @property
-    def into(self) -> list[Edge]:
-        """The edges that lead here. Not to be changed."""
-        return _listed(self._into)
-
-    def is_bare(self) -> bool:
-        return not (self._into or self.end or self._known or self.unknown)
-
-    def children(self) -> Iterator[Edge]:
-        yield from _listed(self._known)
-        yield from chain.from_iterable((self.unknown or {}).values())
-
-    def attach_into(self, edge: Edge) -> None:
-        self._into = _unlisted([*self.into, edge])
-
-    def detach_into(self, edge: Edge) -> None:
-        self._into = _unlisted([other for other in self.into if other is not edge])
-
-    def attach(self, edge: Edge) -> None:
-        """Put `edge` where its tokens, or their absence, belong."""
-        if edge.tokens is None:
-            self.unknown = self.unknown or {}
-            self.unknown.setdefault(edge.n_tokens, set()).add(edge)
-        else:
-            known = _listed(self._known)
-            insort(known, edge, key=_tokens_of)
-            self._known = _unlisted(known)
-
-    def detach(self, edge: Edge) -> None:
-        if edge.tokens is None:
-            assert self.unknown is not None
-            edges = self.unknown[edge.n_tokens]
-            edges.remove(edge)
-            if not edges:
-                del self.unknown[edge.n_tokens]
-            self.unknown = self.unknown or None
-        else:
-            known = _listed(self._known)
-            del known[known.index(edge, bisect_left(known, edge.tokens, key=_tokens_of))]
-            self._known = _unlisted(known)
-
-    def matches(self, window: bytes) -> tuple[list[Edge], Edge | None, int]:
-        """(edges whose tokens begin `window`, the other edge that shares most with it, how many
-        tokens that shares).
-
-        O(log n) for each result. The edge that shares most is a neighbour of the place where
-        `window` would be inserted. Edges that begin `window` lie before that place; between them
-        lie edges that share a shorter and shorter part, and bisecting for that part skips all that
-        share it.
-        """
-        whole: list[Edge] = []
-        part, n_part = None, 0
-        known = _listed(self._known)
-        place = at = bisect_right(known, window, key=_tokens_of)
-        while at > 0:
-            edge = known[at - 1]
-            n_shared = n_common(edge.tokens or b"", window)
-            if n_shared == edge.n_tokens:
-                whole.append(edge)
-                at -= 1
-                continue
-            if n_shared > n_part:
-                part, n_part = edge, n_shared
-            if n_shared == 0:
-                break
-            at = bisect_right(known, window[: n_shared * TOKEN_BYTES], hi=at - 1, key=_tokens_of)
-        if place < len(known):
-            n_shared = n_common(known[place].tokens or b"", window)
-            if n_shared > n_part:
-                part, n_part = known[place], n_shared
-        return whole, part, n_part
-
-    def check_integrity(self) -> None:
-        assert all(edge.child is self for edge in self.into), "an edge into another node"
-        assert all(edge.parent.depth + edge.n_tokens == self.depth for edge in self.into), "an edge of another length"
-        assert all(edge.parent is self and edge in edge.child.into for edge in self.children()), (
-            "an edge from another node"
-        )
-        known = [edge.tokens for edge in _listed(self._known)]
-        assert known == sorted(tokens for tokens in known if tokens is not None), "edges are not sorted"
-        for n_tokens, edges in (self.unknown or {}).items():
-            assert edges, "an empty set of edges"
-            assert all(edge.tokens is None and edge.n_tokens == n_tokens for edge in edges), (
-                "an edge under another length"
-            )
-
-
-def n_common(a: bytes, b: bytes) -> int:
-    """How many leading tokens two packed token strings share."""
-    if b.startswith(a):
-        return len(a) // TOKEN_BYTES
-    n_bytes = min(len(a), len(b))
-    differing = int.from_bytes(a[:n_bytes]) ^ int.from_bytes(b[:n_bytes])
-    return (n_bytes - (differing.bit_length() + 7) // 8) // TOKEN_BYTES
-
-
-def block_until(node: Node) -> tuple[Node, bytes] | None:
-    """The node at which the block of `node` begins, and the tokens from there to `node`; None where
-    they are not known.
-    """
-    tokens = b""
-    while node.depth % BLOCK_TOKENS:
-        known = next(((edge.parent, edge.tokens) for edge in node.into if edge.tokens is not None), None)
-        if known is None:
-            return None
-        node, tokens = known[0], known[1] + tokens
-    return node, tokens
+MAX_BYTES = (1 << 48) - 2  # of an object
+MAX_TOKENS = (1 << 16) - 1
+MAX_USES = (1 << 32) - 1
+ROWS, END, REPLAY = range(3)
+OFF_PATH = 4  # added to the kind of an object that hangs on nothing
+FREE = 255
+_KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
+KIND_MASK = 3
+_CROWD = NONE - 1  # as the first object at a node: there is a `Crowd`
+_MOST_LISTED = 16
+LARGE = 0xFFFFFFFF  # as a size: one of 4 GB and more, kept aside
+_LOOKED_AT = 256  # objects of a crowd, for those whose tokens a prompt may share
 
 
 class Graph:
-    """The nodes of all roots, and the objects that hang on none."""
+    """Columns by number of an object.
 
-    def __init__(self) -> None:
-        self._roots: dict[ChainKey, dict[bytes, Node]] = {}
-        self._loose: dict[BlockId, Loose] = {}
-        self.n_items = 0
+    kind        ROWS, END, REPLAY, with `OFF_PATH` or without; FREE where the number is free
+    parent      the node that it begins at and hangs on; `child` the one that it leads to
+    n_tokens    its length
+    first       its fingerprint (`hot_tokens.py`)
+    n_uses, score   how often it was used (at most MAX_USES), and what that is worth (`frecency.py`)
+    sizes       per tier, its bytes + 1; 0 where that has it not
+    """
 
-    def node(self, root: ChainKey, key: bytes, depth: int) -> Node | None:
-        nodes = self._roots.get(root)
-        return None if nodes is None else nodes.get(key + depth.to_bytes(4))
+    def __init__(self, n_tiers: int, token_bytes: int) -> None:
+        self.nodes = NodeTable(n_tiers)
+        self.kind = array("B")
+        self.parent, self.child = array("I"), array("I")
+        self.n_tokens, self.first = array("H"), array("I")
+        self.n_uses, self.score = array("I"), array("d")
+        self.sizes = [array("I") for _ in range(n_tiers)]
+        self.next_into, self._next_child = array("I"), array("I")
+        self._crowds: dict[int, Crowd] = {}
+        self._large: dict[tuple[int, int], int] = {}  # bytes of an object (its number) in a tier
+        self._free = NONE  # a free number, `next_into` names the next
+        self.tokens = HotTokens(token_bytes, self.parent)
+        self.n_objects = 0
 
-    def find(self, id: BlockId) -> Item | None:
-        if not fits_graph(id):
-            return self._loose.get(id)
-        node = self.node(id.root, bytes.fromhex(id.key), id.start + id.n_tokens)
-        if node is None:
-            return None
-        if id.kind is Kind.END:
-            return node.end
-        parent = bytes.fromhex(id.parent) + id.start.to_bytes(4)
-        return next((edge for edge in node.into if edge.parent.address == parent), None)
+    # --- one object -------------------------------------------------------------------------------
 
-    def add(self, id: BlockId, tokens: bytes | None) -> Item:
-        """A new object, in no tier and not used yet."""
-        item: Item
-        if not fits_graph(id):
-            item = self._loose[id] = Loose(id)
-        elif id.kind is Kind.END:
-            node = self._make_node(id.root, id.key, id.start)
-            item = node.end = End(node)
+    def id_of(self, item: int) -> BlockId:
+        nodes, parent, child = self.nodes, self.parent[item], self.child[item]
+        kind = _KINDS[self.kind[item] & KIND_MASK]
+        root, start = nodes.root_key(parent), nodes.depth[parent]
+        return BlockId(root, kind, nodes.key(parent), nodes.key(child), start, self.n_tokens[item])
+
+    def is_in(self, item: int, tier_index: int) -> bool:
+        return self.sizes[tier_index][item] != 0
+
+    def bytes_in(self, item: int, tier_index: int) -> int:
+        """Its size in a tier that it is in."""
+        size = self.sizes[tier_index][item]
+        return size - 1 if size != LARGE else self._large[item, tier_index]
+
+    def resize(self, item: int, tier_index: int, n_bytes: int | None) -> None:
+        """A tier has it in so many bytes, or (None) not any more."""
+        if self.sizes[tier_index][item] == LARGE:
+            del self._large[item, tier_index]
+        if n_bytes is not None and n_bytes + 1 >= LARGE:
+            self._large[item, tier_index] = n_bytes
+            n_bytes = LARGE - 1
+        self.sizes[tier_index][item] = 0 if n_bytes is None else n_bytes + 1
+
+    def hangs_on(self, item: int) -> int:
+        """The node that must be reachable for this object to be of use; NONE for no node."""
+        return NONE if self.kind[item] & OFF_PATH else self.parent[item]
+
+    def is_nowhere(self, item: int) -> bool:
+        return not any(sizes[item] for sizes in self.sizes)
+
+    def learn(self, item: int, tokens: bytes) -> None:
+        """The tokens of a ROWS object on a path."""
+        self.tokens.put(item, tokens)
+        self._set_first(item, fingerprint(tokens))
+
+    def learn_first(self, item: int, first: int) -> None:
+        """The fingerprint of one whose tokens are not known, as another process knew it."""
+        if first != UNKNOWN and self.kind[item] == ROWS and self.tokens.get(item) is None:
+            self._set_first(item, first)
+
+    def _set_first(self, item: int, first: int) -> None:
+        if self.first[item] != first:
+            self.first[item] = first
+            if self.nodes.children[self.parent[item]] == _CROWD:
+                self._crowds[self.parent[item]].note(item, first)
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def find(self, id: BlockId) -> int:
+        """The number of an object; NONE without one."""
+        on_path = fits_graph(id)
+        root = self.nodes.roots.find(id.root)
+        if root is None:
+            return NONE
+        flag, depth = (0, id.start + id.n_tokens) if on_path else (LOOSE, 0)
+        node = self.nodes.find(root | flag, bytes.fromhex(id.key), depth)
+        if node == NONE:
+            return NONE
+        if on_path and id.kind is Kind.END:
+            return self.nodes.end[node]
+        parent, kind = bytes.fromhex(id.parent), _KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
+        for item in self.into(node):
+            before = self.parent[item]
+            is_it = self.kind[item] == kind and self.n_tokens[item] == id.n_tokens
+            if is_it and self.nodes.depth[before] == id.start and self.nodes.has_key(before, parent):
+                return item
+        return NONE
+
+    def node_at(self, chain: TokenChain, n: int) -> int:
+        """The node of the first `n` tokens of a prompt; NONE without one."""
+        root = self.nodes.roots.find(chain.root)
+        return NONE if root is None else self.nodes.find(root, bytes.fromhex(chain.key_at(n)), n)
+
+    def into(self, node: int) -> Iterator[int]:
+        """The ROWS objects (of a LOOSE node: all) that lead to a node."""
+        item = self.nodes.into[node]
+        while item != NONE:
+            yield item
+            item = self.next_into[item]
+
+    def has_ways(self, node: int) -> bool:
+        """Whether more than one leads there."""
+        return self.nodes.into[node] != NONE and self.next_into[self.nodes.into[node]] != NONE
+
+    def children(self, node: int) -> Iterator[int]:
+        """The ROWS objects (of a LOOSE node: all) that go on from a node."""
+        item = self.nodes.children[node]
+        if item == _CROWD:
+            yield from self._crowds[node].numbers()
+            return
+        while item != NONE:
+            yield item
+            item = self._next_child[item]
+
+    def add(self, id: BlockId) -> int:
+        """A new object, in no tier and not used yet. `ValueError` for a name that fits nowhere."""
+        if not (0 <= id.start < 1 << 32 and 0 <= id.n_tokens <= MAX_TOKENS):
+            raise ValueError(f"start {id.start}, n_tokens {id.n_tokens}: out of range")
+        on_path, make = fits_graph(id), self.nodes.make
+        flag, depth = (0, id.start + id.n_tokens) if on_path else (LOOSE, 0)
+        child = make(id.root, bytes.fromhex(id.key), depth, flag)
+        is_end = on_path and id.kind is Kind.END
+        parent = child if is_end else make(id.root, bytes.fromhex(id.parent), id.start, flag)
+        item = self._take_number()
+        self.kind[item] = _KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
+        self.parent[item], self.child[item], self.n_tokens[item] = parent, child, id.n_tokens
+        if is_end:
+            self.nodes.end[child] = item
         else:
-            parent = self._make_node(id.root, id.parent, id.start)
-            child = self._make_node(id.root, id.key, id.start + id.n_tokens)
-            item = edge = Edge(parent, child, id.n_tokens, tokens)
-            child.attach_into(edge)
-            parent.attach(edge)
-        self.n_items += 1
+            self.next_into[item], self.nodes.into[child] = self.nodes.into[child], item
+            self._attach(item, parent)
+        self.n_objects += 1
         return item
 
-    def remove(self, item: Item) -> None:
-        """Forget an object, and the nodes that only it needed."""
-        match item:
-            case Edge():
-                item.parent.detach(item)
-                item.child.detach_into(item)
-                self._drop_if_bare(item.parent)
-                self._drop_if_bare(item.child)
-            case End():
-                item.node.end = None
-                self._drop_if_bare(item.node)
-            case _:
-                del self._loose[item.id]
-        self.n_items -= 1
+    def remove(self, item: int) -> None:
+        """Forget an object that no tier has, and the nodes that only it needed."""
+        parent, child = self.parent[item], self.child[item]
+        self.tokens.drop(item)
+        if self.nodes.end[child] == item:
+            self.nodes.end[child] = NONE
+        else:
+            self.nodes.into[child] = without(item, self.nodes.into[child], self.next_into)
+            self.parent[item] = NONE  # it is not current in a crowd any more
+            self._detach(item, parent)
+        self.nodes.drop_if_bare(parent)
+        self.nodes.drop_if_bare(child)
+        self.kind[item] = FREE
+        self.next_into[item], self._free = self._free, item
+        self.n_objects -= 1
 
-    def nodes(self) -> Iterator[Node]:
-        for nodes in self._roots.values():
-            yield from nodes.values()
+    def items(self) -> Iterator[int]:
+        return (item for item, kind in enumerate(self.kind) if kind != FREE)
 
-    def items(self) -> Iterator[Item]:
-        yield from self._loose.values()
-        for node in self.nodes():
-            yield from node.into
-            if node.end is not None:
-                yield node.end
+    # --- prompts ----------------------------------------------------------------------------------
 
-    def check_integrity(self, n_tiers: int) -> None:
+    def whole(self, node: int, chain: TokenChain, depth: int, window: bytes) -> list[int]:
+        """The objects at a node that are the prompt's next tokens, `window`: named by its key at their
+        end, and not known to have other tokens.
+        """
+        only = self.nodes.children[node]
+        if only == NONE:
+            return []
+        if only != _CROWD and self._next_child[only] == NONE:  # as at most nodes: its fingerprint would save little
+            return [only] if self._is_whole(only, chain, depth, window) else []
+        wanted = fingerprint(window)
+        return [
+            item
+            for item in self._perhaps_whole(node, chain, depth, wanted)
+            if (self.first[item] == wanted or most_in_common(self.first[item], wanted) is None)
+            and self._is_whole(item, chain, depth, window)
+        ]
+
+    def _is_whole(self, item: int, chain: TokenChain, depth: int, window: bytes) -> bool:
+        n_tokens = self.n_tokens[item]
+        if n_tokens * TOKEN_BYTES > len(window):
+            return False
+        tokens = self.tokens.get(item)
+        if tokens is not None and not window.startswith(tokens):
+            return False
+        return self.nodes.has_key(self.child[item], bytes.fromhex(chain.key_at(depth + n_tokens)))
+
+    def _perhaps_whole(self, node: int, chain: TokenChain, depth: int, wanted: int) -> Iterator[int]:
+        if self.nodes.children[node] != _CROWD:
+            return self.children(node)
+        short = wanted >> 16 << 16  # as objects have it that are shorter than what the rest of a fingerprint is of
+        ranges = [(first, first + 1) for first in {wanted, short, UNKNOWN}]
+        found = list(islice(self._of_crowd(node, ranges), _LOOKED_AT + 1))
+        return iter(found) if len(found) <= _LOOKED_AT else self._of_every_length(node, chain, depth)
+
+    def _of_every_length(self, node: int, chain: TokenChain, depth: int) -> Iterator[int]:
+        for n_tokens in self._crowds[node].of_lengths(min(len(chain) - depth, BLOCK_TOKENS)):
+            child = self.node_at(chain, depth + n_tokens)
+            if child != NONE:
+                yield from (item for item in self.into(child) if self.parent[item] == node)
+
+    def unread(self, node: int, window: bytes) -> Iterator[tuple[int, int]]:
+        """(an object at a node whose tokens are not known, how many of `window` it may share without
+        being a beginning of it), without those that share none; of many, some of the likeliest.
+        """
+        wanted = fingerprint(window)
+        for item in self._likely(node, wanted):
+            at_most = self.n_tokens[item] - 1
+            common = most_in_common(self.first[item], wanted)
+            at_most = at_most if common is None else min(common, at_most)
+            if at_most > 0 and self.tokens.get(item) is None:
+                yield item, at_most
+
+    def _likely(self, node: int, wanted: int) -> Iterator[int]:
+        if self.nodes.children[node] != _CROWD:
+            return self.children(node)
+        same_first = wanted >> 16 << 16
+        ranges = [(wanted, wanted + 1), (UNKNOWN, UNKNOWN + 1), (same_first, same_first + (1 << 16))]
+        found = (item for limits in ranges for item in islice(self._of_crowd(node, [limits]), _LOOKED_AT))
+        return iter(dict.fromkeys(found))
+
+    def _of_crowd(self, node: int, ranges: list[tuple[int, int]]) -> Iterator[int]:
+        """Those of a crowd whose fingerprint lies in one of `ranges`; some may come twice."""
+        for low, high in ranges:
+            for first, item in self._crowds[node].between(low, high):
+                if self.parent[item] == node and self.first[item] == first:
+                    yield item
+
+    def block_until(self, node: int) -> tuple[int, bytes] | None:
+        """The node at which the block of `node` begins, and the tokens from there to `node`; None where
+        they are not known.
+        """
+        tokens = b""
+        while self.nodes.depth[node] % BLOCK_TOKENS:
+            item = next((item for item in self.into(node) if self.tokens.get(item) is not None), NONE)
+            if item == NONE:
+                return None
+            node, tokens = self.parent[item], (self.tokens.get(item) or b"") + tokens
+        return node, tokens
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _attach(self, item: int, parent: int) -> None:
+        first = self.nodes.children[parent]
+        if first == _CROWD:
+            self._crowds[parent].add(item, self.first[item], self.n_tokens[item])
+            return
+        self._next_child[item], self.nodes.children[parent] = first, item
+        if first != NONE and sum(1 for _ in islice(self.children(parent), _MOST_LISTED + 1)) > _MOST_LISTED:
+            members = list(self.children(parent))
+            self.nodes.children[parent] = _CROWD
+            crowd = self._crowds[parent] = Crowd(self._is_at(parent))
+            for member in members:
+                crowd.add(member, self.first[member], self.n_tokens[member])
+
+    def _detach(self, item: int, parent: int) -> None:
+        if self.nodes.children[parent] != _CROWD:
+            self.nodes.children[parent] = without(item, self.nodes.children[parent], self._next_child)
+            return
+        self._crowds[parent].remove()
+        if self._crowds[parent].n == 0:
+            del self._crowds[parent]
+            self.nodes.children[parent] = NONE
+
+    def _is_at(self, node: int) -> Callable[[Entries], NDArray[np.bool_]]:
+        def is_current(entries: Entries) -> NDArray[np.bool_]:
+            numbers, first = (entries & 0xFFFFFFFF).astype(np.int64), entries >> 32
+            parents, firsts = np.frombuffer(self.parent, np.uint32), np.frombuffer(self.first, np.uint32)
+            is_here: NDArray[np.bool_] = (parents[numbers] == node) & (firsts[numbers] == first)
+            return is_here
+
+        return is_current
+
+    def append(self, n: int) -> None:
+        """So many numbers more, free ones that are not in the list of these: for the caller to use."""
+        self.kind.frombytes(bytes([FREE]) * n)
+        for column in (self.parent, self.child, self.next_into, self._next_child):
+            column.frombytes(b"\xff" * column.itemsize * n)
+        for column in (self.n_tokens, self.first, self.n_uses, *self.sizes):
+            column.frombytes(bytes(column.itemsize * n))
+        self.score.frombytes(np.full(n, -math.inf).tobytes())
+
+    def attach_many(self, items: NDArray[np.uint32], parents: NDArray[np.uint32]) -> None:
+        """Let new objects go on from their parents."""
+        _, group, sizes = np.unique(parents, return_inverse=True, return_counts=True)
+        alone = (np.frombuffer(self.nodes.children, np.uint32)[parents] == NONE) & (sizes[group] <= _MOST_LISTED)
+        if alone.any():
+            link_many(items[alone], parents[alone], self.nodes.children, self._next_child)
+        for item, parent in zip(items[~alone].tolist(), parents[~alone].tolist(), strict=True):
+            self._attach(item, parent)
+
+    def _take_number(self) -> int:
+        item = self._free
+        if item == NONE:
+            self.append(1)
+            return len(self.kind) - 1
+        self._free = self.next_into[item]
+        self.next_into[item] = NONE
+        self.first[item], self.n_uses[item], self.score[item] = UNKNOWN, 0, -math.inf
+        return item
+
+    def check_integrity(self) -> None:
         """Raise AssertionError where nodes and objects disagree."""
-        assert self.n_items == sum(1 for _ in self.items()), "number of objects"
-        hanging: dict[Node, int] = {}
-        for item in self.items():
-            assert item.sizes > 0, "in no tier"
-            assert self.find(item.id) is item, "not found by its name"
-            node = item.hangs_on()
-            if node is not None:
-                here = sum(field_of(1, tier_index) for tier_index in range(n_tiers) if item.is_in(tier_index))
-                hanging[node] = hanging.get(node, 0) + here
-        for node in self.nodes():
-            assert not node.is_bare(), "a node that nothing needs"
-            assert node.hanging == hanging.get(node, 0), "number of objects on a node"
-            node.check_integrity()
+        items = list(self.items())
+        assert self.n_objects == len(items), "number of objects"
+        hanging = [dict[int, int]() for _ in self.sizes]
+        for item in items:
+            assert not self.is_nowhere(item), "in no tier"
+            assert self.find(self.id_of(item)) == item, "not found by its name"
+            if (node := self.hangs_on(item)) != NONE:
+                for at_node, sizes in zip(hanging, self.sizes, strict=True):
+                    at_node[node] = at_node.get(node, 0) + (sizes[item] != 0)
+        self.nodes.check_integrity()
+        self.tokens.check_integrity()
+        for node in self.nodes.numbers():
+            self._check_node(node)
+            for at_node, column in zip(hanging, self.nodes.hanging, strict=True):
+                assert column[node] == at_node.get(node, 0), "number of objects on a node"
+        assert set(self._crowds) == {node for node in self.nodes.numbers() if self.nodes.children[node] == _CROWD}
+        assert all(self.sizes[tier_index][item] == LARGE for item, tier_index in self._large), "a large object"
 
-    def _make_node(self, root: ChainKey, key: ChainKey, depth: int) -> Node:
-        nodes = self._roots.setdefault(root, {})
-        address = bytes.fromhex(key) + depth.to_bytes(4)
-        assert len(address) == KEY_BYTES + 4, "a key that is none"
-        node = nodes.get(address)
-        if node is None:
-            # One string for the root in all nodes, whichever copies the names brought along.
-            node = nodes[address] = Node(ChainKey(sys.intern(root)), address)
-        return node
-
-    def _drop_if_bare(self, node: Node) -> None:
-        nodes = self._roots.get(node.root, {})
-        if node.is_bare() and nodes.pop(node.address, None) is not None and not nodes:
-            del self._roots[node.root]
+    def _check_node(self, node: int) -> None:
+        into, children, end = list(self.into(node)), list(self.children(node)), self.nodes.end[node]
+        assert into or children or end != NONE, "a node that nothing needs"
+        assert all(self.child[item] == node for item in into), "an edge into another node"
+        assert all(self.parent[item] == node for item in children), "an edge from another node"
+        at_end = () if end == NONE else (self.kind[end], self.parent[end], self.child[end])
+        assert at_end in ((), (END, node, node)), "an END elsewhere"
+        assert all(item in set(self.into(self.child[item])) for item in children), "an edge that does not arrive"
+        for item in into if not self.nodes.root[node] & LOOSE else ():
+            length = self.nodes.depth[node] - self.nodes.depth[self.parent[item]]
+            assert (self.kind[item], self.n_tokens[item]) == (ROWS, length), "an edge of another length"
+        if self.nodes.children[node] == _CROWD:
+            crowd = self._crowds[node]
+            assert crowd.n == len(children), "number of objects of a crowd"
+            assert all(crowd.lengths >> self.n_tokens[item] & 1 for item in children), "a length of a crowd"
 
 
 def fits_graph(id: BlockId) -> bool:

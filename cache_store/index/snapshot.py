@@ -6,8 +6,9 @@ whoever stores them is the caller.
     24  ...       a Parquet file; `data[24:]` is what any reader of Parquet opens
 
 One row per object: `root`, `parent`, `key` (32 bytes each), `kind`, `start`, `n_tokens` (its name),
-`n_bytes` (in this tier), `tokens` (big-endian uint32; null where not known), `hits` and
-`last_used_s` (see `index.IndexRow`).
+`n_bytes` (in this tier), `tokens` (big-endian uint32; null but of those that were used lately),
+`first` (their fingerprint: `hot_tokens.py`), `hits` and `last_used_s` (see `columns.IndexRow`). A
+snapshot of the first version, which has tokens of all and no fingerprints, is read, too.
 
 A snapshot is a hint that saves time: what it lists may be gone, which readers find out, and what it
 does not list is found by a listing. So a file with a wrong byte is no snapshot at all
@@ -18,26 +19,26 @@ tier is trusted.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
 from cache_store.errors import StoreError
-from cache_store.format.block import BlockId, Kind
-from cache_store.index.index import IndexRow, is_plausible
-from cache_store.index.radix import KEY_BYTES, key_of
+from cache_store.index.columns import KINDS, Columns, Digests
+from cache_store.index.hot_tokens import fingerprint
+from cache_store.index.nodes import KEY_BYTES
 
-MAGIC = b"KVINDEX1"
+MAGIC = b"KVINDEX2"
+_FIRST_MAGIC = b"KVINDEX1"
 _HEAD = len(MAGIC) + 16
-_BATCH_ROWS = 65_536  # what a save or a load holds twice: 64 MB of tokens
-_MAX_HITS = 1 << 53
+_BATCH_ROWS = 65_536  # what a save or a load holds twice: 8 MB
 
-_KINDS = {kind.value: kind for kind in Kind}
 _SCHEMA = pa.schema(
     [
         pa.field("root", pa.binary(KEY_BYTES), nullable=False),
@@ -48,35 +49,39 @@ _SCHEMA = pa.schema(
         pa.field("n_tokens", pa.uint16(), nullable=False),
         pa.field("n_bytes", pa.uint64(), nullable=False),
         pa.field("tokens", pa.binary()),
+        pa.field("first", pa.uint32(), nullable=False),
         pa.field("hits", pa.uint64(), nullable=False),
         pa.field("last_used_s", pa.float64(), nullable=False),
     ]
 )
+_FIRST_SCHEMA = pa.schema([column for column in _SCHEMA if column.name != "first"])
 _COMPRESSION = {field.name: "zstd" for field in _SCHEMA if field.name not in ("parent", "key")}  # digests do not shrink
+_KIND_NAMES = pa.array([kind.value for kind in KINDS])
 
 
 class BadSnapshot(StoreError):
     """Not a snapshot that this version can use: go without one."""
 
 
-def encode(rows: Iterator[IndexRow]) -> bytes:
-    """The snapshot that holds `rows` (`Index.rows`)."""
+def encode(columns: Iterable[Columns]) -> bytes:
+    """The snapshot that holds what `Index.columns` gave."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink, _SCHEMA, compression=_COMPRESSION, use_dictionary=["root", "kind"], write_statistics=False
     ) as writer:
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            writer.write_batch(_to_batch(batch))
+        for some in columns:
+            writer.write_batch(_to_batch(some))
     file = sink.getvalue()
     return b"".join((MAGIC, xxhash.xxh3_128_digest(file), file))
 
 
-def decode(data: bytes | memoryview) -> Iterator[IndexRow]:
+def decode(data: bytes | memoryview) -> Iterator[Columns]:
     """The rows of a snapshot that do not contradict themselves. Digest and schema are checked here,
     before the first is asked for.
     """
     view = memoryview(data)
-    if view[: len(MAGIC)] != MAGIC:
+    magic = bytes(view[: len(MAGIC)])
+    if magic not in (MAGIC, _FIRST_MAGIC):
         raise BadSnapshot("not a snapshot of an index")
     if xxhash.xxh3_128_digest(view[_HEAD:]) != view[len(MAGIC) : _HEAD]:
         raise BadSnapshot("the digest does not match: truncated or damaged")
@@ -84,42 +89,67 @@ def decode(data: bytes | memoryview) -> Iterator[IndexRow]:
         file = pq.ParquetFile(pa.py_buffer(view[_HEAD:]))
     except (pa.ArrowException, OSError) as error:
         raise BadSnapshot(f"no Parquet file: {error}") from error
-    if not file.schema_arrow.equals(_SCHEMA):
+    if not file.schema_arrow.equals(_SCHEMA if magic == MAGIC else _FIRST_SCHEMA):
         raise BadSnapshot("other columns than this version's")
-    return _rows_of(file)
+    return _columns_of(file)
 
 
-def _rows_of(file: Any) -> Iterator[IndexRow]:
+def _columns_of(file: Any) -> Iterator[Columns]:
     try:
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-            yield from _from_batch(batch)
+            yield _from_batch(batch).plausible()
     except (pa.ArrowException, OSError) as error:
         raise BadSnapshot(f"no Parquet file: {error}") from error
 
 
-def _to_batch(rows: list[IndexRow]) -> Any:
-    ids = [row.id for row in rows]
-    columns = (
-        [bytes.fromhex(id.root) for id in ids],
-        [id.kind.value for id in ids],
-        [bytes.fromhex(id.parent) for id in ids],
-        [bytes.fromhex(id.key) for id in ids],
-        [id.start for id in ids],
-        [id.n_tokens for id in ids],
-        [row.n_bytes for row in rows],
-        [row.tokens for row in rows],
-        [min(row.hits, _MAX_HITS) for row in rows],
-        [row.last_used_s for row in rows],
+def _to_batch(some: Columns) -> Any:
+    tokens = [some.tokens.get(i) for i in range(len(some))] if some.tokens else pa.nulls(len(some), pa.binary())
+    arrays = [
+        _packed(some.root),
+        _KIND_NAMES.take(pa.array(some.kind)),
+        _packed(some.parent),
+        _packed(some.key),
+        some.start,
+        some.n_tokens,
+        some.n_bytes,
+        tokens,
+        some.first,
+        some.hits,
+        some.last_used_s,
+    ]
+    return pa.record_batch([pa.array(a, field.type) for a, field in zip(arrays, _SCHEMA, strict=True)], schema=_SCHEMA)
+
+
+def _from_batch(batch: Any) -> Columns:
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    kind = pc.index_in(columns["kind"], _KIND_NAMES)
+    known = np.flatnonzero(columns["tokens"].is_valid().to_numpy(zero_copy_only=False)).tolist()
+    tokens = dict(zip(known, columns["tokens"].take(pa.array(known, pa.int64())).to_pylist(), strict=True))
+    if "first" in columns:
+        first: NDArray[np.uint32] = columns["first"].to_numpy()
+    else:
+        first = np.zeros(len(batch), np.uint32)
+        first[known] = [fingerprint(part) for part in tokens.values()]
+    return Columns(
+        _unpacked(columns["root"]),
+        pc.fill_null(kind, len(KINDS)).to_numpy().astype(np.uint8),
+        _unpacked(columns["parent"]),
+        _unpacked(columns["key"]),
+        columns["start"].to_numpy(),
+        columns["n_tokens"].to_numpy(),
+        columns["n_bytes"].to_numpy(),
+        first,
+        columns["hits"].to_numpy(),
+        columns["last_used_s"].to_numpy(),
+        tokens,
     )
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-    return pa.record_batch(arrays, schema=_SCHEMA)
 
 
-def _from_batch(batch: Any) -> Iterator[IndexRow]:
-    columns = (column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns)
-    for root, kind, parent, key, start, n_tokens, n_bytes, tokens, hits, last_used_s in zip(*columns, strict=True):
-        if kind not in _KINDS or hits > _MAX_HITS or not math.isfinite(last_used_s):
-            continue
-        id = BlockId(key_of(root), _KINDS[kind], key_of(parent), key_of(key), start, n_tokens)
-        if is_plausible(id, n_bytes, tokens):
-            yield IndexRow(id, n_bytes, tokens, hits, last_used_s)
+def _packed(digests: Digests) -> Any:
+    data = pa.py_buffer(np.ascontiguousarray(digests))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(digests), [None, data])
+
+
+def _unpacked(column: Any) -> Digests:
+    data = np.frombuffer(column.buffers()[1] or b"", np.uint8).reshape(-1, KEY_BYTES)
+    return data[column.offset : column.offset + len(column)]

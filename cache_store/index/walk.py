@@ -1,26 +1,30 @@
 """The way of a prompt through the index: every node that its tokens lead to, and the edge that
 shares most with what follows.
 
-Edges with known tokens are followed by comparing tokens, the others by hash: the prompt's key at
-the edge's end, once for each length that occurs among the unknown edges of a node. Lengths are
-taken in ascending order, so when a node is reached all ways to it are known, and the one with the
-fewest edges (the fewest reads) stays.
+Edges are followed by hash: the prompt's key at the edge's end, computed once for each length that
+occurs among the edges of a node. Where tokens are known they must agree, and tell which edge shares
+a part; where they are not, fingerprints leave few that may. Lengths are taken in ascending order,
+so when a node is reached all ways to it are known, and the one with the fewest edges (the fewest
+reads) stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import islice
-from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cache_store.format.block import BlockId
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
-from cache_store.index.radix import TOKEN_BYTES, Edge, Graph, Node
+from cache_store.index.hot_tokens import TOKEN_BYTES
+from cache_store.index.nodes import NONE
+from cache_store.index.radix import Graph
 
 MAX_UNKNOWN = 16  # ROWS objects that a path names for its reader to look into
 MAX_BRANCH = 1024  # tokens of a stored prefix behind the point where a prompt leaves it
+_FOLLOWED_FAR = 2 * BLOCK_TOKENS
 _MAX_LOOKED_AT = 64  # edges of one node: there may be ten thousand
 
 
@@ -40,23 +44,26 @@ class Path:
     n_whole     the length of the longest prefix that whole ROWS objects cover: where a save goes on
     ends        the END objects of prefixes up to there that some whole edges lead to, ascending by
                 length
-    unknown     up to MAX_UNKNOWN ROWS objects that might make it longer: who reads and `learn`s
-                their tokens may ask again
+    unknown     up to MAX_UNKNOWN ROWS objects that might make it longer, those first that might most:
+                who reads and `learn`s their tokens may ask again
     """
 
-    __slots__ = ("_part", "_reached", "ends", "n_tokens", "n_whole", "unknown")
+    __slots__ = ("_chain", "_part", "_reached", "ends", "n_tokens", "n_whole", "unknown")
 
     def __init__(self, graph: Graph, chain: TokenChain) -> None:
         """The caller holds the lock of whoever owns `graph`."""
-        # per length the node, the last edge of the shortest way to it (None at the root), and that
-        # way's number of edges
-        self._reached: dict[int, tuple[Node, Edge | None, int]] = {}
-        self._part: Edge | None = None  # it shares its first tokens with the prompt, and goes further than every node
-        self.n_tokens = self._walk(graph, chain)
+        self._chain = chain
+        stream = chain.ids.astype(">u4").tobytes()
+        # per length that of the last edge of the shortest way to it (0 at the root), and that way's
+        # number of edges
+        self._reached: dict[int, tuple[int, int]] = {}
+        self._part: BlockId | None = None  # it shares its first tokens, and goes further than every node
+        nodes = self._walk(graph, stream)
         self.n_whole = max(self._reached, default=0)
-        ends = (self._reached[depth][0].end for depth in sorted(self._reached))
-        self.ends = tuple(end.id for end in ends if end is not None)
-        self.unknown = tuple(edge.id for edge in islice(self._unknown_beyond(len(chain)), MAX_UNKNOWN))
+        self.n_tokens = self._take_part(graph, nodes, stream)
+        with_end = (depth for depth in sorted(nodes) if graph.nodes.end[nodes[depth]] != NONE)
+        self.ends = tuple(BlockId.of_end(chain.prefix(depth)) for depth in with_end)
+        self.unknown = tuple(graph.id_of(item) for item in self._unknown_beyond(graph, nodes, stream))
 
     def __repr__(self) -> str:
         return f"<Path of {self.n_tokens} tokens, {self.n_whole} in whole objects, {len(self.ends)} ends>"
@@ -71,101 +78,125 @@ class Path:
         """The fewest objects that hold the prefix, in order."""
         if self._part is None:
             return self.hops_to(self.n_whole)
-        depth = self._part.parent.depth
-        return (*self.hops_to(depth), Hop(self._part.id, self.n_tokens - depth))
+        return (*self.hops_to(self._part.start), Hop(self._part, self.n_tokens - self._part.start))
 
     def hops_to(self, n: int) -> tuple[Hop, ...]:
         """The same for the first `n` tokens, at which some whole objects end."""
-        edges: list[Edge] = []
+        hops: list[Hop] = []
         while n > 0:
-            edge = self._reached[n][1]
-            assert edge is not None
-            edges.append(edge)
-            n -= edge.n_tokens
-        return tuple(Hop(edge.id, edge.n_tokens) for edge in reversed(edges))
+            n_tokens = self._reached[n][0]
+            hops.append(Hop(BlockId.of_rows(self._chain, n - n_tokens, n), n_tokens))
+            n -= n_tokens
+        return tuple(reversed(hops))
 
-    def branch(self) -> bytes:
+    def branch(self, graph: Graph) -> bytes:
         """The tokens (big-endian uint32) behind the first `n_tokens` on the stored prefix that shares most
         with the prompt, at most `MAX_BRANCH` and as far as they are known; b"" where nothing follows. Where
         several prefixes go on, the one that was used most. The caller holds the lock of the graph's owner.
         """
-        found, node = b"", self._reached[self.n_whole][0] if self._reached else None
+        found, node = b"", graph.node_at(self._chain, self.n_whole)
         if self._part is not None:
-            found = (self._part.tokens or b"")[(self.n_tokens - self._part.parent.depth) * TOKEN_BYTES :]
-            node = self._part.child
-        while node is not None and len(found) < MAX_BRANCH * TOKEN_BYTES:
-            known = (edge for edge in islice(node.children(), _MAX_LOOKED_AT) if edge.tokens)
-            edge = max(known, key=attrgetter("score"), default=None)
+            part = graph.find(self._part)
+            tokens = None if part == NONE else graph.tokens.get(part)
+            found, node = (tokens or b"")[(self.n_tokens - self._part.start) * TOKEN_BYTES :], NONE
+            if tokens is not None:
+                node = graph.child[part]
+        while node != NONE and len(found) < MAX_BRANCH * TOKEN_BYTES:
+            known = graph.tokens.at_node(node)[:_MAX_LOOKED_AT]
+            edge = max(known, key=graph.score.__getitem__, default=None)
             if edge is None:
                 break
-            found, node = found + (edge.tokens or b""), edge.child
+            found, node = found + (graph.tokens.get(edge) or b""), graph.child[edge]
         return found[: MAX_BRANCH * TOKEN_BYTES]
 
-    def _walk(self, graph: Graph, chain: TokenChain) -> int:
-        """Fill `_reached` and `_part`; the length of the prefix."""
-        root = graph.node(chain.root, bytes.fromhex(chain.root), 0)
-        if root is None:
-            return 0
-        self._reached[0] = (root, None, 0)
-        stream, todo, n_best = chain.ids.astype(">u4").tobytes(), [0], 0
+    def _walk(self, graph: Graph, stream: bytes) -> dict[int, int]:
+        """Fill `_reached`; the node of each length."""
+        if (root := graph.node_at(self._chain, 0)) == NONE:
+            return {}
+        self._reached[0] = (0, 0)
+        nodes, todo = {0: root}, [0]
         while todo:
             depth = heappop(todo)
-            node, _, n_hops = self._reached[depth]
-            whole, part, n_part = node.matches(stream[depth * TOKEN_BYTES : (depth + BLOCK_TOKENS) * TOKEN_BYTES])
-            for edge in whole + _matches_by_hash(graph, node, chain, depth) if node.unknown else whole:
-                end = depth + edge.n_tokens
-                if end not in self._reached:
+            if depth == _FOLLOWED_FAR:  # all keys in one pass cost less than one at a time
+                self._chain.block_keys()
+            n_hops = self._reached[depth][1] + 1
+            for edge in graph.whole(nodes[depth], self._chain, depth, _window(stream, depth)):
+                n_tokens = graph.n_tokens[edge]
+                end = depth + n_tokens
+                if end not in nodes:
                     heappush(todo, end)
-                if end not in self._reached or n_hops + 1 < self._reached[end][2]:
-                    self._reached[end] = (edge.child, edge, n_hops + 1)
-            if part is not None and depth + n_part > n_best:
-                self._part, n_best = part, depth + n_part
-        n_whole = max(self._reached)
-        if n_whole >= n_best:
-            self._part = None
-        return max(n_whole, n_best)
+                    nodes[end] = graph.child[edge]
+                if end not in self._reached or n_hops < self._reached[end][1]:
+                    self._reached[end] = (n_tokens, n_hops)
+        return nodes
 
-    def _unknown_beyond(self, n_prompt: int) -> Iterator[Edge]:
+    def _take_part(self, graph: Graph, nodes: dict[int, int], stream: bytes) -> int:
+        """Fill `_part`; the length of the prefix."""
+        best, n_best = None, self.n_whole
+        for depth, node in nodes.items():
+            if depth + BLOCK_TOKENS > n_best:
+                part, n_part = graph.tokens.part(node, _window(stream, depth))
+                if part is not None and depth + n_part > n_best:
+                    best, n_best = part, depth + n_part
+        if best is not None:
+            graph.tokens.use(best)
+            self._part = graph.id_of(best)
+        return n_best
+
+    def _unknown_beyond(self, graph: Graph, nodes: dict[int, int], stream: bytes) -> list[int]:
         """Edges that might go further than the walk did, if only their tokens were known."""
-        for depth, (node, _, _) in self._reached.items():
-            for n, edges in (node.unknown or {}).items():
-                # An edge that fits into the prompt and was not followed differs somewhere, so it
-                # shares less than all its tokens.
-                if min(depth + n - 1, n_prompt) > self.n_tokens:
-                    yield from edges
+        n_prompt, found = len(self._chain), list[tuple[int, int]]()
+        for depth, node in nodes.items():
+            if self.n_tokens < min(depth + BLOCK_TOKENS - 1, n_prompt):
+                for edge, at_most in graph.unread(node, _window(stream, depth)):
+                    # An edge that fits into the prompt and was not followed differs somewhere, so it
+                    # shares less than all its tokens.
+                    if (upto := min(depth + at_most, n_prompt)) > self.n_tokens:
+                        found.append((-upto, edge))
+        return [edge for _, edge in sorted(found)[:MAX_UNKNOWN]]
 
 
-def _matches_by_hash(graph: Graph, node: Node, chain: TokenChain, depth: int) -> list[Edge]:
-    found: list[Edge] = []
-    for n in node.unknown or ():
-        if depth + n <= len(chain):
-            child = graph.node(node.root, bytes.fromhex(chain.key_at(depth + n)), depth + n)
-            found += [edge for edge in (child.into if child else []) if edge.parent is node and edge.tokens is None]
-    return found
+def _window(stream: bytes, depth: int) -> bytes:
+    """The tokens of a prompt that an edge from there may have."""
+    return stream[depth * TOKEN_BYTES : (depth + BLOCK_TOKENS) * TOKEN_BYTES]
 
 
-def way_back(node: Node) -> list[BlockId]:
+def way_back(graph: Graph, node: int) -> list[BlockId]:
     """The objects on a way from the root to `node`, in order, ENDs behind the edges that lead to them;
     [] when none leads there.
     """
-    came: dict[Node, Edge | None] = {node: None}
+    came: dict[int, int] = {node: NONE}  # the edge that goes on from a node
     todo = [node]
     while todo:
         here = todo.pop()
-        if here.depth == 0:
-            return _objects_from(came[here], came) if here.key == here.root else []
-        for edge in here.into:
-            if edge.parent not in came:
-                came[edge.parent] = edge
-                todo.append(edge.parent)
+        if graph.nodes.depth[here] == 0:
+            is_root = graph.nodes.key(here) == graph.nodes.root_key(here)
+            return _objects_from(graph, came[here], came) if is_root else []
+        for edge in graph.into(here):
+            if graph.parent[edge] not in came:
+                came[graph.parent[edge]] = edge
+                todo.append(graph.parent[edge])
     return []
 
 
-def _objects_from(edge: Edge | None, came: dict[Node, Edge | None]) -> list[BlockId]:
+def _objects_from(graph: Graph, edge: int, came: dict[int, int]) -> list[BlockId]:
     ids: list[BlockId] = []
-    while edge is not None:
-        ids.append(edge.id)
-        if edge.child.end is not None:
-            ids.append(edge.child.end.id)
-        edge = came[edge.child]
+    while edge != NONE:
+        ids.append(graph.id_of(edge))
+        end = graph.nodes.end[graph.child[edge]]
+        if end != NONE:
+            ids.append(graph.id_of(end))
+        edge = came[graph.child[edge]]
     return ids
+
+
+def proves(graph: Graph, id: BlockId, tokens: NDArray[np.uint32]) -> bool:
+    """See `Index.proves`."""
+    begin, root = id.parent, graph.nodes.roots.find(id.root)
+    if id.start % BLOCK_TOKENS:
+        node = NONE if root is None else graph.nodes.find(root, bytes.fromhex(id.parent), id.start)
+        before = None if node == NONE else graph.block_until(node)
+        if before is None:
+            return False
+        begin, tokens = graph.nodes.key(before[0]), np.concatenate([np.frombuffer(before[1], ">u4"), tokens])
+    return TokenChain(begin, tokens).key_at(len(tokens)) == id.key

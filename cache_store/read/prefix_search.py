@@ -32,7 +32,7 @@ from cache_store.errors import CorruptBlock, Damage, StoreError
 from cache_store.format.block import BlockId
 from cache_store.format.file import PEEK_BYTES, peek_tokens
 from cache_store.format.keys import BLOCK_TOKENS, TokenChain
-from cache_store.index.index import StoredObject
+from cache_store.index.columns import StoredObject
 from cache_store.index.walk import Hop, Path
 from cache_store.records import Plan
 from cache_store.sharing.claims import Claims

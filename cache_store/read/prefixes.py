@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
 from cache_store.index import frecency
-from cache_store.index.index import IndexRow
+from cache_store.index.columns import IndexRow
 from cache_store.records import CachedPrefix
 from cache_store.sharing.pin import Pin
 from cache_store.tiers.stack import TierStack

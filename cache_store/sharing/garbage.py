@@ -25,7 +25,7 @@ from functools import partial
 from cache_store.errors import StoreError
 from cache_store.format.block import Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index.index import StoredObject
+from cache_store.index.columns import StoredObject
 from cache_store.records import GarbageReport
 from cache_store.sharing.maintenance import TEMP_AGE_S, Maintenance
 from cache_store.tiers.deadline_pool import DeadlinePool

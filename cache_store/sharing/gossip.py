@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.format.keys import ChainKey
+from cache_store.index.columns import is_plausible
 from cache_store.index.delta import BadDelta, Changes, DeltaLog, IndexDelta, Record, TierDelta, pack
-from cache_store.index.index import is_plausible
 from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
 

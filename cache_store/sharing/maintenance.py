@@ -104,17 +104,14 @@ class Maintenance:
     def list_again(self, tier: GuardedTier) -> None:
         """Bring the index of a tier up to date. Background. Raises `TierError`."""
         began_ns = self._clock()
-        known = {entry.id: entry.n_bytes for entry in self._stack.index.rows(tier.index)}
         outdated: deque[str] = deque()
-        for stat in tier.list_now():
-            id = BlockId.parse(stat.name)
-            if id is None:
-                if BlockId.is_outdated(stat.name):
+        with self._stack.index.listing(tier.index) as is_there:
+            for stat in tier.list_now():
+                id = BlockId.parse(stat.name)
+                if id is not None:
+                    is_there(id, stat.n_bytes)
+                elif BlockId.is_outdated(stat.name):
                     outdated.append(stat.name)
-            elif known.pop(id, -1) != stat.n_bytes:
-                self._stack.index.add(id, tier.index, stat.n_bytes)
-        for id in known:
-            self._stack.index.remove(id, tier.index)
         self._outdated[tier.index] = outdated
         self._listed_ns[tier.index] = began_ns
 
@@ -137,7 +134,7 @@ class Maintenance:
 
     def write_snapshot(self, tier: GuardedTier) -> None:
         """Background. Raises `TierError`."""
-        data = snapshot.encode(self._stack.index.rows(tier.index))
+        data = snapshot.encode(self._stack.index.columns(tier.index))
         tier.publish_now(self._name, memoryview(data))
         for stat in self._snapshots(tier)[_KEPT_SNAPSHOTS:]:
             tier.delete_now(stat.name)
@@ -228,7 +225,7 @@ class Maintenance:
             if loaded is None:
                 continue
             try:
-                self._stack.index.load(snapshot.decode(loaded.data), tier.index)
+                self._stack.index.load_columns(snapshot.decode(loaded.data), tier.index)
             except BadSnapshot as error:
                 self._stack.tally.add("corrupt", "snapshot")
                 log.warning("tier=%s snapshot=%s ignored: %s", tier.label, stat.name, error)

@@ -26,8 +26,9 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.file import decode
 from cache_store.format.keys import ChainKey
 from cache_store.in_flight import InFlight
+from cache_store.index.columns import StoredObject
 from cache_store.index.delta import DeltaLog
-from cache_store.index.index import Index, StoredObject
+from cache_store.index.index import Index
 from cache_store.tiers.base import NoSpace
 from cache_store.tiers.guarded import GuardedTier
 

@@ -14,12 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
-from cache_store.index import radix as index_graph
-from cache_store.index.index import Index, IndexRow, StoredObject
+from cache_store.index import crowd, eviction, hot_tokens, radix
+from cache_store.index.columns import IndexRow, StoredObject
+from cache_store.index.index import Index
 from cache_store.index.walk import MAX_UNKNOWN, Hop, Path
 
 ROOT = root_key("namespace")
@@ -281,8 +289,8 @@ def test_a_node_with_ten_thousand_children_is_not_scanned(monkeypatch: pytest.Mo
         id = BlockId(ROOT, Kind.ROWS, key_of(system), key_of((*system, *suffix)), 300, 100)
         index.add(id, 0, 1, array(suffix))
     index.check_integrity()
-    compared, n_common = [], index_graph.n_common
-    monkeypatch.setattr(index_graph, "n_common", lambda a, b: compared.append(1) or n_common(a, b))
+    compared, n_common = [], hot_tokens.n_common
+    monkeypatch.setattr(hot_tokens, "n_common", lambda a, b: compared.append(1) or n_common(a, b))
     for trial in range(20):
         prompt = tuple(int(token) for token in generator.integers(0, 3, 100)) if trial % 2 else suffixes[trial * 17]
         shared = max(
@@ -290,6 +298,89 @@ def test_a_node_with_ten_thousand_children_is_not_scanned(monkeypatch: pytest.Mo
         )
         assert index.longest_prefix(TokenChain(ROOT, (*system, *prompt))).n_tokens == 300 + shared
     assert len(compared) < 20 * 30
+
+
+# Tokens of which only the hot ones are kept
+
+
+def a_crowd(token_bytes: int, n: int = 60) -> tuple[Index, Tokens, list[Tokens]]:
+    """An index of conversations that go on from one system prompt."""
+    index, system = Index(1, Clock(), token_bytes), some_tokens(300)
+    add_chain(index, system)
+    replies = [(*some_tokens(20, seed=seed % 7), *some_tokens(180, seed=100 + seed)) for seed in range(n)]
+    for reply in replies:
+        index.add(rows((*system, *reply), 300), 0, 10, array(reply))
+    index.check_integrity()
+    return index, system, replies
+
+
+def after_reading(index: Index, prompt: Tokens, contents: dict[BlockId, Tokens], at_most: int) -> Path:
+    """The path once the heads of the objects that it names have been read, as a lookup does."""
+    read: set[BlockId] = set()
+    path = index.longest_prefix(TokenChain(ROOT, prompt))
+    while wanted := [id for id in path.unknown if id not in read][: at_most - len(read)]:
+        for id in wanted:
+            index.learn(id, array(contents[id]))
+        read.update(wanted)
+        path = index.longest_prefix(TokenChain(ROOT, prompt))
+    return path
+
+
+@pytest.mark.parametrize("token_bytes", [0, 10_000, 1 << 20])
+@pytest.mark.parametrize("n_shared", [1, 15, 16, 19, 20, 21, 150, 199, 200])
+def test_a_prefix_is_cut_at_the_token_though_tokens_had_to_go(token_bytes: int, n_shared: int):
+    index, system, replies = a_crowd(token_bytes)
+    contents = {rows((*system, *reply), 300): reply for reply in replies}
+    for reply in replies[::11]:
+        prompt = (*system, *reply[:n_shared], 5)
+        path = after_reading(index, prompt, contents, at_most=60) if token_bytes else None
+        found = index.longest_prefix(TokenChain(ROOT, prompt)) if path is None else path
+        whole = 300 + (200 if n_shared == 200 else 0)
+        assert found.n_tokens == (300 + n_shared if token_bytes else whole)
+        index.check_integrity()
+
+
+def test_of_a_crowd_only_those_are_read_that_begin_like_the_prompt():
+    index, system, replies = a_crowd(token_bytes=5000)
+    alike = {rows((*system, *reply), 300) for reply in replies[3::7]}
+    unknown = index.longest_prefix(TokenChain(ROOT, (*system, *replies[3][:150]))).unknown
+    assert 0 < len(unknown) <= 9
+    assert set(unknown) <= alike
+    assert index.longest_prefix(TokenChain(ROOT, (*system, *some_tokens(50, seed=9)))).unknown == ()
+
+
+def test_tokens_stay_within_their_bound_and_those_used_last_stay():
+    index, _, _ = a_crowd(token_bytes=12_000)
+    ids = [id for row in index.rows(0) if (id := row.id).start == 300]
+    assert index._graph.tokens.n_bytes <= 12_000
+    kept = [id for id in ids if index.tokens_of(id) is not None]
+    assert 5 < len(kept) < 15
+    index.touch(kept[:1])
+    index.learn(next(id for id in ids if id not in kept), array(some_tokens(200)))
+    assert index.tokens_of(kept[0]) is not None
+    assert sum(index.tokens_of(id) is not None for id in kept) == len(kept) - 1
+
+
+def test_a_crowd_that_goes_leaves_nothing():
+    index, system, replies = a_crowd(1 << 20)
+    for reply in random.Random(1).sample(replies, len(replies)):
+        index.remove(rows((*system, *reply), 300), 0)
+        index.check_integrity()
+    assert index.longest_prefix(TokenChain(ROOT, (*system, *replies[0]))).n_tokens == 300
+    assert len(index) == 2
+
+
+def test_a_tier_may_hold_objects_of_many_gigabytes():
+    index, (id,) = make_index(2), chain(some_tokens(20))
+    sizes = [(1 << 32) - 3, (1 << 32) - 2, (1 << 32) - 1, 1 << 32, (1 << 48) - 2, 7]
+    for tier in (0, 1):
+        for n_bytes in sizes:
+            index.add(id, tier, n_bytes)
+            assert (index.bytes_in(tier), index.sizes([id], tier)) == (n_bytes, {id: n_bytes})
+            index.check_integrity()
+    index.add(id, 0, 1 << 40)
+    index.remove(id, 0)
+    assert (index.bytes_in(0), index.stored([id])) == (0, [StoredObject(id, (1,), 7)])
 
 
 # Tiers, sizes
@@ -342,6 +433,46 @@ def test_what_is_not_known_may_be_touched_removed_and_learned():
     index.remove(id, 0)
     index.learn(id, array(tokens))
     assert (len(index), index.has(id)) == (0, False)
+
+
+def test_what_a_listing_does_not_name_is_forgotten_but_for_what_came_meanwhile():
+    index = make_index(2)
+    ids = add_chain(index, some_tokens(256 * 5))
+    index.add(ids[0], 1, 10)
+    with index.listing(0) as is_there:
+        is_there(ids[1], 10)
+        is_there(ids[3], 77)
+        index.remove(ids[4], 0)
+        index.add(end((1,)), 0, 5)  # in the place of the one that has just gone
+        index.add(end((2,)), 0, 5)
+        is_there(end((3,)), 5)
+    index.check_integrity()
+    assert index.sizes([*ids, end((1,)), end((2,)), end((3,))], 0) == {
+        ids[1]: 10,
+        ids[3]: 77,
+        end((1,)): 5,
+        end((2,)): 5,
+        end((3,)): 5,
+    }
+    assert index.tiers_of(ids[0]) == (1,)
+
+
+def test_a_listing_that_fails_forgets_nothing():
+    index = make_index()
+    ids = add_chain(index, some_tokens(600))
+
+    def fails_midway() -> None:
+        with index.listing(0) as is_there:
+            is_there(ids[0], 10)
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        fails_midway()
+    assert len(index) == 3
+    with index.listing(0):
+        pass
+    assert len(index) == 0
+    index.check_integrity()
 
 
 # Eviction
@@ -816,6 +947,16 @@ def test_many_short_edges_of_few_tokens_give_what_trying_all_gives(
 
 TestIndexAgainstModel = IndexAgainstModel.TestCase
 TestIndexAgainstModel.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_the_same_where_every_node_is_crowded_and_few_objects_are_queued(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(radix, "_MOST_LISTED", 1)
+    monkeypatch.setattr(crowd, "_MIN_RECENT", 2)
+    monkeypatch.setattr(eviction, "_MIN_QUEUED", 2)
+    monkeypatch.setattr(eviction, "_SCANNED", 5)
+    run_state_machine_as_test(
+        IndexAgainstModel, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+    )
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 200))

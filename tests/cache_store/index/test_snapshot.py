@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import ChainKey
-from cache_store.index import snapshot
-from cache_store.index.index import Index, IndexRow
+from cache_store.index import columns, snapshot
+from cache_store.index import index as index_module
+from cache_store.index.columns import Columns, IndexRow
+from cache_store.index.hot_tokens import fingerprint
+from cache_store.index.index import Index
 from cache_store.index.snapshot import MAGIC, BadSnapshot, decode, encode
 
 NOW_S = 1.7e9
@@ -66,6 +69,14 @@ def filled_index(n: int = 5) -> Index:
     return index
 
 
+def encoded(rows: list[IndexRow]) -> bytes:
+    return encode([Columns.of(rows)])
+
+
+def decoded(data: bytes) -> list[IndexRow]:
+    return [row for some in decode(data) for row in some.rows()]
+
+
 def sealed(table: pa.Table) -> bytes:
     """A snapshot with a true digest around any table."""
     sink = pa.BufferOutputStream()
@@ -75,13 +86,13 @@ def sealed(table: pa.Table) -> bytes:
 
 
 def table_of(*rows: IndexRow) -> pa.Table:
-    return pq.read_table(pa.py_buffer(encode(iter(rows))[HEAD:]))
+    return pq.read_table(pa.py_buffer(encoded(list(rows))[HEAD:]))
 
 
 @given(st.lists(entries(), max_size=20))
 @settings(max_examples=50)
 def test_entries_survive_the_file(rows: list[IndexRow]):
-    assert list(decode(encode(iter(rows)))) == rows
+    assert decoded(encoded(rows)) == rows
 
 
 @given(st.lists(entries(), max_size=20, unique_by=lambda entry: entry.id))
@@ -90,7 +101,7 @@ def test_an_index_survives_its_snapshot(rows: list[IndexRow]):
     first, second = make_index(), make_index()
     for row in rows:
         first.load([row], 1)
-    assert second.load(decode(encode(first.rows(1))), 1) == len(rows)
+    assert second.load_columns(decode(encode(first.columns(1))), 1) == len(rows)
     second.check_integrity()
     ids = {row.id for row in rows}
     assert victim_ids(second, 1, 1 << 62) == victim_ids(first, 1, 1 << 62) == ids
@@ -109,17 +120,22 @@ def by_name(index: Index) -> list[IndexRow]:
 
 def test_many_batches_make_one_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(snapshot, "_BATCH_ROWS", 3)
-    assert sorted(entry.n_bytes for entry in decode(encode(edge(i, n_bytes=i) for i in range(10)))) == list(range(10))
+    monkeypatch.setattr(index_module, "_BATCH", 3)
+    data = encode(filled_index(10).columns(0))
+    assert sorted(entry.hits for entry in decoded(data)) == list(range(10))
+    index = make_index()
+    assert index.load_columns(decode(data), 0) == 10
+    index.check_integrity()
 
 
 def test_an_empty_index_has_a_snapshot():
-    assert make_index().load(decode(encode(make_index().rows(0))), 0) == 0
+    assert make_index().load_columns(decode(encode(make_index().columns(0))), 0) == 0
 
 
 def test_only_the_tier_asked_for_is_kept():
     index = filled_index(3)
     index.load([edge(9)], 1)
-    assert [entry.id.key for entry in decode(encode(index.rows(1)))] == [edge(9).id.key]
+    assert [entry.id.key for entry in decoded(encode(index.columns(1)))] == [edge(9).id.key]
 
 
 def test_hits_persist_and_age_goes_on():
@@ -129,10 +145,10 @@ def test_hits_persist_and_age_goes_on():
     index.add(popular, 0, 1)
     for _ in range(7):
         index.touch([popular])
-    data = encode(index.rows(0))
+    data = encode(index.columns(0))
     for hours, first in ((17, fresh), (19, popular)):
         later = make_index(NOW_S + hours * HOUR)
-        later.load(decode(data), 0)
+        later.load_columns(decode(data), 0)
         later.add(fresh, 0, 1)
         assert [victim.id for victim in later.victims(0, 1)] == [first]
 
@@ -157,7 +173,7 @@ def test_entries_show_the_index_as_it_is_when_their_turn_comes():
 
 
 def test_the_payload_is_a_parquet_file_for_anyone():
-    table = pq.read_table(pa.py_buffer(encode(filled_index().rows(0))[HEAD:]))
+    table = pq.read_table(pa.py_buffer(encode(filled_index().columns(0))[HEAD:]))
     assert table.column_names == [
         "root",
         "kind",
@@ -167,6 +183,7 @@ def test_the_payload_is_a_parquet_file_for_anyone():
         "n_tokens",
         "n_bytes",
         "tokens",
+        "first",
         "hits",
         "last_used_s",
     ]
@@ -175,18 +192,18 @@ def test_the_payload_is_a_parquet_file_for_anyone():
 
 @given(st.data())
 def test_any_flipped_bit_is_a_bad_snapshot(data: st.DataObject):
-    file = bytearray(encode(filled_index().rows(0)))
+    file = bytearray(encode(filled_index().columns(0)))
     at = data.draw(st.integers(0, len(file) * 8 - 1))
     file[at // 8] ^= 1 << at % 8
     index = make_index()
     with pytest.raises(BadSnapshot):
-        index.load(decode(bytes(file)), 0)
+        index.load_columns(decode(bytes(file)), 0)
     assert len(index) == 0
 
 
 @given(st.data())
 def test_any_truncation_or_addition_is_a_bad_snapshot(data: st.DataObject):
-    file = encode(filled_index().rows(0))
+    file = encode(filled_index().columns(0))
     short = file[: data.draw(st.integers(0, len(file) - 1))]
     for damaged in (short, file + data.draw(st.binary(min_size=1))):
         with pytest.raises(BadSnapshot):
@@ -202,11 +219,11 @@ def test_other_bytes_are_a_bad_snapshot_even_with_a_true_digest(payload: bytes):
 
 def test_other_columns_are_a_bad_snapshot():
     good = table_of(edge(1))
-    assert len(list(decode(sealed(good)))) == 1
+    assert len(decoded(sealed(good))) == 1
     for table in (
         good.drop_columns(["hits"]),
         good.append_column("more", pa.array([1])),
-        good.rename_columns([*"abcdefghij"]),
+        good.rename_columns([*"abcdefghijk"]),
     ):
         with pytest.raises(BadSnapshot, match="other columns"):
             decode(sealed(table))
@@ -227,27 +244,85 @@ def test_other_columns_are_a_bad_snapshot():
     ],
 )
 def test_a_row_that_contradicts_itself_is_left_out(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]):
-    monkeypatch.setattr(snapshot, "_MAX_HITS", 1 << 60)
-    data = encode(iter([edge(1), edge(2, **changes), edge(3)]))
+    monkeypatch.setattr(columns, "MAX_HITS", 1 << 60)
+    data = encoded([edge(1), edge(2, **changes), edge(3)])
     monkeypatch.undo()
     index = make_index()
-    assert index.load(decode(data), 0) == 2
+    assert index.load_columns(decode(data), 0) == 2
     index.check_integrity()
 
 
 def test_a_row_of_an_unknown_kind_is_left_out():
     table = table_of(edge(1), edge(2))
     kinds = pa.array(["rows", "other"])
-    assert [entry.id for entry in decode(sealed(table.set_column(1, table.schema.field("kind"), kinds)))] == [
+    assert [entry.id for entry in decoded(sealed(table.set_column(1, table.schema.field("kind"), kinds)))] == [
         edge(1).id
     ]
 
 
 def test_what_the_index_knows_better_stays():
-    data = encode(filled_index(2).rows(0))
+    data = encode(filled_index(2).columns(0))
     index = make_index()
     index.load([edge(1, n_bytes=99, hits=50)], 1)
-    index.load(decode(data), 0)
+    index.load_columns(decode(data), 0)
     assert index.tiers_of(edge(1).id) == (0, 1)
     assert next(entry.hits for entry in index.rows(1)) == 50
     index.check_integrity()
+
+
+BATCHES = st.lists(st.tuples(st.lists(entries(), max_size=12), st.integers(0, 1)), max_size=4)
+
+
+@given(BATCHES, st.booleans())
+@settings(max_examples=150)
+def test_many_at_once_make_the_same_index_as_one_by_one(batches: list[tuple[list[IndexRow], int]], evicts: bool):
+    one, many = make_index(), make_index()
+    for rows, tier in batches:
+        # of a row that comes twice in one batch, which size counts is open
+        rows = list({row.id: row for row in rows}.values())
+        one.load(rows, tier)
+        assert many.load_columns([Columns.of(rows)], tier) == len(rows)
+        many.check_integrity()
+        if evicts:
+            assert len(many.victims(tier, 1 << 20)) == len(one.victims(tier, 1 << 20))
+            for index in (one, many):
+                index.add(edge(7).id, tier, 3)
+    for tier in range(2):
+        assert sorted_rows(many, tier) == pytest.approx(sorted_rows(one, tier))
+        assert (many.bytes_in(tier), many.objects_in(tier)) == (one.bytes_in(tier), one.objects_in(tier))
+    assert set(map(repr, many.victims(1, 1 << 62))) == set(map(repr, one.victims(1, 1 << 62)))
+
+
+def sorted_rows(index: Index, tier: int) -> dict[str, float]:
+    """Everything that is told of the objects of a tier, by name."""
+    rows = index.rows(tier)
+    return {f"{row.id.name} {row.n_bytes} {row.tokens!r} {row.hits} {row.first}": row.last_used_s for row in rows}
+
+
+def test_a_row_twice_in_one_batch_is_one_object():
+    index = make_index()
+    end = IndexRow(BlockId(ChainKey("a" * 64), Kind.END, ChainKey("b" * 64), ChainKey("b" * 64), 5), 3, None, 0, NOW_S)
+    rows = [edge(1), edge(2), edge(1, hits=9), end, end, *(edge(n) for n in range(3, 40))]
+    assert index.load_columns([Columns.of(rows)], 0) == len(rows)
+    index.check_integrity()
+    assert len(index) == 40
+    assert next(row.hits for row in index.rows(0) if row.id == edge(1).id) == 9
+    assert index.bytes_in(0) == 39 * 7 + 3
+
+
+def test_a_snapshot_of_the_first_version_is_read():
+    table = table_of(edge(1), edge(2, tokens=None)).drop_columns(["first"])
+    old = b"KVINDEX1" + sealed(table)[len(MAGIC) :]
+    assert decoded(old) == [edge(1), edge(2, tokens=None)]
+    assert [row.first for row in decoded(old)] == [fingerprint(edge(1).tokens), 0]
+    with pytest.raises(BadSnapshot, match="other columns"):
+        decode(sealed(table))
+
+
+def test_fingerprints_outlive_tokens():
+    index = Index(1, lambda: NOW_S, token_bytes=0)
+    index.load([edge(1)], 0)
+    again = make_index()
+    again.load_columns(decode(encode(index.columns(0))), 0)
+    (row,) = again.rows(0)
+    assert (row.tokens, row.first) == (None, fingerprint(edge(1).tokens))
