@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
-from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
+from erllama.backend.batch_plan import BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
 from erllama.cache.live import Ids, LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -21,6 +21,7 @@ from erllama.config import EngineConfig
 from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
+from erllama.engine.pace import Pace
 from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
 from erllama.engine.sessions import Sessions
 from erllama.engine.snapshot import take_snapshot
@@ -55,7 +56,7 @@ class Engine:
         are shared within the context only.
         """
         self._backend = backend
-        self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
+        self._pace = Pace(backend, config)
         self._clock = clock
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
@@ -83,7 +84,8 @@ class Engine:
         self._admit_waiting()
         self._go_on_restored()
         self._close_gap()
-        plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        running = self._admission.running
+        plan = plan_batch(running, self._pace.limits(running), turn=self._counts.steps)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
@@ -246,9 +248,11 @@ class Engine:
             self._finish(sequence, Step.ERROR, error)
 
     def _decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
+        self._pace.begin(plan)
         started = self._clock()
         try:
             rows = self._context.decode(plan)
+            self._pace.note(plan, (self._clock() - started) / 1e9)
         except DecodeAborted:
             self._recover(plan)
             rows = [()] * len(plan.rows)

@@ -34,6 +34,8 @@ SAME = {
     "stream_interval_ms": 0.0,
     "decode_budget_s": 0.0,
     "n_threads": 3,
+    "max_threads": 3,
+    "max_pause_ms": 1.0,
     "n_gpu_layers": 7,
     "use_mmap": False,
     "use_mlock": True,
