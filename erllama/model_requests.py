@@ -11,6 +11,7 @@ from erllama.diagnosis.prompt_log import PromptLog
 from erllama.diagnosis.record import PromptRecord
 from erllama.errors import RequestNotFound
 from erllama.model_part import ModelPart
+from erllama.next_turn import NextTurn
 
 
 class RequestMethods(ModelPart):
@@ -33,6 +34,12 @@ class RequestMethods(ModelPart):
                 param="request_id",
             )
         return found
+
+    def expect(self, turn: NextTurn) -> None:
+        """Compute `turn` while no request runs or waits, as far as the context still has the request
+        that it follows on. Returns at once; whatever keeps it from being computed is no error.
+        """
+        self._loop.expect(turn)
 
     def n_seen(self, keys: Iterable[ChainKey], first_at: int, before_s: float) -> int:
         """How many tokens of a prompt this model had seen before a time (unix seconds), by the chain keys

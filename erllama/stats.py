@@ -145,6 +145,10 @@ class CacheCounters:
     prefill_tokens_per_s: float = 0.0
     saved_prefill_ms: float = 0.0
     unpriced_tokens: int = 0
+    idle_tokens: int = 0
+    idle_turns: int = 0
+    idle_given_up: int = 0
+    idle_used_tokens: int = 0
     last_problem: str = ""
 
     def note_prefill(self, n_tokens: int, seconds: float) -> None:
@@ -193,6 +197,8 @@ class Counters:
     requests_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     cached_tokens: int = 0
     decode_ms: float = 0.0
     decode_aborts: int = 0

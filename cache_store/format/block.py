@@ -122,7 +122,7 @@ class Block:
     rows        ROWS: per column (n_tokens, row_bytes) uint8, C-contiguous in its last axis
     logits      END: (n_vocab,) float32, or None
     checkpoint  END: opaque bytes (uint8, 1-D), or None
-    reason      which save made it: cold, continued, finish, evict, shutdown
+    reason      which save made it: cold, continued, finish, idle, evict, shutdown
     created_s   unix seconds; build: the llama.cpp build that computed it. Both tell, neither
                 decides.
     """

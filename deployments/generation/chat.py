@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+from deployments.generation.next_turn import ChatRecord, FollowUp, Message
 from deployments.generation.pins import PrefixMark, marked_pin
 from deployments.generation.reply import check_fits, with_ends
 from deployments.http.ports import ChatPrompt, PromptPort, Record
@@ -137,6 +138,7 @@ class ReadyChat:
         logprobs: int | None = None,
         ignore_eos: bool = False,
         affinity: str | None = None,
+        priority: int | None = None,
         thinking_budget: int | None = None,
         report_progress: bool = False,
     ) -> GenerationRequest:
@@ -156,6 +158,7 @@ class ReadyChat:
             logprobs=logprobs,
             ignore_eos=ignore_eos,
             affinity=affinity,
+            priority=priority,
             record_transcript=True,
             tool_format=prompts.tool_format.name,
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),
@@ -219,7 +222,27 @@ def ready_chat(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> ReadyCh
     if mark is not None and mark.n_messages >= len(ask.messages):
         mark = replace(mark, n_messages=len(normal.messages))  # all of them, however many they are without noise
     pin = marked_pin(mark, chat.prompt, prompts, normal.messages, normal.tools or None, ask.variables)
-    return ReadyChat(chat, constraint, prompts.recorder(chat), splitter, prompts.reply_piece, prompts, pin)
+    record = ChatRecord(prompts.recorder(chat), _follow_up(ask, chat, prompts, noise, splitter))
+    return ReadyChat(chat, constraint, record, splitter, prompts.reply_piece, prompts, pin)
+
+
+def _follow_up(
+    ask: ChatAsk,
+    chat: ChatPrompt,
+    prompts: PromptPort,
+    noise: NoiseFilter,
+    splitter: Callable[[], ReplySplitter | None],
+) -> FollowUp | None:
+    """None where the reply goes on inside of a message, or nobody asks what follows."""
+    if ask.ending != "opened" or not prompts.expects_turns:
+        return None
+
+    def render(more: Sequence[Message]) -> Sequence[int]:
+        longer = replace(ask, messages=[*ask.messages, *more])
+        normal = _normal(longer, prompts, noise.unseen())
+        return prompts.render_chat(normal.messages, normal.tools or None, ask.variables).prompt.tokens
+
+    return FollowUp(chat.prompt, ask.messages, splitter, render, prompts.reply_piece)
 
 
 def count_prompt(ask: ChatAsk, prompts: PromptPort, noise: NoiseFilter) -> int:

@@ -53,7 +53,7 @@ def marked_pin(
         head = prompts.render_chat([*messages[: mark.n_messages], _ANY_USER[0]], tools, variables)
     except ErllamaError:
         return None
-    n_tokens = _n_common(prompt.tokens, head.prompt.tokens)
+    n_tokens = n_common(prompt.tokens, head.prompt.tokens)
     return Pin(n_tokens, mark.ttl_s) if n_tokens >= prompts.pins_from else None
 
 
@@ -71,10 +71,11 @@ def chat_head(prompts: PromptPort, messages: Messages, tools: Tools) -> Sequence
     with a user's message. May take long. Raises what rendering raises.
     """
     one, other = (prompts.render_chat([*messages, more], tools, {}).prompt.tokens for more in _ANY_USER)
-    return one[: _n_common(one, other)]
+    return one[: n_common(one, other)]
 
 
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b`, of one type, begin with alike."""
     n = min(len(a), len(b))
     at = next((at for at in range(0, n, _COMPARED) if a[at : at + _COMPARED] != b[at : at + _COMPARED]), n)
     return next((i for i in range(at, n) if a[i] != b[i]), n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from deployments.capture.scope import KEPT_BODY
 from deployments.generation.encoding import decompressed, is_compressed
 from deployments.generation.event_ids import NumberedWriter
+from deployments.generation.expected import ExpectedTurns
 from deployments.generation.fan_out import Generates, fan_out
 from deployments.generation.identity import ReplyIdentity, session_of, shared_requests
 from deployments.http.dialect import ReplyWriter, dialect_of
@@ -141,6 +142,8 @@ async def whole_replies(
         if identity.recorded is not None:
             raise InvalidParameter("Last-Event-ID is for streams alone", param="Last-Event-ID")
         requests = shared_requests(request, identity, model, requests, resumable=False)
+    expected = ExpectedTurns.of(request)
+    record = expected.noting(model, requests, record)
 
     async def work() -> list[Completion]:
         parts = [CompletionParts() for _ in requests]
@@ -157,7 +160,8 @@ async def whole_replies(
                         record(reply)
         return [replies[index] for index in range(len(requests))]
 
-    return await unless_disconnected(request.receive, work())
+    with expected.answering(model):
+        return await unless_disconnected(request.receive, work())
 
 
 async def _chunks(
@@ -166,26 +170,29 @@ async def _chunks(
     writer: ReplyWriter,
     record: Record | None,
     facts: RequestFacts,
+    answering: AbstractContextManager[None] | None = None,
 ) -> AsyncGenerator[bytes, None]:
     parts = [CompletionParts() for _ in requests]
     begun = False
-    async with aclosing(fan_out(client, [_observed(request) for request in requests])) as items:
-        async for index, events in items:
-            if facts.first_ns is None:
-                facts.saw(events)
-            if isinstance(last := events[-1], Done):
-                facts.add(last.stats)
-            if record is not None and (reply := _ended(parts[index], events)) is not None:
-                record(reply)  # before its end leaves: the client may answer at once
-            if begun or requests[index].report_progress or not isinstance(events[-1], Progress):
-                chunk = writer.feed(index, events)
-            elif _is_far_from_a_token(events[-1]):  # the client shall see at once that its long prompt has begun
-                chunk = writer.feed(index, events) or writer.keepalive()
-            else:
-                chunk = b""
-            begun = begun or bool(chunk)
-            yield chunk
-    yield writer.close()
+    observed = [_observed(request) for request in requests]
+    with answering or nullcontext():
+        async with aclosing(fan_out(client, observed)) as items:
+            async for index, events in items:
+                if facts.first_ns is None:
+                    facts.saw(events)
+                if isinstance(last := events[-1], Done):
+                    facts.add(last.stats)
+                if record is not None and (reply := _ended(parts[index], events)) is not None:
+                    record(reply)  # before its end leaves: the client may answer at once
+                if begun or requests[index].report_progress or not isinstance(events[-1], Progress):
+                    chunk = writer.feed(index, events)
+                elif _is_far_from_a_token(events[-1]):  # the client shall see at once that its long prompt has begun
+                    chunk = writer.feed(index, events) or writer.keepalive()
+                else:
+                    chunk = b""
+                begun = begun or bool(chunk)
+                yield chunk
+        yield writer.close()
 
 
 class _Resumed:
@@ -227,7 +234,9 @@ def streamed_reply(
             writer = NumberedWriter(writer, identity.stream, identity.n_seen)
     facts = request_facts(request)
     facts.ask(model.id, streamed=True)
-    chunks = _chunks(client, requests, writer, record, facts)
+    expected = ExpectedTurns.of(request)
+    record = expected.noting(model, requests, record)
+    chunks = _chunks(client, requests, writer, record, facts, expected.answering(model))
     return StreamResponse(request, chunks, writer, keepalive_s=keepalive_s, in_stream=in_stream)
 
 

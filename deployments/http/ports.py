@@ -17,6 +17,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.next_turn import NextTurn
 from erllama.prompts.infill import Gap, Room
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
@@ -116,6 +117,11 @@ class ModelPort(Protocol):
     async def cancel(self, ref: str) -> object:
         """End a request wherever it runs; what is recorded of it does not go on. Unknown ids are
         fine.
+        """
+
+    async def expect(self, turn: NextTurn) -> None:
+        """The replica that served the request of `turn` may compute it while it has nothing else to do. A
+        hint: wakes no model, and is lost where that replica cannot be found.
         """
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
@@ -257,6 +263,10 @@ class PromptPort(Protocol):
     @property
     def may_wait(self) -> bool:
         """True when `render_chat` may wait for a store, so callers go through a thread."""
+
+    @property
+    def expects_turns(self) -> bool:
+        """Whether the model computes what it is told to expect: see `ModelPort.expect`."""
 
     def recorder(self, chat: ChatPrompt) -> Record:
         """What is told of each whole reply to this chat, so that `render_chat` can put its ids

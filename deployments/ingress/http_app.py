@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -29,7 +30,8 @@ from deployments.dialects.openai.routes import OpenAI
 from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
 from deployments.dialects.responses.stored.store import ResponseStore
-from deployments.http.dialect import Dialect
+from deployments.generation.expected import ExpectedTurns
+from deployments.http.dialect import Dialect, add_routes
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.model_library import ModelLibrary
@@ -119,7 +121,15 @@ def make_http_app(
     own = PrometheusRecorder()
     watch = RequestWatch(own if recorder is None else Recorders(own, recorder), options.log.limits, spans)
     cluster_watch = ClusterWatch(registry, cluster or NoCluster(), options.ready_timeout_s)
-    app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False)
+    expected = ExpectedTurns()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await expected.close()
+
+    app = FastAPI(title="erllama", openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    app.state.expected_turns = expected
     bodies = {path: kind for dialect in dialects for path, kind in dialect.bodies.items()}
 
     @app.get("/health")
@@ -144,9 +154,9 @@ def make_http_app(
         return JSONResponse(openapi_document(app.routes, bodies))
 
     metrics_open = options.metrics == "open"
-    app.include_router(metrics_route(own.registry, cluster_watch, is_open=metrics_open))
+    add_routes(app.router, metrics_route(own.registry, cluster_watch, is_open=metrics_open))
     for dialect in dialects:
-        app.include_router(dialect.routes(registry, options))
+        add_routes(app.router, dialect.routes(registry, options))
     install_error_handlers(app)
     app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
     if options.capture.dir is not None:

@@ -209,6 +209,10 @@ class PromptSource:
     def may_wait(self) -> bool:
         return self._book.has_store
 
+    @property
+    def expects_turns(self) -> bool:
+        return self._config.idle_prefill and not self._config.deterministic
+
     def recorder(self, chat: ChatPrompt) -> Record:
         state = self.load()
         parent = prompt_key(self._root, chat.prompt.tokens)

@@ -31,17 +31,19 @@ from deployments.model.calls import StreamCalls, explained_errors
 from deployments.model.failover import Attempts, FailoverCall
 from deployments.model.handles import ASK_EVERY_S, FixedPlace, ModelHandles, ModelPlace
 from deployments.model.prefixes import PrefixCalls
-from deployments.model.ray_errors import ModelUnavailable, unanswered
+from deployments.model.ray_errors import ModelUnavailable, mapped_errors, unanswered
 from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
+from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest, build_request
 
 log = logging.getLogger(__name__)
 
 APP_NAME = "erllama"
 FIND_S = 3.0  # what a replica that hangs costs who looks for a recording
+EXPECT_S = 2.0  # for what is worth nothing later
 _MAX_ELSEWHERE = 16  # where no router of ours brings a call to the replica that it names, chance has to
 
 P = ParamSpec("P")
@@ -246,6 +248,21 @@ class ModelClient(PrefixCalls):
         """Load on every running replica; returns the handle, which is the same everywhere."""
         handles: list[str] = await self._broadcast("load_adapter", path)
         return handles[0]
+
+    async def expect(self, turn: NextTurn) -> None:
+        """See `ModelPort.expect`. Raises an `ErllamaError` when no replica takes it in time."""
+        response: Any = self._place.current().stream.answer.remote(turn.request_id, "expect", (turn,), {})
+        ended = False
+        try:
+            async with asyncio.timeout(EXPECT_S):
+                with mapped_errors():
+                    async for _ in response:
+                        ended = True
+        except TimeoutError:
+            raise unanswered() from None
+        finally:
+            if not ended:
+                response.cancel()
 
     async def ready(self) -> bool | None:
         """Whether a replica answers. None: none runs, and asking must not wake a model that is

@@ -12,6 +12,7 @@ from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResul
 from deployments.memory.replica import ReplicaMemory
 from erllama.diagnosis.record import PromptRecord
 from erllama.model import Model
+from erllama.next_turn import NextTurn
 
 
 class StoredCalls:
@@ -19,6 +20,7 @@ class StoredCalls:
 
     _model: Model
     _memory: ReplicaMemory
+    _draining: bool
 
     # --- stored prefixes: see `PrefixMethods` -----------------------------------------------------
 
@@ -70,6 +72,11 @@ class StoredCalls:
 
     async def n_seen(self, keys: Sequence[ChainKey], first_at: int, before_s: float) -> int:
         return await asyncio.to_thread(self._model.n_seen, keys, first_at, before_s)
+
+    async def expect(self, turn: NextTurn) -> None:
+        """See `ModelPort.expect`."""
+        if not self._draining:
+            self._model.expect(turn)
 
     # --- for the memory scheduler; see `ReplicaMemory` --------------------------------------------
 

@@ -22,6 +22,10 @@ class NoiseFilter:
         self._rules = rules
         self._counters = counters
 
+    def unseen(self) -> NoiseFilter:
+        """The same rules, for what no client has sent: nothing is counted."""
+        return NoiseFilter(self._rules, NoiseCounters())
+
     def apply(self, messages: Sequence[Message], tools: Tools, late_system: Callable[[], bool]) -> Normalised:
         """What `normalise` makes of them."""
         normalised = normalise(messages, tools, self._rules, late_system=late_system)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cache_store import ChainKey, TokenChain, tenant_root
 from deployments.attempt_id import split_attempt
+from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest
 
 Tokens = Sequence[int] | NDArray[np.uint32]
@@ -104,6 +105,8 @@ def prompt_of(method: str, args: Sequence[Any], chunk_tokens: int) -> RoutedProm
         case "answer", [str(ref), "export_object" | "import_part", [str(transfer), *_], *_]:
             # the parts of one file: a replica may have tiers that others do not see
             (name, attempt), tokens, session_id, affinity = split_attempt(ref), (), None, session_hash(transfer)
+        case "answer", [_, "expect", [NextTurn() as turn], *_]:  # where the request is that it follows on
+            tokens, session_id, name, attempt, salt = turn.tokens, None, "", 1, turn.salt
         case "answer", [str(ref), *_]:
             (name, attempt), tokens, session_id = split_attempt(ref), (), None
         case _:

@@ -39,8 +39,7 @@ _WAIT_GAIN = 64  # tokens that waiting for a running prefill must win
 
 class CacheFlow:
     """Lookup, restore and save for one engine. Without a store, which is `reader` and `saver`,
-    prefixes are shared within the context only.
-    """
+    prefixes are shared within the context only."""
 
     def __init__(
         self,
@@ -63,14 +62,14 @@ class CacheFlow:
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
         self._reading: set[Sequence] = set()
-        self._waiting: dict[Sequence, Upcoming] = {}
+        self.waiting: dict[Sequence, Upcoming] = {}  # for a prefill of what they begin with
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
 
     def __repr__(self) -> str:
         n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
         n_claims = 0 if self._reader is None else self._reader.n_claims
-        waits = f"reading={len(self._reading)} waiting={len(self._waiting)}"
+        waits = f"reading={len(self._reading)} waiting={len(self.waiting)}"
         return f"<CacheFlow {self.live!r} {waits} saves_due={n_due} claims={n_claims}>"
 
     # --- admission --------------------------------------------------------------------------------
@@ -94,7 +93,8 @@ class CacheFlow:
 
     def _take_live(self, sequence: Sequence, choice: Choice) -> None:
         target, source, n = choice.seq_id, choice.source, choice.n_tokens
-        held = self._take_held(target)
+        self.counts.idle_used_tokens += self.live.note_taken_over(source, n)
+        held = self._take_held(target, goes_on=source == target)
         if source == target and held is not None:
             done = n == held.n_tokens or self._backend.cut(target, n)
         else:
@@ -133,7 +133,7 @@ class CacheFlow:
         found = upcoming(sequence.given, [s for s in running if s is not sequence])
         if found is None or found.n_tokens - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
-        self._waiting[sequence] = found
+        self.waiting[sequence] = found
         return True
 
     # --- restores ---------------------------------------------------------------------------------
@@ -156,20 +156,20 @@ class CacheFlow:
                 result.close()
                 continue
             yield self._arrived(result, running)
-        for sequence, wait in list(self._waiting.items()):
+        for sequence, wait in list(self.waiting.items()):
             if not wait.is_over:
                 continue
-            del self._waiting[sequence]
+            del self.waiting[sequence]
             self._copy_longest(sequence, running, longer_than=sequence.n_kv)
             yield self._outcome(sequence)
         for sequence in running:  # covered by what was live when it was admitted
-            if sequence.restoring and sequence not in self._reading and sequence not in self._waiting:
+            if sequence.restoring and sequence not in self._reading and sequence not in self.waiting:
                 yield self._outcome(sequence)
 
     @property
     def can_go_on(self) -> bool:
         """Whether what a sequence waits for is there: `ready` will yield it."""
-        return any(wait.is_over for wait in self._waiting.values())
+        return any(wait.is_over for wait in self.waiting.values())
 
     def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
         """What was read, unless a neighbour has computed more in the meantime."""
@@ -261,7 +261,7 @@ class CacheFlow:
     def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
         """`sequence` has ended and `seq_id` is free. If `intact`, its KV stays there."""
         self._reading.discard(sequence)
-        self._waiting.pop(sequence, None)
+        self.waiting.pop(sequence, None)
         self._due.pop(sequence, None)
         if self.prompt_log is not None:
             self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self.counts.prefill_tokens_per_s)
@@ -282,6 +282,7 @@ class CacheFlow:
             stores_logits=sequence.stores_logits and sequence.n_kv == sequence.n_given,
             save_due=self._saver is not None and sequence.n_kv >= self._policy.min_tokens,
             salt=sequence.request.salt,
+            request_id=sequence.request.request_id,
         )
         self.live.keep(seq_id, held)
 
@@ -301,7 +302,7 @@ class CacheFlow:
                 self._saver.progress(sequence)
         for held in self.live.held.values():
             if held.save_due:
-                self._save_held(held, SaveReason.FINISH)
+                self.save_held(held, SaveReason.FINISH)
         # once the store has what they computed: others look for it when a claim is gone
         ended, self._ended = self._ended, []
         for job in ended:
@@ -309,8 +310,7 @@ class CacheFlow:
 
     def save_all(self, running: tuple[Sequence, ...], reason: SaveReason, *, waits: bool) -> None:
         """Hand everything in the context that is worth it to the store. `waits`: for room in its
-        queue, within the policy's bound.
-        """
+        queue, within the policy's bound."""
         if self._saver is None or not self._backend.has_context:
             return
         self.save_due()
@@ -320,23 +320,25 @@ class CacheFlow:
             return max(0.0, give_up - time.monotonic())
 
         for held in self.live.held.values():
-            self._save_held(held, reason, left_s())
+            self.save_held(held, reason, left_s())
         for sequence in running:
             if sequence.readable and sequence.n_kv >= self._policy.min_tokens:
                 self._saver.save(sequence.id, sequence.kv, sequence.n_kv, reason, wait_s=left_s())
 
-    def _save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
-        held.save_due = False
+    def save_held(self, held: Held, reason: SaveReason, wait_s: float = 0.0) -> None:
+        """Hand idle KV to the store, if it is worth it."""
+        held.save_due = held.idle_unsaved = False
         if self._saver is None or held.n_tokens < self._policy.min_tokens:
             return
         logits = held.prompt_logits if held.stores_logits else None
         self._saver.save(held.seq_id, held.chain, held.n_tokens, reason, logits=logits, wait_s=wait_s)
 
-    def _take_held(self, seq_id: int) -> Held | None:
-        """Forget what an idle id holds, for it will change; a save that is due comes first."""
+    def _take_held(self, seq_id: int, *, goes_on: bool = False) -> Held | None:
+        """Forget what an idle id holds, for it will change; a save that is due comes first. Who `goes_on`
+        from it saves at its end what was computed in idle time."""
         held = self.live.take(seq_id)
-        if held is not None and held.save_due:
-            self._save_held(held, SaveReason.FINISH)
+        if held is not None and (held.save_due or (held.idle_save_due and not goes_on)):
+            self.save_held(held, SaveReason.FINISH if held.save_due else SaveReason.IDLE)
         return held
 
     # --- the rest ---------------------------------------------------------------------------------
@@ -384,7 +386,7 @@ class CacheFlow:
     def check_integrity(self, free: frozenset[int], running: tuple[Sequence, ...]) -> None:
         """Assert that idle KV lies in free ids and that whoever waits runs."""
         assert set(self.live.held) <= free, (self.live.held, free)
-        waiting = self._reading | set(self._waiting)
+        waiting = self._reading | set(self.waiting)
         assert waiting == {s for s in running if s.restoring}, waiting
         assert set(self._jobs) <= set(running), self._jobs
 

@@ -24,6 +24,7 @@ from erllama.sequence.sequence import Sequence
 Ids = NDArray[np.uint32]
 
 _NEGLIGIBLE = 64  # tokens at the end of a held sequence that a newcomer may cut off instead of copying the rest
+_IDLE_SAVED = 32  # tokens computed in idle time that are worth a save of their own
 _LONG = 1024  # held sequences from this length on are given up after shorter ones
 
 
@@ -33,8 +34,9 @@ class Held:
     after the first `n_given` of them.
 
     `salt` is that of its request, `session_id` the name of its session among those of all salts.
-    `save_due`: the end of its sequence has not been handed to the store yet. `seq_id` and `used`, a
-    tick, are kept by `LiveKv`.
+    `save_due`: the end of its sequence has not been handed to the store yet. `request_id` is that of
+    its sequence. Tokens from `idle_from` on were computed in idle time, and no request has taken them
+    over; `idle_unsaved`: nor has the store. `seq_id` and `used`, a tick, are kept by `LiveKv`.
     """
 
     chain: TokenChain
@@ -44,12 +46,34 @@ class Held:
     stores_logits: bool = False
     save_due: bool = False
     salt: str = ""
+    request_id: str = ""
+    idle_from: int | None = None
+    idle_unsaved: bool = False
     seq_id: int = -1
     used: int = 0
 
     @property
     def n_tokens(self) -> int:
         return len(self.chain)
+
+    @property
+    def idle_save_due(self) -> bool:
+        """Whether the store should have what was computed in idle time."""
+        return self.idle_unsaved and self.idle_from is not None and self.n_tokens - self.idle_from >= _IDLE_SAVED
+
+    def shorten(self, n_tokens: int) -> None:
+        """Only the first `n_tokens` are left."""
+        self.chain, self.stores_logits = self.chain.prefix(n_tokens), False
+        if n_tokens < self.n_given:
+            self.n_given, self.prompt_logits = 0, None
+        if self.idle_from is not None and n_tokens <= self.idle_from:
+            self.idle_from, self.idle_unsaved = None, False
+
+    def extend(self, chain: TokenChain) -> None:
+        """The tokens of `chain`, which goes on from what is held, were computed in idle time."""
+        if self.idle_from is None:
+            self.idle_from = self.n_tokens
+        self.chain, self.stores_logits, self.idle_unsaved = chain, False, True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,16 @@ class LiveKv:
         """Forget what `seq_id` holds: it runs again, or its KV is dropped."""
         return self._held.pop(seq_id, None)
 
+    def note_taken_over(self, source: int | None, n_tokens: int) -> int:
+        """A request takes so many tokens of `source`; how many of them were computed in idle time and
+        are taken for the first time.
+        """
+        held = None if source is None else self._held.get(source)
+        if held is None or held.idle_from is None or n_tokens <= held.idle_from:
+            return 0
+        n_idle, held.idle_from = n_tokens - held.idle_from, None
+        return n_idle
+
     def swap(self, a: int, b: int) -> None:
         """The KV of two ids was exchanged."""
         for seq_id, held in ((a, self._held.pop(b, None)), (b, self._held.pop(a, None))):
@@ -148,6 +182,13 @@ class LiveKv:
                 return Choice(source, source, n_tokens, logits)
         # its source, if that is least worth keeping
         return Choice(self._cheapest(free, session_id), source, n_tokens, logits)
+
+    def missing(self, prompt: TokenChain, running: Iterable[Sequence]) -> int:
+        """Tokens of `prompt` that no id holds now, nor will when a running prefill has been computed."""
+        running = tuple(running)
+        found = upcoming(prompt, running) if self.cuttable else None
+        n_live = max(self.longest(prompt, running)[1], 0 if found is None else found.n_tokens)
+        return len(prompt) - n_live
 
     def longest(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int | None, int, Logits | None]:
         """The id to take most of `prompt` from, how many, and the logits after them where that is

@@ -4,10 +4,11 @@
                with the same prompt can use at once
     continued  at `continued_interval` unsaved tokens of a growing reply
     finish     end of a completion: all the rest, tail and checkpoint
+    idle       what was computed while no request ran, once it is all there or nothing else is to do
     evict      the context is about to be released
     shutdown   drain, scale-down, stop
 
-For the last two the caller waits, up to `evict_save_timeout_s`; for the others nobody does.
+For evict and shutdown the caller waits, up to `evict_save_timeout_s`; for the others nobody does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class SaveReason(StrEnum):
     COLD = "cold"
     CONTINUED = "continued"
     FINISH = "finish"
+    IDLE = "idle"
     EVICT = "evict"
     SHUTDOWN = "shutdown"
 

@@ -8,6 +8,8 @@ import llama_cpp
 
 from erllama.backend.slices import ROW_UNIT, TILE_UNIT
 from erllama.config import MAX_UBATCH, EngineConfig
+from erllama.llama.row_numerics import MAX_EXACT_ROWS
+from erllama.speculation.draft_length import LENGTHS
 
 _GGML_TYPE_BF16 = 30  # llama-cpp-python has no name for it
 
@@ -36,7 +38,9 @@ def context_params(config: EngineConfig, n_ctx: int) -> Any:
 
 def max_logits(config: EngineConfig) -> int:
     """Rows of logits of one decode: for each token of a batch, 152 k floats each, it would be 300 MB."""
-    return config.n_parallel
+    if config.speculation == "off":
+        return config.n_parallel
+    return max(config.n_parallel, min(MAX_EXACT_ROWS, LENGTHS[-1] * config.n_parallel, config.n_batch))
 
 
 def has_two_paths(config: EngineConfig) -> bool:

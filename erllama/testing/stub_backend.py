@@ -109,7 +109,7 @@ class StubBackend:
         kind: KvKind = KvKind.ATTENTION,
     ) -> None:
         self.n_ctx = self.rank_tokens = n_ctx
-        self.max_logits = n_parallel
+        self.max_logits = max(n_parallel, 64)
         self.kind = kind
         self.has_context = True
         self.calls: Counter[str] = Counter()
@@ -183,6 +183,9 @@ class StubBackend:
     def set_threads(self, n_threads: int) -> None:
         assert 1 <= n_threads <= self.n_threads, n_threads
         self.threads.append(n_threads)
+
+    def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
+        return self.max_logits
 
     def abort(self) -> None:
         self._abort.set()
@@ -347,6 +350,9 @@ class StubBackend:
 
     def token_text(self, token: int) -> bytes:
         return self.piece(token) or b"<end>"
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.vocab.tokenize(text)
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self._ensure_weights()

@@ -15,6 +15,7 @@ RANGES = [
     ("prefill_slice", 16, 16_384),
     ("max_queue", 0, 100_000),
     ("max_threads", 0, 1024),
+    ("long_prompt_tokens", 0, 16_777_216),
 ]
 WRONG = [
     ("path", ""),
@@ -33,6 +34,8 @@ WRONG = [
     ("max_pause_ms", -1.0),
     ("max_pause_ms", float("inf")),
     ("max_pause_ms", "auto"),
+    ("idle_prefill", "yes"),
+    ("speculation", "some"),
     ("n_threads", True),
     ("n_threads", 1.5),
     ("n_threads", "many"),
@@ -126,3 +129,8 @@ def test_integers_are_fine_where_a_float_is_meant():
 def test_an_unknown_setting_is_an_error():
     with pytest.raises(TypeError, match="n_contexts"):
         config(n_contexts=5)
+
+
+@pytest.mark.parametrize(("max_queue", "most"), [(0, 4), (1, 5), (4, 7), (128, 100)])
+def test_a_tenant_may_have_what_runs_and_three_quarters_of_the_queue(max_queue: int, most: int):
+    assert EngineConfig(path="x", n_parallel=4, max_queue=max_queue).max_tenant == most

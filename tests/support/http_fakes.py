@@ -26,6 +26,7 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.next_turn import NextTurn
 from erllama.prompts.infill import infill_tokens
 from erllama.prompts.pair import RankQuery
 from erllama.reasoning import ReasoningBudget
@@ -46,6 +47,7 @@ class FakePrompts:
         self.marker_ids: dict[str, int] = {}
         self.constrains_calls = True
         self.may_wait = False
+        self.expects_turns = False
         self.salts: list[str] = []
         self.pins_from: int | None = 16
         self.fills_gaps = True
@@ -156,6 +158,7 @@ class FakeModel:
     dimension: int = 4
     rank_tokens: int = 64
     ranked: list[list[list[int]]] = field(default_factory=list)
+    expected: list[NextTurn] = field(default_factory=list)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         self.requests.append(request)
@@ -188,6 +191,9 @@ class FakeModel:
 
     def resume(self, recorded: RecordedReply, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
         raise NotImplementedError
+
+    async def expect(self, turn: NextTurn) -> None:
+        self.expected.append(turn)
 
     async def cancel(self, ref: str) -> object:
         raise NotImplementedError

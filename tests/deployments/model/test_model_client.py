@@ -422,7 +422,7 @@ def test_a_blocking_client_serves_many_threads_at_once(remote):
 def test_both_clients_have_the_same_methods():
     """But for what only the ingress asks."""
     methods = {name for name in vars(ModelClient) if not name.startswith("_")}
-    assert methods - set(vars(RemoteModel)) == {"of", "ready", "end_all", "find", "resume"}
+    assert methods - set(vars(RemoteModel)) == {"of", "ready", "end_all", "find", "resume", "expect"}
 
 
 def test_a_session_ends_with_its_replica(remote):

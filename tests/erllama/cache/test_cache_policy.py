@@ -115,8 +115,8 @@ def test_restoring_is_worth_it_when_it_is_faster_than_computing(n_tokens: int, r
     assert worth_restoring(n_tokens, read_s=read_s, prefill_tokens_per_s=rate) is worth
 
 
-def test_there_are_five_reasons():
-    assert [str(reason) for reason in SaveReason] == ["cold", "continued", "finish", "evict", "shutdown"]
+def test_there_are_six_reasons():
+    assert [str(reason) for reason in SaveReason] == ["cold", "continued", "finish", "idle", "evict", "shutdown"]
 
 
 INTERVALS = ("cold_step_tokens", "continued_interval", "checkpoint_interval")
