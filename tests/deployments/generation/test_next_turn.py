@@ -14,11 +14,9 @@ from deployments.generation.next_turn import ChatRecord
 from deployments.http.ports import ChatPrompt, ReplyDefaults
 from deployments.noise.filter import Noise
 from erllama.chat.template import ChatTemplate
-from erllama.chat.tool_formats.base import ToolCall
 from erllama.chat.tool_formats.choose import choose_format, opens_reasoning
-from erllama.chat.transcript import transcript_of, prompt_key
+from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_prompt import transcript_prompt
-from erllama.errors import ErllamaError
 from erllama.events import CacheHitKind, Completion, FinishReason, RequestStats
 from erllama.request import Prompt
 from tests.support.llama_cpp_files import real_template, real_templates, real_vocab
@@ -70,7 +68,9 @@ class MarkedVocab:
 
     def detokenize(self, tokens, *, special=False):
         texts = [
-            self.plain.piece(one) if one < self.plain.n_vocab else self.marks[one - self.plain.n_vocab].encode() * special
+            self.plain.piece(one)
+            if one < self.plain.n_vocab
+            else self.marks[one - self.plain.n_vocab].encode() * special
             for one in tokens
         ]
         return b"".join(texts).decode(errors="replace")
@@ -106,7 +106,9 @@ class TemplatePrompts:
             tool_format=self.tool_format,
             keeps_reasoning=self.keeps_reasoning,
         )
-        return ChatPrompt(Prompt.of(ids), opens_reasoning(self.tool_format, self.vocab.detokenize(ids[-8:], special=True)))
+        return ChatPrompt(
+            Prompt.of(ids), opens_reasoning(self.tool_format, self.vocab.detokenize(ids[-8:], special=True))
+        )
 
     def shows_late_system(self, *, tools):
         return True
@@ -165,7 +167,11 @@ class Talk:
             message["reasoning_content"] = thought
         if calls:
             message["tool_calls"] = [
-                {"id": f"random_{n}", "type": "function", "function": {"name": one.name, "arguments": one.arguments_json}}
+                {
+                    "id": f"random_{n}",
+                    "type": "function",
+                    "function": {"name": one.name, "arguments": one.arguments_json},
+                }
                 for n, one in enumerate(calls)
             ]
         self.messages.append(message)
