@@ -31,6 +31,7 @@ SAME = {
     "n_batch": 1024,
     "prefill_slice": 64,
     "idle_prefill": False,
+    "speculation": "off",
     "max_queue": 1,
     "long_prompt_tokens": 0,
     "stream_interval_ms": 0.0,
