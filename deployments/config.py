@@ -162,8 +162,9 @@ class ModelSpec(EngineConfig):
     def engine_config(self, *, n_threads: int) -> EngineConfig:
         """What a replica's engine gets. `n_threads` is what Ray gave the replica; a number in the
         config wins. No GPU, no GPU layers."""
-        threads = n_threads if self.n_threads == "auto" else self.n_threads
-        return replace(self, n_threads=threads, n_gpu_layers=self.n_gpu_layers if self.num_gpus else 0)
+        return replace(
+            self, max_threads=self.max_threads or n_threads, n_gpu_layers=self.n_gpu_layers if self.num_gpus else 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -13,6 +13,9 @@ from erllama.errors import InvalidParameter, check, check_int, check_number, che
 CTX_PAD = 256  # llama.cpp pads the context of a sequence to a multiple of this
 MAX_UBATCH = 512  # tokens of one pass through the layers at most; a decode of more makes several
 
+FIXED_SLICE = 256  # prompt tokens of a decode where "auto" may not choose
+MAX_THREADS = 1024
+
 MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}\Z")  # as long as a name of the hub may be
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -31,8 +34,13 @@ class EngineConfig:
     n_parallel: sequences that run at once; more wait in the queue.
     n_batch: tokens of one llama_decode at most.
     prefill_slice: prompt tokens of one decode. While other sequences generate, slices and their
-        tokens take turns: a slice costs running streams its prefill time as a pause, so it trades
-        their pace against the newcomer's time to first token.
+        tokens take turns: a slice costs running streams its prefill time as a pause. "auto": as many
+        as `max_pause_ms` allows then, and `n_batch` when no stream runs; 256 where other lengths are
+        not known to compute the same KV (`backend/slices.py`).
+    max_pause_ms: how long a slice of "auto" may keep running streams waiting, as far as slices of
+        `Backend.slice_unit` tokens can; where they cannot, streams get several tokens between two
+        slices, as long as the newcomer keeps half of the time. 0: slices are as long as without
+        streams.
     idle_prefill: while no request runs or waits, compute the beginning of the next turn of a chat, as its
         client will send it back.
     max_queue: requests that may wait; the next one is refused with `QueueFull`. A tenant with a name
@@ -52,7 +60,10 @@ class EngineConfig:
     decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see
         `llama_abort` for which devices can); 0: never. Far above what a slice of `prefill_slice`
         tokens takes, else long prompts cannot be computed.
-    n_threads: "auto" is what the caller's environment grants (the CPUs that Ray gave a replica).
+    n_threads: "auto" is at most `max_threads`, and fewer while measured decode times say that other
+        processes take the cores; a number stays.
+    max_threads: what "auto" may use; 0: the cores that this process may run on (of a replica: the CPUs
+        that Ray gave it).
     n_gpu_layers: "auto" is all layers when this build has a GPU and a device is visible, else none.
     use_mmap: the weights stay pages of the file, which processes share and the system may drop.
     use_mlock: the weights are locked in RAM, where the system's limits allow it.
@@ -81,7 +92,8 @@ class EngineConfig:
     n_ctx: int = 4096
     n_parallel: int = 4
     n_batch: int = 512
-    prefill_slice: int = 256
+    prefill_slice: int | Literal["auto"] = "auto"
+    max_pause_ms: float = 200.0
     idle_prefill: bool = True
     max_queue: int = 128
     long_prompt_tokens: int = 4096
@@ -89,6 +101,7 @@ class EngineConfig:
     speculation: Speculation = "exact"
     decode_budget_s: float = 120.0
     n_threads: int | Literal["auto"] = "auto"
+    max_threads: int = 0
     n_gpu_layers: int | Literal["auto"] = "auto"
     flash_attn: bool = True
     type_k: KvType = "f16"
@@ -116,18 +129,22 @@ class EngineConfig:
             ("n_ctx", 0, 16_777_216),
             ("n_parallel", 1, 64),  # LLAMA_MAX_SEQ is 256 in llama.cpp; beyond 64 a CPU or one GPU gains nothing
             ("n_batch", 32, 16_384),
-            ("prefill_slice", 16, 16_384),
             ("max_queue", 0, 100_000),
+            ("max_threads", 0, MAX_THREADS),
             ("long_prompt_tokens", 0, 16_777_216),
         ):
             check_int(name, getattr(self, name), low, high)
         enough = self.n_batch >= self.n_parallel
         check("n_batch", enough, f"must be at least n_parallel ({self.n_parallel}), got {self.n_batch}")
-        for name, low in (("n_threads", 1), ("n_gpu_layers", -1)):
+        for name, low, high in (
+            ("n_threads", 1, MAX_THREADS),
+            ("n_gpu_layers", -1, 1_000_000),
+            ("prefill_slice", 16, 16_384),
+        ):
             value = getattr(self, name)
             if value != "auto":
                 check_type(name, value, int, f"'auto' or at least {low}")
-                check_int(name, value, low)
+                check_int(name, value, low, high)
         for name in (
             *("idle_prefill", "flash_attn", "use_mmap", "use_mlock", "deterministic"),
             *("parse_special_in_content", "constrain_tool_calls", "keep_sampled_reasoning", "spm_infill"),
@@ -149,8 +166,18 @@ class EngineConfig:
             check(name, value in legal, f"must be one of {', '.join(legal)}, got {value!r}")
         quantised_v = self.type_v not in ("f32", "f16", "bf16")
         check("type_v", self.flash_attn or not quantised_v, f"{self.type_v} needs flash_attn: true")
-        for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s"):
+        for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s", "max_pause_ms"):
             check_number(name, getattr(self, name), 0)
+
+    @property
+    def fixed_slice(self) -> int:
+        """Prompt tokens of a slice where all have one length."""
+        return FIXED_SLICE if self.prefill_slice == "auto" else self.prefill_slice
+
+    @property
+    def thread_limit(self) -> int:
+        """Threads at most; 0: the cores that this process may run on."""
+        return self.max_threads if self.n_threads == "auto" else self.n_threads
 
     @property
     def max_tenant(self) -> int:

@@ -90,7 +90,7 @@ class ModelReplica(StoredCalls):
         except BaseException:
             self._model.shutdown()
             raise
-        told = (spec.id, spec.path, config.n_threads, n_warm, time.monotonic() - started)
+        told = (spec.id, spec.path, config.thread_limit, n_warm, time.monotonic() - started)
         log.info("model loaded: id=%s path=%s threads=%s warm_prefixes=%d seconds=%.1f", *told)
         self._routing = None if routing is None else RoutingStats(self._model.live_prefixes, routing)
         location = location or ReplicaLocation()

@@ -62,6 +62,8 @@ class Backend(Protocol):
     max_logits: int  # rows of logits that one decode may want in all: so many rows of `n_vocab` floats are kept
     eog_tokens: frozenset[int]  # what ends a generation
     grammars: GrammarCompiler  # compiles what replies must follow; any thread
+    n_threads: int  # that it computes with at most
+    adapts_threads: bool  # whether `set_threads` may be called
     state_version: str  # the build whose states these are: another one may lay them out, or compute them, differently
 
     def decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
@@ -72,6 +74,18 @@ class Backend(Protocol):
         `DecodeFailed`, also beyond `max_logits`; then the KV of the plan's sequences is in an
         unknown state and the caller drops them. Raises `DecodeAborted` after an `abort`; then so is
         the context, and the caller reads what it still wants and makes a new one.
+        """
+
+    def set_threads(self, n_threads: int) -> None:
+        """Compute with so many threads from the next decode on: 1 to `n_threads`. Contexts that are
+        made later do, too.
+        """
+
+    @property
+    def slice_unit(self) -> int:
+        """Slices of a prompt may end at its multiples, and the rest behind the last one is a slice of
+        its own: then KV is the same, bit for bit, whatever their lengths. 0: only slices of one length
+        are known to compute alike.
         """
 
     def exact_rows(self, n_sequences: int, n_tokens: int) -> int:

@@ -5,7 +5,7 @@ One decode is either a token for every generating sequence, or one slice of one 
 kinds take turns, so running streams keep their pace beside a long prompt. Which prompt is next is
 the caller's choice before every slice (`engine.prefill_order`).
 
-Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels
+Slices are never mixed with other rows, and `slices.py` says where they may end. So which kernels
 compute a prompt depends on the prompt alone, and its KV is the same, bit for bit, whoever runs
 beside it: llama.cpp's flash attention takes another path for 64 and more rows, and the small
 difference is enough to tip a sampled token. It costs nothing: with a KV stream per sequence
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from erllama.backend.slices import slice_end
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 from erllama.stats import AdapterSet
@@ -30,13 +31,16 @@ First = Callable[[list[Sequence]], Sequence]
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice; `solo`: one
-    sequence per decode.
+    """`n_batch`: tokens of one decode at most; `prefill_slice`: tokens of a slice at most; `solo`:
+    one sequence per decode; `slice_unit`: see `slices.py`; `tokens_per_slice`: decodes of tokens
+    between two slices.
     """
 
     n_batch: int
     prefill_slice: int
     solo: bool = False
+    slice_unit: int = 0
+    tokens_per_slice: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,10 @@ class BatchPlan:
 
 
 def _slice(sequence: Sequence, limits: BatchLimits) -> PlanRow:
-    """From where the KV ends to the next boundary, or to the end of the prompt."""
+    """From where the KV ends to where a slice may end."""
     length = min(limits.prefill_slice, limits.n_batch)
-    n_tokens = min(length - sequence.n_kv % length, sequence.n_pending)
+    end = slice_end(sequence.n_kv, sequence.n_kv + sequence.n_pending, length, limits.slice_unit)
+    n_tokens = end - sequence.n_kv
     return PlanRow(sequence, sequence.n_kv, n_tokens, n_logits=int(n_tokens == sequence.n_pending))
 
 
@@ -118,8 +123,9 @@ def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0, 
         else [[s for s in live if s.adapters == a] for a in dict.fromkeys(s.adapters for s in live)]
     )
     for group in groups:
-        candidates.append([_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch])
+        tokens = [_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch]
         prefills = [s for s in group if s.state is State.PREFILLING]
+        candidates.extend([tokens] * (limits.tokens_per_slice if prefills else 1))
         candidates.append([_slice(first(prefills), limits)] if prefills else [])
     candidates = [rows for rows in candidates if rows]
     rows = candidates[turn % len(candidates)]

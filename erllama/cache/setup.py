@@ -53,7 +53,7 @@ def make_flow(
     prefixes are shared in the context only.
     """
     counts = CacheCounters()
-    align = config.prefill_slice if config.deterministic else 1
+    align = config.fixed_slice if config.deterministic else 1
     if store is None or backend.kv_layout.kind is KvKind.OPAQUE:
         return CacheFlow(backend, policy, counts, align=align, prompt_log=prompt_log)
     # a thread for each sequence that may be restoring, and one for what is released: who waits must
@@ -81,7 +81,7 @@ def make_prompt_log(
         return () if store is None else tuple(tier.label for tier in store.stats().tiers if not tier.available)
 
     cuttable = backend.kv_layout.kind.cuttable
-    step = max(BLOCK_TOKENS, config.prefill_slice if config.deterministic else 1)
+    step = max(BLOCK_TOKENS, config.fixed_slice if config.deterministic else 1)
     rounding = (step if cuttable else max(step, policy.checkpoint_interval)) + policy.boundary_trim_tokens
     kept = Kept(policy.min_tokens, rounding, cuttable)
     return PromptLog(backend.token_text, kept=kept, unavailable=unavailable, blame=blame)

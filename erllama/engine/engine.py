@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cache_store import ChainKey, TokenChain, root_key, tenant_root
 from erllama.backend.base import Backend
-from erllama.backend.batch_plan import BatchLimits, BatchPlan, PlanRow, plan_batch
+from erllama.backend.batch_plan import BatchPlan, PlanRow, plan_batch
 from erllama.cache.flow import CacheFlow
 from erllama.cache.live import Ids, LivePrefixes
 from erllama.cache.policy import CachePolicy, SaveReason
@@ -23,6 +23,7 @@ from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
 from erllama.engine.generation import Generation
 from erllama.engine.idle import IdlePrefill
+from erllama.engine.pace import Pace
 from erllama.engine.prefill_order import PrefillOrder
 from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
@@ -59,14 +60,14 @@ class Engine:
         are shared within the context only.
         """
         self._backend = backend
-        self._limits = BatchLimits(config.n_batch, config.prefill_slice, solo=config.deterministic)
+        self._pace = Pace(backend, config)
         self._clock = clock
         self._root_of = root_of or (lambda adapters: root_key(repr(adapters)))
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._context = ContextOwner(backend, self._flow, config.decode_budget_s)
         self.watchdog = self._context.watchdog
-        self._admission = Admission(config.n_parallel, config.prefill_slice, config.long_prompt_tokens)
-        self._prefills = PrefillOrder(config.prefill_slice, self._flow.waiting)
+        self._admission = Admission(config.n_parallel, config.fixed_slice, config.long_prompt_tokens)
+        self._prefills = PrefillOrder(config.fixed_slice, self._flow.waiting)
         self._sequences: dict[str, Sequence] = {}
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
@@ -93,7 +94,8 @@ class Engine:
         self._admit_waiting()
         self._go_on_restored()
         self._close_gap()
-        plan = plan_batch(self._admission.running, self._limits, self._counts.steps, self._prefills.first)
+        running = self._admission.running
+        plan = plan_batch(running, self._pace.limits(running), self._counts.steps, self._prefills.first)
         plan = self._speculator.extend(plan)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
@@ -254,9 +256,11 @@ class Engine:
             self._finish(sequence, Step.ERROR, error)
 
     def _decode(self, plan: BatchPlan) -> list[tuple[Logits, ...]]:
+        self._pace.begin(plan)
         started = self._clock()
         try:
             rows = self._context.decode(plan)
+            self._pace.note(plan, (self._clock() - started) / 1e9)
         except DecodeAborted:
             self._recover(plan)
             rows = [()] * len(plan.rows)

@@ -25,6 +25,7 @@ import numpy as np
 from cache_store import ChainKey
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchPlan, PlanRow
+from erllama.backend.slices import slice_end
 from erllama.cache.flow import CacheFlow
 from erllama.cache.live import Held, common_prefix
 from erllama.cache.policy import SaveReason
@@ -72,7 +73,7 @@ class IdlePrefill:
         self._adapters = adapters
         self._root_of = root_of
         self._most = config.n_parallel
-        self._max_slice = min(config.n_batch, config.prefill_slice)
+        self._max_slice = min(config.n_batch, config.fixed_slice)
         self.enabled = config.idle_prefill and not config.deterministic and flow.live.cuttable
         self._turns: OrderedDict[str, NextTurn] = OrderedDict()  # by request, the latest last
         self._prompts: dict[str, Sequence] = {}  # of those that have begun; none is ever run by the engine
@@ -157,7 +158,7 @@ class IdlePrefill:
 
     def _compute(self, prompt: Sequence, held: Held) -> None:
         length = min(self._max_slice, idle_slice(self._flow.counts.prefill_tokens_per_s))
-        n_tokens = min(length - held.n_tokens % length, prompt.n_given - held.n_tokens)
+        n_tokens = slice_end(held.n_tokens, prompt.n_given, length, self._backend.slice_unit) - held.n_tokens
         prompt.seq_id, prompt.n_kv = held.seq_id, held.n_tokens
         plan = BatchPlan((PlanRow(prompt, held.n_tokens, n_tokens, n_logits=0),), prompt.adapters)
         try:

@@ -33,9 +33,10 @@ from erllama.config import EngineConfig, padded_context
 from erllama.errors import DecodeAborted, DecodeFailed, LoadFailedForNow, NotSupported
 from erllama.gguf.check import check_adapter, check_cache_types
 from erllama.grammar.matcher import GrammarCompiler
+from erllama.kv.layout import KvKind
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
-from erllama.llama.context_params import context_params, max_logits
+from erllama.llama.context_params import context_params, max_logits, slice_unit, threads_change_bits
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.pooled import MAX_POOLED_TOKENS, PooledContext
 from erllama.llama.row_numerics import attends_alike, probe_rows
@@ -71,7 +72,9 @@ class LlamaBackend(LlamaState):
         self.on_gpu = config.n_gpu_layers != 0 and bool(gpu_devices())
         all_or_none = _ALL_LAYERS if self.on_gpu else 0
         self.n_gpu_layers = all_or_none if config.n_gpu_layers == "auto" else config.n_gpu_layers
-        self.n_threads = len(os.sched_getaffinity(0)) if config.n_threads == "auto" else config.n_threads
+        self.n_threads = config.thread_limit or len(os.sched_getaffinity(0))
+        self._n_threads_now = self.n_threads
+        self.adapts_threads = config.n_threads == "auto" and not self.on_gpu and not threads_change_bits(config)
         self._weights = LlamaWeights(config.path, self._model_params())
         try:
             self.vocab: LlamaVocab = self._weights.vocab
@@ -111,6 +114,17 @@ class LlamaBackend(LlamaState):
         return [
             tuple(map(self._logits, range(end - row.n_logits, end))) for row, end in zip(plan.rows, ends, strict=True)
         ]
+
+    def set_threads(self, n_threads: int) -> None:
+        if n_threads != self._n_threads_now:
+            self._n_threads_now = n_threads
+            if self._ctx:
+                llama_cpp.llama_set_n_threads(self._ctx, n_threads, n_threads)
+
+    @property
+    def slice_unit(self) -> int:
+        alike = self.kv_layout.kind is KvKind.ATTENTION and not self.on_gpu and not self._config.deterministic
+        return slice_unit(self._config) if alike else 0
 
     def abort(self) -> None:
         self._abort.set()
@@ -185,7 +199,7 @@ class LlamaBackend(LlamaState):
     def _make_context(self) -> Any:
         config = self._config
         params = context_params(config, self.n_ctx)
-        params.n_threads = params.n_threads_batch = self.n_threads
+        params.n_threads = params.n_threads_batch = self._n_threads_now
         with captured_errors() as errors:
             ctx = llama_cpp.llama_init_from_model(self._weights.model, params)
         if not ctx:

@@ -96,6 +96,8 @@ class StubBackend:
     weights_private_bytes = 0
     eog_tokens = frozenset({EOG})
     state_version = "stub 1"
+    adapts_threads = False
+    slice_unit = 0
 
     def __init__(
         self,
@@ -114,6 +116,8 @@ class StubBackend:
         self.images: list[StubImage] = []
         self.fail_restores = 0
         self.hangs = 0
+        self.n_threads = 1
+        self.threads: list[int] = []  # what `set_threads` was called with
         self.load_problem = ""
         self.weights_loaded = True
         self._abort = threading.Event()
@@ -175,6 +179,10 @@ class StubBackend:
                 tuple(self._logits(kv[:n], plan.adapters) for n in range(len(kv) - row.n_logits + 1, len(kv) + 1))
             )
         return rows
+
+    def set_threads(self, n_threads: int) -> None:
+        assert 1 <= n_threads <= self.n_threads, n_threads
+        self.threads.append(n_threads)
 
     def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
         return self.max_logits

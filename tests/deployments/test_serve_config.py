@@ -97,7 +97,7 @@ def test_every_setting_of_the_engine_can_be_set_in_the_config():
             assert ModelSpec.__dataclass_fields__[name].default == field.default, name
     config = args(n_ctx=512, rope_freq_base=2.0, type_k="q8_0").models[0].engine_config(n_threads=3)
     assert isinstance(config, EngineConfig)
-    assert (config.n_ctx, config.rope_freq_base, config.type_k, config.n_threads) == (512, 2.0, "q8_0", 3)
+    assert (config.n_ctx, config.rope_freq_base, config.type_k, config.thread_limit) == (512, 2.0, "q8_0", 3)
 
 
 def test_http_options_are_those_of_the_front_and_their_keys_stay_out_of_logs():
@@ -231,8 +231,9 @@ def test_a_wrong_store_or_policy_is_refused_by_name(section, named):
 
 def test_without_a_gpu_no_layer_is_offloaded_and_a_configured_thread_count_wins():
     assert args().models[0].engine_config(n_threads=3).n_gpu_layers == 0
-    assert args().models[0].engine_config(n_threads=3).n_threads == 3
-    assert args(n_threads=7).models[0].engine_config(n_threads=3).n_threads == 7
+    assert args().models[0].engine_config(n_threads=3).thread_limit == 3
+    assert args(max_threads=2).models[0].engine_config(n_threads=3).thread_limit == 2
+    assert args(n_threads=7).models[0].engine_config(n_threads=3).thread_limit == 7
     assert args(num_gpus=1).models[0].engine_config(n_threads=3).n_gpu_layers == "auto"
 
 

@@ -14,6 +14,7 @@ RANGES = [
     ("n_batch", 32, 16_384),
     ("prefill_slice", 16, 16_384),
     ("max_queue", 0, 100_000),
+    ("max_threads", 0, 1024),
     ("long_prompt_tokens", 0, 16_777_216),
 ]
 WRONG = [
@@ -28,6 +29,13 @@ WRONG = [
     ("id", 5),
     *((name, value) for name, _, _ in RANGES for value in (True, 64.0, "64", None)),
     ("n_threads", 0),
+    ("n_threads", 1025),
+    ("prefill_slice", "all"),
+    ("max_pause_ms", -1.0),
+    ("max_pause_ms", float("inf")),
+    ("max_pause_ms", "auto"),
+    ("idle_prefill", "yes"),
+    ("speculation", "some"),
     ("n_threads", True),
     ("n_threads", 1.5),
     ("n_threads", "many"),

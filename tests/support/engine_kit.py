@@ -258,7 +258,7 @@ def make_rig(
         policy or CachePolicy(),
         store,
         executor or Inline(),
-        config.prefill_slice if config.deterministic else 1,
+        config.fixed_slice if config.deterministic else 1,
         keeps_reasoning=config.keep_sampled_reasoning,
     )
     rig: Rig

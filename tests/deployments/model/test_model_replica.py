@@ -492,7 +492,7 @@ def test_the_threads_are_the_cpus_that_ray_gave_unless_the_config_names_a_number
     for n_threads in ("auto", 3):
         with pytest.raises(Loaded):
             ModelReplica(ModelSpec(id="m", path="x.gguf", n_threads=n_threads), n_cpus=7, make_model=make_model)
-    assert [config.n_threads for config in configs] == [7, 3]
+    assert [(config.n_threads, config.thread_limit) for config in configs] == [("auto", 7), (3, 3)]
 
 
 def test_a_new_replica_has_the_hottest_prefixes_live_before_it_answers(tmp_path):
