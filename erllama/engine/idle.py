@@ -80,6 +80,10 @@ class IdlePrefill:
     def __repr__(self) -> str:
         return f"<IdlePrefill {len(self._turns)} turns>"
 
+    def __len__(self) -> int:
+        """Turns that are not computed yet."""
+        return len(self._turns)
+
     def expect(self, turn: NextTurn) -> None:
         """Compute `turn` when there is time. One that cannot be computed here is given up."""
         if not self.enabled:
