@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelInfo
 
-WORDS = "time year people way day man thing woman life child world school state family student group".split()
+WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
 
 class LocalModel:
@@ -95,14 +95,17 @@ class Client:
     async def idle(self) -> None:
         """Until the model has nothing to do any more."""
         await self.app.state.expected_turns.settled()
-        while await asyncio.to_thread(self.model._call, lambda engine: len(engine.next_turns)):
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(self._wait, lambda: not self.model._call(lambda engine: len(engine.next_turns)))
 
     async def begun(self, n_before: int) -> None:
         """Until idle time has begun to compute."""
-        give_up = time.monotonic() + 30
-        while self.model.stats().cache.idle_tokens == n_before and time.monotonic() < give_up:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(self._wait, lambda: self.model.stats().cache.idle_tokens > n_before)
+
+    @staticmethod
+    def _wait(is_over: Callable[[], bool], seconds: float = 60.0) -> None:
+        give_up = time.monotonic() + seconds
+        while not is_over() and time.monotonic() < give_up:
+            time.sleep(0.002)
 
     def hear(self, said: dict[str, Any], words: str) -> None:
         self.messages += [{"role": "assistant", "content": said["content"]}, {"role": "user", "content": words}]
