@@ -7,14 +7,23 @@ CONFIG ?= serve_config.yaml
 STAMP  := $(VENV)/.setup-done
 SOURCE := build/llama.cpp
 # Without AMX: compiled by GCC 12, llama.cpp loads a tile configuration that was never written, and the first decode ends the process.
-LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ $(CMAKE_ARGS)
+# Without images and sound (mtmd), which nothing here uses.
+LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__ -DLLAVA_BUILD=OFF $(CMAKE_ARGS)
+# Nor the helpers of llama.cpp's own programs. llama-cpp-python forces its cached variable to ON, which one of this kind goes before;
+# with mtmd it takes more than half of the work.
+LLAMA_CMAKE := set(LLAMA_BUILD_COMMON OFF)
 
 .PHONY: serve test lint types docs setup clean
 serve: setup
 	$(BIN)/python -m deployments.launch $(CONFIG)
 
+# First what needs neither llama.cpp nor Ray, in two processes: most of it is Python on one core. Then the rest, one after the other: it
+# uses all cores, and there is one cluster per machine. Both parts run whatever the first one says; 5 is "no test fits PYTEST_ARGS".
+FAST := not ray and not model
 test: setup check-browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "$(FAST)" $(PYTEST_ARGS); fast=$$?; \
+	$(BIN)/python -m pytest -m "not ($(FAST))" $(PYTEST_ARGS); rest=$$?; \
+	case $$fast$$rest in 00|05|50) ;; *) echo "tests: $$fast (not ray and not model), $$rest (the others)"; exit 1;; esac
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,16 +54,17 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # An environment with llama.cpp alone. The images and release-check build theirs with it, too:  make llama VENV=/opt/erllama
-# -v shows the build of llama.cpp (4 to 10 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
+# -v shows the build of llama.cpp (2 to 5 minutes on two cores) as it goes; every later run finds the stamp and returns at once.
 # pip keeps built wheels without asking for which flags they were built: each set of flags has a cache of its own.
 .PHONY: llama
 llama: check-tools constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	@echo "== building llama.cpp: several minutes on the first run =="
-	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS)" | cksum | cut -d' ' -f1)"; \
-	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/python -m pip install -v --cache-dir "$$cache" -c constraints.txt \
-	  "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
+	@echo '$(LLAMA_CMAKE)' > $(VENV)/llama.cmake
+	cache="$$($(BIN)/python -m pip cache dir)/llama.cpp-$$(echo "$(LLAMA_FLAGS) $(LLAMA_CMAKE)" | cksum | cut -d' ' -f1)"; \
+	CMAKE_ARGS="-DCMAKE_PROJECT_INCLUDE=$(abspath $(VENV))/llama.cmake $(LLAMA_FLAGS)" $(BIN)/python -m pip install -v \
+	  --cache-dir "$$cache" -c constraints.txt "$$(grep -o '^llama.cpp.python==.*' constraints.txt | tr _ -)" | $(BIN)/python -u -c "$$SHOW_PROGRESS"
 	@$(BIN)/python -m pip show --quiet llama-cpp-python  # a pipe ends with the status of its last command
 
 # What a release must pass: the wheel has what it should, and installed into an environment of nothing else it serves. One cluster per

@@ -70,7 +70,7 @@ class ZeroReplica(ModelReplica):
 
 
 def build_app(config: dict[str, Any]) -> serve.Application:
-    """One ingress, one replica per model."""
+    """`http.ingress_replicas` of the ingress, one replica per model."""
     step_ms = config.pop("step_ms")
     args = BuildArgs.model_validate(config)
     handles = {}
@@ -83,6 +83,10 @@ def build_app(config: dict[str, Any]) -> serve.Application:
         )
         handles[spec.id] = deployment.bind(spec, n_cpus=1, step_ms=step_ms[spec.id])
     ingress = serve.deployment(
-        Ingress, name="ingress", max_ongoing_requests=MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+        Ingress,
+        name="ingress",
+        num_replicas=args.http.ingress_replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(args.model_dump(mode="json"), handles)

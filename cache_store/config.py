@@ -19,6 +19,8 @@ _UNITS = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
+MAX_READS = 64
+"""Reads at once: each has a thread, and a connection where the tier has connections."""
 _LOCAL_SCHEMES = ("", "file", "local")
 
 
@@ -118,6 +120,8 @@ class StoreConfig:
     # what may wait to be copied up into the fastest tier: read buffers that readers cannot use
     # meanwhile
     promote_bytes: int = 64 << 20
+    reads_in_flight: int = 8  # objects that one restore reads at once from a tier that is not of this machine
+    read_ahead_bytes: int = 256 << 20  # what all restores hold of objects that are read before their turn
     write_attempts: int = 3  # a failed write is tried this often
     retry_s: float = 0.2  # before the second attempt; doubles with each further one
     # for single calls that nobody gave a deadline for (evict_bytes); claims: a second at most
@@ -137,11 +141,15 @@ class StoreConfig:
             ("queue_bytes", 1 << 20),
             ("copy_queue", 1),
             ("promote_bytes", 0),
+            ("reads_in_flight", 1),
+            ("read_ahead_bytes", 0),
             ("write_attempts", 1),
             ("min_probe_tokens", 0),
         ):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if self.reads_in_flight > MAX_READS:
+            raise ValueError(f"reads_in_flight={self.reads_in_flight}: must be at most {MAX_READS}")
         for name in ("retry_s", "op_timeout_s", "rescan_s", "snapshot_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")

@@ -40,9 +40,11 @@ from cache_store.format.block import Block, BlockId
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key
 from cache_store.index.delta import DeltaLog, IndexDelta
 from cache_store.index.index import Index
+from cache_store.read.destination import Destination
 from cache_store.read.pinning import Pinning
 from cache_store.read.prefix_search import PrefixSearch
 from cache_store.read.prefixes import Hottest, leaf_prefixes, prefix_of
+from cache_store.read.read_ahead import ByteBudget
 from cache_store.read.reader import Consume, Reader
 from cache_store.records import CachedPrefix, Fetched, GarbageReport, PinInfo, Plan, StoreStats
 from cache_store.sharing.claims import Claims
@@ -97,7 +99,9 @@ class Store:
         self._prefix_search = PrefixSearch(
             self._stack, self._claims, self._loaded, self._closing, min_probe_tokens=config.min_probe_tokens
         )
-        self._reader = Reader(self._stack, self._writer, self._copiers[0] if self._copiers else None)
+        promoter = self._copiers[0] if self._copiers else None
+        budget = ByteBudget(config.read_ahead_bytes)
+        self._reader = Reader(self._stack, self._writer, promoter, budget, config.reads_in_flight)
         save = partial(self.save, wait_s=config.op_timeout_s)
         self.transfer = Transfer(self._stack, self._reader, save, self.flush, config.op_timeout_s)
         self._maintenance = Maintenance(
@@ -149,14 +153,14 @@ class Store:
         deadline_ns = deadline_in(deadline_s)
         return self._prefix_search.lookup(chain, need_end=need_end, share_wait_s=share_wait_s, deadline_ns=deadline_ns)
 
-    def read(self, plan: Plan, consume: Consume, deadline_s: float) -> Fetched:
+    def read(self, plan: Plan, consume: Consume, deadline_s: float, destination: Destination | None = None) -> Fetched:
         """Read what `plan` names and call `consume(block, n_use)` in order of position; arrays are
-        valid during that call only.
+        valid during that call only. What fits into `destination` is read to there instead.
 
         Stops where an object cannot be had in time. What `consume` raises passes; nothing else
         does.
         """
-        return self._reader.read(plan, consume, deadline_in(deadline_s))
+        return self._reader.read(plan, consume, deadline_in(deadline_s), destination)
 
     def get(self, id: BlockId, deadline_s: float) -> Block | None:
         """A copy of one object of any kind from whichever tier has it, indexed or not."""

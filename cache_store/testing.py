@@ -27,7 +27,7 @@ from enum import StrEnum
 
 import xxhash
 
-from cache_store.tiers.base import ReadBuffer, Stat, Tier, tier_errors
+from cache_store.tiers.base import Placer, ReadBuffer, Stat, Tier, tier_errors
 
 
 class FakeClock:
@@ -114,9 +114,11 @@ class FaultyTier:
         with self._lock:
             return self._lock.wait_for(lambda: self._n_hanging >= n_calls, timeout_s)
 
-    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+    def read(
+        self, name: str, buffer: ReadBuffer, head_bytes: int | None = None, placer: Placer | None = None
+    ) -> memoryview | None:
         end = self._meet("read" if head_bytes is None else "read_head", name)
-        view = self._tier.read(name, buffer, head_bytes)
+        view = self._tier.read(name, buffer, head_bytes, placer)
         return view if view is None else view[:end]
 
     def publish(self, name: str, data: memoryview) -> None:

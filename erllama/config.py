@@ -18,6 +18,7 @@ MODEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:/-]{0,199}\Z")  # as long as a 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES = get_args(KvType)
 Fingerprint = Literal["safe", "chunked", "trusted"]
+Speculation = Literal["exact", "always", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +35,20 @@ class EngineConfig:
         their pace against the newcomer's time to first token.
     idle_prefill: while no request runs or waits, compute the beginning of the next turn of a chat, as its
         client will send it back.
-    max_queue: requests that may wait; the next one is refused with `QueueFull`.
+    max_queue: requests that may wait; the next one is refused with `QueueFull`. A tenant with a name
+        may have three quarters of them, beside the `n_parallel` that run.
+    long_prompt_tokens: prompts of which more tokens have to be computed never hold all sequence ids:
+        one is left for shorter ones, which would else wait until a long one has been computed and
+        answered; 0: any prompt may have the last id.
     stream_interval_ms: tokens of running replies leave together at this interval (the first and the
         last of a reply at once); 0: after every step. Each departure wakes half a dozen threads on
         the way to the client, which take cores from the decode: on two cores 50 ms gave 5 to 10 %
         more tokens per second than 0. Twenty updates a second still read as a flow; ray.serve.llm
         batches by 50 ms too.
+    speculation: whether tokens that a reply will probably say next (it repeats the conversation, or its
+        grammar leaves no choice) are computed ahead, several in one decode. "exact": where llama.cpp
+        computes them bit for bit as one by one, so that the reply is the same; "always": also where
+        near ties may tip; "off": never.
     decode_budget_s: a llama_decode that takes longer is aborted and the context is made again (see
         `llama_abort` for which devices can); 0: never. Far above what a slice of `prefill_slice`
         tokens takes, else long prompts cannot be computed.
@@ -75,7 +84,9 @@ class EngineConfig:
     prefill_slice: int = 256
     idle_prefill: bool = True
     max_queue: int = 128
+    long_prompt_tokens: int = 4096
     stream_interval_ms: float = 50.0
+    speculation: Speculation = "exact"
     decode_budget_s: float = 120.0
     n_threads: int | Literal["auto"] = "auto"
     n_gpu_layers: int | Literal["auto"] = "auto"
@@ -107,6 +118,7 @@ class EngineConfig:
             ("n_batch", 32, 16_384),
             ("prefill_slice", 16, 16_384),
             ("max_queue", 0, 100_000),
+            ("long_prompt_tokens", 0, 16_777_216),
         ):
             check_int(name, getattr(self, name), low, high)
         enough = self.n_batch >= self.n_parallel
@@ -130,6 +142,7 @@ class EngineConfig:
             ("type_k", KV_TYPES),
             ("type_v", KV_TYPES),
             ("fingerprint", get_args(Fingerprint)),
+            ("speculation", get_args(Speculation)),
             ("template_clock", ("date", "time")),
         ):
             value = getattr(self, name)
@@ -138,6 +151,11 @@ class EngineConfig:
         check("type_v", self.flash_attn or not quantised_v, f"{self.type_v} needs flash_attn: true")
         for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s"):
             check_number(name, getattr(self, name), 0)
+
+    @property
+    def max_tenant(self) -> int:
+        """Requests of one tenant that may run or wait: the last quarter of the queue is for others."""
+        return self.n_parallel + self.max_queue - self.max_queue // 4
 
 
 def padded_context(n_ctx: int) -> int:

@@ -65,7 +65,8 @@ class RequestStats:
     then those of this one. `cached_tokens` of the prompt were taken over instead of computed: from
     `cache_tier`, which is "live" (another sequence of this context), "staged" (the store had not
     written it yet) or the label of a tier of the store. `computed_tokens` of the prompt and of what
-    was resumed had to be computed before the first new token.
+    was resumed had to be computed before the first new token. Of the reply `drafted_tokens` were
+    computed ahead, in the hope that they would be sampled; `accepted_tokens` of them were.
     """
 
     prompt_tokens: int
@@ -80,6 +81,8 @@ class RequestStats:
     cache_tier: str | None = None
     resumed_tokens: int = 0
     computed_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     restore_ms: float = 0.0
 
     @property

@@ -96,7 +96,8 @@ class Model(PooledOutputs, PrefixMethods, RequestMethods):
             self._templates = make_templates(self._backend.vocab, config)
             self._prompt_log = make_prompt_log(self._backend, config, self._policy, store, blame)
             if_it_fails.callback(self._prompt_log.close)
-            self._loop = EngineLoop(self._build, sink, max_live=config.n_parallel + config.max_queue, name=config.id)
+            max_live, max_tenant = config.n_parallel + config.max_queue, config.max_tenant
+            self._loop = EngineLoop(self._build, sink, max_live=max_live, max_tenant=max_tenant, name=config.id)
             if_it_fails.pop_all()
 
     # --- generating -------------------------------------------------------------------------------

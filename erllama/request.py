@@ -22,6 +22,7 @@ MAX_STOP_BYTES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's bound
 MAX_LOGIT_BIAS = 2048
 MAX_KEEP_S = 3600.0
+MAX_PRIORITY = 1000
 SEED_BITS = 64
 
 
@@ -170,18 +171,19 @@ class GenerationRequest:
     `tool_format` reads it. `shown` are control tokens that belong to the text of the reply (the
     markers of calls and reasoning), with their texts. `in_reasoning`: the prompt has opened the
     model's reasoning. `reasoning` bounds what the model thinks.
-    `resumed` are the
-    ids of the reply that an earlier run of this request has delivered, with the text that became
-    certain with them: generation goes on after them, and only what is new is delivered.
+    `resumed` are the ids of the reply that an earlier run of this request has delivered, with the text
+    that became certain with them: generation goes on after them, and only what is new is delivered.
     `max_tokens` counts them. The seed must then be that of the earlier run, for the reply to be the
     one it would have been. `restore_only` (with `max_tokens` 0) computes nothing: what is stored of
     the prompt is put into the context, for whoever comes next, if a sequence id is left that holds
     nothing. `waits_for_others` False computes at once what another replica says that it is
     computing. Requests of one `affinity` would rather run on one replica. `report_progress` asks for
     `Progress` events while the prompt is computed. With `line_time_ms` the first line that ends so
-    many milliseconds after the first token is the last one. `salt` names whose KV this is:
-    requests share prefixes, sessions and recorded replies with those of the same salt alone. `pin`: what the
-    store should keep of the prompt, a hint.
+    many milliseconds after the first token is the last one. `prediction` is what the reply may be: where
+    it is, several tokens are computed in one decode. `salt` names whose KV this is:
+    requests share prefixes, sessions and recorded replies with those of the same salt alone. `tenant`
+    names whose request it is where several wait: tenants get equal shares. A lower `priority` goes
+    first, as in vLLM; None is 0. `pin`: what the store should keep of the prompt, a hint.
     Requests of one `join_key` may have one reply: one that `joins` reads that of another which runs
     already, from its beginning. Who serves it keeps the reply for `keep_s` seconds after its last
     reader has left, with `head`, which means something to the caller alone.
@@ -207,10 +209,13 @@ class GenerationRequest:
     waits_for_others: bool = True
     affinity: str | None = None
     salt: str = ""
+    tenant: str = ""
+    priority: int | None = None
     pin: Pin | None = None
     report_progress: bool = False
     post_sampling: bool = False
     line_time_ms: int | None = None
+    prediction: tuple[int, ...] = ()
     join_key: str | None = None
     joins: bool = False
     keep_s: float = 0.0
@@ -232,13 +237,8 @@ class GenerationRequest:
             check_type("grammar", self.grammar, str, "a GBNF string or a constraint")
             Constraint(ConstraintKind.GBNF, self.grammar)
         for name in (
-            "ignore_eos",
-            "record_transcript",
-            "in_reasoning",
-            "restore_only",
-            "report_progress",
-            "post_sampling",
-            "joins",
+            *("ignore_eos", "record_transcript", "in_reasoning", "restore_only"),
+            *("report_progress", "post_sampling", "joins"),
         ):
             check_type(name, getattr(self, name), bool, "true or false")
         check_type("tool_format", self.tool_format, str, "a name")
@@ -250,9 +250,13 @@ class GenerationRequest:
         check_type("head", self.head, str, "a string")
         check_number("keep_s", self.keep_s, 0, MAX_KEEP_S)
         check_salt(self.salt)
+        check_salt(self.tenant, "tenant")
+        if self.priority is not None:
+            check_int("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
         if self.session_id is not None:
             check_session_id("session_id", self.session_id)
         _check_ids("resumed", "resumed", self.resumed)
+        _check_ids("prediction", "prediction", self.prediction)
         if self.max_tokens is not None and len(self.resumed) > self.max_tokens:
             raise InvalidParameter(
                 f"resumed has {len(self.resumed)} tokens and max_tokens, which counts them, is {self.max_tokens}",
@@ -306,7 +310,7 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
 _REQUEST_NAMES = (
     "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
-    "post_sampling", "salt",
+    "post_sampling", "salt", "tenant", "priority",
 )  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 

@@ -33,8 +33,8 @@ def shown_session(name: str) -> str:
     return name.rpartition("\0")[2]
 
 
-def check_salt(salt: str) -> None:
-    """Raise `InvalidParameter` for what cannot be a salt."""
-    check_type("salt", salt, str, "a string")
+def check_salt(salt: str, param: str = "salt") -> None:
+    """Raise `InvalidParameter`, which names the field `param`, for what cannot be a salt."""
+    check_type(param, salt, str, "a string")
     if len(salt) > MAX_SALT_CHARS or "\0" in salt:
-        raise InvalidParameter(f"salt must have at most {MAX_SALT_CHARS} characters, none of them NUL", param="salt")
+        raise InvalidParameter(f"{param} must have at most {MAX_SALT_CHARS} characters, none of them NUL", param=param)

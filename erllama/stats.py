@@ -197,6 +197,8 @@ class Counters:
     requests_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     cached_tokens: int = 0
     decode_ms: float = 0.0
     decode_aborts: int = 0

@@ -42,6 +42,7 @@ ORDER = {
             "footprint",
             "diagnosis",
             "cache",
+            "speculation",
             "stream",
         ),
         *("engine", "model_info", "llama", "model_part", "pooled", "model_prefixes", "model_requests", "model"),

@@ -230,22 +230,38 @@ def decode(data: Bytes, expect: BlockId) -> Block:
     Raises CorruptBlock if `data` is not wholly and exactly `expect`. The only other error is a
     MemoryError while decompressing: lack of memory is no reason to drop a good object.
     """
+    header, tokens, stored = proven_parts(data, expect)
+    return block_of(header, expect, tokens, stored)
+
+
+def proven_parts(data: Bytes, expect: BlockId) -> tuple[Header, NDArray[np.uint32], memoryview]:
+    """Header, token ids and payload as it is stored, everything proven. Raises CorruptBlock."""
     view = memoryview(data).cast("B").toreadonly()
-    header, seal, body_at = _proven_head(view, expect)
-    if len(view) != seal.file_bytes:
-        damage = Damage.SHORT if len(view) < seal.file_bytes else Damage.NOT_ARROW
-        raise CorruptBlock(damage, f"{len(view)} bytes instead of {seal.file_bytes}")
+    header, seal, body_at = proven_head(view, expect)
+    check_length(len(view), seal.file_bytes)
     tail_at = body_at + header.body_bytes
     if tail_at > len(view):
         raise CorruptBlock(Damage.NOT_ARROW, f"a body of {header.body_bytes} bytes in a file of {len(view)}")
-    _prove(view[tail_at:], seal.tail_xxh3, "tail")
     body = view[body_at:tail_at]
-    tokens = _tokens(body, header)
+    tokens = tokens_of(body, header)
     stored = body[header.payload_at : header.payload_end]
-    _prove(stored, header.payload_xxh3, "payload")
-    if any(body[header.payload_end :]):
+    prove(stored, header.payload_xxh3, "payload")
+    prove_rest(view[body_at + header.payload_end :], header, seal)
+    return header, tokens, stored
+
+
+def check_length(n_bytes: int, file_bytes: int) -> None:
+    if n_bytes != file_bytes:
+        damage = Damage.SHORT if n_bytes < file_bytes else Damage.NOT_ARROW
+        raise CorruptBlock(damage, f"{n_bytes} bytes instead of {file_bytes}")
+
+
+def prove_rest(rest: memoryview, header: Header, seal: Seal) -> None:
+    """What follows the payload: padding, and the tail."""
+    n_padding = header.body_bytes - header.payload_end
+    if any(rest[:n_padding]):
         raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
-    return _block(header, expect, tokens, stored if header.compression is None else _unpacked(stored, header))
+    prove(rest[n_padding:], seal.tail_xxh3, "tail")
 
 
 def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
@@ -255,45 +271,52 @@ def peek_tokens(data: Bytes, expect: BlockId) -> NDArray[np.uint32]:
     token ids is not looked at, so `decode` may still refuse the same file.
     """
     view = memoryview(data).cast("B").toreadonly()
-    header, _, body_at = _proven_head(view, expect)
-    return _tokens(view[body_at:], header)
+    header, _, body_at = proven_head(view, expect)
+    return tokens_of(view[body_at:], header)
 
 
-def _proven_head(view: memoryview, expect: BlockId) -> tuple[Header, Seal, int]:
+def proven_head(view: memoryview, expect: BlockId) -> tuple[Header, Seal, int]:
     """What the first bytes of a file say, once they are proven, and where in it the body begins."""
     body_at = _body_at(view)
     if body_at is None or body_at + SEAL_BYTES > len(view):
         raise CorruptBlock(Damage.SHORT, f"{len(view)} bytes end before the seal does")
     seal = Seal.parse(view[body_at : body_at + SEAL_BYTES])
-    _prove(view[: body_at + SEAL_PROVEN], seal.head_xxh3, "head")
+    prove(view[: body_at + SEAL_PROVEN], seal.head_xxh3, "head")
     header = Header.parse(bytes(view[seal.header_at : seal.header_at + seal.header_bytes]))
     if header.id != expect:
         raise CorruptBlock(Damage.MISLABELLED, f"it is {header.id.name}, not {expect.name}")
     return header, seal, body_at
 
 
-def _prove(view: memoryview, xxh3: str, name: str) -> None:
+def prove(view: memoryview, xxh3: str, name: str) -> None:
     if xxhash.xxh3_128_hexdigest(view) != xxh3:
         raise CorruptBlock(Damage.DIGEST, f"the {name} does not hash to what the file says")
 
 
-def _tokens(body: memoryview, header: Header) -> NDArray[np.uint32]:
+def tokens_of(body: memoryview, header: Header) -> NDArray[np.uint32]:
     if header.payload_at > len(body):
         raise CorruptBlock(Damage.SHORT, f"{len(body)} bytes of the body end before the token ids do")
     ids = body[SEAL_BYTES : header.tokens_end]
-    _prove(ids, header.tokens_xxh3, "list of token ids")
+    prove(ids, header.tokens_xxh3, "list of token ids")
     if any(body[header.tokens_end : header.payload_at]):
         raise CorruptBlock(Damage.DIGEST, "the padding is not zero")
     return np.frombuffer(ids, np.uint32)
 
 
 def _unpacked(stored: memoryview, header: Header) -> memoryview:
-    """A stream notices an lz4 frame that holds too little; Arrow's one-call way does not."""
     payload = np.empty(header.payload_bytes, np.uint8)
+    unpack_into(stored, header, [payload.data])
+    return payload.data.toreadonly()
+
+
+def unpack_into(stored: memoryview, header: Header, memory: Sequence[memoryview]) -> None:
+    """Decompress a payload into `memory`, one piece behind the other. Raises CorruptBlock.
+
+    A stream notices an lz4 frame that holds too little; Arrow's one-call way does not.
+    """
     try:
         with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(stored)), header.compression) as stream:
-            n_bytes = stream.readinto(payload)
-            is_all = n_bytes == len(payload) and not stream.read(1)
+            is_all = all(stream.readinto(piece) == len(piece) for piece in memory) and not stream.read(1)
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -302,10 +325,10 @@ def _unpacked(stored: memoryview, header: Header) -> memoryview:
         raise CorruptBlock(
             Damage.NOT_ARROW, f"the payload does not have the {header.payload_bytes} bytes that the header says"
         )
-    return payload.data.toreadonly()
 
 
-def _block(header: Header, expect: BlockId, tokens: NDArray[np.uint32], payload: memoryview) -> Block:
+def block_of(header: Header, expect: BlockId, tokens: NDArray[np.uint32], stored: memoryview) -> Block:
+    payload = stored if header.compression is None else _unpacked(stored, header)
     parts = tuple(_parts(header, np.frombuffer(payload, np.uint8)))
     about: dict[str, Any] = {"reason": header.reason, "created_s": header.created_s, "build": header.build}
     if header.kind == Kind.ROWS:

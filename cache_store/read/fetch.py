@@ -7,14 +7,17 @@ The tier's thread reads and verifies; the rest belongs to the reader's thread.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from functools import partial
 from typing import NamedTuple
 
 from cache_store.config import StoreConfig
 from cache_store.errors import CorruptBlock, StoreError
-from cache_store.format.block import Block, BlockId
+from cache_store.format.block import Block, BlockId, Kind
 from cache_store.format.file import decode
+from cache_store.format.rows_decoder import RowsDecoder
+from cache_store.read.destination import Lending
 from cache_store.tiers.deadline_pool import Call
 from cache_store.tiers.guarded import GuardedTier, Loaded, open_tiers
 from cache_store.tiers.stack import TierStack
@@ -25,15 +28,28 @@ from cache_store.write.writer import Writer
 
 class Fetch:
     """`block` is valid from a `result` that is not None until `free`. `tier` is where it came from;
-    None for staging memory.
+    None for staging memory. With `lending`, rows go to the memory that is lent where they can: they
+    are `placed`, and not in the block. `keeps` tells of which tiers an object is wanted whole as well.
 
     The read starts when the fetch is made, so whoever makes several reads ahead. A tier that does
     not have what the index says is corrected in the index; what does not verify is condemned. Every
     fetch ends with `free`.
     """
 
-    def __init__(self, stack: TierStack, writer: Writer, id: BlockId, holders: list[GuardedTier] | None = None) -> None:
+    def __init__(
+        self,
+        stack: TierStack,
+        writer: Writer,
+        id: BlockId,
+        holders: list[GuardedTier] | None = None,
+        lending: Lending | None = None,
+        keeps: Callable[[GuardedTier], bool] = lambda tier: False,
+    ) -> None:
         self._stack = stack
+        self._lending = lending
+        self._keeps = keeps
+        self.placed = False
+        self.seconds = 0.0  # that the tier took
         self.id = id
         self.tier: GuardedTier | None = None
         self._staged: Staged | None = writer.borrow(id)
@@ -77,7 +93,7 @@ class Fetch:
         while self._left and self._call is None:
             self.tier = self._left.pop(0)
             with suppress(StoreError):
-                self._call = _started(self.tier, self.id)
+                self._call = _started(self.tier, self.id, self._lending, keeps=self._keeps(self.tier))
 
     def _take(self, tier: GuardedTier, call: Call[_Arrived | None], deadline_ns: int) -> Block | None:
         try:
@@ -92,7 +108,7 @@ class Fetch:
         if arrived is None:
             self._stack.index.remove(self.id, tier.index)
             return None
-        self._loaded = arrived.loaded
+        self._loaded, self.placed, self.seconds = arrived.loaded, arrived.placed, arrived.loaded.seconds
         return arrived.block
 
 
@@ -132,14 +148,19 @@ class ObjectReader:
 
 
 class _Arrived(NamedTuple):
-    """An object that verified, and the buffer that it lies in."""
+    """An object that verified, and the buffer that it lies in; where `placed`, all but its rows."""
 
     block: Block
     loaded: Loaded
+    placed: bool = False
 
 
-def _started(tier: GuardedTier, id: BlockId) -> Call[_Arrived | None]:
-    return tier.start(partial(_load, tier, id), _free)
+def _started(
+    tier: GuardedTier, id: BlockId, lending: Lending | None = None, *, keeps: bool = False
+) -> Call[_Arrived | None]:
+    if lending is None or id.kind is not Kind.ROWS:
+        return tier.start(partial(_load, tier, id), _free)
+    return tier.start(partial(_load_into, tier, id, lending, keeps), _free)
 
 
 def _load(tier: GuardedTier, id: BlockId) -> _Arrived | None:
@@ -154,6 +175,23 @@ def _load(tier: GuardedTier, id: BlockId) -> _Arrived | None:
     except BaseException:
         loaded.free()
         raise
+
+
+def _load_into(tier: GuardedTier, id: BlockId, lending: Lending, keeps: bool) -> _Arrived | None:
+    """The same, with the rows in the memory that is lent. `keeps`: the object is wanted whole, too."""
+    with closing(lending.loan(id)) as loan:
+        decoder = RowsDecoder(id, loan.lend)
+        loaded = tier.load(id.name, placer=None if keeps else decoder)
+        if loaded is None:
+            return None
+        try:
+            if decoder.memory:  # only the proof is left
+                return _Arrived(decoder.block(loaded.data), loaded, True)
+            with lending.decoding:
+                return _Arrived(decoder.block(loaded.data), loaded, bool(decoder.memory))
+        except BaseException:
+            loaded.free()
+            raise
 
 
 def _free(arrived: _Arrived | None) -> None:

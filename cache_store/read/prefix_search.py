@@ -241,11 +241,12 @@ class PrefixSearch:
 
     def _priced(self, lookup: _Lookup, n_tokens: int, hops: tuple[Hop, ...], ends: tuple[BlockId, ...]) -> Plan:
         """A plan with what reading it costs, each object from the fastest tier that can be read."""
-        seconds = 0.0
+        sizes: dict[int, list[int]] = {}
         for found in self.stack.index.stored([*(hop.id for hop in hops), *ends[:1]]):
             readable = self._readable_in(found)
             if readable and self.stack.staged not in readable:
-                seconds += self.stack.tiers[readable[0]].speed.estimate_s(found.n_bytes)
+                sizes.setdefault(readable[0], []).append(found.n_bytes)
+        seconds = sum(self.stack.tiers[index].speed.series_s(those) for index, those in sizes.items())
         n_known, branch = lookup.path.n_tokens, self.stack.index.branch(lookup.path)
         return Plan(lookup.chain, n_tokens, hops, ends, seconds, lookup.need_end, n_known, branch)
 

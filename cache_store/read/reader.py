@@ -1,35 +1,37 @@
-"""Reads what a plan names, in order, verified, two objects ahead of its consumer.
+"""Reads what a plan names, in order, verified, several objects ahead of its consumer.
 
 What a file system does shortens the prefix and is counted; it never raises. Rows come in order of
 position, so what was consumed is a valid prefix wherever it stops. The END comes first: for models
-that need it, it decides how far reading the rows makes sense. Measured on page cache, blocks of 3
-MB: of a block's time a half is the file system's copy, a fifth the digest, a fifth the interpreter,
-the rest the hop to the tier's thread, which reading ahead hides as it hides, on object stores, most
-of the latency. More than two ahead costs cache misses.
+that need it, it decides how far reading the rows makes sense. With a destination rows are read to
+where they are wanted, on the threads of the tier; what does not fit there, or is in staging memory,
+is handed to `consume`.
 
-Any thread; `consume` runs on the caller's.
+Any thread; `consume` and all of a destination but its `memory` run on the caller's.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache_store.format.block import Block, BlockId
+from cache_store.index.walk import Hop
+from cache_store.read.destination import Destination, Lending
 from cache_store.read.fetch import Fetch
+from cache_store.read.read_ahead import LOCAL_READS, ByteBudget, ReadAhead
 from cache_store.records import Fetched, Plan
+from cache_store.tiers.guarded import GuardedTier
 from cache_store.tiers.stack import TierStack
 from cache_store.write.copier import TierCopier
 from cache_store.write.staging import copied
 from cache_store.write.writer import Writer
 
 Consume = Callable[[Block, int], None]
-
-READ_AHEAD = 2
 
 
 @dataclass(slots=True)
@@ -39,8 +41,10 @@ class _Read:
     plan: Plan
     consume: Consume
     deadline_ns: int
+    lending: Lending | None = None
     n_tokens: int = 0
     slowest: int = -1  # index of the slowest tier used; -1 for none
+    row_reads: dict[int, list[float]] = field(default_factory=dict)  # by tier index the seconds of each
     used: list[BlockId] = field(default_factory=list)
 
 
@@ -51,10 +55,18 @@ class Reader:
     stack: TierStack
     writer: Writer
     promoter: TierCopier | None
+    budget: ByteBudget
+    reads_in_flight: int
+    decoding: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(LOCAL_READS))
 
-    def read(self, plan: Plan, consume: Consume, deadline_ns: int) -> Fetched:
-        began_ns, read = time.monotonic_ns(), _Read(plan, consume, deadline_ns)
-        end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
+    def read(self, plan: Plan, consume: Consume, deadline_ns: int, destination: Destination | None = None) -> Fetched:
+        began_ns = time.monotonic_ns()
+        read = _Read(plan, consume, deadline_ns, None if destination is None else Lending(destination, self.decoding))
+        try:
+            end = self._read_to_an_end(read) if plan.need_end else self._read_all(read)
+        finally:
+            if read.lending is not None:
+                read.lending.end(deadline_ns)
         self.stack.touch(read.used)
         self.stack.tally.add("tokens", "hit", read.n_tokens)
         return Fetched(
@@ -107,20 +119,27 @@ class Reader:
         return None
 
     def _read_rows(self, read: _Read, n_tokens: int) -> None:
-        ahead: deque[Fetch] = deque()
         hops = [hop for hop in read.plan.hops if hop.id.start < n_tokens]
-        try:
+
+        def start(hop: Hop) -> Fetch:
+            is_whole = hop.n_use == hop.id.n_tokens and hop.id.start + hop.n_use <= n_tokens
+            return Fetch(self.stack, self.writer, hop.id, None, read.lending if is_whole else None, self._promotes)
+
+        began_ns = time.monotonic_ns()
+        with closing(ReadAhead(hops, self.stack, start, self.budget, self.reads_in_flight)) as ahead:
             for i, hop in enumerate(hops):
-                for later in hops[i + len(ahead) : i + READ_AHEAD + 1]:
-                    ahead.append(Fetch(self.stack, self.writer, later.id))
-                if not self._consume(read, ahead[0], min(hop.n_use, n_tokens - hop.id.start)):
+                if not self._consume(read, ahead.next(), min(hop.n_use, n_tokens - hop.id.start)):
                     if not self.stack.index.has(hop.id):
                         self._disown([later.id for later in hops[i + 1 :]])
                     return
-                ahead.popleft().free()
-        finally:
-            for fetch in ahead:
-                fetch.free()
+        self._learn_overlap(read, (time.monotonic_ns() - began_ns) / 1e9)
+
+    def _learn_overlap(self, read: _Read, wall_s: float) -> None:
+        """From a series of reads of one tier."""
+        if len(read.row_reads) == 1:
+            ((index, seconds),) = read.row_reads.items()
+            if len(seconds) > 1:
+                self.stack.tiers[index].speed.observe_series(wall_s, sum(seconds))
 
     def _disown(self, ids: list[BlockId]) -> None:
         """What lies beyond a gap is not counted on any more: the next save hands all of it over
@@ -144,7 +163,12 @@ class Reader:
             self.stack.index.learn(fetch.id, block.tokens)
             self.stack.tally.add("mismatched", "tokens")
             return False
-        read.consume(block, n_use)
+        if fetch.placed and read.lending is not None:
+            read.lending.destination.received(fetch.id.start, n_use)
+        else:
+            read.consume(block, n_use)
+        if fetch.tier is not None:
+            read.row_reads.setdefault(fetch.tier.index, []).append(fetch.seconds)
         read.n_tokens = fetch.id.start + n_use
         self._use(read, fetch)
         return True
@@ -155,5 +179,8 @@ class Reader:
             return
         fetch.tier.count("hits")
         read.slowest = max(read.slowest, fetch.tier.index)
-        if self.promoter is not None and fetch.tier.index > 0 and (loaded := fetch.take_loaded()) is not None:
+        if self._promotes(fetch.tier) and self.promoter is not None and (loaded := fetch.take_loaded()) is not None:
             self.promoter.promote(fetch.id, loaded)
+
+    def _promotes(self, tier: GuardedTier) -> bool:
+        return self.promoter is not None and tier.index > 0

@@ -2,21 +2,28 @@
 
 Seconds of a read are taken as latency + bytes / bandwidth; both come from a least-squares line
 through past reads in which every new read makes the older ones count 5 % less. A guess stands in as
-two reads until there are real ones. Any thread.
+two reads until there are real ones.
+
+Several reads at once take longer each and less together: what a series takes, over the sum of what
+each of its reads took, is learnt as well (`overlap`, 1 for one after the other). Any thread.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 _DECAY = 0.95  # a tier that becomes slow is seen as slow after about 20 reads
 _GUESS_BYTES = 4 << 20
+_SERIES_WEIGHT = 0.25
+_LEAST_OVERLAP = 1 / 64
 
 
 class Bandwidth:
-    """`latency_s` and `bytes_per_s` are the guess to start from."""
+    """`latency_s`, `bytes_per_s` and `overlap` are the guess to start from."""
 
-    def __init__(self, latency_s: float, bytes_per_s: float) -> None:
+    def __init__(self, latency_s: float, bytes_per_s: float, overlap: float = 1.0) -> None:
+        self.overlap = overlap
         self._lock = threading.Lock()
         # decayed sums over reads: 1, bytes, seconds, bytes^2, bytes * seconds
         self._n = self._x = self._y = self._xx = self._xy = 0.0
@@ -30,6 +37,18 @@ class Bandwidth:
     def estimate_s(self, n_bytes: int) -> float:
         latency_s, s_per_byte = self._line()
         return latency_s + n_bytes * s_per_byte
+
+    def observe_series(self, wall_s: float, reads_s: float) -> None:
+        """Several reads took `wall_s` altogether, and `reads_s` if what each took is added up."""
+        if reads_s > 0.0:
+            share = min(1.0, max(_LEAST_OVERLAP, wall_s / reads_s))
+            with self._lock:
+                self.overlap += _SERIES_WEIGHT * (share - self.overlap)
+
+    def series_s(self, sizes: Sequence[int]) -> float:
+        """How long reading objects of these sizes takes, as a restore does it."""
+        seconds = sum(map(self.estimate_s, sizes))
+        return seconds if len(sizes) < 2 else seconds * self.overlap
 
     @property
     def bytes_per_s(self) -> float:

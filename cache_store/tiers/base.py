@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,6 +70,27 @@ def _aligned(n_bytes: int) -> memoryview:
     return memory[skip : skip + n_bytes].data
 
 
+class Placer(Protocol):
+    """Takes a span out of the middle of an object that is read, so that it need not pass through the
+    reader's buffer. One object, one thread.
+    """
+
+    @property
+    def memory(self) -> Sequence[memoryview]:
+        """Where the span goes, one piece behind the other; none where nothing was placed."""
+
+    def place(self, head: memoryview, n_bytes: int) -> int | None:
+        """Where in an object of `n_bytes`, which begins with `head`, the span begins: inside of `head`
+        or at its end. None: the object is wanted whole, as without a placer.
+        """
+
+    @property
+    def seen(self) -> Callable[[memoryview], object]:
+        """To be called with each part of `memory` that is filled, in order, and at once: its bytes are
+        in the core's cache.
+        """
+
+
 class Tier(Protocol):
     """One directory-like place of objects. A failure of the file system is a `TierError`; a missing
     object is not a failure.
@@ -91,9 +112,13 @@ class Tier(Protocol):
     def max_bytes(self) -> int | None:
         """The budget it was configured with; whoever fills the tier keeps it."""
 
-    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+    def read(
+        self, name: str, buffer: ReadBuffer, head_bytes: int | None = None, placer: Placer | None = None
+    ) -> memoryview | None:
         """The object, or at most its first `head_bytes`; None when there is none. Valid until
         `buffer` is used again. An object cut while it is read comes short.
+
+        A tier may ask `placer`, whose span then goes where it says and is missing in the result.
         """
 
     def publish(self, name: str, data: memoryview) -> None:

@@ -23,16 +23,16 @@ from cache_store.errors import TierError
 from cache_store.format.file import Compression
 from cache_store.records import TierStats
 from cache_store.tiers.bandwidth import Bandwidth
-from cache_store.tiers.base import NoSpace, ReadBuffer, Stat, Tier
-from cache_store.tiers.deadline_pool import Call, DeadlinePool
+from cache_store.tiers.base import NoSpace, Placer, ReadBuffer, Stat, Tier
+from cache_store.tiers.deadline_pool import THREADS, Call, DeadlinePool
 from cache_store.tiers.open import open_tier
 
 T = TypeVar("T")
 
 VOLATILE_LABELS = frozenset({"ram_file", "memory"})  # gone with the machine, or with the process
 _KEPT_BUFFERS = 6  # two readers, two hops ahead
-# local or not: latency in s, bytes per s; page cache and a plain object store
-_GUESSES = {True: (0.0002, 2e9), False: (0.05, 100e6)}
+# local or not: latency in s, bytes per s, overlap; page cache and a plain object store
+_GUESSES = {True: (0.0002, 2e9, 1.0), False: (0.05, 100e6, 0.25)}
 _PATIENCE_NS = 50_000_000  # a caller who waited for less than this says nothing about the tier
 
 THRESHOLD = 3  # one failure is noise; three in a row is a file system that is gone
@@ -75,6 +75,7 @@ class Loaded:
     tier: GuardedTier
     data: memoryview
     buffer: ReadBuffer
+    seconds: float  # that reading it took
 
     def free(self) -> None:
         self.data = memoryview(b"")
@@ -84,7 +85,9 @@ class Loaded:
 class GuardedTier:
     """`index` counts from 0, the fastest tier; `compression` is of the objects written to it."""
 
-    def __init__(self, index: int, tier: Tier, label: str, compression: Compression | None = None) -> None:
+    def __init__(
+        self, index: int, tier: Tier, label: str, compression: Compression | None = None, n_threads: int = THREADS
+    ) -> None:
         self.index = index
         self._inner = tier
         self.label = label
@@ -96,7 +99,7 @@ class GuardedTier:
         self._lock = threading.Lock()  # breakers, counts, buffers
         self._breaker = Breaker()  # of all that is not a publish
         self._publish_breaker = Breaker()
-        self._pool = DeadlinePool(label)
+        self._pool = DeadlinePool(label, n_threads)
         self._buffers: list[ReadBuffer] = []
 
     def __repr__(self) -> str:
@@ -174,21 +177,24 @@ class GuardedTier:
 
     # --- background -------------------------------------------------------------------------------
 
-    def load(self, name: str, head_bytes: int | None = None) -> Loaded | None:
+    def load(self, name: str, head_bytes: int | None = None, placer: Placer | None = None) -> Loaded | None:
+        """What `placer` took is missing in the result."""
         buffer = self._take_buffer()
         began_ns = time.monotonic_ns()
         try:
             with self._judged(self._breaker):
-                data = self._inner.read(name, buffer, head_bytes)
+                data = self._inner.read(name, buffer, head_bytes, placer)
         except BaseException:
             self.give_back(buffer)
             raise
         if data is None:
             self.give_back(buffer)
             return None
-        self.speed.observe(data.nbytes, (time.monotonic_ns() - began_ns) / 1e9)
-        self.count("read_bytes", data.nbytes)
-        return Loaded(self, data, buffer)
+        n_bytes = data.nbytes + (0 if placer is None else sum(map(len, placer.memory)))
+        seconds = (time.monotonic_ns() - began_ns) / 1e9
+        self.speed.observe(n_bytes, seconds)
+        self.count("read_bytes", n_bytes)
+        return Loaded(self, data, buffer, seconds)
 
     def publish_now(self, name: str, data: memoryview, verify: Callable[[memoryview], bool] | None = None) -> None:
         """Nothing is written where an object is already that `verify` accepts."""
@@ -293,7 +299,8 @@ def open_tiers(config: StoreConfig, open: Callable[[TierConfig], Tier] = open_ti
             tier = open(spec)
             seen[tier.label] += 1
             label = tier.label if seen[tier.label] == 1 else f"{tier.label}{seen[tier.label]}"
-            guarded.append(GuardedTier(index, tier, label, spec.compression))
+            n_threads = THREADS if tier.local else max(THREADS, config.reads_in_flight)
+            guarded.append(GuardedTier(index, tier, label, spec.compression, n_threads))
             on_failure.callback(guarded[-1].close)
         on_failure.pop_all()
     return guarded

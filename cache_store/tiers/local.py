@@ -23,13 +23,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from cache_store.tiers.base import (
     MISSING,
     TEMP_PREFIX,
+    Placer,
     ReadBuffer,
     Stat,
     check_name,
@@ -41,6 +42,10 @@ from cache_store.tiers.base import (
 
 _RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # how some network file systems answer an fsync of a directory
+_HEAD_BYTES = 1 << 14  # what a `Placer` decides by
+# of a read that is placed: what stays in a core's cache until it was looked at
+_SLICE_BYTES = 1 << 18
+_MOST_PIECES = 512  # Linux takes 1024 for one read
 _ATTEMPTS = 5  # of a publish whose directory or temp file is removed under it
 
 
@@ -63,9 +68,11 @@ class LocalTier:
     def __repr__(self) -> str:
         return f"<LocalTier {self.label} {self._root}>"
 
-    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+    def read(
+        self, name: str, buffer: ReadBuffer, head_bytes: int | None = None, placer: Placer | None = None
+    ) -> memoryview | None:
         with tier_errors(self, "read", name):
-            return _read_file(self._path(name), head_bytes, buffer)
+            return _read_file(self._path(name), head_bytes, buffer, placer)
 
     def publish(self, name: str, data: memoryview) -> None:
         with tier_errors(self, "publish", name):
@@ -203,20 +210,79 @@ def file_system_type(path: str) -> str:
     return ""
 
 
-def _read_file(path: str, limit: int | None, buffer: ReadBuffer) -> memoryview | None:
+def _read_file(path: str, limit: int | None, buffer: ReadBuffer, placer: Placer | None) -> memoryview | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except MISSING:
         return None
     try:
         size = os.fstat(descriptor).st_size
+        if placer is not None:
+            placed = _read_placed(descriptor, size, buffer, placer)
+            if placed is not None:
+                return placed
         view = buffer.take(size if limit is None else min(size, limit))
-        n_read = 0
-        while n_read < len(view) and (n_more := os.readv(descriptor, [view[n_read:]])):
-            n_read += n_more
+        return view[: _fill(descriptor, [view], 0)]
     finally:
         os.close(descriptor)
-    return view[:n_read]
+
+
+def _read_placed(descriptor: int, size: int, buffer: ReadBuffer, placer: Placer) -> memoryview | None:
+    """What is left of a file whose span lies where `placer` wants it; None when it wants none."""
+    head = buffer.take(min(size, _HEAD_BYTES))
+    if _fill(descriptor, [head], 0) < len(head) or (start := placer.place(head, size)) is None:
+        return None
+    at, seen = start, placer.seen
+    for pieces in _slices(placer.memory):
+        n_read = _fill(descriptor, pieces, at)
+        at += n_read
+        if n_read < sum(map(len, pieces)):
+            return head[:start]
+        for piece in pieces:
+            seen(piece)
+    rest = bytearray(size - at)
+    n_rest = _fill(descriptor, [memoryview(rest)], at)
+    whole = buffer.take(start + n_rest)  # the memory that holds the head, or, if that is too small, new memory
+    whole[:start], whole[start:] = head[:start], memoryview(rest)[:n_rest]
+    return whole
+
+
+def _slices(memory: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The pieces in groups of about _SLICE_BYTES, large ones cut."""
+    group: list[memoryview] = []
+    n_left = _SLICE_BYTES
+    for whole in memory:
+        size = len(whole)
+        for piece in (whole,) if size <= _SLICE_BYTES else _cut(whole):
+            if group and (size > n_left or len(group) == _MOST_PIECES):
+                yield group
+                group, n_left = [], _SLICE_BYTES
+            group.append(piece)
+            n_left -= size
+    if group:
+        yield group
+
+
+def _cut(whole: memoryview) -> Iterator[memoryview]:
+    return (whole[at : at + _SLICE_BYTES] for at in range(0, len(whole), _SLICE_BYTES))
+
+
+def _fill(descriptor: int, views: list[memoryview], at: int) -> int:
+    """Read from `at` on until all views are full or the file ends; the bytes read."""
+    n_wanted = sum(map(len, views))
+    n_read = os.preadv(descriptor, views, at) if n_wanted else 0
+    while n_read < n_wanted and (n_more := os.preadv(descriptor, _beyond(views, n_read), at + n_read)):
+        n_read += n_more
+    return n_read
+
+
+def _beyond(views: list[memoryview], n_bytes: int) -> list[memoryview]:
+    """What is left of `views` without their first `n_bytes`."""
+    for i, view in enumerate(views):
+        if n_bytes < len(view):
+            return [view[n_bytes:], *views[i + 1 :]]
+        n_bytes -= len(view)
+    return []
 
 
 def _write_file(path: str, data: memoryview, *, sync: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from cache_store.config import TierConfig
+from cache_store.config import MAX_READS, TierConfig
 from cache_store.errors import TierError
 from cache_store.tiers.base import Tier
 from cache_store.tiers.local import LocalTier
@@ -26,8 +26,13 @@ from cache_store.tiers.remote import ONE_PUT_SCHEMES, RemoteTier
 log = logging.getLogger("cache_store")
 
 # Seconds, and attempts: by default botocore waits a minute for each of its five attempts, and s3fs
-# makes five of those.
-_S3_PATIENCE: Mapping[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}}
+# makes five of those. By default it opens ten connections.
+_S3_OPTIONS: Mapping[str, Any] = {
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "retries": {"max_attempts": 2},
+    "max_pool_connections": MAX_READS,
+}
 _S3FS_RETRIES = 1
 
 
@@ -52,7 +57,7 @@ def _driver(config: TierConfig) -> tuple[fsspec.AbstractFileSystem, str]:
     options = dict(config.storage_options)
     is_s3 = config.scheme in ("s3", "s3a")
     if is_s3:
-        options["config_kwargs"] = {**_S3_PATIENCE, **options.get("config_kwargs", {})}
+        options["config_kwargs"] = {**_S3_OPTIONS, **options.get("config_kwargs", {})}
         options.setdefault("max_concurrency", 1)  # a read is one GET: s3fs otherwise asks for the size first
     try:  # an instance of our own: `close` ends it, and its listing cache is switched off
         filesystem, root = fsspec.url_to_fs(config.url, **options, skip_instance_cache=True)

@@ -25,6 +25,7 @@ from cache_store.errors import TierError
 from cache_store.tiers.base import (
     MISSING,
     TEMP_PREFIX,
+    Placer,
     ReadBuffer,
     Stat,
     check_name,
@@ -70,7 +71,9 @@ class RemoteTier:
     def __repr__(self) -> str:
         return f"<RemoteTier {self.label} {self.url}>"
 
-    def read(self, name: str, buffer: ReadBuffer, head_bytes: int | None = None) -> memoryview | None:
+    def read(
+        self, name: str, buffer: ReadBuffer, head_bytes: int | None = None, placer: Placer | None = None
+    ) -> memoryview | None:
         path = self._path(name)
         span = {} if head_bytes is None else {"start": 0, "end": head_bytes}
         with self._failures("read", name):

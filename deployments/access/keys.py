@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from deployments.access.tenant import DEFAULT_NAME, Tenant, owner_of, salt_of
 from erllama.api_keys import NAME, check_hash, key_hash
+from erllama.request import MAX_PRIORITY
 from erllama.session_name import MAX_SALT_CHARS
 
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -31,6 +32,7 @@ class KeySpec(BaseModel):
     tokens_per_minute: of prompts and replies; None: no limit.
     admin: opens the routes that look into the server.
     pull: a request for a model that the hub does not have fetches it.
+    priority: of its requests where they say nothing; they may say a higher number, which goes later.
     salt: what keeps a tenant's KV apart; None: made of the name.
     """
 
@@ -43,6 +45,7 @@ class KeySpec(BaseModel):
     tokens_per_minute: Limit = None
     admin: bool = False
     pull: bool = False
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     salt: Annotated[Salt | None, Field(repr=False)] = None
 
     @model_validator(mode="before")
@@ -72,6 +75,7 @@ class KeySpec(BaseModel):
             self.admin,
             owner_of(self.name),
             self.pull,
+            self.priority,
         )
 
 

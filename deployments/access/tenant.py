@@ -16,7 +16,8 @@ class Tenant:
     others; "" is the store's own. `models` are the ids of those that it may use, None for all.
     `admin` may look into the server and change it, `pull` may have models fetched that the hub does
     not have, and does so by naming them. `owner` is whose the pins of its requests are, by
-    which the store counts quotas: it depends on the name alone.
+    which the store counts quotas: it depends on the name alone. `priority` is that of its requests
+    where they say nothing, and the lowest number that they may say; None: 0, and any.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Tenant:
     admin: bool = False
     owner: str = ""
     pull: bool = False
+    priority: int | None = None
 
     def may_use(self, model_id: str) -> bool:
         return self.models is None or model_id in self.models

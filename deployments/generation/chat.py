@@ -138,6 +138,7 @@ class ReadyChat:
         logprobs: int | None = None,
         ignore_eos: bool = False,
         affinity: str | None = None,
+        priority: int | None = None,
         thinking_budget: int | None = None,
         report_progress: bool = False,
     ) -> GenerationRequest:
@@ -157,6 +158,7 @@ class ReadyChat:
             logprobs=logprobs,
             ignore_eos=ignore_eos,
             affinity=affinity,
+            priority=priority,
             record_transcript=True,
             tool_format=prompts.tool_format.name,
             shown=tuple((token, text) for text, token in prompts.marker_ids.items()),

@@ -6,9 +6,10 @@ import json
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from erllama.errors import InvalidParameter
+from erllama.request import MAX_PRIORITY
 
 # `json.dumps` with an option builds an encoder per call (2 us); for a str this bound method is one
 # call into C.
@@ -41,6 +42,10 @@ def _none_below_zero(value: Any) -> Any:
 
 TopK = Annotated[int, BeforeValidator(_none_below_zero), BeforeValidator(_whole)]
 """How many of the likeliest tokens may be drawn: any number below 1 means all, which is 0 here."""
+
+
+Priority = Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None
+"""Who goes first where requests wait: as in vLLM a lower number does. None is the API key's own."""
 
 
 StopField = Annotated[tuple[str, ...], BeforeValidator(_stop)]

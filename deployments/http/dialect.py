@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from deployments.access.limit_headers import openai_limit_headers
@@ -176,3 +176,25 @@ def own_routes(dialect: Dialect, prefix: str = "") -> APIRouter:
         return "_".join((type(dialect).__name__, route.name, route.path_format, *sorted(route.methods or ())))
 
     return APIRouter(prefix=prefix, route_class=Own, generate_unique_id_function=unique_id)
+
+
+def add_routes(router: APIRouter, more: APIRouter, prefix: str = "") -> None:
+    """Appends the routes of `more`, whose paths begin with `prefix` then. All routes stay one flat
+    list: `include_router` makes a tree, through which each request goes twice and whose routes are
+    built a second time, together half of the CPU time that a small request takes.
+    """
+    for route in more.routes:
+        router.routes.append(_under(prefix, route) if prefix else route)
+
+
+def _under(prefix: str, route: BaseRoute) -> BaseRoute:
+    if not isinstance(route, APIRoute):
+        raise TypeError(f"{route!r} is no route of an APIRouter: it cannot get a prefix")
+    return type(route)(
+        prefix + route.path,
+        route.endpoint,
+        methods=route.methods,
+        name=route.name,
+        include_in_schema=route.include_in_schema,
+        generate_unique_id_function=route.generate_unique_id_function,
+    )

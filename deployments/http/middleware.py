@@ -111,11 +111,8 @@ def _as_routed(scope: Scope) -> Scope:
 
 
 def _route_of(scope: Scope) -> str:
-    """The path of the route that took a request, with {names} of its parameters; "" for none. FastAPI
-    knows of an included router's route only its own part, and tells the whole elsewhere.
-    """
-    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    return str(getattr(route, "path_format", ""))
+    """The path of the route that took a request, with {names} of its parameters; "" for none."""
+    return str(getattr(scope.get("route"), "path_format", ""))
 
 
 class RequestScope:

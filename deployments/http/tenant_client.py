@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from deployments.access.key_book import Access
-from deployments.access.tenant import Tenant
+from deployments.access.tenant import ANONYMOUS, Tenant
 from deployments.http.ports import ModelPort, RecordedReply
-from erllama.errors import ErllamaError, RequestError
+from erllama.errors import ErllamaError, InvalidParameter, RequestError
 from erllama.events import Event, Failed, Tokens
 from erllama.next_turn import NextTurn
 from erllama.request import GenerationRequest, Prompt
@@ -61,17 +61,28 @@ class TenantClient:
         return self._client
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
-        """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled."""
+        """As `ModelPort.generate`. What takes too long ends with `Failed` and is cancelled. Raises
+        `InvalidParameter` for a priority that this tenant may not have.
+        """
         return self._bounded(self._client.generate(self._owned(request)), request)
 
     def _owned(self, request: GenerationRequest) -> GenerationRequest:
         """A request, and what it pins, as this tenant's."""
         tenant = self.tenant
-        if tenant.salt:
-            request = replace(request, salt=tenant.salt)
+        if tenant != ANONYMOUS:
+            request = replace(request, salt=tenant.salt, tenant=tenant.name, priority=self._priority(request))
         if request.pin is not None and request.pin.owner != tenant.owner:
             request = replace(request, pin=replace(request.pin, owner=tenant.owner))
         return request
+
+    def _priority(self, request: GenerationRequest) -> int | None:
+        own, asked = self.tenant.priority, request.priority
+        if own is not None and asked is not None and asked < own:
+            raise InvalidParameter(
+                f"priority must be at least {own}, that of this API key (lower numbers go first), got {asked}",
+                param="priority",
+            )
+        return own if asked is None else asked
 
     async def find(self, request_id: str) -> RecordedReply | None:
         """As `ModelPort.find`: what other tenants keep does not exist."""

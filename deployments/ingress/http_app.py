@@ -31,7 +31,7 @@ from deployments.dialects.ranking.routes import Ranking
 from deployments.dialects.responses.routes import Responses
 from deployments.dialects.responses.stored.store import ResponseStore
 from deployments.generation.expected import ExpectedTurns
-from deployments.http.dialect import Dialect
+from deployments.http.dialect import Dialect, add_routes
 from deployments.http.errors import install_error_handlers
 from deployments.http.middleware import RequestScope, may_see_all
 from deployments.http.model_library import ModelLibrary
@@ -154,9 +154,9 @@ def make_http_app(
         return JSONResponse(openapi_document(app.routes, bodies))
 
     metrics_open = options.metrics == "open"
-    app.include_router(metrics_route(own.registry, cluster_watch, is_open=metrics_open))
+    add_routes(app.router, metrics_route(own.registry, cluster_watch, is_open=metrics_open))
     for dialect in dialects:
-        app.include_router(dialect.routes(registry, options))
+        add_routes(app.router, dialect.routes(registry, options))
     install_error_handlers(app)
     app.add_middleware(NoiseScope, noise=noise or Noise(options.noise))
     if options.capture.dir is not None:

@@ -77,9 +77,11 @@ class PrefixCalls:
         copied: bool = values(answers)[0]
         return copied
 
-    async def states(self, deadline_s: float = _READ_S) -> list[Answer[ReplicaState]]:
-        """What each replica says within `deadline_s` of what it does, holds and counts."""
-        return await self._each(deadline_s, "state")
+    async def states(self, deadline_s: float | None = None) -> list[Answer[ReplicaState]]:
+        """What each replica says within `deadline_s`, or as soon as to any read, of what it does, holds
+        and counts.
+        """
+        return await self._each(_READ_S if deadline_s is None else deadline_s, "state")
 
     async def requests(self, limit: int, *, salt: str | None = "") -> list[Answer[list[PromptRecord]]]:
         """The last requests of each replica, newest first; with `salt` None those of all tenants."""

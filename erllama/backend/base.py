@@ -74,6 +74,12 @@ class Backend(Protocol):
         the context, and the caller reads what it still wants and makes a new one.
         """
 
+    def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
+        """How many rows a decode of generating sequences may have in all, each sequence the same number
+        and none with more than `n_tokens` in the context, for the logits to be those, bit for bit,
+        of decodes of one row for each sequence. 1 where that is not known.
+        """
+
     def abort(self) -> None:
         """End the decode that runs now, as soon as the device can. Any thread. Without one it does
         nothing, or is forgotten by the next.
@@ -172,6 +178,9 @@ class Backend(Protocol):
 
     def token_text(self, token: int) -> bytes:
         """The bytes of a token; those of a control token are its name."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of plain text. Any thread."""
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """One pooled, L2-normalised vector of shape (n_embd,) per input. Raises `NotSupported`,

@@ -2,8 +2,8 @@
 changed.
 
 One decode is either a token for every generating sequence, or one slice of one prompt. The two
-kinds take turns, so running streams keep their pace beside a long prompt, and a newcomer waits for
-at most the prompts before it (first come, first served).
+kinds take turns, so running streams keep their pace beside a long prompt. Which prompt is next is
+the caller's choice before every slice (`engine.prefill_order`).
 
 Slices end at multiples of `prefill_slice` and are never mixed with other rows. So which kernels
 compute a prompt depends on the prompt alone, and its KV is the same, bit for bit, whoever runs
@@ -17,12 +17,15 @@ not to a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 from erllama.stats import AdapterSet
+
+First = Callable[[list[Sequence]], Sequence]
+"""The one of several prefills that is computed next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,30 @@ class PlanRow:
     """Compute `sequence.tokens[start : start + n_tokens]`, with the logits after the last
     `n_logits` of them.
 
-    One row of logits where that reaches the last known token, else none.
+    One row of logits where that reaches the last known token, else none. The last tokens may be a
+    `draft`, which follows what is known and may turn out wrong; then there are logits after the last
+    known token and each of the draft.
     """
 
     sequence: Sequence
     start: int
     n_tokens: int
     n_logits: int
+    draft: tuple[int, ...] = ()
+
+    def with_draft(self, draft: tuple[int, ...]) -> PlanRow:
+        """The row of a last known token, with what may follow it."""
+        n = len(draft)
+        return replace(self, n_tokens=self.n_tokens + n, n_logits=self.n_logits + n, draft=draft)
 
     @property
     def tokens(self) -> list[int]:
-        return self.sequence.tokens[self.start : self.start + self.n_tokens]
+        return [*self.sequence.tokens[self.start : self.start + self.n_known], *self.draft]
+
+    @property
+    def n_known(self) -> int:
+        """How many of the tokens are no draft."""
+        return self.n_tokens - len(self.draft)
 
     @property
     def seq_id(self) -> int:
@@ -84,9 +100,13 @@ def _token(sequence: Sequence) -> PlanRow:
     return PlanRow(sequence, sequence.n_kv, 1, n_logits=int(sequence.n_pending == 1))
 
 
-def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) -> BatchPlan:
+def _in_order(prefills: list[Sequence]) -> Sequence:
+    return prefills[0]
+
+
+def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0, first: First = _in_order) -> BatchPlan:
     """The next batch over `running` (admission order). `turn` counts steps: what cannot run
-    together takes turns.
+    together takes turns. `first` chooses among the prefills of one adapter set.
     """
     live = [s for s in running if s.state in (State.PREFILLING, State.GENERATING) and s.n_pending]
     if not live:
@@ -99,7 +119,8 @@ def plan_batch(running: Iterable[Sequence], limits: BatchLimits, turn: int = 0) 
     )
     for group in groups:
         candidates.append([_token(s) for s in group if s.state is State.GENERATING][: limits.n_batch])
-        candidates.append([_slice(s, limits) for s in group if s.state is State.PREFILLING][:1])
+        prefills = [s for s in group if s.state is State.PREFILLING]
+        candidates.append([_slice(first(prefills), limits)] if prefills else [])
     candidates = [rows for rows in candidates if rows]
     rows = candidates[turn % len(candidates)]
     return BatchPlan(tuple(rows), rows[0].sequence.adapters)

@@ -62,14 +62,14 @@ class CacheFlow:
         # of live sequences, also after their results have come: they may have claimed blocks
         self._jobs: dict[Sequence, ReadJob] = {}
         self._reading: set[Sequence] = set()
-        self._waiting: dict[Sequence, Upcoming] = {}
+        self.waiting: dict[Sequence, Upcoming] = {}  # for a prefill of what they begin with
         self._due: dict[Sequence, None] = {}  # running sequences with a save due, in order
         self._ended: list[ReadJob] = []  # since the last saves
 
     def __repr__(self) -> str:
         n_due = len(self._due) + sum(held.save_due for held in self.live.held.values())
         n_claims = 0 if self._reader is None else self._reader.n_claims
-        waits = f"reading={len(self._reading)} waiting={len(self._waiting)}"
+        waits = f"reading={len(self._reading)} waiting={len(self.waiting)}"
         return f"<CacheFlow {self.live!r} {waits} saves_due={n_due} claims={n_claims}>"
 
     # --- admission --------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class CacheFlow:
         found = upcoming(sequence.given, [s for s in running if s is not sequence])
         if found is None or found.n_tokens - max(n_stored, sequence.n_kv) < _WAIT_GAIN:
             return False
-        self._waiting[sequence] = found
+        self.waiting[sequence] = found
         return True
 
     # --- restores ---------------------------------------------------------------------------------
@@ -156,20 +156,20 @@ class CacheFlow:
                 result.close()
                 continue
             yield self._arrived(result, running)
-        for sequence, wait in list(self._waiting.items()):
+        for sequence, wait in list(self.waiting.items()):
             if not wait.is_over:
                 continue
-            del self._waiting[sequence]
+            del self.waiting[sequence]
             self._copy_longest(sequence, running, longer_than=sequence.n_kv)
             yield self._outcome(sequence)
         for sequence in running:  # covered by what was live when it was admitted
-            if sequence.restoring and sequence not in self._reading and sequence not in self._waiting:
+            if sequence.restoring and sequence not in self._reading and sequence not in self.waiting:
                 yield self._outcome(sequence)
 
     @property
     def can_go_on(self) -> bool:
         """Whether what a sequence waits for is there: `ready` will yield it."""
-        return any(wait.is_over for wait in self._waiting.values())
+        return any(wait.is_over for wait in self.waiting.values())
 
     def _arrived(self, result: Restored, running: tuple[Sequence, ...]) -> tuple[Sequence, Step, Logits | None]:
         """What was read, unless a neighbour has computed more in the meantime."""
@@ -261,7 +261,7 @@ class CacheFlow:
     def ended(self, sequence: Sequence, seq_id: int, *, intact: bool) -> None:
         """`sequence` has ended and `seq_id` is free. If `intact`, its KV stays there."""
         self._reading.discard(sequence)
-        self._waiting.pop(sequence, None)
+        self.waiting.pop(sequence, None)
         self._due.pop(sequence, None)
         if self.prompt_log is not None:
             self.prompt_log.ended(sequence.given, sequence.tokens[sequence.n_given :], self.counts.prefill_tokens_per_s)
@@ -386,7 +386,7 @@ class CacheFlow:
     def check_integrity(self, free: frozenset[int], running: tuple[Sequence, ...]) -> None:
         """Assert that idle KV lies in free ids and that whoever waits runs."""
         assert set(self.live.held) <= free, (self.live.held, free)
-        waiting = self._reading | set(self._waiting)
+        waiting = self._reading | set(self.waiting)
         assert waiting == {s for s in running if s.restoring}, waiting
         assert set(self._jobs) <= set(running), self._jobs
 

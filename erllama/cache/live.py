@@ -183,6 +183,13 @@ class LiveKv:
         # its source, if that is least worth keeping
         return Choice(self._cheapest(free, session_id), source, n_tokens, logits)
 
+    def missing(self, prompt: TokenChain, running: Iterable[Sequence]) -> int:
+        """Tokens of `prompt` that no id holds now, nor will when a running prefill has been computed."""
+        running = tuple(running)
+        found = upcoming(prompt, running) if self.cuttable else None
+        n_live = max(self.longest(prompt, running)[1], 0 if found is None else found.n_tokens)
+        return len(prompt) - n_live
+
     def longest(self, prompt: TokenChain, running: Iterable[Sequence]) -> tuple[int | None, int, Logits | None]:
         """The id to take most of `prompt` from, how many, and the logits after them where that is
         the whole prompt; (None, 0, None) when none has any.

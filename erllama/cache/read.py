@@ -195,7 +195,7 @@ class KvReader:
             return Restored(job, skipped=True)
         with ExitStack() as unless_of_use:
             image = unless_of_use.enter_context(closing(self._backend.new_image(plan.n_tokens)))
-            fetched = self._store.read(plan, _into(image), self._policy.read_timeout_s)
+            fetched = self._store.read(plan, _into(image), self._policy.read_timeout_s, image)
             result = self._result(job, image, fetched)
             if result.image is not None:
                 unless_of_use.pop_all()

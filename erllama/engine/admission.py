@@ -1,5 +1,8 @@
-"""Who may run: a FIFO of waiting sequences and the free sequence ids. Pure bookkeeping; engine
-thread only.
+"""Who may run: the waiting sequences, in the order of `fairness`, and the free sequence ids. Pure
+bookkeeping; engine thread only.
+
+Long prompts never hold all ids: one is left for short ones, which would else wait for as long as a
+long one is computed and its reply written. What counts is what has to be computed of a prompt.
 
 Invariant: ids in `free` and ids of running sequences together are exactly 0 .. n_parallel - 1.
 
@@ -12,16 +15,27 @@ passes over the weights where {1, 2, 3} cost one.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
+from erllama.engine.fairness import Claim, FairOrder
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 
+_MAX_CONSIDERED = 1024  # of the waiting ones, the oldest: each admission looks at all of these
+
 
 class Admission:
-    """Waiting sequences in order of arrival, running ones in order of admission."""
+    """Waiting sequences in order of arrival, running ones in order of admission.
 
-    def __init__(self, n_parallel: int) -> None:
+    A sequence is long if more than `long_prompt` of its tokens have to be computed; 0: none is. What an
+    admission costs its tenant are these tokens, and a slice, `unit`, for the id.
+    """
+
+    def __init__(self, n_parallel: int, unit: int = 256, long_prompt: int = 0) -> None:
         self.n_parallel = n_parallel
+        self._unit = unit
+        self._long_prompt = long_prompt
+        self._order = FairOrder(unit)
         self._free = set(range(n_parallel))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -49,16 +63,33 @@ class Admission:
 
     @property
     def next(self) -> Sequence | None:
-        """The sequence that has waited longest, if an id is free for it."""
-        return self._waiting[0] if self._free and self._waiting else None
+        """The waiting sequence whose turn it is, if an id is free for it."""
+        candidates = self._candidates()
+        return candidates[self._order.pick(_claims(candidates))] if candidates else None
 
     def start(self, sequence: Sequence, seq_id: int) -> None:
         """Give `next` one of the `free` ids. The caller moves its state."""
         assert sequence is self.next, repr(sequence)
+        candidates = self._candidates()
         self._free.remove(seq_id)
-        self._waiting.popleft()
+        cost = _n_missing(sequence) + self._unit
+        self._order.charge(_claims(candidates), candidates.index(sequence), cost)
+        self._waiting.remove(sequence)
         sequence.seq_id = seq_id
         self._running.append(sequence)
+
+    def _candidates(self) -> list[Sequence]:
+        """Those that may have a free id."""
+        if not self._free or not self._waiting:
+            return []
+        oldest = list(islice(self._waiting, _MAX_CONSIDERED))
+        n_long = sum(map(self._is_long, self._running))
+        if n_long < max(1, self.n_parallel - 1):
+            return oldest
+        return [sequence for sequence in oldest if not self._is_long(sequence)]
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        return 0 < self._long_prompt < _n_missing(sequence)
 
     def release(self, sequence: Sequence) -> int | None:
         """Forget `sequence`; returns the id it held (its KV is the caller's to drop), None if it
@@ -98,3 +129,11 @@ class Admission:
             held,
         )
         assert all(s.seq_id is None for s in self._waiting)
+
+
+def _claims(sequences: list[Sequence]) -> list[Claim]:
+    return [Claim(s.request.tenant, s.priority, _n_missing(s), s.submitted_ns) for s in sequences]
+
+
+def _n_missing(sequence: Sequence) -> int:
+    return 0 if sequence.request.restore_only else sequence.n_missing

@@ -21,8 +21,10 @@ from erllama.config import EngineConfig
 from erllama.engine.adapters import AdapterRegistry
 from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
+from erllama.engine.generation import Generation
 from erllama.engine.idle import IdlePrefill
-from erllama.engine.reply_events import Deliver, Outbox, last_events, token_event
+from erllama.engine.prefill_order import PrefillOrder
+from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
 from erllama.engine.snapshot import take_snapshot
 from erllama.engine.submission import check_request, new_sequence
@@ -32,6 +34,7 @@ from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
+from erllama.speculation.speculator import Speculator
 from erllama.stats import AdapterSet, CacheCounters, Counters, EngineStats, EvictResult
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,8 @@ class Engine:
         self._flow = flow or CacheFlow(backend, CachePolicy(), CacheCounters())
         self._context = ContextOwner(backend, self._flow, config.decode_budget_s)
         self.watchdog = self._context.watchdog
-        self._admission = Admission(config.n_parallel)
+        self._admission = Admission(config.n_parallel, config.prefill_slice, config.long_prompt_tokens)
+        self._prefills = PrefillOrder(config.prefill_slice, self._flow.waiting)
         self._sequences: dict[str, Sequence] = {}
         self._outbox = Outbox(deliver, config.stream_interval_ms, clock)
         self._last_cache_hit = CacheHitKind.COLD
@@ -71,7 +75,9 @@ class Engine:
             backend, self._flow, self._context, config, adapters=self.adapters.snapshot, root_of=self._root_of
         )
         self.sessions = Sessions()
+        self._speculator = Speculator(backend, config.speculation, config.n_batch, self.sessions.texts_beside)
         self._counts = Counters()
+        self._generation = Generation(backend, self._outbox, self._counts, self._finish, clock)
         self.stats = self._snapshot()  # replaced, never changed: any thread may read it
 
     def __repr__(self) -> str:
@@ -87,7 +93,8 @@ class Engine:
         self._admit_waiting()
         self._go_on_restored()
         self._close_gap()
-        plan = plan_batch(self._admission.running, self._limits, turn=self._counts.steps)
+        plan = plan_batch(self._admission.running, self._limits, self._counts.steps, self._prefills.first)
+        plan = self._speculator.extend(plan)
         if plan:
             for row, logits in zip(plan.rows, self._decode(plan), strict=True):
                 self._advance(row, logits)
@@ -95,7 +102,7 @@ class Engine:
         self.adapters.collect()
         self._publish()
         self._flow.save_due()  # after the events have left: a client does not wait for its KV to be copied
-        return busy or self._flow.can_go_on or bool(self._admission.waiting and self._admission.free)
+        return busy or self._flow.can_go_on or self._admission.next is not None
 
     def submit(self, request: GenerationRequest, submitted_ns: int | None = None) -> None:
         """Queue a request that `validate` has passed and that waits since `submitted_ns`. It ends with
@@ -112,10 +119,11 @@ class Engine:
             self._outbox.hurry()
             return
         self._sequences[request.request_id] = sequence
+        sequence.n_missing = self._flow.live.missing(sequence.given, self._admission.running)
         self._admission.enqueue(sequence)
         self.next_turns.arrived(sequence)
         if request.resumed:
-            self._end_if_complete(sequence)
+            self._generation.end_if_complete(sequence)
 
     def cancel(self, request_id: str) -> None:
         """End a request before its next token. Idempotent; unknown ids are fine."""
@@ -187,12 +195,6 @@ class Engine:
 
     # --- the parts of a step ----------------------------------------------------------------------
 
-    def _end_if_complete(self, sequence: Sequence, new_text: str = "") -> None:
-        if sequence.text.stopped:
-            self._finish(sequence, Step.STOP)
-        elif sequence.n_generated >= sequence.n_max_generated or sequence.ends_a_late_line(new_text, self._clock):
-            self._finish(sequence, Step.LENGTH)
-
     def _give_up_restores(self) -> None:
         """End restore-only requests without an empty id: such a request evicts no idle KV and takes
         no id that another one waits for.
@@ -228,7 +230,7 @@ class Engine:
     def _go_on_restored(self) -> None:
         for sequence, outcome, logits in self._flow.ready(self._admission.running):
             sequence.apply(outcome)
-            sequence.restored_ns = self._clock()
+            sequence.restored_ns, sequence.n_missing = self._clock(), sequence.n_given - sequence.n_cached
             if sequence.request.restore_only:
                 self._finish(sequence, Step.LENGTH)
                 continue
@@ -236,7 +238,7 @@ class Engine:
             self._counts.cached_tokens += sequence.n_cached
             self._last_cache_hit = sequence.cache_hit_kind
             if logits is not None:
-                self._try_generate(sequence, logits)
+                self._generation.sample(sequence, logits)
 
     def _close_gap(self) -> None:
         """At most one exchange per step: it copies a sequence's KV once and saves a pass over the
@@ -266,8 +268,10 @@ class Engine:
         seconds = (self._clock() - started) / 1e9
         self._counts.steps += 1
         self._counts.decode_ms += seconds * 1e3
+        self._speculator.decoded(plan, seconds)
         for row in plan.rows:
             if row.sequence.state is State.PREFILLING:
+                self._prefills.computed(row.sequence, row.n_tokens, self._admission.running)
                 self._flow.prefilled(row.sequence, row.n_tokens, seconds)
         return rows
 
@@ -294,7 +298,7 @@ class Engine:
         sequence = row.sequence
         if not sequence.live:
             return
-        sequence.n_kv += row.n_tokens
+        sequence.n_kv += row.n_known
         if sequence.state is State.PREFILLING:
             sequence.n_computed += row.n_tokens
             sequence.apply(Step.PREFILLED if row.n_logits else Step.SLICE)
@@ -303,37 +307,10 @@ class Engine:
                 self._flow.keep_logits(sequence, logits[-1])
         else:
             self._flow.progressed(sequence)
-        if logits:
-            self._try_generate(sequence, logits[-1])
-
-    def _try_generate(self, sequence: Sequence, logits: Logits) -> None:
-        try:
-            self._generate(sequence, logits)
-        except ErllamaError as error:  # no token can be chosen, or the grammar is too costly: no other one ends
-            self._finish(sequence, Step.ERROR, error)
-
-    def _generate(self, sequence: Sequence, logits: Logits) -> None:
-        """Sample one token and see whether it ends the sequence."""
-        if sequence.n_generated >= sequence.n_max_generated:  # max_tokens 0: a prefill
-            self._finish(sequence, Step.LENGTH)
-            return
-        raw = logits.copy() if sequence.request.logprobs is not None else None  # sampling changes the row
-        token = sequence.forced_token
-        if token is None:
-            token = sequence.sampler.sample(logits, position=sequence.n_tokens)
-        if sequence.first_token_ns is None:
-            sequence.first_token_ns = self._clock()
-            self._outbox.hurry()
-        if token in self._backend.eog_tokens:
-            self._finish(sequence, Step.STOP)
-            return
-        sequence.sampler.accept(token)
-        sequence.tokens.append(token)
-        sequence.apply(Step.TOKEN)
-        event = token_event(sequence, token, raw, self._backend.piece, self._backend.token_text)
-        self._outbox.put(sequence.request.request_id, event)
-        self._counts.completion_tokens += 1
-        self._end_if_complete(sequence, event.text)
+        if row.draft and logits:
+            self._generation.verify(sequence, row.draft, logits)
+        elif logits:
+            self._generation.sample(sequence, logits[-1])
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""
@@ -351,6 +328,8 @@ class Engine:
         else:
             self._counts.requests_failed += 1
         sequence.sampler.close()
+        self._speculator.forget(sequence)
+        self._generation.forget_ahead(sequence)
         seq_id = self._admission.release(sequence)
         if seq_id is not None:
             self._flow.ended(sequence, seq_id, intact=intact)

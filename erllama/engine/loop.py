@@ -3,7 +3,8 @@ to it.
 
 Other threads leave commands in an inbox; the engine thread takes them between two steps. Commands
 of one caller keep their order. The inbox needs no bound of its own: requests are refused at the
-door once `max_live` of them live, and every other command is waited for or cheap.
+door once `max_live` of them live, or `max_tenant` of one tenant, and every other command is waited
+for or cheap.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -41,25 +42,35 @@ class _Live(NamedTuple):
 
     submitted_ns: int
     stream: InferStream | None
+    tenant: str
 
 
 class EngineLoop:
     """Runs an `Engine` built by `build(deliver, wake)` on its own thread. All public methods may be
     called from any thread.
 
+    `max_tenant` bounds the requests of each tenant that has a name.
     `sink` receives, on the engine thread and once per step, the events of requests without a
     stream, and must not block. `wake` makes an engine that has nothing to decode step again; any
     thread may call it.
     """
 
     def __init__(
-        self, build: Callable[[Deliver, Wake], Engine], sink: Deliver | None, *, max_live: int, name: str = "engine"
+        self,
+        build: Callable[[Deliver, Wake], Engine],
+        sink: Deliver | None,
+        *,
+        max_live: int,
+        max_tenant: int | None = None,
+        name: str = "engine",
     ) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._inbox: deque[Command] = deque()
         self._max_live = max_live
+        self._max_tenant = max_live if max_tenant is None else max_tenant
         self._live: dict[str, _Live] = {}
+        self._live_of: Counter[str] = Counter()  # by tenant
         self._mean_request_s = 1.0
         self._refused = 0
         self._stopping = False
@@ -84,18 +95,24 @@ class EngineLoop:
             self._check_running()
             if request.request_id in self._live:
                 raise InvalidParameter(f"a request with id {request.request_id!r} is in flight", param="request_id")
-            if len(self._live) >= self._max_live:
-                self._refused += 1
-                retry_after_s = min(_RETRY_AFTER_MAX_S, max(1, round(self._mean_request_s)))
-                raise QueueFull(
-                    f"{len(self._live)} requests are running or waiting and the limit is {self._max_live}; "
-                    f"retry after {retry_after_s} s",
-                    retry_after_s=retry_after_s,
-                )
+            self._check_room(request.tenant)
             submitted_ns = time.monotonic_ns()
-            self._live[request.request_id] = _Live(submitted_ns, stream)
+            self._live[request.request_id] = _Live(submitted_ns, stream, request.tenant)
+            self._live_of[request.tenant] += 1
             self._inbox.append(lambda: self._engine.submit(request, submitted_ns))
             self._wake.notify()
+
+    def _check_room(self, tenant: str) -> None:
+        n_live, n_own = len(self._live), self._live_of[tenant] if tenant else 0
+        if n_live >= self._max_live:
+            full = f"{n_live} requests are running or waiting and the limit is {self._max_live}"
+        elif n_own >= self._max_tenant:
+            full = f"{n_own} requests of this tenant are running or waiting and the limit of one is {self._max_tenant}"
+        else:
+            return
+        self._refused += 1
+        retry_after_s = min(_RETRY_AFTER_MAX_S, max(1, round(self._mean_request_s)))
+        raise QueueFull(f"{full}; retry after {retry_after_s} s", retry_after_s=retry_after_s)
 
     def cancel(self, request_id: str) -> None:
         """End a request at its next token boundary. Returns at once; unknown ids are fine."""
@@ -241,6 +258,8 @@ class EngineLoop:
         self._used_ns = time.monotonic_ns()
         live = self._live.pop(request_id, None)
         if live is not None:
+            self._live_of[live.tenant] -= 1
+            self._live_of += Counter()  # tenants of whom nothing lives are forgotten
             seconds = (self._used_ns - live.submitted_ns) / 1e9
             self._mean_request_s += (seconds - self._mean_request_s) / 16
 

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from erllama.errors import InvalidParameter, SessionNotFound, TranscriptMismatch
+from erllama.request import GenerationRequest
 from erllama.session_name import shown_session
 
 MAX_SESSIONS = 4096  # transcripts cost 4 bytes a token in arrays and some 30 here; the oldest go first
@@ -52,6 +53,13 @@ class Sessions:
         if expect is not None:
             _check(session_id, tokens, expect)
         return tokens
+
+    def texts_beside(self, request: GenerationRequest) -> list[tuple[int, ...]]:
+        """What was committed to the session of a request, where its prompt does not begin with it."""
+        committed = self._transcripts.get(request.session_name or "")
+        if committed is None or request.prompt_tokens[: len(committed)] == committed:
+            return []
+        return [committed]
 
     def fork(self, session_id: str, new_id: str) -> None:
         """A new session with the same transcript. Raises `SessionNotFound`, `InvalidParameter` for a known one."""

@@ -38,6 +38,7 @@ def check_request(request: GenerationRequest, backend: Backend) -> None:
         )
     check_token_ids(request.prompt_tokens, backend.n_vocab, "prompt")
     _check_resumed(request, backend)
+    check_token_ids(request.prediction, backend.n_vocab, "prediction")
     check_token_ids([token for token, _ in request.sampling.logit_bias], backend.n_vocab, "logit_bias")
     constraint = request.constraint
     if constraint is not None:

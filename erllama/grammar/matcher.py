@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -81,6 +81,14 @@ class ConstraintMatcher:
             self._failed()
         if self._watch:
             self._watch.accept(token)
+
+    def n_allowed(self, tokens: Sequence[int]) -> int:
+        text = tokens[: next((i for i, token in enumerate(tokens) if token in self._eog), len(tokens))]
+        return self._state.validate_tokens([*text]) if text else 0
+
+    def forced(self) -> bytes:
+        # of a copy: with this state llguidance would ask for a tokenizer, which it has not got
+        return self._state.deep_copy().compute_ff_bytes()
 
     def _failed(self) -> bool:
         """False; raises when llguidance has given up."""

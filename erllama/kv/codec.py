@@ -205,10 +205,8 @@ class KvCodec:
         """Per column a view of its rows within a stream of the cache, in the order of the cells."""
         if self.cache is None:
             return ()
-        places = zip(self.cache.fields, self.cache.offsets(n_cells), strict=True)
-        return _by_layer(
-            [stream[at : at + n_cells * f.row_bytes].reshape(n_cells, f.row_bytes) for f, at in places], self.cache
-        )
+        places = zip(_by_layer(self.cache.offsets(n_cells), self.cache), self.layout.row_bytes, strict=True)
+        return tuple(stream[at : at + n_cells * size].reshape(n_cells, size) for at, size in places)
 
     @property
     def empty_streams_bytes(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,12 +58,30 @@ class StateImage:
         self._filled = np.zeros(n_tokens, dtype=np.bool_)
         self._checkpoint_bytes = 0
         self._checkpoint_tokens = 0
+        self._columns: list[memoryview] | None = None
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         positions = self.codec.layout.positions_of(start, columns, rows, self._n_tokens)
         for target, source in zip(self.codec.columns(self._stream(), self._n_tokens), rows, strict=True):
             target[positions] = source
         self._filled[positions] = True
+
+    def memory(
+        self, start: int, n_tokens: int, columns: Sequence[str], row_bytes: Sequence[int]
+    ) -> Sequence[memoryview] | None:
+        layout = self.codec.layout
+        fits = start >= 0 and n_tokens > 0 and start + n_tokens <= self._n_tokens
+        if not fits or tuple(columns) != layout.columns or tuple(row_bytes) != layout.row_bytes:
+            return None
+        lent = zip(self._lent(), row_bytes, strict=True)
+        return [column[start * size : (start + n_tokens) * size] for column, size in lent]
+
+    def received(self, start: int, n_tokens: int) -> None:
+        self._filled[start : start + n_tokens] = True
+
+    def abandon(self) -> None:
+        """Copies all of it: what is not received yet is written again or never used."""
+        self._buffer, self._columns = self._whole().copy(), None
 
     def put_checkpoint(self, data: Rows) -> None:
         try:
@@ -93,7 +112,7 @@ class StateImage:
         return self._finish()
 
     def close(self) -> None:
-        buffer, self._buffer = self._buffer, None
+        buffer, self._buffer, self._columns = self._buffer, None, None
         if buffer is not None:
             self._pool.give(buffer)
 
@@ -103,6 +122,14 @@ class StateImage:
 
     def _stream(self) -> Rows:
         return self._whole()[HEAD.size + U32.size :]
+
+    def _lent(self) -> list[memoryview]:
+        """All of each column, in the order of the layout; made once, which two threads may both do."""
+        columns = self._columns
+        if columns is None:
+            of_rows = self.codec.columns(self._stream(), self._n_tokens)
+            columns = self._columns = [column.reshape(-1).data for column in of_rows]
+        return columns
 
     def _shrink(self, n_tokens: int) -> None:
         """Every target lies at or before its source and ends before the next source: ascending
@@ -118,7 +145,7 @@ class StateImage:
         base = self._whole().ctypes.data
         target, source = codec.checkpoint_at(n_tokens), codec.checkpoint_at(self._n_tokens)
         ctypes.memmove(base + target, base + source, self._checkpoint_bytes)
-        self._n_tokens = n_tokens
+        self._n_tokens, self._columns = n_tokens, None
 
     def _finish(self) -> Rows:
         """Write everything around rows and checkpoint."""

@@ -16,6 +16,7 @@ belongs to exactly one position.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -98,12 +99,25 @@ class KvReading:
 
 
 class KvImage(Protocol):
-    """A state under assembly, to be put into a sequence. Owned by one thread at a time; `close`
-    gives its buffer back. Idempotent.
+    """A state under assembly, to be put into a sequence. Owned by one thread at a time, but for
+    `memory`. Rows come by `put`, or into what `memory` lends (a `Destination` of the store).
     """
 
     def put(self, start: int, columns: tuple[str, ...], rows: tuple[Rows, ...]) -> None:
         """Copy rows of positions start .. into place. Raises `ValueError` when they do not fit."""
+
+    def memory(
+        self, start: int, n_tokens: int, columns: Sequence[str], row_bytes: Sequence[int]
+    ) -> Sequence[memoryview] | None:
+        """Where rows of positions start .. go, to be written there by anyone; None when they do not fit,
+        or where rows have no place of their own. Any thread.
+        """
+
+    def received(self, start: int, n_tokens: int) -> None:
+        """All rows of these positions are written, and may be used."""
+
+    def abandon(self) -> None:
+        """Somebody may still write into `memory` that was lent: from now on the image is elsewhere."""
 
     def put_checkpoint(self, data: Rows) -> None:
         """Copy a checkpoint into place. Raises `ValueError` when the codec does not recognise
@@ -111,4 +125,4 @@ class KvImage(Protocol):
         """
 
     def close(self) -> None:
-        """Give the buffer back."""
+        """Give the buffer back. Idempotent."""

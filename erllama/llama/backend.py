@@ -20,6 +20,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import llama_cpp
@@ -37,6 +38,7 @@ from erllama.llama.batch import LlamaBatch
 from erllama.llama.context_params import context_params, max_logits
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.pooled import MAX_POOLED_TOKENS, PooledContext
+from erllama.llama.row_numerics import attends_alike, probe_rows
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes
@@ -62,6 +64,7 @@ class LlamaBackend(LlamaState):
         self._pooled: PooledContext | None = None
         self._active: AdapterSet = ()
         self._abort = AbortFlag()
+        self._exact_rows = 1
         self.kv_bytes = 0
         self.info, self.generates = check_model(config.path)
         check_cache_types(self.info, config.type_k, config.type_v)
@@ -76,13 +79,14 @@ class LlamaBackend(LlamaState):
             self.eog_tokens = self.vocab.eog_tokens
             self.piece = self.vocab.piece
             self.token_text = self.vocab.token_text
+            self.tokenize = partial(self.vocab.tokenize, add_special=False, parse_special=False)
             self.grammars = GrammarCompiler(self.vocab.token_table)
             self.n_ctx = self._context_size()
             self.embeds = not self.info.ranks
             self.rank_tokens = min(self.n_ctx, MAX_POOLED_TOKENS) if self.info.n_scores else 0
             if self.generates:
-                self._open_first_context()
                 self._batch = LlamaBatch(config.n_batch)
+                self._open_first_context()
         except BaseException:
             self.close()
             raise
@@ -110,6 +114,9 @@ class LlamaBackend(LlamaState):
 
     def abort(self) -> None:
         self._abort.set()
+
+    def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
+        return self._exact_rows if attends_alike(self._config, n_sequences, n_tokens) else 1
 
     def _logits(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, index)
@@ -198,6 +205,21 @@ class LlamaBackend(LlamaState):
         """
         with ThreadPoolExecutor(1, thread_name_prefix="erllama-probe") as thread:
             thread.submit(self._open_context).result()
+            if self._config.speculation == "exact" and not self.on_gpu and self.kv_layout.kind.cuttable:
+                self._exact_rows = thread.submit(self._probe_rows).result()
+
+    def _probe_rows(self) -> int:
+        n_rows = probe_rows(self._decode_probe, self.n_vocab, self.max_logits)
+        self.drop(0)
+        return n_rows
+
+    def _decode_probe(self, start: int, tokens: Sequence[int]) -> list[Logits]:
+        """Compute tokens of sequence 0, which nobody uses yet, with logits after each."""
+        self.cut(0, start)
+        self._batch.struct.n_tokens = n = self._batch.put(0, 0, start, tokens, len(tokens))
+        if llama_cpp.llama_decode(self._ctx, self._batch.struct) != 0:
+            raise LoadFailedForNow(f"llama.cpp could not compute {n} tokens of {self._config.path}", param="path")
+        return [self._logits(i) for i in range(n)]
 
     def _open_context(self) -> None:
         private = private_bytes()

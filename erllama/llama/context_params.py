@@ -7,6 +7,8 @@ from typing import Any
 import llama_cpp
 
 from erllama.config import MAX_UBATCH, EngineConfig
+from erllama.llama.row_numerics import MAX_EXACT_ROWS
+from erllama.speculation.draft_length import LENGTHS
 
 
 def context_params(config: EngineConfig, n_ctx: int) -> Any:
@@ -33,7 +35,9 @@ def context_params(config: EngineConfig, n_ctx: int) -> Any:
 
 def max_logits(config: EngineConfig) -> int:
     """Rows of logits of one decode: for each token of a batch, 152 k floats each, it would be 300 MB."""
-    return config.n_parallel
+    if config.speculation == "off":
+        return config.n_parallel
+    return max(config.n_parallel, min(MAX_EXACT_ROWS, LENGTHS[-1] * config.n_parallel, config.n_batch))
 
 
 def _ggml_type(name: str) -> int:

@@ -60,6 +60,12 @@ class GrammarMatcher(Protocol):
     def accept(self, token: int) -> None:
         """Advance by a token. Raises `InvalidParameter` for one that may not come next."""
 
+    def n_allowed(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` may come next, in this order. Does not change the state."""
+
+    def forced(self) -> bytes:
+        """What text must come next, as far as that is known. Does not change the state."""
+
 
 def uniform(seed: int, position: int, draw: int = 0) -> float:
     """A uniform number in [0, 1) that depends only on `seed`, `position` and the number of the
@@ -164,6 +170,11 @@ class TokenSampler:
         """What the last token was drawn among, once; None if no draw was made since."""
         drawn, self._drawn = self._drawn, None
         return drawn
+
+    @property
+    def grammar(self) -> GrammarMatcher | None:
+        """What the reply must follow, in the state after its last token."""
+        return self._grammar
 
     def accept(self, token: int) -> None:
         """Tell the grammar which token was kept."""

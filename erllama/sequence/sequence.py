@@ -34,11 +34,14 @@ class Sequence:
     release; times are `monotonic_ns`.
 
     `given` is the chain of what it was given, under the root of its KV (model, settings, adapters,
-    tenant). `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of
-    the given ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
+    tenant). `n_missing` of it were held by no other id when it was queued, later: were not restored.
+    `n_saved` of its tokens have been handed to the store, or need not be. `n_computed` of the given
+    ones were computed here. `hit_tier` says where `n_cached` came from. `prompt_logits`
     are those at the end of what was given, for whoever sends the same; `stores_logits`: the store
-    wants them, too. `pinned`: its pin has been seen to. `reply` gathers the text of the
-    whole reply, if it will come back as chat history. `shown` are the control tokens that belong to its text.
+    wants them, too. `pinned`: its pin has been seen to. `n_ahead` rows of a draft are in the
+    context behind the first `n_kv`; of all `n_drafted` tokens that were drafted `n_accepted` were
+    sampled. `reply` gathers the text of the whole reply, if it will come back as chat history.
+    `shown` are the control tokens that belong to its text.
     """
 
     request: GenerationRequest
@@ -53,6 +56,7 @@ class Sequence:
     seq_id: int | None = None
     n_cached: int = 0
     n_kv: int = 0
+    n_missing: int = 0
     admitted_ns: int | None = None
     restored_ns: int | None = None
     first_token_ns: int | None = None
@@ -62,6 +66,9 @@ class Sequence:
     prompt_logits: Logits | None = None
     stores_logits: bool = False
     pinned: bool = False
+    n_ahead: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
     reply: list[str] = field(default_factory=list)
     shown: dict[int, bytes] = field(default_factory=dict)
     story: list[Step] = field(default_factory=list)
@@ -76,6 +83,10 @@ class Sequence:
     def readable(self) -> bool:
         """Whether the context holds its first `n_kv` tokens."""
         return self.state in (State.RESTORING, State.PREFILLING, State.GENERATING)
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority or 0
 
     @property
     def restoring(self) -> bool:
@@ -196,6 +207,8 @@ class Sequence:
             stop_sequence=self.text.stop_sequence,
             resumed_tokens=len(self.request.resumed),
             computed_tokens=self.n_computed,
+            drafted_tokens=self.n_drafted,
+            accepted_tokens=self.n_accepted,
             restore_ms=0.0 if self.restored_ns is None else (self.restored_ns - admitted) / _NS_PER_MS,
         )
 

@@ -107,7 +107,7 @@ class StubBackend:
         kind: KvKind = KvKind.ATTENTION,
     ) -> None:
         self.n_ctx = self.rank_tokens = n_ctx
-        self.max_logits = n_parallel
+        self.max_logits = max(n_parallel, 64)
         self.kind = kind
         self.has_context = True
         self.calls: Counter[str] = Counter()
@@ -175,6 +175,9 @@ class StubBackend:
                 tuple(self._logits(kv[:n], plan.adapters) for n in range(len(kv) - row.n_logits + 1, len(kv) + 1))
             )
         return rows
+
+    def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
+        return self.max_logits
 
     def abort(self) -> None:
         self._abort.set()
@@ -339,6 +342,9 @@ class StubBackend:
 
     def token_text(self, token: int) -> bytes:
         return self.piece(token) or b"<end>"
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.vocab.tokenize(text)
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         self._ensure_weights()

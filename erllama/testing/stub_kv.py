@@ -10,7 +10,7 @@ stub as well.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +89,18 @@ class StubImage:
         if rows:
             self._table[positions] = np.concatenate(rows, axis=1)
             self._filled[positions] = True
+
+    def memory(
+        self, start: int, n_tokens: int, columns: Sequence[str], row_bytes: Sequence[int]
+    ) -> Sequence[memoryview] | None:
+        """None: a row of the table holds all columns."""
+        return None
+
+    def received(self, start: int, n_tokens: int) -> None:
+        raise AssertionError("rows that were written nowhere")
+
+    def abandon(self) -> None:
+        """Nobody else ever writes into the table."""
 
     def put_checkpoint(self, data: Rows) -> None:
         assert not self.closed

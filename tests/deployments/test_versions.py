@@ -148,7 +148,7 @@ ALWAYS = {"ingress", "scheduler"}
         ({"models": [A, B], "http": {"api_keys": [KEY]}}, set()),
         ({"models": [A, B], "store": {"tiers": []}}, {"model-a", "model-b"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),  # the same in every process
 )
 def test_what_serve_restarts(deployed, new, models):
     assert restarted(deployed({"models": [A, B]}), deployed(new)) == ALWAYS | models

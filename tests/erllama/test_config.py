@@ -14,6 +14,7 @@ RANGES = [
     ("n_batch", 32, 16_384),
     ("prefill_slice", 16, 16_384),
     ("max_queue", 0, 100_000),
+    ("long_prompt_tokens", 0, 16_777_216),
 ]
 WRONG = [
     ("path", ""),
@@ -120,3 +121,8 @@ def test_integers_are_fine_where_a_float_is_meant():
 def test_an_unknown_setting_is_an_error():
     with pytest.raises(TypeError, match="n_contexts"):
         config(n_contexts=5)
+
+
+@pytest.mark.parametrize(("max_queue", "most"), [(0, 4), (1, 5), (4, 7), (128, 100)])
+def test_a_tenant_may_have_what_runs_and_three_quarters_of_the_queue(max_queue: int, most: int):
+    assert EngineConfig(path="x", n_parallel=4, max_queue=max_queue).max_tenant == most

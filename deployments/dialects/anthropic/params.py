@@ -51,6 +51,7 @@ def message_request(
             sampling_params(body, ready.prompts.defaults.sampling),
             max_tokens=None if body.max_tokens is None else min(body.max_tokens, _MOST_TOKENS),
             stop=tuple(body.stop_sequences or ()),
+            priority=body.priority,
             affinity=affinity_of(headers, user=_session_of(body)),
             thinking_budget=min(budget, _MOST_TOKENS) if budget is not None and ready.can_reason else None,
         )

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from deployments.dialects.anthropic.wire_messages import Block, Message, OpenPart, as_blocks
 from deployments.dialects.anthropic.wire_tools import Tool, ToolChoiceBody
+from deployments.http.body import Priority
 from erllama.errors import NotSupported
 
 
@@ -87,3 +88,4 @@ class MessageBody(ConversationBody):
     top_p: float | None = None
     top_k: int | None = None
     metadata: Metadata | None = None
+    priority: Priority = None  # not Anthropic's: it says who goes first here

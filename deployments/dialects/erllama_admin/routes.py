@@ -19,7 +19,7 @@ from deployments.dialects.erllama_admin.tenant_prefixes import port_of, prefixes
 from deployments.dialects.erllama_admin.wire import ComputeBody, ForkBody, PinBody, PullBody
 from deployments.generation.reply import read_body
 from deployments.http.body import parse_json
-from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader
+from deployments.http.dialect import BEARER, SSE, Dialect, KeyHeader, add_routes
 from deployments.http.middleware import require_admin
 from deployments.http.openai_error import error_body
 from deployments.http.options import HttpOptions
@@ -74,7 +74,7 @@ class ErllamaAdmin(Dialect):
                 {"object": "model.state", "model": model.id, "replicas": [state_card(a) for a in answers]}
             )
 
-        router.include_router(prefix_routes(models, options))
-        router.include_router(hub_routes(models, options))
-        router.include_router(request_routes(models))
+        add_routes(router, prefix_routes(models, options))
+        add_routes(router, hub_routes(models, options))
+        add_routes(router, request_routes(models))
         return router

@@ -54,6 +54,7 @@ def generation_requests(body: GenerateBody, ready: ReadyChat, engine_id: str) ->
             max_tokens=None if most is None else min(most, _MOST_TOKENS),
             stop=tuple(config.stop_sequences or ()),
             logprobs=_logprobs(config),
+            priority=body.priority,
             thinking_budget=min(budget, _MOST_TOKENS) if bounded and budget is not None else None,
         )
     except InvalidParameter as error:

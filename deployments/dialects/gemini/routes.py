@@ -24,7 +24,7 @@ from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import reply_identity
 from deployments.generation.reply import prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.http.body import encode, parse_json
-from deployments.http.dialect import BEARER, Dialect, KeyHeader, own_routes
+from deployments.http.dialect import BEARER, Dialect, KeyHeader, add_routes, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.errors import RouteNotFound
 from deployments.http.noise_scope import noise_of
@@ -86,7 +86,7 @@ class Gemini(Dialect):
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = APIRouter()
         for version in _VERSIONS:
-            router.include_router(_routes(self, version, models, options))
+            add_routes(router, _routes(self, version, models, options))
         return router
 
 

@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel, to_snake
 
 from deployments.dialects.gemini.schema import json_schema
-from deployments.http.body import Whole
+from deployments.http.body import Priority, Whole
 from erllama.errors import NotSupported
 
 MAX_CANDIDATES = 8  # Google's own limit
@@ -174,6 +174,7 @@ class GenerateBody(GeminiPart):
     tool_config: ToolConfig | None = None
     generation_config: GenerationConfig = Field(default_factory=GenerationConfig)
     cached_content: str | None = None
+    priority: Priority = None  # not Google's: it says who goes first here
 
     def check_names(self) -> None:
         """Raises `NotSupported` for what cannot be left out."""

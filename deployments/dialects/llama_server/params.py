@@ -83,6 +83,7 @@ def ready_completion(body: CompletionBody, prompts: PromptPort, engine_id: str) 
             logprobs=_n_probs(body),
             post_sampling=bool(body.post_sampling_probs) and body.n_top is not None,
             ignore_eos=bool(body.ignore_eos),
+            priority=body.priority,
             line_time_ms=body.line_time_ms,
             report_progress=bool(body.stream and (body.return_progress or body.timings_per_token)),
         )

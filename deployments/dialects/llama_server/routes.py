@@ -36,7 +36,7 @@ from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.generation.running import engine_stats, infos
 from deployments.http.body import encode, parse_json
-from deployments.http.dialect import SSE, Dialect, own_routes
+from deployments.http.dialect import SSE, Dialect, add_routes, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import require_admin, tenant_of
 from deployments.http.noise_scope import noise_of
@@ -102,8 +102,8 @@ class LlamaServer(Dialect):
 
     def routes(self, models: ModelRegistry, options: HttpOptions) -> APIRouter:
         router = own_routes(self)
-        router.include_router(_told(self, models, options))
-        router.include_router(router_mode_routes(self, models, options))
+        add_routes(router, _told(self, models, options))
+        add_routes(router, router_mode_routes(self, models, options))
 
         async def reply(request: Request, model: ServedModel, form: ReplyForm, identity: ReplyIdentity) -> Response:
             requests = form.ready.requests

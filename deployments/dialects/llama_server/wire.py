@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from deployments.http.body import StopField, TopK, Whole
+from deployments.http.body import Priority, StopField, TopK, Whole
 
 MAX_PROMPTS = 64
 MAX_CHOICES = 16
@@ -142,6 +142,7 @@ class CompletionBody(Wire):
     samplers: Annotated[tuple[str, ...] | None, BeforeValidator(_samplers)] = None
     stop: StopField = ()
     ignore_eos: bool | None = None
+    priority: Priority = None  # not llama-server's: it says who goes first here
     t_max_predict_ms: Annotated[Whole, Field(le=2**31 - 1)] | None = None
     logit_bias: Annotated[tuple[tuple[str | int, float], ...], BeforeValidator(_biases)] = ()
     grammar: Annotated[str | None, BeforeValidator(_empty_is_none)] = None

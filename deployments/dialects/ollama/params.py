@@ -103,6 +103,7 @@ def chat_request(body: GenerationBody, ready: ReadyChat, engine_id: str) -> Gene
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
+        priority=body.priority,
     )
 
 
@@ -122,6 +123,7 @@ def raw_request(body: GenerateBody, prompts: PromptPort, engine_id: str) -> Gene
         stop=options.stop,
         grammar=constraint,
         logprobs=_logprobs(body),
+        priority=body.priority,
     )
     return with_ends(request, prompts.defaults)
 

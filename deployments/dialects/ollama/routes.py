@@ -66,7 +66,7 @@ from deployments.generation.chat import ChatAsk
 from deployments.generation.identity import new_identity
 from deployments.generation.reply import prepare, read_body, streamed_reply, whole_replies
 from deployments.generation.running import infos
-from deployments.http.dialect import NDJSON, Dialect
+from deployments.http.dialect import NDJSON, Dialect, add_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.middleware import engine_id
 from deployments.http.noise_scope import noise_of
@@ -260,5 +260,5 @@ class Ollama(Dialect):
         async def greeting() -> Response:
             return PlainTextResponse("Ollama is running")
 
-        router.include_router(library_routes(models, options))
+        add_routes(router, library_routes(models, options))
         return router

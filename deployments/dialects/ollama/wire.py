@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from deployments.dialects.ollama.options import Options
 from deployments.dialects.ollama.wire_messages import Message, Tool, no_images
-from deployments.http.body import parse_json
+from deployments.http.body import Priority, parse_json
 from erllama.errors import NotSupported
 
 MAX_EMBEDDING_INPUTS = 2048
@@ -79,6 +79,7 @@ class GenerationBody(Wire):
     think: Annotated[bool | str | None, BeforeValidator(_think)] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    priority: Priority = None  # not Ollama's: it says who goes first here
 
     @property
     def streams(self) -> bool:

@@ -10,7 +10,7 @@ IGNORED = frozenset(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
         "prompt_cache_options", "prediction", "verbosity", "moderation",
         # llama.cpp's server and vLLM: where and when to compute, never what
-        "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "n_indent", "priority", "request_id",
+        "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "n_indent", "request_id",
         "verbose", "return_tokens", "post_sampling_probs", "guided_decoding_backend", "structured_outputs_config",
         # what only tunes a knob of `NEUTRAL`, which is off
         "mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n",

@@ -112,6 +112,7 @@ def chat_requests(
         stop=body.stop,
         logprobs=_chat_logprobs(body),
         ignore_eos=bool(body.ignore_eos),
+        priority=body.priority,
         affinity=_affinity(body, headers),
         thinking_budget=None if budget is None or budget < 0 else budget,
         report_progress=body.extras.report_progress,
@@ -143,6 +144,7 @@ def completion_requests(
             grammar=grammar,
             logprobs=body.logprobs,
             ignore_eos=bool(body.ignore_eos),
+            priority=body.priority,
             affinity=_affinity(body, headers),
             report_progress=body.extras.report_progress,
         )

@@ -37,7 +37,7 @@ from deployments.generation.chat import ReadyChat, count_prompt, ready_chat
 from deployments.generation.identity import ReplyIdentity, reply_identity
 from deployments.generation.reply import check_fits, prepare, prepare_cost, read_body, streamed_reply, whole_replies
 from deployments.generation.running import states_of
-from deployments.http.dialect import SSE, Dialect, own_routes
+from deployments.http.dialect import SSE, Dialect, add_routes, own_routes
 from deployments.http.disconnect import unless_disconnected
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
@@ -226,5 +226,5 @@ class OpenAI(Dialect):
 
         everywhere = APIRouter()
         for prefix in ("/v1", "", "/api/v0"):
-            everywhere.include_router(router, prefix=prefix)
+            add_routes(everywhere, router, prefix)
         return everywhere

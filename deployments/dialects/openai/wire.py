@@ -24,7 +24,7 @@ from deployments.dialects.openai.wire_structure import (
     StructuredOutputs,
 )
 from deployments.dialects.openai.wire_tools import FunctionCall, FunctionDef, Tool, ToolChoice
-from deployments.http.body import StopField, parse_json
+from deployments.http.body import Priority, StopField, parse_json
 from erllama.errors import InvalidParameter, NotSupported
 
 MAX_CHOICES = 16
@@ -122,6 +122,7 @@ class GenerationBody(Wire):
     choice: ChoiceField = None
     ebnf: GrammarField = None
     ignore_eos: bool | None = None
+    priority: Priority = None  # vLLM's
     timings_per_token: bool | None = None  # llama.cpp's server; so is the next one
     return_progress: bool | None = None
     prompt_cache_key: str | None = None
@@ -200,6 +201,7 @@ class EmbeddingBody(Wire):
     input: Annotated[tuple[PromptInput, ...], _at_most(MAX_EMBEDDING_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
+    priority: Priority = None  # vLLM's; texts to embed are taken as they come
 
 
 B = TypeVar("B", bound=Wire)

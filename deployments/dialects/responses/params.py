@@ -78,5 +78,6 @@ def response_request(
         max_tokens=body.max_output_tokens,
         stop=body.stop,
         logprobs=body.logprobs,
+        priority=body.priority,
         affinity=affinity_of(headers, key=body.prompt_cache_key, user=body.safety_identifier or body.user),
     )

@@ -38,7 +38,7 @@ from deployments.generation.reply import (
     streamed_reply,
     whole_replies,
 )
-from deployments.http.dialect import SSE, Dialect
+from deployments.http.dialect import SSE, Dialect, add_routes
 from deployments.http.middleware import engine_id, request_facts, request_id
 from deployments.http.noise_scope import noise_of
 from deployments.http.openai_error import error_body
@@ -247,10 +247,10 @@ class Responses(Dialect):
             items = await prepare(model.prompts, cost, whole_conversation, body.input, past)
             return JSONResponse(compacted(items, *_summary(chat, reply)))
 
-        router.include_router(stored_routes(store, background, options.keepalive_s))
+        add_routes(router, stored_routes(store, background, options.keepalive_s))
         both = APIRouter()
-        both.include_router(router, prefix="/v1/responses")
-        both.include_router(router, prefix="/responses")
+        add_routes(both, router, "/v1/responses")
+        add_routes(both, router, "/responses")
         return both
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.dialects.responses.wire_tools import ToolChoice, read_choice
-from deployments.http.body import StopField, parse_json
+from deployments.http.body import Priority, StopField, parse_json
 from erllama.errors import NotSupported
 
 _REFUSED = {
@@ -121,6 +121,7 @@ class ResponseBody(PromptBody):
     presence_penalty: float | None = None
     seed: int | None = None
     stop: StopField = ()
+    priority: Priority = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None

@@ -204,7 +204,7 @@ def test_the_check_is_not_asked_where_there_is_nothing(guarded):
 def test_an_object_that_cannot_be_read_is_replaced(guarded, monkeypatch):
     """A bad sector under a good name must not keep its content out of the tier for good."""
     guarded.publish_now("r/one", sealed(b"x"))
-    monkeypatch.setattr(os, "readv", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
+    monkeypatch.setattr(os, "preadv", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "bad sector")))
     guarded.publish_now("r/one", sealed(b"y"), verify=is_whole)
     with pytest.raises(TierError, match=r"read r/one in .*bad sector"):
         guarded.load("r/one")
@@ -262,3 +262,18 @@ def test_a_tier_that_answers_and_takes_nothing_is_read_and_not_written(guarded, 
     tier.heal()
     guarded.publish_now("r/two", sealed(b"y"))
     assert guarded.writable
+
+
+def test_reads_that_overlap_make_a_series_cheaper_than_its_reads():
+    speed = Bandwidth(0.05, 100e6)
+    alone = speed.estimate_s(3_000_000)
+    assert speed.series_s([3_000_000]) == alone
+    assert speed.series_s([3_000_000] * 8) == pytest.approx(8 * alone)
+    for _ in range(40):
+        speed.observe_series(wall_s=2.0, reads_s=8.0)
+    assert speed.series_s([3_000_000] * 8) == pytest.approx(2 * alone, rel=0.01)
+    assert speed.series_s([3_000_000]) == alone
+    for wall_s in (100.0, 0.0):  # waiting for the consumer; a clock that stands still
+        for _ in range(60):
+            speed.observe_series(wall_s=wall_s, reads_s=8.0)
+        assert 0 < speed.overlap <= 1

@@ -191,10 +191,10 @@ async def test_bodies_may_come_compressed(encoding):
     ("encoding", "body", "status"),
     [
         ("zstd", pa.compress(b" " * 5000, "zstd", asbytes=True), 413),
-        ("gzip", gzip.compress(b" " * 5000), 413),
+        ("gzip", gzip.compress(b" " * 5000, mtime=0), 413),
         ("zstd", pa.compress(b"{}" * 500, "zstd", asbytes=True)[:-3], 400),
         ("zstd", b"{}", 400),
-        ("gzip", gzip.compress(b"{}")[:-9], 400),
+        ("gzip", gzip.compress(b"{}", mtime=0)[:-9], 400),
         ("br", b"{}", 415),
         ("gzip, zstd", b"{}", 415),
         ("zstd", b" " * 2000, 413),

@@ -32,6 +32,7 @@ SAME = {
     "prefill_slice": 64,
     "idle_prefill": False,
     "max_queue": 1,
+    "long_prompt_tokens": 0,
     "stream_interval_ms": 0.0,
     "decode_budget_s": 0.0,
     "n_threads": 3,

@@ -56,7 +56,9 @@ def busy(rig: Rig) -> None:
     rig.run()
     rig.submit(request("generates", prompt(300, 1), max_tokens=100))
     rig.prefill()
-    rig.submit(request("prefills", prompt(900, 2), max_tokens=4), request("waits", prompt(300, 3), max_tokens=4))
+    rig.submit(request("prefills", prompt(900, 2), max_tokens=4))
+    rig.step()
+    rig.submit(request("waits", prompt(300, 3), max_tokens=4))
     while rig.backend.plans[-1][0][2] == 1 or rig.engine.stats.n_prefilling != 1:  # up to a slice of the prompt
         rig.step()
     rig.step()  # and to the tokens between two slices: the next decode is a slice again

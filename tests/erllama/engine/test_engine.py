@@ -74,9 +74,9 @@ def test_a_prompt_alone_is_computed_slice_by_slice(rig: Rig):
 
 
 def test_prompts_that_arrive_together_are_computed_one_after_the_other(rig: Rig):
-    rig.submit(request("a", "x" * 20), request("b"))
-    rig.step(4)
-    assert rig.backend.plans == [[(0, 0, 16)], [(0, 16, 4)], [(0, 20, 1)], [(1, 0, 5)]]
+    rig.submit(request("a", "x" * 20), request("b", "y" * 20))
+    rig.step(5)
+    assert rig.backend.plans == [[(0, 0, 16)], [(0, 16, 4)], [(0, 20, 1)], [(1, 0, 16)], [(0, 21, 1)]]
 
 
 def test_a_prompt_of_another_adapter_set_takes_turns_with_the_running_ones_too(rig: Rig, tmp_path):

@@ -62,8 +62,11 @@ class EngineMachine(RuleBasedStateMachine):
         reply_tokens=st.sampled_from([0, 8]),
         kind=st.sampled_from(KvKind),
         with_store=st.booleans(),
+        speculation=st.sampled_from(["exact", "off"]),
     )
-    def start(self, n_parallel: int, deterministic: bool, reply_tokens: int, kind: KvKind, with_store: bool) -> None:
+    def start(
+        self, n_parallel: int, deterministic: bool, reply_tokens: int, kind: KvKind, with_store: bool, speculation: str
+    ) -> None:
         backend = ImpatientStub(N_CTX, n_parallel, reply_tokens=reply_tokens, fail_tokens=frozenset({FAIL}), kind=kind)
         if with_store and kind is not KvKind.OPAQUE:
             self.store = Store(StoreConfig(tiers=(TierConfig(f"memory://{uuid.uuid4()}"),)))
@@ -75,17 +78,28 @@ class EngineMachine(RuleBasedStateMachine):
             n_ctx=N_CTX,
             n_parallel=n_parallel,
             n_batch=32,
+            long_prompt_tokens=40,
             deterministic=deterministic,
+            speculation=speculation,
         )
 
     @rule(
         n_prompt=st.integers(1, N_CTX - 1),
         max_tokens=st.none() | st.integers(0, 20),
         seed=st.integers(0, 5),
-        extra=st.sampled_from("-sglep"),
+        extra=st.sampled_from("-sglepd"),
         session_id=st.sampled_from([None, None, "one", "two"]),
+        place=st.sampled_from([{}, {"tenant": "a"}, {"tenant": "b"}, {"priority": 1}, {"tenant": "a", "priority": -1}]),
     )
-    def submit(self, n_prompt: int, max_tokens: int | None, seed: int, extra: str, session_id: str | None) -> None:
+    def submit(
+        self,
+        n_prompt: int,
+        max_tokens: int | None,
+        seed: int,
+        extra: str,
+        session_id: str | None,
+        place: dict[str, object],
+    ) -> None:
         name = f"r{len(self.submitted)}"
         params = {
             "-": {},
@@ -94,11 +108,12 @@ class EngineMachine(RuleBasedStateMachine):
             "l": {"logprobs": 2},
             "e": {"ignore_eos": True, "temperature": 0.0},
             "p": {"report_progress": True},
+            "d": {"prediction": tuple(b"etaoin shrdlu"), "temperature": 100.0},
         }[extra]
         self.submitted.append(name)
         self.wanted[name] = max_tokens
         self.asked.append(
-            request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params)
+            request(name, "x" * n_prompt, max_tokens=max_tokens, seed=seed, session_id=session_id, **params, **place)
         )
         self.rig.submit(self.asked[-1])
 

@@ -49,7 +49,7 @@ class Inbox:
 
 
 class Harness:
-    def __init__(self, *, n_parallel: int = 2, max_queue: int = 4) -> None:
+    def __init__(self, *, n_parallel: int = 2, max_queue: int = 4, max_tenant: int | None = None) -> None:
         config = EngineConfig(path="stub", n_ctx=256, n_parallel=n_parallel, max_queue=max_queue, id="test")
         self.backend = GatedStub(256, n_parallel)
         self.inbox = Inbox()
@@ -57,7 +57,8 @@ class Harness:
         def build(deliver: Deliver, _: Wake) -> Engine:
             return Engine(self.backend, config, deliver)
 
-        self.loop = EngineLoop(build, self.inbox, max_live=n_parallel + max_queue, name=config.id)
+        max_live = n_parallel + max_queue
+        self.loop = EngineLoop(build, self.inbox, max_live=max_live, max_tenant=max_tenant, name=config.id)
 
     def hold(self) -> None:
         """Submit a request and hold the engine inside its first decode."""
@@ -147,6 +148,28 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(harness: Harness):
     assert caught.value.retry_after_s is not None
     assert 1 <= caught.value.retry_after_s <= 60
     assert harness.loop.stats.requests_refused == 1
+
+
+def test_one_tenant_cannot_fill_the_queue_and_is_told_its_limit():
+    harness = Harness(max_tenant=3)
+    try:
+        harness.hold()
+        for i in range(3):
+            harness.loop.submit(request(f"a{i}", max_tokens=1, tenant="a"))
+        with pytest.raises(QueueFull, match=r"3 requests of this tenant .* the limit of one is 3"):
+            harness.loop.submit(request("a3", tenant="a"))
+        harness.loop.submit(request("b", max_tokens=1, tenant="b"))
+        harness.loop.submit(request("nobody's", max_tokens=1))
+        with pytest.raises(QueueFull, match="the limit is 6"):
+            harness.loop.submit(request("b2", tenant="b"))
+        harness.loop.cancel("held")
+        harness.release()
+        harness.inbox.end("a2")
+        harness.loop.submit(request("a4", max_tokens=1, tenant="a"))
+        assert isinstance(harness.inbox.end("a4"), Done)
+    finally:
+        harness.release()
+        harness.loop.stop(WAIT_S)
 
 
 def test_a_request_that_ends_makes_room_in_the_queue(harness: Harness):

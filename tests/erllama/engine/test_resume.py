@@ -259,7 +259,7 @@ def test_however_often_engines_die_at_most_an_interval_and_a_block_is_computed_a
     ids: list[int] = []
     with stores() as store:
         for i, n_tokens in enumerate([*cuts, 1]):
-            rig = rig_of(store, policy, kind=kind)
+            rig = rig_of(store, policy, kind=kind, speculation="off")
             rig.submit(request("it", prompt(n_prompt), resumed=tuple(ids), max_tokens=len(ids) + n_tokens + 1))
             while len(rig.ids("it")) < n_tokens:
                 rig.engine.step()

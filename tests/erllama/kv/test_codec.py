@@ -171,6 +171,15 @@ def test_rows_come_by_position_whatever_the_order_of_the_cells(data):
     assert all(np.array_equal(found, wanted[start:stop]) for found, wanted in zip(rows, expected, strict=True))
 
 
+def lend_and_write(image: StateImage, start: int, rows: tuple[np.ndarray, ...]) -> None:
+    layout = image.codec.layout
+    memory = image.memory(start, len(rows[0]), layout.columns, layout.row_bytes)
+    assert memory is not None
+    for piece, part in zip(memory, rows, strict=True):
+        piece[:] = part.tobytes()
+    image.received(start, len(rows[0]))
+
+
 @given(data=st.data())
 def test_an_image_of_any_length_is_the_state_that_llama_cpp_would_write(data):
     kind, n_stream = data.draw(st.sampled_from(KINDS)), data.draw(st.integers(1, 3))
@@ -183,7 +192,11 @@ def test_an_image_of_any_length_is_the_state_that_llama_cpp_would_write(data):
         rows = codec.parse(state(*room), 0, n_room).rows(0, n_room)
         edges = sorted({0, n_room, *data.draw(st.lists(st.integers(0, n_room), max_size=4))})
         for start, stop in data.draw(st.permutations(list(pairwise(edges)))):
-            image.put(start, codec.layout.columns, tuple(column[start:stop] for column in rows))
+            part = tuple(column[start:stop] for column in rows)
+            if data.draw(st.booleans()):
+                image.put(start, codec.layout.columns, part)
+            else:
+                lend_and_write(image, start, part)
         cache = room[0]
         assert isinstance(cache, Cache)
         cut = replace(cache, rows=tuple(r[:n_tokens] for r in cache.rows), positions=tuple(range(n_tokens)))
