@@ -40,7 +40,7 @@ from erllama.chat.transcript_book import TranscriptBook
 from erllama.config import EngineConfig
 from erllama.events import Event
 from erllama.grammar.constraint import Constraint, ConstraintKind
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, SamplingParams
 from erllama.stats import ModelInfo
 

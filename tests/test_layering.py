@@ -27,7 +27,6 @@ ORDER = {
             "reasoning",
             "session_name",
             "request",
-            "next_turn",
             "kv",
             "stats",
             "gguf",

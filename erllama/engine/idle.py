@@ -32,7 +32,7 @@ from erllama.config import EngineConfig
 from erllama.engine.context import ContextOwner
 from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import DecodeAborted, DecodeFailed, RequestError
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, Prompt
 from erllama.sequence.sequence import Sequence
 from erllama.stats import AdapterSet

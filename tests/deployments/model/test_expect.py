@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from deployments.routing.prompt import prompt_of
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, build_request
 from tests.support.replica_kit import Fixture
 

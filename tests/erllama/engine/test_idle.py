@@ -14,7 +14,7 @@ from erllama.engine.idle import MAX_SLICE, MIN_SLICE, SLICE_S, idle_slice
 from erllama.errors import InvalidParameter
 from erllama.events import FinishReason
 from erllama.kv.layout import KvKind
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.testing.stub_backend import StubBackend
 from tests.support.engine_kit import Rig, make_rig, request
 from tests.support.flow_kit import ask, flushed, open_store, prompt, reply, rig_of
