@@ -55,7 +55,7 @@ TAGS: Mapping[str, Tag] = {
     "direction": _only("read", "written"),
     "cause": Tag(None, "fixed words of why the store dropped something, or a prompt was computed; rules"),
     "damage": Tag(None, "the store's words of what is wrong with an object"),
-    "what": Tag(None, "the words of a fixed set: of what failed, of swaps"),
+    "what": Tag(None, "the words of a fixed set: of what failed, of swaps, of idle time"),
 }
 
 # seconds; what people wait for, what a token takes, what memory and disks take
@@ -130,9 +130,9 @@ METRICS: tuple[Metric, ...] = (
         "idle_prefill_tokens",
         C,
         "Tokens computed while no request ran or waited, and those that one took over.",
-        "state",
+        "what",
     ),
-    _replica("idle_prefill_turns", C, "Next turns of chats that were expected, by what became of them.", "outcome"),
+    _replica("idle_prefill_turns", C, "Next turns of chats that were expected, by what became of them.", "what"),
     _replica("prefill_saved_seconds", C, "What the cached tokens would have taken to compute.", unit="seconds"),
     _replica("prefill_tokens_per_second", G, "How fast prompts are computed, a moving mean."),
     _replica("cache_stall_seconds", C, "Saves and restores on the engine's thread.", unit="seconds"),
