@@ -121,6 +121,8 @@ METRICS: tuple[Metric, ...] = (
     _replica("prompt_tokens", C, "Tokens of prompts, cached ones included.", unit="tokens"),
     _replica("cached_tokens", C, "Tokens of prompts that were taken over instead of computed.", unit="tokens"),
     _replica("completion_tokens", C, "Tokens that were generated.", unit="tokens"),
+    _replica("drafted_tokens", C, "Tokens of replies that were computed ahead.", unit="tokens"),
+    _replica("accepted_tokens", C, "Tokens that were computed ahead and then sampled.", unit="tokens"),
     _replica("cache_hits", C, "Requests by how much of their prompt was kept, and where.", "kind", "tier"),
     _replica("computed_prompts", C, "Requests whose prompts were computed, by why.", "cause"),
     _replica("computed_prompt_tokens", C, "Tokens of prompts that were computed, by why.", "cause", unit="tokens"),

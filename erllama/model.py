@@ -27,6 +27,7 @@ from erllama.engine.submission import check_request
 from erllama.errors import ErllamaError
 from erllama.events import Completion
 from erllama.gguf.fingerprint import FingerprintMode, default_cache_path, fingerprint
+from erllama.model_drafts import DraftMethods
 from erllama.model_info import make_model_info, make_model_memory, make_templates
 from erllama.model_prefixes import PrefixMethods
 from erllama.model_requests import RequestMethods
@@ -39,7 +40,7 @@ from erllama.stream import InferStream, seconds_until
 log = logging.getLogger(__name__)
 
 
-class Model(PooledOutputs, PrefixMethods, RequestMethods):
+class Model(PooledOutputs, PrefixMethods, RequestMethods, DraftMethods):
     """A GGUF model served in this process by one engine thread.
 
     >>> with Model(path="demo") as model:

@@ -14,7 +14,7 @@ from typing import Any
 
 from erllama.errors import InvalidParameter, check_int, check_number, check_type
 from erllama.grammar.constraint import Constraint, ConstraintKind
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from erllama.session_name import check_salt, check_session_id, session_name
 
 MAX_STOP_STRINGS = 64  # OpenAI allows 4, llama-server any number; a bound keeps the scan per token cheap
@@ -310,7 +310,7 @@ def _check_stop(stop: tuple[str, ...]) -> None:
 _SAMPLING_NAMES = tuple(f.name for f in fields(SamplingParams))
 _REQUEST_NAMES = (
     "response_tokens", "stop", "grammar", "logprobs", "ignore_eos", "parent_key", "session_id", "report_progress",
-    "post_sampling", "salt", "tenant", "priority",
+    "post_sampling", "salt", "tenant", "priority", "prediction",
 )  # fmt: skip
 PARAM_NAMES = _REQUEST_NAMES + _SAMPLING_NAMES
 

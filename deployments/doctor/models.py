@@ -12,7 +12,7 @@ from deployments.launch import check_file
 from erllama.agents.table import AGENTS
 from erllama.demo import demo_model_path
 from erllama.errors import ErllamaError
-from erllama.fit import MemoryNeed, fit
+from erllama.footprint.fit import MemoryNeed, fit
 from erllama.gguf.check import inspect_gguf
 from erllama.llama.memory_probe import measure_need
 

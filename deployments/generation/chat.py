@@ -141,8 +141,10 @@ class ReadyChat:
         priority: int | None = None,
         thinking_budget: int | None = None,
         report_progress: bool = False,
+        predicted: str = "",
     ) -> GenerationRequest:
-        """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens. Raises
+        """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens; the reply may
+        be `predicted`. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
         """
         prompts, reasoning = self.prompts, None
@@ -166,6 +168,7 @@ class ReadyChat:
             reasoning=reasoning,
             pin=self.pin,
             report_progress=report_progress,
+            prediction=tuple(prompts.tokenize(predicted, False, False)) if predicted else (),
         )
         return with_ends(request, prompts.defaults)
 

@@ -13,7 +13,8 @@ from erllama.events import Event, Progress, RequestStats, Tokens
 
 def timings(stats: RequestStats) -> dict[str, Any]:
     """Those of a reply that has ended. The prompt counts without what was cached."""
-    return _timings(
+    ahead = {"draft_n": stats.drafted_tokens, "draft_n_accepted": stats.accepted_tokens} if stats.drafted_tokens else {}
+    return ahead | _timings(
         stats.cached_tokens,
         stats.prompt_tokens - stats.cached_tokens,
         stats.prefill_ms,

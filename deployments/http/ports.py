@@ -17,10 +17,10 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.errors import ErllamaError
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from erllama.prompts.infill import Gap, Room
 from erllama.prompts.next_turn import NextTurn
 from erllama.prompts.pair import RankQuery
-from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt, SamplingParams
 from erllama.stats import EngineStats, ModelInfo, ModelMemory, ModelStatus
 

@@ -16,9 +16,9 @@ from deployments.config import HubSpec, ModelSpec
 from deployments.hub.defaults import defaults_of
 from deployments.hub.residents import Loadable
 from erllama.errors import InvalidParameter
-from erllama.fit import GpuRoom, NeedOf, fit
 from erllama.footprint.copies import row_groups
 from erllama.footprint.estimate import estimate
+from erllama.footprint.fit import GpuRoom, NeedOf, fit
 from erllama.footprint.shape import MemoryShape
 from erllama.gguf.check import split_paths
 from erllama.gguf.header import read_header

@@ -29,12 +29,12 @@ from erllama.errors import InvalidParameter, NotSupported
 from erllama.events import Completion
 from erllama.grammar.constraint import Constraint, ConstraintKind
 from erllama.grammar.matcher import GrammarCompiler
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from erllama.grammar.tokenizer import AnyTable
 from erllama.llama.vocab import LlamaVocab
 from erllama.model_info import make_templates
 from erllama.prompts.infill import Gap, Room, infill_tokens
 from erllama.prompts.pair import RankQuery
-from erllama.reasoning import ReasoningBudget
 from erllama.request import Prompt
 
 # Variables that `ChatTemplate.render` fills itself; as keywords of the client they would collide

@@ -43,6 +43,8 @@ def _of_counts(counts: Counters, n_refused: int) -> Iterator[_Row]:
     yield "prompt_tokens", counts.prompt_tokens, {}
     yield "cached_tokens", counts.cached_tokens, {}
     yield "completion_tokens", counts.completion_tokens, {}
+    yield "drafted_tokens", counts.drafted_tokens, {}
+    yield "accepted_tokens", counts.accepted_tokens, {}
     yield "decode_seconds", counts.decode_ms / 1e3, {}
     yield "decode_steps", counts.steps, {}
     yield "decode_aborts", counts.decode_aborts, {}

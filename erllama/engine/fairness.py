@@ -12,11 +12,12 @@ What is shared out are prompt tokens that have to be computed. Three rules, the 
 3. Claims of one tenant: the shortest goes first, in order of arrival where sizes are alike. One
    token in `AGE_TURNS` goes to the one that has waited longest.
 
-So, of one tenant and one priority, claims of one size are served first come, first served. What
-bounds a wait are shares alone: with n tenants of its class, k of them at most being newcomers in
-this time, a claim of R tokens that is the oldest of its tenant has been served when all of them
-together got about `AGE_TURNS` * n * R tokens and k credits. A tenant that comes back has what it
-had, as long as it is ahead of the others; the time without claims gives it no credit.
+So claims of one tenant, one priority and one size are served first come, first served. Shares alone
+bound a wait: among n tenants of the highest class, a claim and the older ones of its tenant, of R
+tokens together, are done when about `AGE_TURNS` * n * R tokens and two credits for each other tenant
+have been served; each higher class makes that `CLASS_TURNS` times as many. A tenant that comes back
+is charged with what it had, as long as that is more than others had; time without claims gives no
+credit.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from erllama.config import MAX_UBATCH, EngineConfig, padded_context
-from erllama.fit import DeviceNeed, MemoryNeed
+from erllama.footprint.fit import DeviceNeed, MemoryNeed
 from erllama.footprint.shape import LayerShape, MemoryShape
 
 _F32_BYTES, _F16_BYTES = 4, 2

@@ -29,7 +29,7 @@ import llama_cpp
 
 from erllama.config import EngineConfig, padded_context
 from erllama.errors import ModelLoadError
-from erllama.fit import MemoryNeed
+from erllama.footprint.fit import MemoryNeed
 from erllama.gguf.fingerprint import file_identity, user_cache_dir
 from erllama.gguf.json_memory import JsonMemory
 from erllama.llama.context_params import context_params

@@ -416,6 +416,9 @@ def test_a_closed_store_takes_no_saves_and_closing_twice_is_fine(store):
         ({"queue_bytes": 1}, "queue_bytes"),
         ({"rescan_s": 0}, "rescan_s"),
         ({"rescan_share": 2}, "rescan_share"),
+        ({"reads_in_flight": 0}, "reads_in_flight=0: must be at least 1"),
+        ({"reads_in_flight": 65}, "reads_in_flight=65: must be at most 64"),
+        ({"read_ahead_bytes": -1}, "read_ahead_bytes=-1: must be at least 0"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, said):

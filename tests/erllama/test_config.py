@@ -49,6 +49,7 @@ WRONG = [
     ("constrain_tool_calls", None),
     ("keep_sampled_reasoning", "yes"),
     ("fingerprint", "fast"),
+    ("speculation", "sometimes"),
     ("stream_interval_ms", -1.0),
     ("stream_interval_ms", float("inf")),
     ("stream_interval_ms", "50"),

@@ -26,10 +26,10 @@ from erllama.chat.tool_formats.base import ToolFormat
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from erllama.prompts.infill import infill_tokens
 from erllama.prompts.next_turn import NextTurn
 from erllama.prompts.pair import RankQuery
-from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo, ModelStatus
 from erllama.testing.stub_backend import StubVocab

@@ -8,7 +8,7 @@ IGNORED = frozenset(
     {
         # OpenAI: accounting, storage, hints to its own caches
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
-        "prompt_cache_options", "prediction", "verbosity", "moderation",
+        "prompt_cache_options", "verbosity", "moderation",
         # llama.cpp's server and vLLM: where and when to compute, never what
         "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "slot_id", "n_indent", "request_id",
         "verbose", "return_tokens", "post_sampling_probs", "guided_decoding_backend", "structured_outputs_config",

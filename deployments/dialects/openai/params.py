@@ -116,6 +116,7 @@ def chat_requests(
         affinity=_affinity(body, headers),
         thinking_budget=None if budget is None or budget < 0 else budget,
         report_progress=body.extras.report_progress,
+        predicted="" if body.prediction is None else body.prediction.content,
     )
     return _choices(base, body.n or 1)
 

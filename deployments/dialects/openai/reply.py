@@ -42,24 +42,29 @@ class UsageMeter:
 
     def __init__(self, n: int, *, counts_reasoning: bool = False) -> None:
         self._n = n
-        self._prompt = self._completion = self._cached = self._reasoning = 0
+        self._prompt = self._completion = self._cached = self._reasoning = self._drafted = self._accepted = 0
         self._counts_reasoning = counts_reasoning
 
     def add(self, index: int, stats: RequestStats, reasoning_tokens: int = 0) -> None:
         self._completion += stats.completion_tokens
         self._reasoning += reasoning_tokens
+        self._drafted += stats.drafted_tokens
+        self._accepted += stats.accepted_tokens
         if index % self._n == 0:
             self._prompt += stats.prompt_tokens
             self._cached += stats.cached_tokens
 
     def usage(self) -> dict[str, Any]:
-        details = {"completion_tokens_details": {"reasoning_tokens": self._reasoning}} if self._counts_reasoning else {}
+        details = {"reasoning_tokens": self._reasoning} if self._counts_reasoning else {}
+        if self._drafted:
+            details["accepted_prediction_tokens"] = self._accepted
+            details["rejected_prediction_tokens"] = self._drafted - self._accepted
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._completion,
             "total_tokens": self._prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": self._cached},
-            **details,
+            **({"completion_tokens_details": details} if details else {}),
         }
 
 

@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.dialects.openai.extras import Extras
 from deployments.dialects.openai.knobs import IGNORED, NEUTRAL, is_neutral
-from deployments.dialects.openai.wire_messages import Message
+from deployments.dialects.openai.wire_messages import Message, Prediction
 from deployments.dialects.openai.wire_structure import (
     ChoiceField,
     ClosedPart,
@@ -153,6 +153,7 @@ class ChatBody(GenerationBody):
     thinking_budget: Annotated[int, Field(ge=-1)] | None = None  # -1: no bound
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    prediction: Prediction | None = None
 
 
 PromptInput = str | tuple[int, ...]

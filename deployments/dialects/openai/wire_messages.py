@@ -71,3 +71,10 @@ class Message(OpenPart):
     reasoning_content: str | None = None
     reasoning: str | None = None
     thinking: str | None = None
+
+
+class Prediction(OpenPart):
+    """What the reply may be. Where it is, the reply comes faster; it never changes it."""
+
+    type: Literal["content"] = "content"
+    content: Annotated[str, BeforeValidator(_content)]

@@ -11,7 +11,7 @@ from deployments.doctor.machine import MachineFacts
 from deployments.doctor.models import ModelFacts
 from deployments.doctor.network import PortFacts
 from deployments.doctor.tiers import TierFacts
-from erllama.fit import MemoryNeed
+from erllama.footprint.fit import MemoryNeed
 
 GIB = 1 << 30
 CONFIG = """\

@@ -9,7 +9,7 @@ from deployments.dialects.anthropic.params import chat_ask
 from deployments.dialects.anthropic.wire import MessageBody
 from deployments.http.body import parse_json
 from erllama.chat.tool_formats.json_format import HERMES
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, http_client, served
 from tests.support.tool_replies import admits
 

@@ -15,7 +15,7 @@ from deployments.http.body import parse_json
 from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import DecodeFailed, InvalidParameter, QueueFull
 from erllama.events import FinishReason
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from tests.support.http_fakes import FakeModel, FakePrompts, app_of, exchange, http_client, replies, served
 from tests.support.tool_replies import admits
 

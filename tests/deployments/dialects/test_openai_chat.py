@@ -12,7 +12,7 @@ import pytest
 from erllama.chat.tool_formats.base import ArgumentsDelta, CallStart, ReasoningDelta, TextDelta
 from erllama.events import FinishReason
 from erllama.grammar.constraint import JSON_OBJECT, Constraint, ConstraintKind
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from tests.support.http_fakes import (
     FakeModel,
     FakePrompts,

@@ -20,7 +20,7 @@ from deployments.doctor.machine import (
 from deployments.doctor.models import ModelFacts, model_findings
 from deployments.doctor.network import PortFacts, network_findings
 from deployments.doctor.tiers import TierFacts, tier_findings
-from erllama.fit import MemoryNeed
+from erllama.footprint.fit import MemoryNeed
 
 GIB = 1 << 30
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL

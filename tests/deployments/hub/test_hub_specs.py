@@ -12,7 +12,7 @@ from deployments.config import HubSpec
 from deployments.hub.defaults import defaults_of
 from deployments.hub.specs import PROCESS_BYTES, loadable_of, spec_of
 from erllama.demo import demo_model_path
-from erllama.fit import DoesNotFit
+from erllama.footprint.fit import DoesNotFit
 from erllama.hub.config import HubConfig
 from erllama.hub.hub import Hub
 

@@ -7,7 +7,7 @@ import pytest
 from cache_store import BLOCK_TOKENS, Store
 from erllama.cache.policy import SaveReason
 from erllama.chat.transcript import message_signature, prompt_key, reply_signature, transcript_id
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, request, root_of
 from tests.support.flow_kit import POLICY, WAIT_S, ask, flushed, prompt, reply, rig_of
 

@@ -6,7 +6,7 @@ import pytest
 
 from erllama.errors import InvalidParameter
 from erllama.events import Tokens
-from erllama.reasoning import ReasoningBudget
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from tests.support.engine_kit import make_rig, request
 
 WIDE = {"temperature": 1.5, "top_k": 4, "top_p": 1.0, "min_p": 0.0}

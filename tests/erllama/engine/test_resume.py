@@ -15,8 +15,8 @@ from cache_store import BLOCK_TOKENS, Store, StoreConfig, TierConfig
 from erllama.chat.transcript import prompt_key, reply_signature, transcript_id
 from erllama.errors import ContextOverflow, InvalidParameter
 from erllama.events import CacheHitKind, FinishReason, TokenLogprob, Tokens
+from erllama.grammar.reasoning_budget import ReasoningBudget
 from erllama.kv.layout import KvKind
-from erllama.reasoning import ReasoningBudget
 from erllama.request import GenerationRequest
 from erllama.testing.stub_backend import EOG, StubBackend
 from tests.support.engine_kit import TRANSCRIPT_ROOT, Rig, make_rig, request

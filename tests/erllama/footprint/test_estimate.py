@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from erllama.config import EngineConfig
 from erllama.errors import DoesNotFit
-from erllama.fit import GpuRoom, fit
 from erllama.footprint.estimate import TOKEN_BYTES, estimate, process_bytes, weights
+from erllama.footprint.fit import GpuRoom, fit
 from erllama.footprint.recurrent import RecurrentShape
 from erllama.footprint.shape import LayerShape, MemoryShape
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from erllama.config import EngineConfig
 from erllama.errors import DoesNotFit
-from erllama.fit import DeviceNeed, Fitted, GpuRoom, MemoryNeed, NeedOf, fit
+from erllama.footprint.fit import DeviceNeed, Fitted, GpuRoom, MemoryNeed, NeedOf, fit
 
 GIB = 1 << 30
 N_LAYERS = 33  # and one of them is the output
