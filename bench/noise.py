@@ -210,7 +210,7 @@ async def converse(app: Any, client: Any, n_turns: int, days: Callable[[int], st
 def run(name: str, how: str, args: Any, figures: Figures) -> list[Turn]:
     """A fresh model for each way, so that none finds what another one computed."""
     settings: dict[str, Any] = {"path": args.model, "n_ctx": args.n_ctx}
-    prompts = PromptSource(EngineConfig(**settings), root=root_key("noise"), book=TranscriptBook())
+    prompts = PromptSource(EngineConfig(**settings, idle_prefill=False), root=root_key("noise"), book=TranscriptBook())
     prompts.load()
     with Model(id="demo", n_parallel=2, n_threads=args.threads, **settings) as model:
         served = ServedModel(id="demo", client=LocalModel(model), prompts=prompts, created=0)

@@ -55,7 +55,7 @@ TAGS: Mapping[str, Tag] = {
     "direction": _only("read", "written"),
     "cause": Tag(None, "fixed words of why the store dropped something, or a prompt was computed; rules"),
     "damage": Tag(None, "the store's words of what is wrong with an object"),
-    "what": Tag(None, "the words of a fixed set: of what failed, of swaps"),
+    "what": Tag(None, "the words of a fixed set: of what failed, of swaps, of idle time"),
 }
 
 # seconds; what people wait for, what a token takes, what memory and disks take
@@ -128,6 +128,13 @@ METRICS: tuple[Metric, ...] = (
     _replica("computed_prompt_tokens", C, "Tokens of prompts that were computed, by why.", "cause", unit="tokens"),
     _replica("cache_saves", C, "Saves to the store, by why.", "reason"),
     _replica("cache_failures", C, "Saves and reads that failed, restores that would not have paid.", "what"),
+    _replica(
+        "idle_prefill_tokens",
+        C,
+        "Tokens computed while no request ran or waited, and those that one took over.",
+        "what",
+    ),
+    _replica("idle_prefill_turns", C, "Next turns of chats that were expected, by what became of them.", "what"),
     _replica("prefill_saved_seconds", C, "What the cached tokens would have taken to compute.", unit="seconds"),
     _replica("prefill_tokens_per_second", G, "How fast prompts are computed, a moving mean."),
     _replica("cache_stall_seconds", C, "Saves and restores on the engine's thread.", unit="seconds"),

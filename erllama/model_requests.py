@@ -11,7 +11,7 @@ from erllama.diagnosis.prompt_log import PromptLog
 from erllama.diagnosis.record import PromptRecord
 from erllama.errors import RequestNotFound
 from erllama.model_part import ModelPart
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 
 
 class RequestMethods(ModelPart):

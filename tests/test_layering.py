@@ -26,7 +26,6 @@ ORDER = {
             "grammar",
             "session_name",
             "request",
-            "next_turn",
             "kv",
             "stats",
             "gguf",

@@ -23,7 +23,7 @@ from deployments.http.ports import Record
 from erllama.chat.tool_formats.base import ReplySplitter, SplitReply, collect_parts
 from erllama.chat.transcript_layout import reasoning_of
 from erllama.events import Completion, FinishReason
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import Prompt
 
 Message = Mapping[str, Any]

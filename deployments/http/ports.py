@@ -18,8 +18,8 @@ from erllama.errors import ErllamaError
 from erllama.events import Completion, Event
 from erllama.grammar.constraint import Constraint
 from erllama.grammar.reasoning_budget import ReasoningBudget
-from erllama.next_turn import NextTurn
 from erllama.prompts.infill import Gap, Room
+from erllama.prompts.next_turn import NextTurn
 from erllama.prompts.pair import RankQuery
 from erllama.request import GenerationRequest, Prompt, SamplingParams
 from erllama.stats import EngineStats, ModelInfo, ModelMemory, ModelStatus

@@ -20,7 +20,7 @@ from deployments.access.tenant import ANONYMOUS, Tenant
 from deployments.http.ports import ModelPort, RecordedReply
 from erllama.errors import ErllamaError, InvalidParameter, RequestError
 from erllama.events import Event, Failed, Tokens
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo
 

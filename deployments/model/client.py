@@ -36,7 +36,7 @@ from deployments.model.replica import ModelReplica
 from deployments.model.states import LoadState, Phase, load_state
 from erllama.errors import EngineStopped, ErllamaError
 from erllama.events import Completion, CompletionParts, Done, Event, Failed
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, build_request
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from deployments.memory.messages import GarbageOrder, ReleaseOrder, ReleaseResul
 from deployments.memory.replica import ReplicaMemory
 from erllama.diagnosis.record import PromptRecord
 from erllama.model import Model
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 
 
 class StoredCalls:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cache_store import ChainKey, TokenChain, tenant_root
 from deployments.attempt_id import split_attempt
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest
 
 Tokens = Sequence[int] | NDArray[np.uint32]

@@ -62,6 +62,8 @@ def _of_cache(cache: CacheCounters) -> Iterator[_Row]:
         "restore_skipped": cache.restores_skipped,
     }
     yield from _each("cache_failures", "what", failures)
+    yield from _each("idle_prefill_tokens", "what", {"computed": cache.idle_tokens, "used": cache.idle_used_tokens})
+    yield from _each("idle_prefill_turns", "what", {"done": cache.idle_turns, "given_up": cache.idle_given_up})
     yield "prefill_saved_seconds", cache.saved_prefill_ms / 1e3, {}
     yield "prefill_tokens_per_second", cache.prefill_tokens_per_s, {}
     yield "cache_stall_seconds", cache.stall_ms / 1e3, {}

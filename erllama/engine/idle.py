@@ -33,7 +33,7 @@ from erllama.config import EngineConfig
 from erllama.engine.context import ContextOwner
 from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import DecodeAborted, DecodeFailed, RequestError
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest, Prompt
 from erllama.sequence.sequence import Sequence
 from erllama.stats import AdapterSet
@@ -80,6 +80,10 @@ class IdlePrefill:
 
     def __repr__(self) -> str:
         return f"<IdlePrefill {len(self._turns)} turns>"
+
+    def __len__(self) -> int:
+        """Turns that are not computed yet."""
+        return len(self._turns)
 
     def expect(self, turn: NextTurn) -> None:
         """Compute `turn` when there is time. One that cannot be computed here is given up."""

@@ -22,7 +22,7 @@ from erllama.engine.engine import Engine
 from erllama.engine.reply_events import Deliver
 from erllama.errors import EngineStopped, InvalidParameter, QueueFull
 from erllama.events import Done, Event, Failed
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.request import GenerationRequest
 from erllama.stats import EngineStats
 from erllama.stream import InferStream

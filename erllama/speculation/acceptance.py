@@ -10,6 +10,7 @@ from erllama.speculation.proposal import Proposal, Source
 
 _LONGEST = 16  # matches of this length and more count together
 _PRIOR_WEIGHT = 8.0  # proposals that the prior is worth
+_OTHERS_WEIGHT = 2.0  # proposals that what other replies showed is worth: this one may repeat nothing
 _FORGET = 0.995  # per proposal: what was learned 200 proposals ago weighs a third
 
 
@@ -19,18 +20,23 @@ def _prior(n_matched: int) -> float:
 
 
 class Acceptance:
-    """Shares of proposed tokens that came. Engine thread only."""
+    """Shares of proposed tokens that came: of all replies, or of one among `others`, which learn from
+    it. Engine thread only.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, others: Acceptance | None = None) -> None:
+        self._others = others
         self._came: dict[tuple[Source, int], float] = {}
         self._seen: dict[tuple[Source, int], float] = {}
 
     def probability(self, source: Source, n_matched: int) -> float:
         """That the next proposed token is the one that is sampled."""
         key = _key(source, n_matched)
-        prior = 0.9 if source is Source.GRAMMAR else _prior(key[1])
-        seen = self._seen.get(key, 0.0)
-        return (self._came.get(key, 0.0) + prior * _PRIOR_WEIGHT) / (seen + _PRIOR_WEIGHT)
+        if self._others is not None:
+            prior, weight = self._others.probability(source, n_matched), _OTHERS_WEIGHT
+        else:
+            prior, weight = 0.9 if source is Source.GRAMMAR else _prior(key[1]), _PRIOR_WEIGHT
+        return (self._came.get(key, 0.0) + prior * weight) / (self._seen.get(key, 0.0) + weight)
 
     def expected(self, proposal: Proposal, n_most: int) -> Iterator[float]:
         """How many tokens come as proposed if 1, 2, .. up to `n_most` are computed ahead."""
@@ -42,6 +48,8 @@ class Acceptance:
 
     def note(self, proposal: Proposal, n_common: int, n_came: int) -> None:
         """Of what came, `n_came` tokens, the first `n_common` were as proposed."""
+        if self._others is not None:
+            self._others.note(proposal, n_common, n_came)
         for i in range(min(n_common + 1, n_came, len(proposal.tokens))):
             key = _key(proposal.source, proposal.n_matched + i)
             self._seen[key] = self._seen.get(key, 0.0) * _FORGET + 1.0

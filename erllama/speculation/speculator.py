@@ -34,6 +34,7 @@ class _Guesses:
     """What is proposed for one sequence. `proposal` follows its first `n_tokens`."""
 
     lookup: PromptLookup
+    acceptance: Acceptance
     proposal: Proposal = NOTHING
     n_tokens: int = 0
 
@@ -64,13 +65,13 @@ class Speculator:
         n_most = self._most_rows(plan.rows)
         if n_most < 2:
             return plan
-        proposals = [self._propose(row.sequence, n_most - 1) for row in plan.rows]
-        expected = [tuple(self._acceptance.expected(proposal, n_most - 1)) for proposal in proposals]
+        guesses = [self._propose(row.sequence, n_most - 1) for row in plan.rows]
+        expected = [tuple(one.acceptance.expected(one.proposal, n_most - 1)) for one in guesses]
         n_rows = choose_rows(expected, self._costs, n_most)
         if n_rows == 1:
             return plan
-        rows = zip(plan.rows, proposals, strict=True)
-        return replace(plan, rows=tuple(row.with_draft(_filled(row, proposal, n_rows - 1)) for row, proposal in rows))
+        rows = zip(plan.rows, guesses, strict=True)
+        return replace(plan, rows=tuple(row.with_draft(_filled(row, one.proposal, n_rows - 1)) for row, one in rows))
 
     def decoded(self, plan: BatchPlan, seconds: float) -> None:
         """A plan took so long to compute."""
@@ -91,20 +92,20 @@ class Speculator:
             n_most = min(n_most, self._backend.exact_rows(len(rows), deepest))
         return min(n_most // len(rows), LENGTHS[-1], 1 + min(_room(row.sequence) for row in rows))
 
-    def _propose(self, sequence: Reply, n_most: int) -> Proposal:
+    def _propose(self, sequence: Reply, n_most: int) -> _Guesses:
         """What may follow in a sequence, having learned from what came since."""
         guesses = self._guesses.get(sequence)
         if guesses is None:
-            guesses = self._guesses[sequence] = _Guesses(self._new_lookup(sequence))
+            guesses = self._guesses[sequence] = _Guesses(self._new_lookup(sequence), Acceptance(self._acceptance))
         came = sequence.tokens[guesses.lookup.n_tokens :]
         if came:
             if guesses.n_tokens == guesses.lookup.n_tokens:
                 proposal = guesses.proposal
-                self._acceptance.note(proposal, proposal.n_common(came), len(came))
+                guesses.acceptance.note(proposal, proposal.n_common(came), len(came))
             guesses.lookup.extend(came)
         guesses.proposal = self._allowed(sequence, guesses.lookup.propose(n_most), n_most)
         guesses.n_tokens = sequence.n_tokens
-        return guesses.proposal
+        return guesses
 
     def _new_lookup(self, sequence: Reply) -> PromptLookup:
         predicted = sequence.request.prediction

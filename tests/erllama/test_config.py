@@ -47,6 +47,7 @@ WRONG = [
     ("use_mmap", 1),
     ("use_mlock", None),
     ("deterministic", "false"),
+    ("idle_prefill", "yes"),
     ("parse_special_in_content", 1),
     ("chat_template", ""),
     ("chat_template", 5),

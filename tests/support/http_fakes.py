@@ -27,8 +27,8 @@ from erllama.chat.tool_formats.json_format import HERMES
 from erllama.errors import ErllamaError, InvalidParameter, NotSupported
 from erllama.events import CacheHitKind, Done, Event, Failed, FinishReason, RequestStats, TokenLogprob, Tokens
 from erllama.grammar.reasoning_budget import ReasoningBudget
-from erllama.next_turn import NextTurn
 from erllama.prompts.infill import infill_tokens
+from erllama.prompts.next_turn import NextTurn
 from erllama.prompts.pair import RankQuery
 from erllama.request import GenerationRequest, Prompt
 from erllama.stats import EngineStats, ModelInfo, ModelStatus

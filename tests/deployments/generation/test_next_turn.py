@@ -14,6 +14,7 @@ from deployments.generation.next_turn import ChatRecord
 from deployments.http.ports import ChatPrompt, ReplyDefaults
 from deployments.noise.filter import Noise
 from erllama.chat.template import ChatTemplate
+from erllama.chat.tool_formats.base import ToolCall
 from erllama.chat.tool_formats.choose import choose_format, opens_reasoning
 from erllama.chat.transcript import prompt_key, transcript_of
 from erllama.chat.transcript_prompt import transcript_prompt
@@ -44,7 +45,9 @@ class MarkedVocab:
     """
 
     adds_bos, bos_text, eos_text = False, "<bos>", "<eos>"
-    MARK = re.compile(r"<[|｜][^<>]{1,40}[|｜]>|</?[a-z_]{2,20}>|\[/?[A-Z_]{3,20}\]|<[a-z_]+[|｜]>|<[|｜][a-z_]+>")
+    MARK = re.compile(
+        r"<[|\uff5c][^<>]{1,40}[|\uff5c]>|</?[a-z_]{2,20}>|\[/?[A-Z_]{3,20}\]|<[a-z_]+[|\uff5c]>|<[|\uff5c][a-z_]+>"
+    )
 
     def __init__(self, plain):
         self.plain, self.marks = plain, []
@@ -195,24 +198,147 @@ def check(turn, answered, prompts):
 
 
 TEMPLATES = sorted(real_templates())
+CALLS = [ToolCall("get_weather", '{"city": "Oslo"}')]
+# these open the reasoning in each prompt, so that a reply without an end of it says nothing
+ALWAYS_THINK = {
+    *(
+        "Apriel-1.6-15b-Thinker-fixed",
+        "Cohere2MoE",
+        "GLM-4.7-Flash",
+        "Kimi-K3",
+        "MiniMax-M2",
+        "NVIDIA-Nemotron-Nano-v2",
+    ),
+    *(
+        "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        "Qwen3.5-4B",
+        "Spark2.5",
+        "StepFun3.5-Flash",
+        "inclusionai-ling-3.0-flash",
+    ),
+    *("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "llama-cpp-deepseek-r1", "poolside-Laguna-S-2.1"),
+}
+# a first reply of these comes back with its reasoning or without, as the client likes
+SHOW_REASONING = {
+    *(
+        "Bielik-11B-v3.0-Instruct",
+        "ByteDance-Seed-OSS",
+        "Cohere2MoE",
+        "Kimi-K3",
+        "MiniMax-M3",
+        "Spark2.5",
+        "muse-glimmer",
+    ),
+    *("inclusionai-ling-3.0-flash", "openai-gpt-oss-120b", "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1"),
+    "poolside-Laguna-XS.2",
+}
+
+CALLING = [
+    *(
+        "GLM-4.6",
+        "Kimi-K2-Instruct",
+        "Qwen-Qwen3-0.6B",
+        "Qwen3-Coder",
+        "deepseek-ai-DeepSeek-V3.1",
+        "google-gemma-2-2b-it",
+    ),
+    *("meta-llama-Llama-3.1-8B-Instruct", "mistralai-Mistral-Nemo-Instruct-2407", "openai-gpt-oss-120b", "Reka-Edge"),
+]
 THINKING = [
-    "ByteDance-Seed-OSS", "GLM-4.6", "Qwen-Qwen3-0.6B", "Qwen-QwQ-32B", "Qwen3.5-4B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
-    "deepseek-ai-DeepSeek-V3.1", "Kimi-K2-Thinking", "MiniMax-M2", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "openai-gpt-oss-120b",
-    "unsloth-Apriel-1.5", "tencent-Hy3", "Bielik-11B-v3.0-Instruct",
-]  # fmt: skip
+    *("ByteDance-Seed-OSS", "GLM-4.6", "MiniMax-M2", "Qwen-QwQ-32B", "Qwen-Qwen3-0.6B", "Qwen3.5-4B", "Kimi-K3"),
+    *("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-ai-DeepSeek-V3.1", "openai-gpt-oss-120b", "tencent-Hy3"),
+    *("poolside-Laguna-XS.2", "NVIDIA-Nemotron-Nano-v2", "unsloth-Apriel-1.5"),
+]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_the_next_turn_of_a_chat_begins_as_expected(name, vocab):
+@pytest.mark.parametrize("name", TEMPLATES[::2])
+def test_the_turn_behind_a_reply_is_known_up_to_its_text(name, vocab):
     talk = Talk(TemplatePrompts(name, vocab))
-    turn, answered = talk.answered(ANSWER)
-    if turn is not None:
-        check(turn, answered, talk.next_prompts())
-        turn, answered = Talk.answered(following(talk), ANSWER)
-    if turn is not None:
-        check(turn, answered, talk.next_prompts())
+    for _ in range(2):
+        turn, answered = talk.answered(ANSWER)
+        assert (turn is None) == (name in ALWAYS_THINK)
+        if turn is not None:
+            check(turn, answered, talk.next_prompts())
+        talk.messages.append({"role": "user", "content": "And then?"})
 
 
-def following(talk):
+@pytest.mark.parametrize("name", CALLING)
+def test_the_results_of_calls_are_awaited_where_a_reply_calls(name, vocab):
+    talk = Talk(TemplatePrompts(name, vocab), tools=(TOOL,))
+    turn, answered = talk.answered(calls=CALLS)
+    if turn is not None:
+        check(turn, answered, talk.next_prompts(n_calls=1))
+        assert (
+            vocab.detokenize(turn.tokens).count("get_weather")
+            > vocab.detokenize(answered[:-40]).count("get_weather") - 2
+        )
+    assert turn is not None or name == "Apertus-8B-Instruct"
+
+
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("name", THINKING)
+def test_a_reply_with_reasoning_is_expected_as_its_client_sends_replies(name, tells, vocab):
+    prompts = TemplatePrompts(name, vocab)
+    talk = Talk(prompts, tells=tells)
+    first, answered = talk.answered(ANSWER, THOUGHT)
+    if first is not None:
+        check(first, answered, talk.next_prompts())
     talk.messages.append({"role": "user", "content": "And then?"})
-    return talk
+    second, answered = talk.answered(ANSWER, THOUGHT)
+    if second is not None:
+        check(second, answered, talk.next_prompts())
+    if not tells and name in SHOW_REASONING - {"muse-glimmer", "openai-gpt-oss-120b"}:
+        assert first is None
+        assert second is not None
+    if not tells and name not in SHOW_REASONING:
+        assert first is not None, "its template drops the reasoning, whoever sends it"
+
+
+def test_the_visible_reply_is_part_of_the_turn_where_the_template_drops_the_reasoning(vocab):
+    talk = Talk(TemplatePrompts("deepseek-ai-DeepSeek-V3.1", vocab))
+    turn, answered = talk.answered(ANSWER, THOUGHT)
+    new = vocab.detokenize(turn.tokens[turn.n_kept :])
+    assert ANSWER in new
+    assert THOUGHT not in vocab.detokenize(turn.tokens)
+    assert THOUGHT in vocab.detokenize(answered)
+
+
+@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.CANCELLED])
+def test_nothing_is_expected_behind_a_reply_that_was_cut_off(reason, vocab):
+    turn, _ = Talk(TemplatePrompts("Qwen-Qwen2.5-7B-Instruct", vocab)).answered(ANSWER, reason=reason)
+    assert turn is None
+
+
+@pytest.mark.parametrize("ask", [{"ending": "continued"}, {"ending": "closed"}])
+def test_nothing_is_expected_where_a_message_is_continued(ask, vocab):
+    prompts = TemplatePrompts("Qwen-Qwen2.5-7B-Instruct", vocab)
+    messages = [QUESTION, {"role": "assistant", "content": "It"}]
+    ready = ready_chat(ChatAsk(messages, **ask), prompts, Noise().no_filter())
+    assert ready.record.follow_up is None
+
+
+def test_a_model_that_expects_nothing_is_told_nothing(vocab):
+    prompts = TemplatePrompts("Qwen-Qwen2.5-7B-Instruct", vocab)
+    prompts.expects_turns = False
+    assert Talk(prompts).ready().record.follow_up is None
+
+
+def test_a_conversation_that_is_rendered_anew_with_every_text_has_nothing_known_behind_its_reply(vocab):
+    """A template that repeats the user's last words at its beginning."""
+    prompts = TemplatePrompts("Qwen-Qwen2.5-7B-Instruct", vocab)
+    source = "{{ messages[-1].content }}" + real_template("Qwen-Qwen2.5-7B-Instruct")
+    prompts.template = ChatTemplate(source, bos="", eos="").with_tool_format(prompts.tool_format)
+    turn, _ = Talk(prompts).answered(ANSWER)
+    assert turn is None
+
+
+def test_noise_is_not_counted_for_what_no_client_has_sent(vocab):
+    talk = Talk(TemplatePrompts("Qwen-Qwen2.5-7B-Instruct", vocab))
+    noisy = "x-anthropic-billing-header: cc_version=2.1.0.abc; cch=00000;"
+    talk.messages[0] = {"role": "system", "content": noisy + "\nBe brief."}
+    talk.noise = Noise()
+    talk.noise.filter = lambda dialect, agent: Noise.filter(talk.noise, "anthropic", "claude-cli/2.1.0")
+    talk.answered(ANSWER)
+    counts = talk.noise.counters.snapshot()
+    assert counts
+    assert set(counts.values()) == {1}

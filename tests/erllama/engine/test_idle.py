@@ -14,7 +14,7 @@ from erllama.engine.idle import MAX_SLICE, MIN_SLICE, SLICE_S, idle_slice
 from erllama.errors import InvalidParameter
 from erllama.events import FinishReason
 from erllama.kv.layout import KvKind
-from erllama.next_turn import NextTurn
+from erllama.prompts.next_turn import NextTurn
 from erllama.testing.stub_backend import StubBackend
 from tests.support.engine_kit import Rig, make_rig, request
 from tests.support.flow_kit import ask, flushed, open_store, prompt, reply, rig_of
@@ -300,7 +300,7 @@ def test_a_turn_of_the_wrong_kind_is_refused(changed: dict, param: str):
     assert refused.value.param == param
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(0, 4)), min_size=1, max_size=12))
 def test_whatever_comes_when_replies_are_those_of_an_engine_without_it(story: list[tuple[int, int, int]]):
     """Conversations that go on as expected, otherwise, or not at all, after any number of slices; the

@@ -32,14 +32,14 @@ def chance(probability: float, n: int) -> tuple[float, ...]:
         ([()], 0.1, 16, 1),  # nothing to propose
         ([(), ()], 0.1, 16, 1),
         ([chance(1.0, 15)], 0.1, 16, 16),
-        ([chance(1.0, 15)], 0.1, 7, 6),
-        ([chance(1.0, 4)], 0.1, 16, 6),  # the fifth row is a filler, and cheap enough
-        ([chance(0.5, 15)], 0.1, 16, 3),
+        ([chance(1.0, 15)], 0.1, 7, 4),
+        ([chance(1.0, 6)], 0.1, 16, 8),  # the last row is a filler, and cheap enough
+        ([chance(0.5, 15)], 0.1, 16, 4),
         ([chance(0.1, 15)], 0.2, 16, 1),
         ([chance(0.9, 15)], 1.0, 16, 1),  # a row costs as much as a decode
         ([chance(0.9, 15), ()], 0.3, 16, 4),  # the other one's rows are computed for nothing
         ([chance(0.9, 15), (), (), ()], 0.3, 16, 1),
-        ([chance(0.9, 15)] * 4, 0.3, 16, 6),
+        ([chance(0.9, 15)] * 4, 0.3, 16, 8),
     ],
 )
 def test_the_number_of_rows(expected: list[tuple[float, ...]], slope: float, n_most: int, n_rows: int):
@@ -99,6 +99,18 @@ def test_acceptance_follows_what_comes():
     assert acceptance.probability(Source.LOOKUP, 3) == pytest.approx(0.2, abs=0.08)
     assert acceptance.probability(Source.LOOKUP, 12) > 0.8  # nothing was learned about long matches
     assert acceptance.probability(Source.GRAMMAR, 0) > 0.8
+
+
+def test_a_reply_that_repeats_nothing_is_soon_known_and_others_learn_little_from_it():
+    everybody = Acceptance()
+    for _ in range(100):
+        everybody.note(Proposal((1,), 3), 1, 1)
+    one, other = Acceptance(everybody), Acceptance(everybody)
+    assert one.probability(Source.LOOKUP, 3) > 0.9
+    for _ in range(6):
+        one.note(Proposal((1,), 3), 0, 1)
+    assert one.probability(Source.LOOKUP, 3) < 0.3
+    assert other.probability(Source.LOOKUP, 3) > 0.8
 
 
 def test_only_what_was_decided_counts():
