@@ -35,8 +35,8 @@ from harness import Figures, PromptMaker, int_list, make_parser, median, say, wi
 from erllama.backend.batch_plan import BatchPlan, PlanRow
 from erllama.config import EngineConfig
 from erllama.demo import demo_model_path
-from erllama.engine.thread_tuner import ThreadTuner
 from erllama.llama.backend import LlamaBackend
+from erllama.pace.thread_tuner import ThreadTuner
 
 _WARM_DECODES = 4  # of a segment with a fixed count; they do not count
 

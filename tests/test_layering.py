@@ -40,6 +40,7 @@ ORDER = {
             "diagnosis",
             "cache",
             "speculation",
+            "pace",
             "stream",
         ),
         *(

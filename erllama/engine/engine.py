@@ -23,7 +23,6 @@ from erllama.engine.admission import Admission
 from erllama.engine.context import ContextOwner
 from erllama.engine.generation import Generation
 from erllama.engine.idle import IdlePrefill
-from erllama.engine.pace import Pace
 from erllama.engine.prefill_order import PrefillOrder
 from erllama.engine.reply_events import Deliver, Outbox, last_events
 from erllama.engine.sessions import Sessions
@@ -31,6 +30,7 @@ from erllama.engine.snapshot import take_snapshot
 from erllama.engine.submission import check_request, new_sequence
 from erllama.errors import ContextLost, DecodeAborted, DecodeFailed, ErllamaError, InvalidParameter
 from erllama.events import CacheHitKind, Failed
+from erllama.pace.pace import Pace
 from erllama.request import GenerationRequest
 from erllama.sequence.machine import State, Step
 from erllama.sequence.sampling import Logits

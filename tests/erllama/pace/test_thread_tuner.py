@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erllama.engine.thread_tuner import ThreadTuner
+from erllama.pace.thread_tuner import ThreadTuner
 
 # milliseconds of a decode by number of threads, beside so many busy processes: measured on two cores,
 # made up for sixteen

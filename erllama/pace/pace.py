@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchLimits, BatchPlan
 from erllama.config import MAX_UBATCH, EngineConfig
-from erllama.engine.thread_tuner import ThreadTuner
+from erllama.pace.thread_tuner import ThreadTuner
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 

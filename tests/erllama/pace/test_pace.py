@@ -6,7 +6,7 @@ import pytest
 
 from erllama.backend.batch_plan import BatchPlan, PlanRow, plan_batch
 from erllama.config import EngineConfig
-from erllama.engine.pace import Pace, SliceCost
+from erllama.pace.pace import Pace, SliceCost
 from erllama.sequence.machine import State
 from erllama.testing.stub_backend import StubBackend
 from tests.support.engine_kit import make_rig, make_sequence, request

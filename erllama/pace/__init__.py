@@ -1,0 +1,1 @@
+"""How long a decode may take beside running streams, and how many threads compute it."""
