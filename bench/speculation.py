@@ -12,8 +12,7 @@ edit    it does, but every 25th token is another one (code with a changed name)
 prose   the reply shares nothing with the prompt
 decoys  nor here, but the prompt holds every other pair of its tokens with another one behind it
 
-Figures are tokens/s of all streams together, from the first token to the end; each is the best of
-the rounds, because a shared machine only ever makes one slower. `same` is the share of replies that
+Figures are tokens/s of all streams together while all of them run; each is the best of the rounds, because a shared machine only ever makes one slower. `same` is the share of replies that
 are those without computing ahead. Ratios: `gain` ours over ours
 without, `peer_gain` llama-server's best mode over it without one, `ratio` ours over its best.
 """
@@ -30,7 +29,7 @@ from contextlib import contextmanager
 
 from harness import Figures, int_list, make_parser, say
 from servers import Ours, Peer, Server
-from stream_client import Stream
+from stream_client import steady_rate
 from throughput import MODEL_ID, complete
 
 from erllama.gguf.check import inspect_gguf
@@ -62,12 +61,6 @@ def prompts_of(case: str, n_streams: int, n_prompt: int, n_gen: int, n_vocab: in
     return prompts
 
 
-def rate(streams: list[Stream]) -> float:
-    """Tokens per second behind the first ones, until the last stream ends."""
-    first, last = min(s.first_ns for s in streams), max(s.last_ns for s in streams)
-    return sum(s.completion_tokens - 1 for s in streams) * 1e9 / (last - first)
-
-
 class Runs:
     """Rates and texts by (server and mode, case, streams)."""
 
@@ -85,7 +78,7 @@ class Runs:
             for n in args.streams:
                 prompts = prompts_of(case, n, args.prompt_tokens, args.gen, n_vocab, turn)
                 streams = asyncio.run(complete(server.port, prompts, args.gen, {"model": model_id}))
-                self.rates[kind, case, n].append(rate(streams))
+                self.rates[kind, case, n].append(steady_rate(streams))
                 self.texts[kind, case, n, turn] = [stream.text for stream in streams]
                 say(f"  {kind} {case} {n}: {self.rates[kind, case, n][-1]:.1f} tok/s")
 
