@@ -104,17 +104,8 @@ class Store:
         self._reader = Reader(self._stack, self._writer, promoter, budget, config.reads_in_flight)
         save = partial(self.save, wait_s=config.op_timeout_s)
         self.transfer = Transfer(self._stack, self._reader, save, self.flush, config.op_timeout_s)
-        self._maintenance = Maintenance(
-            self._stack,
-            self._claims,
-            self._pins,
-            self._gossip,
-            owner,
-            config,
-            self._copy_down_late,
-            self._loaded,
-            clock,
-        )
+        late = (self._copy_down_late, self._loaded, clock)
+        self._maintenance = Maintenance(self._stack, self._claims, self._pins, self._gossip, owner, config, *late)
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "open"

@@ -10,7 +10,7 @@ from erllama.speculation.proposal import Proposal, Source
 
 _LONGEST = 16  # matches of this length and more count together
 _PRIOR_WEIGHT = 8.0  # proposals that the prior is worth
-_OTHERS_WEIGHT = 2.0  # proposals that what other replies showed is worth: this one may repeat nothing
+_OTHERS_WEIGHT = 1.0  # proposals that what other replies showed is worth: this one may repeat nothing
 _FORGET = 0.995  # per proposal: what was learned 200 proposals ago weighs a third
 
 
