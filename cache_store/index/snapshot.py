@@ -56,11 +56,15 @@ _SCHEMA = pa.schema(
 )
 _FIRST_SCHEMA = pa.schema([column for column in _SCHEMA if column.name != "first"])
 _COMPRESSION = {field.name: "zstd" for field in _SCHEMA if field.name not in ("parent", "key")}  # digests do not shrink
-_KIND_NAMES = pa.array([kind.value for kind in KINDS])
 
 
 class BadSnapshot(StoreError):
     """Not a snapshot that this version can use: go without one."""
+
+
+def _kind_names() -> pa.Array:
+    """Not made on import: pyarrow looks for pandas then, which takes a second where it is installed."""
+    return pa.array([kind.value for kind in KINDS])
 
 
 def encode(columns: Iterable[Columns]) -> bytes:
@@ -106,7 +110,7 @@ def _to_batch(some: Columns) -> Any:
     tokens = [some.tokens.get(i) for i in range(len(some))] if some.tokens else pa.nulls(len(some), pa.binary())
     arrays = [
         _packed(some.root),
-        _KIND_NAMES.take(pa.array(some.kind)),
+        _kind_names().take(pa.array(some.kind)),
         _packed(some.parent),
         _packed(some.key),
         some.start,
@@ -122,7 +126,7 @@ def _to_batch(some: Columns) -> Any:
 
 def _from_batch(batch: Any) -> Columns:
     columns = {name: batch.column(name) for name in batch.schema.names}
-    kind = pc.index_in(columns["kind"], _KIND_NAMES)
+    kind = pc.index_in(columns["kind"], _kind_names())
     known = np.flatnonzero(columns["tokens"].is_valid().to_numpy(zero_copy_only=False)).tolist()
     tokens = dict(zip(known, columns["tokens"].take(pa.array(known, pa.int64())).to_pylist(), strict=True))
     if "first" in columns:

@@ -225,7 +225,7 @@ def test_calls_and_reasoning_are_folded_and_the_user_gives_the_results(page):
         ask(page, "How is it in Ulm?")
         replied(page)
         folded = page.locator(".message.assistant details:visible")
-        assert folded.locator("summary").all_inner_texts() == ["Reasoning", "Calls weather"]
+        expect(folded.locator("summary")).to_have_text(["Reasoning", "Calls weather"])
         assert folded.evaluate_all("all => all.map((one) => one.open)") == [False, False]
         folded.last.locator("summary").click()
         expect(folded.last.locator("code")).to_have_text('{\n  "city": "Ulm"\n}')

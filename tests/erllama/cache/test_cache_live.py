@@ -235,7 +235,7 @@ def test_who_comes_from_a_replica_that_hangs_does_not_wait_for_its_claim(tmp_pat
         second.submit(request("it~r2", prompt(1000), max_tokens=2, waits_for_others=False))
         second.run()
         assert time.monotonic() - began < NO_WAIT_S < SHARED.share_wait_s
-        assert second.done("it~r2").stats.cached_tokens == 0
+        assert second.done("it~r2").stats.cached_tokens <= 256  # what the other one had saved before it hung
         assert second.ids("it~r2") == reply(prompt(1000), max_tokens=2)
 
 
