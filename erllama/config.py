@@ -164,6 +164,8 @@ class EngineConfig:
         ):
             value = getattr(self, name)
             check(name, value in legal, f"must be one of {', '.join(legal)}, got {value!r}")
+        by_time = self.deterministic and self.speculation == "always"
+        check("speculation", not by_time, "always lets measured times tip near ties: deterministic needs exact or off")
         quantised_v = self.type_v not in ("f32", "f16", "bf16")
         check("type_v", self.flash_attn or not quantised_v, f"{self.type_v} needs flash_attn: true")
         for name in ("rope_freq_base", "rope_freq_scale", "stream_interval_ms", "decode_budget_s", "max_pause_ms"):

@@ -168,9 +168,20 @@ class ReadyChat:
             reasoning=reasoning,
             pin=self.pin,
             report_progress=report_progress,
-            prediction=tuple(prompts.tokenize(predicted, False, False)) if predicted else (),
+            prediction=_predicted_ids(predicted, prompts),
         )
         return with_ends(request, prompts.defaults)
+
+
+_TOKEN_CHARS = 32  # hardly a token has more
+_UNKNOWN_CTX = 32_768  # where the context of a model is not known before it is loaded
+
+
+def _predicted_ids(text: str, prompts: PromptPort) -> tuple[int, ...]:
+    """No more of it than a context holds: each token that differs is looked for in all of it."""
+    n_most = prompts.n_ctx or _UNKNOWN_CTX
+    text = text[: n_most * _TOKEN_CHARS]
+    return tuple(prompts.tokenize(text, False, False)[:n_most]) if text else ()
 
 
 def _check_counts(ask: ChatAsk) -> None:

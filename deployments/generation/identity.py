@@ -184,6 +184,8 @@ def _join_key(salt: str, model_id: str, request: GenerationRequest, name: str) -
         prompt=Prompt.of((0,)),
         sampling=replace(sampling, seed=None) if sampling.greedy else sampling,
         affinity=None,
+        prediction=(),
+        priority=None,
     )
     tokens = request.prompt_tokens
     digest = hashlib.blake2b(struct.pack(f"{len(tokens)}q", *tokens), digest_size=16)

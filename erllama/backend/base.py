@@ -89,9 +89,11 @@ class Backend(Protocol):
         """
 
     def exact_rows(self, n_sequences: int, n_tokens: int) -> int:
-        """How many rows a decode of generating sequences may have in all, each sequence the same number
-        and none with more than `n_tokens` in the context, for the logits to be those, bit for bit,
-        of decodes of one row for each sequence. 1 where that is not known.
+        """How many rows a decode of generating sequences may have in all for the logits to be those, bit
+        for bit, of decodes of one row for each sequence; 1 where that is not known.
+
+        At least `n_sequences` have ids that follow each other, each has the same number of rows, none
+        more than `n_tokens` in the context, and none an adapter.
         """
 
     def abort(self) -> None:

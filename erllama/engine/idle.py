@@ -97,7 +97,10 @@ class IdlePrefill:
     def arrived(self, sequence: Sequence) -> None:
         """A request was queued: turns that it is, or that it shows to come otherwise, are over."""
         for request_id, turn in list(self._turns.items()):
-            if common_prefix(np.asarray(turn.tokens, dtype=np.uint32), sequence.given.ids) >= turn.n_kept:
+            if (
+                sequence.request.salt == turn.salt
+                and common_prefix(np.asarray(turn.tokens, dtype=np.uint32), sequence.given.ids) >= turn.n_kept
+            ):
                 self._give_up(request_id)
 
     def step(self) -> bool:
@@ -150,6 +153,8 @@ class IdlePrefill:
         """
         held = next((h for h in self._flow.live.held.values() if h.request_id == turn.request_id), None)
         if held is None or held.session_id is not None or held.chain.root != prompt.root:
+            return None
+        if prompt.adapters != self._adapters():  # one may have been freed: no request holds it for a turn
             return None
         n = common_prefix(held.chain.ids, prompt.given.ids)
         if n < turn.n_kept:

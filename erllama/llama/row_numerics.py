@@ -47,7 +47,9 @@ def probe_rows(decode: Decode, n_vocab: int, n_most: int) -> int:
 
 
 def attends_alike(config: EngineConfig, n_sequences: int, n_tokens: int) -> bool:
-    """Whether attention over up to `n_tokens` takes one path for 1 to 63 rows of each sequence."""
+    """Whether attention over up to `n_tokens` takes one path for 1 to 63 rows of each of `n_sequences`
+    that are computed in one pass.
+    """
     if not config.flash_attn:
         return False
     one_path = config.type_k != config.type_v or config.type_k not in ("f16", "f32")

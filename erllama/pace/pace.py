@@ -72,11 +72,11 @@ class Pace:
         if not self._adapts_slices:
             return BatchLimits(config.n_batch, config.fixed_slice, solo=config.deterministic)
         unit = self._backend.slice_unit
-        prompt = next((s for s in running if s.state is State.PREFILLING), None)
-        if prompt is None:
+        depths = [s.n_kv for s in running if s.state is State.PREFILLING]
+        if not depths:
             return BatchLimits(config.n_batch, config.fixed_slice, slice_unit=unit)
         beside = any(s.state is State.GENERATING for s in running)
-        length = self._slice_tokens(prompt.n_kv, unit, beside=beside) if unit else config.fixed_slice
+        length = self._slice_tokens(max(depths), unit, beside=beside) if unit else config.fixed_slice
         return BatchLimits(
             config.n_batch, length, slice_unit=unit, tokens_per_slice=self._tokens_per_slice() if beside else 1
         )
@@ -107,7 +107,8 @@ class Pace:
         """The backend gets the threads for `plan`, which is decoded next."""
         if self._threads is not None:
             slices = _is_slice(plan)
-            self._backend.set_threads(self._backend.n_threads if slices else self._threads.count)
+            count = self._threads.count if _is_plain(plan) else self._threads.held
+            self._backend.set_threads(self._backend.n_threads if slices else count)
 
     def note(self, plan: BatchPlan, seconds: float) -> None:
         """The decode of `plan` took `seconds` and did not fail."""
@@ -118,8 +119,12 @@ class Pace:
             return
         mean = self._tokens_s
         self._tokens_s = seconds if mean is None else mean + _NEW_SHARE * (seconds - mean)
-        if self._threads is not None:
+        if self._threads is not None and _is_plain(plan):  # drafts come and go, and say nothing of the cores
             self._threads.note(seconds, n_rows=plan.n_tokens)
+
+
+def _is_plain(plan: BatchPlan) -> bool:
+    return plan.n_tokens == len(plan.rows)
 
 
 def _is_slice(plan: BatchPlan) -> bool:

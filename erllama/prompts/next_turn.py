@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from erllama.errors import check, check_int, check_type
+from erllama.session_name import check_salt
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class NextTurn:
 
     def __post_init__(self) -> None:
         check_type("request_id", self.request_id, str, "a string")
-        check_type("salt", self.salt, str, "a string")
+        check_salt(self.salt)
         are_ids = isinstance(self.tokens, tuple) and not set(map(type, self.tokens)) - {int}
         check("tokens", are_ids, "must be token ids, all of them integers")
+        check("tokens", all(0 <= token < 2**31 for token in self.tokens), "must hold ids from 0 to 2147483647")
         check_int("n_kept", self.n_kept, 1, len(self.tokens))

@@ -26,6 +26,10 @@ class Proposal:
     def __bool__(self) -> bool:
         return bool(self.tokens)
 
+    def first(self, n: int) -> Proposal:
+        """The first `n` tokens of it."""
+        return Proposal(self.tokens[:n], self.n_matched, self.source)
+
     def n_common(self, tokens: list[int]) -> int:
         """How many of them `tokens`, which came, begin with."""
         n = 0

@@ -13,20 +13,26 @@ sequences share a decode.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchPlan, PlanRow
 from erllama.config import Speculation
 from erllama.request import GenerationRequest
 from erllama.sequence.machine import State
+from erllama.sequence.sampling import GrammarMatcher
 from erllama.sequence.sequence import Sequence as Reply
 from erllama.speculation.acceptance import Acceptance
 from erllama.speculation.draft_length import LENGTHS, choose_rows
 from erllama.speculation.lookup import PromptLookup
 from erllama.speculation.proposal import NOTHING, Proposal, Source
 from erllama.speculation.row_costs import RowCosts
+
+_COSTLY_S = 0.002  # of the engine thread, for one sequence of many
+_TOKEN_BYTES = 32  # hardly a token has more
 
 
 @dataclass(slots=True)
@@ -35,6 +41,7 @@ class _Guesses:
 
     lookup: PromptLookup
     acceptance: Acceptance
+    costly: bool = False  # its grammar takes too long to be asked about what may not even come
     proposal: Proposal = NOTHING
     n_tokens: int = 0
 
@@ -88,8 +95,10 @@ class Speculator:
             return 1
         n_most = self._n_most
         if self._mode == "exact":
+            if rows[0].sequence.adapters:  # their matrices were not tried, and are of other types
+                return 1
             deepest = max(row.start for row in rows) + LENGTHS[-1]
-            n_most = min(n_most, self._backend.exact_rows(len(rows), deepest))
+            n_most = min(n_most, self._backend.exact_rows(_fewest_together(rows), deepest))
         return min(n_most // len(rows), LENGTHS[-1], 1 + min(_room(row.sequence) for row in rows))
 
     def _propose(self, sequence: Reply, n_most: int) -> _Guesses:
@@ -103,12 +112,14 @@ class Speculator:
                 proposal = guesses.proposal
                 guesses.acceptance.note(proposal, proposal.n_common(came), len(came))
             guesses.lookup.extend(came)
-        guesses.proposal = self._allowed(sequence, guesses.lookup.propose(n_most), n_most)
+        guesses.proposal = guesses.lookup.propose(n_most)
+        if sequence.sampler.grammar is not None:
+            guesses.proposal = self._allowed(sequence.sampler.grammar, guesses, n_most)
         guesses.n_tokens = sequence.n_tokens
         return guesses
 
     def _new_lookup(self, sequence: Reply) -> PromptLookup:
-        predicted = sequence.request.prediction
+        predicted = sequence.request.prediction[: sequence.n_ctx]
         begins = bool(predicted) and sequence.n_generated <= 1
         texts = [*self._earlier(sequence.request), *([predicted] if predicted else [])]
         n_given = sequence.n_given
@@ -116,15 +127,30 @@ class Speculator:
         lookup.extend(sequence.tokens[n_given:])
         return lookup
 
-    def _allowed(self, sequence: Reply, proposal: Proposal, n_most: int) -> Proposal:
-        """What of a proposal a grammar allows; what the grammar forces, if that is more."""
-        grammar = sequence.sampler.grammar
-        if grammar is None:
-            return proposal
-        allowed = replace(proposal, tokens=proposal.tokens[: grammar.n_allowed(proposal.tokens)])
-        forced = tuple(self._backend.tokenize(grammar.forced().decode(errors="ignore")))[:n_most]
-        forced = forced[: grammar.n_allowed(forced)]
-        return Proposal(forced, source=Source.GRAMMAR) if len(forced) > len(allowed.tokens) else allowed
+    def _allowed(self, grammar: GrammarMatcher, guesses: _Guesses, n_most: int) -> Proposal:
+        """What of a proposal a grammar allows; what the grammar forces, if that is more. One whose first
+        answer takes long is not asked again: a step of it is bounded, many of them would not be.
+        """
+        if guesses.costly:
+            return NOTHING
+        began = time.thread_time()
+        proposal, forced = guesses.proposal, grammar.forced()[: n_most * _TOKEN_BYTES]
+        n_allowed = grammar.n_allowed(proposal.tokens[:1])
+        guesses.costly = time.thread_time() - began > _COSTLY_S
+        if guesses.costly:
+            return NOTHING
+        if n_allowed:
+            n_allowed = grammar.n_allowed(proposal.tokens)
+        ids = tuple(self._backend.tokenize(forced.decode(errors="ignore")))[:n_most] if forced else ()
+        ids = ids[: grammar.n_allowed(ids)]
+        return Proposal(ids, source=Source.GRAMMAR) if len(ids) > n_allowed else proposal.first(n_allowed)
+
+
+def _fewest_together(rows: tuple[PlanRow, ...]) -> int:
+    """Sequences of the smallest pass: llama.cpp computes together those whose ids follow each other."""
+    ids = sorted(row.seq_id for row in rows)
+    cuts = [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1] + 1), len(ids)]
+    return min(b - a for a, b in pairwise(cuts))
 
 
 def _is_token(row: PlanRow) -> bool:

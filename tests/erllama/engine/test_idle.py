@@ -3,6 +3,7 @@ hand.
 """
 
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -232,6 +233,21 @@ def test_an_evict_between_two_slices_ends_it():
     assert idle_counts(rig)[1:3] == (0, 1)
 
 
+def test_an_adapter_that_is_unloaded_between_two_slices_ends_it(tmp_path: Path):
+    """No request holds it for a turn, so it is freed at once."""
+    (tmp_path / "lora").write_text("lora")
+    rig = rig_for()
+    handle = rig.load_adapter(str(tmp_path / "lora"))
+    said = answered(rig, "one", prompt(300))
+    expect(rig, "one", [*said, *CLOSING, *prompt(300, 1)], len(said) - 1)
+    rig.step()
+    n_plans = len(rig.backend.plans)
+    rig.engine.adapters.unload(handle)
+    rig.run()
+    assert len(rig.backend.plans) == n_plans
+    assert idle_counts(rig)[1:3] == (0, 1)
+
+
 def test_a_slice_that_fails_costs_the_kv_of_its_conversation_alone():
     rig = rig_for(fail_tokens=frozenset({7}), n_parallel=2)
     answered(rig, "other", [9] * 200)
@@ -292,7 +308,15 @@ def test_a_slice_takes_no_longer_than_a_request_may_wait(rate: float):
 
 @pytest.mark.parametrize(
     ("changed", "param"),
-    [({"tokens": (1, "2")}, "tokens"), ({"n_kept": 9}, "n_kept"), ({"n_kept": 0}, "n_kept"), ({"salt": 3}, "salt")],
+    [
+        ({"tokens": (1, "2")}, "tokens"),
+        ({"tokens": (1, -1)}, "tokens"),
+        ({"tokens": (1, 2**33)}, "tokens"),
+        ({"n_kept": 9}, "n_kept"),
+        ({"n_kept": 0}, "n_kept"),
+        ({"salt": 3}, "salt"),
+        ({"salt": "s" * 257}, "salt"),
+    ],
 )
 def test_a_turn_of_the_wrong_kind_is_refused(changed: dict, param: str):
     with pytest.raises(InvalidParameter) as refused:

@@ -1,16 +1,21 @@
 """Speculation never shows in a reply: the same events with it and without it, in fewer decodes."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erllama.backend.batch_plan import BatchPlan, PlanRow
 from erllama.events import CompletionParts, Done, Event, FinishReason
+from erllama.grammar.matcher import ConstraintMatcher
 from erllama.kv.layout import KvKind
 from erllama.request import GenerationRequest
+from erllama.sequence.machine import State
+from erllama.speculation.speculator import Speculator
 from erllama.testing.stub_backend import EOG, StubBackend
-from tests.support.engine_kit import Rig, make_rig, request
+from tests.support.engine_kit import Rig, make_rig, make_sequence, request
 
 N_CTX = 256
 PARAMS: dict[str, dict[str, object]] = {
@@ -176,3 +181,54 @@ def test_a_reply_that_ends_inside_a_draft_leaves_only_its_own_tokens():
     assert rig.reason("one") is FinishReason.STOP
     held = rig.engine._flow.live.held
     assert [len(kv) for kv in rig.backend.kv if kv] == [one.n_tokens for one in held.values()]
+
+
+@pytest.mark.parametrize(
+    ("ids", "together"), [((0,), 1), ((0, 1, 2), 3), ((0, 2), 1), ((3, 1, 0), 1), ((0, 1, 3, 4), 2)]
+)
+def test_ids_with_a_gap_are_passes_of_their_own(ids: tuple[int, ...], together: int, monkeypatch: pytest.MonkeyPatch):
+    """llama.cpp computes ids 0 and 2 in two passes, each of a lone sequence: it may choose other kernels."""
+    backend = StubBackend(N_CTX, 8)
+    asked: list[int] = []
+
+    def exact_rows(n_sequences: int, n_tokens: int) -> int:
+        asked.append(n_sequences)
+        return 1
+
+    monkeypatch.setattr(backend, "exact_rows", exact_rows)
+    made = [make_sequence(f"s{i}", state=State.GENERATING, n_kv=4, n_generated=1, seq_id=i) for i in ids]
+    plan = BatchPlan(tuple(PlanRow(sequence, 4, 1, 1) for sequence in made), ())
+    assert Speculator(backend, "exact", 512).extend(plan) is plan
+    assert asked == [together]
+
+
+def test_adapters_speculate_only_where_near_ties_may_tip(tmp_path: Path):
+    (tmp_path / "lora").write_text("lora")
+    for mode, most in (("exact", 1), ("always", 16)):
+        rig = rig_of(mode)
+        rig.load_adapter(str(tmp_path / "lora"))
+        one = request("one", "a prompt", max_tokens=48, temperature=0.0)
+        served(rig, one)
+        told = request("two", "a prompt", max_tokens=48, temperature=0.0, prediction=tuple(rig.ids("one")))
+        n_before = len(rig.backend.plans)
+        served(rig, told)
+        assert rig.ids("two") == rig.ids("one")
+        assert max(n_tokens for plan in rig.backend.plans[n_before + 1 :] for _, _, n_tokens in plan) == most
+
+
+def test_a_grammar_that_takes_long_is_asked_once(monkeypatch: pytest.MonkeyPatch):
+    """Each answer is bounded, but there would be many in every decode, for all who wait."""
+    monkeypatch.setattr("erllama.speculation.speculator._COSTLY_S", -1.0)
+    asked: list[int] = []
+    n_allowed = ConstraintMatcher.n_allowed
+
+    def counted(self: ConstraintMatcher, tokens: tuple[int, ...]) -> int:
+        asked.append(len(tokens))
+        return n_allowed(self, tokens)
+
+    monkeypatch.setattr(ConstraintMatcher, "n_allowed", counted)
+    rig = rig_of("exact")
+    served(rig, request("one", "x", max_tokens=60, grammar='root ::= "nothing of this stands anywhere before"'))
+    assert len(asked) == 1
+    assert asked[0] <= 1
+    assert bytes(rig.ids("one")) == b"nothing of this stands anywhere before"

@@ -115,3 +115,30 @@ def test_the_kv_and_the_text_of_a_prompt_are_the_same_beside_a_stream(tmp_path):
     assert [start for _, start, _ in slices] == [0, *(start + n for _, start, n in slices)][:-1]
     assert {(start + n) % UNIT for _, start, n in slices[:-1]} == {0}
     assert slices[-1] == (1, 640, 60)
+
+
+def test_drafts_come_and_go_without_a_word_to_the_tuner_of_threads():
+    """They would let it measure anew with each change of their length, and never come to an end."""
+    one = pace(n_threads=8)
+    noted: list[int] = []
+    one._threads.note = lambda seconds, *, n_rows: noted.append(n_rows)
+    drafted = BatchPlan((PlanRow(STREAM, STREAM.n_kv, 1, 1).with_draft((1, 2, 3)),), ())
+    for plan in (TOKEN, drafted, TOKEN):
+        one.begin(plan)
+        one.note(plan, 0.1)
+    assert noted == [1, 1]
+
+
+def test_a_slice_is_bounded_for_the_deepest_of_several_prompts():
+    """Whichever of them is next."""
+    one = pace(max_pause_ms=200)
+    for depth, ms in ((0, 0.5), (3000, 3.0)):
+        deep = make_sequence("d", state=State.PREFILLING, n_prompt=4000, n_kv=depth, seq_id=2)
+        one.note(BatchPlan((PlanRow(deep, depth, UNIT, 0),), ()), UNIT * ms / 1e3)
+    fresh, late = (
+        make_sequence(name, state=State.PREFILLING, n_prompt=4000, n_kv=depth, seq_id=seq_id)
+        for name, depth, seq_id in (("f", 0, 3), ("l", 3008, 4))
+    )
+    alone = one.limits([STREAM, late]).prefill_slice
+    assert one.limits([STREAM, fresh, late]).prefill_slice == alone
+    assert one.limits([STREAM, fresh]).prefill_slice >= alone
