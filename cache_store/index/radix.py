@@ -111,7 +111,8 @@ class Graph:
 
     def learn_first(self, item: int, first: int) -> None:
         """The fingerprint of one whose tokens are not known, as another process knew it."""
-        if first != UNKNOWN and self.kind[item] == ROWS and self.tokens.get(item) is None:
+        is_new = first != UNKNOWN and self.first[item] == UNKNOWN
+        if is_new and self.kind[item] == ROWS and self.tokens.get(item) is None:
             self._set_first(item, first)
 
     def _set_first(self, item: int, first: int) -> None:
@@ -273,7 +274,7 @@ class Graph:
         """Those of a crowd whose fingerprint lies in one of `ranges`; some may come twice."""
         for low, high in ranges:
             for first, item in self._crowds[node].between(low, high):
-                if self.parent[item] == node and self.first[item] == first:
+                if self.parent[item] == node and self.first[item] == first and self.kind[item] != END:
                     yield item
 
     def block_until(self, node: int) -> tuple[int, bytes] | None:
@@ -316,7 +317,9 @@ class Graph:
         def is_current(entries: Entries) -> NDArray[np.bool_]:
             numbers, first = (entries & 0xFFFFFFFF).astype(np.int64), entries >> 32
             parents, firsts = np.frombuffer(self.parent, np.uint32), np.frombuffer(self.first, np.uint32)
-            is_here: NDArray[np.bool_] = (parents[numbers] == node) & (firsts[numbers] == first)
+            # a number may have been given to an END since
+            no_end = np.frombuffer(self.kind, np.uint8)[numbers] != END
+            is_here: NDArray[np.bool_] = (parents[numbers] == node) & (firsts[numbers] == first) & no_end
             return is_here
 
         return is_current

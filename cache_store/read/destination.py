@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
@@ -64,10 +64,14 @@ class Lending:
             if not self._changed.wait_for(lambda: not self._n_writing, left_s):
                 self.destination.abandon()
 
-    def begin_writing(self) -> bool:
+    def lend(self, take: Callable[[], Sequence[memoryview] | None], *, is_out: bool) -> Sequence[memoryview] | None:
+        """What `take` gives, None after the end: no thread may come by memory that an abandoned
+        destination has moved to. `is_out`: the borrower counts as writing already.
+        """
         with self._changed:
-            self._n_writing += not self._ended
-            return not self._ended
+            memory = None if self._ended else take()
+            self._n_writing += memory is not None and not is_out
+            return memory
 
     def end_writing(self) -> None:
         with self._changed:
@@ -85,9 +89,9 @@ class Loan:
         self._is_out = False
 
     def lend(self, columns: Sequence[str], row_bytes: Sequence[int]) -> Sequence[memoryview] | None:
-        if not self._is_out:
-            self._is_out = self._lending.begin_writing()
-        return self._memory(columns, row_bytes) if self._is_out else None
+        lent = self._lending.lend(partial(self._memory, columns, row_bytes), is_out=self._is_out)
+        self._is_out = self._is_out or lent is not None
+        return lent
 
     def close(self) -> None:
         if self._is_out:

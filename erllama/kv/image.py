@@ -80,8 +80,15 @@ class StateImage:
         self._filled[start : start + n_tokens] = True
 
     def abandon(self) -> None:
-        """Copies all of it: what is not received yet is written again or never used."""
-        self._buffer, self._columns = self._whole().copy(), None
+        """Copies what the state takes: what is not received yet is written again or never used. The old
+        memory is nobody's from here on, also where there is none for the copy.
+        """
+        old = self._whole()
+        self._buffer = self._columns = None
+        moved = np.empty_like(old)
+        n_bytes = self.codec.state_bytes(self._n_tokens)
+        moved[:n_bytes] = old[:n_bytes]
+        self._buffer = moved
 
     def put_checkpoint(self, data: Rows) -> None:
         try:

@@ -981,3 +981,17 @@ def test_evicting_everything_step_by_step_takes_the_lowest_leaf_each_time(rng: r
             left.remove(victim)
         index.check_integrity()
     assert len(index) == 0
+
+
+def test_a_number_that_a_row_of_a_crowd_had_and_an_end_has_now_is_no_row():
+    index = Index(1, lambda: 0.0)
+    root, parent = f"{1:064x}", f"{2:064x}"
+    index.add(BlockId(root, Kind.ROWS, root, parent, 0, 100), 0, 10)
+    crowd = [BlockId(root, Kind.ROWS, parent, f"{100 + i:064x}", 100, 50) for i in range(40)]
+    for id in crowd:
+        index.add(id, 0, 10)
+    index.remove(crowd[3], 0)
+    index.add(BlockId(root, Kind.END, parent, parent, 100, 0), 0, 10)
+    index.check_integrity()
+    assert index.remove(crowd[4], 0)
+    index.check_integrity()

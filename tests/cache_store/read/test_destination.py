@@ -244,6 +244,25 @@ def test_the_end_of_a_restore_waits_for_who_writes_and_lends_no_more():
     assert (ending.is_alive(), memory.abandoned) == (False, 0)
 
 
+def test_who_was_lent_memory_before_the_end_gets_none_of_what_the_destination_moved_to():
+    memory = Memory(BLOCK)
+    lending = Lending(memory, nullcontext())
+    loan = lending.loan(BlockId.of_rows(TokenChain(root_key("x", ""), TOKENS), 0, BLOCK))
+    assert loan.lend(COLUMNS, ROW_BYTES) is not None
+    lending.end(time.monotonic_ns())
+    assert memory.abandoned == 1
+    assert loan.lend(COLUMNS, ROW_BYTES) is None
+
+
+def test_a_loan_that_is_declined_keeps_nobody_waiting():
+    memory = Memory(BLOCK)
+    lending = Lending(memory, nullcontext())
+    loan = lending.loan(BlockId.of_rows(TokenChain(root_key("x", ""), TOKENS), 0, BLOCK))
+    assert loan.lend(COLUMNS[::-1], ROW_BYTES) is None
+    lending.end(time.monotonic_ns())
+    assert memory.abandoned == 0
+
+
 @pytest.mark.parametrize(("settings", "n_due"), [({}, 5), ({"reads_in_flight": 2}, 2), ({"read_ahead_bytes": 0}, 1)])
 def test_as_many_objects_are_in_flight_as_the_bounds_allow(settings, n_due):
     tier = TierConfig(f"memory://{secrets.token_hex(4)}")

@@ -80,3 +80,22 @@ def test_an_abandoned_image_is_out_of_reach_of_who_was_lent_its_memory():
     for piece in memory:
         piece[:] = bytes([9]) * len(piece)
     assert all(9 not in bytes(piece) for piece in given), "the old memory is in use again"
+
+
+def test_memory_that_was_lent_is_not_pooled_where_there_is_none_to_move_to(monkeypatch: pytest.MonkeyPatch):
+    pool = BufferPool()
+    image = StateImage(CODEC, 10, pool)
+    memory = filled(image, 0, 10, 7)
+
+    def full(like: np.ndarray) -> np.ndarray:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "empty_like", full)
+        with pytest.raises(MemoryError):
+            image.abandon()
+    image.close()
+    given = StateImage(CODEC, 10, pool).memory(0, 10, COLUMNS, ROW_BYTES)
+    assert given is not None
+    pairs = [(np.asarray(old), np.asarray(new)) for old in memory for new in given]
+    assert not any(np.shares_memory(old, new) for old, new in pairs), "the old memory is in use again"
