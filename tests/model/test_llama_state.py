@@ -143,10 +143,10 @@ def test_a_row_may_want_the_logits_after_several_of_its_tokens(open_backend: Ope
         backend.drop(2)
         assert np.abs(decode(backend, 2, tokens[:n], 0) - row).max() < 0.05
         assert np.abs(row - rows[n - 11]).max() > 0.1, "rows of different tokens differ"
-    with pytest.raises(DecodeFailed, match=f"wants {N_SEQ + 1} rows of logits, at most {N_SEQ}"):
-        backend.decode(
-            BatchPlan((SimpleNamespace(seq_id=0, tokens=tokens, start=12, n_tokens=12, n_logits=N_SEQ + 1),), ())
-        )  # type: ignore[arg-type]
+    most = backend.max_logits
+    beyond = SimpleNamespace(seq_id=0, tokens=prompt(most + 1), start=12, n_tokens=most + 1, n_logits=most + 1)
+    with pytest.raises(DecodeFailed, match=f"wants {most + 1} rows of logits, at most {most}"):
+        backend.decode(BatchPlan((beyond,), ()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", MODELS)
