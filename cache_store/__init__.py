@@ -39,7 +39,7 @@ from __future__ import annotations
 from cache_store.config import StoreConfig, TierConfig
 from cache_store.errors import BadTransfer, CorruptBlock, Damage, StoreClosed, StoreError, StoreFull, TierError
 from cache_store.format.block import Block, BlockId, Kind
-from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, root_key, tenant_root
+from cache_store.format.keys import BLOCK_TOKENS, ChainKey, TokenChain, n_common, root_key, tenant_root
 from cache_store.index.delta import BadDelta, IndexDelta, TierDelta
 from cache_store.index.walk import Hop
 from cache_store.read.fetch import ObjectReader
@@ -80,6 +80,7 @@ __all__ = [
     "TierError",
     "TierStats",
     "TokenChain",
+    "n_common",
     "open_tier",
     "root_key",
     "tenant_root",

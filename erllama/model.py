@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -32,7 +31,7 @@ from erllama.model_info import make_model_info, make_model_memory, make_template
 from erllama.model_prefixes import PrefixMethods
 from erllama.model_requests import RequestMethods
 from erllama.pooled import PooledOutputs
-from erllama.request import GenerationRequest, build_request
+from erllama.request import GenerationRequest
 from erllama.session_name import session_name
 from erllama.stats import AdapterInfo, EngineStats, EvictResult, GpuDevice, ModelInfo, ModelMemory, ModelStatus
 from erllama.stream import InferStream, seconds_until
@@ -109,17 +108,6 @@ class Model(PooledOutputs, PrefixMethods, RequestMethods, DraftMethods):
         """
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
         return self.infer(tokens, **params).result()
-
-    def infer(self, tokens: Sequence[int], params: Mapping[str, Any] | None = None, **more: Any) -> InferStream:
-        """Queue a prompt, first in, first out, and return its stream of events at once."""
-        request = build_request(uuid.uuid4().hex, tokens, {**(params or {}), **more})
-        return self.submit(request)
-
-    def submit(self, request: GenerationRequest) -> InferStream:
-        """Like `infer`, for a request that is built already."""
-        stream = InferStream(request.request_id, self.cancel)
-        self._loop.submit(request, stream)
-        return stream
 
     def prepare_grammars(self) -> None:
         """What the first constrained request would do otherwise: a second and 60 MB for a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 from erllama.errors import InvalidParameter
 from erllama.events import Failed, Tokens
 from erllama.model_part import ModelPart
-from erllama.request import build_request
-from erllama.stream import InferStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class DraftMethods(ModelPart):
         """
         if n < 1:
             raise InvalidParameter(f"n must be at least 1, got {n}", param="n")
-        with self._infer(tokens, {"temperature": 0.0, **params, "response_tokens": n}) as stream:
+        with self.infer(tokens, {"temperature": 0.0, **params, "response_tokens": n}) as stream:
             return stream.result().tokens
 
     def verify(self, tokens: Sequence[int], draft: Sequence[int], **params: Any) -> Verified:
@@ -44,7 +41,7 @@ class DraftMethods(ModelPart):
         prediction = tuple(draft)
         asked = {"temperature": 0.0, **params, "prediction": prediction, "response_tokens": len(prediction) + 1}
         n_accepted = 0
-        with self._infer(tokens, asked) as stream:
+        with self.infer(tokens, asked) as stream:
             for event in stream:
                 if isinstance(event, Failed):
                     raise event.error
@@ -53,9 +50,3 @@ class DraftMethods(ModelPart):
                         return Verified(n_accepted, token)
                     n_accepted += 1
         return Verified(n_accepted, None)
-
-    def _infer(self, tokens: Sequence[int], params: dict[str, Any]) -> InferStream:
-        request = build_request(uuid.uuid4().hex, tokens, params)
-        stream = InferStream(request.request_id, self._loop.cancel)
-        self._loop.submit(request, stream)
-        return stream

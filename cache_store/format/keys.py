@@ -52,6 +52,13 @@ def tenant_root(root: ChainKey, salt: str) -> ChainKey:
     return root_key(root, salt) if salt else root
 
 
+def n_common(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> int:
+    """How many leading ids `a` and `b` share."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
 class TokenChain:
     """The token ids of a prompt under a root, and the keys of its prefixes: made once per prompt
     and handed on.

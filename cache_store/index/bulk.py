@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cache_store.index import frecency
 from cache_store.index.columns import Columns, Digests, IndexRow
-from cache_store.index.nodes import KEY_BYTES, LOOSE, NONE, key_of, link_many
+from cache_store.index.nodes import KEY_BYTES, LOOSE, NONE, find_many, key_of, link_many
 from cache_store.index.radix import END, KIND_MASK, LARGE, MAX_USES, OFF_PATH, ROWS, Graph
 
 Numbers = NDArray[np.uint32]
@@ -75,20 +75,17 @@ def _different(roots: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.
 def _find_many(
     graph: Graph, kind: NDArray[np.uint8], parent: Numbers, child: Numbers, n_tokens: NDArray[np.uint16]
 ) -> Numbers:
-    at = np.frombuffer(graph.nodes.into, np.uint32)[child]
     is_end = kind == END
-    at[is_end] = np.frombuffer(graph.nodes.end, np.uint32)[child[is_end]]
-    found, todo = np.where(is_end, at, NONE).astype(np.uint32), np.flatnonzero((at != NONE) & ~is_end)
-    if not len(todo):
-        return found
-    kinds, lengths = np.frombuffer(graph.kind, np.uint8), np.frombuffer(graph.n_tokens, np.uint16)
-    parents, next_into = np.frombuffer(graph.parent, np.uint32), np.frombuffer(graph.next_into, np.uint32)
-    while len(todo):
-        items = at[todo]
-        same = (parents[items] == parent[todo]) & (kinds[items] == kind[todo]) & (lengths[items] == n_tokens[todo])
-        found[todo[same]] = items[same]
-        at[todo] = next_into[items]
-        todo = todo[~same & (at[todo] != NONE)]
+    into = np.where(is_end, NONE, np.frombuffer(graph.nodes.into, np.uint32)[child]).astype(np.uint32)
+
+    def same(items: Numbers, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        parents, kinds = np.frombuffer(graph.parent, np.uint32), np.frombuffer(graph.kind, np.uint8)
+        alike: NDArray[np.bool_] = (parents[items] == parent[rows]) & (kinds[items] == kind[rows])
+        alike &= np.frombuffer(graph.n_tokens, np.uint16)[items] == n_tokens[rows]
+        return alike
+
+    found = find_many(into, graph.next_into, same)
+    found[is_end] = np.frombuffer(graph.nodes.end, np.uint32)[child[is_end]]
     return found
 
 

@@ -16,9 +16,8 @@ from cache_store.format.block import BlockId, Kind
 from cache_store.format.keys import BLOCK_TOKENS, ChainKey
 from cache_store.index.hot_tokens import TOKEN_BYTES, UNKNOWN, fingerprint
 from cache_store.index.nodes import KEY_BYTES, key_of
-from cache_store.index.radix import END, MAX_BYTES, REPLAY, ROWS, fits_graph
+from cache_store.index.radix import END, KINDS, MAX_BYTES, REPLAY, ROWS, fits_graph
 
-KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
 MAX_HITS = 1 << 53
 
 Digests = NDArray[np.uint8]

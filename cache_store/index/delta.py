@@ -26,13 +26,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cache_store.format.block import BlockId, Kind
+from cache_store.format.block import BlockId
 from cache_store.format.keys import ChainKey
 from cache_store.index.hot_tokens import TOKEN_BYTES
 from cache_store.index.nodes import KEY_BYTES, key_of
+from cache_store.index.radix import KINDS
 
 _RECORD = struct.Struct(">HB32s32sIHQ")
-_KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
 _WITH_TOKENS = 128
 _MAX_ROOTS = 1 << 16
 
@@ -90,7 +90,7 @@ class IndexDelta:
                 root, kind, parent, key, start, n_tokens, number = _RECORD.unpack_from(records, at)
                 root_key = self.roots[root * KEY_BYTES : (root + 1) * KEY_BYTES]
                 id = BlockId(
-                    key_of(root_key), _KINDS[kind & ~_WITH_TOKENS], key_of(parent), key_of(key), start, n_tokens
+                    key_of(root_key), KINDS[kind & ~_WITH_TOKENS], key_of(parent), key_of(key), start, n_tokens
                 )
             except (struct.error, IndexError, TypeError) as error:
                 raise BadDelta(f"a record at {at} that is none: {error}") from error
@@ -115,7 +115,7 @@ def pack(records: Iterable[Record], roots: dict[ChainKey, int]) -> bytes:
 
 def _packed(record: Record, root: int) -> bytes:
     id = record.id
-    kind = _KINDS.index(id.kind) + (0 if record.tokens is None else _WITH_TOKENS)
+    kind = KINDS.index(id.kind) + (0 if record.tokens is None else _WITH_TOKENS)
     parent, key = bytes.fromhex(id.parent), bytes.fromhex(id.key)
     return _RECORD.pack(root, kind, parent, key, id.start, id.n_tokens, record.number) + (record.tokens or b"")
 

@@ -13,7 +13,7 @@ call ever waits for all of them to be hashed again. A key is a SHA-256 and serve
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -150,18 +150,12 @@ class NodeTable:
     ) -> NDArray[np.uint32]:
         """`make` for each row. `roots` are numbers with their flags, of roots that have a node by now."""
         nodes = self._find_many(roots, keys, depths)
-        missing = np.flatnonzero(nodes == NONE)
-        if not len(missing):
-            return nodes
-        marks = _hashed(keys[missing]) ^ depths[missing] * np.uint64(0x9E3779B97F4A7C15)
-        _, firsts = np.unique(marks, return_index=True)
-        new = missing[firsts]
-        self._append(roots[new], keys[new], depths[new])
-        nodes[missing] = self._find_many(roots[missing], keys[missing], depths[missing])
-        if (nodes == NONE).any():  # another one of the same mark has been made
-            left = np.flatnonzero(nodes == NONE)[:1]
-            self._append(roots[left], keys[left], depths[left])
-            return self.make_many(roots, keys, depths)
+        while len(missing := np.flatnonzero(nodes == NONE)):  # again where different nodes have one mark
+            marks = _hashed(keys[missing]) ^ depths[missing] * np.uint64(0x9E3779B97F4A7C15)
+            _, firsts = np.unique(marks, return_index=True)
+            new = missing[firsts]
+            self._append(roots[new], keys[new], depths[new])
+            nodes[missing] = self._find_many(roots[missing], keys[missing], depths[missing])
         return nodes
 
     def drop_if_bare(self, node: int) -> None:
@@ -231,22 +225,16 @@ class NodeTable:
     def _find_many(
         self, roots: NDArray[np.uint32], keys: NDArray[np.uint8], depths: NDArray[np.uint32]
     ) -> NDArray[np.uint32]:
-        found = np.full(len(keys), NONE, np.uint32)
-        at = np.frombuffer(self._buckets, np.uint32)[self._buckets_of(keys)]
-        wanted, todo = keys.view(np.uint64), np.flatnonzero(at != NONE)
-        if not len(todo):
-            return found
-        columns = (np.frombuffer(column, np.uint32) for column in (self.root, self.depth, self._next))
-        root, depth, next_node = columns
-        all_keys = self.keys().view(np.uint64)
-        while len(todo):
-            nodes = at[todo]
-            same = (root[nodes] == roots[todo]) & (depth[nodes] == depths[todo])
-            same &= (all_keys[nodes] == wanted[todo]).all(axis=1)
-            found[todo[same]] = nodes[same]
-            at[todo] = next_node[nodes]
-            todo = todo[~same & (at[todo] != NONE)]
-        return found
+        firsts = np.frombuffer(self._buckets, np.uint32)[self._buckets_of(keys)]
+        wanted = keys.view(np.uint64)
+
+        def same(nodes: NDArray[np.uint32], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+            of_root, of_depth = np.frombuffer(self.root, np.uint32), np.frombuffer(self.depth, np.uint32)
+            alike: NDArray[np.bool_] = (of_root[nodes] == roots[rows]) & (of_depth[nodes] == depths[rows])
+            alike &= (self.keys().view(np.uint64)[nodes] == wanted[rows]).all(axis=1)
+            return alike
+
+        return find_many(firsts, self._next, same)
 
     def _append(self, roots: NDArray[np.uint32], keys: NDArray[np.uint8], depths: NDArray[np.uint32]) -> None:
         """New nodes, all different, which are not there."""
@@ -303,6 +291,24 @@ def link_many(
     following = np.append(members[1:], np.uint32(NONE))[: len(lists)]
     np.frombuffer(next_of, np.uint32)[members] = np.where(ends, heads[lists], following)
     heads[lists[begins]] = members[begins]
+
+
+def find_many(
+    firsts: NDArray[np.uint32],
+    next_of: array[int],
+    same: Callable[[NDArray[np.uint32], NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.uint32]:
+    """For each row the first member of its linked list that is the `same` (members, and their rows);
+    NONE without one. `firsts` is used up.
+    """
+    found, todo = np.full(len(firsts), NONE, np.uint32), np.flatnonzero(firsts != NONE)
+    while len(todo):
+        members = firsts[todo]
+        is_it = same(members, todo)
+        found[todo[is_it]] = members[is_it]
+        firsts[todo] = np.frombuffer(next_of, np.uint32)[members]
+        todo = todo[~is_it & (firsts[todo] != NONE)]
+    return found
 
 
 def without(item: int, first: int, next_of: array[int]) -> int:

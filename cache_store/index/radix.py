@@ -39,7 +39,7 @@ MAX_USES = (1 << 32) - 1
 ROWS, END, REPLAY = range(3)
 OFF_PATH = 4  # added to the kind of an object that hangs on nothing
 FREE = 255
-_KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
+KINDS = (Kind.ROWS, Kind.END, Kind.REPLAY)
 KIND_MASK = 3
 _CROWD = NONE - 1  # as the first object at a node: there is a `Crowd`
 _MOST_LISTED = 16
@@ -76,7 +76,7 @@ class Graph:
 
     def id_of(self, item: int) -> BlockId:
         nodes, parent, child = self.nodes, self.parent[item], self.child[item]
-        kind = _KINDS[self.kind[item] & KIND_MASK]
+        kind = KINDS[self.kind[item] & KIND_MASK]
         root, start = nodes.root_key(parent), nodes.depth[parent]
         return BlockId(root, kind, nodes.key(parent), nodes.key(child), start, self.n_tokens[item])
 
@@ -135,7 +135,7 @@ class Graph:
             return NONE
         if on_path and id.kind is Kind.END:
             return self.nodes.end[node]
-        parent, kind = bytes.fromhex(id.parent), _KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
+        parent, kind = bytes.fromhex(id.parent), KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
         for item in self.into(node):
             before = self.parent[item]
             is_it = self.kind[item] == kind and self.n_tokens[item] == id.n_tokens
@@ -179,7 +179,7 @@ class Graph:
         is_end = on_path and id.kind is Kind.END
         parent = child if is_end else make(id.root, bytes.fromhex(id.parent), id.start, flag)
         item = self._take_number()
-        self.kind[item] = _KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
+        self.kind[item] = KINDS.index(id.kind) | (0 if on_path else OFF_PATH)
         self.parent[item], self.child[item], self.n_tokens[item] = parent, child, id.n_tokens
         if is_end:
             self.nodes.end[child] = item

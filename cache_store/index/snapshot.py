@@ -30,9 +30,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache_store.errors import StoreError
-from cache_store.index.columns import KINDS, Columns, Digests
+from cache_store.index.columns import Columns, Digests
 from cache_store.index.hot_tokens import fingerprint
 from cache_store.index.nodes import KEY_BYTES
+from cache_store.index.radix import KINDS
 
 MAGIC = b"KVINDEX2"
 _FIRST_MAGIC = b"KVINDEX1"

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cache_store.format.file import PEEK_BYTES
 from cache_store.tiers.base import (
     MISSING,
     TEMP_PREFIX,
@@ -42,7 +43,6 @@ from cache_store.tiers.base import (
 
 _RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}  # how some network file systems answer an fsync of a directory
-_HEAD_BYTES = 1 << 14  # what a `Placer` decides by
 # of a read that is placed: what stays in a core's cache until it was looked at
 _SLICE_BYTES = 1 << 18
 _MOST_PIECES = 512  # Linux takes 1024 for one read
@@ -229,7 +229,7 @@ def _read_file(path: str, limit: int | None, buffer: ReadBuffer, placer: Placer 
 
 def _read_placed(descriptor: int, size: int, buffer: ReadBuffer, placer: Placer) -> memoryview | None:
     """What is left of a file whose span lies where `placer` wants it; None when it wants none."""
-    head = buffer.take(min(size, _HEAD_BYTES))
+    head = buffer.take(min(size, PEEK_BYTES))
     if _fill(descriptor, [head], 0) < len(head) or (start := placer.place(head, size)) is None:
         return None
     at, seen = start, placer.seen

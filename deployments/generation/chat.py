@@ -143,8 +143,8 @@ class ReadyChat:
         report_progress: bool = False,
         predicted: str = "",
     ) -> GenerationRequest:
-        """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens; the reply may
-        be `predicted`. Raises
+        """What the engine is asked for. `thinking_budget` bounds the reasoning, in tokens; the reply
+        may be `predicted`. Raises
         `InvalidParameter`, and `NotSupported` for a budget of a model that does not think.
         """
         prompts, reasoning = self.prompts, None

@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cache_store import TokenChain
+from cache_store import TokenChain, n_common
 from deployments.config import RoutingSpec
 from deployments.routing.prompt import chunk_chain, chunk_hashes, pack_hashes, session_hash, unpack_hashes
-from erllama.cache.live import Ids, LivePrefixes, common_prefix
+from erllama.cache.live import Ids, LivePrefixes
 from erllama.errors import ErllamaError
 from erllama.stats import EngineStats
 
@@ -97,7 +97,7 @@ class RoutingStats:
         before, empty = self._chains.get(seq_id), chunk_chain((), self._routing.chunk_tokens, salt)
         if before is None or before.root != empty.root:
             return empty.extended(tokens)
-        same = common_prefix(before.ids, tokens)
+        same = n_common(before.ids, tokens)
         return before if same == len(before) == len(tokens) else before.prefix(same).extended(tokens[same:])
 
 

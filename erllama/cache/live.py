@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_store import ChainKey, TokenChain, tenant_root
+from cache_store import ChainKey, TokenChain, n_common, tenant_root
 from erllama.sequence.machine import State
 from erllama.sequence.sampling import Logits
 from erllama.sequence.sequence import Sequence
@@ -105,13 +105,6 @@ class LivePrefixes:
     sessions: tuple[str, ...]
     whole: bool
     salts: Mapping[int, str] = field(default_factory=dict)
-
-
-def common_prefix(a: Ids, b: Ids) -> int:
-    """Length of the longest common prefix."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if different.size else n
 
 
 class LiveKv:
@@ -215,7 +208,7 @@ class LiveKv:
         best: int | None = None
         most = length = 0
         for seq_id, theirs in self._held_under(prompt.root, running):
-            n = common_prefix(theirs.ids, prompt.ids)
+            n = n_common(theirs.ids, prompt.ids)
             if self.cuttable:
                 n = min(n, len(prompt) - 1)  # one token must be computed for the logits
                 n -= n % self._align
@@ -244,7 +237,7 @@ class LiveKv:
     def covers(self, prompt: TokenChain, running: Iterable[Sequence]) -> bool:
         """Whether some id holds all of `prompt` but at most its last token, which gives logits."""
         held = self._held_under(prompt.root, running)
-        return any(common_prefix(theirs.ids, prompt.ids) >= len(prompt) - 1 for _, theirs in held)
+        return any(n_common(theirs.ids, prompt.ids) >= len(prompt) - 1 for _, theirs in held)
 
     def _held_under(self, root: ChainKey, running: Iterable[Sequence]) -> list[tuple[int, TokenChain]]:
         """What each id holds of a root, idle ids first."""
@@ -286,7 +279,7 @@ def upcoming(prompt: TokenChain, running: Iterable[Sequence]) -> Upcoming | None
     for other in running:
         if other.state is not State.PREFILLING or other.root != prompt.root:
             continue
-        n = common_prefix(other.given.ids, prompt.ids)
+        n = n_common(other.given.ids, prompt.ids)
         if n > other.n_kv and (best is None or n > best.n_tokens):
             best = Upcoming(other, n)
     return best

@@ -8,22 +8,13 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from cache_store import BLOCK_TOKENS, ChainKey, TokenChain
+from cache_store import BLOCK_TOKENS, ChainKey, TokenChain, n_common
 from erllama.diagnosis.record import NO_IDS, Ids
 
 MAX_BYTES = 8 << 20  # of ids: a hundred conversations of 20,000 tokens
 MAX_ENTRIES = 512
 _MAX_TURNS = 64  # of one conversation, of which is known when they were seen
 _ID_BYTES = 4
-
-
-def n_common(a: Ids, b: Ids) -> int:
-    """The position of the first differing token, or the length of the shorter one."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if different.size else n
 
 
 @dataclass(frozen=True, slots=True, eq=False)

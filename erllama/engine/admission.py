@@ -69,11 +69,11 @@ class Admission:
 
     def start(self, sequence: Sequence, seq_id: int) -> None:
         """Give `next` one of the `free` ids. The caller moves its state."""
-        assert sequence is self.next, repr(sequence)
         candidates = self._candidates()
+        claims, at = _claims(candidates), candidates.index(sequence)
+        assert at == self._order.pick(claims), repr(sequence)
         self._free.remove(seq_id)
-        cost = _n_missing(sequence) + self._unit
-        self._order.charge(_claims(candidates), candidates.index(sequence), cost)
+        self._order.charge(claims, at, _n_missing(sequence) + self._unit)
         self._waiting.remove(sequence)
         sequence.seq_id = seq_id
         self._running.append(sequence)

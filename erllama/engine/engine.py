@@ -311,10 +311,8 @@ class Engine:
                 self._flow.keep_logits(sequence, logits[-1])
         else:
             self._flow.progressed(sequence)
-        if row.draft and logits:
+        if logits:
             self._generation.verify(sequence, row.draft, logits)
-        elif logits:
-            self._generation.sample(sequence, logits[-1])
 
     def _finish(self, sequence: Sequence, ending: Step, error: ErllamaError | None = None) -> None:
         """The one way out of the engine, for every ending. Idempotent."""

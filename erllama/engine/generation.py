@@ -60,7 +60,9 @@ class Generation:
         self.end_if_complete(sequence, event.text)
 
     def verify(self, sequence: Sequence, draft: tuple[int, ...], logits: tuple[Logits, ...]) -> None:
-        """Sample row by row for as long as that gives the draft, whose rows are in the context."""
+        """Sample row by row for as long as that gives the draft, whose rows are in the context; without
+        one, the next token.
+        """
         sequence.n_ahead = len(draft)
         sequence.n_drafted += len(draft)
         self._counts.drafted_tokens += len(draft)

@@ -22,12 +22,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cache_store import ChainKey
+from cache_store import ChainKey, n_common
 from erllama.backend.base import Backend
 from erllama.backend.batch_plan import BatchPlan, PlanRow
 from erllama.backend.slices import slice_end
 from erllama.cache.flow import CacheFlow
-from erllama.cache.live import Held, common_prefix
+from erllama.cache.live import Held, Ids
 from erllama.cache.policy import SaveReason
 from erllama.config import EngineConfig
 from erllama.engine.context import ContextOwner
@@ -76,6 +76,7 @@ class IdlePrefill:
         self._max_slice = min(config.n_batch, config.fixed_slice)
         self.enabled = config.idle_prefill and not config.deterministic and flow.live.cuttable
         self._turns: OrderedDict[str, NextTurn] = OrderedDict()  # by request, the latest last
+        self._kept: dict[str, Ids] = {}  # what prompt and reply have in common with each turn
         self._prompts: dict[str, Sequence] = {}  # of those that have begun; none is ever run by the engine
 
     def __repr__(self) -> str:
@@ -91,16 +92,15 @@ class IdlePrefill:
             return
         self._turns[turn.request_id] = turn
         self._turns.move_to_end(turn.request_id)
+        self._kept[turn.request_id] = np.array(turn.tokens[: turn.n_kept], dtype=np.uint32)
         while len(self._turns) > self._most:
             self._give_up(next(iter(self._turns)))
 
     def arrived(self, sequence: Sequence) -> None:
         """A request was queued: turns that it is, or that it shows to come otherwise, are over."""
         for request_id, turn in list(self._turns.items()):
-            if (
-                sequence.request.salt == turn.salt
-                and common_prefix(np.asarray(turn.tokens, dtype=np.uint32), sequence.given.ids) >= turn.n_kept
-            ):
+            begins_alike = np.array_equal(self._kept[request_id], sequence.given.ids[: turn.n_kept])
+            if begins_alike and sequence.request.salt == turn.salt:
                 self._give_up(request_id)
 
     def step(self) -> bool:
@@ -128,7 +128,7 @@ class IdlePrefill:
 
     def _forget(self, request_id: str) -> None:
         """The one way out for a turn."""
-        del self._turns[request_id]
+        del self._turns[request_id], self._kept[request_id]
         prompt = self._prompts.pop(request_id, None)
         if prompt is not None:
             prompt.sampler.close()
@@ -156,7 +156,7 @@ class IdlePrefill:
             return None
         if prompt.adapters != self._adapters():  # one may have been freed: no request holds it for a turn
             return None
-        n = common_prefix(held.chain.ids, prompt.given.ids)
+        n = n_common(held.chain.ids, prompt.given.ids)
         if n < turn.n_kept:
             return None
         if n < held.n_tokens:

@@ -36,10 +36,10 @@ from erllama.grammar.matcher import GrammarCompiler
 from erllama.kv.layout import KvKind
 from erllama.llama.abort import AbortFlag
 from erllama.llama.batch import LlamaBatch
-from erllama.llama.context_params import context_params, max_logits, slice_unit, threads_change_bits
+from erllama.llama.context_params import context_params, max_logits
 from erllama.llama.library import captured_errors, check_model, gpu_devices, reason_of, trim_heap
 from erllama.llama.pooled import MAX_POOLED_TOKENS, PooledContext
-from erllama.llama.row_numerics import attends_alike, probe_rows
+from erllama.llama.row_numerics import attends_alike, probe_rows, slice_unit, threads_change_bits
 from erllama.llama.state import LlamaState
 from erllama.llama.vocab import LlamaVocab
 from erllama.llama.weights import LlamaWeights, private_bytes

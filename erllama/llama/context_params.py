@@ -6,7 +6,6 @@ from typing import Any
 
 import llama_cpp
 
-from erllama.backend.slices import ROW_UNIT, TILE_UNIT
 from erllama.config import MAX_UBATCH, EngineConfig
 from erllama.llama.row_numerics import MAX_EXACT_ROWS
 from erllama.speculation.draft_length import LENGTHS
@@ -41,26 +40,6 @@ def max_logits(config: EngineConfig) -> int:
     if config.speculation == "off":
         return config.n_parallel
     return max(config.n_parallel, min(MAX_EXACT_ROWS, LENGTHS[-1] * config.n_parallel, config.n_batch))
-
-
-def has_two_paths(config: EngineConfig) -> bool:
-    """Whether flash attention on the CPU computes rows in more than one way: in tiles when there are
-    many, and in as many parts as there are threads when one is alone.
-    """
-    return config.flash_attn and config.type_k == config.type_v and config.type_k in ("f16", "f32")
-
-
-def slice_unit(config: EngineConfig) -> int:
-    """`Backend.slice_unit` of a model with plain attention on the CPU."""
-    unit = TILE_UNIT if has_two_paths(config) else ROW_UNIT
-    return unit if config.n_batch >= 2 * unit else 0
-
-
-def threads_change_bits(config: EngineConfig) -> bool:
-    """Whether the number of threads could change what a promise of `deterministic` covers: a lone
-    token's attention over more than 256 cells is summed up by threads.
-    """
-    return config.deterministic and has_two_paths(config)
 
 
 def _ggml_type(name: str) -> int:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from erllama.backend.slices import ROW_UNIT, TILE_UNIT
 from erllama.config import CTX_PAD, EngineConfig
 from erllama.sequence.sampling import Logits
 
-MAX_EXACT_ROWS = 63
+MAX_EXACT_ROWS = TILE_UNIT - 1
 _TRIED = (2, 3, 4, 6, 8, 16, MAX_EXACT_ROWS)  # on both sides of the thresholds, 4 and 8
 _N_ALONE = 8  # rows that are computed alone, too
 _SPLIT_CELLS = 512
@@ -46,11 +47,30 @@ def probe_rows(decode: Decode, n_vocab: int, n_most: int) -> int:
     return exact
 
 
+def has_two_paths(config: EngineConfig) -> bool:
+    """Whether flash attention on the CPU computes rows in more than one way: in tiles when there are
+    many, and in as many parts as there are threads when one is alone.
+    """
+    return config.flash_attn and config.type_k == config.type_v and config.type_k in ("f16", "f32")
+
+
+def slice_unit(config: EngineConfig) -> int:
+    """`Backend.slice_unit` of a model with plain attention on the CPU."""
+    unit = TILE_UNIT if has_two_paths(config) else ROW_UNIT
+    return unit if config.n_batch >= 2 * unit else 0
+
+
+def threads_change_bits(config: EngineConfig) -> bool:
+    """Whether the number of threads could change what a promise of `deterministic` covers: a lone
+    token's attention over more than 256 cells is summed up by threads.
+    """
+    return config.deterministic and has_two_paths(config)
+
+
 def attends_alike(config: EngineConfig, n_sequences: int, n_tokens: int) -> bool:
     """Whether attention over up to `n_tokens` takes one path for 1 to 63 rows of each of `n_sequences`
     that are computed in one pass.
     """
     if not config.flash_attn:
         return False
-    one_path = config.type_k != config.type_v or config.type_k not in ("f16", "f32")
-    return one_path or n_sequences > 1 or -(-n_tokens // CTX_PAD) * CTX_PAD < _SPLIT_CELLS
+    return not has_two_paths(config) or n_sequences > 1 or -(-n_tokens // CTX_PAD) * CTX_PAD < _SPLIT_CELLS

@@ -37,13 +37,12 @@ _TOKEN_BYTES = 32  # hardly a token has more
 
 @dataclass(slots=True)
 class _Guesses:
-    """What is proposed for one sequence. `proposal` follows its first `n_tokens`."""
+    """What is proposed for one sequence. `proposal` follows what `lookup` knows of it."""
 
     lookup: PromptLookup
     acceptance: Acceptance
     costly: bool = False  # its grammar takes too long to be asked about what may not even come
     proposal: Proposal = NOTHING
-    n_tokens: int = 0
 
 
 class Speculator:
@@ -108,14 +107,11 @@ class Speculator:
             guesses = self._guesses[sequence] = _Guesses(self._new_lookup(sequence), Acceptance(self._acceptance))
         came = sequence.tokens[guesses.lookup.n_tokens :]
         if came:
-            if guesses.n_tokens == guesses.lookup.n_tokens:
-                proposal = guesses.proposal
-                guesses.acceptance.note(proposal, proposal.n_common(came), len(came))
+            guesses.acceptance.note(guesses.proposal, guesses.proposal.n_common(came), len(came))
             guesses.lookup.extend(came)
         guesses.proposal = guesses.lookup.propose(n_most)
         if sequence.sampler.grammar is not None:
             guesses.proposal = self._allowed(sequence.sampler.grammar, guesses, n_most)
-        guesses.n_tokens = sequence.n_tokens
         return guesses
 
     def _new_lookup(self, sequence: Reply) -> PromptLookup:

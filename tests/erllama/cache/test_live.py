@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store import ChainKey, TokenChain, root_key
-from erllama.cache.live import Choice, Held, LiveKv, common_prefix, upcoming
+from cache_store import ChainKey, TokenChain, n_common, root_key
+from erllama.cache.live import Choice, Held, LiveKv, upcoming
 from erllama.sequence.machine import State
 from erllama.sequence.sequence import Sequence
 from tests.support.engine_kit import ROOT, make_sequence
@@ -287,7 +287,7 @@ def test_what_is_taken_is_gone():
 
 @given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=12))
 def test_the_common_prefix_is_common_and_the_longest(a: list[int], b: list[int]):
-    n = common_prefix(chain(a).ids, chain(b).ids)
+    n = n_common(chain(a).ids, chain(b).ids)
     assert a[:n] == b[:n]
     assert n == min(len(a), len(b)) or a[n] != b[n]
 
